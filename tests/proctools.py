@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: MIT
+"""Looking at real processes through ``/proc``, ending them, and waiting for conditions with a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGKILL
+from typing import TypeVar
+
+LINUX = sys.platform.startswith("linux")
+
+T = TypeVar("T")
+
+
+def wait_until(
+    condition: Callable[[], T],
+    timeout: float = 10.0,
+    message: str | Callable[[], str] = "",
+    *,
+    interval: float = 0.02,
+) -> T:
+    """The first true value of *condition*, polled until *timeout* seconds have passed; else AssertionError.
+
+    OSError (a refused connection, a file not there yet) counts as "not yet".
+    """
+    deadline = time.monotonic() + timeout
+    error: OSError | None = None
+    while True:
+        try:
+            value = condition()
+            error = None
+            if value:
+                return value
+        except OSError as exc:
+            error = exc
+        if time.monotonic() >= deadline:
+            text = message() if callable(message) else message
+            raise AssertionError(
+                f"not within {timeout} s: {text or condition}" + (f" ({error!r})" if error else "")
+            )
+        time.sleep(interval)
+
+
+@dataclass(frozen=True)
+class Proc:
+    """One line of ``/proc/<pid>/stat``."""
+
+    pid: int
+    state: str
+    ppid: int
+    pgrp: int
+    session: int
+    start: int
+
+    @property
+    def alive(self) -> bool:
+        return self.state not in "ZX"
+
+
+def read_proc(pid: int) -> Proc | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+    rest = text[text.rindex(")") + 2 :].split()
+    return Proc(pid, rest[0], int(rest[1]), int(rest[2]), int(rest[3]), int(rest[19]))
+
+
+def all_procs() -> dict[int, Proc]:
+    procs = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (proc := read_proc(int(name))) is not None:
+            procs[proc.pid] = proc
+    return procs
+
+
+def is_alive(pid: int) -> bool:
+    """True while *pid* runs (a zombie does not)."""
+    proc = read_proc(pid)
+    return proc is not None and proc.alive
+
+
+def children_of(pid: int) -> list[int]:
+    """The living children of *pid*, oldest first."""
+    found = [proc for proc in all_procs().values() if proc.ppid == pid and proc.alive]
+    return [proc.pid for proc in sorted(found, key=lambda proc: (proc.start, proc.pid))]
+
+
+def descendants_of(pid: int) -> list[int]:
+    """All living processes below *pid*, parents first; zombies are walked through but not listed."""
+    procs = all_procs()
+    by_parent: dict[int, list[int]] = {}
+    for proc in procs.values():
+        by_parent.setdefault(proc.ppid, []).append(proc.pid)
+    found: list[int] = []
+    queue = [pid]
+    while queue:
+        below = sorted(by_parent.get(queue.pop(0), []))
+        queue.extend(below)
+        found.extend(child for child in below if procs[child].alive)
+    return found
+
+
+def session_of(session: int) -> list[int]:
+    """The living members of a session."""
+    return sorted(proc.pid for proc in all_procs().values() if proc.session == session and proc.alive)
+
+
+def environ_of(pid: int) -> dict[str, str]:
+    """The environment that *pid* was executed with."""
+    try:
+        data = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return {}
+    pairs = (item.split(b"=", 1) for item in data.split(b"\0") if b"=" in item)
+    return {os.fsdecode(name): os.fsdecode(value) for name, value in pairs}
+
+
+def cmdline_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def status_field(pid: int, field: str) -> str:
+    """One field of ``/proc/<pid>/status``, e.g. ``voluntary_ctxt_switches``."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return value.strip()
+    raise KeyError(field)
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """What each open descriptor of *pid* points to: a path, ``socket:[inode]``, ``pipe:[inode]``."""
+    found = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+    return found
+
+
+def kill_quietly(pid: int, sig: int = SIGKILL) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, sig)
+
+
+def become_subreaper() -> None:
+    """Let orphans of what this process started become its own children (``PR_SET_CHILD_SUBREAPER``)."""
+    if LINUX:
+        ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)
+
+
+def reap_zombies(keep: frozenset[int] = frozenset()) -> None:
+    """Wait for the dead children of this process that no ``Popen`` in *keep* will ask for."""
+    me = os.getpid()
+    for proc in all_procs().values():
+        if proc.ppid == me and not proc.alive and proc.pid not in keep:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(proc.pid, os.WNOHANG)
+
+
+def kill_all(pids: Sequence[int], timeout: float = 5.0) -> None:
+    """SIGKILL to all of *pids* and whatever is below them, until none is left."""
+    deadline = time.monotonic() + timeout
+    todo = set(pids)
+    while todo and time.monotonic() < deadline:
+        for pid in list(todo):
+            todo.update(descendants_of(pid))
+        for pid in todo:
+            kill_quietly(pid)
+        time.sleep(0.01)
+        todo = {pid for pid in todo if is_alive(pid)}
