@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""What a process does to itself: detach, change its owner, rename itself; and exit statuses read."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pwd
+import random
+import sys
+
+from gunicorn.unix.signals import signal_name
+
+REDIRECT_TO = getattr(os, "devnull", "/dev/null")
+
+
+def daemonize(enable_stdio_inheritance: bool = False) -> None:
+    """Detach from the terminal: a session of its own, not led by this process, stdio on ``/dev/null``.
+
+    With *enable_stdio_inheritance* standard output and error stay where they are unless that is a
+    terminal. A master that another one started for an upgrade has been detached already and stays
+    the child that its parent watches.
+    """
+    if "GUNICORN_PID" in os.environ or "GUNICORN_FD" in os.environ:
+        return
+    # What is buffered must be written once, not by parent and child.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    # The leader of a session gains a terminal when it opens one; its child cannot.
+    if os.fork():
+        os._exit(0)
+    os.umask(0o22)
+    _redirect_stdio(enable_stdio_inheritance)
+
+
+def _redirect_stdio(inherit: bool) -> None:
+    null = os.open(REDIRECT_TO, os.O_RDWR)
+    try:
+        for fd in (0, 1, 2):
+            if fd and inherit and not _is_terminal(fd):
+                continue
+            os.dup2(null, fd, inheritable=True)
+    finally:
+        if null > 2:
+            os.close(null)
+
+
+def _is_terminal(fd: int) -> bool:
+    """True for a terminal, and for a closed descriptor: both are replaced."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return True
+    return os.isatty(fd)
+
+
+def get_username(uid: int) -> str:
+    """The login name of *uid*; KeyError where the system knows none."""
+    return pwd.getpwuid(uid).pw_name
+
+
+def set_owner_process(uid: int, gid: int, initgroups: bool = False) -> None:
+    """Become *uid* and *gid*, the group first since afterwards it would not be allowed any more.
+
+    With *initgroups* the supplementary groups become those of the user plus *gid*; otherwise they stay.
+    0 leaves user or group as they are.
+    """
+    if gid:
+        username = None
+        if initgroups and uid:
+            with contextlib.suppress(KeyError):
+                username = get_username(uid)
+        if username is not None:
+            os.initgroups(username, gid)
+        # initgroups() sets only the supplementary list.
+        if gid != os.getgid():
+            os.setgid(gid)
+    if uid and uid != os.getuid():
+        os.setuid(uid)
+
+
+def chown(path: str, uid: int, gid: int) -> None:
+    """Give *path* to *uid* and *gid*."""
+    os.chown(path, uid, gid)
+
+
+def unlink(path: str) -> None:
+    """Remove *path* if it is there."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(path)
+
+
+def seed() -> None:
+    """Give a forked process random numbers of its own."""
+    random.seed(os.urandom(64))
+
+
+def close_on_exec(fd: int) -> None:
+    """Keep *fd* from programs that this process starts."""
+    fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.fcntl(fd, fcntl.F_GETFD) | fcntl.FD_CLOEXEC)
+
+
+def set_non_blocking(fd: int) -> None:
+    """Make reads and writes on *fd* return at once."""
+    os.set_blocking(fd, False)
+
+
+def exit_code(status: int) -> int | None:
+    """The exit code in a wait status; none if a signal ended the process."""
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+
+
+def term_signal(status: int) -> int | None:
+    """The signal in a wait status; none if the process ended by itself."""
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+
+
+def describe_status(status: int) -> str:
+    """A wait status in words: ``exited with status 1``, ``killed by SIGKILL``."""
+    signum = term_signal(status)
+    if signum is not None:
+        return f"killed by {signal_name(signum)}"
+    return f"exited with status {os.WEXITSTATUS(status)}"
+
+
+def set_process_title(title: str) -> None:
+    """Show as ``gunicorn: title`` in process listings, where setproctitle is installed."""
+    try:
+        from setproctitle import setproctitle
+    except ImportError:
+        return
+    setproctitle(f"gunicorn: {title}")

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""Signals as records in a queue, and signals kept off while a process forks.
+
+Nothing but these functions (and the workers' own table) touches a signal
+disposition, so what a signal does in which process can be read in two places.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+
+
+def signal_name(signum: int) -> str:
+    """``SIGTERM`` for 15; ``signal 62`` for a number that has no name here."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"
+
+
+class SignalInbox:
+    """Turns the arrival of *signals* into entries of a queue and a readable descriptor.
+
+    The Python handler appends the number and writes a byte into a pipe, nothing
+    else. The interpreter itself runs that handler only between two bytecodes, so a
+    signal that lands after the last check and before ``poll()`` would go unseen
+    until the wait is over; the wake-up descriptor, written by the C handler,
+    ends the wait in that case too. Either byte may come first: whichever
+    is read, the other one is still in the pipe when the queue gains its entry.
+
+    ``install()`` and ``drain()`` belong to the main thread, ``wake()`` to any.
+    """
+
+    def __init__(self, signals: Iterable[int]) -> None:
+        self.signals = tuple(signals)
+        self.queue: list[int] = []
+        self.pipe: tuple[int, int] | tuple[()] = ()
+        self._pid = 0
+
+    def install(self) -> None:
+        """Make the pipe and take the signals over. A second call takes them over again."""
+        if not self.pipe:
+            # Both ends are close-on-exec and must never block: not the handler, not drain().
+            self.pipe = os.pipe()
+            for fd in self.pipe:
+                os.set_blocking(fd, False)
+        self._pid = os.getpid()
+        signal.set_wakeup_fd(self.pipe[1], warn_on_full_buffer=False)
+        for signum in self.signals:
+            signal.signal(signum, self.receive)
+
+    def fileno(self) -> int:
+        """The descriptor that is readable while ``drain()`` has something to return."""
+        if not self.pipe:
+            raise ValueError("the signal inbox is not installed")
+        return self.pipe[0]
+
+    def receive(self, signum: int, frame: FrameType | None = None) -> None:
+        """The handler: record and wake."""
+        self.queue.append(signum)
+        self.wake()
+
+    def wake(self) -> None:
+        """End the current or the next wait on ``fileno()``."""
+        if self.pipe:
+            # A full pipe wakes as well as one byte more would.
+            with contextlib.suppress(BlockingIOError):
+                os.write(self.pipe[1], b"\0")
+
+    def drain(self) -> list[int]:
+        """Return what has arrived since the last call, in the order of arrival.
+
+        A signal that came several times before its handler could run counts once,
+        as a pending signal does in the kernel.
+        """
+        seen = self._read_pipe()
+        # Entries are taken out one by one: the handler may append at any moment.
+        arrived = [self.queue.pop(0) for _ in range(len(self.queue))]
+        if len(arrived) > 1:
+            # Handlers of signals that were pending together run in numerical order; the
+            # bytes of the C handler keep the order in which they came.
+            arrived.sort(key=lambda signum: seen.find(signum) if signum in seen else len(seen))
+        return arrived
+
+    def _read_pipe(self) -> bytes:
+        if not self.pipe:
+            return b""
+        seen = b""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self.pipe[0], 4096):
+                seen += chunk
+        return seen
+
+    def close(self) -> None:
+        """Close the pipe; in the process that installed it, give the wake-up descriptor back first."""
+        pipe, self.pipe = self.pipe, ()
+        if not pipe:
+            return
+        if self._pid == os.getpid():
+            drop_wakeup_fd(pipe[1])
+        for fd in pipe:
+            os.close(fd)
+
+
+def drop_wakeup_fd(only: int | None = None) -> None:
+    """Let go of the wake-up descriptor; with *only*, if it is that one."""
+    current = signal.set_wakeup_fd(-1)
+    if only is not None and current not in (-1, only):
+        signal.set_wakeup_fd(current, warn_on_full_buffer=False)
+
+
+@contextlib.contextmanager
+def blocked_signals() -> Iterator[set[signal.Signals]]:
+    """Hold back every signal of this thread, and let them come at the end of the block.
+
+    A fork goes into the block, and so does what gives the child its own
+    dispositions: a signal sent to the child in between then waits for them::
+
+        with blocked_signals():
+            pid = os.fork()
+            if pid == 0:
+                reset_to_default()
+
+    The value is the mask as it was before, for a child that needs another end.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield {signum for signum in mask if isinstance(signum, signal.Signals)}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+block_all_signals = blocked_signals
+
+
+def reset_to_default(
+    signals: Iterable[int] | None = None, handlers: Mapping[int, Handler] | None = None
+) -> None:
+    """Give a forked child dispositions of its own and let go of the parent's wake-up descriptor.
+
+    *signals* go back to the default; none means all that have a Python handler. What is
+    ignored (``SIGPIPE``, and what ``nohup`` set) or handled in C stays. *handlers* are set
+    instead of the default where given.
+    """
+    drop_wakeup_fd()
+    if signals is None:
+        signals = [signum for signum in signal.valid_signals() if callable(signal.getsignal(signum))]
+    own = dict(handlers or {})
+    for signum in signals:
+        if signum not in own:
+            signal.signal(signum, signal.SIG_DFL)
+    for signum, handler in own.items():
+        signal.signal(signum, handler)
+
+
+def unblock_all() -> None:
+    """Clear the signal mask, for a child that starts a program of its own."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
