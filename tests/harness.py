@@ -2,7 +2,7 @@
 """Real servers for tests: start one in a directory of its own, talk to it, signal it, leave nothing behind.
 
 ``Server`` is a context manager.  Everything it starts runs in a short temporary directory (a Unix socket
-path may be 107 bytes long at most) with its own ``HOME``, runtime directory and ``TMPDIR``, so that no test meets
+path may be 107 bytes long at most) with its own ``HOME``, runtime directory and ``TMPDIR``, so no test meets
 another.  The test process is made a child subreaper: an orphan of a server becomes our child, and so is found
 and ended.
 """
@@ -95,8 +95,8 @@ def app(environ, start_response):
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that nobody listens on, outside the range that the kernel gives to outgoing connections.
 
-    Between here and the server's own bind nothing can take it but another call of this function, and those draw
-    at random from thousands.
+    Between here and the server's own bind nothing can take it but another call of this function, and those
+    draw at random from thousands.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     draw = random.SystemRandom()
