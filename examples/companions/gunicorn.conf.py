@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+"""A shop with its job workers and its scheduler: start it with ``gunicorn`` in this directory."""
+
+wsgi_app = "shop:app"
+preload_app = True
+workers = 2
+accesslog = "-"
+
+companion_workers = [
+    {"name": "scheduler", "target": "chores:scheduler", "stop_timeout": 5},
+    {"name": "worker-1", "target": "chores:worker"},
+    {"name": "worker-2", "target": "chores:worker"},
+]
+# A worker that is told to stop finishes the job in its hands: give the longest job time enough.
+companion_stop_timeout = 30
+
+
+def on_starting(server):
+    # Once, in the master, before anything is forked: the tables exist for all that follow.
+    import jobqueue
+
+    jobqueue.prepare()
+
+
+# SQLite forbids carrying a connection over a fork, so each process opens its own, after the fork.
+
+
+def post_fork(server, worker):
+    import jobqueue
+
+    jobqueue.connect()
+
+
+def companion_post_fork(manager, companion):
+    import jobqueue
+
+    jobqueue.connect()
