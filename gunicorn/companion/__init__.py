@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+"""Companion processes: what runs beside the web workers, under the same server.
+
+The package is imported only where companions are configured, so that a plain
+web server pays nothing for it.
+"""

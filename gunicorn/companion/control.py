@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: MIT
+"""The control socket: newline-delimited JSON over a Unix socket. It knows no companion.
+
+Requests go to a dispatch callable and its answers back, in order. No call on a
+client's account blocks: one that is slow, silent, huge or gone costs nobody
+else anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import select
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from gunicorn.unix.poller import READABLE, WRITABLE, Poller
+
+MAX_LINE = 64 * 1024
+MAX_CONNECTIONS = 256
+# A client with this much unread is not listened to until it has read.
+OUTPUT_HIGH_WATER = 256 * 1024
+RETRY_INTERVAL = 10.0
+BACKLOG = 256
+
+Dispatch = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Log(Protocol):
+    """What is asked of a logger here."""
+
+    def warning(self, msg: str, *args: Any) -> None: ...
+    def info(self, msg: str, *args: Any) -> None: ...
+    def debug(self, msg: str, *args: Any) -> None: ...
+
+
+class LineReader:
+    """Cuts a byte stream into lines of at most *limit* bytes.
+
+    A longer line comes out as None, once, and is skipped to its end: the stream
+    stays usable and the memory bounded.
+    """
+
+    def __init__(self, limit: int = MAX_LINE) -> None:
+        self.limit = limit
+        self._buffer = bytearray()
+        self._skipping = False
+
+    def feed(self, data: bytes) -> None:
+        self._buffer += data
+
+    def lines(self) -> Iterator[bytes | None]:
+        """The complete lines that are here, without their newline."""
+        while True:
+            end = self._buffer.find(b"\n")
+            if end < 0:
+                if len(self._buffer) > self.limit:
+                    self._buffer.clear()
+                    if not self._skipping:
+                        self._skipping = True
+                        yield None
+                elif self._skipping:
+                    self._buffer.clear()
+                return
+            line = bytes(self._buffer[:end])
+            del self._buffer[: end + 1]
+            if self._skipping:
+                self._skipping = False
+            elif len(line) > self.limit:
+                yield None
+            else:
+                yield line
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def error(text: str) -> dict[str, Any]:
+    return {"ok": False, "error": text}
+
+
+class Client:
+    """One connection: what it sent and has not been read, what it is owed."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.reader = LineReader()
+        self.pending: Iterator[bytes | None] = iter(())
+        self.output = bytearray()
+        self.ended = False
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    @property
+    def full(self) -> bool:
+        return len(self.output) >= OUTPUT_HIGH_WATER
+
+
+class ControlServer:
+    """Listens on *path* with file mode *mode* and answers through *dispatch*.
+
+    ``open`` never raises: a socket that cannot be made is one warning that says
+    why, and is tried again when `next_attempt` comes.
+    """
+
+    def __init__(self, path: str, mode: int, dispatch: Dispatch, poller: Poller, log: Log) -> None:
+        self.path = path
+        self.mode = mode
+        self.dispatch = dispatch
+        self.poller = poller
+        self.log = log
+        self.listener: socket.socket | None = None
+        self.clients: dict[int, Client] = {}
+        self.next_attempt: float | None = None
+        self._owned: tuple[int, int] | None = None
+        self._complaint: str | None = None
+
+    # -- the socket file ---------------------------------------------------
+
+    def open(self, now: float) -> bool:
+        """Listen, if that is possible; True if it was."""
+        self.next_attempt = None
+        try:
+            listener = self._listen()
+        except OSError as exc:
+            self._complain(exc.strerror or str(exc))
+            self.next_attempt = now + RETRY_INTERVAL
+            return False
+        self._complaint = None
+        self.listener = listener
+        self.poller.add(listener.fileno(), self._on_connection)
+        self.log.info("Companions are controlled at %s", self.path)
+        return True
+
+    def _complain(self, reason: str) -> None:
+        # Said once, not at every attempt.
+        if reason != self._complaint:
+            self._complaint = reason
+            self.log.warning("No control socket for companions at %s: %s", self.path, reason)
+
+    def _listen(self) -> socket.socket:
+        self._remove_stale()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # The mode is right from the first moment: bind() applies the umask, and
+        # a chmod() afterwards would leave a gap. There are no threads to disturb.
+        umask = os.umask(0o777 & ~self.mode)
+        try:
+            listener.bind(self.path)
+            info = os.stat(self.path, follow_symlinks=False)
+            self._owned = (info.st_dev, info.st_ino)
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+        except BaseException as exc:
+            listener.close()
+            if isinstance(exc, OSError) and "too long" in str(exc):
+                raise OSError(errno.ENAMETOOLONG, "the path is too long for a Unix socket") from None
+            raise
+        finally:
+            os.umask(umask)
+        return listener
+
+    def _remove_stale(self) -> None:
+        """Remove a socket that nobody listens on. Raises OSError where something else is there."""
+        try:
+            mode = os.stat(self.path, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            return
+        if not stat.S_ISSOCK(mode):
+            raise OSError(errno.EEXIST, "something that is no socket is there")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(self.path)
+            except (ConnectionRefusedError, FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path)
+                return
+            except BlockingIOError:
+                pass  # its backlog is full: it lives
+        raise OSError(errno.EADDRINUSE, "another server listens there")
+
+    @property
+    def file_is_ours(self) -> bool:
+        try:
+            info = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            return False
+        return (info.st_dev, info.st_ino) == self._owned
+
+    def check(self, now: float) -> None:
+        """Listen anew if the socket file is gone or somebody else's."""
+        if self.listener is None or not self.file_is_ours:
+            self._close_listener()
+            self.open(now)
+
+    def tick(self, now: float) -> None:
+        """Try again to listen, if that is due."""
+        if self.next_attempt is not None and now >= self.next_attempt:
+            self.open(now)
+
+    def _close_listener(self) -> None:
+        if self.listener is not None:
+            self.poller.remove(self.listener.fileno())
+            self.listener.close()
+            self.listener = None
+
+    def close_listener(self) -> None:
+        """Stop listening and remove the file, if it is ours; open connections go on."""
+        if self.listener is not None and self.file_is_ours:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+        self._close_listener()
+        self.next_attempt = None
+
+    def close(self) -> None:
+        """End everything; what a client is owed and takes at once is still sent."""
+        self.close_listener()
+        for client in list(self.clients.values()):
+            self._send(client)
+            self._drop(client)
+
+    def descriptors(self) -> list[int]:
+        """All open descriptors, for a forked child to close."""
+        fds = list(self.clients)
+        if self.listener is not None:
+            fds.append(self.listener.fileno())
+        return fds
+
+    # -- connections -------------------------------------------------------
+
+    def _on_connection(self, events: int) -> None:
+        assert self.listener is not None
+        while True:
+            try:
+                sock, _ = self.listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                if exc.errno in (errno.EMFILE, errno.ENFILE):
+                    # Readable for ever, and not to be accepted: wait until one of ours ends.
+                    self.poller.remove(self.listener.fileno())
+                return
+            sock.setblocking(False)
+            if len(self.clients) >= MAX_CONNECTIONS:
+                self._refuse(sock)
+                continue
+            client = Client(sock)
+            self.clients[client.fileno()] = client
+            self.poller.add(client.fileno(), lambda events, client=client: self._on_client(client, events))  # type: ignore[misc]
+
+    def _refuse(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            sock.send(encode(error(f"too many connections (the limit is {MAX_CONNECTIONS})")))
+            # Unread bytes would turn the close into a reset at the other end.
+            sock.recv(MAX_LINE)
+        sock.close()
+
+    def _on_client(self, client: Client, events: int) -> None:
+        if events & WRITABLE and not self._send(client):
+            return
+        if events & (READABLE | select.POLLHUP | select.POLLERR) and not client.full and not client.ended:
+            self._receive(client)
+        self._serve(client)
+
+    def _receive(self, client: Client) -> None:
+        try:
+            data = client.sock.recv(MAX_LINE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+            client.output.clear()
+        if not data:
+            client.ended = True
+        client.reader.feed(data)
+        client.pending = client.reader.lines()
+
+    def _serve(self, client: Client) -> None:
+        """Answer what is complete, as long as the client takes the answers."""
+        while not client.full:
+            line = next(client.pending, b"end")
+            if line == b"end":
+                break
+            client.output += encode(self._answer(line))
+        if not self._send(client):
+            return
+        if client.ended and not client.output:
+            self._drop(client)
+            return
+        wanted = 0 if client.full or client.ended else READABLE
+        self.poller.modify(client.fileno(), wanted | (WRITABLE if client.output else 0))
+
+    def _answer(self, line: bytes | None) -> dict[str, Any]:
+        if line is None:
+            return error(f"a request is at most {MAX_LINE} bytes long")
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError):
+            return error("a request is one JSON object on a line")
+        if not isinstance(request, dict):
+            return error("a request is one JSON object on a line")
+        return self.dispatch(request)
+
+    def _send(self, client: Client) -> bool:
+        """Send what fits; False if the client is gone (and dropped)."""
+        while client.output:
+            try:
+                sent = client.sock.send(client.output)
+            except BlockingIOError:
+                return True
+            except OSError:
+                self._drop(client)
+                return False
+            del client.output[:sent]
+        return True
+
+    def _drop(self, client: Client) -> None:
+        fd = client.fileno()
+        if self.clients.pop(fd, None) is None:
+            return
+        self.poller.remove(fd)
+        client.sock.close()
+        if self.listener is not None and self.listener.fileno() not in self.poller:
+            self.poller.add(self.listener.fileno(), self._on_connection)

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: MIT
+"""The life of one companion, as plain data and pure transitions.
+
+Nothing here forks, kills or looks at a clock: ``now`` (monotonic seconds) and
+wait statuses come in as arguments, and what has to be done to the operating
+system goes out as a tuple of `Action`. All changes of state go through
+`CompanionProcess.handle` and its table of (state, event); a pair that the
+table lacks is a bug in the caller and raises `TransitionError`.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gunicorn.companion.config import CompanionConfig
+from gunicorn.unix.process import describe_status
+from gunicorn.unix.signals import signal_name
+
+# Two starts of one companion are at least this far apart, so that neither a
+# restart_delay of 0 nor a client that repeats "restart" becomes a fork loop.
+MIN_START_INTERVAL = 0.05
+
+# Members of a session that are nobody's children here give no SIGCHLD; their
+# end is polled for at this interval, only while a session is ending.
+POLL_INTERVAL = 0.05
+
+
+class State(enum.Enum):
+    """What a companion is. The names are supervisord's; no other is ever shown."""
+
+    STOPPED = "STOPPED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    BACKOFF = "BACKOFF"
+    STOPPING = "STOPPING"
+
+
+class Event(enum.Enum):
+    """What can happen to a companion."""
+
+    START = "start"
+    STOP = "stop"
+    RESTART = "restart"
+    FORKED = "forked"
+    BLOCKED = "blocked"
+    START_FAILED = "start failed"
+    ALIVE = "alive for startsecs"
+    EXITED = "exited"
+    EMPTY = "session empty"
+    DELAY_PASSED = "delay passed"
+    DEADLINE = "deadline passed"
+
+
+class Action(enum.Enum):
+    """What the manager has to do about it."""
+
+    SIGNAL = "send the stop signal"
+    KILL = "SIGKILL to every process of the session"
+    RELEASE = "clear the run record"
+
+
+class TransitionError(Exception):
+    """An event that cannot happen in this state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What an event brings along; which fields count depends on the event."""
+
+    now: float
+    pid: int | None = None
+    session: int | None = None
+    status: int | None = None
+    reason: str | None = None
+    timeout: float | None = None
+    manual: bool = False
+
+
+class CompanionProcess:
+    """One companion: its configuration, its state, its counters and deadlines.
+
+    ``state`` is what is; ``manual_stop``, ``restart_pending`` and ``removed``
+    are what is wanted. ``pid`` is the child of this manager, or None.
+    ``session`` is the session that must be empty before the next start; it
+    outlives ``pid`` while leftovers end. ``waiting_for`` is the pid of an older
+    self that somebody else started. All times are monotonic seconds.
+    """
+
+    def __init__(self, config: CompanionConfig) -> None:
+        self.config = config
+        self.state = State.STOPPED
+        self.pid: int | None = None
+        self.session: int | None = None
+        self.waiting_for: int | None = None
+        self.started_at: float | None = None
+        self.exited_at: float | None = None
+        self.next_retry_at: float | None = None
+        self.stop_deadline: float | None = None
+        self.manual_stop = False
+        self.restart_pending = False
+        self.removed = False
+        self.killed = False
+        self.reason: str | None = None
+        self.start_count = 0
+        self.exit_count = 0
+        self.kill_count = 0
+        self.last_status: int | None = None
+        self.last_exit_code: int | None = None
+        self.last_exit_signal: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<companion {self.name} {self.state.value} pid={self.pid}>"
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def restart_delay(self) -> float:
+        """Seconds from an unexpected exit to the next start."""
+        return self.config.restart_delay
+
+    @property
+    def restart_count(self) -> int:
+        """Starts after the first one, whoever asked for them."""
+        return max(0, self.start_count - 1)
+
+    # -- transitions -------------------------------------------------------
+
+    def handle(self, event: Event, now: float, **details: Any) -> tuple[Action, ...]:
+        """Apply *event*; return what must be done, in order.
+
+        Raises TransitionError where the table has no entry for the pair.
+        """
+        step = TRANSITIONS.get((self.state, event))
+        if step is None:
+            raise TransitionError(f"companion {self.name}: {event.value!r} in state {self.state.value}")
+        return step(self, Details(now, **details))
+
+    def _want_start(self, d: Details) -> tuple[Action, ...]:
+        """STARTING without a process: the manager forks as soon as `can_start` allows."""
+        self.state = State.STARTING
+        self.manual_stop = False
+        self.restart_pending = False
+        self.killed = False
+        self.stop_deadline = None
+        self.reason = None
+        self.next_retry_at = self._earliest_start(d.now)
+        return ()
+
+    def _earliest_start(self, now: float) -> float:
+        if self.started_at is None:
+            return now
+        return max(now, self.started_at + MIN_START_INTERVAL)
+
+    def _nothing(self, d: Details) -> tuple[Action, ...]:
+        return ()
+
+    def _forked(self, d: Details) -> tuple[Action, ...]:
+        self.pid = self.session = d.pid
+        self.waiting_for = None
+        self.started_at = d.now
+        self.next_retry_at = None
+        self.start_count += 1
+        return ()
+
+    def _blocked(self, d: Details) -> tuple[Action, ...]:
+        """An older self lives. *session*: it is ours to end. None: somebody else
+        supervises it (or holds its record), and we try again in a moment."""
+        self.waiting_for = d.pid
+        self.session = d.session
+        self.next_retry_at = d.now + POLL_INTERVAL
+        return ()
+
+    def _alive(self, d: Details) -> tuple[Action, ...]:
+        self.state = State.RUNNING
+        return ()
+
+    def _start_failed(self, d: Details) -> tuple[Action, ...]:
+        """No process came to be (the fork was refused, the record not to be made)."""
+        self.reason = d.reason
+        self.started_at = d.now
+        return self._back_off(d)
+
+    def _exited(self, d: Details) -> tuple[Action, ...]:
+        self._record_exit(d)
+        self.reason = d.reason
+        return (*self._back_off(d), Action.KILL)
+
+    def _back_off(self, d: Details) -> tuple[Action, ...]:
+        self.state = State.BACKOFF
+        self.next_retry_at = max(d.now + self.restart_delay, self._earliest_start(d.now))
+        return ()
+
+    def _record_exit(self, d: Details) -> None:
+        assert d.status is not None
+        self.pid = None
+        self.exited_at = d.now
+        self.exit_count += 1
+        self.last_status = d.status
+        code = os.waitstatus_to_exitcode(d.status)
+        self.last_exit_code = code if code >= 0 else None
+        self.last_exit_signal = -code if code < 0 else None
+
+    def _stop(self, d: Details) -> tuple[Action, ...]:
+        """Ask a running process to end, within the timeout that comes along."""
+        self._note_manual(d)
+        self.state = State.STOPPING
+        self.restart_pending = False
+        self.killed = False
+        self.stop_deadline = d.now + (self.config.stop_timeout if d.timeout is None else d.timeout)
+        return (Action.SIGNAL,)
+
+    def _restart(self, d: Details) -> tuple[Action, ...]:
+        timeout = self.config.reload_timeout if d.timeout is None else d.timeout
+        actions = self._stop(Details(d.now, timeout=timeout))
+        self.manual_stop = False
+        self.restart_pending = True
+        return actions
+
+    def _stop_or_settle(self, d: Details) -> tuple[Action, ...]:
+        """Stop of a companion that is between two processes, or has one still starting."""
+        if self.pid is not None:
+            return self._stop(d)
+        self._note_manual(d)
+        self.restart_pending = False
+        self.next_retry_at = None
+        self.reason = None
+        if self.session is not None:
+            # The leader is gone and its leftovers have had their SIGKILL, or an
+            # older self is ending by its own deadline: only its end is awaited.
+            self.state = State.STOPPING
+            self.killed = self.waiting_for is None
+            return ()
+        self.state = State.STOPPED
+        self.waiting_for = None
+        return (Action.RELEASE,)
+
+    def _restart_starting(self, d: Details) -> tuple[Action, ...]:
+        """Restart of what has no process yet is the start that is coming anyway."""
+        return self._restart(d) if self.pid is not None else ()
+
+    def _stop_stopped(self, d: Details) -> tuple[Action, ...]:
+        self._note_manual(d)
+        return ()
+
+    def _stop_stopping(self, d: Details) -> tuple[Action, ...]:
+        self._note_manual(d)
+        self.restart_pending = False
+        if d.timeout is not None and self.stop_deadline is not None:
+            # A quicker stop is asked for (the server is told INT, say). A later
+            # deadline than the one that was promised is never set.
+            self.stop_deadline = min(self.stop_deadline, d.now + d.timeout)
+        return ()
+
+    def _come_back(self, d: Details) -> tuple[Action, ...]:
+        """A name that reread took away and brings again, while the old process still ends."""
+        self.restart_pending = True
+        return ()
+
+    def _note_manual(self, d: Details) -> None:
+        if d.manual:
+            self.manual_stop = True
+
+    def _exited_stopping(self, d: Details) -> tuple[Action, ...]:
+        self._record_exit(d)
+        self.reason = d.reason
+        return (Action.KILL,)
+
+    def _deadline(self, d: Details) -> tuple[Action, ...]:
+        if self.killed:
+            return ()
+        self.killed = True
+        self.kill_count += 1
+        return (Action.KILL,)
+
+    def _empty(self, d: Details) -> tuple[Action, ...]:
+        """The session that was still ending is gone: the next start is free."""
+        self.session = self.waiting_for = None
+        return (Action.RELEASE,)
+
+    def _empty_stopping(self, d: Details) -> tuple[Action, ...]:
+        self.session = self.waiting_for = None
+        self.stop_deadline = None
+        self.killed = False
+        if self.restart_pending:
+            return (Action.RELEASE, *self._want_start(d))
+        self.state = State.STOPPED
+        return (Action.RELEASE,)
+
+    # -- what is due -------------------------------------------------------
+
+    @property
+    def ending(self) -> bool:
+        """Whether leftovers of a session are being waited for (they give no SIGCHLD)."""
+        return self.pid is None and self.session is not None
+
+    def can_start(self, now: float) -> bool:
+        """Whether the manager should fork it now."""
+        return (
+            self.state is State.STARTING
+            and self.pid is None
+            and self.session is None
+            and self.next_retry_at is not None
+            and now >= self.next_retry_at
+        )
+
+    def due_event(self, now: float) -> Event | None:
+        """The event that the passing of time has brought, if any."""
+        if self.state is State.STARTING and self.pid is not None and self.started_at is not None:
+            return Event.ALIVE if now >= self.started_at + self.config.startsecs else None
+        if self.state is State.BACKOFF and self.next_retry_at is not None:
+            return Event.DELAY_PASSED if now >= self.next_retry_at else None
+        if self.state is State.STOPPING and self.stop_deadline is not None and not self.killed:
+            return Event.DEADLINE if now >= self.stop_deadline else None
+        return None
+
+    def next_deadline(self, now: float) -> float | None:
+        """When the manager must look at this companion again; None: only when something happens."""
+        times: list[float] = []
+        if self.ending:
+            times.append(now + POLL_INTERVAL)
+        if self.state is State.STARTING and self.pid is not None and self.started_at is not None:
+            times.append(self.started_at + self.config.startsecs)
+        elif self.state in (State.STARTING, State.BACKOFF) and self.next_retry_at is not None:
+            if self.session is None or self.state is State.BACKOFF:
+                times.append(self.next_retry_at)
+        elif self.state is State.STOPPING and self.stop_deadline is not None and not self.killed:
+            times.append(self.stop_deadline)
+        return min(times, default=None)
+
+    # -- what people see ---------------------------------------------------
+
+    def description(self, now: float) -> str:
+        """One phrase in the manner of ``supervisorctl status``."""
+        if self.state is State.RUNNING:
+            return f"pid {self.pid}, uptime {format_uptime(now - (self.started_at or now))}"
+        if self.state is State.STARTING:
+            return self._describe_starting(now)
+        if self.state is State.BACKOFF:
+            wait = max(0, math.ceil((self.next_retry_at or now) - now))
+            return f"{self.reason or self.last_exit}, retrying in {wait}s"
+        if self.state is State.STOPPING:
+            return self._describe_stopping(now)
+        if self.manual_stop:
+            return "stopped manually"
+        return "not started" if self.start_count == 0 else "stopped"
+
+    def _describe_starting(self, now: float) -> str:
+        if self.pid is not None:
+            return f"pid {self.pid}, uptime {format_uptime(now - (self.started_at or now))}"
+        if self.waiting_for is not None:
+            return f"waiting for pid {self.waiting_for}"
+        if self.session is not None:
+            return f"waiting for the processes of pid {self.session}"
+        return "about to start"
+
+    def _describe_stopping(self, now: float) -> str:
+        if self.pid is None:
+            return f"waiting for the processes of pid {self.waiting_for or self.session}"
+        if self.killed or self.stop_deadline is None:
+            return f"pid {self.pid}, SIGKILL sent"
+        return f"pid {self.pid}, SIGKILL in {max(0, math.ceil(self.stop_deadline - now))}s"
+
+    @property
+    def last_exit(self) -> str:
+        """How the last process ended: ``exited with status 1``, ``killed by SIGKILL``."""
+        return "not started" if self.last_status is None else describe_status(self.last_status)
+
+    def status_dict(self, now: float, wall: float | None = None) -> dict[str, Any]:
+        """What ``status`` shows of this companion.
+
+        *wall* is the wall-clock time (seconds since the epoch) at monotonic
+        *now*; with it the times are shown as wall-clock times, without it they
+        are null: a monotonic time means nothing outside this machine.
+        """
+
+        def shown(moment: float | None) -> float | None:
+            return None if moment is None or wall is None else round(wall + moment - now, 3)
+
+        alive = self.pid is not None and self.started_at is not None
+        return {
+            "name": self.name,
+            "state": self.state.value,
+            "pid": self.pid,
+            "description": self.description(now),
+            "uptime": round(now - self.started_at, 3) if alive and self.started_at is not None else None,
+            "autostart": self.config.autostart,
+            "manual_stop": self.manual_stop,
+            "restart_pending": self.restart_pending,
+            "waiting_for": self.waiting_for,
+            "restart_count": self.restart_count,
+            "exit_count": self.exit_count,
+            "kill_count": self.kill_count,
+            "last_exit_code": self.last_exit_code,
+            "last_exit_signal": None if self.last_exit_signal is None else signal_name(self.last_exit_signal),
+            "restart_delay": self.restart_delay,
+            "started_at": shown(self.started_at),
+            "exited_at": shown(self.exited_at),
+            "next_retry_at": shown(self.next_retry_at),
+            "stop_deadline": shown(self.stop_deadline),
+        }
+
+
+_Step = Callable[[CompanionProcess, Details], "tuple[Action, ...]"]
+_P = CompanionProcess
+
+# Rows that are absent cannot happen: a STOPPED companion has no process that
+# could exit, a RUNNING one no delay that could pass.
+TRANSITIONS: dict[tuple[State, Event], _Step] = {
+    (State.STOPPED, Event.START): _P._want_start,
+    (State.STOPPED, Event.RESTART): _P._want_start,
+    (State.STOPPED, Event.STOP): _P._stop_stopped,
+    (State.STARTING, Event.START): _P._nothing,
+    (State.STARTING, Event.RESTART): _P._restart_starting,
+    (State.STARTING, Event.STOP): _P._stop_or_settle,
+    (State.STARTING, Event.FORKED): _P._forked,
+    (State.STARTING, Event.BLOCKED): _P._blocked,
+    (State.STARTING, Event.START_FAILED): _P._start_failed,
+    (State.STARTING, Event.ALIVE): _P._alive,
+    (State.STARTING, Event.EXITED): _P._exited,
+    (State.STARTING, Event.EMPTY): _P._empty,
+    (State.RUNNING, Event.START): _P._nothing,
+    (State.RUNNING, Event.RESTART): _P._restart,
+    (State.RUNNING, Event.STOP): _P._stop,
+    (State.RUNNING, Event.EXITED): _P._exited,
+    (State.BACKOFF, Event.START): _P._want_start,
+    (State.BACKOFF, Event.RESTART): _P._want_start,
+    (State.BACKOFF, Event.STOP): _P._stop_or_settle,
+    (State.BACKOFF, Event.EMPTY): _P._empty,
+    (State.BACKOFF, Event.DELAY_PASSED): _P._want_start,
+    (State.STOPPING, Event.START): _P._come_back,
+    (State.STOPPING, Event.RESTART): _P._come_back,
+    (State.STOPPING, Event.STOP): _P._stop_stopping,
+    (State.STOPPING, Event.EXITED): _P._exited_stopping,
+    (State.STOPPING, Event.EMPTY): _P._empty_stopping,
+    (State.STOPPING, Event.DEADLINE): _P._deadline,
+}
+
+
+def format_uptime(seconds: float) -> str:
+    """``03:12:44``, ``1 day, 03:12:44``, ``2 days, 03:12:44``."""
+    minutes, secs = divmod(max(0, int(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    clock = f"{hours:02}:{minutes:02}:{secs:02}"
+    if not days:
+        return clock
+    return f"{days} day{'s' if days != 1 else ''}, {clock}"

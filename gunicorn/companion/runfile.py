@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: MIT
+"""The record of who runs, which outlives the manager.
+
+One file a companion, in the run directory. The *lock* on it is the right to
+start the companion: the manager takes it before the fork and holds it until the
+session is empty, so two supervisors on one directory never start the same
+companion. The *record* in it says who runs: the child writes it itself, before
+its target runs, since a manager can die between fork() and its next line; until
+then the child holds the inherited lock too, so that the moment in which it
+lives without a record is covered. A record whose supervisor is dead is an
+orphan's, and whoever finds it ends that orphan's session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from gunicorn.companion import session
+
+SUFFIX = ".run"
+MAX_RECORD = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Record:
+    """Who runs for a companion. ``started`` and ``supervisor_started`` are `session.identity` strings."""
+
+    name: str
+    pid: int
+    started: str
+    session: int
+    supervisor: int
+    supervisor_started: str
+    stop_signal: int
+    stop_timeout: float
+    # The stop signal has been sent, or the kernel sends it when the supervisor dies.
+    signalled: bool = False
+    # Why the start failed, where it did.
+    error: str | None = None
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Record | None:
+        """None for what is no record: an empty file, or one that was not written to its end."""
+        try:
+            values = json.loads(data)
+            return cls(**{f.name: values[f.name] for f in fields(cls)})
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the supervisor that started it lives."""
+        return session.is_alive(self.supervisor, self.supervisor_started)
+
+    @property
+    def runs(self) -> bool:
+        """Whether the recorded process itself lives."""
+        return session.is_alive(self.pid, self.started)
+
+
+class RunFile:
+    """An open, locked run file. Every holder may read and write the record."""
+
+    def __init__(self, fd: int, path: str | None) -> None:
+        self.fd = fd
+        self.path = path
+
+    @classmethod
+    def claim(cls, directory: str | None, name: str) -> RunFile | None:
+        """Take the right to start *name*; None while somebody else has it. Raises OSError.
+
+        Without a directory the file is one without a name: the record then serves
+        only to report a failed start, and a manager's successor finds nothing.
+        """
+        if directory is None:
+            fd = _unnamed_file()
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return cls(fd, None)
+        path = run_path(directory, name)
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                return None
+            except BaseException:
+                os.close(fd)
+                raise
+            # Its last holder may have removed it between our open and our lock.
+            if _is_same_file(fd, path):
+                return cls(fd, path)
+            os.close(fd)
+
+    def read(self) -> Record | None:
+        return Record.from_bytes(os.pread(self.fd, MAX_RECORD, 0))
+
+    def write(self, record: Record) -> None:
+        data = record.to_bytes()
+        os.pwrite(self.fd, data, 0)
+        os.ftruncate(self.fd, len(data))
+
+    def clear(self) -> None:
+        """Forget the record and keep the lock."""
+        os.ftruncate(self.fd, 0)
+
+    def release(self) -> None:
+        """Clear the record, remove the file, let the lock go."""
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+        # A descendant may hold this description; an unlock is for all who share it.
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        self.close()
+
+    def close(self) -> None:
+        """Close this process's descriptor; in a child the lock stays with the parent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def run_path(directory: str, name: str) -> str:
+    return os.path.join(directory, name + SUFFIX)
+
+
+def _unnamed_file() -> int:
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _is_same_file(fd: int, path: str) -> bool:
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), there)
+
+
+def peek(directory: str | None, name: str) -> Record | None:
+    """The record of *name* as it is, whoever holds the lock; None where there is none."""
+    if directory is None:
+        return None
+    try:
+        with open(run_path(directory, name), "rb") as file:
+            return Record.from_bytes(file.read(MAX_RECORD))
+    except OSError:
+        return None
+
+
+def records(directory: str | None) -> dict[str, Record]:
+    """All records of a run directory by companion name."""
+    found: dict[str, Record] = {}
+    if directory is None:
+        return found
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return found
+    for file_name in names:
+        if file_name.endswith(SUFFIX):
+            name = file_name[: -len(SUFFIX)]
+            record = peek(directory, name)
+            if record is not None:
+                found[name] = record
+    return found
+
+
+class Orphan:
+    """The end of a recorded session whose supervisor is dead.
+
+    ``step`` is called at intervals until it returns True. One that had its
+    parent-death signal is only waited for, others get their stop signal once;
+    what is left of the session once the leader is gone, or at the deadline, gets
+    SIGKILL. With *uid* only that user's processes are touched: the records lie in a
+    directory of the companions' user, who must not be able to make a privileged
+    master kill for him.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        now: float,
+        run: RunFile | None = None,
+        timeout: float | None = None,
+        uid: int | None = None,
+    ) -> None:
+        self.record = record
+        self.uid = uid
+        self.deadline = now + (record.stop_timeout if timeout is None else timeout)
+        if not self._may_touch(record.pid):
+            return
+        if not record.signalled:
+            if record.runs:
+                session.ask_to_stop(record.pid, record.stop_signal)
+            if run is not None:
+                # A next manager, should this one die too, must not send it again.
+                run.write(replace(record, signalled=True))
+        elif record.runs:
+            # A stopped process handles its parent-death signal only once it continues.
+            session.send(record.pid, signal.SIGCONT)
+
+    def step(self, now: float, members: Mapping[int, list[int]] | None = None) -> bool:
+        """Do what is due; True when the session is empty. *members*: `session.members`, if at hand."""
+        if self.record.runs:
+            if now >= self.deadline:
+                self.kill(members)
+            return False
+        if session.identity(self.record.pid) is not None:
+            # The number belongs to a stranger now, and the kernel does not give out
+            # the number of a session that still has members.
+            return True
+        return not self.kill(members)
+
+    def kill(self, members: Mapping[int, list[int]] | None = None) -> bool:
+        """SIGKILL to every member; False where there is none."""
+        if members is None:
+            members = session.members({self.record.session})
+        pids = [pid for pid in members.get(self.record.session, []) if self._may_touch(pid)]
+        for pid in pids:
+            session.send(pid, signal.SIGKILL)
+        return bool(pids)
+
+    def _may_touch(self, pid: int) -> bool:
+        return self.uid is None or session.owner(pid) == self.uid
+
+
+def orphans(directory: str | None, now: float, **kwargs: Any) -> dict[str, Orphan]:
+    """An `Orphan` for each recorded session of *directory* whose supervisor is dead."""
+    return {
+        name: Orphan(record, now, **kwargs)
+        for name, record in records(directory).items()
+        if not record.supervised
+    }

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""Which processes belong to a session, who they are, and their end.
+
+A companion's unit is its *session*: job workers put their children into process
+groups of their own, but leave the session alone. Linux tells by /proc; elsewhere
+``ps`` lists the processes and getsid(2) places them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import subprocess
+from collections.abc import Collection
+from typing import NamedTuple
+
+HAVE_PROC = os.path.exists("/proc/self/stat")
+
+
+class Stat(NamedTuple):
+    """What /proc/<pid>/stat tells: proc(5)."""
+
+    state: str
+    ppid: int
+    session: int
+    start: str
+
+
+def read_stat(pid: int) -> Stat | None:
+    """None where there is no such process (or no /proc)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read()
+    except OSError:
+        return None
+    # The command in parentheses may hold spaces and parentheses of its own.
+    values = text[text.rindex(b")") + 2 :].split()
+    return Stat(values[0].decode(), int(values[1]), int(values[3]), values[19].decode())
+
+
+@functools.cache
+def boot_id() -> str:
+    """Names this boot of the machine: pids and start times repeat after the next one."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def identity(pid: int) -> str | None:
+    """A string that no other process ever has for this pid; None: no such live process.
+
+    A zombie counts as gone: it runs nothing any more.
+    """
+    if HAVE_PROC:
+        info = read_stat(pid)
+        if info is None or info.state in "ZX":
+            return None
+        return f"{boot_id()}/{info.start}"
+    return _ps(pid, "lstart=") if _ps(pid, "stat=")[:1] not in ("", "Z") else None
+
+
+def is_alive(pid: int, who: str) -> bool:
+    """Whether the process that had *pid* when ``identity`` gave *who* still runs."""
+    return identity(pid) == who
+
+
+def members(sessions: Collection[int]) -> dict[int, list[int]]:
+    """The live processes of each of *sessions*; a session without any is not in the result."""
+    found: dict[int, list[int]] = {}
+    if not sessions:
+        return found
+    for pid, session in _all_sessions():
+        if session in sessions:
+            found.setdefault(session, []).append(pid)
+    return found
+
+
+def _all_sessions() -> list[tuple[int, int]]:
+    result = []
+    if HAVE_PROC:
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                info = read_stat(int(name))
+                if info is not None and info.state not in "ZX":
+                    result.append((int(name), info.session))
+        return result
+    for line in _ps(None, "pid=,stat=").splitlines():
+        pid, _, state = line.strip().partition(" ")
+        if not state.strip().startswith("Z"):
+            with contextlib.suppress(OSError):
+                result.append((int(pid), os.getsid(int(pid))))
+    return result
+
+
+def _ps(pid: int | None, columns: str) -> str:
+    which = ["-A"] if pid is None else ["-p", str(pid)]
+    done = subprocess.run(["ps", *which, "-o", columns], stdout=subprocess.PIPE, text=True, check=False)
+    return done.stdout.strip()
+
+
+def children_of(parent: int) -> list[int]:
+    """The children of *parent*, zombies included; empty where there is no /proc."""
+    if not HAVE_PROC:
+        return []
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return [pid for pid in pids if (info := read_stat(pid)) is not None and info.ppid == parent]
+
+
+def owner(pid: int) -> int | None:
+    """The real user id of a process; None where it is gone."""
+    if not HAVE_PROC:
+        text = _ps(pid, "ruid=")
+        return int(text) if text.isdigit() else None
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"Uid:"):
+                    return int(line.split()[1])
+    except OSError:
+        pass
+    return None
+
+
+def send(pid: int, signum: int) -> bool:
+    """Send one signal; False where the process is gone (or is not ours to signal)."""
+    try:
+        os.kill(pid, signum)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def ask_to_stop(pid: int, signum: int, as_group: bool = False) -> None:
+    """The stop signal, then SIGCONT: a stopped process handles no signal but SIGKILL."""
+    for each in (signum, signal.SIGCONT):
+        if as_group:
+            # The leader of a session leads the process group of its number, too.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, each)
+        else:
+            send(pid, each)
+
+
+def memory(pid: int) -> dict[str, int] | None:
+    """Bytes of memory by /proc/<pid>/smaps_rollup: ``rss``, ``pss``, ``private``, ``shared``.
+
+    None where the kernel does not tell, or not us.
+    """
+    sums: dict[str, int] = {}
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+            for line in file:
+                name, _, rest = line.partition(":")
+                value = rest.split()
+                if len(value) == 2 and value[1] == "kB":
+                    sums[name] = int(value[0]) * 1024
+    except (OSError, ValueError):
+        return None
+    private = sums.get("Private_Clean", 0) + sums.get("Private_Dirty", 0)
+    rss = sums.get("Rss", 0)
+    return {"rss": rss, "pss": sums.get("Pss", 0), "private": private, "shared": rss - private}
