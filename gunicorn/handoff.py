@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""The environment that carries listening sockets from one process image to the next.
+
+Two ways exist. An old master passes ``GUNICORN_PID`` (itself) and ``GUNICORN_FD`` (numbers,
+separated by commas). A service manager passes ``LISTEN_PID`` (who is meant) and ``LISTEN_FDS`` (how
+many, from 3 on); a master that was started so passes them on in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+
+SD_LISTEN_FDS_START = 3
+
+MASTER_PID = "GUNICORN_PID"
+MASTER_FDS = "GUNICORN_FD"
+LISTEN_PID = "LISTEN_PID"
+LISTEN_FDS = "LISTEN_FDS"
+LISTEN_VARIABLES = (LISTEN_PID, LISTEN_FDS, "LISTEN_FDNAMES", "LISTEN_PIDFDID")
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """What a master was given at its start: the master it is to replace (0: none), and its sockets."""
+
+    master_pid: int = 0
+    fds: tuple[int, ...] = ()
+    systemd: bool = False
+
+
+def inherited(environ: Mapping[str, str], pid: int, parent: int) -> Inherited:
+    """Read *environ* as the process *pid*, child of *parent*.
+
+    ``GUNICORN_PID`` counts whoever the parent is: the old master may have gone
+    already, and its sockets live on in this process. Raises ValueError for descriptors that
+    are not numbers.
+    """
+    master_pid = _number(environ.get(MASTER_PID, ""))
+    count = listen_fd_count(environ, pid)
+    if count:
+        return Inherited(master_pid, tuple(range(SD_LISTEN_FDS_START, SD_LISTEN_FDS_START + count)), True)
+    if not master_pid:
+        return Inherited()
+    names = [name for name in environ.get(MASTER_FDS, "").split(",") if name.strip()]
+    try:
+        return Inherited(master_pid, tuple(int(name) for name in names))
+    except ValueError:
+        raise ValueError(f"{MASTER_FDS}={environ[MASTER_FDS]!r} is not a list of descriptors") from None
+
+
+def listen_fd_count(environ: Mapping[str, str], pid: int) -> int:
+    """How many sockets a service manager has passed to the process *pid*."""
+    if _number(environ.get(LISTEN_PID, "")) != pid:
+        return 0
+    return _number(environ.get(LISTEN_FDS, ""))
+
+
+def forget(environ: MutableMapping[str, str]) -> None:
+    """Remove what ``inherited()`` has read: it is not for the children of this process."""
+    for name in (MASTER_PID, MASTER_FDS, *LISTEN_VARIABLES):
+        environ.pop(name, None)
+
+
+def reexec_environment(
+    environ: Mapping[str, str], *, master_pid: int, fds: Iterable[int], systemd_pid: int | None = None
+) -> dict[str, str]:
+    """*environ* for the successor of the master *master_pid*, which gets the sockets *fds*.
+
+    With *systemd_pid*, the pid of the successor itself, they are passed as a service manager
+    does it; they must then be numbered from 3 on, as they were when they came.
+    """
+    result = dict(environ)
+    forget(result)
+    result[MASTER_PID] = str(master_pid)
+    numbers = list(fds)
+    if systemd_pid is not None:
+        result[LISTEN_PID] = str(systemd_pid)
+        result[LISTEN_FDS] = str(len(numbers))
+    else:
+        result[MASTER_FDS] = ",".join(map(str, numbers))
+    return result
+
+
+def environment_changes(
+    current: Mapping[str, str], wanted: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str | None]]:
+    """What to set so that *wanted* holds, and what undoes it: the earlier values, none for unset."""
+    return dict(wanted), {name: current.get(name) for name in wanted}
+
+
+def _number(text: str) -> int:
+    """A count or a pid; 0 for what is not one."""
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdecimal() else 0

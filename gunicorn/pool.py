@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT
+"""What the pool of workers needs next. Nothing here forks, kills or reads a clock.
+
+The arbiter keeps one ``WorkerRecord`` a process, asks these functions with the time as an
+argument, and carries the answers out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+# An unasked end within this many seconds of the fork is a failed start.
+YOUNG = 1.0
+# Waits before the next start after one, two, … failed starts in a row.
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 1.0
+# A pool without a failed start for so long counts from the beginning.
+FORGIVEN_AFTER = 10.0
+# From SIGABRT to SIGKILL, for a worker whose heart has stopped.
+ABORT_GRACE = 1.0
+# How many workers start before the loop looks at signals again.
+SPAWN_BATCH = 4
+
+
+@dataclass
+class WorkerRecord:
+    """The master's side of one worker process."""
+
+    pid: int
+    age: int
+    spawned_at: float
+    # The heartbeat as the master made it; a later one is the worker's own, and shows that it has booted.
+    first_beat: float = 0.0
+    booted: bool = False
+    # Started under a configuration that a reload has replaced.
+    outdated: bool = False
+    # Told to end gracefully, once; the deadline for its SIGKILL.
+    retiring: bool = False
+    kill_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many workers to start, which to tell to end, and whether old ones wait for new ones to boot."""
+
+    spawn: int = 0
+    retire: tuple[int, ...] = ()
+    waiting: bool = False
+
+
+def plan(records: Iterable[WorkerRecord], wanted: int, now: float, boot_wait: float) -> Plan:
+    """What brings the pool to *wanted* workers of the current configuration.
+
+    An outdated worker goes on serving until a new one has booted in its place, or has had
+    *boot_wait* seconds to: between the two there is no moment without a worker. Among those that are
+    too many, outdated ones that never booted go first (they serve nobody), then the oldest.
+    """
+    staying = [record for record in records if not record.retiring]
+    current = sorted((record for record in staying if not record.outdated), key=_oldest_first)
+    outdated = sorted((record for record in staying if record.outdated), key=_oldest_first)
+    surplus = current[: max(0, len(current) - wanted)]
+    ready = sum(1 for record in current if record.booted or now - record.spawned_at >= boot_wait)
+    keep = max(0, wanted - ready)
+    retire = outdated[: max(0, len(outdated) - keep)]
+    return Plan(
+        spawn=max(0, wanted - len(current)),
+        retire=tuple(record.pid for record in (*retire, *surplus)),
+        waiting=len(outdated) > len(retire),
+    )
+
+
+def _oldest_first(record: WorkerRecord) -> tuple[bool, int]:
+    return record.booted, record.age
+
+
+def overdue(beats: Mapping[int, float], timeout: float, now: float) -> list[int]:
+    """The pids whose last heartbeat is more than *timeout* seconds ago; 0 switches the check off."""
+    if timeout <= 0:
+        return []
+    return [pid for pid, beat in beats.items() if now - beat > timeout]
+
+
+def halt_reason(
+    code: int | None, booted: bool, *, boot_error: int, load_error: int
+) -> tuple[str, int] | None:
+    """Why the end of one of our workers ends the server, and with which status; none if it does not.
+
+    A worker that cannot even start would be started for ever. One that served and
+    then ends with the same number by chance is only replaced.
+    """
+    if booted or code is None:
+        return None
+    if code == boot_error:
+        return "a worker failed to boot", boot_error
+    if code == load_error:
+        return "the application failed to load", load_error
+    return None
+
+
+class Pacing:
+    """Spaces the starts of workers that die as soon as they are started."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._last_failure = 0.0
+
+    def worker_ended(self, now: float, lived: float, *, booted: bool, asked: bool, failed: bool) -> None:
+        """Count the end of a worker that *lived* so many seconds.
+
+        Only failures count: with ``max_requests=1`` a worker that ends young has done its work.
+        """
+        if asked or not failed or (booted and lived >= YOUNG):
+            return
+        self.start_failed(now)
+
+    def start_failed(self, now: float) -> None:
+        """Count a start that came to nothing: a refused fork, or a worker that died at once."""
+        if now - self._last_failure >= FORGIVEN_AFTER:
+            self._failures = 0
+        self._failures += 1
+        self._last_failure = now
+
+    def pause(self, now: float) -> float:
+        """Seconds from *now* until a worker may be started."""
+        if not self._failures or now - self._last_failure >= FORGIVEN_AFTER:
+            return 0.0
+        wait = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10))
+        return max(0.0, self._last_failure + wait - now)
+
+
+def match_addresses(old: Sequence[object], new: Sequence[object]) -> tuple[list[int | None], list[int]]:
+    """Which of the *old* listeners serve the *new* addresses.
+
+    For each new address the index of the old one that is the same, or none where a listener must be
+    made; then the indices of old ones that nobody wants any more. An address that is listed
+    twice is matched twice only if it was there twice.
+    """
+    left = dict(enumerate(old))
+    kept: list[int | None] = []
+    for address in new:
+        index = next((i for i, candidate in left.items() if candidate == address), None)
+        if index is not None:
+            del left[index]
+        kept.append(index)
+    return kept, sorted(left)

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: MIT
+"""Listening sockets: made from configured addresses, or taken over by descriptor."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.errors import HaltServer
+
+if TYPE_CHECKING:
+    import ssl
+
+# Bind attempts at a start, a second apart: a server that is just stopping still holds its address.
+ATTEMPTS = 5
+RETRY_DELAY = 1.0
+
+
+class BindError(Exception):
+    """A listener cannot be made; the text says which one and why. *busy*: trying again may help."""
+
+    def __init__(self, text: str, busy: bool = False) -> None:
+        super().__init__(text)
+        self.busy = busy
+
+
+class BaseSocket:
+    """A listening, non-blocking stream socket; what it lacks is asked of ``sock``, the real one.
+
+    *address* is the configured one and stays in ``cfg_addr``. With *fd* the socket exists: that
+    descriptor is taken over and not bound. It is inheritable, so that a successor started by exec gets it;
+    whoever runs application code sets close-on-exec in its own process.
+    """
+
+    FAMILY: socket.AddressFamily
+
+    def __init__(self, address: Any, conf: Any, log: Any, fd: int | None = None) -> None:
+        self.log = log
+        self.conf = conf
+        self.cfg_addr = address
+        sock = socket.socket(self.FAMILY, socket.SOCK_STREAM) if fd is None else socket.socket(fileno=fd)
+        try:
+            self.sock: socket.socket | None = self.set_options(sock, bound=fd is not None)
+        except BaseException:
+            sock.close()
+            raise
+
+    def __str__(self) -> str:
+        return f"<socket {self._socket().fileno()}>"
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached before __init__ is done too, when there is no socket to ask.
+        if name == "sock":
+            raise AttributeError(name)
+        return getattr(self.sock, name)
+
+    def _socket(self) -> socket.socket:
+        if self.sock is None:
+            raise ValueError("the listener is closed")
+        return self.sock
+
+    def set_options(self, sock: socket.socket, bound: bool = False) -> socket.socket:
+        """Make *sock* a listener, binding it unless it is bound."""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if not bound:
+            if self.conf.reuse_port and self.FAMILY != socket.AF_UNIX:
+                _set_reuse_port(sock)
+            self.bind(sock)
+        # The workers of a pre-fork server race for each connection; the losers must not block.
+        sock.setblocking(False)
+        sock.set_inheritable(True)
+        sock.listen(self.conf.backlog)
+        return sock
+
+    def bind(self, sock: socket.socket) -> None:
+        """Bind *sock* to the configured address."""
+        sock.bind(self.cfg_addr)
+
+    def close(self) -> None:
+        """Close this process's descriptor, once."""
+        sock, self.sock = self.sock, None
+        if sock is not None:
+            sock.close()
+
+    def owns_path(self) -> bool:
+        """True if closing for good should remove a file that this listener has made."""
+        return False
+
+    def take_path(self) -> None:
+        """Become the owner of the file of a socket that another process had made for us."""
+
+
+def _set_reuse_port(sock: socket.socket) -> None:
+    option = getattr(socket, "SO_REUSEPORT", None)
+    if option is None:
+        raise BindError("reuse_port is not available on this system")
+    sock.setsockopt(socket.SOL_SOCKET, option, 1)
+
+
+class TCPSocket(BaseSocket):
+    """A listener on an IPv4 address and port; shown as the URL to open."""
+
+    FAMILY = socket.AF_INET
+
+    def __str__(self) -> str:
+        host, port = self._socket().getsockname()[:2]
+        return f"{'https' if self.conf.is_ssl else 'http'}://{host}:{port}"
+
+    def set_options(self, sock: socket.socket, bound: bool = False) -> socket.socket:
+        # Accepted connections inherit it; an answer in several writes must not wait for an ACK (RFC 896).
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return super().set_options(sock, bound=bound)
+
+
+class TCP6Socket(TCPSocket):
+    """The same for IPv6. ``[::]`` also takes IPv4 where the system maps it."""
+
+    FAMILY = socket.AF_INET6
+
+    def __str__(self) -> str:
+        host, port = self._socket().getsockname()[:2]
+        return f"{'https' if self.conf.is_ssl else 'http'}://[{host}]:{port}"
+
+
+class UnixSocket(BaseSocket):
+    """A listener on a path, with the mode that ``umask`` leaves and the configured owner.
+
+    A file that a dead server left there is replaced; a socket that somebody listens on is not.
+    """
+
+    FAMILY = socket.AF_UNIX
+
+    def __init__(self, addr: Any, conf: Any, log: Any, fd: int | None = None) -> None:
+        self._file: tuple[int, int] | None = None
+        if fd is None:
+            _remove_stale(addr)
+        super().__init__(addr, conf, log, fd=fd)
+
+    def __str__(self) -> str:
+        return f"unix:{os.fsdecode(self.cfg_addr)}"
+
+    def bind(self, sock: socket.socket) -> None:
+        # bind() makes the file: with its final mode, not with another for a moment.
+        before = os.umask(self.conf.umask)
+        try:
+            sock.bind(self.cfg_addr)
+        finally:
+            os.umask(before)
+        self.take_path()
+        os.chown(self.cfg_addr, self.conf.uid, self.conf.gid)
+
+    def take_path(self) -> None:
+        self._file = _file_identity(self.cfg_addr)
+
+    def owns_path(self) -> bool:
+        return self._file is not None and self._file == _file_identity(self.cfg_addr)
+
+
+def _file_identity(path: Any) -> tuple[int, int] | None:
+    try:
+        info = os.stat(path)
+    except (OSError, ValueError):
+        # ValueError: a name of the abstract namespace, which begins with NUL and has no file.
+        return None
+    return info.st_dev, info.st_ino
+
+
+def _remove_stale(path: Any) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, ValueError):
+        return
+    if not stat.S_ISSOCK(mode):
+        raise BindError(f"cannot listen on {_shown(path)}: a file that is not a socket is there")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A full accept queue answers EAGAIN; a blocking connect would wait for a place in it.
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            pass
+        except OSError as exc:
+            if exc.errno not in (errno.EAGAIN, errno.EINPROGRESS):
+                raise
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from exc
+        else:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _sock_type(addr: Any) -> type[BaseSocket]:
+    """The class for an address as the socket calls know it: a pair (or four) or a path."""
+    if isinstance(addr, tuple):
+        # No host name contains a colon, every IPv6 address does.
+        return TCP6Socket if ":" in addr[0] else TCPSocket
+    if isinstance(addr, str | bytes):
+        return UnixSocket
+    raise TypeError(f"{addr!r} is neither (host, port) nor the path of a Unix socket")
+
+
+def create_sockets(conf: Any, log: Any, fds: Iterable[int] | None = None) -> list[BaseSocket]:
+    """The listeners for ``conf.address``; with *fds*, those sockets in its place.
+
+    Raises HaltServer with exit status 1 if one cannot be made, when none is left open.
+    """
+    try:
+        _check_certificates(conf)
+        if fds:
+            listeners = [_from_fd(fd, conf, log) for fd in fds]
+            for listener in listeners:
+                listener.take_path()
+            return listeners
+        return open_listeners(conf.address, conf, log)
+    except BindError as exc:
+        raise HaltServer(str(exc), 1) from exc
+
+
+def open_listeners(
+    addresses: Sequence[Any], conf: Any, log: Any, attempts: int = ATTEMPTS
+) -> list[BaseSocket]:
+    """A listener for each address (an int is the number of an open descriptor), or BindError and none.
+
+    An address in use is tried *attempts* times; between them this call sleeps.
+    """
+    listeners: list[BaseSocket] = []
+    try:
+        for address in addresses:
+            listeners.append(_open_patiently(address, conf, log, attempts))
+    except BaseException:
+        close_sockets(listeners)
+        raise
+    return listeners
+
+
+def _open_patiently(address: Any, conf: Any, log: Any, attempts: int) -> BaseSocket:
+    for left in range(attempts - 1, -1, -1):
+        try:
+            return _open(address, conf, log)
+        except BindError as exc:
+            if not exc.busy or not left:
+                raise
+            log.warning("%s; trying again in %g s", exc, RETRY_DELAY)
+        time.sleep(RETRY_DELAY)
+    raise AssertionError("at least one attempt is made")
+
+
+def _open(address: Any, conf: Any, log: Any) -> BaseSocket:
+    if isinstance(address, int):
+        return _from_fd(address, conf, log)
+    try:
+        return _sock_type(address)(address, conf, log)
+    except OSError as exc:
+        raise BindError(
+            f"cannot listen on {_shown(address)}: {_explain(exc)}", busy=exc.errno == errno.EADDRINUSE
+        ) from exc
+
+
+def _from_fd(fd: int, conf: Any, log: Any) -> BaseSocket:
+    try:
+        # Only looked at; the descriptor is the listener's to close.
+        looked = socket.socket(fileno=fd)
+        try:
+            name = looked.getsockname()
+        finally:
+            looked.detach()
+        return _sock_type(name)(name, conf, log, fd=fd)
+    except OSError as exc:
+        raise BindError(f"descriptor {fd} is not a socket to listen on: {exc.strerror or exc}") from exc
+
+
+def _explain(exc: OSError) -> str:
+    reason = exc.strerror or str(exc)
+    if exc.errno == errno.EADDRINUSE:
+        return f"{reason} (is another server running there?)"
+    if exc.errno in (errno.EACCES, errno.EPERM):
+        return f"{reason} (ports below 1024, and directories of others, need privileges)"
+    if exc.errno == errno.EADDRNOTAVAIL:
+        return f"{reason} (no interface of this host has that address)"
+    return reason
+
+
+def _shown(address: Any) -> str:
+    if isinstance(address, tuple):
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"unix:{os.fsdecode(address)}"
+
+
+def _check_certificates(conf: Any) -> None:
+    if not conf.is_ssl:
+        return
+    for name in ("certfile", "keyfile"):
+        path = getattr(conf, name)
+        if path and not os.path.exists(path):
+            raise BindError(f"{name} {path!r} does not exist")
+
+
+def close_sockets(listeners: Iterable[Any], unlink: bool = True) -> None:
+    """Close *listeners*; with *unlink*, remove the files that they have made and that are still theirs."""
+    for listener in listeners:
+        name = listener.getsockname()
+        removable = (
+            unlink and _sock_type(name) is UnixSocket and not _is_abstract(name) and listener.owns_path()
+        )
+        listener.close()
+        if removable:
+            try:
+                os.unlink(name)
+            except OSError:
+                # Gone already, or in a directory that is no longer ours to write to.
+                pass
+
+
+def _is_abstract(name: str | bytes) -> bool:
+    return not name or name[0] in (0, "\0")
+
+
+def ssl_context(conf: Any) -> ssl.SSLContext:
+    """The TLS context for *conf*, as the ``ssl_context`` hook wants it.
+
+    The hook is given the configuration and a function that makes the default context: certificate and key, the
+    client certificates asked for, the authorities, the ciphers.
+    """
+
+    def default_ssl_context_factory() -> ssl.SSLContext:
+        import ssl
+
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=conf.ca_certs)
+        context.load_cert_chain(certfile=conf.certfile, keyfile=conf.keyfile)
+        context.verify_mode = conf.cert_reqs
+        if conf.ciphers:
+            context.set_ciphers(conf.ciphers)
+        return context
+
+    hook: Callable[[Any, Callable[[], ssl.SSLContext]], ssl.SSLContext] = conf.ssl_context
+    return hook(conf, default_ssl_context_factory)
+
+
+def ssl_wrap_socket(sock: socket.socket, conf: Any) -> ssl.SSLSocket:
+    """*sock* as the server's end of a TLS connection."""
+    return ssl_context(conf).wrap_socket(
+        sock,
+        server_side=True,
+        suppress_ragged_eofs=conf.suppress_ragged_eofs,
+        do_handshake_on_connect=conf.do_handshake_on_connect,
+    )
