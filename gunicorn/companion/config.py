@@ -181,7 +181,7 @@ def _build_one(
     values = dict(defaults)
     for key, value in entry.items():
         if key not in KNOWN_KEYS:
-            problems.append(f"{label}: {unknown(str(key), KNOWN_KEYS)}")
+            problems.append(f"{label}: unknown key {did_you_mean(str(key), KNOWN_KEYS)}")
         elif value is not None or key not in ("name", "target"):
             values[key] = _checked(key, value, f"{label}: {key}", problems)
     if len(problems) > before or any(values.get(key) is None for key in GLOBAL_KEYS if key in TIME_KEYS):
@@ -191,10 +191,10 @@ def _build_one(
     return CompanionConfig(**values)
 
 
-def unknown(key: str, known: Iterable[str]) -> str:
-    """``stop_sigal: did you mean stop_signal?``, or that the key is unknown."""
-    near = difflib.get_close_matches(key, list(known), n=1)
-    return f"{key}: did you mean {near[0]}?" if near else f"{key}: unknown key"
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``stop_sigal: did you mean stop_signal?``; the word alone where nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"{word}: did you mean {near[0]}?" if near else word
 
 
 def _checked(key: str, value: Any, label: str, problems: list[str]) -> Any:

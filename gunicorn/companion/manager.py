@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gunicorn.companion import runfile, session
-from gunicorn.companion.config import CompanionConfig, unknown
+from gunicorn.companion.config import CompanionConfig, did_you_mean
 from gunicorn.companion.control import ControlServer, error
 from gunicorn.companion.link import Link
 from gunicorn.companion.process import POLL_INTERVAL, Action, CompanionProcess, Event, State
@@ -224,7 +224,20 @@ class CompanionManager:
         for process in self.processes.values():
             if process.config.autostart and not process.manual_stop:
                 self._send_event(process, Event.START, now)
+            else:
+                self._end_old_self(process, now)
         self.step(now)
+
+    def _end_old_self(self, process: CompanionProcess, now: float) -> None:
+        """What a dead manager left of a companion that is to be stopped: STOPPING until it is gone."""
+        record = runfile.peek(self.run_dir, process.name)
+        if record is None or record.supervised:
+            return
+        manual = process.manual_stop
+        self._send_event(process, Event.START, now)
+        with contextlib.suppress(OSError):
+            self._claim(process, now)
+        self._send_event(process, Event.STOP, now, manual=manual)
 
     def spawn_process(self, process: CompanionProcess) -> None:
         """Fork *process*, unless an older self of it is still there."""
@@ -530,7 +543,7 @@ class CompanionManager:
         if handler is None:
             if not isinstance(command, str):
                 return error("'cmd' is missing; it is one of " + ", ".join(COMMANDS))
-            return error(f"unknown command {unknown(command, COMMANDS)}")
+            return error(f"unknown command {did_you_mean(command, COMMANDS)}")
         try:
             reply = handler(self, request)
         except Exception:
@@ -545,7 +558,7 @@ class CompanionManager:
         if not isinstance(name, str):
             raise LookupError("'name' is missing: which companion?")
         if name not in self.processes:
-            raise LookupError(f"no companion named {unknown(name, self.processes)}")
+            raise LookupError(f"no companion named {did_you_mean(name, self.processes)}")
         return name
 
     def _command_status(self, request: Mapping[str, Any]) -> dict[str, Any]:

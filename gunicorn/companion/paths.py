@@ -6,6 +6,7 @@ from __future__ import annotations
 import glob
 import os
 import pwd
+import stat
 from collections.abc import Mapping
 
 SOCKET_PATTERN = "companion-*.sock"
@@ -56,3 +57,63 @@ def candidate_sockets(environ: Mapping[str, str], uid: int) -> list[str]:
         for path in sorted(glob.glob(os.path.join(pattern, SOCKET_PATTERN))):
             found[os.path.realpath(path)] = None
     return list(found)
+
+
+class Unusable(Exception):
+    """Why a directory will not do."""
+
+
+def prepare_directory(path: str, uid: int, gid: int) -> None:
+    """Make *path* (its last component) if it is missing, mode 0700, for user *uid*. Raises Unusable.
+
+    Called before the manager changes its user: what it needs is made for that
+    user while it still can be.
+    """
+    try:
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        else:
+            os.chmod(path, 0o700)  # whatever the umask is
+            if os.geteuid() == 0 and uid != 0:
+                # Not following links: the directory above may belong to that user.
+                os.chown(path, uid, gid, follow_symlinks=False)
+        info = os.stat(path)
+    except OSError as exc:
+        raise Unusable(f"{path}: {exc.strerror}") from None
+    if not stat.S_ISDIR(info.st_mode):
+        raise Unusable(f"{path} is no directory")
+    if info.st_mode & 0o002 and not info.st_mode & stat.S_ISVTX:
+        raise Unusable(f"{path} may be written by everybody")
+    if not _may_write(info, uid, gid):
+        raise Unusable(f"{path} is not writable for user {uid}")
+
+
+def _may_write(info: os.stat_result, uid: int, gid: int) -> bool:
+    if uid == 0:
+        return True
+    if info.st_uid == uid:
+        return info.st_mode & 0o300 == 0o300
+    if info.st_gid == gid:
+        return info.st_mode & 0o030 == 0o030
+    return info.st_mode & 0o003 == 0o003
+
+
+def usable_default_directory(environ: Mapping[str, str], uid: int, gid: int) -> str:
+    """The first default directory that user *uid* can use, made if need be. Raises Unusable.
+
+    systemd makes $RUNTIME_DIRECTORY for the unit's user. Where that is root and
+    the server changes its user itself, a directory `gunicorn` in it serves.
+    """
+    problems = []
+    for directory in default_directories(environ, uid):
+        for candidate in (directory, os.path.join(directory, "gunicorn")):
+            if candidate != directory and (os.geteuid() != 0 or not os.path.isdir(directory)):
+                break
+            try:
+                prepare_directory(candidate, uid, gid)
+                return candidate
+            except Unusable as exc:
+                problems.append(str(exc))
+    raise Unusable("; ".join(problems) or "there is no home directory")
