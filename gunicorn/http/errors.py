@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: MIT
+"""What can be wrong with a message, each error knowing how to answer it.
+
+Every class carries ``status`` and ``reason`` for the status line and ``text``, a sentence that
+is safe to show to the client: it never repeats what the client sent. ``str(error)`` is for the log.
+"""
+
+from __future__ import annotations
+
+
+class ClientAnswer:
+    """The answer that an error leads to; mixed into every class of this module."""
+
+    status: int = 400
+    reason: str = "Bad Request"
+    text: str = "The request could not be understood."
+
+
+class ParseException(ClientAnswer, Exception):
+    """The request cannot be served as it was sent."""
+
+
+class NoMoreData(ClientAnswer, OSError):
+    """The peer ended the connection in the middle of a message; *buf* is what came of it."""
+
+    text = "The request ended early."
+
+    def __init__(self, buf: bytes | None = None) -> None:
+        super().__init__(buf)
+        self.buf = buf
+
+    def __str__(self) -> str:
+        return f"connection ended after {_shown(self.buf or b'')}"
+
+
+class RequestTimeout(ParseException):
+    """The head of the request did not arrive in time."""
+
+    status = 408
+    reason = "Request Timeout"
+    text = "The request took too long to arrive."
+
+
+class ConfigurationProblem(ParseException):
+    """The request is fine; the configuration cannot serve it."""
+
+    status = 500
+    reason = "Internal Server Error"
+    text = "The server is not configured for this request."
+
+    def __init__(self, info: str) -> None:
+        super().__init__(info)
+        self.info = info
+
+    def __str__(self) -> str:
+        return f"configuration problem: {self.info}"
+
+
+class InvalidRequestLine(ParseException):
+    text = "The request line is malformed."
+
+    def __init__(self, req: str | bytes) -> None:
+        super().__init__(req)
+        self.req = req
+
+    def __str__(self) -> str:
+        return f"malformed request line {_shown(self.req)}"
+
+
+class InvalidRequestMethod(ParseException):
+    text = "The request method is malformed."
+
+    def __init__(self, method: str) -> None:
+        super().__init__(method)
+        self.method = method
+
+    def __str__(self) -> str:
+        return f"malformed request method {_shown(self.method)}"
+
+
+class InvalidHTTPVersion(ParseException):
+    """A version that is malformed (400) or well-formed and not spoken here (505)."""
+
+    status = 505
+    reason = "HTTP Version Not Supported"
+    text = "This server speaks HTTP/1.0 and HTTP/1.1."
+
+    def __init__(self, version: str | tuple[int, int]) -> None:
+        super().__init__(version)
+        self.version = version
+        if isinstance(version, str):
+            self.status, self.reason = ParseException.status, ParseException.reason
+
+    def __str__(self) -> str:
+        if isinstance(self.version, str):
+            return f"malformed protocol version {_shown(self.version)}"
+        return "unsupported protocol version HTTP/{}.{}".format(*self.version)
+
+
+class InvalidHeader(ParseException):
+    text = "A header field is malformed."
+
+    def __init__(self, hdr: str | bytes, req: object = None) -> None:
+        super().__init__(hdr, req)
+        self.hdr = hdr
+        self.req = req
+
+    def __str__(self) -> str:
+        return f"invalid header field {_shown(self.hdr)}"
+
+
+class ObsoleteFolding(ParseException):
+    text = "A header field is folded over several lines."
+
+    def __init__(self, hdr: str | bytes) -> None:
+        super().__init__(hdr)
+        self.hdr = hdr
+
+    def __str__(self) -> str:
+        return f"header field {_shown(self.hdr)} is folded over several lines"
+
+
+class InvalidHeaderName(ParseException):
+    text = "The name of a header field is malformed."
+
+    def __init__(self, hdr: str | bytes) -> None:
+        super().__init__(hdr)
+        self.hdr = hdr
+
+    def __str__(self) -> str:
+        return f"invalid header field name {_shown(self.hdr)}"
+
+
+class UnsupportedTransferCoding(ParseException):
+    status = 501
+    reason = "Not Implemented"
+    text = "The transfer coding is not supported."
+
+    def __init__(self, hdr: str | bytes) -> None:
+        super().__init__(hdr)
+        self.hdr = hdr
+
+    def __str__(self) -> str:
+        return f"unsupported transfer coding {_shown(self.hdr)}"
+
+
+class ExpectationFailed(ParseException):
+    status = 417
+    reason = "Expectation Failed"
+    text = "The expectation of the request cannot be met."
+
+    def __init__(self, value: str) -> None:
+        super().__init__(value)
+        self.value = value
+
+    def __str__(self) -> str:
+        return f"unknown expectation {_shown(self.value)}"
+
+
+class InvalidChunkSize(ClientAnswer, OSError):
+    text = "A chunk of the request body is malformed."
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.data = data
+
+    def __str__(self) -> str:
+        return f"malformed chunk size line {_shown(self.data)}"
+
+
+class ChunkMissingTerminator(ClientAnswer, OSError):
+    text = "A chunk of the request body is malformed."
+
+    def __init__(self, term: bytes) -> None:
+        super().__init__(term)
+        self.term = term
+
+    def __str__(self) -> str:
+        return f"chunk data is followed by {_shown(self.term)} in place of CRLF"
+
+
+class LimitRequestLine(ParseException):
+    status = 414
+    reason = "URI Too Long"
+    text = "The request line is too long."
+
+    def __init__(self, size: int, max_size: int) -> None:
+        super().__init__(size, max_size)
+        self.size = size
+        self.max_size = max_size
+
+    def __str__(self) -> str:
+        return f"request line of {self.size} bytes or more, the limit is {self.max_size}"
+
+
+class LimitRequestHeaders(ParseException):
+    status = 431
+    reason = "Request Header Fields Too Large"
+    text = "The header fields are too many or too large."
+
+    def __init__(self, msg: str) -> None:
+        super().__init__(msg)
+        self.msg = msg
+
+    def __str__(self) -> str:
+        return self.msg
+
+
+class InvalidProxyLine(ParseException):
+    text = "The PROXY protocol header is malformed."
+
+    def __init__(self, line: str | bytes) -> None:
+        super().__init__(line)
+        self.line = line
+
+    def __str__(self) -> str:
+        return f"malformed PROXY protocol header {_shown(self.line)}"
+
+
+class ForbiddenProxyRequest(ParseException):
+    status = 403
+    reason = "Forbidden"
+    text = "The PROXY protocol is not accepted from this address."
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host)
+        self.host = host
+
+    def __str__(self) -> str:
+        return f"PROXY protocol from {self.host}, which proxy_allow_ips does not name"
+
+
+class InvalidSchemeHeaders(ParseException):
+    text = "The forwarded headers disagree about the scheme."
+
+    def __str__(self) -> str:
+        return "forwarded headers disagree about the scheme"
+
+
+def _shown(data: str | bytes, limit: int = 120) -> str:
+    """*data* for one log line: printable and short, whatever a client sent."""
+    text = data.decode("latin-1") if isinstance(data, (bytes, bytearray)) else str(data)
+    return ascii(text) if len(text) <= limit else f"{text[:limit]!a}... ({len(text)} long)"

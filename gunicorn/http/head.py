@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: MIT
+"""The head of a response: what an application's status and headers become on the wire. Pure."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Iterable
+
+from .errors import InvalidHeader, InvalidHeaderName
+from .grammar import CONTENT_LENGTH_RE, FIELD_VALUE_RE, STATUS_RE, TOKEN_RE
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+_date: tuple[int, str] = (-1, "")
+
+# Applications send the same few names: each is examined once.
+_NAMES: dict[str, str] = {}
+_NAMES_MAX = 1024
+
+
+def http_date(timestamp: float | None = None) -> str:
+    """*timestamp* (seconds since the epoch; None: now) as an IMF-fixdate of RFC 9110 section 5.6.7."""
+    year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(timestamp)
+    return f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} {hour:02}:{minute:02}:{second:02} GMT"
+
+
+def current_date() -> str:
+    """http_date() of now, made once a second."""
+    global _date
+    second = int(time.time())
+    cached = _date
+    if cached[0] != second:
+        _date = cached = (second, http_date(second))
+    return cached[1]
+
+
+def check_status(status: str) -> int:
+    """The code of a WSGI status string. Raises TypeError or ValueError for what is none."""
+    if not isinstance(status, str):
+        raise TypeError(f"the status must be a str, not {type(status).__name__}")
+    match = STATUS_RE.fullmatch(status)
+    if match is None:
+        raise ValueError(f"not a status of three digits, a space and a reason: {status!a}")
+    return int(match[1])
+
+
+def check_header(name: str, value: str) -> tuple[str, str]:
+    """The lower-case name and the stripped value of a header that an application gave.
+
+    Raises TypeError for what is no str, InvalidHeaderName or InvalidHeader for text that would
+    break the head apart.
+    """
+    lower = _NAMES.get(name) if type(name) is str else None
+    if lower is None:
+        lower = _check_name(name)
+    if not isinstance(value, str):
+        raise TypeError(f"the value of header {name!a} must be a str, not {type(value).__name__}")
+    if not FIELD_VALUE_RE.fullmatch(value):
+        raise InvalidHeader(f"{name}: {value}")
+    return lower, value.strip(" \t")
+
+
+def _check_name(name: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a header must be a str, not {type(name).__name__}")
+    if not TOKEN_RE.fullmatch(name):
+        raise InvalidHeaderName(name)
+    lower = name.lower()
+    if len(_NAMES) < _NAMES_MAX and len(name) < 64:
+        _NAMES[name] = lower
+    return lower
+
+
+def check_content_length(value: str) -> int:
+    """The length that an application states. Raises InvalidHeader for what is no length."""
+    if not CONTENT_LENGTH_RE.fullmatch(value):
+        raise InvalidHeader(f"Content-Length: {value}")
+    return int(value)
+
+
+def has_body(method: str, code: int | None) -> bool:
+    """Whether a response may have content (RFC 9110 sections 6.4.1, 9.3.2, 15.3.5, 15.4.5)."""
+    return method != "HEAD" and (code is None or (code >= 200 and code not in (204, 304)))
+
+
+def forbids_length(method: str, code: int | None) -> bool:
+    """Whether Content-Length may not be sent at all (RFC 9110 section 8.6)."""
+    if code is None:
+        return False
+    return code < 200 or code == 204 or (method == "CONNECT" and code < 300)
+
+
+def field_lines(headers: Iterable[tuple[str, str]]) -> str:
+    """*headers*, already checked, as lines."""
+    return "".join([f"{name}: {value}\r\n" for name, value in headers])
+
+
+def encode_head(lines: str) -> bytes:
+    """The bytes of a head whose lines are given without the final empty one.
+
+    Raises UnicodeEncodeError for what is not Latin-1 (PEP 3333 allows no other text).
+    """
+    return f"{lines}\r\n".encode("latin-1")
+
+
+def error_response(status: int, reason: str, text: str) -> bytes:
+    """A complete response, its connection closing, that tells a client what went wrong."""
+    title = f"{status} {html.escape(reason)}"
+    body = (
+        f"<!DOCTYPE html>\n<html>\n<head><title>{title}</title></head>\n"
+        f"<body>\n<h1>{title}</h1>\n<p>{html.escape(text)}</p>\n</body>\n</html>\n"
+    ).encode()
+    head = encode_head(
+        f"HTTP/1.1 {status} {reason}\r\n"
+        f"Date: {current_date()}\r\n"
+        "Connection: close\r\n"
+        "Content-Type: text/html; charset=utf-8\r\n"
+        f"Content-Length: {len(body)}\r\n"
+    )
+    return head + body

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: MIT
+"""A request as it is read from a connection: the head parsed, the body ready to be read."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+from . import grammar
+from .body import Body, ChunkedReader, EOFReader, LengthReader
+from .errors import ForbiddenProxyRequest, InvalidProxyLine, LimitRequestLine, NoMoreData, ParseException
+from .parse import Headers, HeadGatherer, RequestHead, parse_fields, parse_head, parse_request_line
+from .policy import (
+    DEFAULT_MAX_HEADERFIELD_SIZE,
+    MAX_HEADERS,
+    MAX_REQUEST_LINE,
+    RequestPolicy,
+    policy_for,
+)
+from .proxyproto import V1_MAX_LENGTH, ProxyInfo, parse_v1
+from .unreader import READ_SIZE, Unreader
+
+__all__ = [
+    "DEFAULT_MAX_HEADERFIELD_SIZE", "MAX_HEADERS", "MAX_REQUEST_LINE", "METHOD_BADCHAR_RE",
+    "RFC9110_5_5_INVALID_AND_DANGEROUS", "RFC9110_5_6_2_TOKEN_SPECIALS", "TOKEN_RE", "VERSION_RE",
+    "Message", "Request",
+]
+
+RFC9110_5_6_2_TOKEN_SPECIALS = grammar.TOKEN_SPECIALS
+TOKEN_RE = grammar.TOKEN_RE
+METHOD_BADCHAR_RE = grammar.UNCONVENTIONAL_METHOD_RE
+VERSION_RE = grammar.HTTP_VERSION_RE
+RFC9110_5_5_INVALID_AND_DANGEROUS = grammar.CONTROLS_RE
+
+# What is read of a body that the application left, so that the connection can serve another request.
+DRAIN_LIMIT = 256 * 1024
+
+
+class Message:
+    """What requests have in common with any other message; reads itself from *unreader* at once."""
+
+    def __init__(
+        self, cfg: Any, unreader: Unreader, peer_addr: Any, *, policy: RequestPolicy | None = None
+    ) -> None:
+        self.cfg = cfg
+        self.unreader = unreader
+        self.peer_addr = self.remote_addr = peer_addr
+        self.policy = policy = policy or policy_for(cfg)
+        self.version: tuple[int, int] = (1, 0)
+        self.headers: Headers = []
+        self.trailers: Headers = []
+        self.body: Body
+        self.scheme = policy.default_scheme
+        self.must_close = False
+        self.head: RequestHead | None = None
+        self.limit_request_fields = policy.limit_request_fields
+        self.limit_request_field_size = policy.limit_request_field_size
+        rest = self.parse(unreader)
+        unreader.unread(rest)
+        self.set_body_reader()
+
+    def force_close(self) -> None:
+        """Let the connection end with this message."""
+        self.must_close = True
+
+    def parse(self, unreader: Unreader) -> bytes:
+        """Read the head from *unreader*; returns the bytes that came after it."""
+        raise NotImplementedError
+
+    def parse_headers(self, data: bytes, from_trailer: bool = False) -> Headers:
+        """The fields in *data*, their final empty line being optional."""
+        if not data.endswith(b"\r\n\r\n"):
+            data += b"\r\n" if data.endswith(b"\r\n") or not data else b"\r\n\r\n"
+        trusted = not from_trailer and self.policy.forwarded_allow.allows(self.peer_addr)
+        return parse_fields(data, self.policy, trusted)
+
+    def set_body_reader(self) -> None:
+        """Decide where the body ends (RFC 9112 section 6.3)."""
+        head = self.head
+        if head is not None and head.chunked:
+            self.body = Body(ChunkedReader(self, self.unreader))
+        elif head is not None and head.content_length is not None:
+            self.body = Body(LengthReader(self.unreader, head.content_length))
+        else:
+            self.body = Body(EOFReader(self.unreader))
+
+    def should_close(self) -> bool:
+        """Whether no further message follows on the connection."""
+        if self.must_close:
+            return True
+        return self.head is None or self.head.should_close
+
+
+class Request(Message):
+    """One request. Raises ParseException for a bad one, NoMoreData if the peer ends within it.
+
+    On a connection that ended cleanly NoMoreData has an empty ``buf``. *policy* and *proxy_info*
+    (of an earlier request on the connection) spare the work of finding them again.
+    """
+
+    def __init__(
+        self,
+        cfg: Any,
+        unreader: Unreader,
+        peer_addr: Any,
+        req_number: int = 1,
+        *,
+        policy: RequestPolicy | None = None,
+        proxy_info: ProxyInfo | None = None,
+    ) -> None:
+        policy = policy or policy_for(cfg)
+        self.method = self.uri = self.path = self.query = self.fragment = ""
+        self.req_number = req_number
+        self.proxy_info = proxy_info
+        self.proxy_protocol_info = proxy_info.as_dict() if proxy_info else None
+        self.limit_request_line = policy.limit_request_line
+        super().__init__(cfg, unreader, peer_addr, policy=policy)
+
+    @property
+    def trusted_peer(self) -> bool:
+        """Whether ``forwarded_allow_ips`` names the peer."""
+        return self.policy.forwarded_allow.allows(self.peer_addr)
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client waits for 100 (Continue) before it sends its body."""
+        return self.head is not None and self.head.expect_continue
+
+    def parse(self, unreader: Unreader) -> bytes:
+        gatherer = HeadGatherer(self.policy, first=self.req_number == 1)
+        while True:
+            data = unreader.read()
+            if not data:
+                raise NoMoreData(bytes(gatherer.buffer))
+            if gatherer.feed(data):
+                break
+        if gatherer.proxy_seen:
+            self.proxy_protocol_access_check()
+            self._set_proxy_info(gatherer.proxy_info)
+        self._take(parse_head(gatherer.head(), self.policy, self.trusted_peer))
+        return gatherer.rest()
+
+    def _take(self, head: RequestHead) -> None:
+        self.head = head
+        self.method = head.method
+        self.uri = head.target
+        self.path = head.path
+        self.query = head.query
+        self.fragment = head.fragment
+        self.version = head.version
+        self.headers = head.headers
+        self.scheme = head.scheme
+
+    def _set_proxy_info(self, info: ProxyInfo | None) -> None:
+        self.proxy_info = info
+        self.proxy_protocol_info = info.as_dict() if info else None
+
+    def set_body_reader(self) -> None:
+        # A request without framing has no body (RFC 9112 section 6.3, rule 7).
+        head = self.head
+        if head is not None and head.chunked:
+            super().set_body_reader()
+        else:
+            self.body = Body(LengthReader(self.unreader, (head and head.content_length) or 0))
+
+    def drain(self, limit: int = DRAIN_LIMIT, timeout: float | None = None) -> bool:
+        """Discard what the application left of the body; True if another request can follow.
+
+        At most about *limit* bytes are read, within *timeout* seconds (0: only what has arrived;
+        None: the socket's own timeout for each read). Nothing is read of a body that is
+        known to be longer, or that the client holds back until it is asked for. Raises nothing.
+        """
+        body = self.body
+        if body.finished:
+            return True
+        if body.before_read is not None and not self.unreader.pending:
+            return False
+        if body.remaining is not None and body.remaining > limit:
+            return False
+        sock = getattr(self.unreader, "sock", None)
+        try:
+            if timeout is None or sock is None:
+                return body.discard(limit)
+            return self._drain_until(sock, limit, time.monotonic() + timeout)
+        except (OSError, ValueError, ParseException):
+            return False
+
+    def _drain_until(self, sock: Any, limit: int, deadline: float) -> bool:
+        """Discard within a deadline for the whole, which a socket's timeout for one read is not."""
+        before = sock.gettimeout()
+        try:
+            while limit > 0:
+                sock.settimeout(max(0.0, deadline - time.monotonic()))
+                if self.body.discard(min(limit, READ_SIZE)):
+                    return True
+                limit -= READ_SIZE
+            return False
+        finally:
+            sock.settimeout(before)
+
+    # What follows is the reference interface, for subclasses and tests that drive the parts by hand.
+
+    def get_data(self, unreader: Unreader, buf: io.BytesIO, stop: bool = False) -> None:
+        """Add what comes next to *buf*; at the end StopIteration if *stop*, else NoMoreData."""
+        data = unreader.read()
+        if not data:
+            if stop:
+                raise StopIteration
+            raise NoMoreData(buf.getvalue())
+        buf.write(data)
+
+    def read_line(self, unreader: Unreader, buf: io.BytesIO, limit: int = 0) -> tuple[bytes, bytes]:
+        """The first line of *buf* and what follows it, read on as needed. *limit* 0 is none."""
+        while True:
+            data = buf.getvalue()
+            end = data.find(b"\r\n")
+            size = end if end >= 0 else len(data) - 1  # a lone CR may be the end's first half
+            if size > limit > 0:
+                raise LimitRequestLine(size, limit)
+            if end >= 0:
+                return data[:end], data[end + 2 :]
+            self.get_data(unreader, buf)
+
+    def proxy_protocol(self, line: str) -> bool:
+        """Take *line* for what it says if it is a PROXY line and one is expected."""
+        if not self.policy.proxy_protocol or self.req_number != 1 or not line.startswith("PROXY"):
+            return False
+        self.proxy_protocol_access_check()
+        self.parse_proxy_protocol(line)
+        return True
+
+    def proxy_protocol_access_check(self) -> None:
+        """Raise ForbiddenProxyRequest unless ``proxy_allow_ips`` names the peer."""
+        if not self.policy.proxy_allow.allows(self.peer_addr):
+            raise ForbiddenProxyRequest(str(self.peer_addr[0]))
+
+    def parse_proxy_protocol(self, line: str) -> None:
+        """Take the connection's addresses from a version 1 line. Raises InvalidProxyLine."""
+        if len(line) + 2 > V1_MAX_LENGTH:
+            raise InvalidProxyLine(line)
+        self._set_proxy_info(parse_v1(line))
+
+    def parse_request_line(self, line_bytes: bytes) -> None:
+        """Take method, target and version from a request line without its CRLF."""
+        self._take(parse_request_line(line_bytes, self.policy))

@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: MIT
+"""The head of a request: bytes in, a RequestHead out. No socket inside.
+
+``HeadGatherer`` collects bytes until a head is complete, wherever they come from; ``parse_head``
+reads a complete one in one pass. Two regular expressions read the heads that clients really send;
+whatever they do not match goes line by line, which finds the exact error or takes what the
+configuration permits. Both ways end in the same interpretation of framing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from . import grammar
+from .errors import (
+    ExpectationFailed,
+    InvalidHeader,
+    InvalidHeaderName,
+    InvalidHTTPVersion,
+    InvalidRequestLine,
+    InvalidRequestMethod,
+    InvalidSchemeHeaders,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ObsoleteFolding,
+    UnsupportedTransferCoding,
+)
+from .policy import RequestPolicy
+from .proxyproto import ProxyInfo, split_proxy_header, starts_proxy_header
+
+Headers = list[tuple[str, str]]
+
+HEAD_END = b"\r\n\r\n"
+# RFC 9112 section 2.2 asks for patience with at least one; endless ones are no request.
+MAX_EMPTY_LINES = 2
+
+_BARE_LF_RE = re.compile(rb"(?<!\r)\n")
+
+_FAST_LINE_RE = re.compile(
+    rf"(?:\r\n){{0,{MAX_EMPTY_LINES}}}"
+    r"([A-Z]{3,20}) ((/[^\x00-\x20\x7f?#]*)(?:\?([^\x00-\x20\x7f#]*))?) HTTP/1\.([01])\r\n"
+)
+# No underscore in a name: those are policy. No white space apart from the value: taking it away
+# here would let a long run of spaces be tried in every split, so strip() does it afterwards.
+_FAST_FIELD_RE = re.compile(
+    r"^([!#$%&'*+\-.^`|~0-9A-Za-z]+):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n", re.MULTILINE
+)
+
+_UPPER: dict[str, str] = {}
+_UPPER_MAX = 1024
+
+_FRAMING = frozenset({"HOST", "CONTENT-LENGTH", "TRANSFER-ENCODING", "CONNECTION", "EXPECT"})
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """What the head of a request says. Text has one character for each byte received."""
+
+    method: str
+    target: str  # as sent
+    path: str  # "*" and "" for the asterisk and authority forms
+    query: str
+    fragment: str
+    version: tuple[int, int]
+    headers: Headers  # names in upper case, in the order received
+    authority: str | None = None  # of the absolute and authority forms; overrides Host
+    host: str | None = None
+    content_length: int | None = None
+    chunked: bool = False
+    scheme: str = "http"
+    # What Connection asks for; None leaves it to the version's default.
+    close: bool | None = None
+    expect_continue: bool = False
+
+    @property
+    def should_close(self) -> bool:
+        """Whether the connection ends with this request (RFC 9112 section 9.3)."""
+        return self.version <= (1, 0) if self.close is None else self.close
+
+
+def find_head_end(buffer: bytes | bytearray, start: int = 0) -> int:
+    """The offset just after the head at the start of *buffer*, or -1 while it is incomplete.
+
+    *start* is where the search may begin: three bytes before what was not yet there the last time.
+    """
+    begin = skip_empty_lines(buffer)
+    index = buffer.find(HEAD_END, start if start > begin else begin)
+    return index + 4 if index >= 0 else -1
+
+
+def skip_empty_lines(buffer: bytes | bytearray, offset: int = 0) -> int:
+    """*offset* moved behind the few empty lines that may precede a request line."""
+    for _ in range(MAX_EMPTY_LINES):
+        if not buffer.startswith(b"\r\n", offset):
+            break
+        offset += 2
+    return offset
+
+
+def check_partial_head(buffer: bytes | bytearray, policy: RequestPolicy, start: int = 0) -> None:
+    """Raise for an incomplete head that no further bytes can make acceptable.
+
+    *start* as in find_head_end: the bytes before it have been checked already.
+    """
+    begin = skip_empty_lines(buffer)
+    if begin == len(buffer):
+        return
+    # A TLS hello or other noise would else be waited on until the timeout.
+    lone_cr = len(buffer) == begin + 1 and buffer[begin] == 0x0D  # the start of an empty line
+    if not lone_cr and not grammar.TOKEN_BYTES_RE.match(buffer, begin):
+        raise InvalidRequestLine(bytes(buffer[begin : begin + 120]))
+    line_end = buffer.find(b"\n", begin, begin + policy.max_line + 2)
+    if line_end < 0:
+        if len(buffer) - begin > policy.max_line + 1:
+            raise LimitRequestLine(len(buffer) - begin, policy.max_line)
+        return
+    if len(buffer) - line_end > policy.max_header_bytes:
+        raise LimitRequestHeaders(f"header fields of more than {policy.max_header_bytes} bytes")
+    bare = _BARE_LF_RE.search(buffer, max(begin, start))
+    # Behind a bare LF there may never come the CRLF CRLF that would end the head.
+    if bare is not None:
+        line = bytes(buffer[begin : bare.start() + 1])
+        raise InvalidRequestLine(line) if bare.start() <= line_end else InvalidHeader(line[-120:])
+
+
+class HeadGatherer:
+    """Collects the bytes of one head, with a PROXY header before it where one may stand.
+
+    Feed it until it says True; then ``buffer`` holds everything received, ``head_start`` and
+    ``head_end`` bound the head, and what follows belongs to the body or to the next request.
+    """
+
+    __slots__ = (
+        "_checked", "_proxy", "buffer", "head_end", "head_start", "policy", "proxy_info", "proxy_seen",
+    )
+
+    def __init__(self, policy: RequestPolicy, *, first: bool = True) -> None:
+        self.policy = policy
+        self.buffer: bytes | bytearray = b""
+        self.head_start = 0
+        self.head_end = -1
+        self.proxy_seen = False
+        self.proxy_info: ProxyInfo | None = None
+        self._proxy = first and policy.proxy_protocol
+        self._checked = 0
+
+    def feed(self, data: bytes) -> bool:
+        """Add *data*; True once the head is complete. Raises ParseException for a hopeless one."""
+        if not self.buffer:
+            self.buffer = data  # nearly always the whole head: no copy
+        else:
+            if isinstance(self.buffer, bytes):
+                self.buffer = bytearray(self.buffer)
+            self.buffer += data
+        if self._proxy and not self._take_proxy_header():
+            return False
+        buffer = self.buffer
+        if self.head_start:
+            buffer = buffer[self.head_start :]
+        start = max(0, self._checked - 3)
+        end = find_head_end(buffer, start)
+        if end < 0:
+            check_partial_head(buffer, self.policy, start)
+            self._checked = len(buffer)
+            return False
+        self.head_end = self.head_start + end
+        return True
+
+    def head(self) -> bytes:
+        """The complete head, its final empty line included."""
+        return bytes(self.buffer[self.head_start : self.head_end])
+
+    def rest(self) -> bytes:
+        """The bytes received after the head."""
+        return bytes(self.buffer[self.head_end :])
+
+    def _take_proxy_header(self) -> bool:
+        starts = starts_proxy_header(self.buffer)
+        if starts is None:
+            return False
+        if starts:
+            split = split_proxy_header(self.buffer)
+            if split is None:
+                return False
+            self.head_start, self.proxy_info = split
+            self.proxy_seen = True
+        self._proxy = False
+        return True
+
+
+def parse_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> RequestHead:
+    """The head that *block* holds, whole, its final empty line included.
+
+    *trusted*: the peer is named by ``forwarded_allow_ips``. Raises ParseException subclasses.
+    """
+    return fast_head(block, policy, trusted) or exact_head(block, policy, trusted)
+
+
+def fast_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> RequestHead | None:
+    """As exact_head for an ordinary head; None where one must look line by line."""
+    text = block.decode("latin-1")
+    match = _FAST_LINE_RE.match(text)
+    if match is None:
+        return None
+    method, target, path, query, minor = match.groups("")
+    end = match.end()
+    if len(target) + len(method) + 10 > policy.max_line or method == "CONNECT":
+        return None
+    pairs = _FAST_FIELD_RE.findall(text, end)
+    count = len(pairs)
+    # Each match is one whole line, so as many matches as lines means that nothing was passed over.
+    if text.count("\n", end) != count + 1 or count > policy.limit_request_fields:
+        return None
+    if len(block) - end > policy.max_field:
+        return None
+    headers = [(_UPPER.get(name) or _upper(name), value.strip(" \t")) for name, value in pairs]
+    head = RequestHead(method, target, path, query, "", (1, 1) if minor == "1" else (1, 0), headers)
+    _interpret(head, policy, trusted)
+    return head
+
+
+def exact_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> RequestHead:
+    """The head in *block*, read line by line; takes all that *policy* permits and names each fault."""
+    begin = skip_empty_lines(block)
+    line, _, fields = block[begin:].partition(b"\r\n")
+    head = parse_request_line(line, policy)
+    if len(fields) - 2 > policy.max_header_bytes:
+        raise LimitRequestHeaders(f"header fields of more than {policy.max_header_bytes} bytes")
+    head.headers = parse_fields(fields, policy, trusted)
+    _interpret(head, policy, trusted)
+    return head
+
+
+def parse_request_line(line: bytes, policy: RequestPolicy) -> RequestHead:
+    """A RequestHead without fields from the request line, its CRLF taken off."""
+    if len(line) > policy.max_line:
+        raise LimitRequestLine(len(line), policy.max_line)
+    if b"\n" in line or b"\r" in line:
+        raise InvalidRequestLine(line)
+    parts = line.decode("latin-1").split(" ")
+    # RFC 9112 section 3 lets lenient parsers split on any white space; exactly one SP leaves
+    # no two ways of reading the line.
+    if len(parts) != 3 or not parts[1]:
+        raise InvalidRequestLine(line)
+    method = check_method(parts[0], policy)
+    version = check_version(parts[2], policy)
+    target = parts[1]
+    if grammar.TARGET_BADCHAR_RE.search(target):
+        raise InvalidRequestLine(line)
+    path, query, fragment, authority = split_target(method, target)
+    return RequestHead(method, target, path, query, fragment, version, [], authority=authority)
+
+
+def check_method(method: str, policy: RequestPolicy) -> str:
+    if not grammar.TOKEN_RE.fullmatch(method):
+        raise InvalidRequestMethod(method)
+    if not policy.permit_unconventional_http_method and (
+        not 3 <= len(method) <= 20 or grammar.UNCONVENTIONAL_METHOD_RE.search(method)
+    ):
+        raise InvalidRequestMethod(method)
+    return method.upper() if policy.casefold_http_method else method
+
+
+def check_version(text: str, policy: RequestPolicy) -> tuple[int, int]:
+    match = grammar.HTTP_VERSION_RE.fullmatch(text)
+    if match is None:
+        raise InvalidHTTPVersion(text)
+    version = int(match[1]), int(match[2])
+    if version[0] != 1 and not policy.permit_unconventional_http_version:
+        raise InvalidHTTPVersion(version)
+    return version
+
+
+def split_target(method: str, target: str) -> tuple[str, str, str, str | None]:
+    """Path, query, fragment and authority of a request target (RFC 9112 section 3.2)."""
+    authority: str | None = None
+    if method == "CONNECT":
+        # Authority form, and no other, is what CONNECT takes; the port is not optional there.
+        if not grammar.HOST_RE.fullmatch(target) or not target.rpartition(":")[2].isdigit():
+            raise InvalidRequestLine(target)
+        return "", "", "", target
+    if target == "*":
+        if method != "OPTIONS":
+            raise InvalidRequestLine(target)
+        return "*", "", "", None
+    rest = target
+    if not target.startswith("/"):
+        match = grammar.ABSOLUTE_FORM_RE.fullmatch(target)
+        # An http URI without a host, or with user information, is invalid (RFC 9110 section 4.2).
+        if match is None or not match[1] or match[1][0] == ":" or not grammar.HOST_RE.fullmatch(match[1]):
+            raise InvalidRequestLine(target)
+        authority, rest = match[1], match[2]
+    # A fragment has no business in a target, but clients that send one mean the resource before it.
+    rest, _, fragment = rest.partition("#")
+    path, _, query = rest.partition("?")
+    return path or "/", query, fragment, authority
+
+
+def parse_fields(data: bytes, policy: RequestPolicy, trusted: bool = False) -> Headers:
+    """The field lines in *data* up to its final empty line: a header section, or trailers."""
+    text = data.decode("latin-1")
+    if text == "\r\n":
+        return []
+    if not text.endswith("\r\n\r\n"):
+        raise InvalidHeader(text[-120:])
+    headers: Headers = []
+    size = count = 0
+    foldable = False  # whether the line before was kept, so that a continuation belongs to it
+    for line in text[:-4].split("\r\n"):
+        if line[:1] in (" ", "\t") and line:
+            if count == 0:
+                raise InvalidHeader(line)
+            if not policy.permit_obsolete_folding:
+                raise ObsoleteFolding(headers[-1][0] if foldable else line)
+            size += len(line) + 2
+            _check_value(line)
+            if foldable:
+                name, value = headers[-1]
+                # RFC 9112 section 5.2: the fold counts as one or more spaces.
+                headers[-1] = name, (value + " " + line.strip(" \t")).strip(" ")
+        else:
+            size = len(line) + 2
+            count += 1
+            if count > policy.limit_request_fields:
+                raise LimitRequestHeaders(f"more than {policy.limit_request_fields} header fields")
+            name, value = _split_field(line, policy)
+            foldable = "_" not in name or _keeps_underscore(name, policy, trusted)
+            if foldable:
+                headers.append((name, value))
+        if size > policy.max_field:
+            raise LimitRequestHeaders(f"header field of more than {policy.max_field} bytes")
+    return headers
+
+
+def _split_field(line: str, policy: RequestPolicy) -> tuple[str, str]:
+    name, colon, value = line.partition(":")
+    if not colon:
+        raise InvalidHeader(line)
+    if policy.strip_header_spaces:
+        name = name.rstrip(" \t")
+    if not grammar.TOKEN_RE.fullmatch(name):
+        raise InvalidHeaderName(name)
+    value = value.strip(" \t")
+    _check_value(value)
+    return name.upper(), value
+
+
+def _check_value(value: str) -> None:
+    if grammar.CONTROLS_RE.search(value):
+        raise InvalidHeader(value)
+
+
+def _keeps_underscore(name: str, policy: RequestPolicy, trusted: bool) -> bool:
+    """What becomes of a name with an underscore, which in the environ looks like one with a dash."""
+    if trusted and (name in policy.forwarder_headers or "*" in policy.forwarder_headers):
+        return True
+    if policy.header_map == "refuse":
+        raise InvalidHeaderName(name)
+    return policy.header_map == "dangerous"
+
+
+def _upper(name: str) -> str:
+    upper = name.upper()
+    # Clients choose the names: the table must not grow with them.
+    if len(_UPPER) < _UPPER_MAX and len(name) < 64:
+        _UPPER[name] = upper
+    return upper
+
+
+def _interpret(head: RequestHead, policy: RequestPolicy, trusted: bool) -> None:
+    """Set what the fields say of framing, connection and scheme; raise where they are not sound."""
+    codings: list[str] | None = None
+    scheme_headers = policy.secure_scheme_headers if trusted else None
+    head.scheme = policy.default_scheme
+    seen_scheme: str | None = None
+    for name, value in head.headers:
+        if name in _FRAMING:
+            if name == "HOST":
+                if head.host is not None or not grammar.HOST_RE.fullmatch(value):
+                    raise InvalidHeader("HOST")
+                head.host = value
+            elif name == "CONNECTION":
+                _interpret_connection(head, value)
+            elif name == "CONTENT-LENGTH":
+                # A list or a second length is how two servers come to disagree about the body.
+                if head.content_length is not None or not grammar.CONTENT_LENGTH_RE.fullmatch(value):
+                    raise InvalidHeader("CONTENT-LENGTH")
+                head.content_length = int(value)
+            elif name == "TRANSFER-ENCODING":
+                codings = (codings or []) + [part.strip(" \t") for part in value.lower().split(",")]
+            elif head.version >= (1, 1):  # Expect; RFC 9110 section 10.1.1: ignored from HTTP/1.0
+                if value.lower() != "100-continue":
+                    raise ExpectationFailed(value)
+                head.expect_continue = True
+        elif scheme_headers and name in scheme_headers:
+            scheme = "https" if value == scheme_headers[name] else "http"
+            if seen_scheme is not None and seen_scheme != scheme:
+                raise InvalidSchemeHeaders
+            head.scheme = seen_scheme = scheme
+    if codings is not None:
+        _interpret_codings(head, codings)
+    if head.host is None and head.version >= (1, 1):
+        # RFC 9112 section 3.2: 400 for any HTTP/1.1 request without Host.
+        raise InvalidHeader("HOST")
+
+
+def _interpret_connection(head: RequestHead, value: str) -> None:
+    options = grammar.list_members(value)
+    if "close" in options:
+        head.close = True
+    elif "keep-alive" in options and head.close is None:
+        head.close = False
+
+
+def _interpret_codings(head: RequestHead, codings: list[str]) -> None:
+    """RFC 9112 sections 6.1 and 6.3: chunked, once and alone, and never beside a length."""
+    if head.content_length is not None or head.version < (1, 1):
+        raise InvalidHeader("TRANSFER-ENCODING")
+    if codings != ["chunked"]:
+        if "" in codings or "chunked" in codings[:-1]:
+            raise InvalidHeader("TRANSFER-ENCODING")
+        raise UnsupportedTransferCoding(", ".join(codings))
+    head.chunked = True

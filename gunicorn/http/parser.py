@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""The requests of one connection, one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .errors import NoMoreData
+from .message import Request
+from .policy import RequestPolicy, policy_for
+from .proxyproto import ProxyInfo
+from .unreader import IterUnreader, SocketUnreader, Unreader
+
+
+class Parser:
+    """Iterates over the messages of *source*: a socket, an iterable of bytes, or an Unreader.
+
+    A message that is not read to its end is drained within bounds before the next one; where that
+    fails, and after a message that closes, the iteration ends. *policy* spares its computation.
+    """
+
+    mesg_class: type[Request] = Request
+
+    def __init__(
+        self, cfg: Any, source: Any, source_addr: Any, *, policy: RequestPolicy | None = None
+    ) -> None:
+        self.cfg = cfg
+        self.policy = policy or policy_for(cfg)
+        self.unreader: Unreader
+        if isinstance(source, Unreader):
+            self.unreader = source
+        elif hasattr(source, "recv"):
+            self.unreader = SocketUnreader(source)
+        else:
+            self.unreader = IterUnreader(source)
+        self.mesg: Request | None = None
+        self.source_addr = source_addr
+        self.req_count = 0
+        self._proxy_info: ProxyInfo | None = None
+
+    def __iter__(self) -> Parser:
+        return self
+
+    def __next__(self) -> Request:
+        last = self.mesg
+        if last is not None and (last.should_close() or not last.drain()):
+            raise StopIteration
+        self.req_count += 1
+        try:
+            self.mesg = self.mesg_class(
+                self.cfg,
+                self.unreader,
+                self.source_addr,
+                self.req_count,
+                policy=self.policy,
+                proxy_info=self._proxy_info,
+            )
+        except NoMoreData as end:
+            if end.buf:
+                raise
+            raise StopIteration from None  # the peer ended the connection between two messages
+        # A PROXY header speaks for the connection, not for its first request alone.
+        self._proxy_info = self.mesg.proxy_info
+        return self.mesg
+
+    next = __next__
+
+
+class RequestParser(Parser):
+    """The requests of a client's connection."""

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: MIT
+"""What a worker accepts, taken from the configuration once and asked per request."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_REQUEST_LINE = 8190
+MAX_HEADERS = 32768
+DEFAULT_MAX_HEADERFIELD_SIZE = 8190
+
+# "Unlimited" and products of large limits end here: one connection must not take the memory of all.
+HARD_MAX_REQUEST_LINE = 1 << 20
+HARD_MAX_HEADER_BYTES = 16 << 20
+
+PeerAddress = Any  # a socket address: tuple for TCP, str or bytes for a Unix socket
+
+
+class AllowList:
+    """Addresses and networks of peers that are trusted; a peer without an address always is.
+
+    ``*`` trusts everyone. Raises ValueError for an entry that is no address and no network.
+    """
+
+    __slots__ = ("_addresses", "_anyone", "_networks")
+
+    def __init__(self, entries: str | Iterable[str]) -> None:
+        if isinstance(entries, str):
+            entries = entries.split(",")
+        names = [entry.strip() for entry in entries if entry.strip()]
+        self._anyone = "*" in names
+        self._networks = [ipaddress.ip_network(name, strict=False) for name in names if name != "*"]
+        self._addresses = frozenset(names)
+
+    def allows(self, peer: PeerAddress) -> bool:
+        """Whether *peer*, an address as the socket module gives it, is trusted."""
+        if self._anyone or not isinstance(peer, tuple):
+            # Whoever can open a Unix socket was let in by its file mode.
+            return True
+        host = peer[0]
+        if host in self._addresses:
+            return True
+        return bool(self._networks) and self._in_network(host)
+
+    def _in_network(self, host: str) -> bool:
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return False
+        # A dual-stack listener sees IPv4 peers as ::ffff:a.b.c.d.
+        mapped = getattr(address, "ipv4_mapped", None)
+        return any(address in net or (mapped is not None and mapped in net) for net in self._networks)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPolicy:
+    """Limits, switches and trust that govern how a request is read.
+
+    A limit of 0 is none, up to the hard bounds of this module. Sizes are bytes; the line's
+    without, a field's with its CRLF.
+    """
+
+    limit_request_line: int = 4094
+    limit_request_fields: int = 100
+    limit_request_field_size: int = 8190
+    permit_obsolete_folding: bool = False
+    strip_header_spaces: bool = False
+    permit_unconventional_http_method: bool = False
+    permit_unconventional_http_version: bool = False
+    casefold_http_method: bool = False
+    header_map: str = "drop"
+    forwarder_headers: frozenset[str] = frozenset({"SCRIPT_NAME", "PATH_INFO"})
+    secure_scheme_headers: Mapping[str, str] = field(default_factory=dict)
+    forwarded_allow: AllowList = field(default_factory=lambda: AllowList("127.0.0.1,::1"))
+    proxy_protocol: bool = False
+    proxy_allow: AllowList = field(default_factory=lambda: AllowList("127.0.0.1,::1"))
+    default_scheme: str = "http"
+    # Derived, so that the hot path compares plain numbers.
+    max_line: int = field(init=False)
+    max_field: int = field(init=False)
+    max_header_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        line, fields, size = normalize_limits(
+            self.limit_request_line, self.limit_request_fields, self.limit_request_field_size
+        )
+        put = object.__setattr__
+        put(self, "limit_request_line", line)
+        put(self, "limit_request_fields", fields)
+        put(self, "limit_request_field_size", size)
+        put(self, "max_line", line or HARD_MAX_REQUEST_LINE)
+        put(self, "max_field", size or HARD_MAX_HEADER_BYTES)
+        product = fields * (size + 2) + 4 if size else HARD_MAX_HEADER_BYTES
+        put(self, "max_header_bytes", min(product, HARD_MAX_HEADER_BYTES))
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> RequestPolicy:
+        """The policy that *cfg* asks for. Do this once for a worker, not for each request."""
+        return _build(_read(cfg))
+
+
+def normalize_limits(line: int, fields: int, size: int) -> tuple[int, int, int]:
+    """The three ``limit_request_*`` settings brought into the range that is documented for them."""
+    if line < 0 or line > MAX_REQUEST_LINE:
+        line = MAX_REQUEST_LINE
+    if fields <= 0 or fields > MAX_HEADERS:
+        fields = MAX_HEADERS
+    if size < 0:
+        size = DEFAULT_MAX_HEADERFIELD_SIZE
+    return line, fields, size
+
+
+_NAMES = (
+    "limit_request_line", "limit_request_fields", "limit_request_field_size",
+    "permit_obsolete_folding", "strip_header_spaces", "permit_unconventional_http_method",
+    "permit_unconventional_http_version", "casefold_http_method", "header_map", "forwarder_headers",
+    "secure_scheme_headers", "forwarded_allow_ips", "proxy_protocol", "proxy_allow_ips", "is_ssl",
+)
+
+_latest: tuple[Any, tuple[Any, ...], RequestPolicy] | None = None
+
+
+def policy_for(cfg: Any) -> RequestPolicy:
+    """As ``from_config``, but kept for as long as the settings of *cfg* stay the same.
+
+    For callers that have no place of their own to keep a policy in; a worker keeps its own.
+    """
+    global _latest
+    values = _read(cfg)
+    latest = _latest
+    if latest is not None and latest[0] is cfg and latest[1] == values:
+        return latest[2]
+    policy = _build(values)
+    _latest = (cfg, values, policy)
+    return policy
+
+
+def _read(cfg: Any) -> tuple[Any, ...]:
+    return tuple([getattr(cfg, name) for name in _NAMES])
+
+
+def _build(values: tuple[Any, ...]) -> RequestPolicy:
+    named = dict(zip(_NAMES, values, strict=True))
+    return RequestPolicy(
+        limit_request_line=named["limit_request_line"],
+        limit_request_fields=named["limit_request_fields"],
+        limit_request_field_size=named["limit_request_field_size"],
+        permit_obsolete_folding=bool(named["permit_obsolete_folding"]),
+        strip_header_spaces=bool(named["strip_header_spaces"]),
+        permit_unconventional_http_method=bool(named["permit_unconventional_http_method"]),
+        permit_unconventional_http_version=bool(named["permit_unconventional_http_version"]),
+        casefold_http_method=bool(named["casefold_http_method"]),
+        header_map=named["header_map"],
+        forwarder_headers=frozenset(_names(named["forwarder_headers"])),
+        secure_scheme_headers={k.upper(): v for k, v in named["secure_scheme_headers"].items()},
+        forwarded_allow=AllowList(named["forwarded_allow_ips"]),
+        proxy_protocol=bool(named["proxy_protocol"]),
+        proxy_allow=AllowList(named["proxy_allow_ips"]),
+        default_scheme="https" if named["is_ssl"] else "http",
+    )
+
+
+def _names(value: str | Iterable[str] | None) -> list[str]:
+    entries = value.split(",") if isinstance(value, str) else list(value or ())
+    return [entry.strip().upper() for entry in entries if entry.strip()]

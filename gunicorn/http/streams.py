@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""The file-like objects of an environ: ``wsgi.errors`` and ``wsgi.file_wrapper``."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+class FileWrapper:
+    """``wsgi.file_wrapper``: the content of *filelike*, sent by the system itself where it can be."""
+
+    def __init__(self, filelike: Any, blksize: int = 8192) -> None:
+        self.filelike = filelike
+        self.blksize = blksize
+        if hasattr(filelike, "close"):
+            self.close = filelike.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        while data := self.filelike.read(self.blksize):
+            yield data
+
+
+class WSGIErrorsWrapper(io.RawIOBase):
+    """``wsgi.errors``: text that goes where the error log goes, as it is.
+
+    One serves all requests of a worker: it looks for the streams when it writes, so that a
+    reopened log is followed, and it cannot be closed.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__()
+        self._to_stderr = not getattr(cfg, "errorlog", None)
+
+    def _streams(self) -> list[Any]:
+        streams = [
+            handler.stream
+            for handler in logging.getLogger("gunicorn.error").handlers
+            if isinstance(handler, logging.StreamHandler) and handler.stream is not None
+        ]
+        return [sys.stderr] if self._to_stderr or not streams else streams
+
+    def write(self, data: Any) -> int:
+        for stream in self._streams():
+            try:
+                stream.write(data)
+            except UnicodeError:
+                # The log's encoding may be ASCII; what cannot be said in it is escaped.
+                encoding = getattr(stream, "encoding", None) or "ascii"
+                stream.write(data.encode(encoding, "backslashreplace").decode(encoding))
+            stream.flush()
+        return len(data)
+
+    def writable(self) -> bool:
+        return True
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Not closed by one application: others write here."""
+
+
+def file_span(filelike: Any) -> tuple[int, int] | None:
+    """Offset and number of bytes that are left of a regular file; None for anything else.
+
+    Only files of the standard library's own types count: others have a descriptor whose content
+    differs from what they read (gzip, text), and must be read.
+    """
+    inner = getattr(filelike, "file", filelike)  # tempfile's wrappers
+    raw = getattr(inner, "raw", inner)
+    plain = isinstance(inner, (io.BufferedReader, io.BufferedRandom, io.FileIO))
+    if not plain or not isinstance(raw, io.FileIO):
+        return None
+    try:
+        status = os.fstat(inner.fileno())
+        # The object's own position: a buffered reader's descriptor is ahead of it.
+        offset = inner.tell()
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return offset, max(0, status.st_size - offset)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""Sources of bytes that take back what was read too far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+READ_SIZE = 65536
+
+
+class Unreader:
+    """Bytes from ``chunk()``, which subclasses give, before them whatever was put back."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+
+    @property
+    def pending(self) -> int:
+        """How many bytes can be read without asking the source."""
+        return len(self._pending)
+
+    def chunk(self) -> bytes:
+        """The next bytes of the source, at least one; empty at its end."""
+        raise NotImplementedError
+
+    def read(self, size: int | None = None) -> bytes:
+        """*size* bytes, fewer only at the end; None or less than 0: what comes first, of any length."""
+        if size is not None and not isinstance(size, int):
+            raise TypeError(f"size must be an int or None, not {type(size).__name__}")
+        if size is None or size < 0:
+            if not self._pending:
+                return self.chunk()
+            data, self._pending = self._pending, b""
+            return data
+        parts: list[bytes] = []
+        while size > 0:
+            data = self.read_some(size)
+            if not data:
+                break
+            parts.append(data)
+            size -= len(data)
+        return b"".join(parts)
+
+    def read_some(self, limit: int = READ_SIZE) -> bytes:
+        """At least one byte and at most *limit*, waiting only for the first; empty at the end."""
+        data = self._pending or self._receive(limit)
+        self._pending = data[limit:]
+        return data[:limit]
+
+    def unread(self, data: bytes) -> None:
+        """Put *data* back: it is read next."""
+        if data:
+            self._pending = bytes(data) + self._pending
+
+    def _receive(self, limit: int) -> bytes:
+        return self.chunk()
+
+
+class SocketUnreader(Unreader):
+    """Reads from a socket, whose timeout holds and whose errors pass through."""
+
+    def __init__(self, sock: Any, max_chunk: int = 8192) -> None:
+        super().__init__()
+        if not isinstance(max_chunk, int):
+            raise TypeError(f"max_chunk must be an int, not {type(max_chunk).__name__}")
+        if max_chunk <= 0:
+            raise ValueError("max_chunk must be positive")
+        self.sock = sock
+        self.mxchunk = max_chunk
+
+    def chunk(self) -> bytes:
+        data: bytes = self.sock.recv(self.mxchunk)
+        return data
+
+    def _receive(self, limit: int) -> bytes:
+        # A body may ask for more at once than a head is worth.
+        data: bytes = self.sock.recv(min(limit, READ_SIZE))
+        return data
+
+
+class IterUnreader(Unreader):
+    """Reads from an iterable of bytes."""
+
+    def __init__(self, iterable: Iterable[bytes]) -> None:
+        super().__init__()
+        self.iter: Iterator[bytes] | None = iter(iterable)
+
+    def chunk(self) -> bytes:
+        # An empty item is no end, though empty bytes would be read as one.
+        for data in self.iter or ():
+            if data:
+                return data
+        self.iter = None
+        return b""

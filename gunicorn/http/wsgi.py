@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: MIT
+"""WSGI over a connection: the environ that an application gets, the response that it makes."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from gunicorn import SERVER, SERVER_SOFTWARE
+
+from . import environ as environment
+from . import grammar, head
+from .chunked import LAST_CHUNK, encode_chunk
+from .errors import InvalidHeader
+from .message import DRAIN_LIMIT
+from .streams import FileWrapper, WSGIErrorsWrapper, file_span
+
+__all__ = [
+    "BLKSIZE", "HEADER_VALUE_RE", "SERVER", "SERVER_SOFTWARE", "TOKEN_RE", "FileWrapper", "Response",
+    "WSGIErrorsWrapper", "base_environ", "create", "default_environ", "proxy_environ",
+]
+
+TOKEN_RE: re.Pattern[str] = grammar.TOKEN_RE
+HEADER_VALUE_RE: re.Pattern[str] = grammar.FIELD_VALUE_RE
+# How much of a file is given to the system at once where it copies by itself.
+BLKSIZE = 0x3FFFFFFF
+
+_MSG_MORE = getattr(socket, "MSG_MORE", 0)  # not everywhere; without it a small packet goes first
+
+# Above this, joining head and content costs more than a second send.
+JOIN_LIMIT = 256 * 1024
+
+ExcInfo: TypeAlias = "tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]"
+
+
+def base_environ(cfg: Any) -> dict[str, Any]:
+    """What is the same in the environ of every request of a worker."""
+    return {
+        "wsgi.errors": WSGIErrorsWrapper(cfg),
+        "wsgi.version": (1, 0),
+        "wsgi.multithread": False,
+        "wsgi.multiprocess": cfg.workers > 1,
+        "wsgi.run_once": False,
+        "wsgi.file_wrapper": FileWrapper,
+        "wsgi.input_terminated": True,
+        "SERVER_SOFTWARE": SERVER_SOFTWARE,
+    }
+
+
+class _Base:
+    """The latest base environ: a process has one configuration."""
+
+    __slots__ = ("cfg", "environ", "script_name")
+
+    def __init__(self, cfg: Any) -> None:
+        self.cfg = cfg
+        self.environ = base_environ(cfg)
+        # The system's bytes as WSGI text, to be compared with paths.
+        self.script_name = os.fsencode(os.environ.get("SCRIPT_NAME", "")).decode("latin-1")
+
+
+_base: _Base | None = None
+
+
+def _base_for(cfg: Any) -> _Base:
+    global _base
+    base = _base
+    if base is None or base.cfg is not cfg:
+        _base = base = _Base(cfg)
+    return base
+
+
+def default_environ(req: Any, sock: Any, cfg: Any) -> dict[str, Any]:
+    """The base environ and what the request line says."""
+    environ = _base_for(cfg).environ.copy()
+    major, minor = req.version
+    environ["wsgi.input"] = req.body
+    environ["gunicorn.socket"] = sock
+    environ["REQUEST_METHOD"] = req.method
+    environ["QUERY_STRING"] = req.query
+    environ["RAW_URI"] = req.uri
+    environ["SERVER_PROTOCOL"] = "HTTP/1.1" if minor == 1 == major else f"HTTP/{major}.{minor}"
+    return environ
+
+
+def proxy_environ(req: Any) -> dict[str, str]:
+    """What the PROXY protocol said of the connection; empty where it said nothing."""
+    info = req.proxy_protocol_info
+    if not info:
+        return {}
+    return {
+        "PROXY_PROTOCOL": info["proxy_protocol"],
+        "REMOTE_ADDR": info["client_addr"],
+        "REMOTE_PORT": str(info["client_port"]),
+        "PROXY_ADDR": info["proxy_addr"],
+        "PROXY_PORT": str(info["proxy_port"]),
+    }
+
+
+def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Response, dict[str, Any]]:
+    """The response and the environ for *req*, which came over *sock* from *client* to *server*.
+
+    Raises ConfigurationProblem if the path does not lie below SCRIPT_NAME.
+    """
+    resp = Response(req, sock, cfg)
+    environ = default_environ(req, sock, cfg)
+    environment.add_headers(environ, req.headers)
+    authority = getattr(getattr(req, "head", None), "authority", None)
+    if authority is not None:
+        # RFC 9112 section 3.2.2: the target's host counts, whatever Host says.
+        environ["HTTP_HOST"] = authority
+    environ["wsgi.url_scheme"] = req.scheme
+    environ.update(environment.client_variables(client))
+    environ.update(environment.server_variables(server, environ.get("HTTP_HOST"), req.scheme))
+    _set_paths(environ, req, _base_for(cfg).script_name)
+    if req.proxy_protocol_info:
+        environ.update(proxy_environ(req))
+    if req.expects_continue and not req.body.finished:
+        req.body.before_read = resp.send_continue
+    environ["wsgi.early_hints"] = resp.send_early_hints
+    return resp, environ
+
+
+def _set_paths(environ: dict[str, Any], req: Any, script_name: str) -> None:
+    """SCRIPT_NAME and PATH_INFO: a trusted proxy's word, else from the path and the configuration."""
+    path_info = None
+    if ("HTTP_SCRIPT_NAME" in environ or "HTTP_PATH_INFO" in environ) and req.trusted_peer:
+        forwarded = req.policy.forwarder_headers
+        for name, value in req.headers:
+            if name == "SCRIPT_NAME" and name in forwarded:
+                script_name = value
+            elif name == "PATH_INFO" and name in forwarded:
+                path_info = value
+    if path_info is not None:
+        environ["SCRIPT_NAME"], environ["PATH_INFO"] = script_name.rstrip("/"), path_info
+    else:
+        environ["SCRIPT_NAME"], environ["PATH_INFO"] = environment.split_script_name(req.path, script_name)
+
+
+class Response:
+    """What an application answers to *req*, sent over *sock* as it comes.
+
+    ``sent`` counts bytes of content, ``response_length`` is the Content-Length or None,
+    ``status_code`` the number of ``status``. Errors of the socket pass through.
+    """
+
+    def __init__(self, req: Any, sock: Any, cfg: Any) -> None:
+        self.req = req
+        self.sock = sock
+        self.cfg = cfg
+        self.version = SERVER
+        self.status: str | None = None
+        self.status_code: int | None = None
+        self.headers: list[tuple[str, str]] = []
+        self.headers_sent = False
+        self.chunked = False
+        self.must_close = False
+        self.response_length: int | None = None
+        self.sent = 0
+        self.upgrade = False
+        self._own_names: set[str] = set()  # of server and date, those that the application sets
+        self._app_closes = False
+        self._has_body = True
+
+    def force_close(self) -> None:
+        """Let the connection end with this response."""
+        self.must_close = True
+
+    def should_close(self) -> bool:
+        """Whether the connection ends with this response (RFC 9112 section 9.3)."""
+        if self.must_close or self._app_closes or self.req.should_close():
+            return True
+        # With no other end, the end of the connection is the end of the content.
+        return self.response_length is None and not self.chunked and self._has_body
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], None]:
+        """PEP 3333's start_response. Nothing is sent before there is content.
+
+        Raises AssertionError for a second call without *exc_info*, TypeError, ValueError,
+        InvalidHeader or InvalidHeaderName for what cannot be sent.
+        """
+        if exc_info:
+            try:
+                if self.headers_sent and exc_info[1] is not None:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # PEP 3333: no circular reference through the frame
+        elif self.status is not None:
+            raise AssertionError("start_response was called a second time without exc_info")
+        code = head.check_status(status)
+        self.headers, self.response_length = [], None
+        self.upgrade = self._app_closes = False
+        self._own_names.clear()
+        self.status_code = code
+        self.process_headers(headers)
+        self.status = status
+        self._settle_framing(code)
+        return self.write
+
+    def process_headers(self, headers: Iterable[tuple[str, str]]) -> None:
+        """Check *headers* and take from them what may go out and what concerns the connection."""
+        upgrades: list[tuple[str, str]] = []
+        for name, value in headers:
+            lower, value = head.check_header(name, value)
+            if lower == "content-length":
+                length = head.check_content_length(value)
+                if self.response_length is not None:
+                    if length != self.response_length:
+                        raise InvalidHeader(f"Content-Length: {self.response_length}, {value}")
+                    continue
+                self.response_length = length
+            elif lower in grammar.HOP_BY_HOP:
+                if lower == "connection":
+                    options = grammar.list_members(value)
+                    self._app_closes |= "close" in options
+                    self.upgrade |= "upgrade" in options
+                elif lower == "upgrade":
+                    upgrades.append((name, value))
+                continue
+            elif lower in ("server", "date"):
+                self._own_names.add(lower)
+            self.headers.append((name, value))
+        if self.upgrade:
+            self.headers += upgrades
+
+    def _settle_framing(self, code: int) -> None:
+        method = self.req.method
+        self._has_body = head.has_body(method, code)
+        if head.forbids_length(method, code) and self.response_length is not None:
+            self.response_length = None
+            self.headers = [pair for pair in self.headers if pair[0].lower() != "content-length"]
+        if code < 200 or (method == "CONNECT" and code < 300):
+            self._app_closes = True  # what follows on the connection is no HTTP of ours
+        self.chunked = self.is_chunked()
+
+    def is_chunked(self) -> bool:
+        """Whether the content goes out chunked: of unknown length, to a client that knows how."""
+        if self.response_length is not None or not self._has_body or self.req.version <= (1, 0):
+            return False
+        return not (self.req.method == "CONNECT" and (self.status_code or 0) < 300)
+
+    def default_headers(self) -> list[str]:
+        """The status line and the headers that the server adds, as lines."""
+        minor = 0 if self.req.version == (1, 0) else 1
+        lines = [f"HTTP/1.{minor} {self.status}\r\n"]
+        if self.status is not None and len(self.status) == 3:
+            lines = [f"HTTP/1.{minor} {self.status} \r\n"]  # RFC 9112 section 4: the space stays
+        if "server" not in self._own_names:
+            lines.append(f"Server: {self.version}\r\n")
+        if "date" not in self._own_names:
+            lines.append(f"Date: {head.current_date()}\r\n")
+        lines.append(f"Connection: {self._connection_options()}\r\n")
+        if self.chunked:
+            lines.append("Transfer-Encoding: chunked\r\n")
+        return lines
+
+    def _connection_options(self) -> str:
+        if not self.upgrade:
+            return "close" if self.should_close() else "keep-alive"
+        # After 101 the connection is the new protocol's, and no word about its end is ours.
+        return "upgrade, close" if self.status_code != 101 and self.should_close() else "upgrade"
+
+    def send_headers(self) -> None:
+        """Send the head, unless that is done."""
+        if not self.headers_sent:
+            self.sock.sendall(self._take_head())
+
+    def _take_head(self) -> bytes:
+        """The bytes of the head, which the caller sends now."""
+        self._settle_request_body()
+        data = head.encode_head("".join(self.default_headers()) + head.field_lines(self.headers))
+        self.headers_sent = True
+        return data
+
+    def _settle_request_body(self) -> None:
+        """Say close now if what is left of the request's body could not be drained later."""
+        body = self.req.body
+        if body.finished:
+            return
+        if body.before_read is not None and not self.req.unreader.pending:
+            # RFC 9110 section 10.1.1: without a 100 nobody knows whether the body will come.
+            body.before_read = None
+            self.must_close = True
+        elif body.remaining is not None and body.remaining > DRAIN_LIMIT:
+            self.must_close = True
+
+    def write(self, arg: bytes) -> None:
+        """Send *arg*, with the head before it if that is still to go.
+
+        Bytes beyond Content-Length are dropped, and all bytes where no content is allowed.
+        """
+        if not isinstance(arg, bytes):
+            raise TypeError(f"an application must give bytes, not {type(arg).__name__}")
+        if self.status is None:
+            raise AssertionError("content was given before start_response was called")
+        if self.response_length is not None and len(arg) > self.response_length - self.sent:
+            arg = arg[: self.response_length - self.sent]
+        if not arg:
+            return
+        if not self._has_body:
+            self.send_headers()
+            return
+        self.sent += len(arg)
+        data = encode_chunk(arg) if self.chunked else arg
+        if not self.headers_sent:
+            first = self._take_head()
+            if len(data) <= JOIN_LIMIT:
+                data = first + data
+            else:
+                self.sock.sendall(first)
+        self.sock.sendall(data)
+
+    def can_sendfile(self) -> bool:
+        """Whether the system may copy files to the socket by itself."""
+        return (
+            self.cfg.sendfile is not False
+            and not self.cfg.is_ssl
+            and hasattr(self.sock, "sendfile")
+            and not hasattr(self.sock, "unwrap")  # TLS: the system would send plain text
+        )
+
+    def sendfile(self, respiter: FileWrapper) -> bool:
+        """Let the system copy the file; False, with nothing sent, where it cannot."""
+        if not self.can_sendfile():
+            return False
+        span = file_span(respiter.filelike)
+        if span is None:
+            return False
+        offset, count = span
+        if self.response_length is not None:
+            count = min(count, self.response_length - self.sent)
+        if not self._has_body or count <= 0:
+            self.send_headers()
+            return True
+        if not self.headers_sent:
+            # Held back by the system until the file's first bytes join it.
+            self.sock.sendall(self._take_head(), _MSG_MORE)
+        if self.chunked:
+            self.sock.sendall(b"%x\r\n" % count, _MSG_MORE)
+        sent = self.sock.sendfile(respiter.filelike, offset, count)
+        self.sent += sent
+        if sent < count:
+            # The file became shorter meanwhile; the length that was announced cannot be kept.
+            self.must_close = True
+            self.chunked = False
+        elif self.chunked:
+            self.sock.sendall(b"\r\n")
+        return True
+
+    def write_file(self, respiter: FileWrapper) -> None:
+        """Send the content of a file, its length announced where that is known and nothing is."""
+        if self.status is None:
+            raise AssertionError("content was given before start_response was called")
+        self._adopt_file_length(respiter)
+        if not self.sendfile(respiter):
+            for item in respiter:
+                self.write(item)
+
+    def _adopt_file_length(self, respiter: FileWrapper) -> None:
+        if self.headers_sent or self.response_length is not None:
+            return
+        if not (self._has_body or self.req.method == "HEAD") or self.status_code in (204, 304):
+            return
+        span = file_span(respiter.filelike)
+        if span is not None and not head.forbids_length(self.req.method, self.status_code):
+            self.response_length = span[1]
+            self.headers.append(("Content-Length", str(span[1])))
+            self.chunked = False
+
+    def close(self) -> None:
+        """End the response: the head if nothing brought it along, and the last chunk."""
+        if self.status is None:
+            raise AssertionError("the application did not call start_response")
+        if not self.headers_sent:
+            data = self._take_head()
+            self.sock.sendall(data + LAST_CHUNK if self.chunked else data)
+        elif self.chunked:
+            self.sock.sendall(LAST_CHUNK)
+        if self._has_body and self.response_length is not None and self.sent < self.response_length:
+            # The client waits for the rest; only the end of the connection tells it that none comes.
+            self.must_close = True
+
+    def send_continue(self) -> None:
+        """Ask the client for the body it holds back, unless it already sends or is answered."""
+        if not self.headers_sent and not self.req.unreader.pending:
+            self.sock.sendall(head.CONTINUE)
+
+    def send_early_hints(self, headers: Iterable[tuple[str, str]]) -> None:
+        """``wsgi.early_hints``: send *headers* ahead in a 103 response (RFC 8297).
+
+        Does nothing once the response has started, nor for HTTP/1.0, which knows no interim responses.
+        """
+        if self.headers_sent or self.req.version < (1, 1):
+            return
+        checked = [(name, head.check_header(name, value)[1]) for name, value in headers]
+        self.sock.sendall(head.encode_head("HTTP/1.1 103 Early Hints\r\n" + head.field_lines(checked)))
