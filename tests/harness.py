@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ from proctools import (
 
 __all__ = [
     "LINUX",
+    "Background",
     "Control",
     "Proc",
     "Reply",
@@ -434,6 +436,7 @@ class Server:
     def adopt(self, pid: int) -> None:
         """From now on, the master is *pid*: a daemon, or the new one of a USR2."""
         self._pid = pid
+        self.exit_code = None
 
     def signal(self, sig: int, pid: int | None = None) -> None:
         os.kill(pid or self.pid, sig)
@@ -684,11 +687,37 @@ class Server:
         return int(wait_until(lambda: self.log(name).strip(), timeout, f"a number in {name}"))
 
 
+class Background:
+    """A request in a thread; ``result()`` joins it."""
+
+    def __init__(self, server: Server, path: str, timeout: float = 15.0) -> None:
+        self.reply: Reply | None = None
+        self.error: Exception | None = None
+        self.seconds = 0.0
+
+        def run() -> None:
+            started = time.monotonic()
+            try:
+                self.reply = server.get(path, timeout=timeout)
+            except Exception as exc:
+                self.error = exc
+            self.seconds = time.monotonic() - started
+
+        self.thread = threading.Thread(target=run, daemon=True)
+        self.thread.start()
+
+    def result(self, timeout: float = 20.0) -> Reply:
+        self.thread.join(timeout)
+        assert not self.thread.is_alive(), "no answer"
+        if self.error is not None:
+            raise AssertionError(f"request failed: {self.error!r}") from self.error
+        assert self.reply is not None
+        return self.reply
+
+
 @contextlib.contextmanager
 def load(server: Server, path: str = "/", interval: float = 0.02) -> Iterator[list[str]]:
     """Ask for *path* all the time in a thread; the list given collects what went wrong."""
-    import threading
-
     problems: list[str] = []
     done = threading.Event()
 

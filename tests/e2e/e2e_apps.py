@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: MIT
+"""Applications and companion targets that the end-to-end tests put into a server's directory."""
+
+from __future__ import annotations
+
+#: A bare WSGI application with a route for each thing that a test wants to see.
+WEB = """
+import json, os, sys, time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+LOADED_BY = os.getpid()
+VERSION = "one"
+
+def mark(name, text=""):
+    with open(os.path.join(HERE, name), "a") as f:
+        f.write(f"{text}\\n")
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    query = environ.get("QUERY_STRING", "")
+    method = environ["REQUEST_METHOD"]
+    headers = [("Content-Type", "text/plain")]
+
+    def answer(body, status="200 OK", more=()):
+        if isinstance(body, str):
+            body = body.encode()
+        start_response(status, headers + [("Content-Length", str(len(body)))] + list(more))
+        return [body]
+
+    if path == "/slow":
+        mark("slow.started", str(os.getpid()))
+        deadline = time.monotonic() + float(query or 1)
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+        return answer("slow done")
+    if path == "/wait":
+        # Answers once the test has made the file named by the query.
+        mark("wait.started", str(os.getpid()))
+        while not os.path.exists(os.path.join(HERE, query)):
+            time.sleep(0.01)
+        return answer("waited")
+    if path == "/echo":
+        return answer(environ["wsgi.input"].read())
+    if path == "/environ":
+        return answer(json.dumps({k: v for k, v in environ.items() if isinstance(v, (str, bool, int))}))
+    if path == "/process":
+        return answer(json.dumps({
+            "pid": os.getpid(), "ppid": os.getppid(), "loaded_by": LOADED_BY, "version": VERSION,
+            "cwd": os.getcwd(), "env": dict(os.environ), "uid": os.getuid(), "gid": os.getgid(),
+        }))
+    if path == "/stream":
+        start_response("200 OK", headers)
+        return (f"chunk {n}\\n".encode() for n in range(3))
+    if path == "/file":
+        body = open(os.path.join(HERE, "big.bin"), "rb")
+        start_response("200 OK", headers + [("Content-Length", str(os.path.getsize(body.name)))])
+        return environ["wsgi.file_wrapper"](body)
+    if path == "/empty":
+        start_response("204 No Content", [])
+        return []
+    if path == "/not-modified":
+        start_response("304 Not Modified", [("ETag", '"x"')])
+        return []
+    if path == "/boom":
+        raise RuntimeError("boom on purpose")
+    if path == "/late-boom":
+        def broken():
+            yield b"x" * 10
+            raise RuntimeError("late boom on purpose")
+        start_response("200 OK", headers + [("Content-Length", "100")])
+        return broken()
+    if path == "/trailers":
+        body = environ["wsgi.input"].read()
+        return answer(body)
+    if path == "/print":
+        print("printed to stdout", flush=True)
+        print("printed to stderr", file=sys.stderr, flush=True)
+        environ["wsgi.errors"].write("written to wsgi.errors\\n")
+        return answer("ok")
+    return answer(str(os.getpid()))
+"""
+
+#: Companion targets.  Each notes its starts, and its overlaps with an older self, in files beside the module.
+JOBS = '''
+import atexit, fcntl, json, os, signal, subprocess, sys, threading, time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+_lock = None
+
+def name():
+    return os.environ["GUNICORN_COMPANION_NAME"]
+
+def mark(what, text=""):
+    fd = os.open(os.path.join(HERE, f"{name()}.{what}"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(fd, f"{text}\\n".encode())
+    os.close(fd)
+
+def begin():
+    """Note the start; two selves at once show as an overlap, since both want the same lock."""
+    global _lock
+    _lock = open(os.path.join(HERE, f"{name()}.lock"), "a")
+    try:
+        fcntl.flock(_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        mark("overlap", os.getpid())
+    mark("starts", f"{os.getpid()} {time.time()}")
+
+def sleep_forever():
+    while True:
+        time.sleep(1000)
+
+def idle():
+    """Dies of the first signal, as a plain program does."""
+    begin()
+    sleep_forever()
+
+def drain():
+    """At SIGTERM it works on for DRAIN seconds, then leaves with 0; further signals are counted."""
+    seconds = float(os.environ.get("DRAIN", "1"))
+    asked = []
+    def on_term(sig, frame):
+        mark("signals", f"{os.getpid()} {sig} {time.time()}")
+        asked.append(time.monotonic())
+    for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(sig, on_term)
+    begin()
+    while not asked or time.monotonic() < asked[0] + seconds:
+        time.sleep(0.02)
+    mark("drained", os.getpid())
+
+def stubborn():
+    """Ignores what asks it to stop."""
+    def on_term(sig, frame):
+        mark("signals", f"{os.getpid()} {sig} {time.time()}")
+    for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(sig, on_term)
+    begin()
+    while True:
+        time.sleep(1000)
+
+def _child(setup):
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        setup()
+        mark("child", os.getpid())
+        sleep_forever()
+    return pid
+
+def family():
+    """Has a child in its own process group (as a job worker's work horse) and one that is just a child."""
+    begin()
+    _child(lambda: os.setpgid(0, 0))
+    _child(lambda: None)
+    sleep_forever()
+
+def stubborn_family():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    begin()
+    _child(lambda: os.setpgid(0, 0))
+    _child(lambda: None)
+    sleep_forever()
+
+def report():
+    """Writes what it finds itself to be, then waits."""
+    begin()
+    with open(os.path.join(HERE, f"{name()}.json.new"), "w") as f:
+        json.dump({
+            "env": dict(os.environ), "cwd": os.getcwd(), "pid": os.getpid(), "ppid": os.getppid(),
+            "sid": os.getsid(0), "uid": os.getuid(), "gid": os.getgid(), "groups": os.getgroups(),
+            "mask": [int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
+            "handlers": {s.name: str(signal.getsignal(s)) for s in signal.Signals},
+            "stdin": os.readlink("/proc/self/fd/0"), "modules": sorted(sys.modules),
+            "threads": threading.active_count(), "argv": sys.argv,
+        }, f)
+    os.rename(os.path.join(HERE, f"{name()}.json.new"), os.path.join(HERE, f"{name()}.json"))
+    print(f"{name()} says hello on stdout")
+    print(f"{name()} says hello on stderr", file=sys.stderr)
+    sleep_forever()
+
+def exit3():
+    begin()
+    sys.exit(3)
+
+def exit4():
+    begin()
+    sys.exit(4)
+
+def exit_text():
+    begin()
+    sys.exit("a reason in words")
+
+def returns():
+    begin()
+
+def raises():
+    begin()
+    raise RuntimeError("the companion raises on purpose")
+
+def hard_exit():
+    begin()
+    os._exit(7)
+
+def segfault():
+    begin()
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGSEGV)
+    sleep_forever()
+
+def closes_stdout():
+    begin()
+    os.close(1)
+    mark("closed", os.getpid())
+    sleep_forever()
+
+def forks_and_dies():
+    begin()
+    _child(lambda: None)
+    while not os.path.exists(os.path.join(HERE, f"{name()}.child")):
+        time.sleep(0.01)
+    os._exit(5)
+
+def double_forks():
+    """Leaves a daemon behind that has a session of its own, and goes on itself."""
+    begin()
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            mark("daemon", os.getpid())
+            sleep_forever()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    sleep_forever()
+
+def execs():
+    begin()
+    mark("execs", os.getpid())
+    os.execvp("sleep", ["sleep", "1000"])
+
+def threads():
+    """The target returns while a thread works on: the program ends when the thread does."""
+    begin()
+    def work():
+        while not os.path.exists(os.path.join(HERE, f"{name()}.finish")):
+            time.sleep(0.02)
+        mark("thread", "done")
+    atexit.register(mark, "atexit", "done")
+    threading.Thread(target=work).start()
+    print("buffered output", end="")
+'''

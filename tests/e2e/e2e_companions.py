@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""Shared pieces of the companion tests: building a configuration, reading the notes that targets leave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from e2e_apps import JOBS, WEB
+from harness import Server
+
+#: Short times, so that a test is quick; each test overrides what it is about.
+FAST: dict[str, Any] = {
+    "companion_startsecs": 0.1,
+    "companion_restart_delay": 0.3,
+    "companion_stop_timeout": 10,
+    "companion_reload_timeout": 10,
+    "graceful_timeout": 5,
+}
+
+
+def entry(name: str, target: str | None = None, **keys: Any) -> dict[str, Any]:
+    """One companion; its target is the function of its own name in ``jobs.py`` unless said otherwise."""
+    return {"name": name, "target": f"jobs:{target or name}", **keys}
+
+
+def config_text(*companions: dict[str, Any], extra: str = "", **settings: Any) -> str:
+    values = {**FAST, "companion_workers": list(companions), **settings}
+    return "\n".join(f"{name} = {value!r}" for name, value in values.items()) + "\n" + extra
+
+
+def companion_server(*companions: dict[str, Any], extra: str = "", **settings: Any) -> Server:
+    """A server (not started) with these companions; keywords ending in ``_option`` go to ``Server``."""
+    options = {
+        name.removesuffix("_option"): settings.pop(name)
+        for name in list(settings)
+        if name.endswith("_option")
+    }
+    files = {"jobs.py": JOBS, **options.pop("files", {})}
+    app = options.pop("app", WEB)
+    return Server(app, config_text(*companions, extra=extra, **settings), files=files, **options)
+
+
+def reconfigure(server: Server, *companions: dict[str, Any], extra: str = "", **settings: Any) -> None:
+    server.write("gunicorn.conf.py", config_text(*companions, extra=extra, **settings))
+
+
+def starts(server: Server, name: str) -> list[tuple[int, float]]:
+    """(pid, wall-clock time) of each start of a companion, in order."""
+    lines = [line.split() for line in server.log(f"{name}.starts").splitlines()]
+    return [(int(line[0]), float(line[1])) for line in lines if len(line) == 2]
+
+
+def signals(server: Server, name: str) -> list[tuple[int, int, float]]:
+    """(pid, signal, time) of each signal that a companion has noted."""
+    lines = [line.split() for line in server.log(f"{name}.signals").splitlines()]
+    return [(int(line[0]), int(line[1]), float(line[2])) for line in lines if len(line) == 3]
+
+
+def overlaps(server: Server) -> list[str]:
+    """The companions that ran beside an older self of theirs."""
+    return sorted(path.name for path in server.dir.glob("*.overlap"))
+
+
+def pids_in(server: Server, name: str) -> list[int]:
+    return [int(line) for line in server.log(name).split()]
+
+
+def pids(server: Server) -> dict[str, int | None]:
+    return {name: entry["pid"] for name, entry in server.companions().items()}

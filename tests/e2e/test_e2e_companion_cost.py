@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""What companions cost: memory shared with the master, and a manager that sleeps."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from e2e_apps import JOBS, WEB
+from e2e_companions import companion_server, entry
+from harness import status_field, wait_until
+
+#: 60 MB of small objects, which a collection visits: what a real application's modules and tables are.
+BIG = WEB + "\nTABLE = [{'n': n, 'text': str(n)} for n in range(190_000)]\n"
+
+COLLECTS = (
+    JOBS
+    + """
+def collects():
+    import gc
+    begin()
+    gc.collect()
+    mark("collected", os.getpid())
+    sleep_forever()
+"""
+)
+
+
+def private_kb(pid: int) -> int:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_"))
+
+
+def measure(freeze: bool) -> tuple[int, int]:
+    server = companion_server(
+        entry("collects"),
+        app_option=BIG,
+        files_option={"jobs.py": COLLECTS},
+        preload_app=True,
+        gc_freeze=freeze,
+    )
+    with server:
+        server.wait_companion("collects")
+        pid = int(wait_until(lambda: server.log("collects.collected").strip()))
+        size = int(status_field(server.pid, "VmRSS").split()[0])
+        return private_kb(pid), size
+
+
+def test_a_companion_shares_the_preloaded_memory() -> None:
+    """Under 10 MB private after a full collection, with 50 MB or more preloaded (what must hold, 13)."""
+    private, size = measure(freeze=True)
+    assert size > 50_000, f"only {size} kB preloaded"
+    assert private < 10_000, f"{private} kB private of {size} kB"
+
+
+def test_without_the_freeze_it_would_not() -> None:
+    """Otherwise the test above shows nothing."""
+    private, _size = measure(freeze=False)
+    assert private > 10_000
+
+
+def test_an_idle_manager_is_not_scheduled() -> None:
+    """20 running companions, 10 s, not one context switch (what must hold, 14)."""
+    names = [f"c{number}" for number in range(20)]
+    with companion_server(*(entry(name, "idle") for name in names)) as server:
+        for name in names:
+            server.wait_companion(name)
+        manager = server.wait_manager()
+
+        def switches() -> tuple[int, int]:
+            return (
+                int(status_field(manager, "voluntary_ctxt_switches")),
+                int(status_field(manager, "nonvoluntary_ctxt_switches")),
+            )
+
+        # The last answer and the last promotion are done once two looks in a row agree.
+        last = (-1, -1)
+
+        def quiet() -> bool:
+            nonlocal last
+            before, last = last, switches()
+            return before == last
+
+        wait_until(quiet, 5, "settled", interval=0.3)
+        before = switches()
+        time.sleep(10)
+        assert switches()[0] - before[0] == 0

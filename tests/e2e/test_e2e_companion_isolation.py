@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: MIT
+"""What a companion inherits and what it must not: descriptors, signals, environment, output, privileges."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import signal
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e_companions import companion_server, entry, reconfigure, starts
+from e2e_users import reachable_for_all
+from harness import Server, descriptors, wait_until
+
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def report(server: Server, name: str = "report") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(wait_until(lambda: server.log(f"{name}.json")))
+    return found
+
+
+def writers(pid: int) -> set[str]:
+    """The pipes of which *pid* holds a writing end."""
+    found = set()
+    for fd, target in descriptors(pid).items():
+        if target.startswith("pipe:"):
+            text = Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
+            flags = int(next(line for line in text.splitlines() if line.startswith("flags:")).split()[1], 8)
+            if flags & os.O_ACCMODE != os.O_RDONLY:
+                found.add(target)
+    return found
+
+
+def odd(pid: int, prefixes: tuple[str, ...]) -> set[str]:
+    return {target for target in descriptors(pid).values() if target.startswith(prefixes)}
+
+
+# -- descriptors (what must hold, 11) --
+
+
+@pytest.mark.parametrize("preload", [False, True], ids=["lazy", "preload"])
+@pytest.mark.parametrize("bind", ["tcp", "unix"])
+def test_descriptors(preload: bool, bind: str) -> None:
+    server = companion_server(
+        entry("a", "idle"),
+        entry("b", "idle", stdout="b.out", stderr="stdout"),
+        workers=2,
+        preload_app=preload,
+        bind_option=bind,
+    )
+    with server:
+        manager = server.wait_manager()
+        server.wait_companion("a")
+        b = server.wait_companion("b")["pid"]
+        # Once more for each, so that what a second fork inherits is seen, too.
+        os.kill(server.companion("a")["pid"], signal.SIGKILL)
+        a = server.wait_companion("a", without=[starts(server, "a")[0][0]])["pid"]
+        workers = server.wait_workers(2)
+        for pid in (a, b):
+            found = descriptors(pid)
+            assert found[0] == "/dev/null"
+            assert not odd(pid, ("socket:", "pipe:", "anon_inode:")), found
+            assert not [target for target in found.values() if "(deleted)" in target], f"heartbeat: {found}"
+            # Standard streams, the run file, and the lock file that the target opened itself.
+            assert len(found) <= 5, found
+        assert descriptors(b)[1] == descriptors(b)[2] == str(server.dir / "b.out")
+        for worker in workers:
+            for other in (manager, a, b):
+                shared = odd(worker, ("pipe:", "socket:")) & odd(other, ("pipe:", "socket:"))
+                assert not shared, f"worker and {other} share {shared}"
+            assert not [t for t in descriptors(worker).values() if t.endswith((".run", ".lock"))]
+        # Who holds a writing end of what the manager listens to: the arbiter, and the manager itself.
+        listens = odd(manager, ("pipe:",))
+        for pid in (a, b, *workers):
+            assert not writers(pid) & listens
+        listeners = odd(server.pid, ("socket:",))
+        assert listeners and not odd(manager, ("socket:",)) & listeners, "the manager holds no listener"
+
+
+def test_a_client_s_connection_to_the_manager_is_not_inherited() -> None:
+    with companion_server(entry("a", "idle")) as server:
+        pid = server.wait_companion("a")["pid"]
+        with server.control() as control:
+            assert control.ask("restart", "a")["ok"]
+            new = server.wait_companion("a", without=[pid])["pid"]
+            assert not odd(new, ("socket:", "pipe:"))
+
+
+# -- the child's state --
+
+
+def test_a_companion_is_a_program_of_its_own() -> None:
+    env = {"FROM_ENTRY": "1", "SHARED": "entry"}
+    server = companion_server(
+        entry("report", env=env, cwd="sub"),
+        companion_env={"FROM_GLOBAL": "1", "SHARED": "global"},
+        files_option={"sub/x": ""},
+        env_option={
+            "NOTIFY_SOCKET": "/nowhere",
+            "WATCHDOG_USEC": "1000000",
+            "WATCHDOG_PID": "1",
+            "LISTEN_PID": "1",
+            "LISTEN_FDS": "1",
+            "INHERITED": "yes",
+        },
+    )
+    with server:
+        pid = server.wait_companion("report")["pid"]
+        found = report(server)
+        variables = found["env"]
+        assert found["pid"] == found["sid"] == pid
+        assert found["ppid"] == server.wait_manager()
+        assert found["cwd"] == str(server.dir / "sub")
+        assert variables["GUNICORN_COMPANION_NAME"] == "report"
+        assert (variables["FROM_ENTRY"], variables["FROM_GLOBAL"]) == ("1", "1")
+        assert (variables["SHARED"], variables["INHERITED"]) == ("entry", "yes")
+        gone = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "GUNICORN_PID", "GUNICORN_FD")
+        assert not [name for name in variables if name.startswith(gone)]
+        assert found["mask"] == []
+        assert found["stdin"] == "/dev/null"
+        assert found["threads"] == 1
+        for name, handler in found["handlers"].items():
+            if name == "SIGINT":
+                assert "default_int_handler" in handler
+            elif name in ("SIGPIPE", "SIGXFSZ"):
+                assert "SIG_IGN" in handler
+            else:
+                assert "SIG_DFL" in handler or "None" in handler or name in ("SIGKILL", "SIGSTOP"), (
+                    name,
+                    handler,
+                )
+
+
+def test_two_companions_and_two_lives_have_different_random_numbers() -> None:
+    targets = """
+import jobs, os, random
+random.random()
+def draw():
+    jobs.begin()
+    jobs.mark("random", random.random())
+    jobs.sleep_forever()
+"""
+    companions = [{"name": name, "target": "draws:draw"} for name in ("r1", "r2")]
+    server = companion_server(
+        *companions,
+        files_option={"draws.py": targets},
+        preload_app=True,
+        extra="import random\nrandom.seed(5)\n",
+    )
+    with server:
+        first = server.wait_companion("r1")["pid"]
+        server.wait_companion("r2")
+        os.kill(first, signal.SIGKILL)
+        server.wait_companion("r1", without=[first])
+        drawn = (server.log("r1.random") + server.log("r2.random")).split()
+        assert len(drawn) == len(set(drawn)) == 3
+
+
+def test_output_goes_where_it_is_sent_and_appends() -> None:
+    companions = [
+        entry("r1", "report", stdout="r1.out", stderr="r1.err"),
+        entry("r2", "report", stdout="r2.out", stderr="stdout"),
+        entry("r3", "report"),
+    ]
+    files = {"r1.out": "from before\n"}
+    with companion_server(*companions, files_option=files) as server:
+        for name in ("r1", "r2", "r3"):
+            server.wait_companion(name)
+        server.wait_log("r1 says hello on stdout", name="r1.out")
+        assert server.log("r1.out").startswith("from before\n")
+        assert server.log("r1.err") == "r1 says hello on stderr\n"
+        server.wait_log("r2 says hello on stderr", name="r2.out")
+        assert "r2 says hello on stdout" in server.log("r2.out")
+        server.wait_log("r3 says hello on stdout")
+        # Copied and truncated by a log rotation: the next line is at the beginning of an empty file.
+        os.truncate(server.dir / "r1.out", 0)
+        pid = server.companion("r1")["pid"]
+        server.ask("restart", "r1")
+        server.wait_companion("r1", without=[pid])
+        wait_until(lambda: server.log("r1.out") == "r1 says hello on stdout\n", 5)
+
+
+def test_a_companion_has_its_parent_death_signal() -> None:
+    """The manager stopped, then killed: nobody but the kernel tells the companion."""
+    with companion_server(entry("drain", env={"DRAIN": "0"}, stop_signal="INT")) as server:
+        pid = server.wait_companion("drain")["pid"]
+        manager = server.wait_manager()
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            os.kill(manager, signal.SIGKILL)
+            wait_until(lambda: server.log("drain.drained"), 3, "told by the kernel")
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert server.log("drain.signals").split()[:2] == [str(pid), str(int(signal.SIGINT))]
+        server.wait_companion("drain", without=[pid])
+
+
+def test_stop_as_group() -> None:
+    """A shell that waits for its child and doesn't pass the signal on."""
+    targets = """
+import jobs, os, subprocess, sys
+def shell():
+    jobs.begin()
+    inner = [sys.executable, "-c", "import signal, sys, jobs, time;"
+        "signal.signal(signal.SIGTERM, lambda *a: (jobs.mark('inner', 'got it'), sys.exit(0)));"
+        "jobs.mark('up', 1); time.sleep(60)"]
+    import signal
+    signal.signal(signal.SIGTERM, lambda *a: None)
+    subprocess.Popen(inner).wait()
+"""
+    companion = {"name": "sh", "target": "shells:shell", "stop_as_group": True}
+    with companion_server(companion, files_option={"shells.py": targets}) as server:
+        server.wait_companion("sh")
+        server.wait_log("1", name="sh.up")
+        server.ask("stop", "sh")
+        server.wait_companion("sh", "STOPPED", timeout=5)
+        assert server.log("sh.inner") == "got it\n"
+
+
+# -- privileges (what must hold, 12) --
+
+
+@ROOT_ONLY
+def test_everything_of_the_companions_belongs_to_the_user_that_is_set() -> None:
+    nobody = pwd.getpwnam("nobody")
+    server = companion_server(
+        entry("report", stdout="logs/report.out", stderr="logs/report.err"),
+        user="nobody",
+        group=nobody.pw_gid,
+        prefix_option=reachable_for_all(),
+        ready_option="http",
+    )
+    runtime = server.dir / "rt"
+    runtime.mkdir()
+    server.env["RUNTIME_DIRECTORY"] = str(runtime)
+    (server.dir / "logs").mkdir()
+    # The targets leave notes beside their module.
+    for path in (server.dir, server.dir / "logs"):
+        os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    (server.dir / "gunicorn.conf.py").chmod(0o600)
+    with server:
+        entry_ = server.wait_companion("report")
+        found = report(server)
+        assert (found["uid"], found["gid"]) == (nobody.pw_uid, nobody.pw_gid)
+        assert set(found["groups"]) <= {nobody.pw_gid}
+        manager = server.wait_manager()
+        for pid in (manager, entry_["pid"], *server.workers()):
+            text = Path(f"/proc/{pid}/status").read_text()
+            uids = next(line for line in text.splitlines() if line.startswith("Uid:")).split()[1:]
+            assert set(uids) == {str(nobody.pw_uid)}, pid
+        # Dumpable: what the kernel shows of it belongs to its user, so the manager can read its children.
+        for pid in (manager, entry_["pid"]):
+            assert os.stat(f"/proc/{pid}").st_uid == nobody.pw_uid
+        info = os.stat(server.control_path())
+        assert info.st_uid == nobody.pw_uid and stat.S_IMODE(info.st_mode) == 0o600
+        for path in (server.dir / "logs").iterdir():
+            assert path.stat().st_uid == nobody.pw_uid, path
+        run_files = [path for path in runtime.rglob("*") if path.is_file()]
+        assert run_files, "the run files are beside the socket"
+        assert {path.stat().st_uid for path in run_files} == {nobody.pw_uid}
+        assert b"hello on stdout" in (server.dir / "logs" / "report.out").read_bytes()
+        memory = {
+            key: value for key, value in entry_.items() if "mem" in key or "pss" in key or "private" in key
+        }
+        assert all(memory.values()), memory
+        # It still sees the death of the arbiter, and the parent-death signal outlived the change of user.
+        os.kill(server.pid, signal.SIGSTOP)
+        os.kill(manager, signal.SIGKILL)
+        wait_until(lambda: not os.path.exists(f"/proc/{entry_['pid']}/exe"), 3, "told by the kernel")
+        os.kill(server.pid, signal.SIGCONT)
+        server.wait_companion("report", without=[entry_["pid"]])
+
+
+@ROOT_ONLY
+def test_a_config_file_that_the_user_may_not_read_is_said_so() -> None:
+    nobody = pwd.getpwnam("nobody")
+    server = companion_server(
+        entry("a", "idle"), user="nobody", group=nobody.pw_gid, prefix_option=reachable_for_all()
+    )
+    os.chown(server.dir, nobody.pw_uid, nobody.pw_gid)
+    runtime = server.dir / "rt"
+    runtime.mkdir()
+    server.env["RUNTIME_DIRECTORY"] = str(runtime)
+    with server:
+        pid = server.wait_companion("a")["pid"]
+        reconfigure(server, entry("a", "idle"), entry("b", "idle"), user="nobody", group=nobody.pw_gid)
+        os.chown(server.dir / "gunicorn.conf.py", 0, 0)
+        (server.dir / "gunicorn.conf.py").chmod(0o600)
+        reply = server.ask("reread")
+        assert (reply["ok"], reply["kept_old_config"]) == (False, True)
+        assert "HUP" in reply["error"] and "gunicorn.conf.py" in reply["error"]
+        assert list(server.companions()) == ["a"]
+        server.signal(signal.SIGHUP)
+        server.wait_companion("b")
+        assert server.companion("a")["pid"] == pid
+
+
+@ROOT_ONLY
+def test_the_default_home_is_the_user_s_own() -> None:
+    """Without a runtime directory the socket is in the home of the user that the manager runs as."""
+    name = "daemon"
+    account = pwd.getpwnam(name)
+    if not os.access(account.pw_dir, os.W_OK) or account.pw_dir == "/":
+        pytest.skip(f"{name} has no home")
+    server = companion_server(
+        entry("a", "idle"),
+        user=name,
+        group=account.pw_gid,
+        prefix_option=reachable_for_all(),
+        env_option={"XDG_RUNTIME_DIR": None},
+    )
+    os.chown(server.dir, account.pw_uid, account.pw_gid)
+    home = Path(account.pw_dir) / ".gunicorn"
+    existed = home.exists()
+    try:
+        with server:
+            path = server.configured_control = home / f"companion-{server.pid}.sock"
+            server.wait_manager()
+            assert path.stat().st_uid == account.pw_uid
+            assert path.parent.stat().st_uid == account.pw_uid
+    finally:
+        if not existed and home.exists():
+            subprocess.run(["rm", "-r", str(home)], check=False)

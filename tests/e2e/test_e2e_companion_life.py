@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: MIT
+"""Companions that die, managers that die, arbiters that die: who comes back, and who goes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import time
+
+from e2e_companions import (
+    companion_server,
+    entry,
+    overlaps,
+    pids,
+    pids_in,
+    reconfigure,
+    signals,
+    starts,
+)
+from harness import (
+    Server,
+    all_procs,
+    children_of,
+    cmdline_of,
+    is_alive,
+    kill_all,
+    load,
+    read_proc,
+    session_of,
+    wait_until,
+)
+
+# -- a companion dies --
+
+
+def test_companions_start_beside_the_web_tier() -> None:
+    with companion_server(entry("a", "idle"), entry("b", "report"), workers=2) as server:
+        manager = server.wait_manager()
+        server.wait_workers(2)
+        a, b = server.wait_companion("a"), server.wait_companion("b")
+        assert children_of(manager) == sorted([a["pid"], b["pid"]])
+        assert re.fullmatch(rf"pid {a['pid']}, uptime 0:00:0\d", a["description"]), a["description"]
+        reply = server.ask("status")
+        info = reply["server"]
+        assert info["pid"] == server.pid
+        assert server.address in str(info["addresses"])
+        assert "app:app" in str(info["application"])
+        assert info["version"] and info["uptime"] >= 0
+        narrowed = server.ask("status", "a")
+        assert [found["name"] for found in narrowed["companions"]] == ["a"]
+
+
+def test_kill_9_of_a_companion() -> None:
+    """Running again after the delay, counted; the web tier serves throughout."""
+    with companion_server(entry("a", "idle"), entry("b", "idle"), companion_restart_delay=0.6) as server:
+        old, other = server.wait_companion("a"), server.wait_companion("b")
+        assert (old["restart_count"], old["exit_count"], old["kill_count"]) == (0, 0, 0)
+        with load(server) as problems:
+            killed_at = time.time()
+            os.kill(old["pid"], signal.SIGKILL)
+            backoff = server.wait_companion("a", "BACKOFF")
+            assert backoff["pid"] in (None, 0)
+            assert re.fullmatch(r"killed by SIGKILL, retrying in [01]s", backoff["description"])
+            new = server.wait_companion("a", without=[old["pid"]])
+        assert problems == []
+        assert (new["restart_count"], new["exit_count"], new["kill_count"]) == (1, 1, 0)
+        assert new["last_exit_signal"] in (signal.SIGKILL, "SIGKILL")
+        assert new["last_exit_code"] is None
+        times = [when for _pid, when in starts(server, "a")]
+        assert len(times) == 2
+        assert 0.55 <= times[1] - killed_at <= 2.0
+        assert server.companion("b")["pid"] == other["pid"]
+        assert server.companion("b")["restart_count"] == 0
+
+
+def test_worker_recycling_leaves_companions_alone() -> None:
+    server = companion_server(entry("a", "idle"), entry("b", "idle"), workers=2, max_requests=3)
+    with server:
+        server.wait_companion("a")
+        server.wait_companion("b")
+        before = pids(server)
+        first = server.wait_workers(2)
+        for _ in range(20):
+            server.get("/")
+        os.kill(server.workers()[0], signal.SIGKILL)
+        server.wait_workers(2, without=first)
+        server.signal(signal.SIGTTIN)
+        server.wait_workers(3)
+        assert pids(server) == before
+
+
+def test_two_starts_are_50_ms_apart_whatever_the_delay() -> None:
+    with companion_server(entry("returns"), companion_restart_delay=0) as server:
+        wait_until(lambda: len(starts(server, "returns")) >= 5)
+        times = [when for _pid, when in starts(server, "returns")]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        # What is timed is the target's first line, some milliseconds after the fork, more or less each time.
+        assert min(gaps) > 0.03, gaps
+        assert server.get("/").status == 200
+
+
+# -- each way to exit (what must hold, 6) --
+
+EXITS = {
+    "exit3": (3, None, r"exited with status 3, retrying in \d+s"),
+    "exit4": (4, None, r"exited with status 4, retrying in \d+s"),
+    "exit_text": (1, None, r"exited with status 1, retrying in \d+s"),
+    "returns": (0, None, r"exited with status 0, retrying in \d+s"),
+    "raises": (1, None, r"exited with status 1, retrying in \d+s"),
+    "hard_exit": (7, None, r"exited with status 7, retrying in \d+s"),
+    "segfault": (None, "SIGSEGV", r"killed by SIGSEGV, retrying in \d+s"),
+    "forks_and_dies": (5, None, r"exited with status 5, retrying in \d+s"),
+}
+
+
+def test_however_a_companion_exits_the_rest_goes_on() -> None:
+    companions = [entry(name, restart_delay=60) for name in EXITS]
+    with companion_server(*companions, entry("steady", "idle")) as server:
+        manager = server.wait_manager()
+        workers = server.workers()
+        socket_file = os.stat(server.control_path())
+        for name, (code, sig, description) in EXITS.items():
+            found = server.wait_companion(name, "BACKOFF")
+            assert found["last_exit_code"] == code, name
+            want = (None,) if sig is None else (sig, int(getattr(signal, sig)))
+            assert found["last_exit_signal"] in want, name
+            assert re.fullmatch(description, found["description"]), (name, found["description"])
+            assert found["exit_count"] == 1 and found["restart_count"] == 0
+        steady = server.wait_companion("steady")
+        assert steady["restart_count"] == 0
+        assert server.manager() == manager
+        assert os.stat(server.control_path()).st_ino == socket_file.st_ino
+        assert server.workers() == workers and server.get("/").status == 200
+        log = server.log()
+        assert "RuntimeError: the companion raises on purpose" in log
+        assert "a reason in words" in log
+        # What the one that forked left behind in its session went with it.
+        (child,) = pids_in(server, "forks_and_dies.child")
+        assert not is_alive(child)
+
+
+def test_a_companion_that_closes_its_stdout_stays() -> None:
+    with companion_server(entry("closes_stdout")) as server:
+        server.wait_log("", name="closes_stdout.closed")
+        found = server.wait_companion("closes_stdout")
+        assert found["exit_count"] == 0
+        assert is_alive(found["pid"])
+
+
+def test_a_stopped_companion_can_be_stopped_for_good() -> None:
+    """SIGSTOP: a stop signal alone would stay pending; SIGCONT follows it."""
+    with companion_server(entry("a", "idle"), companion_stop_timeout=30) as server:
+        pid = server.wait_companion("a")["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: (proc := read_proc(pid)) is not None and proc.state == "T", 5, "stopped")
+        manager = server.manager()
+        assert server.companion("a")["exit_count"] == 0
+        assert server.ask("stop", "a")["ok"]
+        assert server.wait_companion("a", "STOPPED", 5)["description"] == "stopped manually"
+        assert server.manager() == manager
+
+
+def test_a_daemon_that_a_companion_leaves_goes_with_the_manager() -> None:
+    with companion_server(entry("double_forks")) as server:
+        server.wait_companion("double_forks")
+        daemon = server.read_int("double_forks.daemon")
+        proc = read_proc(daemon)
+        assert proc is not None and proc.ppid == server.manager(), "adopted by the manager"
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit(10) == 0
+        assert not is_alive(daemon)
+
+
+def test_a_companion_may_become_another_program() -> None:
+    with companion_server(entry("execs")) as server:
+        found = server.wait_companion("execs")
+        wait_until(lambda: "sleep" in cmdline_of(found["pid"]))
+        assert server.companion("execs")["pid"] == found["pid"]
+        assert server.ask("restart", "execs")["ok"]
+        server.wait_companion("execs", without=[found["pid"]])
+        assert not is_alive(found["pid"])
+
+
+def test_a_companion_s_threads_are_joined_and_its_exit_handlers_run() -> None:
+    with companion_server(entry("threads", restart_delay=60, stdout="threads.out")) as server:
+        pid = server.wait_companion("threads")["pid"]
+        assert is_alive(pid)
+        server.write("threads.finish", "")
+        found = server.wait_companion("threads", "BACKOFF")
+        assert found["last_exit_code"] == 0
+        assert server.log("threads.thread") == "done\n"
+        assert server.log("threads.atexit") == "done\n"
+        assert server.log("threads.out") == "buffered output"
+
+
+INHERITED = """
+import atexit, os, weakref
+
+def _mark(text):
+    with open(os.path.join(HERE, "master-exit"), "a") as f:
+        f.write(text + " " + str(os.getpid()) + "\\n")
+
+class _Thing: pass
+_thing = _Thing()
+atexit.register(_mark, "atexit")
+weakref.finalize(_thing, _mark, "finalize")
+"""
+
+
+def test_exit_handlers_of_the_master_do_not_run_in_a_companion() -> None:
+    from e2e_apps import WEB
+
+    server = companion_server(
+        entry("returns", restart_delay=60), preload_app=True, app_option=WEB + INHERITED
+    )
+    with server:
+        found = server.wait_companion("returns", "BACKOFF")
+        assert found["last_exit_code"] == 0
+        companion = starts(server, "returns")[0][0]
+        assert str(companion) not in server.log("master-exit").split()
+        assert server.stop() == 0
+        assert str(server.pid) in server.log("master-exit").split(), "it does run in the master"
+        assert str(companion) not in server.log("master-exit").split()
+
+
+def test_a_start_that_fails_is_backoff_with_the_reason() -> None:
+    companions = [
+        entry("no-such-place", "idle", cwd="/definitely/not/here"),
+        entry("no-attribute", "nothing_of_that_name"),
+        {"name": "no-module", "target": "no_such_module:run"},
+    ]
+    with companion_server(*companions, entry("a", "idle"), companion_restart_delay=60) as server:
+        server.wait_companion("a")
+        found = server.wait_companion("no-such-place", "BACKOFF")
+        assert "/definitely/not/here" in found["description"]
+        for name in ("no-attribute", "no-module"):
+            assert server.wait_companion(name, "BACKOFF")["exit_count"] <= 1
+        assert "nothing_of_that_name" in server.log() and "no_such_module" in server.log()
+
+
+def test_a_post_fork_hook_that_raises_is_a_failed_start() -> None:
+    hook = """
+def companion_post_fork(manager, companion):
+    with open("hook-calls", "a") as f:
+        f.write(companion.name + "\\n")
+    if companion.name == "bad":
+        raise RuntimeError("hook says no")
+"""
+    companions = [entry("bad", "idle"), entry("good", "idle")]
+    with companion_server(*companions, extra=hook, companion_restart_delay=60) as server:
+        server.wait_companion("good")
+        assert "hook says no" in server.wait_companion("bad", "BACKOFF")["description"]
+        assert starts(server, "bad") == []
+        assert sorted(server.log("hook-calls").split()) == ["bad", "good"]
+
+
+# -- the manager dies (what must hold, 3) --
+
+
+def test_kill_9_of_the_manager() -> None:
+    """A new one in 2 s; the quick come back at once, who drains is let finish, who is stopped stays stopped."""
+    companions = [
+        entry("quick", "idle"),
+        entry("slow", "drain", env={"DRAIN": "3"}),
+        entry("halted", "idle"),
+    ]
+    with companion_server(*companions) as server:
+        manager = server.wait_manager()
+        old = {name: server.wait_companion(name)["pid"] for name in ("quick", "slow", "halted")}
+        assert server.ask("stop", "halted")["ok"]
+        server.wait_companion("halted", "STOPPED")
+        # A reread that the new manager must know of, from a file that is then no longer readable.
+        reconfigure(server, *companions, entry("added", "idle"))
+        assert server.ask("reread")["added"] == ["added"]
+        added = server.wait_companion("added")["pid"]
+        server.write("gunicorn.conf.py", "this is = = broken")
+        with load(server) as problems:
+            killed = time.time()
+            os.kill(manager, signal.SIGKILL)
+            server.wait_manager(2.0, without=manager)
+            waiting = server.companion("slow")
+            assert waiting["state"] == "STARTING" and waiting["pid"] in (None, 0)
+            assert waiting["description"] == f"waiting for pid {old['slow']}"
+            server.wait_companion("quick", timeout=3, without=[old["quick"]])
+            server.wait_companion("added", timeout=3, without=[added])
+            assert is_alive(old["slow"]), "the others have not waited for it"
+            assert time.time() - killed < 2.9
+            server.wait_companion("slow", timeout=6, without=[old["slow"]])
+        assert problems == []
+        assert pids_in(server, "slow.drained") == [old["slow"]]
+        got = [sig for pid, sig, _when in signals(server, "slow") if pid == old["slow"]]
+        assert got == [signal.SIGTERM], "its signal once"
+        assert starts(server, "slow")[1][1] - killed < 4.5
+        halted = server.companion("halted")
+        assert (halted["state"], halted["description"]) == ("STOPPED", "stopped manually")
+        assert len(starts(server, "halted")) == 1
+        assert overlaps(server) == []
+
+
+def test_kill_9_of_the_manager_with_a_companion_that_ignores_its_signal() -> None:
+    with companion_server(entry("stubborn_family", stop_timeout=1.5)) as server:
+        manager = server.wait_manager()
+        old = server.wait_companion("stubborn_family")["pid"]
+        wait_until(lambda: len(pids_in(server, "stubborn_family.child")) == 2)
+        session = session_of(old)
+        assert len(session) == 3
+        os.kill(manager, signal.SIGKILL)
+        server.wait_manager(2.0, without=manager)
+        server.wait_companion("stubborn_family", timeout=6, without=[old])
+        assert not [pid for pid in session if is_alive(pid)]
+        assert overlaps(server) == []
+
+
+def test_kill_9_of_the_manager_and_a_companion_together() -> None:
+    with companion_server(entry("a", "idle"), entry("b", "idle")) as server:
+        manager = server.wait_manager()
+        a, b = server.wait_companion("a")["pid"], server.wait_companion("b")["pid"]
+        for pid in (manager, a):
+            os.kill(pid, signal.SIGKILL)
+        server.wait_manager(2.0, without=manager)
+        server.wait_companion("a", without=[a])
+        server.wait_companion("b", without=[b])
+        assert overlaps(server) == []
+
+
+def test_a_manager_that_dies_again_and_again_is_not_respawned_in_a_tight_loop() -> None:
+    with companion_server(entry("a", "idle")) as server:
+        seen = []
+        for _ in range(3):
+            manager = server.wait_manager(4.0, without=seen[-1] if seen else None)
+            seen.append(manager)
+            os.kill(manager, signal.SIGKILL)
+            killed = time.monotonic()
+            wait_until(lambda manager=manager: server.manager() not in (None, manager), 4, "respawned")
+            elapsed = time.monotonic() - killed
+            assert elapsed < 2.0
+        server.wait_companion("a", timeout=10)
+        assert server.get("/").status == 200
+        assert overlaps(server) == []
+
+
+def test_a_stop_right_after_the_manager_was_killed_leaves_nothing() -> None:
+    """No manager lives at that moment: the arbiter ends what the run files name."""
+    with companion_server(entry("stubborn_family", stop_timeout=1.5), entry("a", "idle")) as server:
+        server.wait_companion("stubborn_family")
+        wait_until(lambda: len(pids_in(server, "stubborn_family.child")) == 2)
+        manager = server.wait_manager()
+        os.kill(manager, signal.SIGKILL)
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit(15) == 0
+        server.assert_nothing_left()
+
+
+# -- the arbiter dies (what must hold, 4) --
+
+
+def test_kill_9_of_the_arbiter_takes_everything_with_it() -> None:
+    with companion_server(entry("a", "idle"), entry("family"), workers=2, timeout=2) as server:
+        server.wait_companion("a")
+        server.wait_companion("family")
+        wait_until(lambda: len(pids_in(server, "family.child")) == 2)
+        tree = server.tree()
+        server.kill()
+        wait_until(lambda: not [pid for pid in tree if is_alive(pid)], 2.5, lambda: f"left {server.tree()}")
+        assert not server.control_path().exists()
+
+
+def test_a_new_server_after_kill_9_of_the_arbiter() -> None:
+    """It has port and control socket 2 s later, and starts each companion when its old self is gone."""
+    companions = [entry("quick", "idle"), entry("slow", "drain", env={"DRAIN": "5"})]
+    settings = {"companion_control_socket": "run/control.sock", "timeout": 2}
+    with companion_server(*companions, **settings) as first:
+        first.configured_control = first.dir / "run" / "control.sock"
+        old = {name: first.wait_companion(name)["pid"] for name in ("quick", "slow")}
+        killed = time.monotonic()
+        first.kill()
+        wait_until(lambda: not is_alive(old["quick"]), 2, "quick gone")
+        while time.monotonic() < killed + 2:
+            time.sleep(0.02)
+        second = Server(directory=first.dir, bind=None, args=["-b", first.address])
+        second.host, second.port = first.host, first.port
+        second.configured_control = first.configured_control
+        with second:
+            second.wait_manager(2)
+            new = second.wait_companion("quick", timeout=2)
+            assert new["pid"] != old["quick"]
+            assert is_alive(old["slow"]), "quick has not waited for slow"
+            waiting = second.companion("slow")
+            assert waiting["state"] == "STARTING"
+            assert str(old["slow"]) in waiting["description"]
+            second.wait_companion("slow", timeout=8, without=[old["slow"]])
+            assert pids_in(second, "slow.drained") == [old["slow"]]
+            got = [sig for pid, sig, _ in signals(second, "slow") if pid == old["slow"]]
+            assert got == [signal.SIGTERM]
+            assert overlaps(second) == []
+            assert second.stop() == 0
+        wait_until(lambda: not first.tree(), 5, "nothing of the first left")
+        assert not first.configured_control.exists()
+
+
+def test_arbiter_and_manager_killed_together() -> None:
+    """What obeys its parent-death signal goes; what ignores it is ended by the next server there."""
+    with companion_server(entry("a", "idle"), entry("stubborn", stop_timeout=1)) as first:
+        first.wait_companion("a")
+        stubborn = first.wait_companion("stubborn")["pid"]
+        manager = first.wait_manager()
+        a = first.companion("a")["pid"]
+        os.kill(manager, signal.SIGSTOP)
+        first.kill()
+        os.kill(manager, signal.SIGKILL)
+        wait_until(lambda: not is_alive(a), 3, "a gone by its parent-death signal")
+        assert is_alive(stubborn)
+        wait_until(lambda: not [pid for pid in first.tree() if pid != stubborn], 5, "the others gone")
+        second = Server(directory=first.dir, bind=None, args=["-b", first.address])
+        second.host, second.port = first.host, first.port
+        with second:
+            second.wait_companion("a")
+            second.wait_companion("stubborn", timeout=6, without=[stubborn])
+            assert not is_alive(stubborn)
+            assert overlaps(second) == []
+            assert second.stop(timeout=15) == 0
+
+
+def test_a_child_that_master_code_forked_does_not_hide_the_arbiter_s_death() -> None:
+    """Such a child must not keep the manager's lifeline open."""
+    hook = """
+import os, time
+def on_reload(server):
+    if os.fork() == 0:
+        with open("bystander", "w") as f:
+            f.write(str(os.getpid()))
+        time.sleep(60)
+        os._exit(0)
+"""
+    with companion_server(entry("a", "idle"), extra=hook, timeout=2) as server:
+        pid = server.wait_companion("a")["pid"]
+        manager = server.wait_manager()
+        server.signal(signal.SIGHUP)
+        bystander = server.read_int("bystander")
+        server.wait_manager()
+        server.kill()
+        wait_until(lambda: not is_alive(pid) and not is_alive(manager), 3, "manager and companion gone")
+        assert is_alive(bystander)
+        kill_all([bystander])
+
+
+def test_a_second_server_on_the_same_files_ends_nobody() -> None:
+    """Two servers with companions of the same names, in different directories, do not meet."""
+    with companion_server(entry("a", "idle")) as one, companion_server(entry("a", "idle")) as two:
+        first, second = one.wait_companion("a"), two.wait_companion("a")
+        assert first["pid"] != second["pid"]
+        os.kill(one.wait_manager(), signal.SIGKILL)
+        one.wait_companion("a", without=[first["pid"]])
+        assert two.companion("a")["pid"] == second["pid"]
+    assert not [p for p in all_procs().values() if p.ppid in (one.pid, two.pid)]

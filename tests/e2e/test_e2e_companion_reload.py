@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: MIT
+"""SIGHUP and ``reread``: the difference is applied, the rest not touched, a mistake changes nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from e2e_companions import (
+    companion_server,
+    config_text,
+    entry,
+    overlaps,
+    pids,
+    pids_in,
+    reconfigure,
+    signals,
+    starts,
+)
+from harness import Server, is_alive, load, wait_until
+
+TWO = [entry("a", "idle"), entry("b", "idle")]
+
+
+def hup(server: Server, workers: int = 1) -> list[int]:
+    """SIGHUP; the new workers, once they are there."""
+    old = server.workers()
+    server.signal(signal.SIGHUP)
+    return server.wait_workers(workers, without=old)
+
+
+def settled(server: Server, *names: str) -> dict[str, int | None]:
+    for name in names:
+        server.wait_companion(name)
+    return pids(server)
+
+
+# -- SIGHUP (what must hold, 7) --
+
+
+def test_hup_leaves_unchanged_companions_alone() -> None:
+    with companion_server(*TWO, workers=2) as server:
+        before = settled(server, "a", "b")
+        manager = server.wait_manager()
+        with load(server) as problems:
+            for _ in range(3):
+                hup(server, 2)
+        assert problems == []
+        assert pids(server) == before
+        assert server.manager() == manager
+        assert [found["restart_count"] for found in server.companions().values()] == [0, 0]
+
+
+def test_hup_restarts_only_what_is_shaped_otherwise() -> None:
+    with companion_server(*TWO) as server:
+        before = settled(server, "a", "b")
+        manager = server.wait_manager()
+        reconfigure(server, entry("a", "report", env={"NEW": "1"}), entry("b", "idle", stop_timeout=3))
+        hup(server)
+        server.wait_companion("a", without=[before["a"] or 0])
+        wait_until(lambda: server.log("a.json"))
+        assert pids(server)["b"] == before["b"]
+        assert server.manager() == manager
+        assert overlaps(server) == []
+
+
+def test_hup_adds_and_removes_without_waiting_for_who_drains() -> None:
+    with companion_server(entry("a", "idle"), entry("drain", env={"DRAIN": "4"})) as server:
+        before = settled(server, "a", "drain")
+        manager = server.wait_manager()
+        reconfigure(server, entry("a", "idle"), entry("c", "idle"))
+        hupped = time.monotonic()
+        (worker,) = hup(server)
+        server.wait_companion("c", timeout=3)
+        leaving = server.companion("drain")
+        assert (leaving["state"], leaving["pid"]) == ("STOPPING", before["drain"])
+        # While it drains, the web tier is supervised.
+        os.kill(worker, signal.SIGKILL)
+        server.wait_workers(1, timeout=2, without=[worker])
+        assert time.monotonic() - hupped < 4
+        wait_until(lambda: "drain" not in server.companions(), 6, "gone from the table")
+        assert pids_in(server, "drain.drained") == [before["drain"]]
+        assert time.monotonic() - hupped > 3.5
+        assert pids(server)["a"] == before["a"] and server.manager() == manager
+
+
+def test_a_name_that_comes_back_waits_for_its_old_process() -> None:
+    with companion_server(entry("a", "idle"), entry("drain", env={"DRAIN": "2"})) as server:
+        before = settled(server, "a", "drain")
+        reconfigure(server, entry("a", "idle"))
+        assert server.ask("reread")["removed"] == ["drain"]
+        reconfigure(server, entry("a", "idle"), entry("drain", env={"DRAIN": "0"}))
+        assert server.ask("reread")["ok"]
+        assert is_alive(before["drain"] or 0)
+        server.wait_companion("drain", timeout=6, without=[before["drain"] or 0])
+        assert pids_in(server, "drain.drained") == [before["drain"]]
+        assert overlaps(server) == []
+
+
+def test_the_manager_leaves_with_the_last_companion_and_comes_with_the_first() -> None:
+    with companion_server() as server:
+        assert server.manager() is None
+        assert not server.control_path().exists()
+        reconfigure(server, entry("drain", env={"DRAIN": "1"}))
+        hup(server)
+        pid = server.wait_companion("drain")["pid"]
+        reconfigure(server)
+        hup(server)
+        wait_until(lambda: server.manager() is None, 6, "the manager gone")
+        assert pids_in(server, "drain.drained") == [pid]
+        assert not server.control_path().exists()
+        assert server.get("/").status == 200
+        reconfigure(server, entry("drain", env={"DRAIN": "0"}))
+        hup(server)
+        server.wait_companion("drain", without=[pid])
+
+
+INVALID = {
+    "syntax error": ("companion_workers = = []", "gunicorn.conf.py"),
+    "system exit": ("import sys\nsys.exit(9)", "gunicorn.conf.py"),
+    "unknown key": (config_text({"name": "a", "target": "jobs:idle", "stop_sigal": "TERM"}), "stop_signal"),
+    "duplicate": (config_text(entry("a", "idle"), entry("a", "idle")), "a"),
+    "unknown signal": (config_text(entry("a", "idle", stop_signal="SIGNOPE")), "SIGNOPE"),
+    "no target": (config_text({"name": "a"}), "target"),
+    "unknown setting": (config_text(*TWO, companion_restart_delai=1), "companion_restart_delay"),
+}
+
+
+@pytest.mark.parametrize("how", ["hup", "reread"])
+@pytest.mark.parametrize("case", INVALID)
+def test_an_invalid_configuration_changes_nothing(case: str, how: str) -> None:
+    text, names = INVALID[case]
+    with companion_server(*TWO, workers=2) as server:
+        before = settled(server, "a", "b")
+        manager, workers = server.wait_manager(), server.wait_workers(2)
+        log = server.log()
+        server.write("gunicorn.conf.py", text)
+        if how == "hup":
+            server.signal(signal.SIGHUP)
+            wait_until(lambda: names in server.log()[len(log) :], 5, f"an error that says {names}")
+        else:
+            reply = server.ask("reread")
+            assert (reply["ok"], reply["kept_old_config"]) == (False, True)
+            assert names in reply["error"]
+        new = server.log()[len(log) :]
+        errors = [line for line in new.splitlines() if "[ERROR]" in line]
+        assert len(errors) <= 1, errors
+        if how == "hup":
+            assert len(errors) == 1, new
+        assert pids(server) == before
+        assert (server.manager(), server.workers()) == (manager, workers)
+        # The old configuration is what a new manager gets, too.
+        os.kill(manager, signal.SIGKILL)
+        server.wait_manager(3, without=manager)
+        assert sorted(settled(server, "a", "b")) == ["a", "b"]
+        # And the next good one is taken.
+        reconfigure(server, *TWO, entry("c", "idle"), workers=1)
+        hup(server, 1)
+        server.wait_companion("c")
+
+
+def test_hup_with_an_application_that_does_not_load_any_more_is_not_the_companions_business() -> None:
+    """Without preload the code is new to both after a HUP; an unchanged companion keeps what it runs."""
+    with companion_server(entry("a", "idle")) as server:
+        before = settled(server, "a")
+        server.write("jobs.py", "raise RuntimeError('new code is broken')")
+        hup(server)
+        assert pids(server) == before
+        assert server.ask("restart", "a")["ok"]
+        server.wait_companion("a", "BACKOFF")
+        assert "new code is broken" in server.log()
+        assert server.get("/").status == 200
+
+
+def test_companion_reload_all_replaces_the_manager_without_holding_up_the_rest() -> None:
+    """A 12 s drain on HUP would be the same at any length: 4 s here."""
+    settings = {"companion_reload": "all", "workers": 2}
+    with companion_server(entry("a", "idle"), entry("drain", env={"DRAIN": "4"}), **settings) as server:
+        before = settled(server, "a", "drain")
+        manager = server.wait_manager()
+        workers = hup(server, 2)
+        assert is_alive(before["drain"] or 0)
+        os.kill(workers[0], signal.SIGKILL)
+        server.wait_workers(2, timeout=2, without=[workers[0]])
+        assert is_alive(before["drain"] or 0), "all of that during the drain"
+        server.signal(signal.SIGTTIN)
+        server.wait_workers(3, timeout=2)
+        assert server.get("/").status == 200
+        server.wait_manager(10, without=manager)
+        after = settled(server, "a", "drain")
+        assert after["a"] != before["a"] and after["drain"] != before["drain"]
+        assert pids_in(server, "drain.drained") == [before["drain"]]
+        assert len([s for s in signals(server, "drain") if s[0] == before["drain"]]) == 1
+        assert overlaps(server) == []
+
+
+def test_a_killed_worker_is_replaced_during_a_12_second_drain_on_hup() -> None:
+    server = companion_server(
+        entry("drain", env={"DRAIN": "12"}), companion_reload_timeout=30, companion_stop_timeout=1, workers=2
+    )
+    with server:
+        before = settled(server, "drain")
+        reconfigure(server, entry("drain", env={"DRAIN": "0"}), workers=2, companion_reload_timeout=30)
+        hupped = time.monotonic()
+        hup(server, 2)
+        for _ in range(3):
+            victim = server.workers()[0]
+            os.kill(victim, signal.SIGKILL)
+            server.wait_workers(2, timeout=2, without=[victim])
+        assert server.companion("drain")["state"] == "STOPPING"
+        server.wait_companion("drain", timeout=14, without=[before["drain"] or 0])
+        assert 11.5 < time.monotonic() - hupped < 15
+        assert pids_in(server, "drain.drained") == [before["drain"]]
+
+
+# -- reread (what must hold, 8) --
+
+
+def test_reread_reports_and_applies_the_difference() -> None:
+    names = ["added", "env", "gone", "same", "time"]
+    old = [entry(name, "idle") for name in names if name != "added"]
+    with companion_server(*old, workers=2) as server:
+        before = settled(server, "env", "gone", "same", "time")
+        workers = server.wait_workers(2)
+        reconfigure(
+            server,
+            entry("same", "idle"),
+            entry("env", "idle", env={"A": "1"}),
+            entry("time", "idle", stop_timeout=7),
+            entry("added", "idle"),
+            workers=2,
+        )
+        assert server.ask("reread") == {
+            "ok": True,
+            "added": ["added"],
+            "removed": ["gone"],
+            "restarted": ["env"],
+            "updated": ["time"],
+            "unchanged": ["same"],
+        }
+        server.wait_companion("env", without=[before["env"] or 0])
+        server.wait_companion("added")
+        wait_until(lambda: "gone" not in server.companions(), 5, "gone")
+        after = pids(server)
+        assert (after["same"], after["time"]) == (before["same"], before["time"])
+        assert server.workers() == workers, "reread is the companions' alone"
+        assert server.ask("reread") == {
+            "ok": True,
+            "added": [],
+            "removed": [],
+            "restarted": [],
+            "updated": [],
+            "unchanged": ["added", "env", "same", "time"],
+        }
+
+
+def test_a_changed_global_default_reaches_every_companion_that_does_not_override_it() -> None:
+    with companion_server(entry("a", "idle"), entry("b", "idle", env={"X": "own"})) as server:
+        settled(server, "a", "b")
+        reconfigure(server, *TWO[:1], entry("b", "idle", env={"X": "own"}), companion_stop_timeout=3)
+        assert server.ask("reread")["updated"] == ["a", "b"]
+        reconfigure(
+            server,
+            *TWO[:1],
+            entry("b", "idle", env={"X": "own"}, cwd="/"),
+            companion_stop_timeout=3,
+            companion_cwd="/",
+        )
+        assert server.ask("reread")["restarted"] == ["a", "b"]
+
+
+def test_reread_from_a_companion_config_file() -> None:
+    files = {"companions.py": config_text(entry("a", "idle"))}
+    text = "companion_config_file = 'companions.py'\ncompanion_startsecs = 5\n"
+    from e2e_apps import JOBS, WEB
+
+    with Server(WEB, text, files={"jobs.py": JOBS, **files}) as server:
+        pid = server.wait_companion("a", timeout=4)["pid"]
+        server.write("companions.py", config_text(entry("a", "idle"), entry("b", "idle")))
+        assert server.ask("reread")["added"] == ["b"]
+        server.wait_companion("b")
+        server.write("companions.py", "1/0")
+        reply = server.ask("reread")
+        assert (reply["ok"], reply["kept_old_config"]) == (False, True)
+        assert "companions.py" in reply["error"]
+        server.write("companions.py", "workers = 3\n")
+        reply = server.ask("reread")
+        assert reply["ok"] is False, "only companion settings belong there"
+        server.write("companions.py", config_text(entry("a", "idle")))
+        assert server.ask("reread")["removed"] == ["b"]
+        assert server.companion("a")["pid"] == pid
+
+
+def test_manual_stop_survives_reread_and_hup_and_ends_with_start() -> None:
+    with companion_server(*TWO) as server:
+        settled(server, "a", "b")
+        server.ask("stop", "a")
+        server.wait_companion("a", "STOPPED")
+        reconfigure(server, entry("a", "idle", env={"X": "1"}), entry("b", "idle"))
+        reply = server.ask("reread")
+        assert reply["updated"] == ["a"] and reply["restarted"] == [], "a stopped one only takes it over"
+        hup(server)
+        assert server.companion("a")["state"] == "STOPPED"
+        assert server.ask("start", "a")["ok"]
+        server.wait_companion("a")
+        assert len(starts(server, "a")) == 2
+
+
+def test_what_was_autostart_false_starts_by_command_only() -> None:
+    with companion_server(entry("a", "idle", autostart=False), entry("b", "idle")) as server:
+        settled(server, "b")
+        assert server.companion("a")["state"] == "STOPPED"
+        assert starts(server, "a") == []
+        assert server.ask("start", "a")["ok"]
+        server.wait_companion("a")
+
+
+def test_the_new_stop_limit_counts_at_the_end() -> None:
+    """A reread that lengthens stop_timeout lengthens the arbiter's wait for the manager, too."""
+    settings = {"companion_stop_timeout": 0.5, "companion_manager_shutdown_buffer": 0.5}
+    with companion_server(entry("drain", env={"DRAIN": "3"}), **settings) as server:
+        pid = server.wait_companion("drain")["pid"]
+        settings["companion_stop_timeout"] = 20
+        reconfigure(server, entry("drain", env={"DRAIN": "3"}), **settings)
+        assert server.ask("reread")["updated"] == ["drain"]
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert 2.9 < time.monotonic() - started < 5
+        assert pids_in(server, "drain.drained") == [pid]
+
+
+def test_rereads_and_hups_in_a_row() -> None:
+    with companion_server(*TWO) as server:
+        before = settled(server, "a", "b")
+        for turn in range(4):
+            extra = [entry("c", "idle")] if turn % 2 == 0 else []
+            reconfigure(server, *TWO, *extra)
+            if turn < 2:
+                assert server.ask("reread")["ok"]
+            server.signal(signal.SIGHUP)
+            want = {"a", "b", *(item["name"] for item in extra)}
+            wait_until(lambda want=want: set(server.companions()) == want, 8, f"{want}")
+        assert {name: pid for name, pid in pids(server).items() if name in before} == before
+
+
+def test_hup_gives_new_code_to_restarted_companions_without_preload() -> None:
+    with companion_server(entry("report")) as server:
+        first = settled(server, "report")["report"]
+        text = server.log("jobs.py").replace('"threads": threading', '"new": 1, "threads": threading')
+        server.write("jobs.py", text)
+        (server.dir / "report.json").unlink()
+        assert server.ask("restart", "report")["ok"]
+        server.wait_companion("report", without=[first or 0])
+        assert '"new": 1' in wait_until(lambda: server.log("report.json"))

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: MIT
+"""Stopping a server that has companions: who is waited for, for how long, and that nothing stays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import signal
+import time
+
+import pytest
+from e2e_companions import companion_server, entry, pids_in, signals
+from harness import Background, Server, is_alive, session_of, wait_until
+
+
+def test_who_drains_longer_than_graceful_timeout_is_let_finish() -> None:
+    server = companion_server(entry("drain", env={"DRAIN": "3"}), entry("a", "idle"), graceful_timeout=1)
+    with server:
+        pid = server.wait_companion("drain")["pid"]
+        server.wait_companion("a")
+        started = time.monotonic()
+        assert server.stop() == 0
+        elapsed = time.monotonic() - started
+        assert 2.9 < elapsed < 4.5
+        assert pids_in(server, "drain.drained") == [pid]
+        assert [sig for _, sig, _ in signals(server, "drain")] == [signal.SIGTERM]
+
+
+def test_who_ignores_its_signal_is_killed_with_its_session_and_all_at_the_same_time() -> None:
+    """Three that take 2 s each take 2 s together."""
+    names = ["s1", "s2", "s3"]
+    server = companion_server(
+        *(entry(name, "stubborn_family", stop_timeout=2) for name in names), graceful_timeout=1
+    )
+    with server:
+        members = []
+        for name in names:
+            pid = server.wait_companion(name)["pid"]
+            wait_until(lambda name=name: len(pids_in(server, f"{name}.child")) == 2)
+            assert len(session_of(pid)) == 3
+            members += session_of(pid)
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert 1.9 < time.monotonic() - started < 3.9
+        assert not [pid for pid in members if is_alive(pid)]
+
+
+def test_children_of_a_companion_that_obeys_go_with_it() -> None:
+    with companion_server(entry("family")) as server:
+        pid = server.wait_companion("family")["pid"]
+        wait_until(lambda: len(pids_in(server, "family.child")) == 2)
+        members = session_of(pid)
+        assert len(members) == 3
+        started = time.monotonic()
+        assert server.ask("stop", "family")["ok"]
+        server.wait_companion("family", "STOPPED")
+        assert time.monotonic() - started < 2
+        assert not [member for member in members if is_alive(member)], "STOPPED means an empty session"
+
+
+def test_term_to_every_process_at_once_is_as_graceful_as_to_the_master() -> None:
+    with companion_server(entry("drain", env={"DRAIN": "2"}), graceful_timeout=10, workers=2) as server:
+        pid = server.wait_companion("drain")["pid"]
+        request = Background(server, "/slow?1")
+        wait_until(lambda: server.log("slow.started"))
+        for victim in server.tree():
+            os.kill(victim, signal.SIGTERM)
+        started = time.monotonic()
+        assert server.wait_exit() == 0
+        assert 1.5 < time.monotonic() - started < 4
+        assert request.result().text == "slow done"
+        assert pids_in(server, "drain.drained") == [pid]
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGQUIT], ids=lambda sig: sig.name)
+def test_a_quick_stop_caps_each_timeout_at_graceful_timeout(sig: signal.Signals) -> None:
+    server = companion_server(entry("stubborn", stop_timeout=60), entry("a", "idle"), graceful_timeout=1)
+    with server:
+        server.wait_companion("stubborn")
+        started = time.monotonic()
+        assert server.stop(sig) == 0
+        assert 0.8 < time.monotonic() - started < 4
+        assert len(signals(server, "stubborn")) == 1
+
+
+def test_int_twice_ends_everything_now() -> None:
+    server = companion_server(entry("stubborn_family", stop_timeout=60), graceful_timeout=60)
+    with server:
+        server.wait_companion("stubborn_family")
+        wait_until(lambda: len(pids_in(server, "stubborn_family.child")) == 2)
+        server.signal(signal.SIGINT)
+        wait_until(lambda: server.companion("stubborn_family")["state"] == "STOPPING", 5, "stopping")
+        started = time.monotonic()
+        server.signal(signal.SIGINT)
+        server.expected_code = None
+        server.wait_exit(5)
+        assert time.monotonic() - started < 3
+
+
+def test_int_after_term_ends_everything_now() -> None:
+    server = companion_server(entry("stubborn", stop_timeout=60), graceful_timeout=60)
+    with server:
+        server.wait_companion("stubborn")
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: server.companion("stubborn")["state"] == "STOPPING", 5, "stopping")
+        server.signal(signal.SIGINT)
+        server.expected_code = None
+        server.wait_exit(5)
+
+
+def test_term_twice_does_nothing_more() -> None:
+    with companion_server(entry("drain", env={"DRAIN": "2"})) as server:
+        pid = server.wait_companion("drain")["pid"]
+        manager = server.wait_manager()
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: signals(server, "drain"), 5, "its signal")
+        for victim in (server.pid, manager):
+            os.kill(victim, signal.SIGTERM)
+        assert server.wait_exit(6) == 0
+        assert pids_in(server, "drain.drained") == [pid]
+
+
+def test_ctrl_c_in_a_terminal_is_one_quick_stop() -> None:
+    """The kernel sends SIGINT to the whole foreground group: companions must not be in it."""
+    controller, terminal = pty.openpty()
+
+    def own_the_terminal() -> None:
+        import fcntl
+        import termios
+
+        os.setsid()
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+    companions = [entry("drain", env={"DRAIN": "0.5"}), entry("a", "idle")]
+    options = {"stdin": terminal, "stdout": terminal, "stderr": terminal, "start_new_session": False}
+    server = companion_server(
+        *companions,
+        workers=2,
+        errorlog="error.log",
+        popen_option={**options, "preexec_fn": own_the_terminal, "pass_fds": [terminal]},
+    )
+    try:
+        with server:
+            server.wait_companion("drain")
+            server.wait_companion("a")
+            server.wait_workers(2)
+            started = time.monotonic()
+            os.write(controller, b"\x03")
+            assert server.wait_exit(10) == 0
+            assert time.monotonic() - started < 4
+            assert len(signals(server, "drain")) == 1, "one stop signal, not the terminal's besides"
+            assert len(pids_in(server, "drain.drained")) == 1
+            assert "Traceback" not in server.log("error.log")
+    finally:
+        os.close(terminal)
+        os.close(controller)
+
+
+def test_a_hangup_of_the_terminal_or_a_stop_of_the_manager_alone_does_not_lose_companions() -> None:
+    """TERM to the manager alone: it ends as it should, and the arbiter starts another."""
+    with companion_server(entry("a", "idle")) as server:
+        pid = server.wait_companion("a")["pid"]
+        manager = server.wait_manager()
+        os.kill(manager, signal.SIGTERM)
+        server.wait_manager(5, without=manager)
+        server.wait_companion("a", without=[pid])
+        assert server.get("/").status == 200
+
+
+def test_stop_with_one_companion_stopped_one_in_backoff_one_starting() -> None:
+    companions = [entry("a", "idle"), entry("exit3", restart_delay=60), entry("b", "idle", startsecs=60)]
+    with companion_server(*companions) as server:
+        server.wait_companion("a")
+        server.ask("stop", "a")
+        server.wait_companion("a", "STOPPED")
+        server.wait_companion("exit3", "BACKOFF")
+        server.wait_companion("b", "STARTING")
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 3
+
+
+def test_companions_stop_as_the_workers_fail_to_boot() -> None:
+    """Exit 3 as ever; companions that were started go, capped at graceful_timeout; nothing is left."""
+    app = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\nraise RuntimeError('no boot')"
+    server = companion_server(
+        entry("stubborn", stop_timeout=60),
+        entry("family"),
+        app_option=app,
+        ready_option=None,
+        graceful_timeout=1,
+    )
+    with server:
+        server.wait_companion("stubborn")
+        server.wait_companion("family")
+        started = time.monotonic()
+        server.write("go", "")
+        assert server.wait_exit(10) == 3
+        assert time.monotonic() - started < 4
+        server.assert_nothing_left()
+
+
+def test_an_application_that_does_not_load_halts_with_4() -> None:
+    server = companion_server(entry("a", "idle"), target_option="app:missing", ready_option=None)
+    with server:
+        assert server.wait_exit(15) == 4
+        server.assert_nothing_left()
+
+
+def test_a_stop_at_any_moment_of_the_start_leaves_nothing() -> None:
+    for delay in (0.1, 0.2, 0.3, 0.4, 0.6):
+        server = companion_server(entry("a", "idle"), entry("b", "drain"), ready_option=None, workers=2)
+        with server:
+            time.sleep(delay)
+            code = server.stop()
+            assert code in (0, -signal.SIGTERM), code
+            server.assert_nothing_left()
+
+
+def test_a_companion_that_exits_during_the_stop_is_not_started_again() -> None:
+    with companion_server(
+        entry("drain", env={"DRAIN": "1"}), entry("a", "idle"), companion_restart_delay=0
+    ) as server:
+        server.wait_companion("drain")
+        a = server.wait_companion("a")["pid"]
+        server.signal(signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(a, signal.SIGKILL)
+        assert server.wait_exit(8) == 0
+        assert len(server.log("a.starts").splitlines()) == 1
+
+
+def test_a_manager_that_hangs_is_killed_at_its_limit_with_all_it_ran() -> None:
+    server = companion_server(
+        entry("stubborn_family", stop_timeout=1), companion_manager_stop_timeout=2, graceful_timeout=1
+    )
+    with server:
+        server.wait_companion("stubborn_family")
+        wait_until(lambda: len(pids_in(server, "stubborn_family.child")) == 2)
+        os.kill(server.wait_manager(), signal.SIGSTOP)
+        started = time.monotonic()
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit(10) == 0
+        assert 1.5 < time.monotonic() - started < 5
+        server.assert_nothing_left()
+
+
+def test_usr2_companions_run_in_one_master_only() -> None:
+    with companion_server(entry("a", "idle"), entry("drain", env={"DRAIN": "1"}), pidfile="g.pid") as server:
+        old = {name: server.wait_companion(name)["pid"] for name in ("a", "drain")}
+        server.signal(signal.SIGUSR2)
+        new = wait_until(server.new_master, 10, "a new master")
+        assert new is not None
+        wait_until(lambda: server.get("/process").json()["ppid"] == new, 10, "the new master serves")
+        again = Server(directory=server.dir, bind=None)
+        again.adopt(new)
+        assert again.manager() is None, "no companions before the promotion"
+        assert {name: server.companion(name)["pid"] for name in old} == old
+        assert server.stop() == 0
+        server.adopt(new)
+        server.wait_companion("a", without=[old["a"]])
+        server.wait_companion("drain", without=[old["drain"]])
+        assert pids_in(server, "drain.drained") == [old["drain"]]
+        assert not list(server.dir.glob("*.overlap"))
+
+
+def test_usr2_rollback_leaves_companions_untouched() -> None:
+    with companion_server(entry("a", "idle")) as server:
+        old = server.wait_companion("a")["pid"]
+        server.signal(signal.SIGUSR2)
+        new = wait_until(server.new_master, 10, "a new master")
+        assert new is not None
+        wait_until(lambda: server.get("/process").json()["ppid"] == new, 10, "the new master serves")
+        server.signal(signal.SIGTERM, new)
+        wait_until(lambda: not is_alive(new), 10, "the new master gone")
+        assert server.companion("a")["pid"] == old
+        assert server.control_path().exists()
