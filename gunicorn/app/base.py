@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: MIT
+"""Applications: where the configuration comes from, layer by layer, and what is served."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from gunicorn.app import configfile
+from gunicorn.app.start import Start, apply_environ, as_at_start
+from gunicorn.config import Config
+from gunicorn.errors import ConfigError
+from gunicorn.settings.server import ConfigFile
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+WSGICallable = Callable[..., Any]
+
+
+class BaseApplication:
+    """What the server runs: a configuration in ``cfg`` and a WSGI callable from ``wsgi()``.
+
+    To embed the server, derive from this: ``load_config()`` sets values by
+    ``self.cfg.set(name, value)``, ``load()`` returns the WSGI callable; then call ``run()``.
+    """
+
+    cfg: Config
+
+    def __init__(self, usage: str | None = None, prog: str | None = None) -> None:
+        self.usage = usage
+        self.prog = prog
+        self.callable: WSGICallable | None = None
+        self.logger: Any = None
+        self._start = Start.here()
+        self.do_load_config()
+
+    def init(self, parser: ArgumentParser, opts: Namespace, args: list[str]) -> dict[str, Any] | None:
+        """Look at the command line before the other layers; what is returned is set below a config file."""
+        raise NotImplementedError
+
+    def load(self) -> WSGICallable:
+        """The WSGI callable; called once in each process that needs it."""
+        raise NotImplementedError
+
+    def load_config(self) -> None:
+        """Set everything that is not at its default in ``self.cfg``."""
+        raise NotImplementedError
+
+    def load_default_config(self) -> None:
+        self.cfg = Config(self.usage, prog=self.prog)
+
+    def do_load_config(self) -> None:
+        """Load the configuration at the start; a mistake in it is told on stderr and ends the process."""
+        try:
+            self.load_default_config()
+            self.load_config()
+        except Exception as error:
+            fail(error)
+
+    def wsgi(self) -> WSGICallable:
+        """The WSGI callable, loaded on the first call."""
+        if self.callable is None:
+            self.callable = self.load()
+        return self.callable
+
+    def fresh_config(self) -> Config:
+        """A new Config from all layers, read again with the arguments, directory and environment of the start.
+
+        Nothing of the running configuration is touched; `adopt_config` puts the new one in place.
+        Raises ConfigError with one message for whatever is wrong; the process never ends by it.
+        """
+        rehearsal = object.__new__(type(self))
+        rehearsal.__dict__.update(self.__dict__)
+        rehearsal.__dict__["chdir"] = _stay
+        try:
+            with as_at_start(self._start) as effects:
+                rehearsal.load_default_config()
+                # The present directory is not the one of the start where that is out of reach.
+                rehearsal.cfg.settings["chdir"].value = self._start.directory
+                rehearsal.load_config()
+        except ConfigError:
+            raise
+        except SystemExit as error:
+            raise ConfigError(f"the configuration cannot be loaded: exit {error.code}") from error
+        except Exception as error:
+            raise ConfigError(
+                f"the configuration cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+        fresh = rehearsal.cfg
+        fresh.effects = effects.environ
+        # load_config may note things on the application, such as what is to be served.
+        fresh.noted = {
+            name: value
+            for name, value in rehearsal.__dict__.items()
+            if name not in ("cfg", "chdir") and self.__dict__.get(name, fresh) is not value
+        }
+        return fresh
+
+    def adopt_config(self, fresh: Config) -> None:
+        """Put a Config from `fresh_config` in place, with all that loading it meant for this process."""
+        for name in self.cfg.env:
+            apply_environ({name: self.cfg.env_orig.get(name)})
+        apply_environ(fresh.effects)
+        self.__dict__.update(fresh.noted)
+        self.cfg = fresh
+        if fresh.spew:
+            _spew()
+
+    def reload(self) -> None:
+        """Load the configuration again. Raises ConfigError and changes nothing if it is wrong."""
+        self.adopt_config(self.fresh_config())
+
+    def run(self) -> None:
+        """Serve until told to end."""
+        from gunicorn.arbiter import Arbiter
+
+        try:
+            Arbiter(self).run()
+        except (RuntimeError, ConfigError) as error:
+            fail(error)
+
+
+class Application(BaseApplication):
+    """A BaseApplication with all layers of configuration: files, environment and command line."""
+
+    def chdir(self) -> None:
+        """Change to the configured directory and let modules be imported from it."""
+        os.chdir(self.cfg.chdir)
+        if self.cfg.chdir not in sys.path:
+            sys.path.insert(0, self.cfg.chdir)
+
+    # -- files -------------------------------------------------------------------------------
+
+    def get_config_from_filename(self, filename: str) -> dict[str, Any]:
+        """Run the file and return what it defines. Raises ConfigError."""
+        return configfile.read_file(os.path.join(self._start.directory, filename)).names
+
+    def get_config_from_module_name(self, module_name: str) -> dict[str, Any]:
+        """Run the module, again if it was imported before, and return what it defines. Raises ConfigError."""
+        return configfile.read_module(module_name).names
+
+    def load_config_from_module_name_or_filename(self, location: str) -> dict[str, Any]:
+        """Set what the file or module at *location* defines; returns all of that. Raises ConfigError."""
+        source = configfile.read_config(location, self._start.directory)
+        configfile.apply_source(self.cfg, source)
+        return source.names
+
+    def load_config_from_file(self, filename: str) -> dict[str, Any]:
+        return self.load_config_from_module_name_or_filename(filename)
+
+    def _default_config_file(self) -> str | None:
+        """``gunicorn.conf.py`` in the directory of the start, or None. Raises ConfigError."""
+        path = os.path.join(self._start.directory, "gunicorn.conf.py")
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            # Gone between two reads: far more likely a deploy at work than a wish to
+            # run with no configuration at all.
+            if path in self.__dict__.get("_files_read", ()):
+                raise ConfigError(f"the configuration file {path} is gone; put it back or restart") from None
+            return None
+        except OSError as error:
+            raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
+        return path
+
+    # -- layers ------------------------------------------------------------------------------
+
+    def load_config(self) -> None:
+        """Apply the layers in their order; each one outranks those before it."""
+        parser = self.cfg.parser()
+        args = parser.parse_args(self._start.argv)
+        for name, value in (self.init(parser, args, args.args) or {}).items():
+            self._set(f"application: {name}", name.lower(), value)
+        # Config modules and what config files import are looked for here as well.
+        self.chdir()
+        env_args = self._parse_environment(parser)
+        location = args.config or env_args.config or self._own_config() or self._default_config_file()
+        if location:
+            self.load_config_from_file(location)
+        companions = args.companion_config_file or env_args.companion_config_file
+        companions = companions or self.cfg.companion_config_file
+        if companions:
+            source = configfile.read_config(companions, self._start.directory)
+            configfile.apply_companion_source(self.cfg, source)
+        self._apply_arguments(env_args, "GUNICORN_CMD_ARGS: ")
+        self._apply_arguments(args, "")
+        self._files_read = [source.path for source in self.cfg.sources]
+        self.chdir()
+
+    def _own_config(self) -> str | None:
+        """The file that an embedding application chose, if it did."""
+        location: str | None = self.cfg.config
+        return location if location != ConfigFile.default else None
+
+    def _parse_environment(self, parser: ArgumentParser) -> Namespace:
+        try:
+            return parser.parse_args(self.cfg.get_cmd_args_from_env())
+        except ValueError as error:  # a quote without its other half
+            raise ConfigError(f"environment variable GUNICORN_CMD_ARGS: {error}") from error
+        except SystemExit as error:
+            if error.code:
+                print("(in the environment variable GUNICORN_CMD_ARGS)", file=sys.stderr)
+            raise
+
+    def _apply_arguments(self, arguments: Namespace, origin: str) -> None:
+        for name, value in vars(arguments).items():
+            if name == "args" or value is None:
+                continue
+            flag = (self.cfg.settings[name].cli or [name])[-1]
+            self._set(f"{origin}{flag} {configfile.shorten(value)}", name, value, by_flag=True)
+
+    def _set(self, source: str, name: str, value: Any, by_flag: bool = False) -> None:
+        try:
+            if by_flag:
+                self.cfg.settings[name].set_from_command_line(value)
+            else:
+                self.cfg.set(name, value)
+        except (ValueError, TypeError, AttributeError, ConfigError) as error:
+            raise ConfigError(f"{source}: {error}") from error
+
+    def adopt_config(self, fresh: Config) -> None:
+        super().adopt_config(fresh)
+        self.chdir()
+        self.extend_python_path()
+
+    # -- running -----------------------------------------------------------------------------
+
+    def extend_python_path(self) -> None:
+        """Put the directories of ``pythonpath`` first on the import path."""
+        if self.cfg.pythonpath is None:
+            return
+        for text in self.cfg.pythonpath.split(","):
+            path = os.path.abspath(text.strip())
+            if text.strip() and path not in sys.path:
+                sys.path.insert(0, path)
+
+    def run(self) -> None:
+        """Check or print the configuration if that is asked for, else detach if that is, and serve."""
+        if self.cfg.print_config:
+            print(self.cfg, flush=True)
+        if self.cfg.print_config or self.cfg.check_config:
+            from gunicorn.app.check import check
+
+            sys.exit(check(self))
+        if self.cfg.spew:
+            _spew()
+        if self.cfg.daemon:
+            from gunicorn.unix.process import daemonize
+
+            if os.environ.get("NOTIFY_SOCKET"):
+                print(
+                    "Warning: systemd watches the process that it started; with --daemon that one exits. "
+                    "Leave --daemon out.",
+                    file=sys.stderr,
+                )
+            daemonize(self.cfg.enable_stdio_inheritance)
+        self.extend_python_path()
+        super().run()
+
+
+def _stay() -> None:
+    """In place of ``chdir`` while a configuration is only looked at."""
+
+
+def _spew() -> None:
+    from gunicorn.debug import spew
+
+    spew()
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Tell *error* on stderr, with the part of its traceback that is the user's, and exit with status 1."""
+    details = getattr(error, "details", "")
+    if not isinstance(error, (ConfigError, RuntimeError)):
+        details = configfile.user_traceback(error)
+    if details:
+        print(details, file=sys.stderr)
+    text = str(error) or type(error).__name__
+    print(f"Error: {text}", file=sys.stderr, flush=True)
+    sys.exit(1)

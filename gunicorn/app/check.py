@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""``--check-config``: all that can be found out about a configuration without serving."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+from gunicorn.app.configfile import near_misses, user_traceback
+from gunicorn.config import Config
+from gunicorn.errors import AppImportError, ConfigError
+
+if TYPE_CHECKING:
+    from gunicorn.app.base import Application
+
+
+def check(app: Application) -> int:
+    """Check settings, companions and application; tells on stderr, returns the exit status."""
+    for warning in near_misses(app.cfg):
+        print(f"Warning: {warning}", file=sys.stderr)
+    problems = _settings(app.cfg) + _companions(app.cfg)
+    for problem in problems:
+        print(f"Error: {problem}", file=sys.stderr)
+    app.extend_python_path()
+    os.environ.update(app.cfg.env)
+    loaded = _application(app)
+    return 1 if problems or not loaded else 0
+
+
+def _settings(cfg: Config) -> list[str]:
+    problems = []
+    for name in ("address", "env", "paste_global_conf", "worker_class", "logger_class"):
+        try:
+            getattr(cfg, name)
+        except (RuntimeError, ConfigError) as error:
+            problems.append(str(error))
+    return problems
+
+
+def _companions(cfg: Config) -> list[str]:
+    if not cfg.companion_workers:
+        return []
+    from gunicorn.companion.config import build_companion_configs
+
+    try:
+        build_companion_configs(cfg)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _application(app: Application) -> bool:
+    try:
+        app.wsgi()
+    except (AppImportError, ConfigError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return False
+    except (Exception, SystemExit) as error:
+        # The application's own failure: where in its code is what matters.
+        print("Error: the application cannot be loaded:", file=sys.stderr)
+        print(user_traceback(error) or traceback.format_exc(), file=sys.stderr)
+        return False
+    return True

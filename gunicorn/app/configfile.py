@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: MIT
+"""Configuration files: run, applied to a Config, and their mistakes told by file and line."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import ModuleType, TracebackType
+from typing import Any
+
+from gunicorn.config import Config
+from gunicorn.errors import ConfigError
+from gunicorn.settings.base import KNOWN_SETTINGS
+
+COMPANION_PREFIX = "companion_"
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+class ConfigFileError(ConfigError):
+    """A file of configuration is wrong. ``details`` is the part of the traceback that is its author's."""
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+
+@dataclass(frozen=True)
+class ConfigSource:
+    """A file that was run: where it is, what it is called in messages, and the names that it defined."""
+
+    path: str | None
+    label: str
+    names: dict[str, Any]
+
+
+# -- running -----------------------------------------------------------------------------------
+
+
+def read_config(location: str, directory: str) -> ConfigSource:
+    """Run what *location* names: a path, ``file:PATH`` or ``python:MODULE``; paths start at *directory*."""
+    if location.startswith("python:"):
+        return read_module(location[len("python:") :])
+    if location.startswith("file:"):
+        location = location[len("file:") :]
+    return read_file(os.path.join(directory, location))
+
+
+def read_file(path: str) -> ConfigSource:
+    """Run the file at *path*, as the module ``__config__``. Raises ConfigError."""
+    try:
+        with open(path, "rb") as file:
+            source = file.read()
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
+    module = ModuleType("__config__")
+    module.__file__ = path
+    previous = sys.modules.get("__config__")
+    # Classes made in the file look their module up there, those of dataclasses for one.
+    sys.modules["__config__"] = module
+    try:
+        # dont_inherit: the future imports of this file are not those of the user's.
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
+    except (Exception, SystemExit) as error:
+        if previous is None:
+            del sys.modules["__config__"]
+        else:
+            sys.modules["__config__"] = previous
+        raise failure(error, path) from error
+    return ConfigSource(path, path, vars(module))
+
+
+def read_module(name: str) -> ConfigSource:
+    """Run the module *name* afresh, wherever it was imported before. Raises ConfigError."""
+    label = f"python:{name}"
+    parent_name, _, child = name.rpartition(".")
+    previous = sys.modules.pop(name, None)
+    path: str | None = None
+    try:
+        importlib.invalidate_caches()
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        path = spec.origin
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        if isinstance(spec.loader, importlib.machinery.SourceFileLoader) and path:
+            # Compiled here: a cached .pyc of the same second and size would bring the old text back.
+            code = compile(spec.loader.get_data(path), path, "exec", dont_inherit=True)
+            exec(code, module.__dict__)
+        else:
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        if previous is not None:
+            sys.modules[name] = previous
+        if path is None and isinstance(error, ModuleNotFoundError):
+            raise ConfigError(f"cannot find the configuration module {name!r}: {error}") from error
+        raise failure(error, path or label) from error
+    if parent_name:
+        setattr(sys.modules[parent_name], child, module)
+    return ConfigSource(path, label, vars(module))
+
+
+def failure(error: BaseException, path: str) -> ConfigFileError:
+    """*error*, raised while the file at *path* was run, as one message with the line."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        where = f"{path}, line {error.lineno}" if error.lineno else path
+        return ConfigFileError(f"{where}: {type(error).__name__}: {error.msg}", _format(error, None))
+    line = _line_in(error.__traceback__, path)
+    where = f"{path}, line {line}" if line else path
+    if isinstance(error, SystemExit):
+        return ConfigFileError(f"{where}: the file exits (SystemExit: {error.code})")
+    return ConfigFileError(f"{where}: {type(error).__name__}: {error}", user_traceback(error))
+
+
+def _line_in(tb: TracebackType | None, path: str) -> int | None:
+    line = None
+    while tb is not None:
+        if tb.tb_frame.f_code.co_filename == path:
+            line = tb.tb_lineno
+        tb = tb.tb_next
+    return line
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback of *error*, from the first frame that is not the server's nor the import system's."""
+    tb = error.__traceback__
+    while tb is not None:
+        filename = tb.tb_frame.f_code.co_filename
+        if not filename.startswith((_PACKAGE, "<frozen importlib")):
+            break
+        tb = tb.tb_next
+    return _format(error, tb) if tb is not None else ""
+
+
+def _format(error: BaseException, tb: TracebackType | None) -> str:
+    import traceback
+
+    return "".join(traceback.format_exception(type(error), error, tb)).rstrip()
+
+
+# -- applying ----------------------------------------------------------------------------------
+
+
+def apply_source(cfg: Config, source: ConfigSource) -> None:
+    """Set what *source* defines of the settings. Raises ConfigError with every mistake in it.
+
+    Other names are the file's own, but for those that begin as companion settings do: a
+    companion setting that is silently ignored is found out in production.
+    """
+    problems = []
+    for name, value in source.names.items():
+        if name in cfg.settings:
+            problem = _set(cfg, name, value)
+        elif name.startswith(COMPANION_PREFIX) and not isinstance(value, ModuleType):
+            problem = f"{name} is not a setting{did_you_mean(name, companion_names(cfg))}"
+        else:
+            continue
+        if problem:
+            problems.append((name, problem))
+    _report(source, problems)
+    cfg.sources.append(source)
+
+
+def apply_companion_source(cfg: Config, source: ConfigSource) -> None:
+    """As apply_source for a file that may set nothing but companions. Raises ConfigError."""
+    problems = []
+    for name, value in source.names.items():
+        if isinstance(value, ModuleType):
+            continue
+        problem: str | None = None
+        if name == "companion_config_file":
+            problem = "companion_config_file cannot be set in the file that it names"
+        elif name in cfg.settings and name.startswith(COMPANION_PREFIX):
+            problem = _set(cfg, name, value)
+        elif name in cfg.settings:
+            problem = f"{name} cannot be set here: only companion_* settings can; move it to the main file"
+        elif name.startswith(COMPANION_PREFIX):
+            problem = f"{name} is not a setting{did_you_mean(name, companion_names(cfg))}"
+        if problem:
+            problems.append((name, problem))
+    _report(source, problems)
+    cfg.sources.append(source)
+
+
+def _set(cfg: Config, name: str, value: Any) -> str | None:
+    try:
+        cfg.set(name, value)
+    except (ValueError, TypeError, ConfigError) as error:
+        return f"{name} = {shorten(value)}: {error}"
+    return None
+
+
+def shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _report(source: ConfigSource, problems: list[tuple[str, str]]) -> None:
+    if not problems:
+        return
+    lines = defined_at(source)
+    told = [(lines.get(name), problem) for name, problem in problems]
+    if len(told) == 1:
+        line, problem = told[0]
+        where = f"{source.label}, line {line}" if line else source.label
+        raise ConfigError(f"{where}: {problem}")
+    items = [f"line {line}: {problem}" if line else problem for line, problem in told]
+    raise ConfigError(f"{source.label}: {len(items)} mistakes: " + "; ".join(items))
+
+
+def defined_at(source: ConfigSource) -> dict[str, int]:
+    """The line on which the file defines each name at last; empty if it cannot be read any more."""
+    import ast
+
+    if source.path is None:
+        return {}
+    try:
+        with open(source.path, "rb") as file:
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    lines: dict[str, int] = {}
+    for node in _outer_nodes(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            lines[node.id] = node.lineno
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            lines[node.name] = node.lineno
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                lines[alias.asname or alias.name] = node.lineno
+    return lines
+
+
+def _outer_nodes(node: Any) -> Iterable[Any]:
+    """The nodes below *node* in the order of the text, function and class bodies left out."""
+    import ast
+
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            yield from _outer_nodes(child)
+
+
+# -- names that nearly fit ---------------------------------------------------------------------
+
+
+def companion_names(cfg: Config) -> list[str]:
+    return [name for name in cfg.settings if name.startswith(COMPANION_PREFIX)]
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    import difflib
+
+    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=cutoff)
+    return near[0] if near else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = nearest(name, known)
+    return f"; did you mean {near}?" if near else ""
+
+
+def near_misses(cfg: Config) -> list[str]:
+    """A warning for each name in the files that is no setting but nearly one."""
+    known = [cls.name for cls in KNOWN_SETTINGS if cls.name in cfg.settings]
+    warnings = []
+    for source in cfg.sources:
+        lines = defined_at(source)
+        for name, value in source.names.items():
+            # What is not defined in the text itself came by `import *` and is somebody else's.
+            if name.startswith("_") or name in cfg.settings or isinstance(value, ModuleType):
+                continue
+            near = nearest(name, [text for text in known if text], cutoff=0.75)
+            if near and name in lines:
+                warnings.append(
+                    f"{source.label}, line {lines[name]}: {name} is not a setting and has no effect; "
+                    f"did you mean {near}?"
+                )
+    return warnings

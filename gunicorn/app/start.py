@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""The circumstances in which the server was started, and a return to them to read the configuration again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from gunicorn.loading import getcwd
+
+
+@dataclass(frozen=True)
+class Start:
+    """Command line, directory and environment of the start; what the layers of configuration depend on."""
+
+    argv: list[str]
+    directory: str
+    environ: Mapping[str, str]
+
+    @classmethod
+    def here(cls) -> Start:
+        return cls(sys.argv[1:], getcwd(), dict(os.environ))
+
+
+@dataclass
+class Effects:
+    """What was done to the process between entering and leaving `as_at_start`, and has been undone."""
+
+    environ: dict[str, str | None] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def as_at_start(start: Start) -> Iterator[Effects]:
+    """Directory and environment as they were at the start; all is put back on the way out.
+
+    If the block raises, modules that it replaced in ``sys.modules`` are put back too.
+    """
+    effects = Effects()
+    environ, path, modules = dict(os.environ), list(sys.path), dict(sys.modules)
+    with _directory_kept():
+        set_environ(start.environ)
+        # A user that the process has changed to may have no access to the directory. Paths
+        # are absolute where they matter, and what cannot be read then says so itself.
+        with contextlib.suppress(OSError):
+            if not os.path.samefile(start.directory, "."):
+                os.chdir(start.directory)
+        try:
+            yield effects
+        except BaseException:
+            _put_back_modules(modules)
+            raise
+        finally:
+            effects.environ = environ_changes(start.environ, os.environ)
+            set_environ(environ)
+            sys.path[:] = path
+
+
+@contextlib.contextmanager
+def _directory_kept() -> Iterator[None]:
+    # By descriptor: the directory may have been removed, renamed, or closed to this user.
+    here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        try:
+            if not _is_here(here):
+                os.fchdir(here)
+        finally:
+            os.close(here)
+
+
+def _is_here(fd: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat("."))
+    except OSError:
+        return False
+
+
+def environ_changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str | None]:
+    """What turns *before* into *after*: values by name, None for one that is gone."""
+    changes: dict[str, str | None] = {name: None for name in before if name not in after}
+    changes.update({name: value for name, value in after.items() if before.get(name) != value})
+    return changes
+
+
+def apply_environ(changes: Mapping[str, str | None]) -> None:
+    for name, value in changes.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def set_environ(wanted: Mapping[str, str]) -> None:
+    # Only what differs, so that no other thread ever sees an empty environment.
+    apply_environ(environ_changes(dict(os.environ), wanted))
+
+
+def _put_back_modules(modules: Mapping[str, ModuleType]) -> None:
+    for name, module in modules.items():
+        if sys.modules.get(name) is module:
+            continue
+        sys.modules[name] = module
+        parent, _, child = name.rpartition(".")
+        if parent in sys.modules:
+            setattr(sys.modules[parent], child, module)

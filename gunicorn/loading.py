@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: MIT
+"""Code by its name: the application, worker and logger classes, entry points."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.errors import AppImportError
+
+if TYPE_CHECKING:
+    import ast
+    from types import ModuleType
+
+DEFAULT_WORKER = "gunicorn.workers.sync.SyncWorker"
+_EVENTLET_NAMES = ("eventlet", "egg:gunicorn#eventlet", "gunicorn.workers.geventlet.eventletworker")
+_EVENTLET = "the eventlet worker is not supported, as eventlet is no longer maintained; use 'gevent' instead"
+
+
+class AppModuleNotFound(AppImportError, ModuleNotFoundError):
+    """The module that should hold the application is not there."""
+
+
+def getcwd() -> str:
+    """The working directory by the name that the shell knows it by.
+
+    A deploy that switches a symbolic link leaves ``$PWD`` as it was, so that a reload
+    finds the new release where the plain system call names the old one.
+    """
+    actual = os.getcwd()
+    shown = os.environ.get("PWD")
+    if shown:
+        try:
+            if os.path.samefile(shown, actual):
+                return shown
+        except OSError:
+            pass
+    return actual
+
+
+# -- the application ---------------------------------------------------------------------------
+
+
+def import_app(module: str) -> Callable[..., Any]:
+    """The WSGI callable that ``MODULE[:EXPRESSION]`` names; the expression is ``application`` by default.
+
+    An expression is a name, names with dots, or a call of either with literal arguments,
+    which is a factory. Raises AppImportError where module, attribute or factory do not
+    fit; an import that fails inside of the module raises as it does there.
+    """
+    module_name, colon, expression = module.partition(":")
+    module_name = module_name.strip()
+    if not module_name:
+        raise AppImportError(f"{module!r} names no module; write MODULE:CALLABLE, such as shop.wsgi:app")
+    path, call = _parse_expression(expression.strip() if colon else "application", module)
+    loaded = _import_app_module(module_name)
+    found = _look_up(loaded, module_name, path, implied=not colon)
+    if call is not None:
+        found = _call_factory(found, f"{module_name}:{'.'.join(path)}", *call)
+        if found is None:
+            raise AppImportError(f"the factory {expression!r} of module {module_name!r} returned None")
+    elif found is None:
+        raise AppImportError(f"{module_name}:{'.'.join(path)} is None, so there is no application to serve")
+    if not callable(found):
+        raise AppImportError(
+            f"{module!r} gives {type(found).__name__} {found!r}, which is not callable; a WSGI application is"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _import_app_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # Only a failure to find this very module, or a package on the way to it, is a
+        # wrong name; one that an import inside of it met is the application's own.
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            raise
+        hint = ""
+        if name.endswith(".py") and os.path.exists(name):
+            hint = f"; did you mean {name[:-3].replace(os.sep, '.')}:application?"
+        elif os.sep in name:
+            hint = "; give the module's name with dots, not the path of its file"
+        raise AppModuleNotFound(f"module {name!r} was not found ({error}){hint}", name=error.name) from error
+
+
+_Call = tuple[list[Any], dict[str, Any]]
+
+
+def _parse_expression(expression: str, whole: str) -> tuple[list[str], _Call | None]:
+    """The attribute path in *expression* and the arguments of its call, if it is one."""
+    if all(part.isidentifier() for part in expression.split(".")):
+        return expression.split("."), None
+    import ast
+
+    try:
+        node = ast.parse(expression, mode="eval").body
+    except SyntaxError:
+        raise AppImportError(
+            f"cannot read {expression!r} in {whole!r}: it is no attribute name and no call of one"
+        ) from None
+    if not isinstance(node, ast.Call):
+        raise AppImportError(f"{expression!r} in {whole!r} is neither an attribute name nor a call of one")
+    try:
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError("** is not literal")
+        args = [ast.literal_eval(arg) for arg in node.args]
+        kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        raise AppImportError(
+            f"the arguments in {expression!r} must be literals: strings, numbers, lists and the like"
+        ) from None
+    return _attribute_path(node.func, expression), (args, kwargs)
+
+
+def _attribute_path(node: ast.expr, expression: str) -> list[str]:
+    import ast
+
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name):
+        raise AppImportError(
+            f"only a name, or names with dots, can be called as the factory in {expression!r}"
+        )
+    return [node.id, *reversed(names)]
+
+
+def _look_up(module: ModuleType, module_name: str, path: list[str], implied: bool) -> Any:
+    found: Any = module
+    where = f"module {module_name!r}"
+    for name in path:
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise AppImportError(
+                f"{where} was found, but it has no attribute {name!r}{_hint(found, name, implied)}"
+            ) from None
+        where = f"{name!r} of {where}"
+    return found
+
+
+def _hint(holder: Any, name: str, implied: bool) -> str:
+    import difflib
+
+    names = [key for key in dir(holder) if not key.startswith("_")]
+    near: list[str] = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if not near and implied:
+        near = [name for name in names if name in ("app", "wsgi", "create_app", "make_app")][:1]
+    said = f"; did you mean {near[0]!r}?" if near else ""
+    return said + (" (no attribute was given, so 'application' is looked for)" if implied else "")
+
+
+def _call_factory(factory: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    if not callable(factory):
+        raise AppImportError(f"{name} is of type {type(factory).__name__} and cannot be called")
+    try:
+        return factory(*args, **kwargs)
+    except TypeError as error:
+        # No frame below this one: the call itself failed, not something in the factory.
+        if error.__traceback__ is not None and error.__traceback__.tb_next is None:
+            raise AppImportError(f"{name} cannot be called with the arguments given: {error}") from error
+        raise
+
+
+# -- classes -----------------------------------------------------------------------------------
+
+
+def load_class(uri: Any, default: str = DEFAULT_WORKER, section: str = "gunicorn.workers") -> type[Any]:
+    """The class that *uri* names.
+
+    A class itself; ``egg:DISTRIBUTION#NAME``, an entry point of the group *section*; a worker's alias
+    or the name of an entry point in that group; or ``module.Class``. Raises RuntimeError.
+    """
+    if isinstance(uri, type):
+        return uri
+    if not isinstance(uri, str):
+        raise RuntimeError(f"expected a class or the name of one, not {uri!r}")
+    uri = uri.strip() or default
+    if uri.lower() in _EVENTLET_NAMES:
+        raise RuntimeError(_EVENTLET)
+    if uri.startswith("egg:"):
+        distribution, _, name = uri[len("egg:") :].partition("#")
+        if distribution == "gunicorn":  # its own entry points are the aliases
+            return _class_by_alias(name or "sync", section)
+        return _entry_point(distribution, section, name or "main", uri)
+    if "." not in uri:
+        return _class_by_alias(uri, section)
+    return _class_by_path(uri)
+
+
+def _class_by_alias(name: str, section: str) -> type[Any]:
+    aliases: dict[str, str] = {}
+    if section == "gunicorn.workers":
+        aliases = importlib.import_module("gunicorn.workers").SUPPORTED_WORKERS
+    if name.lower() in aliases:
+        return _class_by_path(aliases[name.lower()])
+    entries = _entry_points(section, name)
+    if entries:
+        return _loaded(entries[0], name)
+    known = f"one of {', '.join(sorted(aliases))}, " if aliases else ""
+    raise RuntimeError(f"{name!r} is not {known}a class by its dotted path or an entry point in {section!r}")
+
+
+def _class_by_path(uri: str) -> type[Any]:
+    module_name, _, name = uri.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise RuntimeError(f"class {uri!r}: module {module_name!r} was not found ({error})") from error
+        raise RuntimeError(f"class {uri!r} needs a module that is not installed: {error}") from error
+    except AttributeError as error:
+        if hasattr(sys.modules.get(module_name), "__file__") and not hasattr(sys.modules[module_name], name):
+            raise RuntimeError(f"class {uri!r}: module {module_name!r} has no {name!r}") from error
+        raise
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise RuntimeError(f"class {uri!r} cannot be loaded: {error}") from error
+    return found  # type: ignore[no-any-return]
+
+
+def _entry_points(group: str, name: str) -> list[Any]:
+    from importlib import metadata
+
+    return list(metadata.entry_points(group=group, name=name))
+
+
+def _loaded(entry: Any, uri: str) -> type[Any]:
+    try:
+        return entry.load()  # type: ignore[no-any-return]
+    except (ImportError, AttributeError) as error:
+        raise RuntimeError(f"entry point {uri!r} cannot be loaded: {error}") from error
+
+
+def _entry_point(distribution: str, group: str, name: str, uri: str) -> type[Any]:
+    try:
+        return load_entry_point(distribution, group, name)  # type: ignore[no-any-return]
+    except (ImportError, AttributeError) as error:
+        raise RuntimeError(f"{uri!r} cannot be loaded: {error}") from error
+
+
+def load_entry_point(distribution: str, group: str, name: str) -> Any:
+    """The object of an installed distribution's entry point. Raises ImportError if there is none."""
+    from importlib import metadata
+
+    try:
+        entries = metadata.distribution(distribution).entry_points
+    except metadata.PackageNotFoundError:
+        raise ImportError(f"no distribution {distribution!r} is installed") from None
+    for entry in entries:
+        if entry.group == group and entry.name == name:
+            return entry.load()
+    raise ImportError(f"distribution {distribution!r} has no entry point {name!r} in group {group!r}")

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: MIT
+"""The settings, a file a section; importing this package defines them all, in the order of the manual."""
+
+from __future__ import annotations
+
+# ruff: noqa: F403, I001
+from gunicorn.settings.base import *
+from gunicorn.settings.server import *
+from gunicorn.settings.worker import *
+from gunicorn.settings.http import *
+from gunicorn.settings.logging import *
+from gunicorn.settings.hooks import *
+from gunicorn.settings.tls import *
+from gunicorn.settings.companion import *
+from gunicorn.settings.validators import *

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""What a setting is: a class that registers itself, instances that carry one value each."""
+
+from __future__ import annotations
+
+import copy
+import os
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+
+#: Every setting class in the order of definition, those of embedders included.
+KNOWN_SETTINGS: list[type[Setting]] = []
+
+#: The sections in the order in which ``--help`` and the documentation show them.
+SECTIONS = (
+    "Config File",
+    "Server Socket",
+    "Worker Processes",
+    "Security",
+    "Debugging",
+    "Server Mechanics",
+    "Logging",
+    "Process Naming",
+    "Server Hooks",
+    "SSL",
+    "Companion Processes",
+)
+
+
+def dedent(text: str) -> str:
+    """*text* without the indentation that its lines share; ``textwrap`` costs more to import."""
+    lines = text.expandtabs().strip("\n").rstrip().splitlines()
+    margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
+    return "\n".join(line[margin:].rstrip() for line in lines)
+
+
+class SettingMeta(type):
+    """Registers each named subclass of Setting and prepares its class attributes."""
+
+    def __new__(mcs, clsname: str, bases: tuple[type, ...], attrs: dict[str, Any]) -> SettingMeta:
+        # A plain function in a class body would bind to the instance when it is
+        # asked for. `type` is left alone: `auto_int(_, x)` counts on being bound.
+        for key in ("validator", "default"):
+            if isinstance(attrs.get(key), FunctionType):
+                attrs[key] = staticmethod(attrs[key])
+        cls = super().__new__(mcs, clsname, bases, attrs)
+        if attrs.get("name"):
+            cls.order = len(KNOWN_SETTINGS)  # type: ignore[attr-defined]
+            cls.fmt_desc(attrs.get("desc") or "")
+            KNOWN_SETTINGS.append(cls)  # type: ignore[arg-type]
+        return cls
+
+    def fmt_desc(cls, desc: str) -> None:
+        """Set ``desc`` without its indentation, and ``short`` to its first paragraph on one line."""
+        text = dedent(desc)
+        cls.desc = text
+        cls.short = " ".join(text.split("\n\n", 1)[0].split())
+
+
+class Setting(metaclass=SettingMeta):
+    """One setting. The class describes it, an instance holds its value in one Config.
+
+    Subclasses with a ``name`` are registered in KNOWN_SETTINGS as they are defined, so
+    that a framework adds a setting of its own by defining a class.
+    """
+
+    name: str | None = None
+    value: Any = None
+    section: str | None = None
+    cli: list[str] | None = None
+    validator: Any = None
+    type: Any = None
+    meta: str | None = None
+    action: str | None = None
+    default: Any = None
+    short: str | None = None
+    desc: str | None = None
+    nargs: int | str | None = None
+    const: Any = None
+    order: int = -1
+    #: The default in words, where the value itself depends on who asks.
+    default_text: str | None = None
+    #: The environment variable that, where it is set, takes the place of the default.
+    env_var: str | None = None
+    #: What ``--help`` says about the flag, where that is not what the setting is about.
+    flag_help: str | None = None
+    #: How the value is printed, if not by ``str``.
+    formatter: Any = None
+
+    def __init__(self) -> None:
+        # The class's own list or dict must not be shared by all configurations.
+        default = copy.copy(self.default) if isinstance(self.default, (list, dict)) else self.default
+        given = os.environ.get(self.env_var) if self.env_var else None
+        if given is not None:
+            try:
+                default = self.from_env(given)
+                if default is not None:
+                    self.set(default)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"environment variable {self.env_var}={given!r}: {error}") from error
+        elif default is not None:
+            self.set(default)
+
+    def from_env(self, text: str) -> Any:
+        """The value that *text*, the content of ``env_var``, stands for."""
+        return text if text.strip() else self.default
+
+    def add_option(self, parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+        """Add the flags to *parser*; a flag that is not given leaves None in the namespace."""
+        if not self.cli:
+            return
+        options: dict[str, Any] = {
+            "dest": self.name,
+            "action": self.action or "store",
+            "default": None,
+            "help": self.help_text().replace("%", "%%"),
+        }
+        if options["action"] in ("store", "append"):
+            options["type"] = self.type or str
+            if self.meta is not None:
+                options["metavar"] = self.meta
+            if self.nargs is not None:
+                options["nargs"] = self.nargs
+        if self.const is not None:
+            options["const"] = self.const
+        parser.add_argument(*self.cli, **options)
+
+    def help_text(self) -> str:
+        """What ``--help`` says: the first paragraph of the description and the default."""
+        text = (self.flag_help or self.short or "").replace("``", "")
+        default = self.default_text or self.default
+        if self.action in ("store_true", "store_const") or default in (None, "", [], {}):
+            return text
+        shown = ", ".join(map(str, default)) if isinstance(default, list) else str(default)
+        return f"{text} [{shown.replace('``', '')}]"
+
+    def copy(self) -> Setting:
+        return copy.copy(self)
+
+    def get(self) -> Any:
+        return self.value
+
+    def set(self, val: Any) -> None:
+        """Validate *val* and take it. Raises what the validator raises, the old value kept."""
+        if self.validator is None:
+            raise TypeError(f"setting {self.name!r} has no validator")
+        self.value = self.validator(val)
+
+    def set_from_command_line(self, val: Any) -> None:
+        """Take what a flag gave; a class overrides it where a flag adds to what is there."""
+        self.set(val)
+
+    def __lt__(self, other: Setting) -> bool:
+        return self.section == other.section and self.order < other.order
+
+    def __repr__(self) -> str:
+        return f"<setting {self.name} of class {type(self).__name__} with value {self.value!r}>"
+
+
+def make_settings(ignore: Any = None) -> dict[str, Setting]:
+    """A fresh instance of every known setting by name, but for the names in *ignore*."""
+    ignored = ignore or ()
+    return {cls.name: cls() for cls in KNOWN_SETTINGS if cls.name and cls.name not in ignored}
+
+
+def auto_int(_: Any, x: str) -> int:
+    """An integer from decimal, ``0x``, ``0o`` or, as file modes are written, with a leading 0: octal."""
+    text = x.strip()
+    if len(text) > 1 and text[0] == "0" and text.isdecimal():
+        return int(text, 8)
+    return int(text, 0)

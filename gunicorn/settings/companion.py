@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: MIT
+"""The companion processes: which there are, and the defaults for what each leaves out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gunicorn.settings.base import Setting
+from gunicorn.settings.validators import validate_bool, validate_callable, validate_dict, validate_string
+
+RELOAD_WAYS = ("changed", "all")
+
+
+def validate_companion_workers(val: Any) -> list[dict[str, Any]]:
+    """A list of dicts; what is in them is checked where companions are built."""
+    if val is None:
+        return []
+    if not isinstance(val, (list, tuple)):
+        raise TypeError(
+            f"expected a list of dicts, one for each companion, not {val!r} ({type(val).__name__})"
+        )
+    for index, entry in enumerate(val):
+        if not isinstance(entry, dict):
+            raise TypeError(
+                f"expected a list of dicts, one for each companion; number {index} is {entry!r} "
+                f"({type(entry).__name__})"
+            )
+    return list(val)
+
+
+def validate_seconds(val: Any) -> int | float:
+    """A time in seconds, 0 or more, with or without a fraction."""
+    if isinstance(val, str):
+        try:
+            val = float(val) if not val.strip().isdecimal() else int(val)
+        except ValueError:
+            raise ValueError(f"expected a number of seconds, not {val!r}") from None
+    if isinstance(val, bool) or not isinstance(val, (int, float)):
+        raise TypeError(f"expected a number of seconds, not {val!r} ({type(val).__name__})")
+    if not math.isfinite(val) or val < 0:
+        raise ValueError(f"expected a number of seconds, 0 or more, not {val!r}")
+    return val
+
+
+def validate_seconds_or_none(val: Any) -> int | float | None:
+    return None if val is None else validate_seconds(val)
+
+
+def validate_file_mode(val: Any) -> int:
+    """The permission bits of a file; text is octal, with or without ``0o``."""
+    if isinstance(val, str):
+        try:
+            val = int(val.strip(), 8)
+        except ValueError:
+            raise ValueError(f"expected a file mode in octal, such as 660, not {val!r}") from None
+    if isinstance(val, bool) or not isinstance(val, int):
+        raise TypeError(f"expected a file mode, such as 0o660, not {val!r} ({type(val).__name__})")
+    if not 0 <= val <= 0o777:
+        raise ValueError(f"expected a file mode from 0 to 0o777, not {val!r}")
+    return val
+
+
+def validate_signal(val: Any) -> int | str:
+    """A signal as it was given, number or name; whether there is such a one is checked later."""
+    if isinstance(val, bool) or not isinstance(val, (int, str)):
+        raise TypeError(f"expected the name or number of a signal, not {val!r} ({type(val).__name__})")
+    if isinstance(val, str):
+        text = val.strip()
+        return int(text) if text.isdecimal() else text
+    return val
+
+
+def validate_companion_reload(val: Any) -> str:
+    text = validate_string(val)
+    if text not in RELOAD_WAYS:
+        raise ValueError(f"expected one of {', '.join(RELOAD_WAYS)}, not {val!r}")
+    return text
+
+
+def validate_companion_env(val: Any) -> dict[Any, Any]:
+    return {} if val is None else dict(validate_dict(val))
+
+
+def _companion_flag(_: Any, text: str) -> dict[str, Any]:
+    name, separator, target = text.partition("=")
+    if not (separator and name.strip() and ":" in target.strip(" :")):
+        from argparse import ArgumentTypeError
+
+        raise ArgumentTypeError(f"expected NAME=MODULE:CALLABLE, not {text!r}")
+    return {"name": name.strip(), "target": target.strip()}
+
+
+def _env_flag(_: Any, text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not (separator and key):
+        from argparse import ArgumentTypeError
+
+        raise ArgumentTypeError(f"expected KEY=VALUE, not {text!r}")
+    return key, value
+
+
+class CompanionWorkers(Setting):
+    name = "companion_workers"
+    section = "Companion Processes"
+    cli = ["--companion-worker"]
+    meta = "NAME=MODULE:CALLABLE"
+    action = "append"
+    type = _companion_flag
+    validator = validate_companion_workers
+    default = []
+    desc = """\
+        The companion processes that run beside the web workers, each a dictionary.
+
+        ``name`` (unique; letters, digits, ``.``, ``_``, ``-``) and ``target`` are required; a target is
+        a callable without arguments, or ``"module:callable"``, which is imported in the companion
+        itself. The other keys fall back to the settings below: ``cwd``, ``env``, ``stop_signal``,
+        ``stop_timeout``, ``stop_as_group``, ``reload_timeout``, ``startsecs``, ``restart_delay``,
+        ``stdout``, ``stderr``. ``autostart`` is True; with False a companion waits for
+        ``gunicorn-companion start``. For example::
+
+            companion_workers = [
+                {"name": "scheduler", "target": "shop.jobs:run_scheduler"},
+                {"name": "mailer", "target": "shop.mail:run", "stop_timeout": 120, "env": {"QUEUE": "mail"}},
+            ]
+
+        The flag can be repeated and adds simple companions to those of the file.
+        """
+
+    def set_from_command_line(self, val: Any) -> None:
+        self.set([*self.get(), *val])
+
+
+class CompanionConfigFile(Setting):
+    name = "companion_config_file"
+    section = "Companion Processes"
+    cli = ["--companion-config-file"]
+    meta = "FILE"
+    validator = validate_string
+    desc = """\
+        A Python file with nothing but ``companion_*`` settings, read after the configuration file.
+
+        For companions that are deployed or changed apart from the server's own configuration. What it
+        sets takes the place of what the configuration file sets; ``GUNICORN_CMD_ARGS`` and flags rank
+        above both. A relative path starts at the directory of the start.
+        """
+
+
+class CompanionControlSocket(Setting):
+    name = "companion_control_socket"
+    section = "Companion Processes"
+    cli = ["--companion-control-socket"]
+    meta = "PATH"
+    validator = validate_string
+    default_text = "found by ``gunicorn-companion`` itself"
+    desc = """\
+        The path of the Unix socket that ``gunicorn-companion`` talks to; empty for no socket.
+
+        By default it is ``companion-<master pid>.sock`` in ``$RUNTIME_DIRECTORY``, else in
+        ``$XDG_RUNTIME_DIR/gunicorn``, else in ``~/.gunicorn`` of the user that the companions run as.
+        """
+
+
+class CompanionControlSocketMode(Setting):
+    name = "companion_control_socket_mode"
+    section = "Companion Processes"
+    cli = ["--companion-control-socket-mode"]
+    meta = "OCTAL"
+    validator = validate_file_mode
+    default = 0o600
+    default_text = "``0o600``"
+    formatter = oct
+    desc = """\
+        The permissions of the control socket; octal on the command line.
+
+        Whoever may write to it may stop and start companions. ``0o660`` lets the group in.
+        """
+
+
+class CompanionRunDir(Setting):
+    name = "companion_run_dir"
+    section = "Companion Processes"
+    cli = ["--companion-run-dir"]
+    meta = "DIR"
+    validator = validate_string
+    default_text = "beside the default control socket"
+    desc = """\
+        The directory in which it is recorded which companions run.
+
+        By these records a new manager, or a new server, knows of companions that outlived an old one,
+        and runs none of them twice. Give two servers on the same application and address directories of
+        their own; otherwise there is no need to set it. It must not be emptied while the server runs.
+        """
+
+
+class CompanionCwd(Setting):
+    name = "companion_cwd"
+    section = "Companion Processes"
+    cli = ["--companion-cwd"]
+    meta = "DIR"
+    validator = validate_string
+    default_text = "the server's own"
+    desc = """\
+        The directory that companions change to before they start; key ``cwd``.
+        """
+
+
+class CompanionEnv(Setting):
+    name = "companion_env"
+    section = "Companion Processes"
+    cli = ["--companion-env"]
+    meta = "KEY=VALUE"
+    action = "append"
+    type = _env_flag
+    validator = validate_companion_env
+    default = {}
+    desc = """\
+        Variables that are added to the environment of companions; key ``env``, which is merged over these.
+
+        A dictionary of strings. The flag can be repeated and adds to, or replaces, those of the file.
+        """
+
+    def set_from_command_line(self, val: Any) -> None:
+        self.set({**self.get(), **dict(val)})
+
+
+class CompanionStopSignal(Setting):
+    name = "companion_stop_signal"
+    section = "Companion Processes"
+    cli = ["--companion-stop-signal"]
+    meta = "SIGNAL"
+    validator = validate_signal
+    default = "SIGTERM"
+    desc = """\
+        The signal that asks a companion to end; key ``stop_signal``.
+
+        A name, with or without ``SIG``, or a number.
+        """
+
+
+class CompanionStopTimeout(Setting):
+    name = "companion_stop_timeout"
+    section = "Companion Processes"
+    cli = ["--companion-stop-timeout"]
+    meta = "SECONDS"
+    validator = validate_seconds
+    default = 60
+    desc = """\
+        The seconds from the stop signal until a companion is killed, its children with it; key
+        ``stop_timeout``.
+
+        Let it be longer than the longest job that has to be finished, and the limit of your service
+        manager longer than the longest of these.
+        """
+
+
+class CompanionStopAsGroup(Setting):
+    name = "companion_stop_as_group"
+    section = "Companion Processes"
+    cli = ["--companion-stop-as-group"]
+    action = "store_true"
+    validator = validate_bool
+    default = False
+    desc = """\
+        Send the stop signal to the companion's whole process group; key ``stop_as_group``.
+
+        For shells and launchers, which don't pass a signal on. A job worker that forks should get it
+        alone, so that the job at hand is finished.
+        """
+
+
+class CompanionReloadTimeout(Setting):
+    name = "companion_reload_timeout"
+    section = "Companion Processes"
+    cli = ["--companion-reload-timeout"]
+    meta = "SECONDS"
+    validator = validate_seconds
+    default = 60
+    desc = """\
+        The same as ``companion_stop_timeout`` where a companion is stopped to be started again; key
+        ``reload_timeout``.
+        """
+
+
+class CompanionStartsecs(Setting):
+    name = "companion_startsecs"
+    section = "Companion Processes"
+    cli = ["--companion-startsecs"]
+    meta = "SECONDS"
+    validator = validate_seconds
+    default = 1
+    desc = """\
+        The seconds that a companion must be alive to be shown as RUNNING; key ``startsecs``.
+        """
+
+
+class CompanionRestartDelay(Setting):
+    name = "companion_restart_delay"
+    section = "Companion Processes"
+    cli = ["--companion-restart-delay"]
+    meta = "SECONDS"
+    validator = validate_seconds
+    default = 5
+    desc = """\
+        The seconds from a companion's unexpected end to its next start; key ``restart_delay``.
+
+        An exit that nobody asked for is unexpected whatever its code is.
+        """
+
+
+class CompanionStdout(Setting):
+    name = "companion_stdout"
+    section = "Companion Processes"
+    cli = ["--companion-stdout"]
+    meta = "FILE"
+    validator = validate_string
+    default_text = "``inherit``"
+    desc = """\
+        The file that companions' standard output is appended to; key ``stdout``.
+
+        ``inherit``, or nothing, leaves it where the server's own goes.
+        """
+
+
+class CompanionStderr(Setting):
+    name = "companion_stderr"
+    section = "Companion Processes"
+    cli = ["--companion-stderr"]
+    meta = "FILE"
+    validator = validate_string
+    default_text = "``inherit``"
+    desc = """\
+        The file that companions' standard error is appended to; key ``stderr``.
+
+        ``stdout`` sends it where standard output goes; ``inherit``, or nothing, leaves it where the
+        server's own goes.
+        """
+
+
+class CompanionManagerShutdownBuffer(Setting):
+    name = "companion_manager_shutdown_buffer"
+    section = "Companion Processes"
+    cli = ["--companion-manager-shutdown-buffer"]
+    meta = "SECONDS"
+    validator = validate_seconds
+    default = 10
+    desc = """\
+        The seconds that the manager has beyond the longest time that one of its companions may take to stop.
+
+        It counts where the two limits below are derived.
+        """
+
+
+class CompanionManagerStopTimeout(Setting):
+    name = "companion_manager_stop_timeout"
+    section = "Companion Processes"
+    cli = ["--companion-manager-stop-timeout"]
+    meta = "SECONDS"
+    validator = validate_seconds_or_none
+    default_text = "the longest ``stop_timeout`` and ``companion_manager_shutdown_buffer``"
+    desc = """\
+        The seconds that the master waits for the manager of the companions when the server stops.
+
+        After that the manager and all companions are killed. Workers are bounded by
+        ``graceful_timeout`` meanwhile.
+        """
+
+
+class CompanionManagerReloadTimeout(Setting):
+    name = "companion_manager_reload_timeout"
+    section = "Companion Processes"
+    cli = ["--companion-manager-reload-timeout"]
+    meta = "SECONDS"
+    validator = validate_seconds_or_none
+    default_text = "the longest ``reload_timeout`` and ``companion_manager_shutdown_buffer``"
+    desc = """\
+        The seconds that the master waits for the manager when it replaces it by a new one.
+
+        The web workers go on meanwhile.
+        """
+
+
+class CompanionReload(Setting):
+    name = "companion_reload"
+    section = "Companion Processes"
+    cli = ["--companion-reload"]
+    meta = "WHICH"
+    validator = validate_companion_reload
+    default = "changed"
+    desc = """\
+        Which companions SIGHUP restarts: ``changed``, those whose configuration is another now, or ``all``.
+
+        ``all`` replaces the manager too, which is how companions get new code where the application is
+        not preloaded.
+        """
+
+
+class CompanionPostFork(Setting):
+    name = "companion_post_fork"
+    section = "Companion Processes"
+    type = callable
+    validator = validate_callable(2)
+    default_text = "``def companion_post_fork(manager, companion)``, does nothing"
+    desc = """\
+        Called in each companion after its fork, before its target.
+
+        The place to make again what must not be shared with a preloaded application: connections,
+        threads, the reporter of errors. If it raises, the start has failed and is tried again after
+        ``restart_delay``.
+        """
+
+    def companion_post_fork(manager: Any, companion: Any) -> None:
+        pass
+
+    default = companion_post_fork
+
+
+class GcFreeze(Setting):
+    name = "gc_freeze"
+    section = "Companion Processes"
+    cli = ["--no-gc-freeze"]
+    action = "store_const"
+    const = False
+    validator = validate_bool
+    default = True
+    flag_help = "Don't freeze the garbage collector's heap before the first fork of a preloaded application."
+    desc = """\
+        Keep the garbage collector of workers and companions off the memory that they share with the master.
+
+        With ``preload_app`` the master collects garbage once before the first fork and freezes what is
+        left. A collection in a child then no longer writes to, and so copies, each page of the
+        application. The flag turns it off.
+        """

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: MIT
+"""Limits on requests, which proxies are believed, and what is allowed beyond the standard."""
+
+from __future__ import annotations
+
+from gunicorn.settings.base import Setting
+from gunicorn.settings.validators import (
+    validate_bool,
+    validate_dict,
+    validate_header_map_behaviour,
+    validate_pos_int,
+    validate_string_to_addr_list,
+    validate_string_to_list,
+)
+
+
+class LimitRequestLine(Setting):
+    name = "limit_request_line"
+    section = "Security"
+    cli = ["--limit-request-line"]
+    meta = "INT"
+    type = int
+    validator = validate_pos_int
+    default = 4094
+    desc = """\
+        The largest size of the request line (method, target, version) in bytes, at most 8190; 0 for no limit.
+
+        A longer one is refused with 414. Raise it for applications with very long query strings.
+        """
+
+
+class LimitRequestFields(Setting):
+    name = "limit_request_fields"
+    section = "Security"
+    cli = ["--limit-request-fields"]
+    meta = "INT"
+    type = int
+    validator = validate_pos_int
+    default = 100
+    desc = """\
+        The largest number of header fields in a request, at most 32768.
+
+        More are refused with 431.
+        """
+
+
+class LimitRequestFieldSize(Setting):
+    name = "limit_request_field_size"
+    section = "Security"
+    cli = ["--limit-request-field_size"]
+    meta = "INT"
+    type = int
+    validator = validate_pos_int
+    default = 8190
+    desc = """\
+        The largest size of one header field in bytes; 0 for no limit.
+
+        A larger one is refused with 431. Raise it where cookies or tokens are large, as those of
+        Kerberos are; no limit means that a client decides how much memory it takes.
+        """
+
+
+class SecureSchemeHeader(Setting):
+    name = "secure_scheme_headers"
+    section = "Server Mechanics"
+    validator = validate_dict
+    default = {"X-FORWARDED-PROTOCOL": "ssl", "X-FORWARDED-PROTO": "https", "X-FORWARDED-SSL": "on"}
+    desc = """\
+        The header fields, with their values, by which a trusted proxy says that the client came by HTTPS.
+
+        Names are in upper case. A request with one of them gets ``wsgi.url_scheme`` ``https``; one
+        whose fields contradict each other is refused. Only proxies in ``forwarded_allow_ips`` are
+        believed. Your proxy must set or remove each field named here, so that no client can.
+        """
+
+
+class ForwardedAllowIPS(Setting):
+    name = "forwarded_allow_ips"
+    section = "Server Mechanics"
+    cli = ["--forwarded-allow-ips"]
+    meta = "STRING"
+    validator = validate_string_to_addr_list
+    default = "127.0.0.1,::1"
+    env_var = "FORWARDED_ALLOW_IPS"
+    desc = """\
+        The addresses of proxies that are believed what they say about the client, with commas in between.
+
+        It decides about ``secure_scheme_headers`` and ``forwarder_headers``. ``*`` believes everybody:
+        only where nothing but the proxy can reach the server. Peers on Unix sockets have no address and
+        need ``*`` as well.
+
+        Where the environment has ``FORWARDED_ALLOW_IPS``, that is the default.
+        """
+
+    def from_env(self, text: str) -> str:
+        return text  # empty means nobody, not the default
+
+
+class ProxyProtocol(Setting):
+    name = "proxy_protocol"
+    section = "Server Mechanics"
+    cli = ["--proxy-protocol"]
+    action = "store_true"
+    validator = validate_bool
+    default = False
+    desc = """\
+        Expect the PROXY protocol in front of each connection's first request.
+
+        HAProxy, AWS load balancers and stunnel tell the client's address by it. Connections without it
+        are refused.
+        """
+
+
+class ProxyAllowFrom(Setting):
+    name = "proxy_allow_ips"
+    section = "Server Mechanics"
+    cli = ["--proxy-allow-from"]
+    validator = validate_string_to_addr_list
+    default = "127.0.0.1,::1"
+    desc = """\
+        The addresses that may speak the PROXY protocol, with commas in between; ``*`` for all.
+
+        Only of use with ``proxy_protocol``.
+        """
+
+
+class PermitObsoleteFolding(Setting):
+    name = "permit_obsolete_folding"
+    section = "Server Mechanics"
+    cli = ["--permit-obsolete-folding"]
+    action = "store_true"
+    validator = validate_bool
+    default = False
+    desc = """\
+        Accept header fields that go on in a further line.
+
+        RFC 9112, section 5.2, has made them obsolete, and servers that read them differently have been
+        attacked through them. Only for a client that cannot be changed.
+        """
+
+
+class StripHeaderSpaces(Setting):
+    name = "strip_header_spaces"
+    section = "Server Mechanics"
+    cli = ["--strip-header-spaces"]
+    action = "store_true"
+    validator = validate_bool
+    default = False
+    desc = """\
+        Accept blanks between a header field's name and the colon, and drop them.
+
+        RFC 9112, section 5.1, has a server refuse them, since requests can be smuggled through proxies
+        that read them differently. Leave it off.
+        """
+
+
+class PermitUnconventionalHTTPMethod(Setting):
+    name = "permit_unconventional_http_method"
+    section = "Server Mechanics"
+    cli = ["--permit-unconventional-http-method"]
+    action = "store_true"
+    validator = validate_bool
+    default = False
+    desc = """\
+        Accept methods of any token, lower case, ``#`` and any length included.
+
+        Without it methods are 3 to 20 characters of the kind that the IANA registry has. A safety belt, not a
+        promise: the application must check methods itself.
+        """
+
+
+class PermitUnconventionalHTTPVersion(Setting):
+    name = "permit_unconventional_http_version"
+    section = "Server Mechanics"
+    cli = ["--permit-unconventional-http-version"]
+    action = "store_true"
+    validator = validate_bool
+    default = False
+    desc = """\
+        Accept HTTP versions other than 1.0 and 1.1.
+
+        Such a request is still read as HTTP/1.1, which may be wrong. For experiments only.
+        """
+
+
+class CasefoldHTTPMethod(Setting):
+    name = "casefold_http_method"
+    section = "Server Mechanics"
+    cli = ["--casefold-http-method"]
+    action = "store_true"
+    validator = validate_bool
+    default = False
+    desc = """\
+        Turn methods into upper case.
+
+        Methods are case-sensitive (RFC 9110, section 9.1); this is for clients that send ``get``. It needs
+        ``permit_unconventional_http_method`` for those to be accepted at all.
+        """
+
+
+class ForwarderHeaders(Setting):
+    name = "forwarder_headers"
+    section = "Server Mechanics"
+    cli = ["--forwarder-headers"]
+    validator = validate_string_to_list
+    default = "SCRIPT_NAME,PATH_INFO"
+    desc = """\
+        Header fields that a proxy in ``forwarded_allow_ips`` may send to set a variable of the environ,
+        with commas in between.
+
+        They are names of variables without ``HTTP_``, in upper case. A proxy mounts an application under a
+        path by ``SCRIPT_NAME``. From anybody else ``header_map`` decides.
+        """
+
+
+class HeaderMap(Setting):
+    name = "header_map"
+    section = "Server Mechanics"
+    cli = ["--header-map"]
+    validator = validate_header_map_behaviour
+    default = "drop"
+    desc = """\
+        What happens to header fields whose variable is ambiguous: ``drop``, ``refuse`` or ``dangerous``.
+
+        WSGI turns ``X-User`` and ``X_User`` into the one variable ``HTTP_X_USER``, so that a client can
+        pass the second where a proxy only removes the first. ``drop`` leaves fields with an underscore
+        out, ``refuse`` answers with an error, ``dangerous`` passes them on.
+        """

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: MIT
+"""Each validator takes a value as it was written and returns it as the server uses it.
+
+They raise TypeError for a value of the wrong kind and ValueError for a wrong value of the
+right kind (ConfigError where the name of a user, directory or engine is unknown); the
+text says what would be right. The name of the setting is added by whoever applies it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any
+
+from gunicorn.addresses import parse_address
+from gunicorn.errors import ConfigError
+
+RELOAD_ENGINES = ("auto", "poll", "inotify")
+HEADER_MAP_WAYS = ("drop", "refuse", "dangerous")
+_TRUE = ("true", "yes", "on", "1")
+_FALSE = ("false", "no", "off", "0")
+
+
+def _kind(val: Any) -> str:
+    return f"{val!r} ({type(val).__name__})"
+
+
+def validate_bool(val: Any) -> bool | None:
+    if val is None or isinstance(val, bool):
+        return val
+    if not isinstance(val, str):
+        raise TypeError(f"expected True or False, not {_kind(val)}")
+    word = val.strip().lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise ValueError(f"expected true or false, not {val!r}")
+
+
+def validate_dict(val: Any) -> dict[Any, Any]:
+    if not isinstance(val, dict):
+        raise TypeError(f"expected a dict, not {_kind(val)}")
+    return val
+
+
+def validate_pos_int(val: Any) -> int:
+    """A whole number from 0 up, from an int or from text in decimal, hex, octal or binary."""
+    if isinstance(val, str):
+        try:
+            number = int(val, 10)
+        except ValueError:
+            try:
+                number = int(val, 0)
+            except ValueError:
+                raise ValueError(f"expected a whole number, not {val!r}") from None
+    elif isinstance(val, int):
+        number = int(val)  # bool too
+    else:
+        raise TypeError(f"expected a whole number, not {_kind(val)}")
+    if number < 0:
+        raise ValueError(f"must be 0 or more, not {number}")
+    return number
+
+
+def validate_string(val: Any) -> str | None:
+    if val is None:
+        return None
+    if not isinstance(val, str):
+        raise TypeError(f"expected a string, not {_kind(val)}")
+    return val.strip()
+
+
+def validate_file_exists(val: Any) -> str | None:
+    path = validate_string(val)
+    if path is None:
+        return None
+    if not os.path.exists(path):
+        raise ValueError(f"file {path!r} does not exist (seen from {os.getcwd()})")
+    return path
+
+
+def validate_list_string(val: Any) -> list[str]:
+    """A list of strings; one string counts as a list of one."""
+    if not val:
+        return []
+    if isinstance(val, str):
+        val = [val]
+    if not isinstance(val, (list, tuple, set, frozenset)):
+        raise TypeError(f"expected a list of strings, not {_kind(val)}")
+    strings = [validate_string(item) for item in val]
+    if None in strings:
+        raise TypeError("expected a list of strings, found None in it")
+    return [item for item in strings if item is not None]
+
+
+def validate_list_of_existing_files(val: Any) -> list[str]:
+    for path in validate_list_string(val):
+        validate_file_exists(path)
+    return validate_list_string(val)
+
+
+def validate_string_to_list(val: Any) -> list[str]:
+    """Text with commas in between as a list, blanks around each item dropped, empty ones too."""
+    text = validate_string(val)
+    if not text:
+        return []
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def validate_string_to_addr_list(val: Any) -> list[str]:
+    """A list of IP addresses or networks from text with commas in between; ``*`` is any address."""
+    addresses = validate_string_to_list(val)
+    for address in addresses:
+        if address not in ("*", "127.0.0.1", "::1"):
+            _check_ip(address)
+    return addresses
+
+
+def _check_ip(text: str) -> None:
+    import ipaddress  # only for those who list addresses: the defaults need no look
+
+    if "/" in text:
+        ipaddress.ip_network(text)
+    else:
+        ipaddress.ip_address(text)
+
+
+def validate_bind(val: Any) -> list[str]:
+    addresses = validate_list_string(val)
+    for address in addresses:
+        try:
+            parse_address(address)
+        except RuntimeError as error:
+            raise ValueError(f"{address!r}: {error}") from None
+    return addresses
+
+
+def validate_assignments(val: Any) -> list[str]:
+    """A list of ``KEY=VALUE`` texts."""
+    pairs = validate_list_string(val)
+    for pair in pairs:
+        if not pair.partition("=")[0] or "=" not in pair:
+            raise ValueError(f"expected KEY=VALUE, not {pair!r}")
+    return pairs
+
+
+def validate_class(val: Any) -> Any:
+    """A class, or text that names one; a function is asked for either."""
+    if isinstance(val, (FunctionType, MethodType)):
+        val = val()
+    if isinstance(val, type):
+        return val
+    return validate_string(val)
+
+
+def validate_worker_class(val: Any) -> Any:
+    chosen = validate_class(val)
+    if isinstance(chosen, str) and chosen.lower() == "eventlet":
+        raise ValueError("eventlet is no longer maintained and not supported; use 'gevent' in its place")
+    return chosen
+
+
+def validate_callable(arity: int) -> Callable[[Any], Any]:
+    """A validator for hooks: a callable, or text ``module.name``, that takes *arity* arguments (-1: any)."""
+
+    def validate(val: Any) -> Any:
+        found = _named_object(val) if isinstance(val, str) else val
+        if not callable(found):
+            raise TypeError(f"expected a callable, not {_kind(found)}")
+        if arity != -1 and not accepts(found, arity):
+            count = "1 argument" if arity == 1 else f"{arity} arguments"
+            raise TypeError(f"expected a callable that takes {count}; {describe(found)} does not")
+        return found
+
+    return validate
+
+
+def _named_object(text: str) -> Any:
+    import importlib
+
+    module_name, _, name = text.strip().rpartition(".")
+    if not module_name:
+        raise TypeError(f"expected a callable or text 'module.name', not {text!r}")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except ImportError as error:
+        raise TypeError(f"{text!r}: cannot import {module_name!r}: {error}") from error
+    except AttributeError as error:
+        raise TypeError(f"{text!r}: module {module_name!r} has no {name!r}") from error
+
+
+def accepts(func: Callable[..., Any], count: int) -> bool:
+    """Whether *func* can be called with *count* positional arguments."""
+    if type(func) is FunctionType:  # nearly every hook: no need of inspect, which is slow to import
+        code, optional = func.__code__, len(func.__defaults__ or ())
+        if code.co_kwonlyargcount == 0:
+            most = count if code.co_flags & 0x04 else code.co_argcount  # 0x04: has *args
+            return code.co_argcount - optional <= count <= most
+    import inspect
+
+    try:
+        signature = inspect.signature(func)
+    except ValueError:  # built in, and does not tell
+        return True
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
+def describe(func: Any) -> str:
+    """A callable's name for messages."""
+    name = getattr(func, "__qualname__", None) or type(func).__qualname__
+    return f"{name}()"
+
+
+def validate_post_request(val: Any) -> Callable[..., Any]:
+    """A hook of 4 arguments; older ones of 3 (without the response) or 2 are given what they take."""
+    hook: Callable[..., Any] = validate_callable(-1)(val)
+    if accepts(hook, 4):
+        return hook
+    if accepts(hook, 3):
+        return lambda worker, req, environ, resp: hook(worker, req, environ)
+    if accepts(hook, 2):
+        return lambda worker, req, environ, resp: hook(worker, req)
+    raise TypeError(f"expected a callable that takes 4 arguments; {describe(hook)} does not")
+
+
+def validate_user(val: Any) -> int:
+    """A user id from a number or a name; None is the user that runs this."""
+    if val is None:
+        return os.geteuid()
+    number = _numeric_id(val)
+    if number is not None:
+        return number
+    import pwd
+
+    try:
+        return pwd.getpwnam(val.strip()).pw_uid
+    except KeyError:
+        raise ConfigError(f"no user is named {val!r}; give a name that exists or a number") from None
+
+
+def validate_group(val: Any) -> int:
+    """A group id from a number or a name; None is the group that runs this."""
+    if val is None:
+        return os.getegid()
+    number = _numeric_id(val)
+    if number is not None:
+        return number
+    import grp
+
+    try:
+        return grp.getgrnam(val.strip()).gr_gid
+    except KeyError:
+        raise ConfigError(f"no group is named {val!r}; give a name that exists or a number") from None
+
+
+def _numeric_id(val: Any) -> int | None:
+    if isinstance(val, int) and not isinstance(val, bool):
+        return val
+    if not isinstance(val, str):
+        raise TypeError(f"expected a name or a number, not {_kind(val)}")
+    return int(val) if val.strip().isdecimal() else None
+
+
+def validate_chdir(val: Any) -> str:
+    """The absolute path of a directory that exists; ``~`` is not expanded, symbolic links are kept."""
+    text = validate_string(val)
+    if text is None:
+        raise TypeError("expected the path of a directory, not None")
+    from gunicorn.loading import getcwd
+
+    path = os.path.normpath(os.path.join(getcwd(), text))
+    if not os.path.isdir(path):
+        raise ConfigError(f"there is no directory {path!r} to change to")
+    return path
+
+
+def validate_statsd_address(val: Any) -> tuple[str, int] | str | None:
+    """``HOST[:PORT]`` as (host, port), port 8125 by default; ``unix://PATH`` as the path."""
+    text = validate_string(val)
+    if text is None:
+        return None
+    if text.startswith("unix://"):
+        path = text[len("unix://") :]
+        if not path:
+            raise TypeError("expected unix://PATH with a path")
+        return path
+    try:
+        address = parse_address(text, default_port="8125")
+    except RuntimeError as error:
+        raise TypeError(f"expected HOST[:PORT] or unix://PATH, not {text!r}: {error}") from None
+    if isinstance(address, int):
+        raise TypeError(f"expected HOST[:PORT] or unix://PATH, not {text!r}")
+    if isinstance(address, str):  # "unix:7777" is the port 7777 of a host that is named unix
+        host, _, port = text.partition(":")
+        if not port.isdecimal():
+            raise TypeError(f"expected HOST[:PORT] or unix://PATH, not {text!r}")
+        return host, int(port)
+    return address
+
+
+def validate_reload_engine(val: Any) -> str:
+    if val not in RELOAD_ENGINES:
+        raise ConfigError(f"expected one of {', '.join(RELOAD_ENGINES)}, not {val!r}")
+    return str(val)
+
+
+def validate_header_map_behaviour(val: Any) -> str | None:
+    text = validate_string(val)
+    if text is None:
+        return None
+    if text.lower() not in HEADER_MAP_WAYS:
+        raise ValueError(f"expected one of {', '.join(HEADER_MAP_WAYS)}, not {val!r}")
+    return text.lower()
+
+
+def validate_ssl_version(val: Any) -> int:
+    """A protocol constant of the ``ssl`` module, or its name with or without ``PROTOCOL_``."""
+    if isinstance(val, int) and not isinstance(val, bool):
+        return val
+    return _ssl_constant(val, "PROTOCOL_")
+
+
+def validate_cert_reqs(val: Any) -> int:
+    """A ``CERT_…`` constant of the ``ssl`` module, its name, or its number as text."""
+    number = int(val) if isinstance(val, int) else _ssl_constant(val, "CERT_")
+    if number not in (0, 1, 2):
+        raise ValueError(f"expected 0 (CERT_NONE), 1 (CERT_OPTIONAL) or 2 (CERT_REQUIRED), not {val!r}")
+    return number
+
+
+def _ssl_constant(val: Any, prefix: str) -> int:
+    if not isinstance(val, str):
+        raise TypeError(f"expected a constant of the ssl module or its name, not {_kind(val)}")
+    import ssl
+
+    text = val.strip()
+    if text.isdecimal():
+        return int(text)
+    name = text if text.startswith(prefix) else prefix + text
+    number = getattr(ssl, name, None)
+    if not isinstance(number, int):
+        known = sorted(key for key in vars(ssl) if key.startswith(prefix))
+        raise ValueError(f"expected one of {', '.join(known)}, not {val!r}")
+    return int(number)
