@@ -67,7 +67,7 @@ class BaseApplication:
         return self.callable
 
     def fresh_config(self) -> Config:
-        """A new Config from all layers, read again with the arguments, directory and environment of the start.
+        """A new Config from all layers, read with the arguments, directory and environment of the start.
 
         Nothing of the running configuration is touched; `adopt_config` puts the new one in place.
         Raises ConfigError with one message for whatever is wrong; the process never ends by it.

@@ -85,9 +85,9 @@ class ForwardedAllowIPS(Setting):
     desc = """\
         The addresses of proxies that are believed what they say about the client, with commas in between.
 
-        It decides about ``secure_scheme_headers`` and ``forwarder_headers``. ``*`` believes everybody:
-        only where nothing but the proxy can reach the server. Peers on Unix sockets have no address and
-        need ``*`` as well.
+        Networks (``10.0.0.0/8``) can be given too. It decides about ``secure_scheme_headers`` and
+        ``forwarder_headers``. ``*`` believes everybody: only where nothing but the proxy can reach the server. Peers
+        on Unix sockets are always believed, since the mode of the file has let them in.
 
         Where the environment has ``FORWARDED_ALLOW_IPS``, that is the default.
         """
