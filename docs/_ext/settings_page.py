@@ -40,7 +40,7 @@ The configuration file is Python, and a setting is a variable with its name::
 
 Names that are not settings are the file's own; those that begin with ``companion_`` must be settings.
 ``gunicorn --check-config`` says whether all is well, ``gunicorn --print-config`` what came out of all layers.
-SIGHUP reads everything again; if anything is wrong with it, the server says so in its log and goes on as it was.
+SIGHUP reads everything again; if anything is wrong, the server says so in its log and goes on as it was.
 """
 
 

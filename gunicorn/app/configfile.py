@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from gunicorn.config import Config
 from gunicorn.errors import ConfigError
@@ -28,8 +25,7 @@ class ConfigFileError(ConfigError):
         self.details = details
 
 
-@dataclass(frozen=True)
-class ConfigSource:
+class ConfigSource(NamedTuple):
     """A file that was run: where it is, what it is called in messages, and the names that it defined."""
 
     path: str | None
@@ -75,6 +71,9 @@ def read_file(path: str) -> ConfigSource:
 
 def read_module(name: str) -> ConfigSource:
     """Run the module *name* afresh, wherever it was imported before. Raises ConfigError."""
+    import importlib.machinery
+    import importlib.util
+
     label = f"python:{name}"
     parent_name, _, child = name.rpartition(".")
     previous = sys.modules.pop(name, None)

@@ -7,14 +7,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from types import ModuleType
+from typing import NamedTuple
 
 from gunicorn.loading import getcwd
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """Command line, directory and environment of the start; what the layers of configuration depend on."""
 
     argv: list[str]
@@ -26,11 +25,11 @@ class Start:
         return cls(sys.argv[1:], getcwd(), dict(os.environ))
 
 
-@dataclass
 class Effects:
     """What was done to the process between entering and leaving `as_at_start`, and has been undone."""
 
-    environ: dict[str, str | None] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.environ: dict[str, str | None] = {}
 
 
 @contextlib.contextmanager
