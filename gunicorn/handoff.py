@@ -29,12 +29,11 @@ class Inherited:
     systemd: bool = False
 
 
-def inherited(environ: Mapping[str, str], pid: int, parent: int) -> Inherited:
-    """Read *environ* as the process *pid*, child of *parent*.
+def inherited(environ: Mapping[str, str], pid: int) -> Inherited:
+    """Read *environ* as the process *pid*.
 
-    ``GUNICORN_PID`` counts whoever the parent is: the old master may have gone
-    already, and its sockets live on in this process. Raises ValueError for descriptors that
-    are not numbers.
+    ``GUNICORN_PID`` counts whoever the parent is: the old master may have gone already, and its
+    sockets live on in this process. Raises ValueError for descriptors that are not numbers.
     """
     master_pid = _number(environ.get(MASTER_PID, ""))
     count = listen_fd_count(environ, pid)
@@ -80,13 +79,6 @@ def reexec_environment(
     else:
         result[MASTER_FDS] = ",".join(map(str, numbers))
     return result
-
-
-def environment_changes(
-    current: Mapping[str, str], wanted: Mapping[str, str]
-) -> tuple[dict[str, str], dict[str, str | None]]:
-    """What to set so that *wanted* holds, and what undoes it: the earlier values, none for unset."""
-    return dict(wanted), {name: current.get(name) for name in wanted}
 
 
 def _number(text: str) -> int:

@@ -35,9 +35,11 @@ class WorkerRecord:
     booted: bool = False
     # Started under a configuration that a reload has replaced.
     outdated: bool = False
-    # Told to end gracefully, once; the deadline for its SIGKILL.
+    # Told to end, once.
     retiring: bool = False
+    # The deadline for its SIGKILL; then the moment when it got that.
     kill_at: float | None = None
+    killed_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,23 @@ def overdue(beats: Mapping[int, float], timeout: float, now: float) -> list[int]
     return [pid for pid, beat in beats.items() if now - beat > timeout]
 
 
+def due_for_kill(records: Iterable[WorkerRecord], now: float) -> list[WorkerRecord]:
+    """The records whose deadline has passed, without those that have had their SIGKILL."""
+    return [
+        record
+        for record in records
+        if record.killed_at is None and record.kill_at is not None and record.kill_at <= now
+    ]
+
+
+def next_kill(records: Iterable[WorkerRecord]) -> float | None:
+    """When the next SIGKILL is due."""
+    return min(
+        (record.kill_at for record in records if record.killed_at is None and record.kill_at is not None),
+        default=None,
+    )
+
+
 def halt_reason(
     code: int | None, booted: bool, *, boot_error: int, load_error: int
 ) -> tuple[str, int] | None:
@@ -108,9 +127,10 @@ class Pacing:
     def worker_ended(self, now: float, lived: float, *, booted: bool, asked: bool, failed: bool) -> None:
         """Count the end of a worker that *lived* so many seconds.
 
-        Only failures count: with ``max_requests=1`` a worker that ends young has done its work.
+        Only a failure counts, and an end before the worker has booted is one: with ``max_requests=1`` a
+        worker that ends young has done its work.
         """
-        if asked or not failed or (booted and lived >= YOUNG):
+        if asked or (booted and (lived >= YOUNG or not failed)):
             return
         self.start_failed(now)
 

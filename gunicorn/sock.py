@@ -306,6 +306,8 @@ def _check_certificates(conf: Any) -> None:
 def close_sockets(listeners: Iterable[Any], unlink: bool = True) -> None:
     """Close *listeners*; with *unlink*, remove the files that they have made and that are still theirs."""
     for listener in listeners:
+        if listener.sock is None:
+            continue
         name = listener.getsockname()
         removable = (
             unlink and _sock_type(name) is UnixSocket and not _is_abstract(name) and listener.owns_path()
@@ -326,8 +328,8 @@ def _is_abstract(name: str | bytes) -> bool:
 def ssl_context(conf: Any) -> ssl.SSLContext:
     """The TLS context for *conf*, as the ``ssl_context`` hook wants it.
 
-    The hook is given the configuration and a function that makes the default context: certificate and key, the
-    client certificates asked for, the authorities, the ciphers.
+    The hook is given the configuration and a function that makes the default context: certificate and
+    key, the client certificates asked for, the authorities, the ciphers.
     """
 
     def default_ssl_context_factory() -> ssl.SSLContext:
