@@ -22,6 +22,7 @@ from gunicorn import SERVER_SOFTWARE, __version__, handoff, pool, sock, systemd
 from gunicorn.errors import AppImportError, HaltServer
 from gunicorn.loading import getcwd
 from gunicorn.pidfile import Pidfile
+from gunicorn.reload import one_line, switch_configuration
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_status, exit_code, set_process_title, term_signal
 from gunicorn.unix.signals import SignalInbox, blocked_signals, reset_to_default, signal_name
@@ -58,7 +59,7 @@ class Arbiter:
         signal.SIGWINCH,
     ]
     # A signal's number -> what its handler's name ends in.
-    SIG_NAMES = {signum: signum.name[3:].lower() for signum in (*SIGNALS, signal.SIGCHLD)}
+    SIG_NAMES: dict[int, str] = {signum: signum.name[3:].lower() for signum in (*SIGNALS, signal.SIGCHLD)}
 
     # Every instance has its own; these say what there is.
     START_CTX: dict[Any, Any] = {}
@@ -95,7 +96,7 @@ class Arbiter:
         self._records: dict[int, pool.WorkerRecord] = {}
         self._pacing = pool.Pacing()
         # The addresses that LISTENERS were made for, in the same order.
-        self._bound: list[Any] = []
+        self.bound: list[Any] = []
         self._env_before: dict[str, str | None] = {}
         self._ready_to_fork = False
         self._started = False
@@ -136,13 +137,13 @@ class Arbiter:
         self.timeout = self.cfg.timeout
         self.proc_name = self.cfg.proc_name
         self.log.debug("The configuration is:\n%s", self.cfg)
-        self._set_environment(self.cfg.env)
+        self.set_environment(self.cfg.env)
         if self.cfg.preload_app:
             self.app.wsgi()
         if self._num_workers != self.cfg.workers:
             self.num_workers = self.cfg.workers
 
-    def _set_environment(self, variables: Mapping[str, str]) -> None:
+    def set_environment(self, variables: Mapping[str, str]) -> None:
         """Have ``raw_env`` in the environment, and what an earlier one set not any more."""
         for name, value in self._env_before.items():
             if value is None:
@@ -173,16 +174,16 @@ class Arbiter:
         self.master_pid, self.systemd = given.master_pid, given.systemd
         handoff.forget(os.environ)
         self.init_signals()
-        self._create_pidfile()
+        self.pidfile = self.make_pidfile(self.cfg.pidfile)
         self._started = True
         self.cfg.on_starting(self)
         if not self.LISTENERS:
             self.LISTENERS = sock.create_sockets(self.cfg, self.log, given.fds)
         same = len(self.cfg.address) == len(self.LISTENERS)
-        self._bound = list(self.cfg.address) if same else [listener.cfg_addr for listener in self.LISTENERS]
-        self._log_listeners(self.LISTENERS)
+        self.bound = list(self.cfg.address) if same else [listener.cfg_addr for listener in self.LISTENERS]
+        self.log_listeners(self.LISTENERS)
         self.log.info("Workers: %s of class %s", self.num_workers, self.cfg.worker_class_str)
-        self._check_worker_class()
+        self.check_worker_class()
         systemd.sd_notify("READY=1\nSTATUS=Listening", self.log)
         self.cfg.when_ready(self)
 
@@ -198,24 +199,22 @@ class Arbiter:
         assert self.inbox is not None
         self.SIG_QUEUE.extend(self.inbox.drain())
 
-    def _log_listeners(self, listeners: list[Any]) -> None:
+    def log_listeners(self, listeners: list[Any]) -> None:
         self.log.info("Listening on %s", ", ".join(map(str, listeners)))
 
-    def _create_pidfile(self) -> None:
-        if self.cfg.pidfile is None:
-            return
-        pidfile = Pidfile(self._pidfile_path(self.cfg.pidfile))
+    def make_pidfile(self, path: str | None) -> Pidfile | None:
+        """Write the pid file that is configured as *path*, if one is. Raises HaltServer."""
+        if path is None:
+            return None
+        # Beside that of the master which this one is to succeed.
+        pidfile = Pidfile(f"{path}.2" if self.master_pid else path)
         try:
             pidfile.create(os.getpid())
         except RuntimeError as exc:
             raise HaltServer(str(exc)) from exc
-        self.pidfile = pidfile
+        return pidfile
 
-    def _pidfile_path(self, configured: str) -> str:
-        # Beside that of the master which this one is to succeed.
-        return f"{configured}.2" if self.master_pid else configured
-
-    def _check_worker_class(self) -> None:
+    def check_worker_class(self) -> None:
         if hasattr(self.worker_class, "check_config"):
             self.worker_class.check_config(self.cfg, self.log)
 
@@ -481,9 +480,9 @@ class Arbiter:
     def reload(self) -> None:
         """Read the configuration again; apply it and replace the workers, or leave all as it is."""
         try:
-            self._switch_configuration()
+            switch_configuration(self)
         except (Exception, SystemExit) as exc:
-            self.log.error("The new configuration is not taken over, all stays as it was: %s", _one_line(exc))
+            self.log.error("The new configuration is not taken over, all stays as it was: %s", one_line(exc))
             self.log.debug("Where it failed:", exc_info=True)
             return
         self._hook("on_reload", self)
@@ -492,96 +491,8 @@ class Arbiter:
             record.outdated = True
         self.manage_workers()
 
-    def _switch_configuration(self) -> None:
-        """All of the new configuration, or an exception and all of the old one."""
-        old_cfg = self.cfg
-        with contextlib.ExitStack() as undo:
-            before = {name: getattr(self, name) for name in self._STATE}
-            undo.callback(self._restore, before, dict(vars(self.app)), dict(os.environ), os.getcwd())
-            # Configuration files see the environment as they did at the start.
-            self._set_environment({})
-            self.app.reload()
-            cfg = self.app.cfg
-            self._check_reload(cfg)
-            listeners, dropped = self._new_listeners(old_cfg, cfg, undo)
-            pidfile = self._new_pidfile(old_cfg, cfg, undo)
-            self._renew_log(old_cfg, cfg, undo)
-            self.setup(self.app)
-            self._check_worker_class()
-            undo.pop_all()
-        self.LISTENERS = listeners
-        sock.close_sockets(dropped)
-        if pidfile is not self.pidfile:
-            if self.pidfile is not None:
-                self.pidfile.unlink()
-            self.pidfile = pidfile
-
-    _STATE = (
-        "cfg",
-        "log",
-        "worker_class",
-        "address",
-        "timeout",
-        "proc_name",
-        "_num_workers",
-        "_bound",
-        "_env_before",
-    )
-
-    def _restore(
-        self, state: Mapping[str, Any], app: Mapping[str, Any], environ: Mapping[str, str], directory: str
-    ) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
-        self.app.__dict__.update(app)
-        for name in os.environ.keys() - environ.keys():
-            del os.environ[name]
-        os.environ.update(environ)
-        os.chdir(directory)
-
-    def _check_reload(self, cfg: Any) -> None:
+    def check_reload(self, cfg: Any) -> None:
         """Raise what is wrong with *cfg* before any of it is applied."""
-
-    def _new_listeners(
-        self, old_cfg: Any, cfg: Any, undo: contextlib.ExitStack
-    ) -> tuple[list[Any], list[Any]]:
-        """The listeners for *cfg*, and those to close. New ones are made before any is closed."""
-        wanted = cfg.address
-        if self.systemd or wanted == old_cfg.address:
-            return self.LISTENERS, []
-        kept, gone = pool.match_addresses(self._bound, wanted)
-        missing = [address for address, index in zip(wanted, kept, strict=True) if index is None]
-        # One attempt: the loop does not wait for an address to become free.
-        made = sock.open_listeners(missing, cfg, self.log, attempts=1)
-        undo.callback(sock.close_sockets, made)
-        fresh = iter(made)
-        listeners = [next(fresh) if index is None else self.LISTENERS[index] for index in kept]
-        self._bound = list(wanted)
-        if made:
-            self._log_listeners(listeners)
-        return listeners, [self.LISTENERS[index] for index in gone]
-
-    def _new_pidfile(self, old_cfg: Any, cfg: Any, undo: contextlib.ExitStack) -> Pidfile | None:
-        if cfg.pidfile == old_cfg.pidfile:
-            return self.pidfile
-        if cfg.pidfile is None:
-            return None
-        pidfile = Pidfile(self._pidfile_path(cfg.pidfile))
-        pidfile.create(os.getpid())
-        undo.callback(pidfile.unlink)
-        return pidfile
-
-    def _renew_log(self, old_cfg: Any, cfg: Any, undo: contextlib.ExitStack) -> None:
-        """Apply the log configuration if it changed; in any case begin new files after a rotation."""
-        logger_class = cfg.logger_class
-        if type(self.log) is not logger_class:
-            undo.callback(self.log.setup, old_cfg)
-            self.log = logger_class(cfg)
-        elif _log_settings(cfg) != _log_settings(old_cfg) or cfg.logconfig or cfg.logconfig_json:
-            undo.callback(self.log.setup, old_cfg)
-            self.log.setup(cfg)
-        else:
-            self._reopen_logs()
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -768,7 +679,7 @@ class Arbiter:
             return
         # Until the worker sets its own, a stop ends it at once (it serves nobody yet), and a
         # rotated log is not written on.
-        handlers = {signal.SIGUSR1: getattr(worker, "handle_usr1", signal.SIG_IGN)}
+        handlers: dict[int, Any] = {signal.SIGUSR1: getattr(worker, "handle_usr1", signal.SIG_IGN)}
         reset_to_default(self.inbox.signals, handlers)
         self.inbox.close()
         for sibling in self.WORKERS.values():
@@ -815,18 +726,3 @@ class Arbiter:
             if worker is not None:
                 worker.tmp.close()
                 self._hook("child_exit", self, worker)
-
-
-def _log_settings(cfg: Any) -> dict[str, Any]:
-    return {name: setting.get() for name, setting in cfg.settings.items() if setting.section == "Logging"}
-
-
-def _one_line(exc: BaseException) -> str:
-    """What an error says, for a line of the log; its kind, where it says little without."""
-    text = " ".join(str(exc).split())
-    if isinstance(exc, SystemExit):
-        return f"it has asked to exit ({text})" if text else "it has asked to exit"
-    name = type(exc).__name__
-    if isinstance(exc, OSError | ValueError | KeyError | AttributeError | TypeError) or not text:
-        return f"{name}: {text}" if text else name
-    return text

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""A reload's first half: all of a new configuration is taken over, or nothing of it.
+
+What can fail is done first, each step with its undoing; what cannot fail, closing what is
+no longer wanted, comes last. Then the arbiter replaces the workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from gunicorn import pool, sock
+from gunicorn.errors import ConfigError, HaltServer
+from gunicorn.pidfile import Pidfile
+
+# What setup() and the steps below replace in the arbiter.
+_STATE = (
+    "cfg",
+    "log",
+    "worker_class",
+    "address",
+    "timeout",
+    "proc_name",
+    "bound",
+    "_num_workers",
+    "_env_before",
+)
+
+
+def switch_configuration(arbiter: Any) -> None:
+    """Have *arbiter* read its configuration again and live by it; on an exception it lives by the old one."""
+    old_cfg, app = arbiter.cfg, arbiter.app
+    with contextlib.ExitStack() as undo:
+        state = {name: getattr(arbiter, name) for name in _STATE}
+        undo.callback(_restore, arbiter, state, dict(vars(app)), dict(os.environ), os.getcwd())
+        # Configuration files see the environment as they did at the start.
+        arbiter.set_environment({})
+        app.reload()
+        cfg = app.cfg
+        arbiter.check_reload(cfg)
+        listeners, dropped = _new_listeners(arbiter, old_cfg, cfg, undo)
+        pidfile = _new_pidfile(arbiter, old_cfg, cfg, undo)
+        _renew_log(arbiter, old_cfg, cfg, undo)
+        arbiter.setup(app)
+        arbiter.check_worker_class()
+        undo.pop_all()
+    if listeners is not arbiter.LISTENERS:
+        arbiter.LISTENERS = listeners
+        arbiter.log_listeners(listeners)
+        sock.close_sockets(dropped)
+    if pidfile is not arbiter.pidfile:
+        if arbiter.pidfile is not None:
+            arbiter.pidfile.unlink()
+        arbiter.pidfile = pidfile
+
+
+def _restore(
+    arbiter: Any,
+    state: Mapping[str, Any],
+    app: Mapping[str, Any],
+    environ: Mapping[str, str],
+    directory: str,
+) -> None:
+    for name, value in state.items():
+        setattr(arbiter, name, value)
+    arbiter.app.__dict__.update(app)
+    for name in os.environ.keys() - environ.keys():
+        del os.environ[name]
+    os.environ.update(environ)
+    with contextlib.suppress(OSError):
+        # It may have been removed meanwhile, as a deploy does with the release before.
+        os.chdir(directory)
+
+
+def _new_listeners(
+    arbiter: Any, old_cfg: Any, cfg: Any, undo: contextlib.ExitStack
+) -> tuple[list[Any], list[Any]]:
+    """The listeners for *cfg*, and those to close. New ones are made before any is closed."""
+    wanted = cfg.address
+    if arbiter.systemd or wanted == old_cfg.address:
+        return arbiter.LISTENERS, []
+    kept, gone = pool.match_addresses(arbiter.bound, wanted)
+    missing = [address for address, index in zip(wanted, kept, strict=True) if index is None]
+    # One attempt: the loop does not wait for an address to become free.
+    made = sock.open_listeners(missing, cfg, arbiter.log, attempts=1)
+    undo.callback(sock.close_sockets, made)
+    arbiter.bound = list(wanted)
+    fresh = iter(made)
+    listeners = [next(fresh) if index is None else arbiter.LISTENERS[index] for index in kept]
+    return listeners, [arbiter.LISTENERS[index] for index in gone]
+
+
+def _new_pidfile(arbiter: Any, old_cfg: Any, cfg: Any, undo: contextlib.ExitStack) -> Pidfile | None:
+    if cfg.pidfile == old_cfg.pidfile:
+        current: Pidfile | None = arbiter.pidfile
+        return current
+    try:
+        pidfile: Pidfile | None = arbiter.make_pidfile(cfg.pidfile)
+    except HaltServer as exc:
+        raise ConfigError(exc.reason) from exc
+    if pidfile is not None:
+        undo.callback(pidfile.unlink)
+    return pidfile
+
+
+def _renew_log(arbiter: Any, old_cfg: Any, cfg: Any, undo: contextlib.ExitStack) -> None:
+    """Apply a changed log configuration; with the same one begin new files, as after a rotation."""
+    log = arbiter.log
+    logger_class = cfg.logger_class
+    if type(log) is not logger_class:
+        undo.callback(log.setup, old_cfg)
+        arbiter.log = logger_class(cfg)
+    elif _log_settings(cfg) != _log_settings(old_cfg) or cfg.logconfig or cfg.logconfig_json:
+        undo.callback(log.setup, old_cfg)
+        log.setup(cfg)
+    else:
+        log.reopen_files()
+
+
+def _log_settings(cfg: Any) -> dict[str, Any]:
+    return {name: setting.get() for name, setting in cfg.settings.items() if setting.section == "Logging"}
+
+
+def one_line(exc: BaseException) -> str:
+    """What an error says, for one line of the log; with its kind, where the text says little without."""
+    text = " ".join(str(exc).split())
+    if isinstance(exc, SystemExit):
+        return f"it asked to exit ({text})" if text else "it asked to exit"
+    if isinstance(exc, ConfigError | RuntimeError | sock.BindError) and text:
+        return text
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
