@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -14,7 +15,7 @@ import pwd
 import re
 import signal
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -22,6 +23,9 @@ Target = Callable[[], Any] | str
 
 NAME_RE = re.compile(r"[A-Za-z0-9._-]+")
 INHERIT = (None, "inherit")
+
+# In place of a value that was found wrong, and reported.
+INVALID: Any = object()
 
 # The keys that have a global default `companion_<key>`.
 GLOBAL_KEYS = (
@@ -105,8 +109,9 @@ def describe_target(target: Target) -> str:
     if isinstance(target, str):
         return target
     if isinstance(target, functools.partial):
-        inner = describe_target(target.func)
-        return f"{inner}(*{target.args!r}, **{target.keywords!r})"
+        # Where an object lies in memory is no part of what it is: it changes at every reread.
+        arguments = re.sub(r" at 0x[0-9a-fA-F]+", "", f"*{target.args!r}, **{target.keywords!r}")
+        return f"{describe_target(target.func)}({arguments})"
     qualname = getattr(target, "__qualname__", None)
     if qualname is None:  # an instance with __call__
         return f"{type(target).__module__}:{type(target).__qualname__}"
@@ -151,14 +156,13 @@ def build_companion_configs(cfg: Any) -> list[CompanionConfig]:
     configs: list[CompanionConfig] = []
     seen: dict[str, int] = {}
     for index, entry in enumerate(entries):
-        config = _build_one(index, entry, defaults, problems)
+        config = _build_one(index, entry, defaults, user, problems)
         name = entry.get("name") if isinstance(entry, dict) else None
         if isinstance(name, str):
             if name in seen:
                 problems.append(f"companion {name!r}: name: used by entries {seen[name]} and {index}")
             seen.setdefault(name, index)
         if config is not None:
-            problems.extend(_output_problems(config, user))
             configs.append(config)
     if problems:
         raise ValueError("invalid companion configuration: " + "; ".join(problems))
@@ -166,29 +170,35 @@ def build_companion_configs(cfg: Any) -> list[CompanionConfig]:
 
 
 def _build_one(
-    index: int, entry: Any, defaults: Mapping[str, Any], problems: list[str]
+    index: int, entry: Any, defaults: Mapping[str, Any], user: WriterIdentity, problems: list[str]
 ) -> CompanionConfig | None:
-    """One entry validated; None where a mistake was added to *problems*."""
+    """One entry validated; None where it cannot be built, whose reason is in *problems*."""
     if not isinstance(entry, dict):
         problems.append(f"companion #{index}: not a dict but {type(entry).__name__}")
         return None
-    before = len(problems)
     name = entry.get("name")
     label = f"companion {name!r}" if isinstance(name, str) else f"companion #{index}"
+    values = dict(defaults)
     for required in ("name", "target"):
         if entry.get(required) is None:
             problems.append(f"{label}: {required}: missing")
-    values = dict(defaults)
+            values[required] = INVALID
     for key, value in entry.items():
         if key not in KNOWN_KEYS:
             problems.append(f"{label}: unknown key {did_you_mean(str(key), KNOWN_KEYS)}")
-        elif value is not None or key not in ("name", "target"):
+        elif values.get(key) is not INVALID or value is not None:
             values[key] = _checked(key, value, f"{label}: {key}", problems)
-    if len(problems) > before or any(values.get(key) is None for key in GLOBAL_KEYS if key in TIME_KEYS):
+    _merge_env(values, defaults)
+    problems.extend(_output_problems(label, values, user))
+    if INVALID in values.values():
         return None
-    # The companion's variables are merged over those for all of them.
-    values["env"] = {**(defaults.get("env") or {}), **(values.get("env") or {})}
     return CompanionConfig(**values)
+
+
+def _merge_env(values: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    """The companion's variables are merged over those for all of them."""
+    layers = (defaults.get("env", {}), values.get("env", {}))
+    values["env"] = INVALID if INVALID in layers else {**layers[0], **layers[1]}
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -198,12 +208,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _checked(key: str, value: Any, label: str, problems: list[str]) -> Any:
-    """*value* in its final form; None, and a line in *problems*, where it is wrong."""
+    """*value* in its final form; INVALID, and a line in *problems*, where it is wrong."""
     try:
         return CHECKS[key](value)
     except ValueError as exc:
         problems.append(f"{label}: {exc}")
-        return None
+        return INVALID
 
 
 def _check_name(value: Any) -> str:
@@ -211,7 +221,7 @@ def _check_name(value: Any) -> str:
         raise ValueError(f"{value!r} is not made of letters, digits, '.', '_' and '-'")
     if value == "all":
         # `gunicorn-companion stop all` means every companion.
-        raise ValueError("'all' stands for every companion in commands; choose another name")
+        raise ValueError("'all' stands for every companion in commands")
     return value
 
 
@@ -270,7 +280,7 @@ def _check_output(value: Any) -> str | None:
 
 def _check_stdout(value: Any) -> str | None:
     if value in ("stdout", "stderr"):
-        raise ValueError(f"{value!r} is no file; use None, 'inherit' or a path")
+        raise ValueError(f"{value!r} is no file: use None, 'inherit' or a path")
     return _check_output(value)
 
 
@@ -306,12 +316,15 @@ class WriterIdentity:
     def __init__(self, uid: int, gid: int, initgroups: bool = False) -> None:
         self.uid = uid
         self.myself = uid == os.geteuid() and gid == os.getegid()
-        self.groups = {gid}
-        if initgroups:
-            try:
-                self.groups.update(os.getgrouplist(pwd.getpwuid(uid).pw_name, gid))
-            except KeyError:
-                pass
+        self.groups = {gid, *self._supplementary_groups(uid, gid, initgroups)}
+
+    @staticmethod
+    def _supplementary_groups(uid: int, gid: int, initgroups: bool) -> Collection[int]:
+        """Those after the change of user, which keeps ours unless *initgroups* gives it its own."""
+        if initgroups and uid and gid:
+            with contextlib.suppress(KeyError):
+                return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+        return os.getgroups()
 
     @property
     def name(self) -> str:
@@ -336,15 +349,17 @@ class WriterIdentity:
         return bits & want == want
 
 
-def _output_problems(config: CompanionConfig, user: WriterIdentity) -> list[str]:
+def _output_problems(label: str, values: Mapping[str, Any], user: WriterIdentity) -> list[str]:
     problems = []
     for key in ("stdout", "stderr"):
-        path = getattr(config, key)
-        if path is None or (key == "stderr" and path == "stdout"):
+        path, cwd = values.get(key), values.get("cwd")
+        if path is None or path is INVALID or (key == "stderr" and path == "stdout"):
             continue
-        problem = _output_problem(os.path.join(config.cwd or "", path), user)
+        if cwd is INVALID and not os.path.isabs(path):
+            continue  # nobody knows where that would be
+        problem = _output_problem(path if cwd is INVALID else os.path.join(cwd or "", path), user)
         if problem:
-            problems.append(f"companion {config.name!r}: {key}: {problem}")
+            problems.append(f"{label}: {key}: {problem}")
     return problems
 
 

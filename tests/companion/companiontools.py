@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+"""What the tests of companions share: settings without a whole Config, and programs run apart.
+
+What forks runs in a process of its own and not in the test process, whose
+threads (of the test runner) a fork would meet in the middle of anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from harness import ROOT
+
+HERE = Path(__file__).resolve().parent
+
+# The defaults of the settings that companions look at.
+DEFAULTS: dict[str, Any] = {
+    "uid": os.geteuid(),
+    "gid": os.getegid(),
+    "initgroups": False,
+    "companion_workers": [],
+    "companion_cwd": None,
+    "companion_env": {},
+    "companion_stop_signal": "SIGTERM",
+    "companion_stop_timeout": 60,
+    "companion_stop_as_group": False,
+    "companion_reload_timeout": 60,
+    "companion_startsecs": 1,
+    "companion_restart_delay": 5,
+    "companion_stdout": None,
+    "companion_stderr": None,
+}
+
+
+def make_cfg(*workers: Any, **settings: Any) -> SimpleNamespace:
+    """What ``build_companion_configs`` reads of a Config; ``stop_timeout=3`` is the global setting."""
+    own = {("companion_" + name if name not in DEFAULTS else name): value for name, value in settings.items()}
+    unknown = set(own) - set(DEFAULTS)
+    assert not unknown, unknown
+    return SimpleNamespace(**{**DEFAULTS, "companion_workers": list(workers), **own})
+
+
+def python_env(**more: str) -> dict[str, str]:
+    """An environment for programs of the tests, in which the package and the test tools are found."""
+    unwanted = ("GUNICORN_", "LISTEN_", "NOTIFY_", "WATCHDOG_", "XDG_", "PYTEST_", "COV_", "PYTHON")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    env.pop("RUNTIME_DIRECTORY", None)
+    paths = [str(ROOT), str(HERE), str(ROOT / "tests")]
+    return {**env, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1", **more}
+
+
+def run_python(
+    code: str, *args: str, timeout: float = 20, env: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run *code* in an interpreter of its own; its output is captured."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=python_env() if env is None else env,
+        stdin=subprocess.DEVNULL,
+        **options,
+    )
+
+
+def answer_of(code: str, *args: str, **options: Any) -> Any:
+    """The JSON value that *code* prints as its last line."""
+    done = run_python(code, *args, **options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,502 @@
+# SPDX-License-Identifier: MIT
+"""What a companion may be configured to be, what is refused, and what a change means."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import signal
+
+import pytest
+from companiontools import answer_of, make_cfg
+
+from gunicorn.companion.config import (
+    KNOWN_KEYS,
+    CompanionConfig,
+    build_companion_configs,
+    describe_target,
+    did_you_mean,
+    parse_signal,
+)
+
+
+def work():
+    pass
+
+
+def needs_one(queue):
+    pass
+
+
+class Job:
+    def __call__(self):
+        pass
+
+    def run(self):
+        pass
+
+    @classmethod
+    def main(cls):
+        pass
+
+    def with_argument(self, queue):
+        pass
+
+
+def rq(**values):
+    return {"name": "rq", "target": "app:run", **values}
+
+
+def problems(*workers, **settings) -> list[str]:
+    with pytest.raises(ValueError) as caught:
+        build_companion_configs(make_cfg(*workers, **settings))
+    head, _, rest = str(caught.value).partition(": ")
+    assert head == "invalid companion configuration"
+    return rest.split("; ")
+
+
+def build(**values) -> CompanionConfig:
+    (config,) = build_companion_configs(make_cfg(rq(**values)))
+    return config
+
+
+# -- what is refused ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("worker", "message"),
+    [
+        ({"target": "a:b"}, "companion #0: name: missing"),
+        ({"name": None, "target": "a:b"}, "companion #0: name: missing"),
+        ({"name": "rq"}, "companion 'rq': target: missing"),
+        ({"name": "rq", "target": None}, "companion 'rq': target: missing"),
+        ("app:run", "companion #0: not a dict but str"),
+        (rq(name=""), "companion '': name: '' is not made of letters, digits, '.', '_' and '-'"),
+        (rq(name="a b"), "companion 'a b': name: 'a b' is not made of letters, digits, '.', '_' and '-'"),
+        (rq(name="a/b"), "companion 'a/b': name: 'a/b' is not made of letters, digits, '.', '_' and '-'"),
+        (rq(name="rq\n"), "companion 'rq\\n': name: 'rq\\n' is not made of letters"),
+        (rq(name="rq:1"), "companion 'rq:1': name: 'rq:1' is not made of letters"),
+        (rq(name=7), "companion #0: name: 7 is not made of letters"),
+        (rq(name="all"), "companion 'all': name: 'all' stands for every companion in commands"),
+        (rq(target="app"), "companion 'rq': target: 'app' is not of the form 'module:callable'"),
+        (rq(target="app:"), "companion 'rq': target: 'app:' is not of the form"),
+        (rq(target=":run"), "companion 'rq': target: ':run' is not of the form"),
+        (rq(target="app:run()"), "companion 'rq': target: 'app:run()' is not of the form"),
+        (rq(target="app:a:b"), "companion 'rq': target: 'app:a:b' is not of the form"),
+        (rq(target="app..x:a"), "companion 'rq': target: 'app..x:a' is not of the form"),
+        (rq(target=7), "companion 'rq': target: 7 is neither a callable nor 'module:callable'"),
+        (rq(target=needs_one), f"target: {__name__}:needs_one is called without arguments, but: missing"),
+        (rq(target=Job().with_argument), f"{__name__}:Job.with_argument is called without arguments, but"),
+        (rq(target=functools.partial(needs_one)), "is called without arguments, but: missing"),
+        (rq(stop_sigal="TERM"), "companion 'rq': unknown key stop_sigal: did you mean stop_signal?"),
+        (rq(command=["node"]), "companion 'rq': unknown key command"),
+        (rq(**{"qqq": 1}), "companion 'rq': unknown key qqq"),
+        ({**rq(), 5: 1}, "companion 'rq': unknown key 5"),
+        (rq(stop_signal="SIGFOO"), "companion 'rq': stop_signal: unknown signal 'SIGFOO'"),
+        (rq(stop_signal=0), "companion 'rq': stop_signal: unknown signal 0"),
+        (rq(stop_signal=999), "companion 'rq': stop_signal: unknown signal 999"),
+        (rq(stop_signal="999"), "companion 'rq': stop_signal: unknown signal '999'"),
+        (rq(stop_signal=None), "companion 'rq': stop_signal: None is not a signal"),
+        (rq(stop_signal=True), "companion 'rq': stop_signal: True is not a signal"),
+        (rq(stop_signal=15.5), "companion 'rq': stop_signal: 15.5 is not a signal"),
+        (rq(stop_signal=[15]), "companion 'rq': stop_signal: [15] is not a signal"),
+        (rq(stop_timeout=-1), "companion 'rq': stop_timeout: -1 is not a time of 0 or more seconds"),
+        (rq(stop_timeout=float("nan")), "stop_timeout: nan is not a time of 0 or more seconds"),
+        (rq(stop_timeout=float("inf")), "stop_timeout: inf is not a time of 0 or more seconds"),
+        (rq(reload_timeout="60"), "companion 'rq': reload_timeout: '60' is not a number of seconds"),
+        (rq(startsecs=True), "companion 'rq': startsecs: True is not a number of seconds"),
+        (rq(restart_delay=None), "companion 'rq': restart_delay: None is not a number of seconds"),
+        (rq(autostart=0), "companion 'rq': autostart: 0 is neither True nor False"),
+        (rq(autostart=None), "companion 'rq': autostart: None is neither True nor False"),
+        (rq(stop_as_group="yes"), "companion 'rq': stop_as_group: 'yes' is neither True nor False"),
+        (rq(cwd=5), "companion 'rq': cwd: 5 is not a path"),
+        (rq(cwd=""), "companion 'rq': cwd: '' is not a path"),
+        (rq(cwd="/a\0b"), "companion 'rq': cwd: '/a\\x00b' is not a path"),
+        (rq(env="A=b"), "companion 'rq': env: 'A=b' is not a dict of strings to strings"),
+        (rq(env={"A": 1}), "companion 'rq': env: 'A': 1 is not a string to a string"),
+        (rq(env={1: "A"}), "companion 'rq': env: 1: 'A' is not a string to a string"),
+        (rq(env={"A=B": "c"}), "companion 'rq': env: 'A=B' cannot be an environment variable"),
+        (rq(env={"": "c"}), "companion 'rq': env: '' cannot be an environment variable"),
+        (rq(env={"A": "b\0c"}), "companion 'rq': env: 'A' cannot be an environment variable"),
+        (rq(stdout="stdout"), "companion 'rq': stdout: 'stdout' is no file"),
+        (rq(stdout="stderr"), "companion 'rq': stdout: 'stderr' is no file"),
+        (rq(stdout=1), "companion 'rq': stdout: 1 is not a path"),
+        (rq(stderr="/nonexistent/a.log"), "stderr: directory /nonexistent does not exist"),
+        (rq(stdout="/dev/null/a.log"), "companion 'rq': stdout: /dev/null/a.log: Not a directory"),
+        (rq(stdout="/tmp"), "companion 'rq': stdout: /tmp is a directory"),
+        (rq(cwd="/nonexistent", stdout="a.log"), "stdout: directory /nonexistent does not exist"),
+    ],
+)
+def test_a_mistake_is_named(worker, message):
+    (found,) = problems(worker)
+    assert message in found, found
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stop_signal": "FOO"}, "companion_stop_signal: unknown signal 'FOO'"),
+        ({"stop_timeout": -1}, "companion_stop_timeout: -1 is not a time of 0 or more seconds"),
+        ({"startsecs": None}, "companion_startsecs: None is not a number of seconds"),
+        ({"env": {"A": 1}}, "companion_env: 'A': 1 is not a string to a string"),
+        ({"stop_as_group": None}, "companion_stop_as_group: None is neither True nor False"),
+        ({"cwd": 3}, "companion_cwd: 3 is not a path"),
+        ({"stdout": "stderr"}, "companion_stdout: 'stderr' is no file"),
+    ],
+    ids=repr,
+)
+def test_a_mistake_in_a_global_setting_is_named_once_and_hides_no_other(settings, message):
+    first, second = problems(rq(), {"name": "b", "target": "b"}, **settings)
+    assert first.startswith(message)
+    assert second == "companion 'b': target: 'b' is not of the form 'module:callable'"
+
+
+def test_every_mistake_is_in_one_error():
+    found = problems(
+        rq(stop_timeout=-1, stdout="/nonexistent/x", bind=1),
+        rq(env=3),
+        {"name": "b"},
+        "c",
+        reload_timeout="x",
+    )
+    assert [text.rsplit(": ", 1)[0] for text in found] == [
+        "companion_reload_timeout",
+        "companion 'rq': stop_timeout",
+        "companion 'rq'",
+        "companion 'rq': stdout",
+        "companion 'rq': env",
+        "companion 'rq': name",
+        "companion 'b': target",
+        "companion #3",
+    ]
+    assert "used by entries 0 and 1" in found[5]
+
+
+def test_a_relative_output_below_a_wrong_cwd_is_no_second_mistake():
+    (found,) = problems(rq(cwd=5, stdout="a.log"))
+    assert found.startswith("companion 'rq': cwd")
+    assert len(problems(rq(cwd=5, stdout="/nonexistent/a.log"))) == 2
+
+
+def test_a_name_counts_once():
+    (found,) = problems(rq(), {"name": "x", "target": "a:b"}, rq())
+    assert found == "companion 'rq': name: used by entries 0 and 2"
+
+
+def test_nothing_configured_is_nothing():
+    assert build_companion_configs(make_cfg()) == []
+    # Defaults of companions that there are not are nobody's mistake.
+    assert build_companion_configs(make_cfg(stop_signal="FOO")) == []
+    assert build_companion_configs(make_cfg(companion_workers=None)) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [("stop_sigal", "stop_sigal: did you mean stop_signal?"), ("taget", "taget: did you mean target?")],
+)
+def test_the_nearest_name_is_told(word, text):
+    assert did_you_mean(word, KNOWN_KEYS) == text
+    assert did_you_mean("zzz", KNOWN_KEYS) == "zzz"
+
+
+# -- what is built -----------------------------------------------------------------
+
+
+def test_defaults():
+    config = CompanionConfig("rq", work)
+    assert dataclasses.asdict(config) == {
+        "name": "rq",
+        "target": work,
+        "cwd": None,
+        "env": {},
+        "stop_signal": signal.SIGTERM,
+        "stop_timeout": 60,
+        "stop_as_group": False,
+        "reload_timeout": 60,
+        "startsecs": 1,
+        "restart_delay": 5,
+        "autostart": True,
+        "stdout": None,
+        "stderr": None,
+    }
+    assert build() == CompanionConfig("rq", "app:run")
+    assert CompanionConfig("rq", work, stop_signal="INT").stop_signal == signal.SIGINT
+
+
+def test_a_config_is_not_to_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CompanionConfig("rq", work).name = "other"
+
+
+def test_omitted_keys_come_from_the_global_settings(tmp_path):
+    own = {
+        "cwd": str(tmp_path),
+        "stop_signal": "HUP",
+        "stop_timeout": 1.5,
+        "stop_as_group": True,
+        "reload_timeout": 2,
+        "startsecs": 3,
+        "restart_delay": 0,
+        "stdout": str(tmp_path / "out"),
+        "stderr": "stdout",
+    }
+    general, special = build_companion_configs(
+        make_cfg(rq(name="a"), rq(name="b", cwd="/", stop_signal=2, stdout=None, stderr=None), **own)
+    )
+    for key, value in own.items():
+        assert getattr(general, key) == (signal.SIGHUP if key == "stop_signal" else value)
+    assert (special.cwd, special.stop_signal, special.stdout, special.stderr) == (
+        "/",
+        signal.SIGINT,
+        None,
+        None,
+    )
+    assert special.stop_timeout == 1.5
+    assert special.autostart is True
+
+
+def test_the_environment_is_merged():
+    one, two, three = build_companion_configs(
+        make_cfg(
+            rq(name="one"),
+            rq(name="two", env={"A": "2", "B": "2"}),
+            rq(name="three", env=None),
+            env={"A": "1"},
+        )
+    )
+    assert (one.env, two.env, three.env) == ({"A": "1"}, {"A": "2", "B": "2"}, {"A": "1"})
+
+
+@pytest.mark.parametrize("value", [None, "inherit"])
+def test_inherited_output(value):
+    assert build(stdout=value, stderr=value).stdout is None
+
+
+def test_paths_may_be_path_objects(tmp_path):
+    config = build(cwd=tmp_path, stdout=tmp_path / "a.log")
+    assert (config.cwd, config.stdout) == (str(tmp_path), str(tmp_path / "a.log"))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        work,
+        Job(),
+        Job().run,
+        Job.main,
+        Job,
+        functools.partial(needs_one, 1),
+        lambda: None,
+        lambda *a, **k: None,
+        lambda queue="q": None,
+        signal.pause,
+        "app:run",
+        "shop.jobs:Worker.main",
+    ],
+)
+def test_targets_that_may_be(target):
+    assert build(target=target).target is target
+
+
+@pytest.mark.parametrize("name", ["a", "A-1", "rq.default_2", "-", ".."])
+def test_names_that_may_be(name):
+    assert build(name=name).name == name
+
+
+# -- signals -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        ("SIGTERM", 15),
+        ("TERM", 15),
+        ("term", 15),
+        (" sigint ", 2),
+        ("9", 9),
+        (1, 1),
+        (signal.SIGUSR1, signal.SIGUSR1),
+        (15.0, 15),
+    ],
+)
+def test_a_signal_by_name_or_number(value, number):
+    found = parse_signal(value)
+    assert found == number
+    assert type(found) is int
+
+
+@pytest.mark.parametrize(
+    "value", ["", "SIG", "SIGSIGTERM", "SIG_IGN", "²", "-15", b"15", False, object(), {}]
+)
+def test_what_is_no_signal(value):
+    with pytest.raises(ValueError, match="signal"):
+        parse_signal(value)
+
+
+# -- hashes ------------------------------------------------------------------------
+
+OTHER_VALUES = {
+    "name": "other",
+    "target": "app:other",
+    "cwd": "/",
+    "env": {"A": "b"},
+    "stop_signal": signal.SIGINT,
+    "stop_timeout": 61,
+    "stop_as_group": True,
+    "reload_timeout": 61,
+    "startsecs": 2,
+    "restart_delay": 6,
+    "autostart": False,
+    "stdout": "/dev/null",
+    "stderr": "/dev/null",
+}
+SHAPE = {"target", "cwd", "env", "stdout", "stderr"}
+
+
+def test_the_table_of_other_values_is_whole():
+    assert set(OTHER_VALUES) == set(KNOWN_KEYS)
+
+
+@pytest.mark.parametrize("key", KNOWN_KEYS)
+def test_every_field_but_the_restart_delay_counts(key):
+    before = CompanionConfig("rq", "app:run")
+    after = dataclasses.replace(before, **{key: OTHER_VALUES[key]})
+    assert (before.config_hash != after.config_hash) is (key != "restart_delay")
+    assert (before.shape_hash != after.shape_hash) is (key in SHAPE)
+    assert not before.same_settings(after)
+
+
+def test_a_hash_is_a_sha256_and_the_same_in_every_process(tmp_path):
+    text = """
+        import json
+        from gunicorn.companion.config import CompanionConfig
+        config = CompanionConfig("rq", "app:run", env={%s}, stop_timeout=%s)
+        print(json.dumps([config.config_hash, config.shape_hash]))
+    """
+    hashes = answer_of(text % ("'A': '1', 'B': '2'", "60"))
+    assert hashes == answer_of(text % ("'B': '2', 'A': '1'", "60.0"))
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes)
+
+
+def test_the_order_of_variables_and_the_kind_of_number_do_not_count():
+    one = CompanionConfig("rq", "a:b", env={"A": "1", "B": "2"}, stop_timeout=60, startsecs=0)
+    two = CompanionConfig("rq", "a:b", env={"B": "2", "A": "1"}, stop_timeout=60.0, startsecs=0.0)
+    assert one.config_hash == two.config_hash
+    assert one.same_settings(two)
+
+
+def test_a_callable_counts_by_its_name():
+    assert CompanionConfig("rq", work).target_name == f"{__name__}:work"
+    by_name = CompanionConfig("rq", f"{__name__}:work")
+    assert CompanionConfig("rq", work).config_hash == by_name.config_hash
+    # A config file that is read again makes new functions.
+    again = type(work)(work.__code__, globals(), "work")
+    assert CompanionConfig("rq", again).config_hash == by_name.config_hash
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("a.b:c.d", "a.b:c.d"),
+        (work, f"{__name__}:work"),
+        (Job.main, f"{__name__}:Job.main"),
+        (Job().run, f"{__name__}:Job.run"),
+        (Job(), f"{__name__}:Job"),
+        (functools.partial(needs_one, 1), f"{__name__}:needs_one(*(1,), **{{}})"),
+        (functools.partial(needs_one, queue="q"), f"{__name__}:needs_one(*(), **{{'queue': 'q'}})"),
+    ],
+)
+def test_the_name_of_a_target(target, name):
+    assert describe_target(target) == name
+
+
+def test_where_an_argument_lies_in_memory_does_not_count():
+    one, two = (
+        CompanionConfig("rq", functools.partial(needs_one, argument)) for argument in (object(), object())
+    )
+    assert one.config_hash == two.config_hash
+
+
+# -- outputs -----------------------------------------------------------------------
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="asks for what another user may do")
+NOBODY = 65534
+
+
+def output_problem(path, uid, gid, initgroups=False) -> str:
+    cfg = make_cfg(rq(stdout=str(path)), uid=uid, gid=gid, initgroups=initgroups)
+    try:
+        build_companion_configs(cfg)
+    except ValueError as exc:
+        return str(exc).rpartition("stdout: ")[2]
+    return ""
+
+
+def test_an_output_that_can_be_written(tmp_path):
+    assert output_problem(tmp_path / "new.log", os.geteuid(), os.getegid()) == ""
+    (tmp_path / "old.log").touch()
+    assert output_problem(tmp_path / "old.log", os.geteuid(), os.getegid()) == ""
+    assert output_problem("/dev/null", os.geteuid(), os.getegid()) == ""
+    assert list(tmp_path.iterdir()) == [tmp_path / "old.log"]
+
+
+def test_an_output_is_looked_for_below_cwd(tmp_path):
+    (tmp_path / "logs").mkdir()
+    assert build(cwd=str(tmp_path), stdout="logs/a.log").stdout == "logs/a.log"
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "allowed"),
+    [
+        (NOBODY, 0, 0o700, True),
+        (NOBODY, 0, 0o500, False),
+        (NOBODY, 0, 0o200, False),
+        (0, NOBODY, 0o070, True),
+        (0, NOBODY, 0o707, False),
+        (0, 0, 0o755, False),
+        (0, 0, 0o777, True),
+        # Nearer bits rank above those for others, even where they allow less.
+        (NOBODY, 0, 0o077, False),
+    ],
+)
+def test_a_new_output_is_checked_for_the_user_that_will_write_it(short_dir, owner, group, mode, allowed):
+    # Outside of tmp_path, whose parents are closed to other users.
+    where = short_dir / "logs"
+    where.mkdir()
+    os.chown(where, owner, group)
+    where.chmod(mode)
+    found = output_problem(where / "a.log", NOBODY, NOBODY)
+    assert bool(found) is not allowed, found
+    assert output_problem(where / "a.log", 0, 0) == ""
+
+
+@as_root
+def test_an_existing_output_and_the_way_to_it_are_checked_for_that_user(short_dir):
+    log = short_dir / "a.log"
+    log.touch()
+    assert output_problem(log, NOBODY, NOBODY) == f"{log} is not writable for nobody"
+    log.chmod(0o666)
+    assert output_problem(log, NOBODY, NOBODY) == ""
+    short_dir.chmod(0o700)
+    assert output_problem(log, NOBODY, NOBODY) == f"{log}: nobody may not enter {short_dir}"
+
+
+@as_root
+def test_the_groups_that_the_writer_will_have_count(short_dir):
+    code = """
+        import json, os, sys
+        os.setgroups([4242])
+        from test_companion_config import output_problem
+        print(json.dumps([output_problem(sys.argv[1], 65534, 65534, own) for own in (False, True)]))
+    """
+    where = short_dir / "logs"
+    where.mkdir()
+    os.chown(where, 0, 4242)
+    where.chmod(0o770)
+    # A change of user keeps the groups that there are, unless initgroups replaces them.
+    kept, replaced = answer_of(code, str(where / "a.log"))
+    assert kept == ""
+    assert "may not enter" in replaced or "is not writable" in replaced
