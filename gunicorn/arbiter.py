@@ -16,16 +16,19 @@ import threading
 import time
 from collections.abc import Mapping
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn import SERVER_SOFTWARE, __version__, handoff, pool, sock, systemd
-from gunicorn.errors import AppImportError, HaltServer
+from gunicorn.errors import AppImportError, ConfigError, HaltServer
 from gunicorn.loading import getcwd
 from gunicorn.pidfile import Pidfile
 from gunicorn.reload import one_line, switch_configuration
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_status, exit_code, set_process_title, term_signal
 from gunicorn.unix.signals import SignalInbox, blocked_signals, reset_to_default, signal_name
+
+if TYPE_CHECKING:
+    from gunicorn.companion.parent import ManagerHandle
 
 # Heartbeats, and whether the old master is still there, are looked at this often.
 TICK = 1.0
@@ -88,6 +91,9 @@ class Arbiter:
         self.reexec_pid = 0
         self.master_pid = 0
         self.started_at = 0.0
+        # The one companion child, and what is kept of it from one to the next; none without companions.
+        self.companion_manager_pid = 0
+        self.companions: ManagerHandle | None = None
 
         self.inbox: SignalInbox | None = None
         self.poller = Poller()
@@ -103,6 +109,8 @@ class Arbiter:
         self._stopping = False
         self._halting = False
         self._in_child = False
+        # The server stops because it cannot go on, not because somebody said so.
+        self._failed = False
 
         # A successor starts as this process did: its command line, working directory, environment.
         # The original arguments keep ``-m gunicorn`` and what the interpreter itself was given.
@@ -173,6 +181,10 @@ class Arbiter:
             raise HaltServer(str(exc)) from exc
         self.master_pid, self.systemd = given.master_pid, given.systemd
         handoff.forget(os.environ)
+        try:
+            self.check_companions(self.cfg)
+        except ConfigError as exc:
+            raise HaltServer(str(exc)) from exc
         self.init_signals()
         self.pidfile = self.make_pidfile(self.cfg.pidfile)
         self._started = True
@@ -259,6 +271,10 @@ class Arbiter:
     def _timeout(self, now: float) -> float:
         """Seconds until the loop has something to do, whatever happens."""
         waits = [TICK]
+        if self.companions is not None:
+            companions_due = self.companions.next_deadline()
+            if companions_due is not None:
+                waits.append(companions_due - now)
         records = self._all_records()
         kill_at = pool.next_kill(records)
         if kill_at is not None:
@@ -331,9 +347,10 @@ class Arbiter:
             self.manage_workers()
 
     def handle_usr1(self) -> None:
-        """Reopen the log files, here and in the workers."""
+        """Reopen the log files: here, in the workers and in the companion manager."""
         self._reopen_logs()
         self.kill_workers(signal.SIGUSR1)
+        self.signal_companion_manager(signal.SIGUSR1)
 
     def handle_usr2(self) -> None:
         """Start a new master beside this one."""
@@ -409,6 +426,7 @@ class Arbiter:
         if reason is not None:
             log = self.log.error if exit_status else self.log.info
             log("The server halts: %s", reason)
+        self._failed = exit_status != 0
         self.stop()
         self._leave(exit_status)
 
@@ -443,6 +461,9 @@ class Arbiter:
 
     def _begin_stop(self, graceful: bool, now: float) -> None:
         """Tell all children to end. One that has been told so already is not told twice."""
+        if self.companions is not None:
+            # Told at the same moment as the workers, and given longer.
+            self.companions.begin_stop(graceful and not self._failed)
         limit = now + self.cfg.graceful_timeout
         for pid in list(self.WORKERS):
             record = self._record(pid)
@@ -456,7 +477,8 @@ class Arbiter:
     def _stopped(self, now: float) -> bool:
         """One step of the stop: True when no child is left that is worth waiting for."""
         self._kill_due(now)
-        return all(
+        companions_gone = self.companions is None or self.companions.stopped()
+        return companions_gone and all(
             record.killed_at is not None and now - record.killed_at >= LAST_REAP
             for record in self._all_records()
         )
@@ -474,6 +496,8 @@ class Arbiter:
         now = time.monotonic()
         for record in self._all_records():
             record.kill_at = now
+        if self.companions is not None:
+            self.companions.hasten()
 
     # -- reload --------------------------------------------------------------------------------
 
@@ -489,10 +513,12 @@ class Arbiter:
         self._set_title()
         for record in self._all_records():
             record.outdated = True
+        self.reload_companion_manager()
         self.manage_workers()
 
     def check_reload(self, cfg: Any) -> None:
         """Raise what is wrong with *cfg* before any of it is applied."""
+        self.check_companions(cfg)
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -500,7 +526,10 @@ class Arbiter:
         """The record of one of ``WORKERS``."""
         record = self._records.get(pid)
         if record is None:
-            record = self._records[pid] = pool.WorkerRecord(pid, self.WORKERS[pid].age, time.monotonic())
+            # Not started by spawn_worker(): seen for the first time, and taken for one that boots.
+            worker = self.WORKERS[pid]
+            record = pool.WorkerRecord(pid, worker.age, time.monotonic(), worker.tmp.last_update())
+            self._records[pid] = record
         return record
 
     def _all_records(self) -> list[pool.WorkerRecord]:
@@ -558,6 +587,8 @@ class Arbiter:
             if pid == self.reexec_pid:
                 self.reexec_pid = 0
                 self.log.warning("The new master %s, this one stays", describe_status(status))
+            elif pid == self.companion_manager_pid:
+                self._bury_companion_manager(status)
             elif pid in self.WORKERS:
                 halt = self._bury_worker(pid, status) or halt
             else:
@@ -601,6 +632,7 @@ class Arbiter:
         for pid in self._plan(now).retire:
             self._retire(pid, now)
         self._report_workers()
+        self.manage_companion_manager()
 
     def _retire(self, pid: int, now: float) -> None:
         """Have a worker finish what it does and end; it is told once, and killed at the deadline."""
@@ -726,3 +758,96 @@ class Arbiter:
             if worker is not None:
                 worker.tmp.close()
                 self._hook("child_exit", self, worker)
+
+    # -- companions ----------------------------------------------------------------------------
+
+    def check_companions(self, cfg: Any) -> None:
+        """Raise ConfigError for companions that could not run; a plain web server imports nothing."""
+        if not cfg.companion_workers:
+            return
+        from gunicorn.companion.config import build_companion_configs
+
+        try:
+            build_companion_configs(cfg)
+        except ValueError as exc:
+            raise ConfigError(str(exc)) from exc
+
+    def _companion_handle(self) -> ManagerHandle:
+        if self.companions is None:
+            from gunicorn.companion.parent import ManagerHandle
+
+            self.companions = ManagerHandle(self)
+        return self.companions
+
+    def manage_companion_manager(self) -> None:
+        """Have a manager while companions are configured, and none without them.
+
+        A master that is to succeed another leaves the companions to it until it is gone.
+        """
+        now = time.monotonic()
+        if self.companion_manager_pid:
+            if self.companions is not None:
+                self.companions.tick(now)
+        elif (
+            self.cfg.companion_workers
+            and not self.master_pid
+            and (self.companions is None or self.companions.may_spawn(now))
+        ):
+            self.spawn_companion_manager()
+
+    def spawn_companion_manager(self) -> None:
+        """Fork the companion manager. In it, this does not return."""
+        self.prepare_to_fork()
+        handle = self._companion_handle()
+        try:
+            theirs = handle.before_fork()
+            with blocked_signals():
+                pid = os.fork()
+                if pid == 0:
+                    self._in_child = True
+                    handle.run_manager(theirs)
+        except (OSError, ValueError) as exc:
+            handle.spawn_failed()
+            self.log.error("The companion manager cannot be started: %s", exc)
+            return
+        self.companion_manager_pid = pid
+        handle.forked(theirs)
+        self.log.info("The companion manager is process %s", pid)
+
+    def signal_companion_manager(self, sig: int) -> None:
+        """Send *sig* to the manager, if there is one; forget it if it is gone."""
+        if not self.companion_manager_pid:
+            return
+        try:
+            os.kill(self.companion_manager_pid, sig)
+        except ProcessLookupError:
+            self.companion_manager_pid = 0
+            if self.companions is not None:
+                self.companions.reaped()
+
+    def stop_companion_manager(self, sig: int) -> None:
+        """Have the manager end, by SIGTERM or a quicker signal; it is killed when its time is over."""
+        if self.companion_manager_pid and self.companions is not None:
+            self.companions.ending()
+        self.signal_companion_manager(sig)
+
+    def reload_companion_manager(self) -> None:
+        """Have the companions follow the configuration that was just applied."""
+        if self.companions is not None:
+            self.companions.reload()
+        self.manage_companion_manager()
+
+    def companion_manager_stop_timeout(self) -> float:
+        """Seconds that the manager is given at a stop; 0 with no companions."""
+        if self.companions is None and not self.cfg.companion_workers:
+            return 0
+        return self._companion_handle().stop_timeout()
+
+    def _bury_companion_manager(self, status: int) -> None:
+        self.companion_manager_pid = 0
+        expected = self._stopping
+        if self.companions is not None:
+            expected = expected or self.companions.kill_at is not None
+            self.companions.reaped()
+        log = self.log.info if expected else self.log.error
+        log("The companion manager %s", describe_status(status))

@@ -15,6 +15,7 @@ import os
 import select
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -24,7 +25,11 @@ MAX_LINE = 64 * 1024
 MAX_CONNECTIONS = 256
 # A client with this much unread is not listened to until it has read.
 OUTPUT_HIGH_WATER = 256 * 1024
+# Requests of one client that are answered before others, and the companions, have their turn.
+REQUESTS_AT_ONCE = 8
 RETRY_INTERVAL = 10.0
+# How long nothing is accepted when the process, or the system, has no descriptor to spare.
+PAUSE = 1.0
 BACKLOG = 256
 
 Dispatch = Callable[[dict[str, Any]], dict[str, Any]]
@@ -200,9 +205,20 @@ class ControlServer:
             self.open(now)
 
     def tick(self, now: float) -> None:
-        """Try again to listen, if that is due."""
-        if self.next_attempt is not None and now >= self.next_attempt:
+        """Try again to listen, or to accept, if that is due."""
+        if self.next_attempt is None or now < self.next_attempt:
+            return
+        self.next_attempt = None
+        if self.listener is None:
             self.open(now)
+        else:
+            self._accept_again()
+
+    def _accept_again(self) -> None:
+        """After a pause."""
+        if self.listener is not None and self.listener.fileno() not in self.poller:
+            self.next_attempt = None
+            self.poller.add(self.listener.fileno(), self._on_connection)
 
     def _close_listener(self) -> None:
         if self.listener is not None:
@@ -236,15 +252,15 @@ class ControlServer:
 
     def _on_connection(self, events: int) -> None:
         assert self.listener is not None
-        while True:
+        for _ in range(BACKLOG):
             try:
                 sock, _ = self.listener.accept()
-            except BlockingIOError:
+            except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError as exc:
-                if exc.errno in (errno.EMFILE, errno.ENFILE):
-                    # Readable for ever, and not to be accepted: wait until one of ours ends.
-                    self.poller.remove(self.listener.fileno())
+            except OSError:
+                # Readable for ever, and not to be accepted: wait for a moment, or until one of ours ends.
+                self.poller.remove(self.listener.fileno())
+                self.next_attempt = time.monotonic() + PAUSE
                 return
             sock.setblocking(False)
             if len(self.clients) >= MAX_CONNECTIONS:
@@ -282,19 +298,25 @@ class ControlServer:
         client.pending = client.reader.lines()
 
     def _serve(self, client: Client) -> None:
-        """Answer what is complete, as long as the client takes the answers."""
-        while not client.full:
-            line = next(client.pending, b"end")
-            if line == b"end":
+        """Answer what is complete, as long as the client takes the answers, and some at a time."""
+        more = True
+        for _ in range(REQUESTS_AT_ONCE):
+            if client.full:
+                break
+            try:
+                line = next(client.pending)
+            except StopIteration:
+                more = False
                 break
             client.output += encode(self._answer(line))
         if not self._send(client):
             return
-        if client.ended and not client.output:
+        if client.ended and not more and not client.output:
             self._drop(client)
             return
-        wanted = 0 if client.full or client.ended else READABLE
-        self.poller.modify(client.fileno(), wanted | (WRITABLE if client.output else 0))
+        wanted = 0 if client.full or client.ended or more else READABLE
+        # With requests left over, a client that can be written to is one whose turn comes again.
+        self.poller.modify(client.fileno(), wanted | (WRITABLE if client.output or more else 0))
 
     def _answer(self, line: bytes | None) -> dict[str, Any]:
         if line is None:
@@ -326,5 +348,4 @@ class ControlServer:
             return
         self.poller.remove(fd)
         client.sock.close()
-        if self.listener is not None and self.listener.fileno() not in self.poller:
-            self.poller.add(self.listener.fileno(), self._on_connection)
+        self._accept_again()

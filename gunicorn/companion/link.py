@@ -34,10 +34,10 @@ class Link:
     def fileno(self) -> int:
         return self.sock.fileno()
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Send, or keep for `flush` what the other end does not take now."""
+    def send(self, message: dict[str, Any]) -> bool:
+        """Send, or keep for `flush` what the other end does not take now; True when nothing is kept."""
         self._unsent += encode(message)
-        self.flush()
+        return self.flush()
 
     def flush(self) -> bool:
         """Send what was kept; True when nothing is left."""

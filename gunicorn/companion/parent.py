@@ -125,6 +125,11 @@ class ManagerHandle:
         assert self.link is not None
         self.arbiter.poller.add(self.link.fileno(), lambda events: self.receive())
 
+    def spawn_failed(self) -> None:
+        """There is no manager; the next attempt is paced like any other."""
+        self.drop_link()
+        self.spawned_at = time.monotonic()
+
     def drop_link(self) -> None:
         if self.link is not None:
             self.receive()
@@ -276,6 +281,9 @@ class ManagerHandle:
                 self.state = message["state"]
             if "reread" in message:
                 self._take_over(message["reread"])
+                if not self.cfg.companion_workers:
+                    # The last companion has left, and the manager leaves with it.
+                    self.arbiter.stop_companion_manager(signal.SIGTERM)
             if message.get("unreadable"):
                 self._replace_if_it_must_know()
         if self.link is not None and self.link.ended:
@@ -348,6 +356,11 @@ class ManagerHandle:
         self.link.send({"server": self._server()})
         self._reload_told = changed_names
         self.arbiter.signal_companion_manager(signal.SIGHUP)
+
+    def ending(self) -> None:
+        """The manager is told to end: from now on its time is limited."""
+        if self.kill_at is None:
+            self.kill_at = time.monotonic() + self.stop_timeout()
 
     def replace(self) -> None:
         """End the manager; the arbiter starts another as soon as it is reaped."""

@@ -54,9 +54,22 @@ class Record:
         """None for what is no record: an empty file, or one that was not written to its end."""
         try:
             values = json.loads(data)
-            return cls(**{f.name: values[f.name] for f in fields(cls)})
-        except (ValueError, TypeError, KeyError):
+            record = cls(**{f.name: values[f.name] for f in fields(cls)})
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
+        return record if record._is_sound() else None
+
+    def _is_sound(self) -> bool:
+        """Whether each value is of its kind: processes are signalled by these numbers."""
+        numbers = (self.pid, self.session, self.supervisor, self.stop_signal)
+        texts = (self.name, self.started, self.supervisor_started)
+        return (
+            all(type(number) is int and number > 0 for number in numbers)
+            and all(isinstance(text, str) for text in texts)
+            and type(self.stop_timeout) in (int, float)
+            and self.stop_timeout >= 0
+            and type(self.signalled) is bool
+        )
 
     @property
     def supervised(self) -> bool:
@@ -152,9 +165,15 @@ def peek(directory: str | None, name: str) -> Record | None:
     """The record of *name* as it is, whoever holds the lock; None where there is none."""
     if directory is None:
         return None
+    # The directory is the companions' user's. A master that is root waits on no pipe and
+    # follows no link that he may have put there.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        with open(run_path(directory, name), "rb") as file:
-            return Record.from_bytes(file.read(MAX_RECORD))
+        fd = os.open(run_path(directory, name), flags)
+        try:
+            return Record.from_bytes(os.read(fd, MAX_RECORD))
+        finally:
+            os.close(fd)
     except OSError:
         return None
 
@@ -213,13 +232,13 @@ class Orphan:
 
     def step(self, now: float, members: Mapping[int, list[int]] | None = None) -> bool:
         """Do what is due; True when the session is empty. *members*: `session.members`, if at hand."""
-        if self.record.runs:
+        if self.record.runs and self._may_touch(self.record.pid):
             if now >= self.deadline:
                 self.kill(members)
             return False
         if session.identity(self.record.pid) is not None:
             # The number belongs to a stranger now, and the kernel does not give out
-            # the number of a session that still has members.
+            # the number of a session that still has members; or it never was a companion's.
             return True
         return not self.kill(members)
 

@@ -60,7 +60,7 @@ def identity(pid: int) -> str | None:
         if info is None or info.state in "ZX":
             return None
         return f"{boot_id()}/{info.start}"
-    return _ps(pid, "lstart=") if _ps(pid, "stat=")[:1] not in ("", "Z") else None
+    return _ps(pid, "lstart") if _ps(pid, "stat")[:1] not in ("", "Z") else None
 
 
 def is_alive(pid: int, who: str) -> bool:
@@ -88,7 +88,7 @@ def _all_sessions() -> list[tuple[int, int]]:
                 if info is not None and info.state not in "ZX":
                     result.append((int(name), info.session))
         return result
-    for line in _ps(None, "pid=,stat=").splitlines():
+    for line in _ps(None, "pid", "stat").splitlines():
         pid, _, state = line.strip().partition(" ")
         if not state.strip().startswith("Z"):
             with contextlib.suppress(OSError):
@@ -96,9 +96,11 @@ def _all_sessions() -> list[tuple[int, int]]:
     return result
 
 
-def _ps(pid: int | None, columns: str) -> str:
+def _ps(pid: int | None, *columns: str) -> str:
     which = ["-A"] if pid is None else ["-p", str(pid)]
-    done = subprocess.run(["ps", *which, "-o", columns], stdout=subprocess.PIPE, text=True, check=False)
+    # An option for each: by POSIX all that follows a "=" in one is that column's header.
+    shown = [f"-o{column}=" for column in columns]
+    done = subprocess.run(["ps", *which, *shown], stdout=subprocess.PIPE, text=True, check=False)
     return done.stdout.strip()
 
 
@@ -113,7 +115,7 @@ def children_of(parent: int) -> list[int]:
 def owner(pid: int) -> int | None:
     """The real user id of a process; None where it is gone."""
     if not HAVE_PROC:
-        text = _ps(pid, "ruid=")
+        text = _ps(pid, "ruid")
         return int(text) if text.isdigit() else None
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
@@ -137,12 +139,18 @@ def send(pid: int, signum: int) -> bool:
 def ask_to_stop(pid: int, signum: int, as_group: bool = False) -> None:
     """The stop signal, then SIGCONT: a stopped process handles no signal but SIGKILL."""
     for each in (signum, signal.SIGCONT):
-        if as_group:
-            # The leader of a session leads the process group of its number, too.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, each)
-        else:
+        # The leader of a session leads the process group of its number, too; but for the
+        # first moment after the fork, when neither is there and the leader is all of it.
+        if not (as_group and _send_to_group(pid, each)):
             send(pid, each)
+
+
+def _send_to_group(group: int, signum: int) -> bool:
+    try:
+        os.killpg(group, signum)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
 
 
 def memory(pid: int) -> dict[str, int] | None:
