@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: MIT
+"""The error log and the access log: where they go, in which form, and how they are opened again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import logging.config
+import os
+import stat
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, TextIO
+
+from gunicorn import accesslog
+from gunicorn.accesslog import SafeAtoms
+from gunicorn.errors import ConfigError
+from gunicorn.syslog import SYSLOG_FACILITIES, SyslogHandler, parse_syslog_address
+
+__all__ = ["CONFIG_DEFAULTS", "SYSLOG_FACILITIES", "Logger", "SafeAtoms", "loggers", "parse_syslog_address"]
+
+ERROR_FORMAT = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s"
+DATE_FORMAT = "[%Y-%m-%d %H:%M:%S %z]"
+
+#: What `logconfig_dict` and `logconfig_json` replace key by key, so that they need to name only what differs.
+CONFIG_DEFAULTS: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "root": {"level": "INFO", "handlers": ["console"]},
+    "loggers": {
+        "gunicorn.error": {"level": "INFO", "handlers": ["error_console"], "propagate": False},
+        "gunicorn.access": {"level": "INFO", "handlers": ["console"], "propagate": False},
+    },
+    "handlers": {
+        "console": {
+            "class": "logging.StreamHandler",
+            "formatter": "generic",
+            "stream": "ext://sys.stdout",
+        },
+        "error_console": {
+            "class": "logging.StreamHandler",
+            "formatter": "generic",
+            "stream": "ext://sys.stderr",
+        },
+    },
+    "formatters": {
+        "generic": {"format": ERROR_FORMAT, "datefmt": DATE_FORMAT, "class": "logging.Formatter"},
+    },
+}
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+# Copies of standard output and error from before they were captured, for a reload that ends the capture.
+_uncaptured: dict[int, int] = {}
+
+
+def loggers() -> list[logging.Logger]:
+    """Every logger there is, the root logger first."""
+    existing = logging.root.manager.loggerDict.values()
+    return [logging.root, *(log for log in existing if isinstance(log, logging.Logger))]
+
+
+class LogFile(logging.FileHandler):
+    """A file that takes one line with one ``write(2)``.
+
+    Lines of several processes that append to one file so never mix, nothing waits in a buffer
+    when the process is killed, and a signal handler may log although a line is being written.
+    """
+
+    _gunicorn = False
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.write_line(self.format(record))
+        except RecursionError:
+            raise
+        except Exception:
+            self.handleError(record)
+
+    def write_line(self, line: str) -> None:
+        data = f"{line}\n".encode("utf-8", "backslashreplace")
+        fd = _fileno(self)
+        while True:
+            written = os.write(fd, data)
+            if written == len(data):
+                return
+            data = data[written:]
+
+
+class LogStream(logging.StreamHandler[TextIO]):
+    """Standard output or standard error."""
+
+    _gunicorn = False
+
+    def write_line(self, line: str) -> None:
+        self.acquire()
+        try:
+            self.stream.write(line + self.terminator)
+            self.flush()
+        finally:
+            self.release()
+
+
+def _fileno(handler: logging.FileHandler) -> int:
+    stream = handler.stream
+    if stream is None:
+        raise ValueError("the log file is closed")
+    return stream.fileno()
+
+
+def _is_own(handler: logging.Handler) -> bool:
+    return getattr(handler, "_gunicorn", False)
+
+
+class Logger:
+    """Writes the two logs; what ``logger_class`` may replace.
+
+    ``setup(cfg)`` may be called again with another configuration: what is logged then goes where
+    that one says, and if it raises, on to where it went before.
+    """
+
+    LOG_LEVELS = {
+        "critical": logging.CRITICAL,
+        "error": logging.ERROR,
+        "warning": logging.WARNING,
+        "info": logging.INFO,
+        "debug": logging.DEBUG,
+    }
+    loglevel = logging.INFO
+
+    error_fmt = ERROR_FORMAT
+    datefmt = DATE_FORMAT
+    access_fmt = "%(message)s"
+    syslog_fmt = "[%(process)d] %(message)s"
+
+    # For subclasses whose own setup() does not come here.
+    _logs_access = False
+    _line: accesslog.Line | None = None
+    _now: tuple[int, str] = (0, "")
+
+    def __init__(self, cfg: Any) -> None:
+        self.error_log = logging.getLogger("gunicorn.error")
+        self.error_log.propagate = False
+        self.access_log = logging.getLogger("gunicorn.access")
+        self.access_log.propagate = False
+        self.error_handlers: list[logging.Handler] = []
+        self.access_handlers: list[logging.Handler] = []
+        self.logfile: Any = None
+        self.lock = threading.Lock()
+        self.cfg = cfg
+        self.setup(cfg)
+
+    # -- where it goes -------------------------------------------------------------------
+
+    def setup(self, cfg: Any) -> None:
+        """Log as *cfg* says. Raises ConfigError, with nothing changed, if a file or logconfig is unusable."""
+        with _all_or_nothing() as replaced:
+            previous, self.cfg = self.cfg, cfg
+            try:
+                self._apply(cfg, replaced)
+            except BaseException:
+                self.cfg = previous
+                raise
+        self._prepare_access(cfg)
+
+    def _apply(self, cfg: Any, replaced: list[logging.Handler]) -> None:
+        self.loglevel = self.LOG_LEVELS.get((cfg.loglevel or "").lower(), logging.INFO)
+        for log, level in ((self.error_log, self.loglevel), (self.access_log, logging.INFO)):
+            log.propagate = False
+            log.setLevel(level)
+            for handler in [found for found in log.handlers if _is_own(found)]:
+                log.removeHandler(handler)
+                replaced.append(handler)
+        if cfg.errorlog is not None:
+            self._set_handler(self.error_log, cfg.errorlog, logging.Formatter(self.error_fmt, self.datefmt))
+        if cfg.accesslog is not None:
+            self._set_handler(
+                self.access_log, cfg.accesslog, logging.Formatter(self.access_fmt), stream=sys.stdout
+            )
+        if cfg.syslog:
+            self._set_syslog_handler(self.error_log, cfg, self.syslog_fmt, "error")
+            if not cfg.disable_redirect_access_to_syslog:
+                self._set_syslog_handler(self.access_log, cfg, self.syslog_fmt, "access")
+        _apply_logconfig(cfg)
+        self._capture(cfg)
+
+    def _capture(self, cfg: Any) -> None:
+        """Send standard output and error into the error log's file, or back where they went."""
+        handler = self._get_gunicorn_handler(self.error_log)
+        self.logfile = None
+        if cfg.capture_output and cfg.errorlog not in (None, "-") and isinstance(handler, LogFile):
+            self.logfile = handler.stream
+            _redirect_stdio(_fileno(handler))
+        elif _uncaptured:
+            _restore_stdio()
+
+    def _get_gunicorn_handler(self, log: logging.Logger) -> logging.Handler | None:
+        """The handler that a file setting has put on *log*, or none."""
+        for handler in log.handlers:
+            if _is_own(handler) and not isinstance(handler, SyslogHandler):
+                return handler
+        return None
+
+    def _set_handler(
+        self, log: logging.Logger, output: str | None, fmt: logging.Formatter, stream: Any = None
+    ) -> None:
+        """Let *log* go to *output*: a path, ``-`` for *stream* (standard error if none), None for nowhere."""
+        old = self._get_gunicorn_handler(log)
+        if old is not None:
+            log.removeHandler(old)
+        if output is None:
+            return
+        handler: LogStream | LogFile
+        if output == "-":
+            handler = LogStream(stream or sys.stderr)
+        else:
+            handler = _open_log(output, self.cfg)
+        handler.setFormatter(fmt)
+        handler._gunicorn = True
+        log.addHandler(handler)
+
+    def _set_syslog_handler(self, log: logging.Logger, cfg: Any, fmt: str, name: str) -> None:
+        program = cfg.syslog_prefix or cfg.proc_name.replace(":", ".")
+        try:
+            facility = SYSLOG_FACILITIES[cfg.syslog_facility.lower()]
+        except KeyError:
+            known = ", ".join(SYSLOG_FACILITIES)
+            raise ConfigError(f"unknown syslog facility {cfg.syslog_facility!r}; known are {known}") from None
+        try:
+            kind, address = parse_syslog_address(cfg.syslog_addr)
+        except RuntimeError as error:
+            raise ConfigError(str(error)) from error
+        handler = SyslogHandler(address, facility, kind)
+        handler.setFormatter(logging.Formatter(f"gunicorn.{program}.{name}: {fmt}"))
+        handler._gunicorn = True
+        log.addHandler(handler)
+
+    # -- the error log -------------------------------------------------------------------
+
+    def critical(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        self.error_log.critical(msg, *args, **kwargs)
+
+    def error(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        self.error_log.error(msg, *args, **kwargs)
+
+    def warning(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        self.error_log.warning(msg, *args, **kwargs)
+
+    def info(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        self.error_log.info(msg, *args, **kwargs)
+
+    def debug(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        self.error_log.debug(msg, *args, **kwargs)
+
+    def exception(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        self.error_log.exception(msg, *args, **kwargs)
+
+    def log(self, lvl: int | str, msg: Any, *args: Any, **kwargs: Any) -> None:
+        """Log at *lvl*, a number or a name of LOG_LEVELS (info if it is none)."""
+        if isinstance(lvl, str):
+            lvl = self.LOG_LEVELS.get(lvl.lower(), logging.INFO)
+        self.error_log.log(lvl, msg, *args, **kwargs)
+
+    # -- the access log ------------------------------------------------------------------
+
+    def _prepare_access(self, cfg: Any) -> None:
+        """Settle once what each request would ask."""
+        self._logs_access = bool(
+            cfg.accesslog
+            or cfg.logconfig
+            or cfg.logconfig_dict
+            or cfg.logconfig_json
+            or (cfg.syslog and not cfg.disable_redirect_access_to_syslog)
+        )
+        self._format = cfg.access_log_format
+        self._line = None
+        if type(self).atoms is Logger.atoms:
+            self._line = accesslog.compile_format(self._format, self.now, self._get_user)
+        # Only our own file or stream with nothing done to it can be given finished lines. Everyone else
+        # gets records that carry the atoms, which JSON formatters read.
+        handler = self._get_gunicorn_handler(self.access_log)
+        self._plain = handler.formatter if handler and self.access_fmt == Logger.access_fmt else None
+
+    @property
+    def wants_access(self) -> bool:
+        """Whether ``access()`` does anything, so that a worker need not measure for nothing."""
+        return self._logs_access or type(self).access is not Logger.access
+
+    def atoms(self, resp: Any, req: Any, environ: Any, request_time: timedelta) -> dict[str, Any]:
+        """What the access-log format may name; a subclass may add its own."""
+        return accesslog.all_atoms(resp, req, environ, request_time, self.now(), self._get_user(environ))
+
+    def access(self, resp: Any, req: Any, environ: Any, request_time: timedelta) -> None:
+        """Write the line of one request, if there is an access log."""
+        if not self._logs_access:
+            return
+        try:
+            if self._line is not None and (handler := self._direct_handler()) is not None:
+                handler.write_line(self._line(resp, req, environ, request_time))
+            else:
+                atoms = SafeAtoms(self.atoms(resp, req, environ, request_time))
+                self.access_log.info(self._format, atoms)
+        except Exception:
+            self.error("The access log failed:\n%s", traceback.format_exc())
+
+    def _direct_handler(self) -> LogFile | LogStream | None:
+        """The one handler of the access log, if a finished line is all that it needs."""
+        log = self.access_log
+        if self._plain is None or len(log.handlers) != 1 or log.filters or log.propagate:
+            return None
+        handler = log.handlers[0]
+        if handler.formatter is not self._plain or handler.filters or not log.isEnabledFor(logging.INFO):
+            return None
+        return handler if isinstance(handler, (LogFile, LogStream)) else None
+
+    def now(self) -> str:
+        """The local time as the atom ``t`` shows it."""
+        second = int(time.time())
+        known, text = self._now
+        if known != second:
+            at = time.localtime(second)
+            # Not %b, which would follow the locale.
+            text = time.strftime(f"[%d/{_MONTHS[at.tm_mon - 1]}/%Y:%H:%M:%S %z]", at)
+            self._now = (second, text)
+        return text
+
+    def _get_user(self, environ: Any) -> str | None:
+        return accesslog.basic_user(environ)
+
+    # -- files ---------------------------------------------------------------------------
+
+    def reopen_files(self) -> None:
+        """Open every log file anew under its name, after a rotation has moved the old one away.
+
+        The new file takes the old one's descriptor. So there is no moment at which a thread that is
+        just logging, or code that a signal has interrupted while it logs, finds its file closed.
+        """
+        for handler in _file_handlers():
+            try:
+                _reopen(handler, self.cfg)
+            except OSError as error:
+                self.error("Log file %s stays as it is: %s", handler.baseFilename, error)
+        if self.logfile is not None:
+            _redirect_stdio(self.logfile.fileno())
+
+    def close_on_exec(self) -> None:
+        """Keep the log files from programs that the application starts."""
+        for handler in _file_handlers():
+            os.set_inheritable(_fileno(handler), False)
+
+
+# -- what a setup replaces ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _all_or_nothing() -> Iterator[list[logging.Handler]]:
+    """Put every logger back as it was if the block raises; else close the handlers it put in the list."""
+    before = [(log, log.level, list(log.handlers), log.propagate, log.disabled) for log in loggers()]
+    replaced: list[logging.Handler] = []
+    try:
+        yield replaced
+    except BaseException:
+        for log, level, handlers, propagate, disabled in before:
+            for handler in [found for found in log.handlers if found not in handlers]:
+                handler.close()
+            log.handlers[:] = handlers
+            log.setLevel(level)
+            log.propagate, log.disabled = propagate, disabled
+        raise
+    in_use = {id(handler) for log in loggers() for handler in log.handlers}
+    for handler in replaced:
+        if id(handler) not in in_use:
+            handler.close()
+
+
+def _apply_logconfig(cfg: Any) -> None:
+    _drop_logconfig()
+    before = {id(handler) for log in loggers() for handler in log.handlers}
+    try:
+        if cfg.logconfig_dict:
+            logging.config.dictConfig({**CONFIG_DEFAULTS, **cfg.logconfig_dict})
+        elif cfg.logconfig_json:
+            with open(cfg.logconfig_json, encoding="utf-8") as file:
+                logging.config.dictConfig({**CONFIG_DEFAULTS, **json.load(file)})
+        elif cfg.logconfig:
+            _apply_logconfig_file(cfg.logconfig)
+        else:
+            return
+    except Exception as error:
+        # The standard library's errors name only the place; the reason is their cause.
+        cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
+        where = cfg.logconfig_json or cfg.logconfig
+        name = "logconfig_dict" if cfg.logconfig_dict else f"log configuration {where!r}"
+        raise ConfigError(f"{name}: {error}{cause}") from error
+    for log in loggers():
+        for handler in log.handlers:
+            if id(handler) not in before:
+                handler._gunicorn_logconfig = True  # type: ignore[attr-defined]
+
+
+def _apply_logconfig_file(path: str) -> None:
+    if not os.path.exists(path):
+        raise FileNotFoundError("there is no such file")
+    logging.config.fileConfig(
+        path,
+        defaults={"__file__": path, "here": os.path.dirname(os.path.abspath(path))},
+        disable_existing_loggers=False,
+    )
+
+
+def _drop_logconfig() -> None:
+    """Take away what an earlier logconfig installed: the next may name other loggers, or be none."""
+    for log in loggers():
+        for handler in list(log.handlers):
+            if getattr(handler, "_gunicorn_logconfig", False):
+                log.removeHandler(handler)
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
+def _open_log(path: str, cfg: Any) -> LogFile:
+    try:
+        handler = LogFile(path)
+    except OSError as error:
+        raise ConfigError(f"log file {path!r} cannot be opened: {error.strerror or error}") from error
+    _give_to_user(_fileno(handler), cfg)
+    return handler
+
+
+def _give_to_user(fd: int, cfg: Any) -> None:
+    """Make a log file that root has opened belong to the user who must open it again after a rotation."""
+    uid, gid = cfg.uid, cfg.gid
+    if os.geteuid() != 0 or (uid, gid) == (os.geteuid(), os.getegid()):
+        return
+    found = os.fstat(fd)
+    # Never a device, a pipe or a terminal: those are not ours.
+    if stat.S_ISREG(found.st_mode) and (found.st_uid, found.st_gid) != (uid, gid):
+        os.fchown(fd, uid, gid)
+
+
+def _file_handlers() -> list[logging.FileHandler]:
+    found = {
+        id(handler): handler
+        for log in loggers()
+        for handler in log.handlers
+        if isinstance(handler, logging.FileHandler) and handler.stream is not None
+    }
+    return list(found.values())
+
+
+def _reopen(handler: logging.FileHandler, cfg: Any) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if "a" in handler.mode else os.O_TRUNC)
+    fd = os.open(handler.baseFilename, flags, 0o666)
+    try:
+        _give_to_user(fd, cfg)
+        target = _fileno(handler)
+        os.dup2(fd, target, inheritable=os.get_inheritable(target))
+    finally:
+        os.close(fd)
+
+
+def _redirect_stdio(fd: int) -> None:
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+        if number not in _uncaptured:
+            with contextlib.suppress(OSError):
+                _uncaptured[number] = os.dup(number)
+        os.dup2(fd, number)
+        # A file is buffered in blocks: what a worker prints would be seen hours later, or never.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _restore_stdio() -> None:
+    for number in list(_uncaptured):
+        saved = _uncaptured.pop(number)
+        os.dup2(saved, number)
+        os.close(saved)
