@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Figures about the server, for those who watch it."""

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: MIT
+"""The kinds of workers, by the short names that ``worker_class`` takes."""
+
+from __future__ import annotations
+
+SUPPORTED_WORKERS = {
+    "sync": "gunicorn.workers.sync.SyncWorker",
+    "gthread": "gunicorn.workers.gthread.ThreadWorker",
+    "gevent": "gunicorn.workers.ggevent.GeventWorker",
+    "gevent_wsgi": "gunicorn.workers.ggevent.GeventPyWSGIWorker",
+    "gevent_pywsgi": "gunicorn.workers.ggevent.GeventPyWSGIWorker",
+    "tornado": "gunicorn.workers.gtornado.TornadoWorker",
+}

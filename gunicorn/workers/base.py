@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: MIT
+"""What every worker is: a forked child that loads the application, hears signals and beats its heart."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+from gunicorn.unix.process import close_on_exec, seed, set_non_blocking, set_owner_process
+from gunicorn.workers.cycle import Cycle, Stopped
+from gunicorn.workers.workertmp import WorkerTmp
+
+# How soon a worker notices that the master is gone, and how often at least it beats.
+TICK = 1.0
+
+
+class Worker:
+    """The base of all worker classes.
+
+    A subclass has ``run()``, which serves while ``alive`` is true, calls ``notify()`` more often
+    than every *timeout* seconds (half of the setting), and returns when it is done.
+
+    Handlers of signals log nothing: they run in the middle of whatever was going on, which may be a
+    log record. They set ``alive`` and, by the wake-up descriptor, make ``PIPE[0]`` readable.
+    """
+
+    SIGNALS = [
+        getattr(signal, f"SIG{name}")
+        for name in ("ABRT", "HUP", "QUIT", "INT", "TERM", "USR1", "USR2", "WINCH", "CHLD")
+    ]
+    PIPE: list[int] = []
+
+    def __init__(
+        self, age: int, ppid: int, sockets: list[Any], app: Any, timeout: float, cfg: Any, log: Any
+    ) -> None:
+        """Called in the master, before the fork."""
+        self.age = age
+        self.pid: int | str = "[booting]"
+        self.ppid = ppid
+        self.sockets = sockets
+        self.app = app
+        self.timeout = timeout
+        self.cfg = cfg
+        self.log = log
+        self.booted = False
+        self.aborted = False
+        self.alive = True
+        self.reloader: Any = None
+        self.wsgi: Any = None
+        self.nr = 0
+        self.max_requests: int = sys.maxsize
+        if cfg.max_requests > 0:
+            # So that not all workers retire in the same second.
+            self.max_requests = cfg.max_requests + random.randint(0, cfg.max_requests_jitter)
+        self.tmp = WorkerTmp(cfg)
+
+    def __str__(self) -> str:
+        return f"<Worker {self.pid}>"
+
+    def notify(self) -> None:
+        """Beat the heart: the master ends a worker that has not done so for ``timeout`` seconds."""
+        self.tmp.notify()
+
+    def run(self) -> None:
+        """Serve until ``alive`` is false."""
+        raise NotImplementedError
+
+    # -- the start -----------------------------------------------------------------------
+
+    def init_process(self) -> None:
+        """The life of the worker in its process, from the fork to the end of ``run()``.
+
+        A subclass that overrides it calls this at its end: it does not return before the worker is done.
+        """
+        for name, value in self.cfg.env.items():
+            os.environ[name] = value
+        set_owner_process(self.cfg.uid, self.cfg.gid, initgroups=self.cfg.initgroups)
+        # A process has its own luck.
+        seed()
+        self._open_pipe()
+        for listener in self.sockets:
+            close_on_exec(listener.fileno())
+        close_on_exec(self.tmp.fileno())
+        self.log.close_on_exec()
+        self.init_signals()
+        if self.cfg.reload:
+            self._make_reloader()
+        self.load_wsgi()
+        if self.reloader is not None:
+            self.reloader.start()
+        self.cfg.post_worker_init(self)
+        self.booted = True
+        self.notify()
+        self.run()
+
+    def _open_pipe(self) -> None:
+        # The instance's own: the class attribute would be shared.
+        self.PIPE = list(os.pipe())
+        for fd in self.PIPE:
+            set_non_blocking(fd)
+            close_on_exec(fd)
+
+    def load_wsgi(self) -> None:
+        """Set ``wsgi``; with `reload`, for an application that does not load, to a page that says why."""
+        try:
+            self.wsgi = self.app.wsgi()
+        except Exception as error:
+            if not self.cfg.reload:
+                raise
+            from gunicorn.compat import make_fail_app
+
+            self.log.exception("The application does not load; waiting for a change to its files")
+            for path in _files_of(error):
+                if self.reloader is not None:
+                    self.reloader.add_extra_file(path)
+            text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            self.wsgi = make_fail_app(text.encode("utf-8", "backslashreplace"))
+
+    # -- reloading -----------------------------------------------------------------------
+
+    def _make_reloader(self) -> None:
+        from gunicorn.reloader import reloader_engines
+
+        engine: Callable[..., Any] = reloader_engines[self.cfg.reload_engine]
+        self.reloader = engine(extra_files=self.cfg.reload_extra_files, callback=self._changed)
+
+    def _changed(self, path: str) -> None:
+        """Called in the reloader's thread when a file has changed: retire as if the master had said so."""
+        self.log.info("Worker %s reloads: %s has changed", self.pid, path)
+        self.cfg.worker_int(self)
+        # By the signal, because classes with a loop of their own know only that.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    # -- signals -------------------------------------------------------------------------
+
+    def init_signals(self) -> None:
+        """Install the handlers; ``PIPE[0]`` becomes readable whenever one of them has run."""
+        for signum in self.SIGNALS:
+            signal.signal(signum, signal.SIG_DFL)
+        signal.signal(signal.SIGQUIT, self.handle_quit)
+        signal.signal(signal.SIGINT, self.handle_quit)
+        signal.signal(signal.SIGTERM, self.handle_exit)
+        signal.signal(signal.SIGUSR1, self.handle_usr1)
+        signal.signal(signal.SIGABRT, self.handle_abort)
+        # For the master alone; one sent to the whole process group must not end a worker. A handler, because
+        # "ignored" would be inherited by the programs that the application starts.
+        for signum in (signal.SIGWINCH, signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(signum, self.handle_winch)
+        # C libraries that do not expect EINTR are not bothered by what does not end the process.
+        for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGWINCH, signal.SIGHUP, signal.SIGUSR2):
+            signal.siginterrupt(signum, False)
+        if self.PIPE:
+            signal.set_wakeup_fd(self.PIPE[1], warn_on_full_buffer=False)
+
+    def wake(self) -> None:
+        """End the current or the next wait of ``run()``; for other threads than the main one."""
+        with suppress(BlockingIOError, IndexError):
+            os.write(self.PIPE[1], b"\0")
+
+    def drain_pipe(self) -> None:
+        """Read the wake-ups away."""
+        with suppress(BlockingIOError, IndexError):
+            while len(os.read(self.PIPE[0], 4096)) == 4096:
+                pass
+
+    def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
+        """Open the log files again; that swaps descriptors and so is safe in the middle of a log record."""
+        self.log.reopen_files()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM: finish what is being served, then end."""
+        self.alive = False
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGINT and SIGQUIT: end now."""
+        self.alive = False
+        self.cfg.worker_int(self)
+        raise Stopped(0)
+
+    def handle_abort(self, sig: int, frame: FrameType | None) -> None:
+        """SIGABRT: the master has waited too long for a heartbeat.
+
+        The hook is called here, where it still sees what the worker hangs in.
+        """
+        self.alive = False
+        self.cfg.worker_abort(self)
+        raise Stopped(1)
+
+    def handle_winch(self, sig: int, fname: FrameType | None) -> None:
+        """Nothing: the signal is for the master."""
+
+    # -- for the loops of subclasses -----------------------------------------------------
+
+    def is_parent_alive(self) -> bool:
+        """Whether the master is still there; compared with what was, not with 1, which a master may be."""
+        if self.ppid == os.getppid():
+            return True
+        self.log.info("The master is gone, %s ends", self)
+        return False
+
+    @property
+    def cycle(self) -> Cycle:
+        """The request cycle for this worker; made when it is first needed, after the fork."""
+        found: Cycle | None = self.__dict__.get("_cycle")
+        if found is None:
+            found = self.__dict__["_cycle"] = Cycle(self)
+        return found
+
+    def retire(self) -> None:
+        """Called once `max_requests` have been served: finish and end, to be replaced by a fresh worker."""
+        if self.alive:
+            self.log.info("%s has served its %s requests and retires", self, self.nr)
+            self.alive = False
+            self.wake()
+
+    def graceful_deadline(self) -> float:
+        """The moment, from now, at which the master stops waiting for a worker that ends."""
+        return time.monotonic() + float(self.cfg.graceful_timeout)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answer a request that could not be read, or that failed before its response began, and log why."""
+        self.cycle.answer_error(req, client, addr, exc)
+
+
+def _files_of(error: BaseException) -> list[str]:
+    """The files that a failed import came through: what must change for it to succeed."""
+    paths = []
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, SyntaxError) and seen.filename:
+            paths.append(seen.filename)
+        paths += [frame.filename for frame in traceback.extract_tb(seen.__traceback__)]
+        seen = seen.__cause__ or seen.__context__
+    return [path for path in dict.fromkeys(paths) if os.path.exists(path)]

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""How a connection ends so that the client gets all of the last answer (RFC 9112 section 9.6).
+
+A socket that is closed while bytes which nobody has read wait in it, or still arrive, sends a reset; and a
+reset destroys what the client has received but not read yet. So the sending side is shut first,
+and what the client still sends is thrown away, within bounds.
+"""
+
+from __future__ import annotations
+
+import _socket
+import socket
+import struct
+import time
+from contextlib import suppress
+from typing import Any
+
+# A client that has read the answer closes; one that only sends is cut off.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 1 << 20
+
+_CHUNK = 65536
+
+
+def set_blocking_timeout(sock: Any, seconds: float) -> None:
+    """Let each receive and send wait at most *seconds* (0: for ever) in the kernel.
+
+    A timeout of Python's own costs a ``poll()`` for each of them. It fails with BlockingIOError.
+    """
+    whole = int(seconds)
+    value = struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+
+def receive_now(sock: Any, size: int = _CHUNK) -> bytes:
+    """What has arrived on the connection itself, below any TLS. Raises BlockingIOError if that is nothing."""
+    return _socket.socket.recv(getattr(sock, "_sock", sock), size, socket.MSG_DONTWAIT)
+
+
+def begin_close(sock: Any, more_expected: bool = False) -> bool:
+    """Close *sock* and return False; or True if it must linger: its sending side is shut then.
+
+    *more_expected*: the client is known to be still sending.
+    """
+    try:
+        if not more_expected and not _has_input(sock):
+            _say_goodbye(sock)
+            sock.close()
+            return False
+        _say_goodbye(sock)
+        sock.shutdown(socket.SHUT_WR)
+        return True
+    except (OSError, ValueError):
+        sock.close()
+        return False
+
+
+def _has_input(sock: Any) -> bool:
+    try:
+        return bool(receive_now(sock, 1))
+    except BlockingIOError:
+        return False
+
+
+def _say_goodbye(sock: Any) -> None:
+    """Send TLS's close_notify: without it the client cannot tell an end from a connection cut by others."""
+    unwrap = getattr(sock, "unwrap", None)
+    if unwrap is None:
+        return
+    # It would wait for the client's own goodbye, which may never come.
+    sock.settimeout(0)
+    with suppress(OSError, ValueError):
+        unwrap()
+
+
+def discard_now(sock: Any, limit: int = LINGER_BYTES) -> tuple[bool, int]:
+    """Throw away what has arrived; (whether the connection is at its end, how many bytes)."""
+    count = 0
+    try:
+        while count < limit:
+            data = receive_now(sock)
+            if not data:
+                return True, count
+            count += len(data)
+    except BlockingIOError:
+        return False, count
+    except OSError:
+        pass
+    return True, count
+
+
+def linger(sock: Any, seconds: float = LINGER_SECONDS, limit: int = LINGER_BYTES) -> None:
+    """Wait for the client's end of a connection that ``begin_close()`` has left open, and close it."""
+    deadline = time.monotonic() + seconds
+    recv = socket.socket.recv if isinstance(sock, socket.socket) else type(sock).recv
+    try:
+        while limit > 0 and (left := deadline - time.monotonic()) > 0:
+            sock.settimeout(left)
+            data = recv(sock, _CHUNK)
+            if not data:
+                break
+            limit -= len(data)
+    except (OSError, ValueError):
+        pass
+    finally:
+        sock.close()
+
+
+def close_gracefully(sock: Any, more_expected: bool = False) -> None:
+    """Close *sock*, waiting for a client that is still sending."""
+    if begin_close(sock, more_expected):
+        linger(sock)
+
+
+def reset(sock: Any) -> None:
+    """Close *sock* with a reset, which alone says that content ending with the connection was cut short."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: MIT
+"""The request cycle that every worker runs: from a parsed request to what becomes of its connection."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import ssl
+import time
+from contextlib import suppress
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+from gunicorn.http import wsgi
+from gunicorn.http.errors import ClientAnswer, NoMoreData, RequestTimeout
+from gunicorn.http.head import error_response
+from gunicorn.http.policy import RequestPolicy
+
+
+class Stopped(SystemExit):
+    """Raised by the handlers of SIGINT, SIGQUIT and SIGABRT in whatever the main thread is doing.
+
+    It says that the worker ends, where a plain SystemExit may be an application's that called ``sys.exit()``.
+    """
+
+
+class Fate(enum.Enum):
+    """What becomes of a connection after a request."""
+
+    KEEP = enum.auto()  # another request may follow, or has arrived
+    CLOSE = enum.auto()
+    LINGER = enum.auto()  # to be closed, but the client is still sending
+    RESET = enum.auto()  # to be closed so that the client sees that the content was cut short
+
+
+class Cycle:
+    """Runs the requests of one worker; what each would look up in its configuration is looked up once."""
+
+    def __init__(self, worker: Any) -> None:
+        cfg = worker.cfg
+        self.worker = worker
+        self.cfg = cfg
+        self.log = worker.log
+        self.policy = RequestPolicy.from_config(cfg)
+        self.pre_request = _own_hook(cfg, "pre_request")
+        self.post_request = _own_hook(cfg, "post_request")
+        # Loggers that are not ours may want to see every request.
+        self.wants_access: bool = getattr(worker.log, "wants_access", True)
+
+    def serve(
+        self, req: Any, sock: Any, addr: Any, server: Any, *, keep: bool, multithread: bool = False
+    ) -> Fate:
+        """Have the application answer *req*, which came over *sock* from *addr* to *server*.
+
+        *keep*: the worker would take another request on the connection. Application errors are logged and
+        answered here; nothing is raised but what ends the process or the greenlet.
+        """
+        worker = self.worker
+        started = time.monotonic()
+        resp: Any = None
+        environ: dict[str, Any] = {}
+        try:
+            if self.pre_request is not None:
+                self.pre_request(worker, req)
+            resp, environ = wsgi.create(req, sock, addr, server, self.cfg)
+            if multithread:
+                environ["wsgi.multithread"] = True
+            worker.nr += 1
+            if worker.nr >= worker.max_requests:
+                worker.retire()
+            if not (keep and worker.alive):
+                resp.force_close()
+            self._respond(environ, resp)
+            fate = self._after(req, resp)
+        except Exception as error:
+            fate = self._failed(error, req, resp, sock, addr)
+        except SystemExit as error:
+            if isinstance(error, Stopped):
+                raise
+            fate = self._failed(error, req, resp, sock, addr)
+        if resp is not None:
+            if self.wants_access:
+                self._log_access(resp, req, environ, started)
+            if self.post_request is not None:
+                self._call_post_request(req, environ, resp)
+        return fate
+
+    def _respond(self, environ: dict[str, Any], resp: Any) -> None:
+        result = self.worker.wsgi(environ, resp.start_response)
+        try:
+            if isinstance(result, wsgi.FileWrapper):
+                resp.write_file(result)
+            else:
+                for item in result:
+                    resp.write(item)
+            resp.close()
+        finally:
+            # PEP 3333: whatever happened.
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+
+    def _after(self, req: Any, resp: Any) -> Fate:
+        """The fate of a connection whose response is complete."""
+        if resp.should_close():
+            return Fate.CLOSE if req.body.finished else Fate.LINGER
+        # Only what has arrived: nobody waits for a client that sends what nobody wants.
+        if req.body.finished or req.drain(timeout=0):
+            return Fate.KEEP
+        return Fate.LINGER
+
+    def _failed(self, error: BaseException, req: Any, resp: Any, sock: Any, addr: Any) -> Fate:
+        """Log why a request failed, answer it if its response has not begun, return the connection's fate."""
+        where = f"{getattr(req, 'method', '-')} {getattr(req, 'uri', '-')}"
+        from_client = raised_by_connection(error)
+        if from_client and is_disconnect(error):
+            self.log.debug("The client %s went away during %s: %s", shown(addr), ascii(where), error)
+            return Fate.CLOSE
+        if from_client:
+            self.log.warning("%s from %s failed: %s", ascii(where), shown(addr), _reason(error))
+        else:
+            self.log.error("The application failed on %s", ascii(where), exc_info=_exc_info(error))
+        if resp is not None and resp.headers_sent:
+            delimited = resp.chunked or resp.response_length is not None
+            return Fate.CLOSE if delimited else Fate.RESET
+        status, reason, text = answer_for(error if from_client else None)
+        if resp is not None:
+            resp.status, resp.status_code, resp.headers = f"{status} {reason}", status, []
+        sent = _send_error(sock, status, reason, text, head_only=getattr(req, "method", "") == "HEAD")
+        if resp is not None:
+            resp.sent = sent
+        return Fate.LINGER
+
+    def answer_error(self, req: Any, sock: Any, addr: Any, error: BaseException) -> Fate:
+        """Answer a request that could not be read, log it, and return the fate of its connection."""
+        if is_disconnect(error):
+            self.log.debug("The client %s went away: %s", shown(addr), error)
+            return Fate.CLOSE
+        if isinstance(error, ssl.SSLError):
+            self.log.warning("TLS with %s failed: %s", shown(addr), error)
+            return Fate.CLOSE
+        if isinstance(error, ClientAnswer | TimeoutError | BlockingIOError):
+            log = self.log.debug if isinstance(error, NoMoreData | OSError) else self.log.warning
+            log("Bad request from %s: %s", shown(addr), _reason(error))
+            status, reason, text = answer_for(error)
+        else:
+            self.log.error("A request from %s failed", shown(addr), exc_info=_exc_info(error))
+            status, reason, text = answer_for(None)
+        sent = _send_error(sock, status, reason, text)
+        if self.wants_access:
+            self._log_unparsed(Unparsed(f"{status} {reason}", sent), req, addr)
+        return Fate.LINGER
+
+    def _log_access(self, resp: Any, req: Any, environ: dict[str, Any], started: float) -> None:
+        self.log.access(resp, req, environ, timedelta(seconds=time.monotonic() - started))
+
+    def _log_unparsed(self, resp: Unparsed, req: Any, addr: Any) -> None:
+        """The line in the access log of a request without environ."""
+        environ = {
+            "REMOTE_ADDR": addr[0] if isinstance(addr, tuple) else "",
+            "REQUEST_METHOD": getattr(req, "method", "-"),
+            "RAW_URI": getattr(req, "uri", "-"),
+            "SERVER_PROTOCOL": "-",
+        }
+        self.log.access(resp, req, environ, timedelta(0))
+
+    def _call_post_request(self, req: Any, environ: dict[str, Any], resp: Any) -> None:
+        assert self.post_request is not None
+        try:
+            self.post_request(self.worker, req, environ, resp)
+        except Exception:
+            self.log.exception("The hook post_request failed")
+
+
+class Unparsed:
+    """The response, for the access log, to what was no request."""
+
+    def __init__(self, status: str, sent: int) -> None:
+        self.status = status
+        self.headers: list[tuple[str, str]] = []
+        self.sent = self.response_length = sent
+
+
+def _own_hook(cfg: Any, name: str) -> Any:
+    """The hook *name*, or None if it is the default, which does nothing."""
+    setting = cfg.settings[name]
+    hook = setting.get()
+    return None if hook is type(setting).default else hook
+
+
+def _send_error(sock: Any, status: int, reason: str, text: str, head_only: bool = False) -> int:
+    """Send an error page, if the client still takes it; returns how many bytes of content it has."""
+    data = error_response(status, reason, text)
+    end = data.index(b"\r\n\r\n") + 4
+    with suppress(OSError, ValueError):
+        sock.sendall(data[:end] if head_only else data)
+    return 0 if head_only else len(data) - end
+
+
+def answer_for(error: BaseException | None) -> tuple[int, str, str]:
+    """Status, reason and text of the answer to *error*; none is the application's."""
+    if isinstance(error, TimeoutError | BlockingIOError):
+        error = RequestTimeout()
+    if isinstance(error, ClientAnswer):
+        return error.status, error.reason, error.text
+    return 500, "Internal Server Error", "The server could not complete the request."
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """Whether *error*, of a connection, says no more than that the client has left."""
+    if isinstance(error, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return True
+    return isinstance(error, OSError) and error.errno in _GONE
+
+
+_GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN, errno.EBADF))
+
+# Where reading and writing of a connection pass through between the system and us.
+_PLUMBING = ("socket", "ssl", "gevent")
+_READING = frozenset(f"gunicorn.http.{name}" for name in ("unreader", "body", "chunked", "parse", "message"))
+_WRITING = "gunicorn.http.wsgi"
+
+
+def raised_by_connection(error: BaseException) -> bool:
+    """Whether *error* came from our own reading or writing of the connection.
+
+    An application has connections of its own, whose ends are its errors; and headers, which
+    are checked by the same rules as a client's.
+    """
+    if not isinstance(error, OSError | ClientAnswer):
+        return False
+    module = _innermost_module(error.__traceback__)
+    return module in _READING or (module == _WRITING and isinstance(error, OSError))
+
+
+def _innermost_module(trace: TracebackType | None) -> str:
+    """The module in which an error arose, passing over the plumbing."""
+    found = ""
+    while trace is not None:
+        name: str = trace.tb_frame.f_globals.get("__name__", "")
+        if name.partition(".")[0] not in _PLUMBING:
+            found = name
+        trace = trace.tb_next
+    return found
+
+
+def shown(addr: Any) -> str:
+    """An address for the log."""
+    return str(addr[0]) if isinstance(addr, tuple) and addr else "a Unix socket"
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _exc_info(error: BaseException) -> Any:
+    return type(error), error, error.__traceback__

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""One request at a time, one request a connection."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import struct
+import time
+from contextlib import suppress
+from typing import Any
+
+from gunicorn import sock as listening
+from gunicorn.http.errors import NoMoreData
+from gunicorn.http.parser import RequestParser
+from gunicorn.workers import closing
+from gunicorn.workers.base import TICK, Worker
+from gunicorn.workers.cycle import Fate, Stopped
+
+# linux/tcp.h: of a listening socket, tcpi_unacked is the length of its accept queue.
+_TCP_INFO_UNACKED = 24
+
+# Nobody is in the queue any more, or the connection ended in it: no reason to stop accepting.
+_TRANSIENT = frozenset((errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM, errno.ENETDOWN))
+_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+
+class StopWaiting(Exception):
+    """Raised by ``wait()`` when the worker is to end."""
+
+
+class SyncWorker(Worker):
+    """Accepts a connection, answers its request, closes it, and only then looks for another.
+
+    A slow client or a slow application holds the worker, and the master ends it after `timeout`.
+    """
+
+    _tls: Any = None
+    _names: dict[Any, Any] = {}
+
+    def accept(self, listener: Any) -> None:
+        """Accept one connection and serve it. Raises BlockingIOError if none is waiting."""
+        client, addr = listener.accept()
+        self.handle(listener, client, addr)
+
+    def wait(self, timeout: float) -> list[Any]:
+        """The listeners that have a connection waiting, none of them after *timeout* seconds.
+
+        Raises StopWaiting if the master is gone.
+        """
+        self.notify()
+        ready = {fd for fd, _ in self._poll.poll(timeout * 1000)}
+        if self.PIPE and self.PIPE[0] in ready:
+            self.drain_pipe()
+        if not ready and not self.is_parent_alive():
+            raise StopWaiting
+        return [listener for listener in self.sockets if listener.fileno() in ready]
+
+    def run(self) -> None:
+        self.cycle  # noqa: B018 - what it looks up is not for the first client to wait for
+        self._tls = listening.ssl_context(self.cfg) if self.cfg.is_ssl else None
+        self._names = {listener: listener.getsockname() for listener in self.sockets}
+        self._poll = select.poll()
+        for listener in self.sockets:
+            listener.setblocking(False)
+            self._poll.register(listener.fileno(), select.POLLIN)
+        if self.PIPE:
+            self._poll.register(self.PIPE[0], select.POLLIN)
+        # The wait ends often enough to beat the heart and to notice that the master has gone.
+        timeout = min(self.timeout or TICK, TICK)
+        if len(self.sockets) > 1:
+            self.run_for_multiple(timeout)
+        else:
+            self.run_for_one(timeout)
+        self._drain_listeners()
+
+    def run_for_one(self, timeout: float) -> None:
+        """Serve a single listener: as long as connections are waiting, without asking whether they are."""
+        listener = self.sockets[0]
+        beaten = 0.0
+        while self.alive:
+            now = time.monotonic()
+            if now - beaten > timeout / 4:
+                self.notify()
+                beaten = now
+            if self._accept_quietly(listener):
+                continue
+            try:
+                self.wait(timeout)
+            except StopWaiting:
+                return
+            beaten = time.monotonic()
+
+    def run_for_multiple(self, timeout: float) -> None:
+        """Serve several listeners in turn."""
+        while self.alive:
+            try:
+                ready = self.wait(timeout)
+            except StopWaiting:
+                return
+            for listener in ready:
+                if not self.alive:
+                    return
+                self.notify()
+                self._accept_quietly(listener)
+
+    def _accept_quietly(self, listener: Any) -> bool:
+        """Serve one connection; False if none was waiting."""
+        try:
+            self.accept(listener)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                # The connection stays in the queue: a loop without a pause would spin.
+                self.log.error("No connection can be accepted: %s", error)
+                time.sleep(0.1)
+            elif error.errno not in _TRANSIENT:
+                raise
+        return True
+
+    def _drain_listeners(self) -> None:
+        """Serve who is in the accept queues when the worker is told to end.
+
+        The master may have closed its own listeners by then; the last to close one resets those who
+        wait in it. Who comes later is not served: under load, that would never end. With *max_requests* the
+        master is there, and so is the queue.
+        """
+        if self.nr >= self.max_requests:
+            return
+        until = time.monotonic() + float(self.cfg.graceful_timeout) / 2
+        for listener in self.sockets:
+            for _ in range(queue_length(listener)):
+                self.notify()
+                if time.monotonic() > until:
+                    return
+                try:
+                    self.accept(listener)
+                except OSError:
+                    break
+
+    # -- one connection ------------------------------------------------------------------
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Serve the connection *client* from *addr* and close it."""
+        fate = Fate.CLOSE
+        try:
+            # Short of the master's timeout, so that a silent client costs itself and not the worker.
+            if self.timeout:
+                closing.set_blocking_timeout(client, self.timeout)
+            if self.cfg.is_ssl:
+                client = self._wrap(client)
+            req = None
+            try:
+                req = next(RequestParser(self.cfg, client, addr, policy=self.cycle.policy))
+            except StopIteration:
+                return
+            answer = self.handle_request(listener, req, client, addr)
+            fate = answer if isinstance(answer, Fate) else Fate.CLOSE
+        except Stopped:
+            client.close()
+            raise
+        except NoMoreData as error:
+            self.log.debug("The connection ended within a request: %s", error)
+            fate = self._refuse(None, client, addr, error)
+        except Exception as error:
+            fate = self._refuse(None, client, addr, error)
+        finally:
+            if fate is Fate.RESET:
+                closing.reset(client)
+            else:
+                closing.close_gracefully(client, more_expected=fate is Fate.LINGER)
+
+    def _refuse(self, req: Any, client: Any, addr: Any, error: BaseException) -> Fate:
+        self.handle_error(req, client, addr, error)
+        return Fate.LINGER
+
+    def _wrap(self, client: socket.socket) -> Any:
+        context = self._tls or listening.ssl_context(self.cfg)
+        # A timeout of Python's: a handshake is many small reads, and each of them may be slow.
+        client.settimeout(self.timeout or None)
+        return context.wrap_socket(
+            client, server_side=True, suppress_ragged_eofs=self.cfg.suppress_ragged_eofs
+        )
+
+    def handle_request(self, listener: Any, req: Any, client: Any, addr: Any) -> Fate:
+        """Have the application answer *req*; returns what becomes of the connection."""
+        server = self._names.get(listener) or listener.getsockname()
+        return self.cycle.serve(req, client, addr, server, keep=False)
+
+
+def queue_length(listener: Any) -> int:
+    """How many connections wait to be accepted; where the system does not tell, as many as ever can."""
+    with suppress(OSError, AttributeError, struct.error, ValueError):
+        if listener.family != socket.AF_UNIX:
+            info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+            return int(struct.unpack_from("@I", info, _TCP_INFO_UNACKED)[0])
+    return int(listener.conf.backlog) if hasattr(listener, "conf") else 2048

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""The heartbeat of a worker: a file without a name whose modification time the master reads."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from typing import Any
+
+PLATFORM = sys.platform
+IS_CYGWIN = PLATFORM.startswith("cygwin")
+
+
+class WorkerTmp:
+    """Made in the master before it forks. The worker calls ``notify()``, the master ``last_update()``.
+
+    Both are on the monotonic clock, so that a step of the wall clock ends no worker. The making counts
+    as the first beat: a worker that hangs while it starts is noticed too.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        self._fd = _unnamed_file(cfg.worker_tmp_dir)
+        self.name = f"worker heartbeat {self._fd}"
+        try:
+            if os.geteuid() == 0 and (cfg.uid, cfg.gid) != (os.geteuid(), os.getegid()):
+                # Only its owner may set a file's times.
+                os.fchown(self._fd, cfg.uid, cfg.gid)
+            self.notify()
+        except BaseException:
+            self.close()
+            raise
+
+    def notify(self) -> None:
+        """Beat now."""
+        now = time.monotonic_ns()
+        os.utime(self.fileno(), ns=(now, now))
+
+    def last_update(self) -> float:
+        """The moment of the last beat, in seconds of the monotonic clock."""
+        return os.fstat(self.fileno()).st_mtime_ns / 1e9
+
+    def fileno(self) -> int:
+        """The descriptor. Raises ValueError once it is closed."""
+        if self._fd < 0:
+            raise ValueError("the heartbeat file is closed")
+        return self._fd
+
+    def close(self) -> None:
+        """Close this process's descriptor, once."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _unnamed_file(directory: str | None) -> int:
+    # In memory unless told otherwise: on a busy disk a write of times can wait for
+    # seconds, and the master would take the worker for dead.
+    if directory is None and hasattr(os, "memfd_create"):
+        try:
+            return os.memfd_create("gunicorn-heartbeat", os.MFD_CLOEXEC)
+        except OSError:
+            pass  # not allowed in this sandbox
+    fd, path = tempfile.mkstemp(prefix="wgunicorn-", dir=directory)
+    if not IS_CYGWIN:
+        os.unlink(path)
+    return fd
