@@ -90,7 +90,7 @@ class BaseApplication:
                 f"the configuration cannot be loaded: {type(error).__name__}: {error}"
             ) from error
         fresh = rehearsal.cfg
-        fresh.effects = effects.environ
+        fresh.effects = effects
         # load_config may note things on the application, such as what is to be served.
         fresh.noted = {
             name: value
@@ -103,7 +103,8 @@ class BaseApplication:
         """Put a Config from `fresh_config` in place, with all that loading it meant for this process."""
         for name in self.cfg.env:
             apply_environ({name: self.cfg.env_orig.get(name)})
-        apply_environ(fresh.effects)
+        if fresh.effects is not None:
+            fresh.effects.apply()
         self.__dict__.update(fresh.noted)
         self.cfg = fresh
         if fresh.spew:

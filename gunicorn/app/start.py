@@ -26,10 +26,16 @@ class Start(NamedTuple):
 
 
 class Effects:
-    """What was done to the process between entering and leaving `as_at_start`, and has been undone."""
+    """What was done to the process between entering and leaving `as_at_start`; undone, until `apply`."""
 
     def __init__(self) -> None:
         self.environ: dict[str, str | None] = {}
+        self.path: list[str] = []
+
+    def apply(self) -> None:
+        """Do it again, to stay: configuration files do set variables and extend the import path."""
+        apply_environ(self.environ)
+        sys.path[:0] = [entry for entry in self.path if entry not in sys.path]
 
 
 @contextlib.contextmanager
@@ -40,12 +46,12 @@ def as_at_start(start: Start) -> Iterator[Effects]:
     """
     effects = Effects()
     environ, path, modules = dict(os.environ), list(sys.path), dict(sys.modules)
-    with _directory_kept():
+    with _directory_kept() as movable:
         set_environ(start.environ)
         # A user that the process has changed to may have no access to the directory. Paths
         # are absolute where they matter, and what cannot be read then says so itself.
         with contextlib.suppress(OSError):
-            if not os.path.samefile(start.directory, "."):
+            if movable and not os.path.samefile(start.directory, "."):
                 os.chdir(start.directory)
         try:
             yield effects
@@ -54,16 +60,22 @@ def as_at_start(start: Start) -> Iterator[Effects]:
             raise
         finally:
             effects.environ = environ_changes(start.environ, os.environ)
+            effects.path = [entry for entry in dict.fromkeys(sys.path) if entry not in path]
             set_environ(environ)
             sys.path[:] = path
 
 
 @contextlib.contextmanager
-def _directory_kept() -> Iterator[None]:
-    # By descriptor: the directory may have been removed, renamed, or closed to this user.
-    here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+def _directory_kept() -> Iterator[bool]:
+    """Come back to the present directory at the end; gives False where there would be no way back."""
     try:
-        yield
+        # By descriptor: the directory may have been removed or renamed.
+        here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
     finally:
         try:
             if not _is_here(here):

@@ -83,11 +83,11 @@ class ForwardedAllowIPS(Setting):
     default = "127.0.0.1,::1"
     env_var = "FORWARDED_ALLOW_IPS"
     desc = """\
-        The addresses of proxies that are believed what they say about the client, with commas in between.
+        The addresses of proxies whose word about the client is believed, with commas in between.
 
         Networks (``10.0.0.0/8``) can be given too. It decides about ``secure_scheme_headers`` and
-        ``forwarder_headers``. ``*`` believes everybody: only where nothing but the proxy can reach the server. Peers
-        on Unix sockets are always believed, since the mode of the file has let them in.
+        ``forwarder_headers``. ``*`` believes everybody: only where nothing but the proxy reaches the server.
+        Peers on Unix sockets are always believed, since the mode of the file has let them in.
 
         Where the environment has ``FORWARDED_ALLOW_IPS``, that is the default.
         """

@@ -76,9 +76,21 @@ def validate_file_exists(val: Any) -> str | None:
     path = validate_string(val)
     if path is None:
         return None
-    if not os.path.exists(path):
+    if _is_missing(path):
         raise ValueError(f"file {path!r} does not exist (seen from {os.getcwd()})")
     return path
+
+
+def _is_missing(path: str) -> bool:
+    # What this user may not look at may well be there: keys are read as root and
+    # the configuration once more by the companions' manager, as another user.
+    try:
+        os.stat(path)
+    except PermissionError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def validate_list_string(val: Any) -> list[str]:
@@ -275,7 +287,7 @@ def validate_chdir(val: Any) -> str:
     from gunicorn.loading import getcwd
 
     path = os.path.normpath(os.path.join(getcwd(), text))
-    if not os.path.isdir(path):
+    if _is_missing(path) or os.path.isfile(path):
         raise ConfigError(f"there is no directory {path!r} to change to")
     return path
 
