@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""What the manual says exists: settings, flags, commands; and its Python is Python."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+from harness import ROOT
+
+from gunicorn.companion.ctl import COMMANDS
+from gunicorn.settings import KNOWN_SETTINGS
+
+# The settings page is written by the documentation's own build.
+PAGES = [
+    page for pattern in ("README.rst", "docs/*.rst", "examples/*/README.rst") for page in ROOT.glob(pattern)
+]
+PAGES = sorted(page for page in PAGES if page.name != "settings.rst")
+KNOWN = {str(cls.name) for cls in KNOWN_SETTINGS}
+FLAGS = {flag for cls in KNOWN_SETTINGS for flag in cls.cli or ()}
+# Flags that the argument parsers themselves add, or that belong to gunicorn-companion.
+OTHER_FLAGS = {"--version", "--help", "--json", "--timeout", "--no-wait"}
+
+
+def commands(text: str, program: str) -> list[str]:
+    """The command lines in *text* that call *program*, without what follows a comment or a pipe."""
+    return re.findall(rf"(?:\$|#|then|shop) {program}( [^#|;>\n\"]*|$)", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_exists(page: Path) -> None:
+    text = page.read_text()
+    named = set(re.findall(r"``(companion_[a-z_]+[a-z])(?: = [^`]*)?``", text))
+    assert named <= KNOWN, f"no such setting: {named - KNOWN}"
+    for line in commands(text, "gunicorn"):
+        flags = set(re.findall(r"(?<=\s)--[a-z-]+", line))
+        assert flags <= FLAGS | OTHER_FLAGS, f"no such flag in {line!r}: {flags - FLAGS}"
+    for line in commands(text, "gunicorn-companion"):
+        words = [word for word in line.split() if not word.startswith(("-", "/"))]
+        assert not words or words[0] in COMMANDS, f"no such command in {line!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_on_a_page_compiles(page: Path) -> None:
+    blocks = re.findall(r"^\.\. code-block:: python\n\n((?:[ ]+.*\n|\n)+)", page.read_text(), re.MULTILINE)
+    for block in blocks:
+        compile(textwrap.dedent(block), str(page), "exec")
