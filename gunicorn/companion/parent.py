@@ -77,6 +77,7 @@ class ManagerHandle:
         self._promised: list[float] = []
         self._socket_checked_at = 0.0
         self._fixed: dict[str, Any] = {}
+        self._server: dict[str, Any] = {}
         self._reload_told = False
         # At a quick stop, what every timeout is capped at.
         self._cap: float | None = None
@@ -114,6 +115,8 @@ class ManagerHandle:
         self.link = ours
         _ARBITER_ENDS.add(ours)
         self._fixed = {name: getattr(self.cfg, name) for name in FIXED_SETTINGS}
+        # Asked of the listeners while they are open: the manager closes its copies.
+        self._server = self._describe_server()
         return theirs
 
     def forked(self, theirs: Link) -> None:
@@ -192,7 +195,7 @@ class ManagerHandle:
         app = self.arbiter.app
         return str(getattr(app, "app_uri", None) or self.cfg.wsgi_app or self.cfg.proc_name)
 
-    def _server(self) -> dict[str, Any]:
+    def _describe_server(self) -> dict[str, Any]:
         return {
             "pid": self.arbiter.pid,
             "version": __version__,
@@ -251,7 +254,7 @@ class ManagerHandle:
             run_dir=self.run_dir,
             post_fork=cfg.companion_post_fork,
             graceful_timeout=cfg.graceful_timeout,
-            server={**self._server(), "started": self.arbiter.started_at},
+            server={**self._server, "started": self.arbiter.started_at},
             link=theirs,
             state=self.state,
         )
@@ -353,7 +356,7 @@ class ManagerHandle:
                 ", ".join(differ),
             )
         assert self.link is not None
-        self.link.send({"server": self._server()})
+        self.link.send({"server": self._describe_server()})
         self._reload_told = changed_names
         self.arbiter.signal_companion_manager(signal.SIGHUP)
 
