@@ -43,8 +43,8 @@ class Config:
         self.env_orig: dict[str, str] = os.environ.copy()
         #: What was read: the configuration files with the names they define, in their order.
         self.sources: list[Any] = []
-        #: What reading them did to the environment, and noted on the application, to be done on adoption.
-        self.effects: dict[str, str | None] = {}
+        #: What reading them did to the process and noted on the application, to be done on adoption.
+        self.effects: Any = None
         self.noted: dict[str, Any] = {}
 
     def __str__(self) -> str:
