@@ -79,8 +79,9 @@ class ChunkedReader:
         return data
 
     def _receive(self) -> bytes:
-        received = self.unreader.read_some(READ_SIZE)
         decoder = self._decoder
+        decoder.check()  # rather than wait for bytes that cannot be read
+        received = self.unreader.read_some(READ_SIZE)
         try:
             if not received:
                 raise NoMoreData(b"")

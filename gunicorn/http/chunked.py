@@ -31,7 +31,14 @@ class ChunkedDecoder:
     """
 
     __slots__ = (
-        "_error", "_missing", "_partial", "_state", "_trailer_count", "_trailer_data", "leftover", "policy",
+        "_error",
+        "_missing",
+        "_partial",
+        "_state",
+        "_trailer_count",
+        "_trailer_data",
+        "leftover",
+        "policy",
         "trailers",
     )
 
@@ -53,13 +60,17 @@ class ChunkedDecoder:
     def feed(self, data: bytes) -> bytes:
         """The content that *data* adds. Raises InvalidChunkSize, ChunkMissingTerminator, or what
         parse_fields raises for trailers."""
-        if self._error is not None:
-            raise self._error
+        self.check()
         try:
             return self._decode(data)
         except Exception as error:
             self._error = error
             raise
+
+    def check(self) -> None:
+        """Raise again what an earlier feed raised."""
+        if self._error is not None:
+            raise self._error
 
     def _decode(self, data: bytes) -> bytes:
         if self._partial:
@@ -76,8 +87,11 @@ class ChunkedDecoder:
                 if not self._missing:
                     self._state = _State.DATA_END
                 continue
-            after = self._take_data_end(data, position) if self._state is _State.DATA_END \
+            after = (
+                self._take_data_end(data, position)
+                if self._state is _State.DATA_END
                 else self._take_line(data, position)
+            )
             if after < 0:
                 self._partial = data[position:]
                 return b"".join(content)

@@ -44,10 +44,20 @@ _CHUNK_EXT = rf"[ \t]*;[ \t]*{_TOKEN_CLASS}+(?:[ \t]*=[ \t]*(?:{_TOKEN_CLASS}+|{
 CHUNK_LINE_RE = re.compile(rf"([0-9A-Fa-f]{{1,16}})(?:{_CHUNK_EXT})*".encode("latin-1"))
 
 # RFC 9110 section 7.6.1 and PEP 3333: these belong to the connection, so the server alone sets them.
-HOP_BY_HOP = frozenset({
-    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
-    "te", "trailer", "trailers", "transfer-encoding", "upgrade",
-})
+HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "trailers",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
 
 
 def is_hoppish(header: str) -> bool:

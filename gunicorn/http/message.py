@@ -22,9 +22,16 @@ from .proxyproto import V1_MAX_LENGTH, ProxyInfo, parse_v1
 from .unreader import READ_SIZE, Unreader
 
 __all__ = [
-    "DEFAULT_MAX_HEADERFIELD_SIZE", "MAX_HEADERS", "MAX_REQUEST_LINE", "METHOD_BADCHAR_RE",
-    "RFC9110_5_5_INVALID_AND_DANGEROUS", "RFC9110_5_6_2_TOKEN_SPECIALS", "TOKEN_RE", "VERSION_RE",
-    "Message", "Request",
+    "DEFAULT_MAX_HEADERFIELD_SIZE",
+    "MAX_HEADERS",
+    "MAX_REQUEST_LINE",
+    "METHOD_BADCHAR_RE",
+    "RFC9110_5_5_INVALID_AND_DANGEROUS",
+    "RFC9110_5_6_2_TOKEN_SPECIALS",
+    "TOKEN_RE",
+    "VERSION_RE",
+    "Message",
+    "Request",
 ]
 
 RFC9110_5_6_2_TOKEN_SPECIALS = grammar.TOKEN_SPECIALS

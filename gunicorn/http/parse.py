@@ -43,9 +43,7 @@ _FAST_LINE_RE = re.compile(
 )
 # No underscore in a name: those are policy. No white space apart from the value: taking it away
 # here would let a long run of spaces be tried in every split, so strip() does it afterwards.
-_FAST_FIELD_RE = re.compile(
-    r"^([!#$%&'*+\-.^`|~0-9A-Za-z]+):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n", re.MULTILINE
-)
+_FAST_FIELD_RE = re.compile(r"^([!#$%&'*+\-.^`|~0-9A-Za-z]+):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n", re.MULTILINE)
 
 _UPPER: dict[str, str] = {}
 _UPPER_MAX = 1024
@@ -132,7 +130,14 @@ class HeadGatherer:
     """
 
     __slots__ = (
-        "_checked", "_proxy", "buffer", "head_end", "head_start", "policy", "proxy_info", "proxy_seen",
+        "_checked",
+        "_proxy",
+        "buffer",
+        "head_end",
+        "head_start",
+        "policy",
+        "proxy_info",
+        "proxy_seen",
     )
 
     def __init__(self, policy: RequestPolicy, *, first: bool = True) -> None:

@@ -114,10 +114,21 @@ def normalize_limits(line: int, fields: int, size: int) -> tuple[int, int, int]:
 
 
 _NAMES = (
-    "limit_request_line", "limit_request_fields", "limit_request_field_size",
-    "permit_obsolete_folding", "strip_header_spaces", "permit_unconventional_http_method",
-    "permit_unconventional_http_version", "casefold_http_method", "header_map", "forwarder_headers",
-    "secure_scheme_headers", "forwarded_allow_ips", "proxy_protocol", "proxy_allow_ips", "is_ssl",
+    "limit_request_line",
+    "limit_request_fields",
+    "limit_request_field_size",
+    "permit_obsolete_folding",
+    "strip_header_spaces",
+    "permit_unconventional_http_method",
+    "permit_unconventional_http_version",
+    "casefold_http_method",
+    "header_map",
+    "forwarder_headers",
+    "secure_scheme_headers",
+    "forwarded_allow_ips",
+    "proxy_protocol",
+    "proxy_allow_ips",
+    "is_ssl",
 )
 
 _latest: tuple[Any, tuple[Any, ...], RequestPolicy] | None = None

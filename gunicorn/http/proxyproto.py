@@ -60,7 +60,7 @@ def split_proxy_header(buffer: bytes | bytearray) -> tuple[int, ProxyInfo | None
     The info is None for ``UNKNOWN`` and ``LOCAL``, where the socket's own addresses hold. Raises
     InvalidProxyLine as soon as no further bytes can make it valid.
     """
-    if buffer.startswith(V2_SIGNATURE):
+    if V2_SIGNATURE.startswith(bytes(buffer[: len(V2_SIGNATURE)])):
         return _split_v2(buffer)
     end = buffer.find(b"\n", 0, V1_MAX_LENGTH)
     if end < 0:

@@ -20,8 +20,18 @@ from .message import DRAIN_LIMIT
 from .streams import FileWrapper, WSGIErrorsWrapper, file_span
 
 __all__ = [
-    "BLKSIZE", "HEADER_VALUE_RE", "SERVER", "SERVER_SOFTWARE", "TOKEN_RE", "FileWrapper", "Response",
-    "WSGIErrorsWrapper", "base_environ", "create", "default_environ", "proxy_environ",
+    "BLKSIZE",
+    "HEADER_VALUE_RE",
+    "SERVER",
+    "SERVER_SOFTWARE",
+    "TOKEN_RE",
+    "FileWrapper",
+    "Response",
+    "WSGIErrorsWrapper",
+    "base_environ",
+    "create",
+    "default_environ",
+    "proxy_environ",
 ]
 
 TOKEN_RE: re.Pattern[str] = grammar.TOKEN_RE

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: MIT
+"""The fast reading of a head never differs from the exact one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gunicorn.http import parse
+from gunicorn.http.errors import ParseException
+from gunicorn.http.policy import RequestPolicy
+
+POLICIES = [
+    RequestPolicy(),
+    RequestPolicy(limit_request_line=20, limit_request_fields=2, limit_request_field_size=30),
+    RequestPolicy(
+        permit_obsolete_folding=True,
+        strip_header_spaces=True,
+        permit_unconventional_http_method=True,
+        permit_unconventional_http_version=True,
+        casefold_http_method=True,
+        header_map="dangerous",
+        secure_scheme_headers={"X-FORWARDED-PROTO": "https"},
+    ),
+]
+
+BYTES = st.binary(min_size=1, max_size=3)
+METHODS = st.sampled_from(
+    [b"GET", b"POST", b"HEAD", b"OPTIONS", b"CONNECT", b"get", b"G", b"A" * 21, b"\r\nPUT"]
+)
+TARGETS = st.sampled_from(
+    [
+        b"/",
+        b"//a/b",
+        b"/a?b=c",
+        b"/?",
+        b"*",
+        b"h:80",
+        b"http://h/p?q",
+        b"/a#f",
+        b"/a?b#f",
+        b"/\xe9",
+        b"/a b",
+        b"?",
+    ]
+)
+VERSIONS = st.sampled_from([b"HTTP/1.1", b"HTTP/1.0", b"HTTP/1.2", b"HTTP/2.0", b"HTTP/1.1 ", b"http/1.1"])
+NAMES = st.sampled_from(
+    [
+        b"Host",
+        b"Content-Length",
+        b"Transfer-Encoding",
+        b"Connection",
+        b"Expect",
+        b"X-Forwarded-Proto",
+        b"Cookie",
+        b"A_B",
+        b"SCRIPT_NAME",
+        b"A ",
+        b" A",
+        b"",
+        b"x",
+    ]
+)
+VALUES = st.sampled_from(
+    [
+        b"",
+        b"h",
+        b"5",
+        b"+5",
+        b"5, 5",
+        b"chunked",
+        b"gzip, chunked",
+        b"close",
+        b"keep-alive, x",
+        b"100-continue",
+        b"https",
+        b"http",
+        b" x\t",
+        b"x\r",
+        b"x\n",
+        b"\r\n y",
+        b"\x00",
+        b"\xff",
+        b"a" * 40,
+    ]
+)
+SEPARATORS = st.sampled_from([b": ", b":", b" :", b":\t ", b""])
+ENDS = st.sampled_from([b"\r\n"] * 12 + [b"\n", b"\r", b"\r\r\n"])
+FIELDS = st.lists(st.tuples(NAMES, SEPARATORS, VALUES, ENDS).map(b"".join), max_size=4).map(b"".join)
+HEADS = st.tuples(METHODS, st.just(b" "), TARGETS, st.just(b" "), VERSIONS, ENDS, FIELDS).map(b"".join)
+
+
+@st.composite
+def corrupted(draw: Any) -> bytes:
+    head = draw(HEADS)
+    if draw(st.booleans()):
+        at = draw(st.integers(0, len(head)))
+        head = head[:at] + draw(BYTES) + head[at + draw(st.integers(0, 2)) :]
+    block = head + b"\r\n"
+    # What the gatherer would hand on: nothing but one head.
+    end = parse.find_head_end(block + b"\r\n\r\n")
+    return (block + b"\r\n\r\n")[:end]
+
+
+@settings(max_examples=1500, deadline=None)
+@given(block=corrupted(), policy=st.sampled_from(POLICIES), trusted=st.booleans())
+def test_fast_and_exact_agree(block: bytes, policy: RequestPolicy, trusted: bool) -> None:
+    fast = outcome(parse.fast_head, block, policy, trusted)
+    if fast is None:
+        return
+    assert fast == outcome(parse.exact_head, block, policy, trusted)
+
+
+def outcome(function: Any, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except ParseException as error:
+        return type(error), error.status
+
+
+def test_ordinary_heads_take_the_fast_way() -> None:
+    block = b"GET /a?b HTTP/1.1\r\nHost: h:80\r\nUser-Agent: a\r\nAccept:*/*\r\nCookie: a=b; c=d \r\n\r\n"
+    head = parse.fast_head(block, RequestPolicy())
+    assert head is not None
+    assert head == parse.exact_head(block, RequestPolicy())
