@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import signal
@@ -536,7 +535,19 @@ class Arbiter:
         return [self._record(pid) for pid in self.WORKERS]
 
     def _plan(self, now: float) -> pool.Plan:
-        return pool.plan(self._all_records(), self.num_workers, now, self.timeout or BOOT_WAIT)
+        records = self._all_records()
+        for record in records:
+            if not record.booted:
+                record.booted = self._last_beat(record.pid) not in (None, record.first_beat)
+        return pool.plan(records, self.num_workers, now, self.timeout or BOOT_WAIT)
+
+    def _last_beat(self, pid: int) -> float | None:
+        try:
+            beat: float = self.WORKERS[pid].tmp.last_update()
+        except (OSError, ValueError):
+            # Its file cannot be read: no reason to end it.
+            return None
+        return beat
 
     def murder_workers(self) -> None:
         """End workers whose heart has stopped: SIGABRT, so that they can say where they hang, then SIGKILL.
@@ -544,14 +555,7 @@ class Arbiter:
         Those that were told to end and have not done so in time get SIGKILL as well.
         """
         now = time.monotonic()
-        beats = {}
-        for pid, worker in self.WORKERS.items():
-            try:
-                beats[pid] = worker.tmp.last_update()
-            except (OSError, ValueError):
-                # Its file is closed: it has just been reaped.
-                continue
-            self._note_boot(pid, beats[pid])
+        beats = {pid: beat for pid in self.WORKERS if (beat := self._last_beat(pid)) is not None}
         for pid in pool.overdue(beats, self.timeout, now):
             worker, record = self.WORKERS[pid], self._record(pid)
             if not worker.aborted:
@@ -562,11 +566,6 @@ class Arbiter:
             elif record.kill_at is None:
                 self.kill_worker(pid, signal.SIGKILL)
         self._kill_due(now)
-
-    def _note_boot(self, pid: int, beat: float) -> None:
-        record = self._record(pid)
-        if not record.booted and record.first_beat is not None and beat != record.first_beat:
-            record.booted = True
 
     def _kill_due(self, now: float) -> None:
         for record in pool.due_for_kill(self._all_records(), now):
@@ -600,11 +599,10 @@ class Arbiter:
     def _bury_worker(self, pid: int, status: int) -> tuple[str, int] | None:
         """Account for the end of a worker; return why and how that ends the server, if it does."""
         record = self._record(pid)
+        if not record.booted:
+            record.booted = self._last_beat(pid) not in (None, record.first_beat)
         worker = self.WORKERS.pop(pid)
         del self._records[pid]
-        if not record.booted:
-            with contextlib.suppress(OSError, ValueError):
-                record.booted = worker.tmp.last_update() != record.first_beat
         now = time.monotonic()
         self._pacing.worker_ended(
             now, now - record.spawned_at, booted=record.booted, asked=record.retiring, failed=status != 0

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: MIT
+"""SIGHUP: all of a new configuration or nothing of it, and a loop that never stops looking."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import environ_of, free_port, is_alive, wait_until
+from tinyserver import HOOKS, TinyServer, config
+
+
+def reload(server: TinyServer, *parts: str, **settings: Any) -> None:
+    """Write another configuration and have it read."""
+    server.write("gunicorn.conf.py", config(*parts, **settings))
+    server.signal(signal.SIGHUP)
+
+
+def test_workers_are_replaced_and_each_is_told_once() -> None:
+    with TinyServer(HOOKS, workers=3) as server:
+        retired: list[int] = []
+        for _ in range(2):
+            pids = server.running(3)
+            retired += pids
+            server.signal(signal.SIGHUP)
+            server.running(3, without=retired)
+        assert len(server.events("on_reload")) == 2
+        assert sorted(int(pid) for [pid] in server.events("term")) == sorted(retired)
+
+
+def test_old_workers_serve_until_new_ones_have_booted() -> None:
+    with TinyServer(mode="slow", workers=2) as server:
+        first = server.running(2)
+        server.signal(signal.SIGHUP)
+        wait_until(lambda: len(server.workers()) == 4, 5)
+        # The new ones need a second to boot; nobody waits for them.
+        started = time.monotonic()
+        assert int(server.get().text) in first
+        assert time.monotonic() - started < 0.5
+        assert not server.events("term")
+        server.running(2, without=first)
+
+
+def test_the_loop_goes_on_while_old_workers_drain() -> None:
+    with TinyServer(mode="deaf", workers=2, graceful_timeout=4) as server:
+        first = server.running(2)
+        # Only the old ones are deaf.
+        reload(server, workers=2, graceful_timeout=4, raw_env=["TINY="])
+        server.wait_events("term", 2)
+        told_at = time.monotonic()
+        [killed, _] = [pid for pid in server.workers() if pid not in first]
+        os.kill(killed, signal.SIGKILL)
+        wait_until(
+            lambda: len([p for p in server.workers() if p not in (*first, killed)]) == 2, 2, "a replacement"
+        )
+        server.signal(signal.SIGTTIN)
+        wait_until(lambda: len(server.workers()) == 5, 2, "one more")
+        assert all(map(is_alive, first))
+        server.running(3, without=first)
+        assert 3.5 < time.monotonic() - told_at < 7
+        assert len(server.events("term")) == 2
+
+
+def test_a_surplus_worker_that_does_not_end_is_killed_at_its_deadline() -> None:
+    with TinyServer(mode="deaf", workers=2, graceful_timeout=2) as server:
+        [oldest, other] = server.running(2)
+        server.signal(signal.SIGTTOU)
+        assert server.wait_events("term") == [[str(oldest)]]
+        time.sleep(1.2)
+        assert is_alive(oldest)
+        assert server.running(1, timeout=5) == [other]
+        assert len(server.events("term")) == 1
+
+
+def test_a_quick_series_of_reloads_ends_with_the_wanted_workers() -> None:
+    with TinyServer(workers=2) as server:
+        server.running(2)
+        for _ in range(15):
+            server.signal(signal.SIGHUP)
+            time.sleep(0.03)
+            assert server.get().status == 200
+        server.signal(signal.SIGTTIN)
+        server.running(3)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("this is not python", "gunicorn.conf.py"),
+        ("raise RuntimeError('no luck')", "no luck"),
+        ("import sys; sys.exit('gone')", "gone"),
+        ("workers = 'many'", "workers"),
+        ("worker_class = 'nothing.of_that_name.Worker'", "of_that_name"),
+        ("bind = ['127.0.0.1:99999']", "99999"),
+        ("raw_env = ['NO_VALUE']", "NO_VALUE"),
+        ("pidfile = '/nothing/of/that/name.pid'", "/nothing/of/that/name.pid"),
+        ("logger_class = 'nothing.of_that_name.Logger'", "of_that_name"),
+        ("bind = 'unix:/nothing/of/that/name.sock'", "/nothing/of/that/name.sock"),
+    ],
+)
+def test_a_bad_configuration_changes_nothing(text: str, said: str) -> None:
+    hook = (
+        HOOKS
+        + """
+def post_worker_init(worker): note("with", os.environ.get("COLOUR"), worker.cfg.proc_name)
+"""
+    )
+    bind = f"127.0.0.1:{free_port()}"
+    settings: dict[str, Any] = {"workers": 1, "raw_env": ["COLOUR=green"], "proc_name": "steady"}
+    with TinyServer(hook, bind=None, ready=None, bind_to=bind, **settings) as server:
+        server.host, server.port = "127.0.0.1", int(bind.split(":")[1])
+        pids = server.running(1)
+        log = server.log()
+        reload(server, hook, text, **{"bind": bind, "proc_name": "shaken", "raw_env": ["COLOUR=red"]})
+        wait_until(lambda: "ERROR" in server.log()[len(log) :], 5, "an error")
+        new = server.log()[len(log) :]
+        assert said in new and "Traceback" not in new
+        assert len([line for line in new.splitlines() if "ERROR" in line]) == 1, new
+        assert server.running(1) == pids
+        assert server.get().status == 200
+        assert not server.events("on_reload") and not server.events("term")
+        # What a new worker inherits is the old configuration too.
+        os.kill(pids[0], signal.SIGKILL)
+        server.running(1, without=pids)
+        assert server.events("with") == 2 * [["green", "steady"]]
+
+
+def test_settings_follow_a_reload() -> None:
+    hook = """
+    import os
+    def post_fork(server, worker):
+        note("env", os.environ.get("ONE"), os.environ.get("TWO"), os.environ.get("HOME"), server.proc_name)
+    """
+    with TinyServer(hook, workers=1, raw_env=["ONE=1", "HOME=/a"], proc_name="first") as server:
+        home = server.env["HOME"]
+        first = server.running(1)
+        reload(server, hook, workers=2, raw_env=["TWO=2"], proc_name="second", pidfile="x.pid")
+        second = server.running(2, without=first)
+        assert server.events("env") == [["1", "None", "/a", "first"]] + 2 * [["None", "2", home, "second"]]
+        assert server.read_int("x.pid") == server.pid
+        reload(server, hook, workers=1, pidfile="y.pid")
+        server.running(1, without=second)
+        assert server.read_int("y.pid") == server.pid
+        assert not (server.dir / "x.pid").exists()
+        assert server.events("env")[-1] == ["None", "None", home, "app:app"]
+
+
+def test_another_worker_class() -> None:
+    hook = """
+    import tinyworker
+    class Other(tinyworker.TinyWorker):
+        def run(self):
+            note("other", self.pid)
+            super().run()
+    worker_class = Other
+    """
+    with TinyServer(workers=1) as server:
+        first = server.running(1)
+        reload(server, hook, workers=1)
+        [pid] = server.running(1, without=first)
+        assert server.events("other") == [[str(pid)]]
+
+
+def test_another_log_configuration() -> None:
+    with TinyServer(workers=1, errorlog="one.log") as server:
+        first = server.running(1)
+        reload(server, workers=1, errorlog="two.log", loglevel="debug")
+        server.running(1, without=first)
+        server.wait_log("starts", name="two.log")
+        assert "DEBUG" in server.log("two.log")
+
+
+def test_a_rotated_log_is_begun_anew() -> None:
+    with TinyServer(workers=1, errorlog="one.log") as server:
+        first = server.running(1)
+        os.rename(server.dir / "one.log", server.dir / "one.log.1")
+        server.signal(signal.SIGHUP)
+        server.running(1, without=first)
+        server.wait_log("starts", name="one.log")
+
+
+def connects(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_addresses_follow_a_reload() -> None:
+    kept, dropped, added = free_port(), free_port(), free_port()
+
+    def bind(*ports: int) -> list[str]:
+        return [f"127.0.0.1:{port}" for port in ports]
+
+    with TinyServer(bind=None, ready=None, workers=1, bind_to=bind(kept, dropped)) as server:
+        server.host, server.port = "127.0.0.1", kept
+        first = server.running(1)
+        assert connects(kept) and connects(dropped)
+        reload(server, workers=1, bind=bind(added, kept))
+        second = server.running(1, without=first)
+        assert connects(kept) and connects(added)
+        wait_until(lambda: not connects(dropped), 5, "the dropped address closed")
+        server.port = added
+        assert int(server.get().text) == second[0]
+
+
+def test_an_address_that_cannot_be_had_keeps_the_old_ones() -> None:
+    kept = free_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        wanted = f"127.0.0.1:{taken.getsockname()[1]}"
+        free = free_port()
+        with TinyServer(bind=None, ready=None, workers=1, bind_to=[f"127.0.0.1:{kept}"]) as server:
+            server.host, server.port = "127.0.0.1", kept
+            pids = server.running(1)
+            started = time.monotonic()
+            reload(server, workers=3, bind=[f"127.0.0.1:{free}", wanted])
+            server.wait_log(wanted)
+            assert time.monotonic() - started < 2
+            assert server.get().status == 200
+            assert not connects(free)
+            assert server.running(1) == pids
+            # The next good one is taken.
+            reload(server, workers=2, bind=[f"127.0.0.1:{free}"])
+            server.running(2, without=pids)
+            assert connects(free)
+
+
+def test_a_unix_socket_that_is_dropped_leaves_no_file(short_dir: Path) -> None:
+    one, two = short_dir / "one", short_dir / "two"
+    with TinyServer(bind=None, ready=None, workers=1, bind_to=[f"unix:{one}"]) as server:
+        first = server.running(1)
+        reload(server, workers=1, bind=[f"unix:{two}"])
+        server.running(1, without=first)
+        assert two.is_socket() and not one.exists()
+        server.stop()
+        assert not two.exists()
+
+
+def test_a_worker_that_no_longer_boots_halts_the_server() -> None:
+    with TinyServer(workers=1, expected_code=3) as server:
+        server.running(1)
+        reload(server, workers=1, raw_env=["TINY=boot"])
+        assert server.wait_exit(10) == 3
+
+
+def test_a_preloaded_application_sees_its_environment() -> None:
+    app = """
+    import os
+    from tinyworker import note
+    note("import", os.environ.get("COLOUR"), os.environ["SERVER_SOFTWARE"].split("/")[0], os.getpid())
+    def app(environ, start_response): pass
+    """
+    with TinyServer(app=app, preload_app=True, workers=1, raw_env=["COLOUR=green"]) as server:
+        assert server.events("import") == [["green", "gunicorn", str(server.pid)]]
+        assert environ_of(server.pid).get("COLOUR") is None
