@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: MIT
+"""The command as it is run: ``--check-config``, ``--print-config``, ``--help``, ``--version``."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gunicorn import __version__
+from gunicorn.config import KNOWN_SETTINGS
+from gunicorn.settings import SECTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SHOP = """
+import os
+
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [b""]
+
+def make(*args):
+    print("made with", *args)
+    return app
+
+def fails():
+    raise LookupError("no stock")
+
+wanted = os.environ.get("SHOP")
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "shop.py").write_text(SHOP)
+    (tmp_path / "broken.py").write_text("import a_module_that_is_missing\n")
+    (tmp_path / "needs_env.py").write_text("import os\nos.environ['SHOP']\nfrom shop import app\n")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/inner.py").write_text("from shop import app\n")
+    return tmp_path
+
+
+def gunicorn(directory: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name not in ("PWD", "PORT")}
+    return subprocess.run(
+        [sys.executable, "-m", "gunicorn", *args],
+        cwd=directory,
+        env={**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_version(here: Path) -> None:
+    done = gunicorn(here, "--version")
+    assert (done.returncode, done.stdout) == (0, f"gunicorn (version {__version__})\n")
+
+
+def test_version_and_config_import_little(here: Path) -> None:
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "import gunicorn.app.wsgiapp\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    slow = {
+        "ssl",
+        "socket",
+        "argparse",
+        "logging",
+        "inspect",
+        "dataclasses",
+        "subprocess",
+        "ipaddress",
+        "asyncio",
+    }
+    assert not slow & set(done.stdout.split())
+    assert not [
+        name for name in done.stdout.split() if name.startswith(("gunicorn.workers", "gunicorn.comp"))
+    ]
+
+
+def test_help_is_grouped_and_complete(here: Path) -> None:
+    done = gunicorn(here, "--help")
+    assert done.returncode == 0
+    for cls in KNOWN_SETTINGS:
+        for flag in cls.cli or ():
+            assert re.search(rf"(^|\s){re.escape(flag)}\b", done.stdout), flag
+    places = [done.stdout.find(f"\n{section}:\n") for section in SECTIONS if section != "Server Hooks"]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert "usage: gunicorn [OPTIONS] [MODULE:CALLABLE]" in done.stdout
+
+
+# -- print -------------------------------------------------------------------------------------
+
+
+def test_print_config(here: Path) -> None:
+    (here / "gunicorn.conf.py").write_text(
+        "workers = 3\n"
+        "def companion_post_fork(manager, companion): pass\n"
+        "companion_workers = [{'name': 'a', 'target': 'shop:make'}]\n"
+    )
+    done = gunicorn(here, "--print-config", "--companion-startsecs", "2", "shop:app", WEB_CONCURRENCY="9")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = dict(re.split(r" += ", line, maxsplit=1) for line in done.stdout.splitlines())
+    assert list(shown) == sorted(str(cls.name) for cls in KNOWN_SETTINGS)
+    assert shown["workers"] == "3"
+    assert shown["companion_startsecs"] == "2"
+    assert shown["companion_post_fork"] == "<companion_post_fork()>"
+    assert shown["companion_workers"] == "[{'name': 'a', 'target': 'shop:make'}]"
+    assert shown["chdir"] == str(here)
+
+
+def test_print_config_checks_as_well(here: Path) -> None:
+    done = gunicorn(here, "--print-config", "shop:ap")
+    assert done.returncode == 1
+    assert "workers" in done.stdout
+    assert "no attribute 'ap'" in done.stderr
+
+
+# -- check -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["shop:app"],
+        ["shop:make('a', 3)"],
+        ["--chdir", "lib", "inner:app"],
+        ["--pythonpath", "lib", "inner:app"],
+        ["--env", "SHOP=1", "needs_env:app"],
+        ["--companion-worker", "a=shop:make", "shop:app"],
+        ["-k", "gthread", "--statsd-host", "localhost", "shop:app"],
+    ],
+)
+def test_all_is_well(here: Path, args: list[str]) -> None:
+    done = gunicorn(here, "--check-config", *args)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["nowhere:app"], ["module 'nowhere' was not found"]),
+        (["shop:ap"], ["module 'shop' was found", "'ap'", "did you mean 'app'"]),
+        (["shop:fails()"], ["LookupError: no stock", "shop.py", "in fails"]),
+        (["broken:app"], ["No module named 'a_module_that_is_missing'", "broken.py"]),
+        (["needs_env:app"], ["KeyError: 'SHOP'"]),
+        (["-k", "unheard_of", "shop:app"], ["unheard_of", "gthread"]),
+        (["--logger-class", "no.such", "shop:app"], ["'no'"]),
+        (["--companion-worker", "a b=shop:make", "shop:app"], ["a b"]),
+        (["--companion-worker", "a=x:y", "--companion-stop-signal", "SIGNONE", "shop:app"], ["SIGNONE"]),
+    ],
+)
+def test_what_is_wrong(here: Path, args: list[str], said: list[str]) -> None:
+    done = gunicorn(here, "--check-config", *args)
+    assert done.returncode == 1, done.stderr
+    for text in said:
+        assert text in done.stderr
+    # The way to the mistake goes through the user's code only.
+    assert f"{ROOT}{os.sep}gunicorn{os.sep}" not in done.stderr
+
+
+NEAR = """
+from shop import *
+import multiprocessing as worker_multiprocessing
+worker = 3
+bnid = "127.0.0.1:0"
+_worker = 4
+def post_forc(server, worker): pass
+Preload_App = True
+base_dir = "/srv"
+debug = True
+something_else = [1]
+"""
+
+
+def test_near_misses_are_warned_of(here: Path) -> None:
+    (here / "gunicorn.conf.py").write_text(NEAR)
+    done = gunicorn(here, "--check-config", "shop:app")
+    assert done.returncode == 0
+    warned = re.findall(
+        r"Warning: .*gunicorn\.conf\.py, line (\d+): (\w+) is .* did you mean (\w+)\?", done.stderr
+    )
+    assert warned == [
+        ("4", "worker", "workers"),
+        ("5", "bnid", "bind"),
+        ("7", "post_forc", "post_fork"),
+        ("8", "Preload_App", "preload_app"),
+    ]
+    assert len(done.stderr.splitlines()) == 4
+
+
+def test_near_misses_are_nobodys_business_otherwise(here: Path) -> None:
+    (here / "gunicorn.conf.py").write_text(NEAR + "raise SystemExit('read to the end')\n")
+    done = gunicorn(here, "shop:app")
+    assert done.returncode == 1
+    assert "Warning" not in done.stderr
+    assert "read to the end" in done.stderr
+
+
+# -- the start ---------------------------------------------------------------------------------
+
+
+def test_a_mistake_is_told_without_our_own_frames(here: Path) -> None:
+    (here / "gunicorn.conf.py").write_text("import shop\nworkers = shop.fails()\n")
+    done = gunicorn(here, "shop:app")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if "File " in line] == [
+        f'  File "{here}/gunicorn.conf.py", line 2, in <module>',
+        f'  File "{here}/shop.py", line 13, in fails',
+    ]
+    assert lines[-1] == f"Error: {here}/gunicorn.conf.py, line 2: LookupError: no stock"
+
+
+def test_no_application(here: Path) -> None:
+    done = gunicorn(here)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: no application to serve")
+
+
+def test_the_console_script_is_the_same(here: Path) -> None:
+    script = Path(sys.executable).with_name("gunicorn")
+    if not script.exists():
+        pytest.skip("the console script is not installed")
+    done = subprocess.run(
+        [script, "--check-config", "shop:app"], cwd=here, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
