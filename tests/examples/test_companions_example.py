@@ -57,12 +57,13 @@ def test_the_scheduler_puts_periodic_jobs_in(shop: Server) -> None:
 
 
 def test_a_killed_worker_loses_no_job() -> None:
-    env = {"SHOP_PACKING_SECONDS": "1.5", "SHOP_STOCKTAKING_SECONDS": "3600", "SHOP_DATABASE": None}
+    env = {"SHOP_PACKING_SECONDS": "1", "SHOP_STOCKTAKING_SECONDS": "3600", "SHOP_DATABASE": None}
     with example_server("companions", env) as server:
         pids = worker_pids(server)
         number = order(server, item=UNICORN)["id"]
         running = wait_job(server, number, "running")
         os.kill(running["worker_pid"], signal.SIGKILL)
+        server.wait_companion(running["worker"], "BACKOFF")
         server.ask("start", running["worker"])  # no need to wait for restart_delay
         done = wait_job(server, number, "done", 20)
         assert done["attempts"] == 2
@@ -70,7 +71,7 @@ def test_a_killed_worker_loses_no_job() -> None:
 
 
 def test_a_stop_lets_the_job_at_hand_finish() -> None:
-    env = {"SHOP_PACKING_SECONDS": "2", "SHOP_STOCKTAKING_SECONDS": "3600", "SHOP_DATABASE": None}
+    env = {"SHOP_PACKING_SECONDS": "1", "SHOP_STOCKTAKING_SECONDS": "3600", "SHOP_DATABASE": None}
     with example_server("companions", env) as server:
         worker_pids(server)
         number = order(server, item=UNICORN)["id"]

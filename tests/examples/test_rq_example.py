@@ -77,7 +77,7 @@ def test_a_stop_lets_the_work_horse_finish(environment: dict[str, str | None]) -
     from redis import Redis
     from rq.job import Job
 
-    environment = {**environment, "SHOP_PACKING_SECONDS": "2"}
+    environment = {**environment, "SHOP_PACKING_SECONDS": "1"}
     with example_server("rq", environment) as server:
         server.wait_companion("rq-1")
         number = order(server, item=UNICORN)["id"]
