@@ -33,6 +33,11 @@ def set_blocking_timeout(sock: Any, seconds: float) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
+def peek_now(sock: Any) -> bytes:
+    """As ``receive_now()`` for one byte, which is left where it is."""
+    return _socket.socket.recv(getattr(sock, "_sock", sock), 1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+
+
 def receive_now(sock: Any, size: int = _CHUNK) -> bytes:
     """What has arrived on the connection itself, below any TLS. Raises BlockingIOError if that is nothing."""
     return _socket.socket.recv(getattr(sock, "_sock", sock), size, socket.MSG_DONTWAIT)
@@ -45,10 +50,10 @@ def begin_close(sock: Any, more_expected: bool = False) -> bool:
     """
     try:
         if not more_expected and not _has_input(sock):
-            _say_goodbye(sock)
+            say_goodbye(sock)
             sock.close()
             return False
-        _say_goodbye(sock)
+        say_goodbye(sock)
         sock.shutdown(socket.SHUT_WR)
         return True
     except (OSError, ValueError):
@@ -58,12 +63,12 @@ def begin_close(sock: Any, more_expected: bool = False) -> bool:
 
 def _has_input(sock: Any) -> bool:
     try:
-        return bool(receive_now(sock, 1))
+        return bool(peek_now(sock))
     except BlockingIOError:
         return False
 
 
-def _say_goodbye(sock: Any) -> None:
+def say_goodbye(sock: Any) -> None:
     """Send TLS's close_notify: without it the client cannot tell an end from a connection cut by others."""
     unwrap = getattr(sock, "unwrap", None)
     if unwrap is None:

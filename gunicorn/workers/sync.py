@@ -3,27 +3,17 @@
 
 from __future__ import annotations
 
-import errno
 import select
 import socket
-import struct
 import time
-from contextlib import suppress
 from typing import Any
 
 from gunicorn import sock as listening
 from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parser import RequestParser
-from gunicorn.workers import closing
+from gunicorn.workers import accepting, closing
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.cycle import Fate, Stopped
-
-# linux/tcp.h: of a listening socket, tcpi_unacked is the length of its accept queue.
-_TCP_INFO_UNACKED = 24
-
-# Nobody is in the queue any more, or the connection ended in it: no reason to stop accepting.
-_TRANSIENT = frozenset((errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM, errno.ENETDOWN))
-_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 class StopWaiting(Exception):
@@ -68,7 +58,7 @@ class SyncWorker(Worker):
         if self.PIPE:
             self._poll.register(self.PIPE[0], select.POLLIN)
         # The wait ends often enough to beat the heart and to notice that the master has gone.
-        timeout = min(self.timeout or TICK, TICK)
+        timeout = min(TICK, self.timeout / 2 or TICK)
         if len(self.sockets) > 1:
             self.run_for_multiple(timeout)
         else:
@@ -112,11 +102,11 @@ class SyncWorker(Worker):
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno in _EXHAUSTED:
+            if error.errno in accepting.EXHAUSTED:
                 # The connection stays in the queue: a loop without a pause would spin.
                 self.log.error("No connection can be accepted: %s", error)
                 time.sleep(0.1)
-            elif error.errno not in _TRANSIENT:
+            elif error.errno not in accepting.TRANSIENT:
                 raise
         return True
 
@@ -131,7 +121,7 @@ class SyncWorker(Worker):
             return
         until = time.monotonic() + float(self.cfg.graceful_timeout) / 2
         for listener in self.sockets:
-            for _ in range(queue_length(listener)):
+            for _ in range(accepting.queue_length(listener)):
                 self.notify()
                 if time.monotonic() > until:
                     return
@@ -188,12 +178,3 @@ class SyncWorker(Worker):
         """Have the application answer *req*; returns what becomes of the connection."""
         server = self._names.get(listener) or listener.getsockname()
         return self.cycle.serve(req, client, addr, server, keep=False)
-
-
-def queue_length(listener: Any) -> int:
-    """How many connections wait to be accepted; where the system does not tell, as many as ever can."""
-    with suppress(OSError, AttributeError, struct.error, ValueError):
-        if listener.family != socket.AF_UNIX:
-            info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-            return int(struct.unpack_from("@I", info, _TCP_INFO_UNACKED)[0])
-    return int(listener.conf.backlog) if hasattr(listener, "conf") else 2048

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""Which connections wait for what, and until when. Pure bookkeeping: no sockets, no clock."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Iterable
+from typing import Generic, Protocol, TypeVar
+
+
+class State(enum.Enum):
+    """What a connection waits for; in BUSY, a thread has it. What it was before is in ``was``."""
+
+    HANDSHAKE = enum.auto()  # TLS is being set up
+    NEW = enum.auto()  # nothing of the first request has come
+    HEAD = enum.auto()  # a part of a request's head has come
+    IDLE = enum.auto()  # kept alive, nothing of the next request has come
+    BUSY = enum.auto()
+    LINGER = enum.auto()  # answered for good; what the client still sends is thrown away
+
+
+class Waiter(Protocol):
+    fd: int
+    state: State
+    was: State
+    deadline: float
+
+
+C = TypeVar("C", bound=Waiter)
+
+
+class Waiting(Generic[C]):
+    """The connections that wait. Whoever takes one out owns it, and nobody else can get at it then.
+
+    Threads and the clock's keeper compete for a connection: every operation is one of a dict, which is
+    atomic, so they need no lock.
+    """
+
+    def __init__(self) -> None:
+        self._by_fd: dict[int, C] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_fd)
+
+    def park(self, conn: C, state: State, deadline: float) -> None:
+        """Let *conn* wait in *state* until *deadline*."""
+        conn.state = state
+        conn.deadline = deadline
+        self._by_fd[conn.fd] = conn
+
+    def claim(self, fd: int) -> C | None:
+        """Take out the connection of *fd*; None if somebody else was faster."""
+        conn = self._by_fd.pop(fd, None)
+        if conn is not None:
+            conn.was, conn.state = conn.state, State.BUSY
+        return conn
+
+    def snapshot(self) -> Iterable[C]:
+        """Those who wait now, the longest first."""
+        return self._by_fd.copy().values()
+
+    def claim_expired(self, now: float) -> list[C]:
+        """Take out those whose deadline has come."""
+        return self._claim_where(lambda conn: conn.deadline <= now)
+
+    def claim_states(self, states: Iterable[State]) -> list[C]:
+        """Take out those in one of *states*."""
+        wanted = frozenset(states)
+        return self._claim_where(lambda conn: conn.state in wanted)
+
+    def _claim_where(self, wanted: Callable[[C], bool]) -> list[C]:
+        claimed = []
+        for conn in self.snapshot():
+            # Its descriptor may be another connection's by now, which is looked at another time.
+            if wanted(conn) and self._by_fd.get(conn.fd) is conn and self.claim(conn.fd) is not None:
+                claimed.append(conn)
+        return claimed
+
+    def claim_longest_idle(self) -> C | None:
+        """Take out the one that has been kept alive for nothing the longest; None if there is none."""
+        for conn in self.snapshot():
+            if conn.state is State.IDLE and self._by_fd.get(conn.fd) is conn:
+                found = self.claim(conn.fd)
+                if found is not None:
+                    return found
+        return None
+
+    def cap(self, states: Iterable[State], deadline: float) -> None:
+        """Let those in one of *states* wait no longer than *deadline*."""
+        wanted = frozenset(states)
+        for conn in self.snapshot():
+            if conn.state in wanted:
+                conn.deadline = min(conn.deadline, deadline)
+
+    def count(self, states: Iterable[State]) -> int:
+        """How many are in one of *states*."""
+        wanted = frozenset(states)
+        return sum(conn.state in wanted for conn in self.snapshot())
+
+    def nearest(self) -> float:
+        """The earliest deadline; infinity if there is none."""
+        return min((conn.deadline for conn in self.snapshot()), default=math.inf)

@@ -1,0 +1,526 @@
+# SPDX-License-Identifier: MIT
+"""Threads that wait together and serve what they find: leader and followers.
+
+Every thread waits on the one poller. The one that is woken serves the connection it was woken for, and
+then waits again. It is woken for bytes, not for requests: the head of a request is gathered
+without waiting, so that a client that sends it slowly occupies no thread, only a place in the poller.
+The main thread serves nobody. It beats the heart, hears signals and ends connections whose time is up.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from gunicorn import sock as listening
+from gunicorn.http.errors import NoMoreData, ParseException, RequestTimeout
+from gunicorn.http.parse import HeadGatherer
+from gunicorn.http.parser import RequestParser
+from gunicorn.http.policy import RequestPolicy, policy_for
+from gunicorn.workers import accepting, closing
+from gunicorn.workers.base import TICK, Worker
+from gunicorn.workers.connections import State, Waiting
+from gunicorn.workers.cycle import Fate
+from gunicorn.workers.polling import make_poller
+
+# How long a retiring worker waits for clients that have a connection but no request on it: those that
+# keep sending get an answer that says close, instead of a reset.
+FAREWELL = 0.5
+
+# How long it waits for the rest of a request's head.
+FAREWELL_HEAD = 2.0
+
+_RECEIVE = 65536
+
+
+class TConn:
+    """A connection: what has come of its next request, and until when it may wait for more."""
+
+    def __init__(self, cfg: Any, sock: Any, client: Any, server: Any) -> None:
+        self.cfg = cfg
+        self.sock = sock
+        self.client = client
+        self.server = server
+        self.fd: int = sock.fileno()
+        self.state = self.was = State.NEW
+        self.deadline = math.inf
+        self.timeout: float | None = None
+        self.parser: Any = None
+        self.initialized = False
+        self.is_tls = False
+        self.gatherer: HeadGatherer | None = None
+
+    def init(self, context: ssl.SSLContext | None = None, policy: RequestPolicy | None = None) -> None:
+        """Prepare for reading; with TLS the handshake is still to come. A second call does nothing."""
+        if self.initialized:
+            return
+        self.initialized = True
+        if self.cfg.is_ssl:
+            self.is_tls = True
+            self.sock.settimeout(0)
+            self.sock = (context or listening.ssl_context(self.cfg)).wrap_socket(
+                self.sock,
+                server_side=True,
+                suppress_ragged_eofs=self.cfg.suppress_ragged_eofs,
+                do_handshake_on_connect=False,
+            )
+        self.parser = RequestParser(self.cfg, self.sock, self.client, policy=policy or policy_for(self.cfg))
+
+    def set_timeout(self) -> None:
+        """Let the connection idle for `keepalive` seconds from now."""
+        self.timeout = time.monotonic() + self.cfg.keepalive
+
+    def gather(self) -> bool:
+        """Receive without waiting; True once the parser can read a whole head.
+
+        Raises BlockingIOError or SSLWantReadError where more has to come, NoMoreData at the end of the
+        connection (its ``buf`` says of how much), ParseException for what is no request.
+        """
+        unreader = self.parser.unreader
+        gatherer = self.gatherer
+        if gatherer is None:
+            gatherer = self.gatherer = HeadGatherer(self.parser.policy, first=self.parser.req_count == 0)
+        while True:
+            if unreader.pending:
+                data = unreader.read()
+            elif self.is_tls:
+                data = self.sock.recv(_RECEIVE)
+            else:
+                data = self.sock.recv(_RECEIVE, socket.MSG_DONTWAIT)
+            if not data:
+                raise NoMoreData(bytes(gatherer.buffer))
+            if gatherer.feed(data):
+                unreader.unread(bytes(gatherer.buffer))
+                self.gatherer = None
+                return True
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part of the next head has been received."""
+        return self.gatherer is not None and bool(self.gatherer.buffer)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.sock.close()
+
+
+class DaemonThreads:
+    """Threads that a process does not wait for at its end: one may hang in the application."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def submit(self, fn: Callable[..., object], *args: Any) -> None:
+        self._count += 1
+        threading.Thread(target=fn, args=args, name=f"gunicorn-thread-{self._count}", daemon=True).start()
+
+    def shutdown(self, wait: bool = False) -> None:
+        """Nothing: they end by themselves."""
+
+
+class ThreadWorker(Worker):
+    """Serves requests in `threads` threads and keeps up to `worker_connections` connections."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        cfg = self.cfg
+        self.worker_connections: int = cfg.worker_connections
+        self.max_keepalived = cfg.worker_connections - cfg.threads
+        self.tpool: Any = None
+        self.poller: Any = None
+        self.waiting: Waiting[TConn] = Waiting()
+        self.conns: dict[int, TConn] = {}
+        self._listeners: dict[int, Any] = {}
+        self._names: dict[int, Any] = {}
+        self._paused: set[int] = set()
+        self._accepting = False
+        self._accept_lock = threading.Lock()
+        self._tls: ssl.SSLContext | None = None
+        self._keepalive = float(cfg.keepalive)
+        self._patience = float(cfg.timeout) or math.inf
+        self._is_tls: bool = cfg.is_ssl
+        # The master waits for twice `timeout`.
+        self._beat = min(TICK, self.timeout / 2 or TICK)
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Warn of settings that leave no room for connections that are kept alive."""
+        if cfg.worker_connections <= cfg.threads and cfg.keepalive:
+            log.warning(
+                "worker_connections (%s) leaves no place beside the %s threads to keep a connection alive",
+                cfg.worker_connections,
+                cfg.threads,
+            )
+
+    def init_process(self) -> None:
+        self.tpool = self.get_thread_pool()
+        self.poller = make_poller()
+        super().init_process()
+
+    def get_thread_pool(self) -> Any:
+        """What runs the threads: anything with ``submit(function)`` and room for `threads` of them."""
+        return DaemonThreads()
+
+    @property
+    def nr_conns(self) -> int:
+        """How many connections are open."""
+        return len(self.conns)
+
+    # -- the main thread -----------------------------------------------------------------
+
+    def run(self) -> None:
+        self.cycle  # noqa: B018 - what it looks up is not for the first client to wait for
+        if self._is_tls:
+            self._tls = listening.ssl_context(self.cfg)
+        self._alarm = select.poll()
+        self._alarm.register(self.PIPE[0], select.POLLIN)
+        self._accepting = True
+        for listener in self.sockets:
+            listener.setblocking(False)
+            self._listeners[listener.fileno()] = listener
+            self._names[listener.fileno()] = listener.getsockname()
+            self.poller.watch(listener.fileno())
+        for _ in range(max(1, self.cfg.threads)):
+            self.tpool.submit(self._follow)
+        while self.alive and self.is_parent_alive():
+            self._tick(math.inf)
+            self._resume_accepting()
+        self.alive = False
+        self._retire_gracefully()
+        self.poller.stop()
+        self.tpool.shutdown(False)
+
+    def _tick(self, until: float) -> None:
+        """Beat the heart, end what is overdue, and wait for a wake-up, a deadline or *until*."""
+        self.notify()
+        self.murder_keepalived()
+        now = time.monotonic()
+        timeout = min(until, self.waiting.nearest(), now + self._beat) - now
+        if self._alarm.poll(max(0, math.ceil(timeout * 1000))):
+            self.drain_pipe()
+
+    def murder_keepalived(self) -> None:
+        """End the connections that have waited for too long."""
+        for conn in self.waiting.claim_expired(time.monotonic()):
+            self._expire(conn)
+
+    def _expire(self, conn: TConn) -> None:
+        try:
+            if conn.was is State.HEAD:
+                self.handle_error(None, conn.sock, conn.client, RequestTimeout())
+                self._end(conn, Fate.LINGER)
+            elif conn.was in (State.NEW, State.IDLE) and _has_input(conn):
+                # It came at the last moment; threads are busy, or just about to see it.
+                self._park(conn, conn.was, time.monotonic() + self._beat)
+            else:
+                self._drop(conn)
+        except Exception:
+            self._give_up(conn)
+
+    def _retire_gracefully(self) -> None:
+        """Serve what has come, let clients go with an answer where they want one, and stop."""
+        deadline = self.graceful_deadline()
+        farewell = min(time.monotonic() + FAREWELL, deadline)
+        # Meanwhile everything goes on, but each response says close.
+        while time.monotonic() < farewell and self.waiting.count((State.IDLE, State.NEW)):
+            self._tick(farewell)
+        self._stop_accepting()
+        now = time.monotonic()
+        # Those who have just connected are about to send a request.
+        self.waiting.cap((State.NEW, State.LINGER), now + FAREWELL)
+        self.waiting.cap((State.HEAD, State.HANDSHAKE), now + FAREWELL_HEAD)
+        while self.conns and (now := time.monotonic()) < deadline:
+            self._leave_idle()
+            if self.conns:
+                self._tick(min(deadline, now + FAREWELL))
+        for conn in self.waiting.claim_states(State):
+            self._drop(conn)
+
+    def _leave_idle(self) -> None:
+        """Close kept connections on which nothing has come; if something has, a thread will see to it."""
+        for conn in self.waiting.claim_states((State.IDLE,)):
+            try:
+                if _has_input(conn):
+                    self._park(conn, conn.was, math.inf)
+                else:
+                    self._drop(conn)
+            except Exception:
+                self._give_up(conn)
+
+    def _stop_accepting(self) -> None:
+        """Take over who is in the accept queues, and close them.
+
+        The master may have closed its own listeners; the last to close one resets those who wait in it.
+        When the worker retires on its own account the master is there, and so is the queue.
+        """
+        with self._accept_lock:
+            # From here on no thread holds a connection that is in no book.
+            self._accepting = False
+        for fd, listener in list(self._listeners.items()):
+            self.poller.forget(fd)
+            if self.nr < self.max_requests:
+                for _ in range(accepting.queue_length(listener)):
+                    conn = self._take(listener, fd)
+                    if conn is None:
+                        break
+                    self._park(conn, conn.was, conn.deadline)
+            # Before it is closed: the next connection may get its number.
+            del self._listeners[fd]
+            with suppress(OSError):
+                listener.close()
+
+    # -- the threads ---------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        """The life of a thread: wait for a turn, serve, wait."""
+        while (fd := self.poller.wait()) is not None:
+            try:
+                listener = self._listeners.get(fd)
+                if listener is not None:
+                    self.accept(self._names[fd], listener)
+                    continue
+                conn = self.waiting.claim(fd)
+                # None: the main thread has ended it meanwhile.
+                if conn is not None:
+                    self.on_client_socket_readable(conn, conn.sock)
+            except Exception:
+                self.log.exception("A thread goes on after an error")
+
+    def accept(self, server: Any, listener: Any) -> None:
+        """Accept one connection, let another thread accept the next, and serve it if its request is there."""
+        with self._accept_lock:
+            if not self._accepting:
+                return
+            fd = listener.fileno()
+            if len(self.conns) >= self.worker_connections and not self._make_room():
+                self._pause(fd)
+                return
+            conn = self._take(listener, fd)
+            if fd not in self._paused:
+                self.poller.watch(fd)
+        if conn is not None:
+            self.on_client_socket_readable(conn, conn.sock)
+
+    def _take(self, listener: Any, fd: int) -> TConn | None:
+        """A connection from the accept queue, or None."""
+        try:
+            sock, addr = listener.accept()
+        except BlockingIOError:
+            # Another worker was faster.
+            return None
+        except OSError as error:
+            if error.errno in accepting.EXHAUSTED:
+                self.log.error("No connection can be accepted: %s", error)
+                self._paused.add(fd)
+            elif error.errno not in accepting.TRANSIENT:
+                self.log.error("A connection could not be accepted: %s", error)
+            return None
+        conn = TConn(self.cfg, sock, addr, self._names[fd])
+        self.conns[id(conn)] = conn
+        conn.state = conn.was = State.HANDSHAKE if self._is_tls else State.NEW
+        conn.deadline = time.monotonic() + self._patience
+        try:
+            if self._patience < math.inf:
+                closing.set_blocking_timeout(sock, self._patience)
+            conn.init(self._tls, self.cycle.policy)
+        except (OSError, ValueError):
+            # It was gone before we came to it.
+            self._give_up(conn)
+            return None
+        return conn
+
+    def _make_room(self) -> bool:
+        """Close the connection that has idled the longest, for a new one; False if none idles."""
+        conn = self.waiting.claim_longest_idle()
+        if conn is None:
+            return False
+        self._drop(conn)
+        return True
+
+    def _pause(self, fd: int) -> None:
+        """Accept nothing until a connection ends."""
+        self._paused.add(fd)
+        if len(self.conns) < self.worker_connections:
+            # It ended between the look and the note.
+            self._resume_accepting()
+
+    def _resume_accepting(self) -> None:
+        while self._paused and self._accepting and len(self.conns) < self.worker_connections:
+            with suppress(KeyError, OSError, ValueError):
+                self.poller.watch(self._paused.pop())
+
+    def on_client_socket_readable(self, conn: TConn, client: Any) -> None:
+        """Go on with a connection that this thread owns, as far as it can without waiting for the client."""
+        try:
+            if conn.was is State.LINGER:
+                self._discard(conn)
+            elif conn.was is not State.HANDSHAKE or self._shake_hands(conn):
+                self._gather_and_serve(conn)
+        except Exception:
+            self.log.exception("A connection is given up")
+            self._give_up(conn)
+
+    def _shake_hands(self, conn: TConn) -> bool:
+        """Go on with the TLS handshake; True when it is complete."""
+        try:
+            conn.sock.do_handshake()
+        except ssl.SSLWantReadError:
+            self._park(conn, State.HANDSHAKE, conn.deadline)
+        except ssl.SSLWantWriteError:
+            self._park(conn, State.HANDSHAKE, conn.deadline, write=True)
+        except OSError as error:
+            self.handle_error(None, conn.sock, conn.client, error)
+            self._give_up(conn)
+        else:
+            conn.was = State.NEW
+            return True
+        return False
+
+    def _gather_and_serve(self, conn: TConn) -> None:
+        """Receive, and serve each request whose head is complete."""
+        try:
+            while conn.gather():
+                keep, _ = self._as_pair(self.enqueue_req(conn), conn)
+                if not keep:
+                    return
+                conn.was = State.IDLE
+                if not conn.parser.unreader.pending and not conn.is_tls:
+                    self._park(conn, State.IDLE, time.monotonic() + self._keepalive)
+                    return
+        except (BlockingIOError, ssl.SSLWantReadError):
+            self._wait_for_more(conn)
+        except ssl.SSLWantWriteError:
+            self._park(conn, State.HEAD, conn.deadline, write=True)
+        except NoMoreData as end:
+            if end.buf:
+                self._refuse(conn, end)
+            else:
+                self._drop(conn)
+        except (ParseException, OSError) as error:
+            self._refuse(conn, error)
+
+    def _wait_for_more(self, conn: TConn) -> None:
+        now = time.monotonic()
+        if not conn.has_begun:
+            deadline = conn.deadline if conn.was is State.NEW else now + self._keepalive
+            self._park(conn, State.NEW if conn.was is State.NEW else State.IDLE, deadline)
+        elif conn.was is State.IDLE:
+            # The time for a head begins with its first byte; that of a first request, with the connection.
+            self._park(conn, State.HEAD, now + self._patience)
+        else:
+            self._park(conn, State.HEAD, conn.deadline)
+
+    def enqueue_req(self, conn: TConn) -> Any:
+        """Serve the request that has arrived on *conn*, in this thread."""
+        if conn.is_tls:
+            conn.sock.settimeout(self._patience if self._patience < math.inf else None)
+        answer = self.handle(conn)
+        if conn.is_tls and conn.sock.fileno() >= 0:
+            conn.sock.settimeout(0)
+        return answer
+
+    def handle(self, conn: TConn) -> tuple[bool, TConn]:
+        """Parse and serve the next request of *conn*; whether the connection goes on, and *conn*."""
+        fate = Fate.LINGER
+        req = None
+        try:
+            req = next(conn.parser)
+            answer = self.handle_request(req, conn)
+            fate = answer if isinstance(answer, Fate) else Fate.KEEP if answer else Fate.CLOSE
+        except StopIteration:
+            fate = Fate.CLOSE
+        except Exception as error:
+            self.handle_error(req, conn.sock, conn.client, error)
+        if fate is Fate.KEEP:
+            return True, conn
+        self._end(conn, fate)
+        return False, conn
+
+    def handle_request(self, req: Any, conn: TConn) -> Fate | bool:
+        """Have the application answer *req*; returns what becomes of the connection."""
+        keep = self._keepalive > 0
+        return self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
+
+    # -- ends ----------------------------------------------------------------------------
+
+    def _park(self, conn: TConn, state: State, deadline: float, write: bool = False) -> None:
+        """Let *conn* wait; from here on it is no longer this thread's."""
+        self.waiting.park(conn, state, deadline)
+        try:
+            self.poller.watch(conn.fd, write=write)
+        except (OSError, ValueError):
+            if self.waiting.claim(conn.fd) is conn:
+                self._give_up(conn)
+        if not self.alive:
+            self.wake()
+
+    def _refuse(self, conn: TConn, error: BaseException) -> None:
+        self.handle_error(None, conn.sock, conn.client, error)
+        self._end(conn, Fate.LINGER)
+
+    def _end(self, conn: TConn, fate: Fate) -> None:
+        """Close *conn* as *fate* says, in the poller where the client is still sending."""
+        if fate is Fate.RESET:
+            self.poller.forget(conn.fd)
+            closing.reset(conn.sock)
+            self._forget(conn)
+            return
+        conn.gatherer = None
+        if closing.begin_close(conn.sock, more_expected=fate is Fate.LINGER):
+            conn.was = State.LINGER
+            conn.deadline = time.monotonic() + closing.LINGER_SECONDS
+            self._discard(conn)
+        else:
+            self._forget(conn)
+
+    def _discard(self, conn: TConn) -> None:
+        ended, _ = closing.discard_now(conn.sock)
+        if ended:
+            self._drop(conn)
+        else:
+            self._park(conn, State.LINGER, conn.deadline)
+
+    def _drop(self, conn: TConn) -> None:
+        """Close *conn*, from which nothing is expected."""
+        self.poller.forget(conn.fd)
+        closing.say_goodbye(conn.sock)
+        with suppress(OSError):
+            conn.close()
+        self._forget(conn)
+
+    def _give_up(self, conn: TConn) -> None:
+        """Close *conn*, whatever state it is in."""
+        if self.conns.get(id(conn)) is conn:
+            self.poller.forget(conn.fd)
+            with suppress(Exception):
+                conn.close()
+            self._forget(conn)
+
+    def _forget(self, conn: TConn) -> None:
+        self.conns.pop(id(conn), None)
+        if self._paused:
+            self._resume_accepting()
+        if not self.alive:
+            self.wake()
+
+    def _as_pair(self, answer: Any, conn: TConn) -> tuple[bool, TConn]:
+        """What ``handle()`` of a subclass has returned."""
+        return answer if isinstance(answer, tuple) else (bool(answer), conn)
+
+
+def _has_input(conn: TConn) -> bool:
+    """Whether something has arrived on *conn*, its end included."""
+    try:
+        closing.peek_now(conn.sock)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
