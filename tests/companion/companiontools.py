@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from harness import ROOT
+from harness import ROOT, is_alive, kill_all
 
 HERE = Path(__file__).resolve().parent
 
@@ -76,3 +77,52 @@ def answer_of(code: str, *args: str, **options: Any) -> Any:
     done = run_python(code, *args, **options)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+class Script:
+    """A program of its own with pipes at both ends; what it prints is waited for with a deadline."""
+
+    def __init__(self, code: str, *args: str, **options: Any) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code), *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=python_env(),
+            **options,
+        )
+        assert self.popen.stdin is not None and self.popen.stdout is not None
+        self.stdin, self.stdout = self.popen.stdin, self.popen.stdout
+        os.set_blocking(self.stdout.fileno(), False)
+        self.pid = self.popen.pid
+        self._read = b""
+
+    def _more(self, timeout: float) -> bool:
+        """Read what comes next; False at the end."""
+        if not select.select([self.stdout], [], [], timeout)[0]:
+            raise AssertionError(f"nothing printed within {timeout} s after {self._read!r}")
+        data = os.read(self.stdout.fileno(), 65536)
+        self._read += data
+        return bool(data)
+
+    def line(self, timeout: float = 20.0) -> str:
+        """The next line, without its end; what is left at the end of the output."""
+        while b"\n" not in self._read and self._more(timeout):
+            pass
+        line, _, self._read = self._read.partition(b"\n")
+        return line.decode()
+
+    def wait_closed(self, timeout: float = 20.0) -> None:
+        """Until every process that has the output has closed it."""
+        while self._more(timeout):
+            pass
+
+    def go_on(self) -> None:
+        """Close its input, which it waits for."""
+        self.stdin.close()
+
+    def end(self, *more: int) -> None:
+        """Kill it, and *more*; again is harmless."""
+        kill_all([pid for pid in (self.pid, *more) if is_alive(pid)])
+        self.stdin.close()
+        self.stdout.close()
+        self.popen.wait(20)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""Sessions: who is in them, who they are, signals for them; by /proc, and by ps where there is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from companiontools import Script
+from harness import is_alive, read_proc, session_of, wait_until
+
+from gunicorn.companion import session
+
+# A leader that has a child in its process group, one in a group of its own, and one in a session of its own;
+# it prints their pids and waits.
+FAMILY = """
+import os, signal, sys, time
+signal.signal(signal.SIGUSR1, lambda *a: os.write(1, b"USR1\\n"))
+pids = []
+for leave in (lambda: None, lambda: os.setpgid(0, 0), os.setsid):
+    r, w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        leave()
+        os.write(w, b".")
+        while True:
+            time.sleep(60)
+    os.read(r, 1)
+    pids.append(pid)
+os.write(1, b"%d %d %d\\n" % tuple(pids))
+while True:
+    time.sleep(60)
+"""
+
+
+class Family(Script):
+    def __init__(self) -> None:
+        super().__init__(FAMILY, start_new_session=True)
+        self.leader = self.pid
+        self.child, self.other_group, self.other_session = map(int, self.line().split())
+
+    def end(self, *more: int) -> None:
+        super().end(self.child, self.other_group, self.other_session, *more)
+
+
+@pytest.fixture
+def family() -> Iterator[Family]:
+    found = Family()
+    yield found
+    found.end()
+
+
+@pytest.fixture(params=["proc", "ps"])
+def source(request, monkeypatch):
+    """Both ways to look at processes."""
+    if request.param == "proc" and not session.HAVE_PROC:
+        pytest.skip("there is no /proc here")
+    if request.param == "ps" and shutil.which("ps") is None:
+        pytest.skip("there is no ps here")
+    monkeypatch.setattr(session, "HAVE_PROC", request.param == "proc")
+
+
+def test_members(source, family):
+    found = session.members({family.leader, family.other_session, 4_000_000})
+    assert {number: sorted(pids) for number, pids in found.items()} == {
+        family.leader: sorted([family.leader, family.child, family.other_group]),
+        family.other_session: [family.other_session],
+    }
+    assert session.members(set()) == {}
+
+
+def test_a_zombie_is_no_member_and_has_no_identity(source):
+    with subprocess.Popen(["true"], start_new_session=True) as popen:
+        wait_until(lambda: read_proc(popen.pid).state == "Z")
+        assert session.members({popen.pid}) == {}
+        assert session.identity(popen.pid) is None
+
+
+def test_an_identity_is_that_of_one_process(source, family):
+    who = session.identity(family.leader)
+    assert who
+    assert session.identity(family.leader) == who
+    assert session.is_alive(family.leader, who)
+    # The pid alone says nothing: another process has it later.
+    assert not session.is_alive(family.leader, who + "1")
+    family.end()
+    assert session.identity(family.leader) is None
+    assert not session.is_alive(family.leader, who)
+
+
+def test_the_owner(source, family):
+    assert session.owner(family.leader) == os.getuid()
+    family.end()
+    assert session.owner(family.leader) is None
+
+
+@pytest.mark.skipif(not session.HAVE_PROC, reason="needs /proc")
+def test_a_name_with_spaces_and_parentheses_is_read(tmp_path):
+    script = tmp_path / "a) (b 1"
+    script.write_text("#!/bin/sh\nread x\n")
+    script.chmod(0o755)
+    with subprocess.Popen([str(script)], stdin=subprocess.PIPE, start_new_session=True) as popen:
+        wait_until(lambda: b"(a) (b 1)" in Path(f"/proc/{popen.pid}/stat").read_bytes())
+        info = session.read_stat(popen.pid)
+        assert (info.ppid, info.session) == (os.getpid(), popen.pid)
+        assert info.state in "RSD"
+        popen.stdin.close()
+
+
+@pytest.mark.skipif(not session.HAVE_PROC, reason="needs /proc")
+def test_children_include_zombies(family):
+    assert set(session.children_of(family.leader)) == {
+        family.child,
+        family.other_group,
+        family.other_session,
+    }
+    os.kill(family.child, signal.SIGKILL)
+    wait_until(lambda: not is_alive(family.child))
+    assert family.child in session.children_of(family.leader)
+
+
+def test_a_signal_to_nobody_is_no_error():
+    with subprocess.Popen(["true"]) as popen:
+        pass
+    assert session.send(popen.pid, signal.SIGTERM) is False
+    session.ask_to_stop(popen.pid, signal.SIGTERM)
+    session.ask_to_stop(popen.pid, signal.SIGTERM, as_group=True)
+
+
+def test_a_stop_reaches_the_leader_alone(family):
+    session.ask_to_stop(family.leader, signal.SIGTERM)
+    wait_until(lambda: not is_alive(family.leader))
+    assert session_of(family.leader) == sorted([family.child, family.other_group])
+
+
+def test_a_stop_as_group_reaches_the_group(family):
+    session.ask_to_stop(family.leader, signal.SIGTERM, as_group=True)
+    wait_until(lambda: session_of(family.leader) == [family.other_group])
+
+
+@pytest.mark.parametrize("as_group", [False, True])
+def test_a_stopped_process_hears_its_stop_signal(family, as_group):
+    os.kill(family.leader, signal.SIGSTOP)
+    wait_until(lambda: read_proc(family.leader).state == "T")
+    session.ask_to_stop(family.leader, signal.SIGUSR1, as_group)
+    assert family.line() == "USR1"
+
+
+def test_a_stop_as_group_of_what_leads_no_group_yet_reaches_it():
+    # A companion in the first moment after its fork: in the session of the manager still.
+    with subprocess.Popen(["sleep", "60"]) as popen:
+        assert os.getpgid(popen.pid) != popen.pid
+        session.ask_to_stop(popen.pid, signal.SIGTERM, as_group=True)
+        assert popen.wait(10) == -signal.SIGTERM
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs smaps_rollup")
+def test_memory():
+    figures = session.memory(os.getpid())
+    assert figures["rss"] >= figures["pss"] >= figures["private"] > 1 << 20
+    assert figures["rss"] == figures["private"] + figures["shared"]
+    assert session.memory(4_000_000) is None
