@@ -263,7 +263,7 @@ def test_reading_takes_linear_time() -> None:
         return read
 
     for make in (lines, pieces, bytes_of_a_line, single_reads):
-        assert fastest(make(60_000)) < 40 * fastest(make(6_000)) + 0.05, make.__name__
+        assert fastest(make(20_000)) < 40 * fastest(make(2_000)) + 0.05, make.__name__
 
 
 def test_reference_methods_of_the_chunked_reader() -> None:

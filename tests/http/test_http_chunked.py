@@ -45,21 +45,20 @@ VALID: list[tuple[bytes, bytes, list[tuple[str, str]]]] = [
 ]
 
 
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("tail", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\n\0"])
 @pytest.mark.parametrize(("raw", "content", "trailers"), VALID)
-def test_valid(raw: bytes, content: bytes, trailers: list[tuple[str, str]], tail: bytes, cut: Any) -> None:
-    found, decoder, rest = decode(cut(raw + tail))
-    assert decoder.complete
-    assert (found, decoder.trailers, rest) == (content, trailers, tail)
+def test_valid(raw: bytes, content: bytes, trailers: list[tuple[str, str]]) -> None:
+    for tail in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\n\0"):
+        for cut in CUTS:
+            found, decoder, rest = decode(cut(raw + tail))
+            assert decoder.complete
+            assert (found, decoder.trailers, rest) == (content, trailers, tail)
 
 
-@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize(("raw", "content", "trailers"), VALID)
-def test_no_part_is_taken_for_the_whole(raw: bytes, content: bytes, trailers: Any, cut: Any) -> None:
+def test_no_part_is_taken_for_the_whole(raw: bytes, content: bytes, trailers: Any) -> None:
     for end in range(len(raw)):
-        _, decoder, _ = decode(cut(raw[:end]))
-        assert not decoder.complete
+        for cut in CUTS:
+            assert not decode(cut(raw[:end]))[1].complete
 
 
 INVALID: list[tuple[bytes, type[Exception]]] = [
@@ -113,21 +112,21 @@ INVALID: list[tuple[bytes, type[Exception]]] = [
 ]
 
 
-@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize(("raw", "error"), INVALID)
-def test_invalid(raw: bytes, error: type[Exception], cut: Any) -> None:
-    decoder = ChunkedDecoder(POLICY)
-    with pytest.raises(error) as caught:
-        for piece in cut(raw):
-            decoder.feed(piece)
-    assert caught.value.status in (400, 431)  # type: ignore[attr-defined]
-    # Nothing that follows is taken for content.
-    with pytest.raises(error):
-        decoder.feed(b"5\r\nhello\r\n0\r\n\r\n")
-    assert not decoder.complete
+def test_invalid(raw: bytes, error: type[Exception]) -> None:
+    for cut in CUTS:
+        decoder = ChunkedDecoder(POLICY)
+        with pytest.raises(error) as caught:
+            for piece in cut(raw):
+                decoder.feed(piece)
+        assert caught.value.status in (400, 431)  # type: ignore[attr-defined]
+        # Nothing that follows is taken for content.
+        with pytest.raises(error):
+            decoder.feed(b"5\r\nhello\r\n0\r\n\r\n")
+        assert not decoder.complete
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(chunks=st.lists(st.binary(min_size=1, max_size=40)), cuts=st.lists(st.integers(1, 9), min_size=1))
 def test_what_is_encoded_is_decoded(chunks: list[bytes], cuts: list[int]) -> None:
     raw = b"".join(map(encode_chunk, chunks)) + LAST_CHUNK + b"tail"
@@ -150,5 +149,5 @@ def test_many_small_chunks_take_linear_time() -> None:
         assert size == count
         return time.process_time() - start
 
-    small = min(seconds(10_000) for _ in range(3))
-    assert seconds(100_000) < 40 * small
+    small = min(seconds(5_000) for _ in range(3))
+    assert seconds(50_000) < 40 * small

@@ -105,7 +105,7 @@ def corrupted(draw: Any) -> bytes:
     return (block + b"\r\n\r\n")[:end]
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(block=corrupted(), policy=st.sampled_from(POLICIES), trusted=st.booleans())
 def test_fast_and_exact_agree(block: bytes, policy: RequestPolicy, trusted: bool) -> None:
     fast = outcome(parse.fast_head, block, policy, trusted)

@@ -470,20 +470,17 @@ def read(pieces: list[bytes], trusted: bool = False, **switches: Any) -> parse.R
     return parse.parse_head(gather(pieces, policy).head(), policy, trusted)
 
 
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("tail", [b"", b"GET / HTTP/1.1\r\nHost: n\r\n\r\n"], ids=["alone", "tail"])
 @pytest.mark.parametrize(
     ("raw", "switches", "error", "status"), [v[1:] for v in INVALID], ids=[v[0] for v in INVALID]
 )
-def test_invalid(
-    raw: bytes, switches: dict[str, Any], error: type[e.ParseException], status: int, tail: bytes, cut: Any
-) -> None:
-    with pytest.raises(error) as caught:
-        read(cut(raw + tail), **switches)
-    # Byte by byte a fault may be noticed before its head is complete; the answer is of the same kind.
-    assert caught.value.status == status
-    assert caught.value.reason and caught.value.text
-    assert "\n" not in str(caught.value) and str(caught.value).isprintable()
+def test_invalid(raw: bytes, switches: dict[str, Any], error: type[e.ParseException], status: int) -> None:
+    for tail in (b"", b"GET / HTTP/1.1\r\nHost: n\r\n\r\n"):
+        for cut in CUTS:
+            with pytest.raises(error) as caught:
+                read(cut(raw + tail), **switches)
+            assert caught.value.status == status
+            assert caught.value.reason and caught.value.text
+            assert str(caught.value).isprintable()
 
 
 HOPELESS = [
