@@ -89,6 +89,27 @@ def error(text: str) -> dict[str, Any]:
     return {"ok": False, "error": text}
 
 
+def remove_stale(path: str) -> None:
+    """Remove a socket that nobody listens on. Raises OSError where something else is there."""
+    try:
+        mode = os.stat(path, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "something that is no socket is there")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # its backlog is full: it lives
+    raise OSError(errno.EADDRINUSE, "another server listens there")
+
+
 class Client:
     """One connection: what it sent and has not been read, what it is owed."""
 
@@ -150,12 +171,15 @@ class ControlServer:
             self.log.warning("No control socket for companions at %s: %s", self.path, reason)
 
     def _listen(self) -> socket.socket:
-        self._remove_stale()
+        remove_stale(self.path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # The mode is right from the first moment: bind() applies the umask, and
         # a chmod() afterwards would leave a gap. There are no threads to disturb.
         umask = os.umask(0o777 & ~self.mode)
         try:
+            # Its directory may have been removed with it, as tidiers of /run do.
+            with contextlib.suppress(OSError):
+                os.mkdir(os.path.dirname(self.path), 0o700)
             listener.bind(self.path)
             info = os.stat(self.path, follow_symlinks=False)
             self._owned = (info.st_dev, info.st_ino)
@@ -169,26 +193,6 @@ class ControlServer:
         finally:
             os.umask(umask)
         return listener
-
-    def _remove_stale(self) -> None:
-        """Remove a socket that nobody listens on. Raises OSError where something else is there."""
-        try:
-            mode = os.stat(self.path, follow_symlinks=False).st_mode
-        except FileNotFoundError:
-            return
-        if not stat.S_ISSOCK(mode):
-            raise OSError(errno.EEXIST, "something that is no socket is there")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            try:
-                probe.connect(self.path)
-            except (ConnectionRefusedError, FileNotFoundError):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.path)
-                return
-            except BlockingIOError:
-                pass  # its backlog is full: it lives
-        raise OSError(errno.EADDRINUSE, "another server listens there")
 
     @property
     def file_is_ours(self) -> bool:
@@ -263,12 +267,26 @@ class ControlServer:
                 self.next_attempt = time.monotonic() + PAUSE
                 return
             sock.setblocking(False)
-            if len(self.clients) >= MAX_CONNECTIONS:
+            if len(self.clients) >= MAX_CONNECTIONS and not self._drop_ended():
                 self._refuse(sock)
                 continue
             client = Client(sock)
             self.clients[client.fileno()] = client
             self.poller.add(client.fileno(), lambda events, client=client: self._on_client(client, events))  # type: ignore[misc]
+
+    def _drop_ended(self) -> bool:
+        """Drop clients that are gone and whose end has not come to our notice yet; True if any was."""
+        before = len(self.clients)
+        for client in list(self.clients.values()):
+            try:
+                gone = not client.sock.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                gone = False
+            except OSError:
+                gone = True
+            if gone:
+                self._drop(client)
+        return len(self.clients) < before
 
     def _refuse(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError):

@@ -8,6 +8,7 @@ here but by the records that a dead manager left.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 from gunicorn import __version__, sock
 from gunicorn.companion import paths, runfile, session
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
+from gunicorn.companion.control import remove_stale
 from gunicorn.companion.link import Link
 from gunicorn.companion.manager import CompanionManager, ConfigUnreadable
 from gunicorn.companion.process import POLL_INTERVAL
@@ -461,4 +463,14 @@ class ManagerHandle:
                 runfile.orphans(self.run_dir, now, timeout=self._cap, uid=self._uid()).values()
             )
         self.orphans = [orphan for orphan in self.orphans if not orphan.step(now)]
-        return not self.orphans
+        if self.orphans:
+            return False
+        self._remove_socket_file()
+        return True
+
+    def _remove_socket_file(self) -> None:
+        """A manager that was killed could not."""
+        path, self.control_path = self.control_path, None
+        if path is not None:
+            with contextlib.suppress(OSError):
+                remove_stale(path)

@@ -22,9 +22,8 @@ def default_directories(environ: Mapping[str, str], uid: int) -> list[str]:
     Never the working directory or /tmp: others can write there.
     """
     found = []
-    # systemd gives a colon-separated list where RuntimeDirectory= names several.
-    runtime = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    if os.path.isabs(runtime):
+    runtime = runtime_directory(environ)
+    if runtime is not None:
         found.append(runtime)
     xdg = environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(xdg):
@@ -33,6 +32,12 @@ def default_directories(environ: Mapping[str, str], uid: int) -> list[str]:
     if home is not None:
         found.append(os.path.join(home, ".gunicorn"))
     return found
+
+
+def runtime_directory(environ: Mapping[str, str]) -> str | None:
+    """$RUNTIME_DIRECTORY; the first, where systemd's RuntimeDirectory= names several."""
+    path = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    return path if os.path.isabs(path) else None
 
 
 def home_directory(environ: Mapping[str, str], uid: int) -> str | None:
@@ -50,10 +55,10 @@ def home_directory(environ: Mapping[str, str], uid: int) -> str | None:
 
 def candidate_sockets(environ: Mapping[str, str], uid: int) -> list[str]:
     """Every socket file in the default directories and in /run/*/, each once."""
-    directories = [*default_directories(environ, uid), "/run/*", "/run/*/gunicorn"]
+    directories = [*default_directories(environ, uid), "/run/*"]
     found: dict[str, None] = {}
     for directory in directories:
-        pattern = directory if directory.startswith("/run/*") else glob.escape(directory)
+        pattern = directory if directory == "/run/*" else glob.escape(directory)
         for path in sorted(glob.glob(os.path.join(pattern, SOCKET_PATTERN))):
             found[os.path.realpath(path)] = None
     return list(found)
@@ -76,9 +81,7 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
             pass
         else:
             os.chmod(path, 0o700)  # whatever the umask is
-            if os.geteuid() == 0 and uid != 0:
-                # Not following links: the directory above may belong to that user.
-                os.chown(path, uid, gid, follow_symlinks=False)
+            _give(path, uid, gid)
         info = os.stat(path)
     except OSError as exc:
         raise Unusable(f"{path}: {exc.strerror}") from None
@@ -88,6 +91,12 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
         raise Unusable(f"{path} may be written by everybody")
     if not _may_write(info, uid, gid):
         raise Unusable(f"{path} is not writable for user {uid}")
+
+
+def _give(path: str, uid: int, gid: int) -> None:
+    if os.geteuid() == 0 and uid != 0:
+        # Not following links: the directory above may belong to that user.
+        os.chown(path, uid, gid, follow_symlinks=False)
 
 
 def _may_write(info: os.stat_result, uid: int, gid: int) -> bool:
@@ -101,19 +110,27 @@ def _may_write(info: os.stat_result, uid: int, gid: int) -> bool:
 
 
 def usable_default_directory(environ: Mapping[str, str], uid: int, gid: int) -> str:
-    """The first default directory that user *uid* can use, made if need be. Raises Unusable.
-
-    systemd makes $RUNTIME_DIRECTORY for the unit's user. Where that is root and
-    the server changes its user itself, a directory `gunicorn` in it serves.
-    """
+    """The first default directory that user *uid* can use, made if need be. Raises Unusable."""
     problems = []
     for directory in default_directories(environ, uid):
-        for candidate in (directory, os.path.join(directory, "gunicorn")):
-            if candidate != directory and (os.geteuid() != 0 or not os.path.isdir(directory)):
-                break
-            try:
-                prepare_directory(candidate, uid, gid)
-                return candidate
-            except Unusable as exc:
-                problems.append(str(exc))
+        try:
+            if directory == runtime_directory(environ):
+                _hand_over_runtime_directory(directory, uid, gid)
+            prepare_directory(directory, uid, gid)
+            return directory
+        except Unusable as exc:
+            problems.append(str(exc))
     raise Unusable("; ".join(problems) or "there is no home directory")
+
+
+def _hand_over_runtime_directory(path: str, uid: int, gid: int) -> None:
+    """systemd makes $RUNTIME_DIRECTORY for this unit alone, and gives it to the unit's user.
+
+    Where that is root and the server changes its user itself, the server does the
+    giving. Nothing directly below / is anybody's alone.
+    """
+    try:
+        if os.path.dirname(os.path.realpath(path)) != "/" and os.stat(path).st_uid == os.geteuid():
+            _give(path, uid, gid)
+    except OSError as exc:
+        raise Unusable(f"{path}: {exc.strerror}") from None
