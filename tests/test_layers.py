@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: MIT
+"""Imports point one way, and forks and signal handlers stay where they can be found."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "gunicorn"
+
+# Each layer may import itself and those above it in this list. A name ending in ``.*`` is a whole
+# package; the most exact entry counts.
+LAYERS: list[list[str]] = [
+    [
+        "gunicorn",
+        "gunicorn.errors",
+        "gunicorn.unix.*",
+        "gunicorn.http.grammar",
+        "gunicorn.http.errors",
+    ],
+    [
+        "gunicorn.pool",
+        "gunicorn.handoff",
+        "gunicorn.addresses",
+        "gunicorn.accesslog",
+        "gunicorn.compat",
+        "gunicorn.http.policy",
+        "gunicorn.http.parse",
+        "gunicorn.http.chunked",
+        "gunicorn.http.environ",
+        "gunicorn.http.head",
+        "gunicorn.http.proxyproto",
+        "gunicorn.companion",
+        "gunicorn.companion.paths",
+        "gunicorn.companion.session",
+        "gunicorn.companion.runfile",
+        "gunicorn.companion.ctl",
+    ],
+    [
+        "gunicorn.loading",
+        "gunicorn.settings.*",
+        "gunicorn.config",
+        "gunicorn.companion.config",
+        "gunicorn.companion.process",
+    ],
+    [
+        "gunicorn.sock",
+        "gunicorn.systemd",
+        "gunicorn.pidfile",
+        "gunicorn.glogging",
+        "gunicorn.syslog",
+        "gunicorn.instrument.*",
+        "gunicorn.debug",
+        "gunicorn.reloader",
+        "gunicorn.http.*",
+        "gunicorn.companion.control",
+        "gunicorn.companion.link",
+    ],
+    ["gunicorn.workers.*", "gunicorn.companion.*"],
+    ["gunicorn.reload", "gunicorn.arbiter"],
+    ["gunicorn.app.*", "gunicorn.__main__"],
+]
+# For outsiders; what they re-export comes from everywhere, and nothing inside imports it.
+OUTSIDE = {"gunicorn.util"}
+
+MAY_FORK = {"gunicorn.arbiter", "gunicorn.companion.spawn", "gunicorn.unix.process"}
+MAY_HANDLE_SIGNALS = {"gunicorn.unix.signals"}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = ["gunicorn", *path.relative_to(PACKAGE).with_suffix("").parts]
+        if parts[-1] == "__init__":
+            parts.pop()
+        found[".".join(parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def layer(name: str) -> int | None:
+    """The place of a module in the list; none if it has none."""
+    best: tuple[int, int] | None = None
+    for place, names in enumerate(LAYERS):
+        for entry in names:
+            package = entry.removesuffix(".*")
+            matches = name == entry or (entry.endswith(".*") and (name + ".").startswith(package + "."))
+            # An exact entry outranks a package, a longer package a shorter one.
+            rank = len(package) + (1000 if name == entry else 0)
+            if matches and (best is None or rank > best[0]):
+                best = rank, place
+    return best[1] if best else None
+
+
+def imports(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
+    """What a module imports when it runs, wherever it does so; not what only type checkers see."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: 1 - node.level or None] if node.level else []
+            source = ".".join([*parts, *([node.module] if node.module else [])])
+            for alias in node.names:
+                module = f"{source}.{alias.name}"
+                # ``from gunicorn import sock`` imports the module, not a name in the package.
+                yield node.lineno, module if module in MODULES else source
+        else:
+            yield from imports(node, package)
+
+
+def parsed(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(), str(MODULES[name]))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in OUTSIDE])
+def test_imports_point_one_way(name: str) -> None:
+    own = layer(name)
+    assert own is not None, f"{name} has no layer: give it one in LAYERS"
+    package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+    for line, imported in imports(parsed(name), package):
+        if imported.split(".")[0] != "gunicorn":
+            continue
+        assert imported not in OUTSIDE, f"{name}:{line} imports {imported}, which is for outsiders"
+        other = layer(imported)
+        assert other is not None and other <= own, f"{name}:{line} imports {imported}, a layer above its own"
+
+
+def uses(tree: ast.AST, module: str, names: set[str]) -> Iterator[int]:
+    """Lines that use ``module.name``, or import the name from the module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            found = node.value.id == module and node.attr in names
+        elif isinstance(node, ast.ImportFrom):
+            found = node.module == module and bool(names & {alias.name for alias in node.names})
+        else:
+            continue
+        if found:
+            yield node.lineno
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_forks_are_in_three_places(name: str) -> None:
+    lines = list(uses(parsed(name), "os", {"fork", "forkpty", "posix_spawn"}))
+    assert not lines or name in MAY_FORK, f"{name} forks in line {lines}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_signal_handlers_are_in_two_places(name: str) -> None:
+    if name.startswith("gunicorn.workers."):
+        return
+    tree = parsed(name)
+    for node in ast.walk(tree):
+        # Back to the default is no handler.
+        if isinstance(node, ast.Call) and ast.unparse(node).startswith("signal.signal("):
+            node.func = ast.Name("reset") if ast.unparse(node.args[1]) == "signal.SIG_DFL" else node.func
+    lines = list(uses(tree, "signal", {"signal", "set_wakeup_fd", "siginterrupt"}))
+    assert not lines or name in MAY_HANDLE_SIGNALS, f"{name} sets handlers in line {lines}"
+
+
+def test_the_list_is_not_behind() -> None:
+    """Every entry of the list names something that is there."""
+    for names in LAYERS:
+        for entry in names:
+            package = entry.removesuffix(".*")
+            assert any(name == package or name.startswith(package + ".") for name in MODULES), entry
