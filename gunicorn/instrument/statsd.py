@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+"""Metrics to a statsd daemon, with DogStatsD's tags where they are configured."""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import time
+from datetime import timedelta
+from typing import Any
+
+from gunicorn.accesslog import microseconds, status_code
+from gunicorn.glogging import Logger
+
+# What the `extra` of a log call may hold, so that a figure is sent along with the line, or in its place.
+METRIC_VAR = "metric"
+VALUE_VAR = "value"
+MTYPE_VAR = "mtype"
+GAUGE_TYPE = "gauge"
+COUNTER_TYPE = "counter"
+HISTOGRAM_TYPE = "histogram"
+
+RETRY_DELAY = 5.0
+
+
+class Statsd(Logger):
+    """A Logger that counts what it logs, and times requests.
+
+    A log call with ``extra={"metric": name, "value": number, "mtype": "gauge"}`` sends that figure,
+    whatever the log level is; without a message it logs nothing.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        self.sock: socket.socket | None = None
+        self._tried = 0.0
+        self._complained = False
+        super().__init__(cfg)
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        prefix = (cfg.statsd_prefix or "").rstrip(".")
+        self.prefix = prefix and prefix + "."
+        self.dogstatsd_tags: str | None = cfg.dogstatsd_tags or None
+        self._address = cfg.statsd_host
+        self._connect()
+
+    def _connect(self) -> None:
+        """Make the socket. UDP needs no daemon to be there, and none that is away holds up anything."""
+        if self.sock is not None:
+            self.sock.close()
+        self.sock = None
+        self._tried = time.monotonic()
+        if not self._address:
+            return
+        try:
+            self.sock = _connected(self._address)
+            self._complained = False
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                Logger.warning(self, "statsd at %s cannot be reached: %s", self._address, error)
+
+    # -- log calls -----------------------------------------------------------------------
+
+    def critical(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        super().critical(msg, *args, **kwargs)
+        self.increment("gunicorn.log.critical", 1)
+
+    def error(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        super().error(msg, *args, **kwargs)
+        self.increment("gunicorn.log.error", 1)
+
+    def warning(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        super().warning(msg, *args, **kwargs)
+        self.increment("gunicorn.log.warning", 1)
+
+    def exception(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        super().exception(msg, *args, **kwargs)
+        self.increment("gunicorn.log.exception", 1)
+
+    def info(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        self.log(logging.INFO, msg, *args, **kwargs)
+
+    def debug(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        self.log(logging.DEBUG, msg, *args, **kwargs)
+
+    def log(self, lvl: int | str, msg: Any, *args: Any, **kwargs: Any) -> None:
+        """Log as Logger does, and send the figure in ``extra``."""
+        extra = kwargs.get("extra")
+        if extra is not None:
+            self._send_extra(extra)
+        if msg:
+            super().log(lvl, msg, *args, **kwargs)
+
+    def _send_extra(self, extra: dict[str, Any]) -> None:
+        metric, value = extra.get(METRIC_VAR), extra.get(VALUE_VAR)
+        # 0 is a figure; only the lack of one is none.
+        if not metric or value is None:
+            return
+        kind = extra.get(MTYPE_VAR)
+        if kind == GAUGE_TYPE:
+            self.gauge(metric, value)
+        elif kind == COUNTER_TYPE:
+            self.increment(metric, value)
+        elif kind == HISTOGRAM_TYPE:
+            self.histogram(metric, value)
+
+    # -- requests ------------------------------------------------------------------------
+
+    def access(self, resp: Any, req: Any, environ: Any, request_time: timedelta) -> None:
+        """Write the line of one request, if there is an access log, and send its figures."""
+        super().access(resp, req, environ, request_time)
+        self.histogram("gunicorn.request.duration", microseconds(request_time) / 1000)
+        self.increment("gunicorn.requests", 1)
+        self.increment(f"gunicorn.request.status.{status_code(resp)}", 1)
+
+    # -- figures -------------------------------------------------------------------------
+
+    def gauge(self, name: str, value: float) -> None:
+        """Say that *name* is *value* now."""
+        self._sock_send(f"{self.prefix}{name}:{value}|g")
+
+    def increment(self, name: str, value: float, sampling_rate: float = 1.0) -> None:
+        """Add *value* to the counter *name*; below a rate of 1, only that part of the calls is sent."""
+        if sampling_rate >= 1.0 or random.random() < sampling_rate:
+            self._sock_send(f"{self.prefix}{name}:{value}|c|@{sampling_rate}")
+
+    def decrement(self, name: str, value: float, sampling_rate: float = 1.0) -> None:
+        """Take *value* from the counter *name*."""
+        self.increment(name, -value, sampling_rate)
+
+    def histogram(self, name: str, value: float) -> None:
+        """Add *value*, in milliseconds, to the distribution *name*."""
+        self._sock_send(f"{self.prefix}{name}:{value}|ms")
+
+    def _sock_send(self, msg: str | bytes) -> None:
+        if isinstance(msg, str):
+            msg = msg.encode("ascii", "replace")
+        if self.dogstatsd_tags:
+            msg += b"|#" + self.dogstatsd_tags.encode("utf-8", "replace")
+        if self.sock is None:
+            self._connect_again()
+        if self.sock is None:
+            return
+        try:
+            self.sock.send(msg)
+        except BlockingIOError:
+            pass
+        except OSError:
+            # Nobody there at the moment. A Unix socket that was made anew must be connected to anew.
+            if isinstance(self._address, str):
+                self._connect_again()
+        except Exception:
+            # Not self.warning(), which would count itself by the same way.
+            Logger.warning(self, "A figure for statsd is lost", exc_info=True)
+
+    def _connect_again(self) -> None:
+        if self._address and time.monotonic() > self._tried + RETRY_DELAY:
+            self._connect()
+
+
+def _connected(address: str | tuple[str, int]) -> socket.socket:
+    target: Any = address
+    family: int = socket.AF_UNIX
+    if not isinstance(address, str):
+        host, port = address
+        family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    # A full buffer loses a figure, not time.
+    sock.setblocking(False)
+    try:
+        sock.connect(target)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
