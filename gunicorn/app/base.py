@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from gunicorn.app import configfile
 from gunicorn.app.start import Start, apply_environ, as_at_start
 from gunicorn.config import Config
-from gunicorn.errors import ConfigError
+from gunicorn.errors import AppImportError, ConfigError
 from gunicorn.settings.server import ConfigFile
 
 if TYPE_CHECKING:
@@ -120,8 +120,12 @@ class BaseApplication:
 
         try:
             Arbiter(self).run()
-        except (RuntimeError, ConfigError) as error:
+        except (RuntimeError, ConfigError, AppImportError) as error:
             fail(error)
+        except Exception as error:
+            if _while_loading(error):
+                fail(error)
+            raise
 
 
 class Application(BaseApplication):
@@ -274,11 +278,24 @@ def _spew() -> None:
 
 def fail(error: BaseException) -> NoReturn:
     """Tell *error* on stderr, with the part of its traceback that is the user's, and exit with status 1."""
-    details = getattr(error, "details", "")
-    if not isinstance(error, (ConfigError, RuntimeError)):
+    text = str(error)
+    if isinstance(error, (ConfigError, AppImportError)):
+        details = getattr(error, "details", "")
+    else:
         details = configfile.user_traceback(error)
+        if details or not text:
+            text = f"{type(error).__name__}: {text}"
     if details:
         print(details, file=sys.stderr)
-    text = str(error) or type(error).__name__
     print(f"Error: {text}", file=sys.stderr, flush=True)
     sys.exit(1)
+
+
+def _while_loading(error: BaseException) -> bool:
+    """Whether a preloaded application raised *error*: its author needs the way through its own code only."""
+    tb = error.__traceback__
+    while tb is not None:
+        if tb.tb_frame.f_code is BaseApplication.wsgi.__code__:
+            return True
+        tb = tb.tb_next
+    return False

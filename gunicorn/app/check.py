@@ -36,6 +36,9 @@ def _settings(cfg: Config) -> list[str]:
             getattr(cfg, name)
         except (RuntimeError, ConfigError) as error:
             problems.append(str(error))
+        except Exception as error:  # a class of the user's whose module fails
+            print(user_traceback(error), file=sys.stderr)
+            problems.append(f"{name}: {type(error).__name__}: {error}")
     return problems
 
 

@@ -39,6 +39,7 @@ wanted = os.environ.get("SHOP")
 def here(tmp_path: Path) -> Path:
     (tmp_path / "shop.py").write_text(SHOP)
     (tmp_path / "broken.py").write_text("import a_module_that_is_missing\n")
+    (tmp_path / "crash.py").write_text("1 / 0\n")
     (tmp_path / "needs_env.py").write_text("import os\nos.environ['SHOP']\nfrom shop import app\n")
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/inner.py").write_text("from shop import app\n")
@@ -161,6 +162,8 @@ def test_all_is_well(here: Path, args: list[str]) -> None:
         (["needs_env:app"], ["KeyError: 'SHOP'"]),
         (["-k", "unheard_of", "shop:app"], ["unheard_of", "gthread"]),
         (["--logger-class", "no.such", "shop:app"], ["'no'"]),
+        (["-k", "broken.Worker", "shop:app"], ["a_module_that_is_missing"]),
+        (["-k", "crash.Worker", "shop:app"], ["ZeroDivisionError", "crash.py"]),
         (["--companion-worker", "a b=shop:make", "shop:app"], ["a b"]),
         (["--companion-worker", "a=x:y", "--companion-stop-signal", "SIGNONE", "shop:app"], ["SIGNONE"]),
     ],
@@ -225,6 +228,23 @@ def test_a_mistake_is_told_without_our_own_frames(here: Path) -> None:
         f'  File "{here}/shop.py", line 13, in fails',
     ]
     assert lines[-1] == f"Error: {here}/gunicorn.conf.py, line 2: LookupError: no stock"
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("crash:app", ["Error: ZeroDivisionError: division by zero", 'crash.py", line 1']),
+        ("broken:app", ["No module named 'a_module_that_is_missing'", 'broken.py", line 1']),
+        ("nowhere:app", ["Error: module 'nowhere' was not found"]),
+        ("shop:ap", ["Error: module 'shop' was found, but it has no attribute 'ap'"]),
+    ],
+)
+def test_a_preloaded_application_that_fails(here: Path, uri: str, said: list[str]) -> None:
+    done = gunicorn(here, "--preload", "--bind", "127.0.0.1:0", uri)
+    assert done.returncode == 1
+    for text in said:
+        assert text in done.stderr
+    assert f"{ROOT}{os.sep}gunicorn{os.sep}" not in done.stderr
 
 
 def test_no_application(here: Path) -> None:
