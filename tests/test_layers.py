@@ -45,6 +45,9 @@ LAYERS: list[list[str]] = [
         "gunicorn.config",
         "gunicorn.companion.config",
         "gunicorn.companion.process",
+        "gunicorn.app",
+        "gunicorn.app.configfile",
+        "gunicorn.app.start",
     ],
     [
         "gunicorn.sock",

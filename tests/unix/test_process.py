@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from proctools import wait_until
+from proctools import is_alive, wait_until
 
 from gunicorn.unix import process
 
@@ -126,14 +126,16 @@ def daemon(tmp_path: Path, inherit: bool, **environ: str) -> list[str]:
         line += [os.readlink(f"/proc/self/fd/{{fd}}") == "/dev/null" for fd in (0, 1, 2)]
         print("a line on stdout")
         with open({str(report)!r} + ".new", "w") as stream:
-            print(*line, sep="\\n", file=stream)
+            print(*line, os.getpid(), sep="\\n", file=stream)
         os.rename({str(report)!r} + ".new", {str(report)!r})
         """,
         env={**os.environ, **environ},
     )
     wait_until(report.exists, 10)
     assert (done.stdout == "a line on stdout\n") == (inherit or bool(environ))
-    return report.read_text().split()
+    *words, pid = report.read_text().split()
+    wait_until(lambda: not is_alive(int(pid)), 10)
+    return words
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
