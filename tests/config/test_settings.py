@@ -438,10 +438,10 @@ def test_a_worker_class_of_ones_own_is_set_up() -> None:
 
 
 def test_worker_and_logger_classes_by_name() -> None:
-    sync = pytest.importorskip("gunicorn.workers.sync")
-    gthread = pytest.importorskip("gunicorn.workers.gthread")
-    glogging = pytest.importorskip("gunicorn.glogging")
-    statsd = pytest.importorskip("gunicorn.instrument.statsd")
+    from gunicorn import glogging
+    from gunicorn.instrument import statsd
+    from gunicorn.workers import gthread, sync
+
     cfg = config.Config()
     assert cfg.worker_class is sync.SyncWorker
     cfg.set("threads", 2)
