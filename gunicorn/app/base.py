@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gunicorn.app import configfile
@@ -66,17 +66,18 @@ class BaseApplication:
             self.callable = self.load()
         return self.callable
 
-    def fresh_config(self) -> Config:
+    def fresh_config(self, files: Mapping[str, bytes] | None = None) -> Config:
         """A new Config from all layers, read with the arguments, directory and environment of the start.
 
         Nothing of the running configuration is touched; `adopt_config` puts the new one in place.
         Raises ConfigError with one message for whatever is wrong; the process never ends by it.
+        *files*: the text of configuration files, by path, that this process may not read itself.
         """
         rehearsal = object.__new__(type(self))
         rehearsal.__dict__.update(self.__dict__)
         rehearsal.__dict__["chdir"] = _stay
         try:
-            with as_at_start(self._start) as effects:
+            with configfile.given(files or {}), as_at_start(self._start) as effects:
                 rehearsal.load_default_config()
                 # The present directory is not the one of the start where that is out of reach.
                 rehearsal.cfg.settings["chdir"].value = self._start.directory

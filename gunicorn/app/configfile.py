@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType, TracebackType
 from typing import Any, NamedTuple
 
@@ -33,8 +34,18 @@ class ConfigSource(NamedTuple):
     names: dict[str, Any]
 
 
-#: Files by path whose text a more privileged process has read for this one.
-GIVEN: dict[str, bytes] = {}
+_given: Mapping[str, bytes] = {}
+
+
+@contextlib.contextmanager
+def given(files: Mapping[str, bytes]) -> Iterator[None]:
+    """Within the block the text of *files*, by path, is what is in there, not on the disk."""
+    global _given
+    before, _given = _given, files
+    try:
+        yield
+    finally:
+        _given = before
 
 
 # -- running -----------------------------------------------------------------------------------
@@ -51,7 +62,7 @@ def read_config(location: str, directory: str) -> ConfigSource:
 
 def read_file(path: str) -> ConfigSource:
     """Run the file at *path*, as the module ``__config__``. Raises ConfigError."""
-    source = GIVEN.get(path)
+    source = _given.get(path)
     if source is None:
         try:
             with open(path, "rb") as file:

@@ -172,14 +172,14 @@ class ControlServer:
 
     def _listen(self) -> socket.socket:
         remove_stale(self.path)
+        # Its directory may have been removed with it, as tidiers of /run do.
+        with contextlib.suppress(OSError):
+            os.mkdir(os.path.dirname(self.path), 0o700)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # The mode is right from the first moment: bind() applies the umask, and
         # a chmod() afterwards would leave a gap. There are no threads to disturb.
         umask = os.umask(0o777 & ~self.mode)
         try:
-            # Its directory may have been removed with it, as tidiers of /run do.
-            with contextlib.suppress(OSError):
-                os.mkdir(os.path.dirname(self.path), 0o700)
             listener.bind(self.path)
             info = os.stat(self.path, follow_symlinks=False)
             self._owned = (info.st_dev, info.st_ino)

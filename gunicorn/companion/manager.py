@@ -91,6 +91,7 @@ class CompanionManager:
         self._orphans: dict[str, Orphan] = {}
         self._strays: dict[str, Orphan] = {}
         self._to_kill: set[CompanionProcess] = set()
+        self._files: dict[str, str] = {}
         self._nofile: tuple[int, int] | None = None
         self._run_dir_complaint: str | None = None
         self._told_state: dict[str, Any] = {"manual_stop": sorted((state or {}).get("manual_stop", ()))}
@@ -180,6 +181,9 @@ class CompanionManager:
                 self.log.info("Companions are killed: a second %s", signal_name(signum))
             self.stop_all(0.0 if self.stopping else self.graceful_timeout)
         elif signum == signal.SIGHUP:
+            # What the arbiter wrote before it sent the signal comes first.
+            if self.link is not None:
+                self._on_link(0)
             self.reread()
         elif signum == signal.SIGUSR1:
             self.log.reopen_files()
@@ -192,6 +196,7 @@ class CompanionManager:
         assert self.link is not None
         for message in self.link.receive():
             self.server.update(message.get("server", {}))
+            self._files.update(message.get("files", {}))
         if self.link.ended:
             self.poller.remove(self.link.fileno())
             self.log.warning("The master is gone; companions are stopped")
@@ -199,6 +204,11 @@ class CompanionManager:
             if self.control is not None:
                 self.control.close_listener()
             self.stop_all()
+
+    def take_files(self) -> dict[str, str]:
+        """The configuration files that the arbiter read for us, once."""
+        files, self._files = self._files, {}
+        return files
 
     def _tell(self, message: dict[str, Any]) -> None:
         if self.link is not None:

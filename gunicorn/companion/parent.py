@@ -264,8 +264,10 @@ class ManagerHandle:
 
     def _load(self, manager: CompanionManager) -> list[CompanionConfig]:
         """The configuration read anew, for the manager's reread. Raises where it is wrong."""
+        # What the arbiter sent before its SIGHUP counts for that one time.
+        files = {path: text.encode("latin-1") for path, text in manager.take_files().items()}
         try:
-            cfg = self.arbiter.app.fresh_config()
+            cfg = self.arbiter.app.fresh_config(files)
         except ConfigError as exc:
             if isinstance(exc.__cause__, PermissionError):
                 raise ConfigUnreadable(str(exc)) from exc
@@ -358,9 +360,20 @@ class ManagerHandle:
                 ", ".join(differ),
             )
         assert self.link is not None
-        self.link.send({"server": self._describe_server()})
+        self.link.send({"server": self._describe_server(), "files": self._files_to_hand_over()})
         self._reload_told = changed_names
         self.arbiter.signal_companion_manager(signal.SIGHUP)
+
+    def _files_to_hand_over(self) -> dict[str, str]:
+        """The text of the configuration files, for a manager whose user may not read them."""
+        files: dict[str, str] = {}
+        if os.geteuid() != 0 or self.cfg.uid == 0:
+            return files
+        for source in self.cfg.sources:
+            if source.path is not None:
+                with contextlib.suppress(OSError), open(source.path, "rb") as file:
+                    files[source.path] = file.read().decode("latin-1")
+        return files
 
     def ending(self) -> None:
         """The manager is told to end: from now on its time is limited."""

@@ -240,8 +240,8 @@ def test_everything_of_the_companions_belongs_to_the_user_that_is_set() -> None:
     runtime.mkdir()
     server.env["RUNTIME_DIRECTORY"] = str(runtime)
     (server.dir / "logs").mkdir()
-    # The targets leave notes beside their module.
-    for path in (server.dir, server.dir / "logs"):
+    # The runtime directory is the user's, as systemd makes it; the targets leave notes beside their module.
+    for path in (server.dir, server.dir / "logs", runtime):
         os.chown(path, nobody.pw_uid, nobody.pw_gid)
     (server.dir / "gunicorn.conf.py").chmod(0o600)
     with server:
@@ -284,10 +284,14 @@ def test_a_config_file_that_the_user_may_not_read_is_said_so() -> None:
         entry("a", "idle"), user="nobody", group=nobody.pw_gid, prefix_option=reachable_for_all()
     )
     os.chown(server.dir, nobody.pw_uid, nobody.pw_gid)
+    # A runtime directory that is root's is given to the user.
     runtime = server.dir / "rt"
     runtime.mkdir()
     server.env["RUNTIME_DIRECTORY"] = str(runtime)
     with server:
+        path = server.control_path()
+        wait_until(lambda: path.stat().st_uid == nobody.pw_uid)
+        assert path.parent.stat().st_uid == nobody.pw_uid
         pid = server.wait_companion("a")["pid"]
         reconfigure(server, entry("a", "idle"), entry("b", "idle"), user="nobody", group=nobody.pw_gid)
         os.chown(server.dir / "gunicorn.conf.py", 0, 0)
