@@ -104,7 +104,7 @@ class ProxyProtocol(Setting):
     validator = validate_bool
     default = False
     desc = """\
-        Expect the PROXY protocol in front of each connection's first request.
+        Read the PROXY protocol in front of each connection's first request.
 
         HAProxy, AWS load balancers and stunnel tell the client's address by it. Connections without it
         are refused.
@@ -177,7 +177,7 @@ class PermitUnconventionalHTTPVersion(Setting):
     validator = validate_bool
     default = False
     desc = """\
-        Accept HTTP versions other than 1.0 and 1.1.
+        Accept HTTP versions other than 1.0, 1.1 and their like.
 
         Such a request is still read as HTTP/1.1, which may be wrong. For experiments only.
         """

@@ -108,9 +108,12 @@ def validate_list_string(val: Any) -> list[str]:
 
 
 def validate_list_of_existing_files(val: Any) -> list[str]:
-    for path in validate_list_string(val):
-        validate_file_exists(path)
-    return validate_list_string(val)
+    """A list of paths, each of a file that exists or a pattern such as ``templates/*.html``."""
+    paths = validate_list_string(val)
+    for path in paths:
+        if not any(char in path for char in "*?["):
+            validate_file_exists(path)
+    return paths
 
 
 def validate_string_to_list(val: Any) -> list[str]:

@@ -250,6 +250,8 @@ class ReloadExtraFiles(Setting):
     default = []
     desc = """\
         A further file that ``reload`` watches, such as a template; repeat the flag for more.
+
+        A pattern such as ``templates/*.html`` stands for all files that it fits, those of later too.
         """
 
 

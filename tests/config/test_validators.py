@@ -57,6 +57,7 @@ GOOD: list[tuple[Any, Any, Any]] = [
     (c.validate_file_exists, None, None),
     (c.validate_file_exists, __file__, __file__),
     (c.validate_list_of_existing_files, [__file__], [__file__]),
+    (c.validate_list_of_existing_files, "no/such/*.html", ["no/such/*.html"]),
     (c.validate_class, Plain, Plain),
     (c.validate_class, named, Plain),
     (c.validate_class, " a.B ", "a.B"),
