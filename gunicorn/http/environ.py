@@ -62,13 +62,13 @@ def split_script_name(path: str, script_name: str) -> tuple[str, str]:
     return script_name, rest
 
 
-def client_variables(client: Address) -> dict[str, str]:
-    """REMOTE_ADDR, and REMOTE_PORT where the peer has one."""
+def add_client(environ: Environ, client: Address) -> None:
+    """Set REMOTE_ADDR, and REMOTE_PORT where the peer has one."""
     if isinstance(client, tuple):
-        return {"REMOTE_ADDR": str(client[0]), "REMOTE_PORT": str(client[1])}
-    if isinstance(client, bytes):
-        client = client.decode("latin-1")
-    return {"REMOTE_ADDR": client or ""}
+        environ["REMOTE_ADDR"] = str(client[0])
+        environ["REMOTE_PORT"] = str(client[1])
+    else:
+        environ["REMOTE_ADDR"] = client.decode("latin-1") if isinstance(client, bytes) else client or ""
 
 
 @lru_cache(maxsize=64)
@@ -82,13 +82,13 @@ def split_server(server: Address) -> tuple[str, str] | None:
     return None
 
 
-def server_variables(server: Address, host: str | None, scheme: str) -> dict[str, str]:
-    """SERVER_NAME and SERVER_PORT, from the listener or, behind a Unix socket, from Host."""
+def add_server(environ: Environ, server: Address, scheme: str) -> None:
+    """Set SERVER_NAME and SERVER_PORT, from the listener or, behind a Unix socket, from Host."""
     pair = split_server(server)
     if pair is None:
-        name, port = split_host(host or "")
+        name, port = split_host(environ.get("HTTP_HOST", ""))
         pair = name or "localhost", port or _DEFAULT_PORTS.get(scheme, "80")
-    return {"SERVER_NAME": pair[0], "SERVER_PORT": pair[1]}
+    environ["SERVER_NAME"], environ["SERVER_PORT"] = pair
 
 
 def split_host(host: str) -> tuple[str, str]:

@@ -10,7 +10,15 @@ from typing import Any
 from . import grammar
 from .body import Body, ChunkedReader, EOFReader, LengthReader
 from .errors import ForbiddenProxyRequest, InvalidProxyLine, LimitRequestLine, NoMoreData, ParseException
-from .parse import Headers, HeadGatherer, RequestHead, parse_fields, parse_head, parse_request_line
+from .parse import (
+    Headers,
+    HeadGatherer,
+    RequestHead,
+    find_head_end,
+    parse_fields,
+    parse_head,
+    parse_request_line,
+)
 from .policy import (
     DEFAULT_MAX_HEADERFIELD_SIZE,
     MAX_HEADERS,
@@ -135,17 +143,24 @@ class Request(Message):
         return self.head is not None and self.head.expect_continue
 
     def parse(self, unreader: Unreader) -> bytes:
-        gatherer = HeadGatherer(self.policy, first=self.req_number == 1)
+        policy = self.policy
+        data = unreader.read()
+        if not policy.proxy_protocol or self.req_number > 1:
+            end = find_head_end(data)
+            if end > 0:  # nearly always: the whole head in one piece
+                self._take(parse_head(data[:end], policy, policy.forwarded_allow.allows(self.peer_addr)))
+                return data[end:]
+        gatherer = HeadGatherer(policy, first=self.req_number == 1)
         while True:
-            data = unreader.read()
             if not data:
                 raise NoMoreData(bytes(gatherer.buffer))
             if gatherer.feed(data):
                 break
+            data = unreader.read()
         if gatherer.proxy_seen:
             self.proxy_protocol_access_check()
             self._set_proxy_info(gatherer.proxy_info)
-        self._take(parse_head(gatherer.head(), self.policy, self.trusted_peer))
+        self._take(parse_head(gatherer.head(), policy, self.trusted_peer))
         return gatherer.rest()
 
     def _take(self, head: RequestHead) -> None:

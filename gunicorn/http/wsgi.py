@@ -86,7 +86,10 @@ def _base_for(cfg: Any) -> _Base:
 
 def default_environ(req: Any, sock: Any, cfg: Any) -> dict[str, Any]:
     """The base environ and what the request line says."""
-    environ = _base_for(cfg).environ.copy()
+    return _fill(_base_for(cfg).environ.copy(), req, sock)
+
+
+def _fill(environ: dict[str, Any], req: Any, sock: Any) -> dict[str, Any]:
     major, minor = req.version
     environ["wsgi.input"] = req.body
     environ["gunicorn.socket"] = sock
@@ -117,16 +120,17 @@ def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Res
     Raises ConfigurationProblem if the path does not lie below SCRIPT_NAME.
     """
     resp = Response(req, sock, cfg)
-    environ = default_environ(req, sock, cfg)
+    base = _base_for(cfg)
+    environ = _fill(base.environ.copy(), req, sock)
     environment.add_headers(environ, req.headers)
     authority = getattr(getattr(req, "head", None), "authority", None)
     if authority is not None:
         # RFC 9112 section 3.2.2: the target's host counts, whatever Host says.
         environ["HTTP_HOST"] = authority
     environ["wsgi.url_scheme"] = req.scheme
-    environ.update(environment.client_variables(client))
-    environ.update(environment.server_variables(server, environ.get("HTTP_HOST"), req.scheme))
-    _set_paths(environ, req, _base_for(cfg).script_name)
+    environment.add_client(environ, client)
+    environment.add_server(environ, server, req.scheme)
+    _set_paths(environ, req, base.script_name)
     if req.proxy_protocol_info:
         environ.update(proxy_environ(req))
     if req.expects_continue and not req.body.finished:
@@ -172,7 +176,7 @@ class Response:
         self.response_length: int | None = None
         self.sent = 0
         self.upgrade = False
-        self._own_names: set[str] = set()  # of server and date, those that the application sets
+        self._own_names: tuple[str, ...] = ()  # of server and date, those that the application sets
         self._app_closes = False
         self._has_body = True
 
@@ -206,7 +210,7 @@ class Response:
         code = head.check_status(status)
         self.headers, self.response_length = [], None
         self.upgrade = self._app_closes = False
-        self._own_names.clear()
+        self._own_names = ()
         self.status_code = code
         self.process_headers(headers)
         self.status = status
@@ -234,7 +238,7 @@ class Response:
                     upgrades.append((name, value))
                 continue
             elif lower in ("server", "date"):
-                self._own_names.add(lower)
+                self._own_names += (lower,)
             self.headers.append((name, value))
         if self.upgrade:
             self.headers += upgrades
@@ -258,12 +262,13 @@ class Response:
     def default_headers(self) -> list[str]:
         """The status line and the headers that the server adds, as lines."""
         minor = 0 if self.req.version == (1, 0) else 1
-        lines = [f"HTTP/1.{minor} {self.status}\r\n"]
-        if self.status is not None and len(self.status) == 3:
-            lines = [f"HTTP/1.{minor} {self.status} \r\n"]  # RFC 9112 section 4: the space stays
-        if "server" not in self._own_names:
+        # RFC 9112 section 4: the space stays where there is no reason.
+        space = " " if self.status is not None and len(self.status) == 3 else ""
+        lines = [f"HTTP/1.{minor} {self.status}{space}\r\n"]
+        own = self._own_names
+        if not own or "server" not in own:
             lines.append(f"Server: {self.version}\r\n")
-        if "date" not in self._own_names:
+        if not own or "date" not in own:
             lines.append(f"Date: {head.current_date()}\r\n")
         lines.append(f"Connection: {self._connection_options()}\r\n")
         if self.chunked:

@@ -125,7 +125,9 @@ def test_other_forms_of_targets() -> None:
     ],
 )
 def test_client_variables(client: Any, expected: dict[str, str]) -> None:
-    assert environment.client_variables(client) == expected
+    environ: dict[str, Any] = {}
+    environment.add_client(environ, client)
+    assert environ == expected
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,9 @@ def test_client_variables(client: Any, expected: dict[str, str]) -> None:
     ],
 )
 def test_server_variables(server: Any, host: str | None, scheme: str, name: str, port: str) -> None:
-    assert environment.server_variables(server, host, scheme) == {"SERVER_NAME": name, "SERVER_PORT": port}
+    environ = {"HTTP_HOST": host} if host is not None else {}
+    environment.add_server(environ, server, scheme)
+    assert (environ["SERVER_NAME"], environ["SERVER_PORT"]) == (name, port)
 
 
 @pytest.mark.parametrize(
