@@ -35,7 +35,7 @@ def test_status_with_nothing_configured() -> None:
         lines = result.stdout.splitlines()
         assert [line.split()[:2] for line in lines] == [["a", "RUNNING"], ["longer-name", "RUNNING"]]
         assert len({line.index("RUNNING") for line in lines}) == 1, "aligned"
-        assert f"pid {server.companion('a')['pid']}, uptime 0:00:0" in lines[0]
+        assert f"pid {server.companion('a')['pid']}, uptime 00:00:0" in lines[0]
         found = json.loads(ctl(server, "--json", "status").stdout)
         assert found["ok"] and found["server"]["pid"] == server.pid
         assert ctl(server, "status", "a").stdout.split()[0] == "a"

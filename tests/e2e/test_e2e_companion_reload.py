@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import Any
 
 import pytest
 from e2e_companions import (
@@ -272,13 +273,17 @@ def test_a_changed_global_default_reaches_every_companion_that_does_not_override
 
 
 def test_reread_from_a_companion_config_file() -> None:
-    files = {"companions.py": config_text(entry("a", "idle"))}
+
+    def text_of(*companions: dict[str, Any]) -> str:
+        return f"companion_startsecs = 0.1\ncompanion_workers = {list(companions)!r}\n"
+
+    files = {"companions.py": text_of(entry("a", "idle"))}
     text = "companion_config_file = 'companions.py'\ncompanion_startsecs = 5\n"
     from e2e_apps import JOBS, WEB
 
     with Server(WEB, text, files={"jobs.py": JOBS, **files}) as server:
         pid = server.wait_companion("a", timeout=4)["pid"]
-        server.write("companions.py", config_text(entry("a", "idle"), entry("b", "idle")))
+        server.write("companions.py", text_of(entry("a", "idle"), entry("b", "idle")))
         assert server.ask("reread")["added"] == ["b"]
         server.wait_companion("b")
         server.write("companions.py", "1/0")
@@ -288,7 +293,7 @@ def test_reread_from_a_companion_config_file() -> None:
         server.write("companions.py", "workers = 3\n")
         reply = server.ask("reread")
         assert reply["ok"] is False, "only companion settings belong there"
-        server.write("companions.py", config_text(entry("a", "idle")))
+        server.write("companions.py", text_of(entry("a", "idle")))
         assert server.ask("reread")["removed"] == ["b"]
         assert server.companion("a")["pid"] == pid
 
