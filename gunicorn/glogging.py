@@ -87,6 +87,9 @@ class LogFile(logging.FileHandler):
 
     def write_line(self, line: str) -> None:
         data = f"{line}\n".encode("utf-8", "backslashreplace")
+        if self.stream is None:
+            # Configuring the standard library's way closes every handler there is.
+            self.stream = self._open()
         fd = _fileno(self)
         while True:
             written = os.write(fd, data)

@@ -23,6 +23,8 @@ _TCP_INFO_UNACKED = 24
 
 def queue_length(listener: Any) -> int:
     """How many connections wait to be accepted; where the system does not tell, as many as ever can."""
+    if listener.fileno() < 0:
+        return 0
     with suppress(OSError, AttributeError, struct.error, ValueError):
         if listener.family != socket.AF_UNIX:
             info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import select
 import socket
 import time
+from types import FrameType
 from typing import Any
 
 from gunicorn import sock as listening
@@ -37,13 +38,13 @@ class SyncWorker(Worker):
     def wait(self, timeout: float) -> list[Any]:
         """The listeners that have a connection waiting, none of them after *timeout* seconds.
 
-        Raises StopWaiting if the master is gone.
+        Raises StopWaiting if the worker has been told to end, or the master is gone.
         """
         self.notify()
         ready = {fd for fd, _ in self._poll.poll(timeout * 1000)}
         if self.PIPE and self.PIPE[0] in ready:
             self.drain_pipe()
-        if not ready and not self.is_parent_alive():
+        if not self.alive or (not ready and not self.is_parent_alive()):
             raise StopWaiting
         return [listener for listener in self.sockets if listener.fileno() in ready]
 
@@ -102,6 +103,8 @@ class SyncWorker(Worker):
         except BlockingIOError:
             return False
         except OSError as error:
+            if listener.fileno() < 0:
+                return False  # closed by the signal to end
             if error.errno in accepting.EXHAUSTED:
                 # The connection stays in the queue: a loop without a pause would spin.
                 self.log.error("No connection can be accepted: %s", error)
@@ -109,6 +112,14 @@ class SyncWorker(Worker):
             elif error.errno not in accepting.TRANSIENT:
                 raise
         return True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM, in a request maybe: who comes from now on is refused, not left to wait for its end."""
+        super().handle_exit(sig, frame)
+        for listener in self.sockets:
+            if not accepting.queue_length(listener):
+                # The socket in it, so that whoever is about to use the listener meets a plain OSError.
+                getattr(listener, "sock", listener).close()
 
     def _drain_listeners(self) -> None:
         """Serve who is in the accept queues when the worker is told to end.
@@ -123,11 +134,7 @@ class SyncWorker(Worker):
         for listener in self.sockets:
             for _ in range(accepting.queue_length(listener)):
                 self.notify()
-                if time.monotonic() > until:
-                    return
-                try:
-                    self.accept(listener)
-                except OSError:
+                if time.monotonic() > until or not self._accept_quietly(listener):
                     break
 
     # -- one connection ------------------------------------------------------------------

@@ -1,0 +1,535 @@
+# SPDX-License-Identifier: MIT
+"""Where the logs go: files, streams, syslog, logconfig; and what a second setup changes."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gunicorn import glogging
+from gunicorn.config import Config
+from gunicorn.errors import ConfigError
+from gunicorn.glogging import Logger
+
+RESPONSE = SimpleNamespace(status="200 OK", headers=[("Content-Type", "text/html")], sent=12)
+REQUEST = SimpleNamespace(headers=[("ACCEPT", "*/*")])
+ENVIRON = {
+    "REMOTE_ADDR": "127.0.0.1",
+    "REQUEST_METHOD": "GET",
+    "RAW_URI": "/",
+    "SERVER_PROTOCOL": "HTTP/1.1",
+    "HTTP_USER_AGENT": "probe",
+}
+
+
+@pytest.fixture(autouse=True)
+def _pristine() -> Iterator[None]:
+    names = [None, "gunicorn.error", "gunicorn.access", "own"]
+    before = {name: list(logging.getLogger(name).handlers) for name in names}
+    yield
+    for name in names:
+        log = logging.getLogger(name)
+        for handler in log.handlers[:]:
+            if handler not in before[name]:
+                log.removeHandler(handler)
+                handler.close()
+
+
+def config(**settings: Any) -> Config:
+    cfg = Config()
+    for name, value in settings.items():
+        cfg.set(name, value)
+    return cfg
+
+
+def access(logger: Logger, **environ: str) -> None:
+    logger.access(RESPONSE, REQUEST, {**ENVIRON, **environ}, timedelta(milliseconds=3))
+
+
+def test_error_log_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "error.log"
+    logger = Logger(config(errorlog=str(path), loglevel="warning"))
+    logger.info("too little")
+    logger.warning("%s of %s", 1, 2)
+    logger.log("error", "by name")
+    logger.log(logging.CRITICAL, "by number")
+    logger.log("no such level", "is info")
+    try:
+        raise ValueError("the reason")
+    except ValueError:
+        logger.exception("it failed")
+    text = path.read_text()
+    first = text.splitlines()[0]
+    assert first.endswith(f"[{os.getpid()}] [WARNING] 1 of 2") and first.startswith("[20")
+    assert "[ERROR] by name" in text and "[CRITICAL] by number" in text and "ValueError: the reason" in text
+    assert "too little" not in text and "is info" not in text
+
+
+def test_text_of_any_kind_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "error.log"
+    logger = Logger(config(errorlog=str(path)))
+    logger.error("caf\xe9 \u2603 and a lone \udc80")
+    assert "caf\xe9 \u2603 and a lone \\udc80" in path.read_text("utf-8")
+
+
+def test_access_log_only_where_asked_for(tmp_path: Path, capsys: Any) -> None:
+    logger = Logger(config())
+    assert not logger.wants_access
+    access(logger)
+    assert capsys.readouterr().out == ""
+    path = tmp_path / "access.log"
+    logger.setup(config(accesslog=str(path), access_log_format="%(m)s %(s)s %(b)s"))
+    assert logger.wants_access
+    access(logger)
+    assert path.read_text() == "GET 200 12\n"
+    logger.setup(config())
+    access(logger)
+    assert path.read_text() == "GET 200 12\n"
+
+
+def test_access_log_on_standard_output(capsys: Any) -> None:
+    logger = Logger(config(accesslog="-"))
+    access(logger)
+    out = capsys.readouterr().out
+    assert out.startswith("127.0.0.1 - - [") and out.endswith('] "GET / HTTP/1.1" 200 12 "-" "probe"\n')
+
+
+def test_one_request_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    logger = Logger(config(accesslog=str(path)))
+    access(logger, HTTP_USER_AGENT='x" 200\n127.0.0.1 - forged', RAW_URI="/\x1b[2J")
+    assert path.read_text().count("\n") == 1 and "\x1b" not in path.read_text()
+
+
+def test_a_subclass_may_add_atoms(tmp_path: Path) -> None:
+    class Own(Logger):
+        def atoms(self, resp: Any, req: Any, environ: Any, request_time: timedelta) -> dict[str, Any]:
+            return {**super().atoms(resp, req, environ, request_time), "own": 'mine "!"'}
+
+    path = tmp_path / "access.log"
+    logger = Own(config(accesslog=str(path), access_log_format="%(own)s %({Accept}i)s %(nothing)s"))
+    access(logger)
+    assert path.read_text() == 'mine \\"!\\" */* -\n'
+
+
+def test_a_format_that_fails_is_said_and_harms_no_request(tmp_path: Path) -> None:
+    error, path = tmp_path / "error.log", tmp_path / "access.log"
+    logger = Logger(config(accesslog=str(path), errorlog=str(error), access_log_format="%(m)d"))
+    access(logger)
+    assert path.read_text() == "" and "TypeError" in error.read_text()
+
+
+def test_records_carry_the_atoms_for_handlers_of_others(tmp_path: Path) -> None:
+    class Json(logging.Handler):
+        seen: list[Any] = []
+
+        def emit(self, record: logging.LogRecord) -> None:
+            assert isinstance(record.args, dict)
+            self.seen.append((record.args["m"], record.args["{accept}i"], record.getMessage()))
+
+    logger = Logger(config(accesslog=str(tmp_path / "access.log"), access_log_format="%(m)s"))
+    handler = Json()
+    logger.access_log.addHandler(handler)
+    access(logger)
+    assert handler.seen == [("GET", "*/*", "GET")]
+    assert (tmp_path / "access.log").read_text() == "GET\n"
+
+
+def test_time_is_the_clock_s_and_english() -> None:
+    text = Logger(config()).now()
+    assert len(text) == len("[10/Oct/2000:13:55:36 -0700]")
+    assert text[4:7] in glogging._MONTHS and text[0] == "[" and text[-1] == "]"
+
+
+# -- a second setup ---------------------------------------------------------------------------
+
+
+def test_setup_again_moves_the_logs(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    logger = Logger(config(errorlog=str(one)))
+    before = count_descriptors()
+    for _ in range(5):
+        logger.setup(config(errorlog=str(two), loglevel="debug"))
+    logger.debug("moved")
+    assert one.read_text() == "" and two.read_text().count("moved") == 1
+    assert count_descriptors() == before
+
+
+def count_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"errorlog": "/no/such/directory/error.log"},
+        {"accesslog": "/no/such/directory/access.log"},
+        {"logconfig": "/no/such/file"},
+        {"logconfig_json": "/no/such/file"},
+        {"logconfig_dict": {"handlers": {"x": {"class": "no.such.Class"}}}},
+        {"syslog": True, "syslog_facility": "nonsense"},
+        {"syslog": True, "syslog_addr": "nonsense"},
+    ],
+    ids=lambda wrong: "-".join(wrong),
+)
+def test_a_wrong_setup_changes_nothing(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    error, path = tmp_path / "error.log", tmp_path / "access.log"
+    logger = Logger(config(errorlog=str(error), accesslog=str(path), access_log_format="%(m)s"))
+    with pytest.raises(ConfigError):
+        logger.setup(config(loglevel="critical", **wrong))
+    logger.info("still here")
+    access(logger)
+    assert "still here" in error.read_text() and path.read_text() == "GET\n"
+
+
+def test_another_instance_takes_over(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    Logger(config(errorlog=str(one)))
+    Logger(config(errorlog=str(two))).error("taken over")
+    assert one.read_text() == "" and two.read_text().count("taken over") == 1
+
+
+# -- rotation ---------------------------------------------------------------------------------
+
+
+def test_reopen_follows_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "error.log"
+    logger = Logger(config(errorlog=str(path), accesslog=str(tmp_path / "access.log")))
+    logger.info("first")
+    path.rename(tmp_path / "error.log.1")
+    logger.info("second")
+    before = count_descriptors()
+    logger.reopen_files()
+    assert count_descriptors() == before
+    logger.info("third")
+    old = (tmp_path / "error.log.1").read_text()
+    assert "first" in old and "second" in old and "third" not in old
+    assert path.read_text().count("\n") == 1 and "third" in path.read_text()
+
+
+def test_reopen_while_threads_log_loses_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "error.log"
+    logger = Logger(config(errorlog=str(path)))
+
+    def work() -> None:
+        for number in range(300):
+            logger.info("line %d", number)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for turn in range(20):
+        path.rename(tmp_path / f"old{turn}")
+        logger.reopen_files()
+    for thread in threads:
+        thread.join()
+    lines = [line for file in tmp_path.iterdir() for line in file.read_text().splitlines()]
+    assert len(lines) == 4 * 300 and all(" [INFO] line " in line for line in lines)
+
+
+def test_reopen_that_fails_keeps_the_file(tmp_path: Path) -> None:
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    path = directory / "error.log"
+    logger = Logger(config(errorlog=str(path)))
+    directory.rename(tmp_path / "moved")
+    logger.reopen_files()
+    logger.info("kept")
+    assert "kept" in (tmp_path / "moved" / "error.log").read_text()
+
+
+def test_reopen_works_on_files_of_a_logconfig(tmp_path: Path) -> None:
+    path = tmp_path / "own.log"
+    logger = Logger(
+        config(
+            logconfig_dict={
+                "handlers": {
+                    **glogging.CONFIG_DEFAULTS["handlers"],
+                    "own": {"class": "logging.FileHandler", "filename": str(path)},
+                },
+                "loggers": {"own": {"handlers": ["own"], "propagate": False}},
+            }
+        )
+    )
+    path.rename(tmp_path / "own.log.1")
+    logger.reopen_files()
+    logging.getLogger("own").warning("new")
+    assert path.read_text() == "new\n"
+
+
+def test_files_are_closed_on_exec(tmp_path: Path) -> None:
+    path = tmp_path / "error.log"
+    logger = Logger(config(errorlog=str(path)))
+    logger.close_on_exec()
+    listing = subprocess.run(["ls", "-l", "/proc/self/fd"], capture_output=True, text=True, check=True)
+    assert str(path) not in listing.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_files_belong_to_the_user_who_must_open_them_again(tmp_path: Path) -> None:
+    path = tmp_path / "error.log"
+    logger = Logger(config(errorlog=str(path), accesslog="/dev/null", user=65534, group=65534))
+    assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534)
+    assert os.stat("/dev/null").st_uid == 0
+    path.unlink()
+    logger.reopen_files()
+    assert path.stat().st_uid == 65534
+
+
+# -- logconfig --------------------------------------------------------------------------------
+
+
+def test_logconfig_file(tmp_path: Path) -> None:
+    path = tmp_path / "log.ini"
+    path.write_text(
+        textwrap.dedent(
+            """
+            [loggers]
+            keys=root,error,access
+            [handlers]
+            keys=own
+            [formatters]
+            keys=plain
+            [logger_root]
+            handlers=
+            [logger_error]
+            handlers=own
+            qualname=gunicorn.error
+            level=DEBUG
+            propagate=0
+            [logger_access]
+            handlers=own
+            qualname=gunicorn.access
+            propagate=0
+            [handler_own]
+            class=FileHandler
+            args=("%(here)s/own.log",)
+            formatter=plain
+            [formatter_plain]
+            format=<%(name)s> %(message)s
+            """
+        )
+    )
+    logger = Logger(config(logconfig=str(path), access_log_format="%(m)s"))
+    logger.debug("by the file")
+    access(logger)
+    own = tmp_path / "own.log"
+    assert own.read_text() == "<gunicorn.error> by the file\n<gunicorn.access> GET\n"
+    logger.setup(config(errorlog=str(tmp_path / "error.log")))
+    logger.info("without it")
+    assert "without it" not in own.read_text()
+    assert (tmp_path / "error.log").read_text().count("without it") == 1
+
+
+@pytest.mark.parametrize("kind", ["dict", "json"])
+def test_logconfig_names_only_what_differs(tmp_path: Path, kind: str, capsys: Any) -> None:
+    settings = {"formatters": {"generic": {"format": "own %(message)s"}}}
+    cfg: Config
+    if kind == "dict":
+        cfg = config(logconfig_dict=settings, access_log_format="%(m)s")
+    else:
+        path = tmp_path / "log.json"
+        path.write_text(json.dumps(settings))
+        cfg = config(logconfig_json=str(path), access_log_format="%(m)s")
+    logger = Logger(cfg)
+    logger.info("said once")
+    access(logger)
+    captured = capsys.readouterr()
+    assert captured.err == "own said once\n" and captured.out == "own GET\n"
+
+
+def test_loggers_of_others_are_left_alone(tmp_path: Path) -> None:
+    other = logging.getLogger("own")
+    stream = io.StringIO()
+    other.addHandler(logging.StreamHandler(stream))
+    Logger(config(logconfig_dict={"root": {"level": "INFO", "handlers": []}}))
+    other.warning("heard")
+    assert stream.getvalue() == "heard\n" and other in glogging.loggers()
+
+
+# -- syslog -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("udp://", (socket.SOCK_DGRAM, ("localhost", 514))),
+        ("udp://Host", (socket.SOCK_DGRAM, ("host", 514))),
+        ("udp://host:5140", (socket.SOCK_DGRAM, ("host", 5140))),
+        ("tcp://192.0.2.1:601", (socket.SOCK_STREAM, ("192.0.2.1", 601))),
+        ("tcp://[::1]:601", (socket.SOCK_STREAM, ("::1", 601))),
+        ("udp://[::1]", (socket.SOCK_DGRAM, ("::1", 514))),
+        ("unix:///dev/log", (None, "/dev/log")),
+        ("unix:///dev/log#dgram", (socket.SOCK_DGRAM, "/dev/log")),
+        ("unix:///dev/log#stream", (socket.SOCK_STREAM, "/dev/log")),
+    ],
+)
+def test_syslog_addresses(text: str, expected: Any) -> None:
+    assert glogging.parse_syslog_address(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "host:514",
+        "http://host",
+        "udp://host:port",
+        "udp://host:0",
+        "tcp://[::1",
+        "unix://",
+        "unix:///x#y",
+    ],
+)
+def test_syslog_addresses_that_are_none(text: str) -> None:
+    with pytest.raises(RuntimeError):
+        glogging.parse_syslog_address(text)
+
+
+def syslog(address: str, **more: Any) -> Config:
+    return config(
+        syslog=True,
+        syslog_addr=address,
+        syslog_facility="local3",
+        syslog_prefix="shop",
+        errorlog=None,
+        access_log_format="%(m)s",
+        **more,
+    )
+
+
+def test_syslog_over_udp() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(("127.0.0.1", 0))
+        daemon.settimeout(5)
+        logger = Logger(syslog(f"udp://127.0.0.1:{daemon.getsockname()[1]}"))
+        logger.error("two\nlines")
+        assert daemon.recv(4096) == b"<155>gunicorn.shop.error: [%d] two\nlines" % os.getpid()
+        access(logger)
+        assert daemon.recv(4096) == b"<158>gunicorn.shop.access: [%d] GET" % os.getpid()
+
+
+def test_syslog_without_the_access_log() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(("127.0.0.1", 0))
+        daemon.settimeout(5)
+        address = f"udp://127.0.0.1:{daemon.getsockname()[1]}"
+        logger = Logger(syslog(address, disable_redirect_access_to_syslog=True))
+        access(logger)
+        logger.error("next")
+        assert b"next" in daemon.recv(4096) and not logger.wants_access
+
+
+def test_syslog_over_tcp_finds_a_daemon_that_comes_and_goes(capsys: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as daemon:
+        port = daemon.getsockname()[1]
+    logger = Logger(syslog(f"tcp://127.0.0.1:{port}"))
+    for _ in range(3):
+        logger.error("lost")
+    assert capsys.readouterr().err.count("does not take messages") == 1
+    with socket.create_server(("127.0.0.1", port)) as daemon:
+        logger.error("one\nmessage")
+        connection, _ = daemon.accept()
+        with connection, connection.makefile("rb") as lines:
+            assert lines.readline().endswith(b"one#012message\n")
+            logger.error("another")
+            assert lines.readline().endswith(b"another\n")
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_syslog_over_a_unix_socket(short_dir: Path, kind: socket.SocketKind) -> None:
+    path = str(short_dir / "log")
+    with socket.socket(socket.AF_UNIX, kind) as daemon:
+        daemon.bind(path)
+        daemon.settimeout(5)
+        if kind == socket.SOCK_STREAM:
+            daemon.listen()
+        Logger(syslog(f"unix://{path}")).error("local")
+        if kind == socket.SOCK_STREAM:
+            connection, _ = daemon.accept()
+            with connection:
+                assert connection.recv(4096).endswith(b"local\n")
+        else:
+            assert daemon.recv(4096).endswith(b"local")
+
+
+def test_a_forked_process_has_a_stream_of_its_own() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as daemon:
+        daemon.settimeout(5)
+        logger = Logger(syslog(f"tcp://127.0.0.1:{daemon.getsockname()[1]}"))
+        logger.error("parent")
+        pid = os.fork()
+        if pid == 0:
+            logger.error("child")
+            os._exit(0)
+        os.waitpid(pid, 0)
+        first, _ = daemon.accept()
+        second, _ = daemon.accept()
+        with first, second:
+            assert b"parent" in first.recv(4096) and b"child" in second.recv(4096)
+
+
+# -- capture ----------------------------------------------------------------------------------
+
+
+def in_a_process(body: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    script = f"""
+import os, subprocess, sys
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+
+def config(**settings):
+    cfg = Config()
+    for name, value in settings.items():
+        cfg.set(name, value)
+    return cfg
+{textwrap.dedent(body)}
+"""
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+
+
+def test_captured_output_goes_where_the_error_log_goes(tmp_path: Path) -> None:
+    done = in_a_process(
+        """
+        logger = Logger(config(errorlog="error.log", capture_output=True))
+        print("printed")
+        subprocess.run(["sh", "-c", "echo from a program; echo and its errors >&2"])
+        os.rename("error.log", "old.log")
+        logger.reopen_files()
+        print("after rotation")
+        logger.setup(config(errorlog="error.log"))
+        print("no longer captured")
+        """,
+        tmp_path,
+    )
+    assert (tmp_path / "old.log").read_text() == "printed\nfrom a program\nand its errors\n"
+    assert (tmp_path / "error.log").read_text() == "after rotation\n"
+    assert done.stdout == "no longer captured\n"
+
+
+def test_nothing_is_captured_without_a_file(tmp_path: Path) -> None:
+    done = in_a_process('Logger(config(errorlog="-", capture_output=True)); print("printed")', tmp_path)
+    assert done.stdout == "printed\n"
