@@ -8,7 +8,7 @@ import enum
 from .errors import ChunkMissingTerminator, InvalidChunkSize, LimitRequestHeaders
 from .grammar import CHUNK_LINE_RE
 from .parse import Headers, parse_fields
-from .policy import RequestPolicy
+from .policy import DEFAULT_MAX_HEADERFIELD_SIZE, RequestPolicy
 
 LAST_CHUNK = b"0\r\n\r\n"
 # Extensions mean nothing here; a line of them longer than this is not worth reading.
@@ -112,7 +112,7 @@ class ChunkedDecoder:
     def _take_line(self, data: bytes, position: int) -> int:
         """Handle one line of framing; the offset behind it, or -1 if its end has not come."""
         in_trailers = self._state is _State.TRAILERS
-        limit = self.policy.max_field if in_trailers else MAX_CHUNK_LINE
+        limit = self._trailer_limit() if in_trailers else MAX_CHUNK_LINE
         newline = data.find(b"\n", position, position + limit)
         if newline < 0:
             if len(data) - position >= limit:
@@ -126,6 +126,10 @@ class ChunkedDecoder:
         else:
             self._begin_chunk(line)
         return newline + 1
+
+    def _trailer_limit(self) -> int:
+        # Where fields have no limit, trailers, which hardly anybody sends, keep the default one.
+        return self.policy.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
 
     def _begin_chunk(self, line: bytes) -> None:
         self._missing = chunk_size(line)

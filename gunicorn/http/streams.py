@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+_PLAIN_FILES = (io.BufferedReader, io.BufferedRandom, io.FileIO)
+
 
 class FileWrapper:
     """``wsgi.file_wrapper``: the content of *filelike*, sent by the system itself where it can be."""
@@ -69,18 +71,18 @@ class WSGIErrorsWrapper(io.RawIOBase):
 def file_span(filelike: Any) -> tuple[int, int] | None:
     """Offset and number of bytes that are left of a regular file; None for anything else.
 
-    Only files of the standard library's own types count: others have a descriptor whose content
-    differs from what they read (gzip, text), and must be read.
+    Only the exact types that open() and tempfile make count. What wraps them, or derives from them,
+    may have a descriptor whose content differs from what it reads (gzip, decryption, ranges).
     """
-    inner = getattr(filelike, "file", filelike)  # tempfile's wrappers
-    raw = getattr(inner, "raw", inner)
-    plain = isinstance(inner, (io.BufferedReader, io.BufferedRandom, io.FileIO))
-    if not plain or not isinstance(raw, io.FileIO):
+    if type(filelike).__module__ == "tempfile":
+        filelike = getattr(filelike, "file", filelike)
+    raw = getattr(filelike, "raw", filelike)
+    if type(filelike) not in _PLAIN_FILES or type(raw) is not io.FileIO:
         return None
     try:
-        status = os.fstat(inner.fileno())
+        status = os.fstat(filelike.fileno())
         # The object's own position: a buffered reader's descriptor is ahead of it.
-        offset = inner.tell()
+        offset = filelike.tell()
     except (OSError, ValueError):
         return None
     if not stat.S_ISREG(status.st_mode):

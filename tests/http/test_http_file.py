@@ -141,8 +141,32 @@ def test_files_that_are_not_what_their_descriptor_holds(path: Path) -> None:
         fields, content, _ = serve(file, [("Content-Length", str(len(DATA)))])
     assert content == DATA
     with gzip.open(packed) as file:
-        fields, content, _ = serve(io.BufferedReader(file), [("Content-Length", str(len(DATA)))])  # type: ignore[type-var]
+        _, content, _ = serve(io.BufferedReader(file), [("Content-Length", str(len(DATA)))])  # type: ignore[type-var]
     assert content == DATA
+
+
+def test_files_that_read_otherwise(path: Path) -> None:
+    class Loud(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:  # type: ignore[override]
+            return super().read(size).upper()
+
+    class Wrapped:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+            self.fileno = file.fileno
+            self.tell = file.tell
+
+        def read(self, size: int) -> bytes:
+            return bytes(self.file.read(size)).upper()
+
+    path.write_bytes(b"hello")
+    with Loud(path) as loud, path.open("rb") as file:
+        for filelike in (loud, Wrapped(file)):
+            _, content, _ = serve(filelike, [("Content-Length", "5")])
+            assert content == b"HELLO"
+
+
+def test_objects_without_a_descriptor() -> None:
     fields, content, _ = serve(io.BytesIO(b"hello"))
     assert fields["transfer-encoding"] == "chunked"
     assert content == b"5\r\nhello\r\n0\r\n\r\n"
