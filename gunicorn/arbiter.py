@@ -186,8 +186,8 @@ class Arbiter:
             raise HaltServer(str(exc)) from exc
         self.init_signals()
         self.pidfile = self.make_pidfile(self.cfg.pidfile)
-        self._started = True
         self.cfg.on_starting(self)
+        self._started = True
         if not self.LISTENERS:
             self.LISTENERS = sock.create_sockets(self.cfg, self.log, given.fds)
         same = len(self.cfg.address) == len(self.LISTENERS)
@@ -668,16 +668,16 @@ class Arbiter:
         )
         first_beat = worker.tmp.last_update()
         self._hook("pre_fork", self, worker)
-        try:
-            with blocked_signals():
+        with blocked_signals():
+            try:
                 pid = os.fork()
-                if pid == 0:
-                    self._leave_master(worker)
-        except OSError as exc:
-            self.log.error("A worker cannot be started: %s", exc)
-            self._pacing.start_failed(time.monotonic())
-            worker.tmp.close()
-            return 0
+            except OSError as exc:
+                self.log.error("A worker cannot be started: %s", exc)
+                self._pacing.start_failed(time.monotonic())
+                worker.tmp.close()
+                return 0
+            if pid == 0:
+                self._leave_master(worker)
         if pid == 0:
             self._run_worker(worker)
         worker.pid = pid
@@ -707,13 +707,18 @@ class Arbiter:
         self._in_child = True
         if self.inbox is None:
             return
-        # Until the worker sets its own, a stop ends it at once (it serves nobody yet), and a
-        # rotated log is not written on.
-        handlers: dict[int, Any] = {signal.SIGUSR1: getattr(worker, "handle_usr1", signal.SIG_IGN)}
-        reset_to_default(self.inbox.signals, handlers)
-        self.inbox.close()
-        for sibling in self.WORKERS.values():
-            sibling.tmp.close()
+        try:
+            # Until the worker sets its own, a stop ends it at once (it serves nobody yet), and a
+            # rotated log is not written on.
+            handlers: dict[int, Any] = {signal.SIGUSR1: getattr(worker, "handle_usr1", signal.SIG_IGN)}
+            reset_to_default(self.inbox.signals, handlers)
+            self.inbox.close()
+            for sibling in self.WORKERS.values():
+                sibling.tmp.close()
+        except Exception:
+            # An exception that went on from here would end in the master's loop.
+            self.log.exception("The worker %s cannot let go of the master's things", os.getpid())
+            sys.exit(self.WORKER_BOOT_ERROR)
 
     def _run_worker(self, worker: Any) -> None:
         """The life of a worker, to the end of its process. Nothing leads from here back into the loop."""

@@ -6,10 +6,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import time
 
 import pytest
-from harness import descriptors, is_alive, status_field, wait_until
+from harness import children_of, descriptors, is_alive, status_field, wait_until
 from tinyserver import HOOKS, TinyServer
 
 
@@ -326,3 +327,37 @@ def test_a_term_to_every_process_at_once_is_one_stop() -> None:
         assert server.wait_exit(10) == 0
         assert len(server.events("on_exit")) == 1
         assert "ERROR" not in server.log()
+
+
+def test_as_process_one() -> None:
+    """In a container of its own: strangers' orphans are reaped, and a stop is a stop."""
+    unshare = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no namespaces here")
+    orphan = """
+    import os, subprocess
+    def when_ready(server):
+        note("pid", os.getpid())
+        # The shell is gone at once; what it leaves behind ends as a worker that cannot boot would.
+        subprocess.run(["sh", "-c", "(sleep 0.3; echo orphan >> events; exit 3) &"])
+    """
+    with TinyServer(orphan, workers=1, prefix=unshare) as server:
+        assert server.wait_events("pid") == [["1"]]
+        server.wait_events("orphan")
+        [master] = children_of(server.pid)
+        wait_until(lambda: len(children_of(master)) == 1, 5, "the orphan reaped")
+        assert server.get().status == 200
+        os.kill(master, signal.SIGTERM)
+        assert server.wait_exit(10) == 0
+
+
+def test_reloads_leave_nothing_open() -> None:
+    with TinyServer(workers=2) as server:
+        known: list[int] = []
+        counts = []
+        for _ in range(8):
+            pids = server.running(2, without=known)
+            counts.append(len(descriptors(server.pid)))
+            known += pids
+            server.signal(signal.SIGHUP)
+        assert counts[1] == counts[-1]
