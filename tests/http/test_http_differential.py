@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The fast reading of a head never differs from the exact one."""
+"""What is read never depends on the way: fast or exact, in one piece or in many."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gunicorn.http import parse
-from gunicorn.http.errors import ParseException
+from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http.message import Request
 from gunicorn.http.policy import RequestPolicy
+from gunicorn.http.unreader import IterUnreader
 
 POLICIES = [
     RequestPolicy(),
@@ -126,3 +128,52 @@ def test_ordinary_heads_take_the_fast_way() -> None:
     head = parse.fast_head(block, RequestPolicy())
     assert head is not None
     assert head == parse.exact_head(block, RequestPolicy())
+
+
+STREAMS = st.sampled_from(
+    [
+        b"POST /a?b HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\r\n\r\n"
+        b"GET / HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.0\r\n\r\n",
+    ]
+)
+EDITS = st.lists(
+    st.tuples(
+        st.integers(0, 200),
+        st.integers(0, 2),
+        st.sampled_from([bytes([c]) for c in b"\r\n\t :;,0159aG/\0\xff_"]),
+    ),
+    max_size=3,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(stream=STREAMS, edits=EDITS, cuts=st.lists(st.integers(1, 12), min_size=1, max_size=20))
+def test_a_stream_reads_the_same_however_it_is_cut(
+    stream: bytes, edits: list[tuple[int, int, bytes]], cuts: list[int]
+) -> None:
+    for at, removed, added in edits:
+        at %= len(stream)
+        stream = stream[:at] + added + stream[at + removed :]
+    pieces, start = [], 0
+    while start < len(stream):
+        pieces.append(stream[start : start + cuts[len(pieces) % len(cuts)]])
+        start += len(pieces[-1])
+    # How a bad stream is refused may differ, when it is noticed early; not what is taken from it before.
+    assert requests_in(pieces) == requests_in([stream])
+
+
+def requests_in(pieces: list[bytes]) -> tuple[list[object], bool]:
+    """What is read of all requests, and whether that came to a good end."""
+    unreader, found = IterUnreader(pieces), list[object]()
+    try:
+        while True:
+            request = Request(None, unreader, ("127.0.0.1", 1), len(found) + 1, policy=POLICIES[0])
+            found.append((request.method, request.uri, tuple(request.headers)))
+            found.append((request.body.read(), tuple(request.trailers)))
+            if request.should_close():
+                return found, True
+    except NoMoreData as end:
+        return found, end.buf == b""
+    except (ParseException, OSError):
+        return found, False

@@ -138,7 +138,7 @@ def test_files_that_are_not_what_their_descriptor_holds(path: Path) -> None:
     packed = path.with_suffix(".gz")
     packed.write_bytes(gzip.compress(DATA))
     with gzip.open(packed) as file:
-        fields, content, _ = serve(file, [("Content-Length", str(len(DATA)))])
+        _, content, _ = serve(file, [("Content-Length", str(len(DATA)))])
     assert content == DATA
     with gzip.open(packed) as file:
         _, content, _ = serve(io.BufferedReader(file), [("Content-Length", str(len(DATA)))])  # type: ignore[type-var]
