@@ -90,13 +90,14 @@ def _child(birth: Birth, parent: int, supervisor: str) -> NoReturn:
         except StartFailed as exc:
             _report(birth.run, str(exc))
         except BaseException as exc:
-            # What the user's hook raised, or the import of the target: shown where he looks for it.
+            # What the user's hook raised: shown where he looks for it.
             traceback.print_exc()
             _report(birth.run, _one_line(exc))
         else:
             code = run_target(birth)
+        _flush()
     finally:
-        # The only way out; buffers were flushed by run_target().
+        # The only way out.
         os._exit(code)
 
 
@@ -335,9 +336,16 @@ def _interrupted() -> NoReturn:
 
 def _excepthook() -> None:
     kind, value, trace = sys.exc_info()
-    if kind is not None and value is not None:
-        # The first frame is ours; the user's traceback begins with the target.
-        sys.excepthook(kind, value, trace.tb_next if trace is not None else None)
+    if kind is None or value is None:
+        return
+    # The first frame is ours; the user's traceback begins with the target.
+    value.__traceback__ = trace.tb_next if trace is not None else None
+    try:
+        sys.excepthook(kind, value, value.__traceback__)
+    except BaseException:
+        # One that fails hides nothing, and the exit handlers have their turn.
+        traceback.print_exc()
+        sys.__excepthook__(kind, value, value.__traceback__)
 
 
 def _finalize(code: int) -> int:
@@ -349,12 +357,18 @@ def _finalize(code: int) -> int:
             code = 130
         # Every handler that raises is reported by the call itself.
         atexit._run_exitfuncs()
+    return code if _flush() else code or 120  # the interpreter's own code for output that was lost
+
+
+def _flush() -> bool:
+    """Write what is buffered; False where that cannot be."""
+    good = True
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except Exception:
-            code = code or 120  # the interpreter's own code for output that was lost
-    return code
+            good = good and stream is None
+    return good
 
 
 def forget_inherited_exit_handlers() -> None:

@@ -80,11 +80,15 @@ def answer_of(code: str, *args: str, **options: Any) -> Any:
 
 
 class Script:
-    """A program of its own with pipes at both ends; what it prints is waited for with a deadline."""
+    """A program of its own with pipes at both ends; what it prints is waited for with a deadline.
 
-    def __init__(self, code: str, *args: str, **options: Any) -> None:
+    *code* is its text, or the path of its file.
+    """
+
+    def __init__(self, code: str | Path, *args: str, **options: Any) -> None:
+        program = [str(code)] if isinstance(code, Path) else ["-c", textwrap.dedent(code)]
         self.popen = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code), *args],
+            [sys.executable, *program, *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=python_env(),

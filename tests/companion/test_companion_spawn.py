@@ -1,0 +1,572 @@
+# SPDX-License-Identifier: MIT
+"""A companion from the fork to its end, through spawn() and real forks."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from companiontools import HERE, Script
+from harness import is_alive, wait_until
+
+from gunicorn.companion import session
+
+pytestmark = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
+
+RUNNER = HERE / "spawnrunner.py"
+# 32 and 33 are glibc's own; its posix_spawn() leaves them ignored.
+THREAD_SIGNALS = 0b11 << 31
+
+
+@dataclass
+class End:
+    """How a companion ended, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+    error: str | None
+    record: dict[str, Any]
+    pid: int
+    parent: int
+
+
+def plan_of(directory: Path, target: str, **options: Any) -> str:
+    keys = ("before", "while_running", "run_dir", "nofile", "environ")
+    own = {name: options.pop(name) for name in keys if name in options}
+    plan = {
+        "target": target,
+        "config": options,
+        "result": str(directory / "result"),
+        "before": "",
+        "while_running": "",
+        "run_dir": None,
+        "nofile": None,
+        "environ": {},
+        **own,
+    }
+    plan["before"] = textwrap.dedent(plan["before"])
+    plan["while_running"] = textwrap.dedent(plan["while_running"])
+    return json.dumps(plan)
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[Script]:
+    script = Script(RUNNER)
+    yield script
+    script.go_on()
+    script.wait_closed()
+    script.end()
+
+
+@pytest.fixture
+def run(tmp_path, runner):
+    """Runs one companion to its end."""
+
+    def start(target: str, **options: Any) -> End:
+        runner.stdin.write(plan_of(tmp_path, target, **options).encode() + b"\n")
+        runner.stdin.flush()
+        assert runner.line(60.0) == "done"
+        out, err = ((tmp_path / f"result-{name}").read_text() for name in ("out", "err"))
+        assert (tmp_path / "result").exists(), err
+        result = json.loads((tmp_path / "result").read_text())
+        # Only the parent went on after the fork.
+        went_on = list(tmp_path.glob("result.*"))
+        assert [path.name for path in went_on] == [f"result.{result['parent']}"]
+        for path in tmp_path.glob("result*"):
+            path.unlink()
+        return End(out=out, err=err, **result)
+
+    return start
+
+
+# -- how it ends -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "code"),
+    [("nothing", 0), ("returns_a_value", 0), ("dies", -signal.SIGKILL), ("exits_at_once", 9)],
+)
+def test_an_end(run, target, code):
+    end = run(target)
+    assert (end.code, end.out, end.err, end.error) == (code, "", "", None)
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "err"),
+    [
+        ("", 0, ""),
+        ("None", 0, ""),
+        ("0", 0, ""),
+        ("3", 3, ""),
+        ("256 + 7", 7, ""),
+        ("-1", 255, ""),
+        ("True", 1, ""),
+        ("'queue gone'", 1, "queue gone\n"),
+        ("(1, 2)", 1, "(1, 2)\n"),
+    ],
+)
+def test_sys_exit(run, argument, code, err):
+    end = run("", before=f"import sys; target = lambda: sys.exit({argument})")
+    assert (end.code, end.err, end.error) == (code, err, None)
+
+
+def test_an_exception_is_a_traceback_that_begins_with_the_target(run):
+    end = run("raises")
+    lines = end.err.splitlines()
+    assert end.code == 1
+    assert lines[0] == "Traceback (most recent call last):"
+    assert "spawntargets.py" in lines[1] and "in raises" in lines[1]
+    assert lines[-1] == "ValueError: no such queue"
+    assert "run_target" not in end.err
+    # It is the companion that failed, not its start.
+    assert end.error is None
+
+
+def test_an_interrupt_is_a_death_by_sigint(run):
+    end = run("interrupted", before="import atexit")
+    assert end.code == -signal.SIGINT
+    assert end.err.splitlines()[-1] == "KeyboardInterrupt"
+
+
+def test_a_real_sigint_raises(tmp_path, run):
+    end = run(
+        "waits",
+        stdout=str(tmp_path / "out"),
+        while_running="""
+            import os, signal
+            # Sent while signals are blocked or later: it is never lost.
+            os.kill(pid, signal.SIGINT)
+        """,
+    )
+    # Just after the fork it comes before the target: a start that was interrupted.
+    assert end.code == -signal.SIGINT or end.error == "KeyboardInterrupt"
+
+
+def test_a_stop_signal_in_the_first_moment_is_not_lost(run):
+    end = run("waits", while_running="import os, signal; os.kill(pid, signal.SIGTERM)")
+    assert end.code == -signal.SIGTERM
+
+
+def test_an_excepthook_of_its_own_is_called(run):
+    end = run("own_excepthook")
+    assert (end.code, end.out) == (1, "hook ValueError own_excepthook\n")
+
+
+def test_an_excepthook_that_fails_hides_nothing(run):
+    end = run("excepthook_that_fails")
+    assert end.code == 1
+    assert "the reporter is down" in end.err
+    assert end.err.splitlines()[-1] == "ValueError: boom"
+    assert end.out == "own atexit\n"
+
+
+def test_threads_are_joined(run):
+    end = run("threads")
+    assert (end.code, end.out) == (0, "from the thread\n")
+
+
+def test_daemon_threads_are_not(run):
+    assert run("daemon_thread").code == 0
+
+
+def test_an_executor_finishes_its_jobs(run):
+    end = run("pool", before="from concurrent.futures import ThreadPoolExecutor")
+    assert end.code == 0
+    assert sorted(end.out.splitlines()) == ["job 0", "job 1", "job 2"]
+
+
+def test_an_executor_of_the_master_holds_up_nothing(run):
+    end = run(
+        "pool",
+        before="""
+            import threading, warnings
+            warnings.simplefilter("ignore", DeprecationWarning)
+            from concurrent.futures import ThreadPoolExecutor
+            done = threading.Event()
+            executor = ThreadPoolExecutor(2)
+            executor.submit(done.wait)
+        """,
+        while_running="done.set()",
+    )
+    assert end.code == 0
+    assert sorted(end.out.splitlines()) == ["job 0", "job 1", "job 2"]
+
+
+INHERITED = """
+    import atexit, logging, multiprocessing.util, tempfile, weakref
+    atexit.register(print, "inherited atexit")
+    class Thing: pass
+    kept = Thing()
+    weakref.finalize(kept, print, "inherited finalize")
+    multiprocessing.util.Finalize(None, print, ("inherited multiprocessing",), exitpriority=1)
+    directory = tempfile.TemporaryDirectory()
+"""
+
+
+def test_its_own_exit_handlers_run(run):
+    end = run("registers_exit_handlers")
+    assert sorted(end.out.splitlines()) == ["own atexit", "own finalize", "own multiprocessing"]
+
+
+def test_the_masters_exit_handlers_do_not_run(tmp_path, run):
+    log = tmp_path / "out"
+    end = run(
+        "registers_exit_handlers",
+        before=INHERITED,
+        stdout=str(log),
+        while_running="""
+        import os
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert os.path.isdir(directory.name)
+    """,
+    )
+    assert end.code == 0
+    assert sorted(log.read_text().splitlines()) == ["own atexit", "own finalize", "own multiprocessing"]
+    # In the master itself they do.
+    assert sorted(end.out.splitlines()) == [
+        "inherited atexit",
+        "inherited finalize",
+        "inherited multiprocessing",
+    ]
+
+
+def test_an_exit_handler_that_fails_stops_no_other(run):
+    end = run("exit_handler_that_fails")
+    assert (end.code, end.out) == (0, "the other one\n")
+    assert "ZeroDivisionError" in end.err
+
+
+def test_exit_handlers_run_after_an_exception(run):
+    end = run("exit_handlers_after_an_exception")
+    assert (end.code, end.out) == (1, "own atexit\n")
+
+
+def test_a_child_that_returns_from_the_target_ends_likewise(run):
+    end = run(
+        "forks_and_both_return",
+        while_running="os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)",
+        before="import os",
+    )
+    assert end.code == 0
+    assert end.out == "handler\n" * 2
+
+
+def test_multiprocessing_works(run):
+    end = run("processes", before="import multiprocessing")
+    assert (end.code, end.out) == (0, "from the process\n0\n")
+
+
+def test_children_of_the_master_are_not_joined(run):
+    end = run(
+        "registers_exit_handlers",
+        before="""
+            import multiprocessing, time
+            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+            child.start()
+        """,
+        while_running="""
+            import os
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            assert child.is_alive()
+            child.kill()
+            child.join()
+        """,
+    )
+    assert end.code == 0
+    assert "Error" not in end.err
+
+
+# -- its output --------------------------------------------------------------------------
+
+
+def test_output_is_flushed_at_the_end(run):
+    end = run("leaves_output_unflushed")
+    assert (end.code, end.out, end.err) == (0, "without an end", "nor here")
+
+
+def test_what_the_master_has_buffered_is_written_once(run):
+    end = run("nothing", before="import sys; sys.stdout.write('of the master')")
+    assert end.out == "of the master"
+
+
+def test_output_that_cannot_be_written_is_told_by_the_exit_code(run):
+    assert run("output_lost", stdout="/dev/full").code == 120
+
+
+def test_output_goes_into_files_line_by_line(tmp_path):
+    out, err = tmp_path / "out", tmp_path / "err"
+    out.write_text("before\n")
+    script = Script(RUNNER, plan_of(tmp_path, "prints_and_waits", stdout=str(out), stderr=str(err)))
+    # While it still runs, and after what is there.
+    wait_until(lambda: err.read_text() == "and one on stderr\n")
+    before, pid = out.read_text().splitlines()
+    assert before == "before" and is_alive(int(pid))
+    # It goes with its parent.
+    script.popen.kill()
+    wait_until(lambda: not is_alive(int(pid)))
+    script.end()
+
+
+def test_stderr_may_go_where_stdout_goes(tmp_path, run):
+    both = tmp_path / "both"
+    end = run("leaves_output_unflushed", stdout=str(both), stderr="stdout")
+    assert both.read_text() in ("without an endnor here", "nor herewithout an end")
+    assert (end.out, end.err) == ("", "")
+    end = run("leaves_output_unflushed", stderr="stdout")
+    assert (len(end.out), end.err) == (22, "")
+
+
+def test_a_replaced_stdout_of_the_master_does_not_count(run):
+    end = run("leaves_output_unflushed", before="import io, sys; sys.stdout = io.StringIO()")
+    assert end.out == "without an end"
+
+
+def test_a_closed_descriptor_is_not_given_to_a_file(run, tmp_path):
+    end = run("facts", before="close = [0, 2]", stdout=str(tmp_path / "out"))
+    assert end.code == 0
+    files = json.loads((tmp_path / "out").read_text())["files"]
+    assert files == {"0": "/dev/null", "1": str(tmp_path / "out"), "2": "/dev/null"}
+
+
+# -- what it is ----------------------------------------------------------------------------
+
+
+def facts_of(end: End) -> dict[str, Any]:
+    assert end.code == 0, end.err
+    return json.loads(end.out)
+
+
+def test_a_process_of_its_own(run, tmp_path):
+    facts = facts_of(
+        run(
+            "facts",
+            # What a manager has: handlers, a wake-up descriptor, descriptors, a mask.
+            before="""
+                import os, signal, socket
+                from gunicorn.unix.signals import SignalInbox
+                inbox = SignalInbox([signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1])
+                inbox.install()
+                signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
+                listener = socket.socket()
+                close = [*inbox.pipe, listener.fileno()]
+            """,
+            while_running="signal.pthread_sigmask(signal.SIG_SETMASK, ())",
+        )
+    )
+    assert facts["session"] == facts["group"] == facts["pid"]
+    assert facts["blocked"] == 0
+    assert facts["ignored"] & ~THREAD_SIGNALS == 1 << (signal.SIGPIPE - 1)
+    assert facts["caught"] & ~THREAD_SIGNALS == 1 << (signal.SIGINT - 1)
+    assert set(facts["handlers"]) == {repr(signal.SIG_DFL)}
+    assert facts["wakeup"] == -1
+    assert facts["pdeathsig"] == signal.SIGTERM
+    assert facts["main"] and facts["threads"] == ["MainThread"]
+    # Besides its output, and the run file of the lock nothing: it was closed before the target.
+    assert set(facts["files"]) <= {"0", "1", "2"}, facts["files"]
+    assert facts["stdin"] == ["/dev/null", "", 0]
+    assert facts["line_buffered"] == [True, True]
+    assert facts["same_streams"] == [True, True]
+
+
+def test_the_parent_death_signal_is_the_stop_signal(run):
+    end = run("facts", stop_signal="INT")
+    assert facts_of(end)["pdeathsig"] == signal.SIGINT
+
+
+def test_the_record_is_there_before_the_target_runs(run, tmp_path):
+    code = "import json, os; target = lambda: print(open(os.environ['RUN']).read())"
+    end = run(
+        "",
+        before=code,
+        run_dir=str(tmp_path),
+        environ={"RUN": str(tmp_path / "rq.run")},
+        stop_signal="INT",
+        stop_timeout=7,
+    )
+    record = json.loads(end.out)
+    assert record == end.record
+    assert (record["name"], record["pid"], record["session"]) == ("rq", end.pid, end.pid)
+    assert (record["stop_signal"], record["stop_timeout"]) == (signal.SIGINT, 7)
+    assert record["supervisor"] == end.parent
+    assert record["signalled"] is True
+    assert record["started"] and record["supervisor_started"]
+
+
+def test_two_have_random_numbers_of_their_own(run):
+    before = "import random; random.seed(1)"
+    assert facts_of(run("facts", before=before))["random"] != facts_of(run("facts", before=before))["random"]
+
+
+SERVER = {
+    "NOTIFY_SOCKET": "@x",
+    "WATCHDOG_PID": "1",
+    "WATCHDOG_USEC": "2",
+    "LISTEN_PID": "1",
+    "LISTEN_FDS": "1",
+    "LISTEN_FDNAMES": "web",
+    "GUNICORN_PID": "1",
+    "GUNICORN_FD": "3",
+}
+
+
+def test_the_environment(run, tmp_path):
+    found = facts_of(run("facts", env={"QUEUE": "mail", "HOME": "/x"}, environ={**SERVER, "OTHER": "1"}))[
+        "environ"
+    ]
+    assert not set(found) & set(SERVER)
+    assert found["GUNICORN_COMPANION_NAME"] == "rq"
+    assert (found["QUEUE"], found["HOME"], found["OTHER"]) == ("mail", "/x", "1")
+
+
+def test_the_directory(run, tmp_path):
+    (tmp_path / "d").mkdir()
+    assert facts_of(run("facts", cwd=str(tmp_path / "d")))["cwd"] == str(tmp_path / "d")
+    # Its files are looked for there.
+    run("nothing", cwd=str(tmp_path / "d"), stdout="log")
+    assert (tmp_path / "d" / "log").exists()
+
+
+def test_the_limit_of_open_files_is_that_of_the_server(run):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    raised = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({hard}, {hard}))"
+    assert facts_of(run("facts", before=raised, nofile=[min(soft, 512), hard]))["nofile"] == min(soft, 512)
+
+
+def test_the_title(run):
+    pytest.importorskip("setproctitle")
+    assert "companion [rq]" in facts_of(run("facts"))["cmdline"]
+
+
+def test_a_broken_pipe_is_an_error_and_no_death(run):
+    end = run("writes_to_a_closed_pipe")
+    assert (end.code, end.out) == (0, "BrokenPipeError\n")
+
+
+def test_another_program(run, tmp_path):
+    before = """
+        import signal
+        signal.signal(signal.SIGTERM, print)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    """
+    end = run("becomes_another_program", run_dir=str(tmp_path), before=before)
+    assert end.code == 5
+    count, *status = end.out.splitlines()
+    assert int(count) == 4  # with the directory that ls reads
+    found = dict(line.split(":\t") for line in status if line.startswith("Sig"))
+    assert int(found["SigBlk"], 16) == int(found["SigCgt"], 16) == 0
+    # As in every program that a Python program becomes.
+    assert int(found["SigIgn"], 16) & ~THREAD_SIGNALS == 1 << (signal.SIGPIPE - 1)
+
+
+def test_it_gets_its_stop_signal_when_the_parent_dies(tmp_path):
+    plan = plan_of(
+        tmp_path,
+        "",
+        before="""
+            import os, signal, time
+            def target():
+                signal.signal(signal.SIGUSR2, lambda *a: (os.write(1, b"USR2\\n"), os._exit(0)))
+                os.write(1, b"ready\\n")
+                while True:
+                    time.sleep(60)
+        """,
+        stop_signal="USR2",
+    )
+    script = Script(RUNNER, plan)
+    assert script.line() == "ready"
+    script.popen.kill()
+    assert script.line() == "USR2"
+    script.wait_closed()
+    script.end()
+
+
+# -- a start that fails ----------------------------------------------------------------------
+
+
+def test_a_missing_directory(run):
+    end = run("nothing", cwd="/nonexistent")
+    assert (end.code, end.error) == (1, "cannot enter cwd /nonexistent: No such file or directory")
+
+
+def test_a_log_that_cannot_be_opened(run, tmp_path):
+    end = run("nothing", stderr=str(tmp_path))
+    assert (end.code, end.error) == (1, f"cannot open stderr {tmp_path}: Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ("raise ValueError('no database\\nat all')", "companion_post_fork: ValueError: no database"),
+        ("raise ValueError", "companion_post_fork: ValueError"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+    ],
+)
+def test_a_hook_that_raises(run, body, error):
+    hook = f"def hook():\n    print('in the hook', end='')\n    {body}\n"
+    end = run("returns_a_value", before=hook)
+    assert (end.code, end.error) == (1, error)
+    assert end.out == "in the hook"
+    assert "in hook" in end.err and "Traceback" in end.err
+
+
+def test_the_hook_runs_in_the_companion_before_the_target(run):
+    code = """
+        import os, signal
+        def hook():
+            print("hook", os.environ["GUNICORN_COMPANION_NAME"], signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        target = lambda: print("target")
+    """
+    assert run("", before=code).out == "hook rq set()\ntarget\n"
+
+
+def test_a_target_by_name(run):
+    end = run("spawntargets:Shop.Jobs.run")
+    assert (end.code, end.out, end.error) == (0, "the jobs of the shop\n", None)
+
+
+def test_a_target_by_name_is_imported_in_the_companion(run, tmp_path):
+    (tmp_path / "lateapp.py").write_text("import os\nprint('imported by', os.getpid())\ndef run(): pass\n")
+    end = run("lateapp:run", before=f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
+    assert end.out == f"imported by {end.pid}\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "err"),
+    [
+        (
+            "nosuchmodule:run",
+            "cannot import nosuchmodule:run: ModuleNotFoundError: No module named",
+            "Traceback",
+        ),
+        ("spawntargets:nosuch", "module 'spawntargets' has no 'nosuch' to run", "companion rq: module"),
+        (
+            "spawntargets:Shop.nosuch.run",
+            "module 'spawntargets' has no 'Shop.nosuch.run' to run",
+            "companion rq",
+        ),
+        ("spawntargets:Shop.number", "spawntargets:Shop.number is not callable", "companion rq"),
+    ],
+)
+def test_a_target_that_is_not_found(run, target, error, err):
+    end = run(target)
+    assert end.code == 1
+    assert end.error is not None and end.error.startswith(error)
+    assert err in end.err
+
+
+def test_a_module_that_fails_to_import(run, tmp_path):
+    (tmp_path / "badapp.py").write_text("raise RuntimeError('no settings')\n")
+    end = run("badapp:run", before=f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
+    assert end.error == "cannot import badapp:run: RuntimeError: no settings"
+    assert "badapp.py" in end.err
