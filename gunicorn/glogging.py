@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from gunicorn import accesslog
 from gunicorn.accesslog import SafeAtoms
@@ -65,6 +65,12 @@ def loggers() -> list[logging.Logger]:
     return [logging.root, *(log for log in existing if isinstance(log, logging.Logger))]
 
 
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # not to be subscripted before Python 3.11
+
+
 class LogFile(logging.FileHandler):
     """A file that takes one line with one ``write(2)``.
 
@@ -98,7 +104,7 @@ class LogFile(logging.FileHandler):
             data = data[written:]
 
 
-class LogStream(logging.StreamHandler[TextIO]):
+class LogStream(_StreamHandler):
     """Standard output or standard error."""
 
     _gunicorn = False
