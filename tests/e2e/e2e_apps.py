@@ -169,7 +169,7 @@ def report():
             "env": dict(os.environ), "cwd": os.getcwd(), "pid": os.getpid(), "ppid": os.getppid(),
             "sid": os.getsid(0), "uid": os.getuid(), "gid": os.getgid(), "groups": os.getgroups(),
             "mask": [int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
-            "handlers": {s.name: str(signal.getsignal(s)) for s in signal.Signals},
+            "handlers": {s.name: repr(signal.getsignal(s)) for s in signal.Signals},
             "stdin": os.readlink("/proc/self/fd/0"), "modules": sorted(sys.modules),
             "threads": threading.active_count(), "argv": sys.argv,
         }, f)

@@ -260,7 +260,7 @@ def companion_post_fork(manager, companion):
 
 
 def test_kill_9_of_the_manager() -> None:
-    """A new one in 2 s; the quick come back at once, who drains is let finish, who is stopped stays stopped."""
+    """A new one in 2 s; the quick are back at once, who drains may finish, who is stopped stays stopped."""
     companions = [
         entry("quick", "idle"),
         entry("slow", "drain", env={"DRAIN": "3"}),
