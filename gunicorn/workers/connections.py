@@ -77,10 +77,10 @@ class Waiting(Generic[C]):
                 claimed.append(conn)
         return claimed
 
-    def claim_longest_idle(self) -> C | None:
-        """Take out the one that has been kept alive for nothing the longest; None if there is none."""
+    def claim_longest_idle(self, before: float) -> C | None:
+        """Take out the one that has idled the longest, if its deadline is *before* that moment."""
         for conn in self.snapshot():
-            if conn.state is State.IDLE and self._by_fd.get(conn.fd) is conn:
+            if conn.state is State.IDLE and conn.deadline < before and self._by_fd.get(conn.fd) is conn:
                 found = self.claim(conn.fd)
                 if found is not None:
                     return found

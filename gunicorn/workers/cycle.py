@@ -87,8 +87,12 @@ class Cycle:
         return fate
 
     def _respond(self, environ: dict[str, Any], resp: Any) -> None:
-        result = self.worker.wsgi(environ, resp.start_response)
+        worker = self.worker
+        result = worker.wsgi(environ, resp.start_response)
         try:
+            if not worker.alive:
+                # It was told to end while the application worked; the client is still to hear of it.
+                resp.force_close()
             if isinstance(result, wsgi.FileWrapper):
                 resp.write_file(result)
             else:

@@ -37,6 +37,9 @@ FAREWELL = 0.5
 # How long it waits for the rest of a request's head.
 FAREWELL_HEAD = 2.0
 
+# How long a connection must have idled to be closed in favour of a new one.
+IDLE_AT_LEAST = 1.0
+
 _RECEIVE = 65536
 
 
@@ -191,7 +194,8 @@ class ThreadWorker(Worker):
             self.tpool.submit(self._follow)
         while self.alive and self.is_parent_alive():
             self._tick(math.inf)
-            self._resume_accepting()
+            if self._paused and (len(self.conns) < self.worker_connections or self._make_room()):
+                self._resume_accepting()
         self.alive = False
         self._retire_gracefully()
         self.poller.stop()
@@ -227,6 +231,7 @@ class ThreadWorker(Worker):
     def _retire_gracefully(self) -> None:
         """Serve what has come, let clients go with an answer where they want one, and stop."""
         deadline = self.graceful_deadline()
+        self.log.debug("%s retires with %d connections", self, len(self.conns))
         farewell = min(time.monotonic() + FAREWELL, deadline)
         # Meanwhile everything goes on, but each response says close.
         while time.monotonic() < farewell and self.waiting.count((State.IDLE, State.NEW)):
@@ -337,8 +342,11 @@ class ThreadWorker(Worker):
         return conn
 
     def _make_room(self) -> bool:
-        """Close the connection that has idled the longest, for a new one; False if none idles."""
-        conn = self.waiting.claim_longest_idle()
+        """Close the connection that has idled the longest, for a new one; False if none idles.
+
+        One that has only just been answered is spared: its next request may be on the way.
+        """
+        conn = self.waiting.claim_longest_idle(time.monotonic() + self._keepalive - IDLE_AT_LEAST)
         if conn is None:
             return False
         self._drop(conn)
@@ -445,7 +453,8 @@ class ThreadWorker(Worker):
 
     def handle_request(self, req: Any, conn: TConn) -> Fate | bool:
         """Have the application answer *req*; returns what becomes of the connection."""
-        keep = self._keepalive > 0
+        # Without a free place for others, nobody keeps his.
+        keep = self._keepalive > 0 and len(self.conns) < self.worker_connections
         return self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
 
     # -- ends ----------------------------------------------------------------------------

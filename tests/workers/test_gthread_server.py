@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: MIT
+"""Real servers with the threaded worker: slow clients, kept connections, bounds, deadlines, ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from harness import Server, is_alive, wait_until
+from workertools import APP, Client, connect, elapsed, get, make_certificate
+
+
+def gthread(**settings: object) -> str:
+    settings = {"worker_class": "gthread", "threads": 2, "graceful_timeout": 10, **settings}
+    return "\n".join(f"{name} = {value!r}" for name, value in settings.items())
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@contextlib.contextmanager
+def clients(server: Server, count: int) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(server.connect()) for _ in range(count)]
+
+
+def tls(sock: socket.socket) -> ssl.SSLSocket:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(sock)
+
+
+# -- slow clients -----------------------------------------------------------------------------
+
+
+def test_slow_clients_occupy_no_thread() -> None:
+    with Server(APP, gthread()) as server, clients(server, 50) as slow:
+        for number, sock in enumerate(slow):
+            if number % 3 == 1:
+                sock.sendall(b"GET / HTTP/1.1\r\nHo")
+            elif number % 3 == 2:
+                sock.sendall(b"POST /length HTTP/1.1\r\n")
+        stop = threading.Event()
+
+        def dribble() -> None:
+            while not stop.wait(0.02):
+                for sock in slow[1:10:3]:
+                    with contextlib.suppress(OSError):
+                        sock.sendall(b"s")
+
+        thread = threading.Thread(target=dribble)
+        thread.start()
+        try:
+            assert max(elapsed(lambda: server.get("/")) for _ in range(10)) < 0.5
+        finally:
+            stop.set()
+            thread.join()
+        # Those that stalled are still served when they go on.
+        slow[11].sendall(b"Content-Length: 3\r\nHost: x\r\n\r\nabc")
+        assert Client(slow[11]).answer().body == b"3"
+
+
+def test_silent_tls_clients_occupy_no_thread(certificate: tuple[str, str]) -> None:
+    config = gthread(certfile=certificate[0], keyfile=certificate[1])
+    with Server(APP, config, ready="listen") as server, clients(server, 30) as silent:
+        for sock in silent[::2]:
+            sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00")  # the start of a hello
+        for _ in range(3):
+            started = time.monotonic()
+            with Client(tls(server.connect())) as client:
+                assert client.ask().status == 200
+            assert time.monotonic() - started < 0.5
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+def test_a_head_has_a_deadline(sent: bytes) -> None:
+    with Server(APP, gthread(timeout=1)) as server, connect(server) as client:
+        client.send(sent)
+        started = time.monotonic()
+        if sent:
+            answer = client.answer()
+            assert answer.status == 408 and answer.closes
+        assert client.is_closed()
+        assert 0.7 < time.monotonic() - started < 3
+
+
+def test_dribbling_does_not_move_the_deadline() -> None:
+    with Server(APP, gthread(timeout=1)) as server, connect(server) as client:
+        started = time.monotonic()
+        with contextlib.suppress(OSError):
+            for byte in get("/" + "x" * 200):
+                client.send(bytes([byte]))
+                time.sleep(0.05)
+                if time.monotonic() - started > 4:
+                    break
+        assert time.monotonic() - started < 4
+        assert client.answer().status == 408
+
+
+def test_the_head_of_a_second_request_has_its_own_deadline() -> None:
+    with Server(APP, gthread(timeout=1, keepalive=10)) as server, connect(server) as client:
+        assert client.ask().status == 200
+        time.sleep(1.2)
+        client.send(b"GET / HTTP/1.1\r\n")
+        started = time.monotonic()
+        assert client.answer().status == 408
+        assert 0.7 < time.monotonic() - started < 3
+
+
+def test_hopeless_heads_are_refused_at_once() -> None:
+    with Server(APP, gthread()) as server:
+        with connect(server) as client:
+            client.send(b"GET /" + b"x" * 9000)
+            assert client.answer().status == 414
+        with connect(server) as client:
+            client.send(b"GET / HTTP/1.1\nHost: x\n")
+            assert client.answer().status == 400
+        with connect(server) as client:
+            client.send(b"\x16\x03\x01\x02\x00\x01\x00")
+            assert client.answer().status == 400
+
+
+# -- kept connections ---------------------------------------------------------------------------
+
+
+def test_requests_follow_each_other_on_one_connection() -> None:
+    with Server(APP, gthread()) as server, connect(server) as client:
+        for _ in range(5):
+            answer = client.ask()
+            assert answer.status == 200 and answer.headers["connection"] == "keep-alive"
+        client.send(b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
+        assert client.answer().body == b"5"
+        assert client.ask(close=True).closes and client.is_closed()
+
+
+def test_pipelined_requests_are_answered_in_order() -> None:
+    with Server(APP, gthread()) as server, connect(server) as client:
+        post = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
+        client.send(b"".join(post % (len(text), text) for text in (b"one", b"", b"three")) + get("/flags"))
+        assert [client.answer().body for _ in range(4)] == [b"one", b"", b"three", b"(True, False)"]
+        # A request whose second half comes later than its first, behind another one.
+        client.send(get() + b"GET /ech")
+        assert client.answer().status == 200
+        client.send(b"o HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.answer().status == 200
+
+
+def test_byte_by_byte() -> None:
+    with Server(APP, gthread()) as server, connect(server) as client:
+        for byte in b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc" + get("/flags"):
+            client.send(bytes([byte]))
+        assert client.answer().body == b"abc"
+        assert client.answer().body == b"(True, False)"
+
+
+def test_idle_connections_end_after_keepalive() -> None:
+    with Server(APP, gthread(keepalive=1)) as server, connect(server) as client:
+        client.ask()
+        started = time.monotonic()
+        assert client.is_closed()
+        assert 0.8 < time.monotonic() - started < 2.5
+
+
+def test_without_keepalive_each_answer_closes() -> None:
+    with Server(APP, gthread(keepalive=0)) as server, connect(server) as client:
+        assert client.ask().closes and client.is_closed()
+
+
+def test_http_1_0_keeps_only_on_request() -> None:
+    with Server(APP, gthread()) as server:
+        with connect(server) as client:
+            client.send(b"GET / HTTP/1.0\r\n\r\n")
+            assert client.answer().closes and client.is_closed()
+        with connect(server) as client:
+            for _ in range(2):
+                client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+                assert client.answer().headers["connection"] == "keep-alive"
+
+
+# -- bodies -------------------------------------------------------------------------------------
+
+
+def test_an_unread_body_holds_no_thread_and_ends_the_connection_whole() -> None:
+    with Server(APP, gthread(threads=1)) as server, contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(connect(server)) for _ in range(5)]
+        for client in waiting:
+            # 90 KB are announced, half of them come, and the application reads none.
+            client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 92160\r\n\r\n" + b"x" * 45000)
+        assert elapsed(lambda: server.get("/")) < 0.5
+        for client in waiting:
+            assert client.answer().status == 200
+            with contextlib.suppress(OSError):
+                client.send(b"x" * (92160 - 45000))
+            assert client.is_closed()
+
+
+def test_an_unread_body_that_has_arrived_is_passed_over() -> None:
+    with Server(APP, gthread()) as server, connect(server) as client:
+        for _ in range(3):
+            client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + b"x" * 1000)
+            assert client.answer().status == 200
+
+
+def test_an_answer_survives_a_client_that_is_still_sending() -> None:
+    with Server(APP, gthread()) as server, connect(server) as client:
+        client.send(b"POST /boom HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(20):
+                client.send(b"x" * 10000)
+                time.sleep(0.01)
+        assert client.answer().status == 500
+
+
+def test_a_body_that_never_comes_is_given_up() -> None:
+    with Server(APP, gthread(timeout=1)) as server, connect(server) as client:
+        client.send(b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+        assert client.answer().status == 408
+
+
+def test_second_request_with_a_body_on_one_tls_connection(certificate: tuple[str, str]) -> None:
+    config = gthread(certfile=certificate[0], keyfile=certificate[1])
+    with Server(APP, config, ready="listen") as server, Client(tls(server.connect())) as client:
+        for size in (10, 100_000, 3):
+            client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+            client.send(b"y" * size)
+            assert client.answer().body == b"y" * size
+        client.send(get() * 3)
+        assert [client.answer().status for _ in range(3)] == [200] * 3
+
+
+def test_plain_text_on_a_tls_port_ends_cleanly(certificate: tuple[str, str]) -> None:
+    config = gthread(certfile=certificate[0], keyfile=certificate[1])
+    with Server(APP, config, ready="listen") as server:
+        with connect(server) as client:
+            client.send(get())
+            client.sock.settimeout(3)
+            with contextlib.suppress(ConnectionResetError):
+                while client.sock.recv(4096):
+                    pass
+        with Client(tls(server.connect())) as client:
+            assert client.ask().status == 200
+
+
+# -- bounds -------------------------------------------------------------------------------------
+
+
+def test_worker_connections_under_churn_never_wedges() -> None:
+    config = gthread(threads=2, worker_connections=3, keepalive=5)
+    with Server(APP, config) as server:
+
+        def churn(number: int) -> list[int]:
+            seen = []
+            for turn in range(15):
+                with connect(server) as client:
+                    for _ in range(1 + (number + turn) % 3):
+                        answer = client.ask()
+                        seen.append(answer.status)
+                        if answer.closes:
+                            break
+            return seen
+
+        with ThreadPoolExecutor(8) as pool:
+            statuses = [status for seen in pool.map(churn, range(8)) for status in seen]
+        assert set(statuses) == {200} and len(statuses) >= 120
+
+
+def test_idle_connections_make_room_for_new_ones() -> None:
+    with Server(APP, gthread(threads=1, worker_connections=4, keepalive=60)) as server:
+        with contextlib.ExitStack() as stack:
+            for _ in range(10):
+                assert stack.enter_context(connect(server)).ask().status == 200
+
+
+def test_silent_connections_fill_worker_connections_only_for_timeout() -> None:
+    with Server(APP, gthread(threads=1, worker_connections=3, timeout=1)) as server:
+        with clients(server, 6):
+            assert server.get("/", timeout=8).status == 200
+
+
+# -- long requests, and the end ---------------------------------------------------------------------
+
+
+def test_a_request_longer_than_timeout_completes() -> None:
+    with Server(APP, gthread(timeout=1)) as server:
+        pid = server.get("/").text
+        assert server.get("/sleep?2.5", timeout=8).text == pid
+        assert server.get("/").text == pid
+
+
+def test_a_draining_worker_beats_its_heart() -> None:
+    with Server(APP, gthread(timeout=2, graceful_timeout=20, max_requests=1)) as server:
+        with connect(server, 15) as client:
+            answer = client.ask("/sleep?5")
+            assert answer.status == 200 and answer.closes
+        assert "not answered" not in server.log() and "timeout" not in server.log().lower()
+
+
+def test_an_idle_connection_does_not_delay_a_stop() -> None:
+    with Server(APP, gthread(keepalive=60, graceful_timeout=30)) as server:
+        with connect(server) as idle, connect(server) as silent:
+            assert idle.ask().status == 200
+            assert elapsed(server.stop) < 2.0
+            assert idle.is_closed() and silent.is_closed()
+
+
+def test_a_request_in_the_last_moment_is_answered() -> None:
+    with Server(APP, gthread(keepalive=60)) as server, connect(server) as one, connect(server) as other:
+        one.ask()
+        other.ask()
+        pid = server.workers()[0]
+        os.kill(pid, signal.SIGTERM)
+        time.sleep(0.2)
+        answer = one.ask()
+        assert answer.status == 200 and answer.closes and int(answer.body) == pid
+        assert other.is_closed(2)
+
+
+def test_a_request_in_flight_ends_before_the_worker_does() -> None:
+    with Server(APP, gthread(loglevel="debug")) as server, connect(server) as client:
+        client.send(get("/until?go"))
+        wait_until(lambda: server.log("until"))
+        old = server.workers()
+        server.signal(signal.SIGHUP)
+        server.wait_log("retires with 1 connections")
+        wait_until(lambda: server.get("/").text != str(old[0]))
+        server.write("go", "")
+        answer = client.answer()
+        assert answer.status == 200 and answer.closes and int(answer.body) == old[0]
+
+
+def test_max_requests_with_idle_connections_delays_nobody() -> None:
+    with Server(APP, gthread(max_requests=5, keepalive=60)) as server:
+        with contextlib.ExitStack() as stack:
+            pids: set[bytes] = set()
+            until = time.monotonic() + 10
+            while len(pids) < 3 and time.monotonic() < until:
+                client = stack.enter_context(connect(server))
+                started = time.monotonic()
+                pids.add(client.ask().body)
+                assert time.monotonic() - started < 1.5
+                time.sleep(0.05)
+            assert len(pids) == 3
+
+
+def test_an_application_that_exits_harms_only_its_request() -> None:
+    with Server(APP, gthread()) as server:
+        pid = server.get("/").text
+        assert server.get("/exit").status == 500
+        assert server.get("/").text == pid
+
+
+def test_quick_stop_does_not_wait_for_requests() -> None:
+    with Server(APP, gthread(graceful_timeout=30)) as server, connect(server) as client:
+        client.send(get("/sleep?30"))
+        wait_until(lambda: server.log("sleeping"))
+        server.signal(signal.SIGINT)
+        assert server.wait_exit(3) == 0
+
+
+def test_workers_end_with_their_master() -> None:
+    with Server(APP, gthread(workers=2, keepalive=60)) as server, connect(server) as client:
+        client.ask()
+        workers = server.workers()
+        server.kill()
+        wait_until(lambda: not any(map(is_alive, workers)), 5, "workers gone")
+
+
+def test_descriptors_and_threads_stay_as_many() -> None:
+    with Server(APP, gthread(keepalive=1)) as server:
+        pid = server.workers()[0]
+
+        def churn() -> None:
+            for _ in range(50):
+                with connect(server) as client:
+                    client.ask()
+                with connect(server) as client:
+                    client.send(b"GET / H")
+                with connect(server) as client:
+                    client.send(b"nonsense\r\n\r\n")
+
+        def counts() -> tuple[int, int]:
+            return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
+
+        server.get("/")
+        churn()
+        # Lingering and kept connections end first.
+        before = wait_until(lambda: [now for now in (counts(),) if now[0] < 20], 15, lambda: f"{counts()}")[0]
+        churn()
+        wait_until(lambda: counts() <= before, 15, lambda: f"{counts()} is {before}")

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""Applications, certificates and raw clients for the tests of the workers."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+#: Routes that hold the worker, read or leave bodies, and say who served.
+APP = """
+import os, threading, time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+def mark(name):
+    with open(os.path.join(HERE, name), "a") as f:
+        f.write(f"{os.getpid()} {threading.get_ident()}\\n")
+
+def app(environ, start_response):
+    path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
+    body = str(os.getpid()).encode()
+    if path == "/sleep":
+        mark("sleeping")
+        time.sleep(float(query))
+    elif path == "/until":
+        mark("until")
+        while not os.path.exists(os.path.join(HERE, query)):
+            time.sleep(0.01)
+    elif path == "/length":
+        body = str(len(environ["wsgi.input"].read())).encode()
+    elif path == "/echo":
+        body = environ["wsgi.input"].read()
+    elif path == "/big":
+        body = b"x" * int(query)
+    elif path == "/boom":
+        raise RuntimeError("boom on purpose")
+    elif path == "/exit":
+        raise SystemExit(3)
+    elif path == "/flags":
+        body = repr((environ["wsgi.multithread"], environ["wsgi.multiprocess"])).encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+def make_certificate(directory: Path) -> tuple[str, str]:
+    """A self-signed certificate for 127.0.0.1 and its key."""
+    cert, key = directory / "cert.pem", directory / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        + ["-keyout", str(key), "-out", str(cert), "-days", "2", "-subj", "/CN=localhost"]
+        + ["-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True,
+        capture_output=True,
+    )
+    return str(cert), str(key)
+
+
+def get(path: str = "/", *, close: bool = False, more: str = "") -> bytes:
+    """A GET request as it goes over the wire."""
+    end = "Connection: close\r\n" if close else ""
+    return f"GET {path} HTTP/1.1\r\nHost: test\r\n{end}{more}\r\n".encode()
+
+
+class Answer:
+    """One response as it came."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def closes(self) -> bool:
+        return self.headers.get("connection") == "close"
+
+
+class Client:
+    """A raw connection that reads responses with a Content-Length."""
+
+    def __init__(self, sock: socket.socket, timeout: float = 10.0) -> None:
+        self.sock = sock
+        self.sock.settimeout(timeout)
+        self.buffer = b""
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.sock.close()
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def _more(self) -> None:
+        data = self.sock.recv(65536)
+        if not data:
+            raise EOFError(f"closed after {self.buffer[:200]!r}")
+        self.buffer += data
+
+    def answer(self) -> Answer:
+        """The next response. EOFError if the connection ends before it is whole."""
+        while b"\r\n\r\n" not in self.buffer:
+            self._more()
+        head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        headers = {}
+        for line in lines[1:]:
+            name, _, value = line.partition(":")
+            headers[name.lower()] = value.strip()
+        length = int(headers.get("content-length", 0))
+        while len(self.buffer) < length:
+            self._more()
+        body, self.buffer = self.buffer[:length], self.buffer[length:]
+        return Answer(int(lines[0].split()[1]), headers, body)
+
+    def ask(self, path: str = "/", **options: Any) -> Answer:
+        self.send(get(path, **options))
+        return self.answer()
+
+    def is_closed(self, timeout: float = 5.0) -> bool:
+        """Whether the server ends the connection within *timeout*, with nothing more said."""
+        self.sock.settimeout(timeout)
+        try:
+            return self.sock.recv(1) == b""
+        except ConnectionResetError:
+            return True
+        except TimeoutError:
+            return False
+
+
+def connect(server: Any, timeout: float = 10.0) -> Client:
+    return Client(server.connect(timeout), timeout)
+
+
+def elapsed(action: Callable[[], object]) -> float:
+    started = time.monotonic()
+    action()
+    return time.monotonic() - started
