@@ -478,12 +478,16 @@ class ManagerHandle:
         self.orphans = [orphan for orphan in self.orphans if not orphan.step(now)]
         if self.orphans:
             return False
-        self._remove_socket_file()
+        self._tidy_up()
         return True
 
-    def _remove_socket_file(self) -> None:
-        """A manager that was killed could not."""
+    def _tidy_up(self) -> None:
+        """Leave nothing on disk: a manager that was killed could not, and no manager knows it is the last."""
         path, self.control_path = self.control_path, None
         if path is not None:
             with contextlib.suppress(OSError):
                 remove_stale(path)
+        if self.run_dir is not None:
+            # Not empty where another server runs on it.
+            with contextlib.suppress(OSError):
+                os.rmdir(self.run_dir)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import signal
@@ -101,8 +102,16 @@ class RunFile:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return cls(fd, None)
         path = run_path(directory, name)
-        while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        for attempt in itertools.count():
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            except FileNotFoundError:
+                if attempt:
+                    raise
+                # A server that has just ended took the empty directory away.
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(directory, 0o700)
+                continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -115,6 +124,7 @@ class RunFile:
             if _is_same_file(fd, path):
                 return cls(fd, path)
             os.close(fd)
+        raise AssertionError("unreachable")
 
     def read(self) -> Record | None:
         return Record.from_bytes(os.pread(self.fd, MAX_RECORD, 0))
