@@ -13,6 +13,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from gunicorn.companion import runfile, session
@@ -22,7 +23,7 @@ from gunicorn.companion.link import Link
 from gunicorn.companion.process import POLL_INTERVAL, Action, CompanionProcess, Event, State
 from gunicorn.companion.runfile import Orphan, RunFile
 from gunicorn.companion.spawn import Birth, become_subreaper, spawn
-from gunicorn.unix.poller import Poller
+from gunicorn.unix.poller import READABLE, WRITABLE, Poller
 from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import SignalInbox, signal_name, unblock_all
 
@@ -91,6 +92,8 @@ class CompanionManager:
         self._orphans: dict[str, Orphan] = {}
         self._strays: dict[str, Orphan] = {}
         self._to_kill: set[CompanionProcess] = set()
+        # Whose wait for another server has been logged.
+        self._waiting: set[str] = set()
         self._files: dict[str, str] = {}
         self._nofile: tuple[int, int] | None = None
         self._run_dir_complaint: str | None = None
@@ -194,6 +197,9 @@ class CompanionManager:
 
     def _on_link(self, events: int) -> None:
         assert self.link is not None
+        if self.link.ended:
+            return
+        self._flush_link()
         for message in self.link.receive():
             self.server.update(message.get("server", {}))
             self._files.update(message.get("files", {}))
@@ -213,6 +219,12 @@ class CompanionManager:
     def _tell(self, message: dict[str, Any]) -> None:
         if self.link is not None:
             self.link.send(message)
+            self._flush_link()
+
+    def _flush_link(self) -> None:
+        """Send what the arbiter takes now, and the rest when it takes it."""
+        if self.link is not None and self.link.fileno() in self.poller:
+            self.poller.modify(self.link.fileno(), READABLE if self.link.flush() else READABLE | WRITABLE)
 
     def _tell_state(self) -> None:
         """The arbiter keeps for a next manager what must outlive this one."""
@@ -297,9 +309,11 @@ class CompanionManager:
         else:
             record = run.read()
         if record is not None and not record.supervised:
-            orphan = self._orphans.get(name)
+            # One that was configured no more has been told already.
+            orphan = self._orphans.get(name) or self._strays.pop(name, None)
             if orphan is None or orphan.record.pid != record.pid:
-                orphan = self._orphans[name] = Orphan(record, now, run)
+                orphan = Orphan(record, now, run)
+            self._orphans[name] = orphan
             if not orphan.step(now):
                 if process.waiting_for != record.pid:
                     self.log.info("Companion %s waits for its old self, pid %d", name, record.pid)
@@ -308,10 +322,14 @@ class CompanionManager:
             del self._orphans[name]
         if run is None:
             pid = record.pid if record is not None else None
-            if process.waiting_for is None or process.waiting_for != pid:
-                self.log.info("Companion %s waits: another server runs it (pid %s)", name, pid)
+            if name not in self._waiting:
+                self._waiting.add(name)
+                self.log.info(
+                    "Companion %s waits: another server runs it (pid %s)", name, pid or "unknown yet"
+                )
             self._send_event(process, Event.BLOCKED, now, pid=pid)
             return None
+        self._waiting.discard(name)
         run.clear()
         return run
 
@@ -437,6 +455,10 @@ class CompanionManager:
             orphan = self._orphans.get(process.name)
             if orphan is not None:
                 continue
+            if process.pid is not None:
+                # Before the others, for whose death it would have an answer; and just after its
+                # fork it is not in its session yet.
+                session.send(process.pid, signal.SIGKILL)
             for pid in members.get(process.session or 0, ()):
                 session.send(pid, signal.SIGKILL)
         self._to_kill.clear()
@@ -619,8 +641,9 @@ class CompanionManager:
         except ConfigUnreadable as exc:
             self._tell({"unreadable": True})
             return self._refuse_reread(f"{exc}; send SIGHUP to the master, which may read it")
-        except Exception as exc:
-            return self._refuse_reread(str(exc))
+        except (Exception, SystemExit) as exc:
+            # A configuration file may call sys.exit(); it does not end the companions.
+            return self._refuse_reread(str(exc) or type(exc).__name__)
         result = self.reread_config(configs)
         self._tell({"reread": {config.name: config.config_hash for config in configs}})
         self._after_command()
@@ -680,7 +703,16 @@ class CompanionManager:
             if process.state is State.BACKOFF:
                 self._send_event(process, Event.RESTART, now)
                 return "restarted"
+        self._record_limits(process)
         return "updated"
+
+    def _record_limits(self, process: CompanionProcess) -> None:
+        """How what runs is to be stopped, for a next manager that finds it without this one."""
+        run = self._runs.get(process.name)
+        record = run.read() if run is not None else None
+        if run is not None and record is not None and record.pid == process.pid:
+            config = process.config
+            run.write(replace(record, stop_signal=config.stop_signal, stop_timeout=config.stop_timeout))
 
 
 _Handler = Callable[[CompanionManager, Mapping[str, Any]], dict[str, Any]]

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""Companions for the tests of the manager. What they tell goes line by line into ``<name>.told``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+
+def tell(text: object) -> None:
+    name = os.environ["GUNICORN_COMPANION_NAME"]
+    fd = os.open(
+        Path(os.environ["TEST_DIRECTORY"]) / f"{name}.told", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
+    )
+    os.write(fd, f"{text}\n".encode())
+    os.close(fd)
+
+
+def allowed() -> bool:
+    """Whether the test said "go on"."""
+    return (Path(os.environ["TEST_DIRECTORY"]) / "go").exists()
+
+
+def rest() -> None:
+    while True:
+        time.sleep(60)
+
+
+def obey() -> None:
+    """Ends with its stop signal, as what has no handler does."""
+    tell(f"runs {os.getpid()}")
+    rest()
+
+
+def drain() -> None:
+    """Finishes its job before it ends, when the test says so; its child has a process group of its own."""
+    signals: list[str] = []
+
+    def note(signum: int, frame: object) -> None:
+        signals.append(signal.Signals(signum).name)
+
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        signal.signal(signum, note)
+    child = os.fork()
+    if child == 0:
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(signum, signal.SIG_IGN)
+        os.setpgid(0, 0)
+        rest()
+    tell(f"runs {os.getpid()} with {child}")
+    told = 0
+    while True:
+        time.sleep(0.01)
+        for name in signals[told:]:
+            told += 1
+            tell(f"{name} {os.getpid()}")
+        if told and allowed():
+            tell(f"finished {os.getpid()}")
+            sys.exit(0)
+
+
+def ignore() -> None:
+    """Ignores its stop signal, and so does its child, which is in a process group of its own."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        rest()
+    tell(f"runs {os.getpid()} with {child}")
+    rest()
+
+
+def exit_0() -> None:
+    pass
+
+
+def exit_3() -> None:
+    sys.exit(3)
+
+
+def exit_4() -> None:
+    os._exit(4)
+
+
+def fails() -> None:
+    raise RuntimeError("no queue")
+
+
+def starts_and_ends() -> None:
+    tell(time.monotonic())
+
+
+def closes_output() -> None:
+    sys.stdout.close()
+    os.close(1)
+    os.close(2)
+    obey()
+
+
+def forks_and_dies() -> None:
+    """Leaves a child behind in its session, which does not end by itself."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        rest()
+    tell(f"left {child}")
+    sys.exit(5)
+
+
+def double_forks() -> None:
+    """As daemons do, but in the session that it has."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        grandchild = os.fork()
+        if grandchild == 0:
+            rest()
+        os.write(write, b"%d" % grandchild)
+        os._exit(0)
+    os.wait()
+    tell(f"left {int(os.read(read, 20))}")
+    sys.exit(6)
+
+
+def escapes() -> None:
+    """Something of it leaves the session and loses its parent."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        escapee = os.fork()
+        if escapee == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            rest()
+        os.write(write, b"%d" % escapee)
+        os._exit(0)
+    os.wait()
+    tell(f"escaped {int(os.read(read, 20))}")
+    rest()
+
+
+def becomes_sleep() -> None:
+    os.execvp("sleep", ["sleep", "60"])
+
+
+def threads() -> None:
+    threading.Thread(target=rest, daemon=True).start()
+    tell(f"threads {threading.active_count()}")
+    rest()
+
+
+def launcher() -> None:
+    """As a shell that does not pass signals on: only its child would obey."""
+    signal.signal(signal.SIGTERM, lambda *args: None)
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, lambda *args: (tell("child obeys"), os._exit(0)))
+        tell(f"child {os.getpid()}")
+        rest()
+    os.waitpid(child, 0)
+    tell("launcher ends")
+
+
+def slow_stop() -> None:
+    """Takes half a second to end."""
+
+    def end(*args: object) -> None:
+        time.sleep(0.5)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    tell(f"runs {os.getpid()}")
+    rest()

@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: MIT
+"""Companions under a real manager: started, stopped, restarted, and however they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from harness import Control, descriptors, is_alive, read_proc, session_of, status_field, wait_until
+from managertools import empty, gone
+
+from gunicorn.companion import session
+
+pytestmark = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
+
+
+def test_what_is_to_start_starts(managed):
+    server = managed("""
+        workers = [
+            dict(name="rq", target="managertargets:obey"),
+            dict(name="off", target=T.obey, autostart=False),
+        ]
+    """)
+    rq = server.wait("rq")
+    assert rq["description"] == f"pid {rq['pid']}, uptime 00:00:00"
+    assert (rq["restart_count"], rq["exit_count"], rq["kill_count"], rq["manual_stop"]) == (0, 0, 0, False)
+    assert abs(rq["started_at"] - time.time()) < 60
+    off = server.status()["off"]
+    assert (off["state"], off["pid"], off["description"]) == ("STOPPED", None, "not started")
+    assert read_proc(rq["pid"]).session == rq["pid"]
+    assert read_proc(rq["pid"]).ppid == server.manager
+    server.ok("start", "off")
+    assert server.wait("off")["manual_stop"] is False
+
+
+def test_the_status(managed):
+    server = managed("workers = [dict(name=n, target=T.obey, autostart=False) for n in ('b', 'a')]")
+    reply = server.ok("status")
+    assert [entry["name"] for entry in reply["companions"]] == ["a", "b"]
+    about = reply["server"]
+    assert about.pop("uptime") >= 0
+    assert about == {
+        "pid": server.master,
+        "manager_pid": server.manager,
+        "version": "1",
+        "application": "app:app",
+        "addresses": ["127.0.0.1:8000"],
+    }
+    assert [entry["name"] for entry in server.ok("status", "b")["companions"]] == ["b"]
+    assert "memory" not in reply["companions"][0]
+    server.ok("start", "a")
+    figures = server.ok("status", "a", memory=True)["companions"][0]["memory"]
+    assert figures["rss"] >= figures["private"] > 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({}, "'cmd' is missing; it is one of status, start, stop, restart, reread"),
+        ({"cmd": 3}, "'cmd' is missing; it is one of status, start, stop, restart, reread"),
+        ({"cmd": "statsu"}, "unknown command statsu: did you mean status?"),
+        ({"cmd": "__init__"}, "unknown command __init__"),
+        ({"cmd": "stop"}, "'name' is missing: which companion?"),
+        ({"cmd": "stop", "name": ["rq"]}, "'name' is missing: which companion?"),
+        ({"cmd": "stop", "name": "rqq"}, "no companion named rqq: did you mean rq?"),
+        ({"cmd": "status", "name": "zzz"}, "no companion named zzz"),
+        ({"cmd": "status", "name": 3}, "'name' is missing: which companion?"),
+    ],
+)
+def test_a_wrong_request_is_an_error(shared, request_, message):
+    with Control(shared.socket) as control:
+        assert control.ask(request_.pop("cmd", None), **request_) == {"ok": False, "error": message}
+        assert control.ask("status")["ok"]
+
+
+@pytest.fixture(scope="module")
+def shared(masters):
+    """One manager for the tests that change nothing."""
+    from managertools import Managed
+
+    server = Managed(masters, "workers = [dict(name='rq', target=T.obey, autostart=False)]")
+    yield server
+    server.end()
+
+
+def test_stop_start_restart(managed):
+    server = managed("workers = [dict(name='rq', target=T.obey)]")
+    first = server.pid("rq")
+    assert server.ask("start", "rq") == {"ok": True, "message": "rq runs already"}
+    assert server.ask("stop", "rq") == {"ok": True, "message": "rq is stopping"}
+    stopped = server.wait("rq", "STOPPED")
+    assert (stopped["description"], stopped["last_exit_signal"]) == ("stopped manually", "SIGTERM")
+    assert server.ask("stop", "rq") == {"ok": True, "message": "rq is stopped already"}
+    assert server.ask("start", "rq") == {"ok": True, "message": "rq is starting"}
+    second = server.pid("rq", without=[first])
+    assert server.ask("restart", "rq") == {"ok": True, "message": "rq is restarting"}
+    third = server.wait("rq", without=[second])
+    assert (third["restart_count"], third["exit_count"], third["manual_stop"]) == (2, 2, False)
+    gone(first, second)
+
+
+def test_during_a_stop_nothing_starts_and_a_restart_can_be_cancelled(managed):
+    server = managed("workers = [dict(name='rq', target=T.drain)]")
+    pid = server.pid("rq")
+    server.wait_told("rq", "runs")
+    server.ok("restart", "rq")
+    stopping = server.wait("rq", "STOPPING")
+    assert stopping["restart_pending"] and stopping["pid"] == pid
+    assert stopping["description"] in (f"pid {pid}, SIGKILL in 20s", f"pid {pid}, SIGKILL in 19s")
+    for command in ("start", "restart"):
+        reply = server.ask(command, "rq")
+        assert (reply["ok"], reply["error"]) == (False, "rq is stopping; retry")
+    server.ok("stop", "rq")
+    server.go_on()
+    assert server.wait("rq", "STOPPED")["manual_stop"]
+    # It got its signal once.
+    assert [line.split()[0] for line in server.told("rq")] == ["runs", "SIGTERM", "finished"]
+
+
+ENDS = {
+    "zero": ("exit_0", "exited with status 0", 0, None),
+    "three": ("exit_3", "exited with status 3", 3, None),
+    "four": ("exit_4", "exited with status 4", 4, None),
+    "error": ("fails", "exited with status 1", 1, None),
+}
+
+
+def test_every_exit_leads_to_a_restart_and_the_manager_lives(managed):
+    workers = ", ".join(f"dict(name={name!r}, target=T.{end[0]})" for name, end in ENDS.items())
+    server = managed(f"settings = dict(restart_delay=30, startsecs=30)\nworkers = [{workers}]")
+    for name, (_, text, code, signum) in ENDS.items():
+        found = server.wait(name, "BACKOFF")
+        assert found["description"] in (f"{text}, retrying in 30s", f"{text}, retrying in 29s")
+        assert (found["last_exit_code"], found["last_exit_signal"]) == (code, signum)
+        assert (found["exit_count"], found["pid"]) == (1, None)
+    assert server.socket.exists() and is_alive(server.manager)
+    assert "RuntimeError: no queue" in server.read("output")
+    # A command does not wait for the delay.
+    server.ok("start", "three")
+    wait_until(lambda: server.status()["three"]["exit_count"] == 2)
+    # Nor does anything wait for one that is stopped meanwhile.
+    assert server.ok("stop", "four")["message"] == "four is stopped"
+    assert server.status()["four"]["description"] == "stopped manually"
+
+
+def test_one_that_is_killed_comes_back(managed):
+    server = managed(
+        "workers = [dict(name='rq', target=T.obey, restart_delay=0.3), dict(name='b', target=T.obey)]"
+    )
+    first, other = server.pid("rq"), server.pid("b")
+    os.kill(first, signal.SIGKILL)
+    assert server.wait("rq", "BACKOFF")["description"] == "killed by SIGKILL, retrying in 1s"
+    found = server.wait("rq", without=[first])
+    assert (found["exit_count"], found["restart_count"]) == (1, 1)
+    assert (found["last_exit_code"], found["last_exit_signal"]) == (None, "SIGKILL")
+    assert server.pid("b") == other
+
+
+def test_two_starts_are_50_ms_apart_whatever_the_delay(managed):
+    server = managed("workers = [dict(name='rq', target=T.starts_and_ends, restart_delay=0)]")
+    wait_until(lambda: len(server.told("rq")) >= 8)
+    server.ok("stop", "rq")
+    times = [float(line) for line in server.told("rq")]
+    # Of single ones the system's own delays may shorten the distance.
+    assert times[-1] - times[0] >= 0.05 * (len(times) - 1) - 0.04
+    count = len(times)
+    with Control(server.socket) as control:
+        begun = time.monotonic()
+        for _ in range(100):
+            control.ask("restart", "rq")
+        elapsed = time.monotonic() - begun
+    assert len(server.told("rq")) - count <= elapsed / 0.05 + 2
+
+
+def test_startsecs(managed):
+    server = managed("workers = [dict(name='rq', target=T.obey, startsecs=0.4)]")
+    starting = server.wait("rq", "STARTING", without=[None])
+    assert server.wait("rq")["pid"] == starting["pid"]
+    assert server.wait("rq")["uptime"] >= 0.4
+
+
+@pytest.mark.parametrize(("target", "code"), [("forks_and_dies", 5), ("double_forks", 6)])
+def test_what_it_leaves_in_its_session_goes_before_the_next_start(managed, target, code):
+    server = managed(f"workers = [dict(name='rq', target=T.{target}, restart_delay=0)]")
+    left = [int(server.wait_told("rq", "left", count)) for count in (1, 2)]
+    # The second has begun: of the first nothing is there any more.
+    assert not is_alive(left[0])
+    assert server.status()["rq"]["last_exit_code"] == code
+    server.ok("stop", "rq")
+    server.wait("rq", "STOPPED")
+    gone(*left)
+
+
+def test_what_left_the_session_goes_with_the_manager(managed):
+    server = managed("workers = [dict(name='rq', target=T.escapes)]")
+    pid = server.pid("rq")
+    escapee = int(server.wait_told("rq", "escaped"))
+    wait_until(lambda: read_proc(escapee).ppid == server.manager)
+    server.ok("stop", "rq")
+    server.wait("rq", "STOPPED")
+    gone(pid)
+    assert is_alive(escapee)
+    server.signal(signal.SIGTERM)
+    server.wait_end()
+    assert not is_alive(escapee)
+
+
+def test_one_that_ignores_its_signal_is_killed_with_all_of_its_session(managed):
+    server = managed("workers = [dict(name='rq', target=T.ignore, stop_timeout=0.3)]")
+    pid = server.pid("rq")
+    child = int(server.wait_told("rq", f"runs {pid} with"))
+    assert session_of(pid) == sorted([pid, child])
+    begun = time.monotonic()
+    server.ok("stop", "rq")
+    found = server.wait("rq", "STOPPED")
+    assert time.monotonic() - begun >= 0.3
+    assert (found["kill_count"], found["last_exit_signal"]) == (1, "SIGKILL")
+    assert session_of(pid) == []
+
+
+def test_a_job_is_let_finish_with_its_children(managed):
+    server = managed("workers = [dict(name='rq', target=T.drain)]")
+    pid = server.pid("rq")
+    child = int(server.wait_told("rq", f"runs {pid} with"))
+    server.ok("stop", "rq")
+    server.wait_told("rq", "SIGTERM")
+    assert is_alive(child)
+    server.go_on()
+    found = server.wait("rq", "STOPPED")
+    assert (found["last_exit_code"], found["kill_count"]) == (0, 0)
+    # What is left when the leader is gone goes at once.
+    assert not is_alive(child)
+
+
+@pytest.mark.parametrize("as_group", [False, True])
+def test_stop_as_group(managed, as_group):
+    server = managed(
+        f"workers = [dict(name='rq', target=T.launcher, stop_as_group={as_group}, stop_timeout=0.5)]"
+    )
+    server.pid("rq")
+    child = int(server.wait_told("rq", "child"))
+    server.ok("stop", "rq")
+    found = server.wait("rq", "STOPPED")
+    assert found["kill_count"] == (0 if as_group else 1)
+    assert server.told("rq")[1:] == (["child obeys", "launcher ends"] if as_group else [])
+    assert not is_alive(child)
+
+
+def test_other_stop_signals(managed):
+    server = managed("workers = [dict(name='rq', target=T.drain, stop_signal='USR2')]")
+    pid = server.pid("rq")
+    server.wait_told("rq", "runs")
+    server.ok("stop", "rq")
+    assert server.wait_told("rq", "SIGUSR2") == str(pid)
+    server.go_on()
+    server.wait("rq", "STOPPED")
+
+
+def test_odd_ones_run_and_stop(managed):
+    server = managed("""
+        workers = [
+            dict(name="closes", target=T.closes_output),
+            dict(name="other", target=T.becomes_sleep),
+            dict(name="threads", target=T.threads),
+            dict(name="frozen", target=T.obey),
+        ]
+    """)
+    names = ("closes", "other", "threads", "frozen")
+    pids = [server.pid(name) for name in names]
+    server.wait_told("closes", "runs")
+    server.wait_told("threads", "threads 2")
+    wait_until(lambda: "sleep" in status_field(pids[1], "Name"))
+    server.wait_told("frozen", "runs")
+    os.kill(pids[3], signal.SIGSTOP)
+    wait_until(lambda: read_proc(pids[3]).state == "T")
+    # Each is what it was, and the manager has not noticed a thing.
+    assert [server.pid(name) for name in names] == pids
+    for name in names:
+        server.ok("stop", name)
+    for name in names:
+        found = server.wait(name, "STOPPED")
+        assert (found["last_exit_signal"], found["kill_count"]) == ("SIGTERM", 0)
+    assert server.socket.exists()
+
+
+def test_a_start_that_fails_says_why(managed, tmp_path):
+    server = managed(f"""
+        settings = dict(restart_delay=30)
+        def hook(manager, companion):
+            if companion.name == "hook":
+                raise ValueError("no database")
+        workers = [
+            dict(name="cwd", target=T.obey, cwd="/nonexistent"),
+            dict(name="hook", target=T.obey),
+            dict(name="import", target="nosuchmodule:run"),
+            dict(name="attribute", target="managertargets:nosuch"),
+            dict(name="log", target=T.obey, stdout={str(tmp_path / "d")!r}),
+        ]
+    """)
+    reasons = {
+        "cwd": "cannot enter cwd /nonexistent: No such file or directory",
+        "hook": "companion_post_fork: ValueError: no database",
+        "import": "cannot import nosuchmodule:run: ModuleNotFoundError: No module named 'nosuchmodule'",
+        "attribute": "module 'managertargets' has no 'nosuch' to run",
+    }
+    for name, reason in reasons.items():
+        found = server.wait(name, "BACKOFF")
+        assert found["description"].rpartition(", retrying")[0] == reason
+        assert reason in server.log()
+        assert found["last_exit_code"] == 1
+    # A directory that came to be where the log is to go.
+    log = server.pid("log")
+    (tmp_path / "d").unlink()
+    (tmp_path / "d").mkdir()
+    server.ok("restart", "log")
+    assert "cannot open stdout" in server.wait("log", "BACKOFF", without=[log])["description"]
+
+
+def test_without_a_run_directory_or_a_socket_companions_run(managed):
+    server = managed("workers = [dict(name='rq', target=T.obey)]", run_dir=None)
+    server.wait("rq")
+    server.kill_manager()
+    silent = managed("workers = [dict(name='rq', target=T.obey)]", control=None, run_dir="/dev/null/run")
+    pid = int(silent.wait_told("rq", "runs"))
+    assert silent.log().count("No run files in /dev/null/run: Not a directory") == 1
+    silent.signal(signal.SIGTERM)
+    silent.wait_end()
+    gone(pid)
+
+
+def test_a_companion_has_nothing_of_the_manager_open(managed):
+    server = managed(
+        "workers = [dict(name='a', target=T.obey), dict(name='b', target=T.obey, autostart=False)]"
+    )
+    server.pid("a")
+    with Control(server.socket) as control:
+        # Forked while a client is connected.
+        control.ask("start", "b")
+        for name in ("a", "b"):
+            pid = server.pid(name)
+            server.wait_told(name, "runs")
+            files = descriptors(pid)
+            log = files.pop(next(fd for fd, path in files.items() if path == str(server.directory / "log")))
+            assert log
+            assert sorted(files) == [0, 1, 2], files
+            assert files[0] == "/dev/null"
+
+
+def test_an_idle_manager_is_not_scheduled(managed):
+    server = managed("workers = [dict(name=f'c{n}', target=T.obey) for n in range(20)]")
+    for n in range(20):
+        server.wait(f"c{n}")
+        server.wait_told(f"c{n}", "runs")
+
+    def switches() -> int:
+        return int(status_field(server.manager, "voluntary_ctxt_switches"))
+
+    def settled() -> bool:
+        before = switches()
+        time.sleep(0.1)
+        return switches() == before
+
+    wait_until(settled)
+    before = switches()
+    # This is what it is about: that nothing happens in this time.
+    time.sleep(2)
+    assert switches() == before
+
+
+def test_clients_delay_no_companion(managed):
+    server = managed("workers = [dict(name='rq', target=T.obey)]")
+    pid = server.pid("rq")
+    with Control(server.socket) as half, Control(server.socket) as deaf, Control(server.socket) as garbage:
+        half.send(b'{"cmd": ')
+        deaf.sock.setblocking(False)
+        try:
+            while True:
+                deaf.sock.send(b'{"cmd": "status"}\n' * 1000)
+        except BlockingIOError:
+            pass
+        garbage.send(b"x" * 100_000 + b"\n")
+        begun = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        server.pid("rq", without=[pid])
+        assert time.monotonic() - begun < 5
+        assert garbage.read_reply()["error"] == "a request is at most 65536 bytes long"
+
+
+def test_a_session_ends_before_a_stop_is_told(managed):
+    server = managed("workers = [dict(name='rq', target=T.forks_and_dies, restart_delay=30)]")
+    left = int(server.wait_told("rq", "left"))
+    server.wait("rq", "BACKOFF")
+    server.ok("stop", "rq")
+    server.wait("rq", "STOPPED")
+    assert not is_alive(left)
+    empty(left)

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: MIT
+"""Signals to the manager, the death of its master, its own death, and two on one run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from harness import is_alive, read_proc, session_of, wait_until
+from managertools import Managed, gone
+
+from gunicorn.companion import session
+
+pytestmark = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
+
+
+# -- signals -----------------------------------------------------------------------------
+
+
+def test_term_stops_all_at_once_each_within_its_own_time(managed):
+    server = managed("""
+        workers = [
+            dict(name="a", target=T.ignore, stop_timeout=0.8),
+            dict(name="b", target=T.ignore, stop_timeout=0.8),
+            dict(name="c", target=T.ignore, stop_timeout=0.8),
+            dict(name="obeys", target=T.obey),
+        ]
+    """)
+    pids = [server.pid(name) for name in "abc"]
+    for name in "abc":
+        server.wait_told(name, "runs")
+    obeys = server.pid("obeys")
+    begun = time.monotonic()
+    server.signal(signal.SIGTERM)
+    gone(obeys)
+    assert all(map(is_alive, pids))
+    server.wait_end()
+    # The longest and not the sum.
+    assert 0.8 <= time.monotonic() - begun < 2.4
+    assert not any(session_of(pid) for pid in pids)
+
+
+def test_term_again_changes_nothing(managed):
+    server = managed("workers = [dict(name='rq', target=T.drain)]")
+    pid = server.pid("rq")
+    server.wait_told("rq", "runs")
+    server.signal(signal.SIGTERM)
+    server.wait_told("rq", "SIGTERM")
+    deadline = server.status()["rq"]["stop_deadline"]
+    for _ in range(3):
+        server.signal(signal.SIGTERM)
+    assert abs(server.status()["rq"]["stop_deadline"] - deadline) < 1
+    for command in ("start", "restart", "reread"):
+        assert server.ask(command, "rq")["error"] == "the server is stopping"
+    server.go_on()
+    server.wait_end()
+    assert [line.split()[0] for line in server.told("rq")] == ["runs", "SIGTERM", "finished"]
+    assert not is_alive(pid)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT])
+def test_int_and_quit_cap_the_time(managed, signum):
+    server = managed("workers = [dict(name='rq', target=T.ignore, stop_timeout=60)]", graceful_timeout=0.3)
+    pid = server.pid("rq")
+    server.wait_told("rq", "runs")
+    begun = time.monotonic()
+    server.signal(signum)
+    server.wait_end()
+    assert 0.3 <= time.monotonic() - begun < 20
+    assert not session_of(pid)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_int_during_a_stop_ends_everything_now(managed, first):
+    server = managed("workers = [dict(name='rq', target=T.drain, stop_timeout=60)]", graceful_timeout=60)
+    pid = server.pid("rq")
+    server.wait_told("rq", "runs")
+    server.signal(first)
+    # INT to the manager, too, is the stop signal for the companion.
+    server.wait_told("rq", "SIGTERM")
+    server.signal(signal.SIGINT)
+    server.wait_end()
+    assert not session_of(pid)
+    assert "finished" not in server.read("rq.told")
+
+
+def test_usr2_ends_it_within_the_reload_timeout(managed):
+    server = managed("workers = [dict(name='rq', target=T.ignore, stop_timeout=60, reload_timeout=0.3)]")
+    server.pid("rq")
+    server.wait_told("rq", "runs")
+    server.signal(signal.SIGUSR2)
+    server.wait_end()
+
+
+def test_usr1_reopens_logs_and_makes_the_socket_file_again(managed):
+    server = managed("workers = [dict(name='rq', target=T.obey)]")
+    pid = server.pid("rq")
+    server.wait_told("rq", "runs")
+    server.socket.unlink()
+    server.signal(signal.SIGUSR1)
+    # It would have killed the companion.
+    assert server.pid("rq") == pid
+    assert server.socket.stat().st_mode & 0o777 == 0o600
+    assert "files reopened" in server.log()
+
+
+def test_terminal_signals_do_nothing(managed):
+    server = managed("workers = [dict(name='rq', target=T.obey)]")
+    pid = server.pid("rq")
+    for signum in (signal.SIGTTIN, signal.SIGTTOU, signal.SIGWINCH, signal.SIGPIPE, signal.SIGCHLD):
+        server.signal(signum)
+    assert server.pid("rq") == pid
+    assert server.peer() == server.manager
+
+
+def test_hup_rereads(managed):
+    server = managed("workers = [dict(name='rq', target=T.obey)]")
+    pid = server.pid("rq")
+    server.configure("workers = [dict(name='rq', target=T.obey), dict(name='b', target=T.obey)]")
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: "b" in server.status())
+    server.wait("b")
+    assert server.pid("rq") == pid
+    server.configure("syntax error")
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: "Companions keep their configuration: invalid syntax" in server.log())
+    assert set(server.status()) == {"rq", "b"}
+
+
+# -- the death of the master ---------------------------------------------------------------
+
+
+def test_the_death_of_the_master_ends_everything_and_frees_the_address_first(managed):
+    server = managed("workers = [dict(name='rq', target=T.drain), dict(name='b', target=T.obey)]")
+    pid, b = server.pid("rq"), server.pid("b")
+    server.wait_told("rq", "runs")
+    os.kill(server.master, signal.SIGKILL)
+    wait_until(lambda: not server.socket.exists())
+    server.wait_told("rq", "SIGTERM")
+    gone(b)
+    assert is_alive(pid) and is_alive(server.manager)
+    server.go_on()
+    gone(server.manager, pid)
+    assert not session_of(pid)
+    assert [line.split()[0] for line in server.told("rq")] == ["runs", "SIGTERM", "finished"]
+    assert list(server.run_dir.iterdir()) == []
+
+
+# -- the death of the manager ----------------------------------------------------------------
+
+
+def test_a_successor_waits_for_what_still_drains_and_holds_up_no_other(managed):
+    server = managed("workers = [dict(name='rq', target=T.drain), dict(name='b', target=T.obey)]")
+    old, b = server.pid("rq"), server.pid("b")
+    child = int(server.wait_told("rq", f"runs {old} with"))
+    server.kill_manager()
+    server.respawn()
+    server.pid("b", without=[b])
+    waiting = server.status()["rq"]
+    assert (waiting["state"], waiting["pid"]) == ("STARTING", None)
+    assert waiting["description"] == f"waiting for pid {old}"
+    assert waiting["waiting_for"] == old
+    assert is_alive(old) and is_alive(child)
+    server.go_on()
+    new = server.pid("rq", without=[None])
+    server.wait_told("rq", f"runs {new}")
+    # The old one had its signal once, and was gone before the new one began.
+    words = [line.split()[:2] for line in server.told("rq")]
+    assert words == [
+        ["runs", str(old)],
+        ["SIGTERM", str(old)],
+        ["finished", str(old)],
+        ["runs", str(new)],
+    ]
+    assert not is_alive(child)
+
+
+def test_a_successor_kills_at_the_stop_timeout_what_ignores_its_signal(managed):
+    server = managed("workers = [dict(name='rq', target=T.ignore, stop_timeout=0.5)]")
+    old = server.pid("rq")
+    child = int(server.wait_told("rq", f"runs {old} with"))
+    server.kill_manager()
+    begun = time.monotonic()
+    server.respawn()
+    server.pid("rq", without=[None, old])
+    assert time.monotonic() - begun >= 0.4
+    assert not is_alive(old) and not is_alive(child)
+
+
+def test_a_limit_that_was_reread_counts_for_the_successor(managed):
+    server = managed("workers = [dict(name='rq', target=T.ignore, stop_timeout=60)]")
+    old = server.pid("rq")
+    server.wait_told("rq", "runs")
+    server.configure("workers = [dict(name='rq', target=T.ignore, stop_timeout=0.2)]")
+    assert server.ok("reread")["updated"] == ["rq"]
+    server.kill_manager()
+    server.respawn()
+    server.pid("rq", without=[None, old])
+
+
+def test_a_stop_while_it_waits_for_its_old_self(managed):
+    server = managed("workers = [dict(name='rq', target=T.drain)]")
+    old = server.pid("rq")
+    server.wait_told("rq", "runs")
+    server.kill_manager()
+    server.respawn()
+    server.wait("rq", "STARTING")
+    server.ok("stop", "rq")
+    assert server.wait("rq", "STOPPING")["description"] == f"waiting for the processes of pid {old}"
+    server.go_on()
+    server.wait("rq", "STOPPED")
+    assert not session_of(old)
+    assert list(server.run_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_of_the_successor_minds_the_old_self(managed, signum):
+    server = managed("workers = [dict(name='rq', target=T.drain, stop_timeout=60)]", graceful_timeout=0.2)
+    old = server.pid("rq")
+    server.wait_told("rq", "runs")
+    server.kill_manager()
+    server.respawn()
+    server.wait("rq", "STARTING")
+    server.signal(signum)
+    if signum == signal.SIGTERM:
+        wait_until(lambda: server.status()["rq"]["state"] == "STOPPING")
+        assert is_alive(old)
+        server.go_on()
+    server.wait_end()
+    assert not session_of(old)
+
+
+def test_what_is_configured_no_more_is_ended_and_forgotten(managed):
+    server = managed("workers = [dict(name='rq', target=T.drain)]")
+    old = server.pid("rq")
+    server.wait_told("rq", "runs")
+    server.kill_manager()
+    server.configure("workers = [dict(name='b', target=T.obey)]")
+    server.respawn()
+    assert set(server.status()) == {"b"}
+    assert is_alive(old)
+    # It comes back meanwhile: not beside its old self.
+    server.configure("workers = [dict(name='rq', target=T.drain), dict(name='b', target=T.obey)]")
+    assert server.ok("reread")["added"] == ["rq"]
+    assert server.status()["rq"]["description"] == f"waiting for pid {old}"
+    server.go_on()
+    server.pid("rq", without=[None])
+    assert not is_alive(old)
+
+
+def test_a_stray_ends_and_its_record_goes(managed):
+    server = managed("workers = [dict(name='rq', target=T.ignore, stop_timeout=0.2)]")
+    old = server.pid("rq")
+    server.wait_told("rq", "runs")
+    server.kill_manager()
+    server.configure("workers = []")
+    server.respawn()
+    gone(old)
+    wait_until(lambda: list(server.run_dir.iterdir()) == [])
+    # And an idle manager is idle again.
+    server.signal(signal.SIGTERM)
+    server.wait_end()
+
+
+def test_a_manual_stop_survives(managed):
+    server = managed("workers = [dict(name=n, target=T.obey) for n in ('a', 'b')]")
+    server.wait("a")
+    b = server.pid("b")
+    server.ok("stop", "a")
+    server.wait("a", "STOPPED")
+    server.kill_manager()
+    server.respawn()
+    server.pid("b", without=[b])
+    found = server.status()["a"]
+    assert (found["state"], found["manual_stop"], found["description"]) == (
+        "STOPPED",
+        True,
+        "stopped manually",
+    )
+    # And ends with a start.
+    server.ok("start", "a")
+    a = server.pid("a")
+    server.kill_manager()
+    server.respawn()
+    server.pid("a", without=[a])
+
+
+def test_what_was_stopping_is_not_forgotten(managed):
+    server = managed("workers = [dict(name='rq', target=T.drain)]")
+    old = server.pid("rq")
+    server.wait_told("rq", "runs")
+    server.ok("stop", "rq")
+    server.wait_told("rq", "SIGTERM")
+    server.kill_manager()
+    server.respawn()
+    found = server.status()["rq"]
+    assert (found["state"], found["manual_stop"]) == ("STOPPING", True)
+    server.go_on()
+    assert server.wait("rq", "STOPPED")["manual_stop"]
+    assert not session_of(old)
+
+
+def test_garbage_in_the_run_directory_stops_nobody(managed, short_dir):
+    run = short_dir / "run"
+    run.mkdir()
+    (run / "rq.run").write_bytes(b"\0garbage")
+    (run / "old.run").write_bytes(b"[]")
+    (run / "pid.run").write_text(json.dumps({"pid": -1, "name": "pid"}))
+    (run / "subdirectory.run").mkdir()
+    server = managed("workers = [dict(name='rq', target=T.obey)]", run_dir=str(run))
+    server.wait("rq")
+
+
+def test_records_of_another_boot_or_of_strangers_end_nobody(managed, short_dir):
+    run = short_dir / "run"
+    run.mkdir()
+    record = {
+        "name": "rq",
+        "pid": os.getpid(),
+        "started": "another boot/1",
+        "session": os.getsid(0),
+        "supervisor": 4_000_000,
+        "supervisor_started": "x",
+        "stop_signal": 9,
+        "stop_timeout": 0,
+        "signalled": False,
+        "error": None,
+    }
+    (run / "rq.run").write_text(json.dumps(record))
+    (run / "other.run").write_text(json.dumps({**record, "name": "other"}))
+    server = managed("workers = [dict(name='rq', target=T.obey)]", run_dir=str(run))
+    server.wait("rq")
+    wait_until(lambda: [path.name for path in run.iterdir()] == ["rq.run"])
+
+
+# -- two on one run directory --------------------------------------------------------------------
+
+
+def test_a_second_server_waits_and_kills_nothing(managed, masters):
+    first = managed("workers = [dict(name='rq', target=T.obey), dict(name='b', target=T.obey)]")
+    pids = [first.pid("rq"), first.pid("b")]
+    second = managed(
+        "workers = [dict(name='rq', target=T.obey), dict(name='own', target=T.obey)]",
+        run_dir=str(first.run_dir),
+    )
+    second.wait("own")
+    waiting = second.status()["rq"]
+    assert (waiting["state"], waiting["description"]) == ("STARTING", f"waiting for pid {pids[0]}")
+    assert second.log().count("another server runs it") == 1
+    # Ended by command it does not wait on, and starts to wait again when told.
+    second.ok("stop", "rq")
+    second.wait("rq", "STOPPED")
+    second.ok("start", "rq")
+    second.wait("rq", "STARTING")
+    assert [first.pid("rq"), first.pid("b")] == pids
+    # As soon as the first has let go of it, it changes hands.
+    first.ok("stop", "rq")
+    first.wait("rq", "STOPPED")
+    rq = second.pid("rq", without=[None])
+    assert read_proc(rq).ppid == second.manager
+    first.ok("start", "rq")
+    assert first.wait("rq", "STARTING")["description"] == f"waiting for pid {rq}"
+    # And when one of them dies by violence, too.
+    second.kill_manager()
+    assert first.pid("rq", without=[None, rq]) == int(first.wait_told("rq", "runs", 2))
+    assert not is_alive(rq)
+
+
+def test_a_wait_for_a_lock_without_a_record_is_logged_once(managed: type[Managed], short_dir):
+    from gunicorn.companion.runfile import RunFile
+
+    run_dir = short_dir / "run"
+    run_dir.mkdir()
+    held = RunFile.claim(str(run_dir), "rq")
+    try:
+        server = managed("workers = [dict(name='rq', target=T.obey)]", run_dir=str(run_dir))
+        found = server.wait("rq", "STARTING")
+        assert found["description"] == "about to start"
+        begun = time.monotonic()
+        wait_until(lambda: time.monotonic() - begun > 0.3 and server.ok("status"))
+        assert server.log().count("another server runs it") == 1
+    finally:
+        held.release()
+    server.wait("rq")
