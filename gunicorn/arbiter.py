@@ -836,8 +836,8 @@ class Arbiter:
 
     def reload_companion_manager(self) -> None:
         """Have the companions follow the configuration that was just applied."""
-        if self.companions is not None:
-            self.companions.reload()
+        if self.companions is not None or self.companion_manager_pid:
+            self._companion_handle().reload()
         self.manage_companion_manager()
 
     def companion_manager_stop_timeout(self) -> float:

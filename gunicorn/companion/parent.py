@@ -352,15 +352,17 @@ class ManagerHandle:
         if cfg.companion_reload == "all":
             self.replace()
             return
-        differ = [name for name in FIXED_SETTINGS if getattr(cfg, name) != self._fixed[name]]
+        differ = [
+            name for name in FIXED_SETTINGS if getattr(cfg, name) != self._fixed.get(name, getattr(cfg, name))
+        ]
         if differ:
             self.log.warning(
                 "Companions keep the old %s until their manager is replaced (companion_reload = 'all',"
                 " or a restart of the service)",
                 ", ".join(differ),
             )
-        assert self.link is not None
-        self.link.send({"server": self._describe_server(), "files": self._files_to_hand_over()})
+        if self.link is not None:
+            self.link.send({"server": self._describe_server(), "files": self._files_to_hand_over()})
         self._reload_told = changed_names
         self.arbiter.signal_companion_manager(signal.SIGHUP)
 
