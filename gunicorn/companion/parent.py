@@ -352,7 +352,7 @@ class ManagerHandle:
         if cfg.companion_reload == "all":
             self.replace()
             return
-        differ = [
+        differ = [name for name, before in self._fixed.items() if getattr(cfg, name) != before]
             name for name in FIXED_SETTINGS if getattr(cfg, name) != self._fixed.get(name, getattr(cfg, name))
         ]
         if differ:

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""The arbiter's companion methods as embedders call them, one by one, without a running server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+
+
+class Embedded(BaseApplication):
+    def load_config(self) -> None:
+        pass
+
+    def load(self) -> Callable[..., Any]:
+        return lambda environ, start_response: []
+
+
+COMPANIONS = [
+    {"name": "quick", "target": "no_such_module:run"},
+    {"name": "slow", "target": "no_such_module:run", "stop_timeout": 100, "reload_timeout": 20},
+]
+
+
+@pytest.fixture
+def arbiter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arbiter]:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    made = Arbiter(Embedded())
+    yield made
+    if made.companions is not None:
+        made.companions.drop_link()
+
+
+def test_without_companions_nothing_is_imported_or_spawned(arbiter: Arbiter) -> None:
+    with mock.patch.object(arbiter, "spawn_companion_manager") as spawn:
+        arbiter.manage_companion_manager()
+        arbiter.reload_companion_manager()
+    spawn.assert_not_called()
+    assert arbiter.companions is None
+    assert arbiter.companion_manager_stop_timeout() == 0
+
+
+def test_a_manager_is_spawned_where_there_is_none(arbiter: Arbiter) -> None:
+    arbiter.cfg.set("companion_workers", COMPANIONS)
+    with mock.patch.object(arbiter, "spawn_companion_manager") as spawn:
+        arbiter.manage_companion_manager()
+        spawn.assert_called_once_with()
+        arbiter.companion_manager_pid = 5
+        arbiter.manage_companion_manager()
+        spawn.assert_called_once_with()
+    assert "no_such_module" not in sys.modules
+
+
+def test_a_master_that_is_to_succeed_another_leaves_companions_to_it(arbiter: Arbiter) -> None:
+    arbiter.cfg.set("companion_workers", COMPANIONS)
+    arbiter.master_pid = os.getppid()
+    with mock.patch.object(arbiter, "spawn_companion_manager") as spawn:
+        arbiter.manage_companion_manager()
+    spawn.assert_not_called()
+
+
+def test_the_parent_s_side_of_the_fork(arbiter: Arbiter) -> None:
+    arbiter.cfg.set("companion_workers", COMPANIONS)
+    with mock.patch("os.fork", return_value=4321):
+        arbiter.spawn_companion_manager()
+    assert arbiter.companion_manager_pid == 4321
+    # The next one, should this one die at once, is a second away.
+    arbiter.companion_manager_pid = 0
+    with mock.patch.object(arbiter, "spawn_companion_manager") as spawn:
+        arbiter.manage_companion_manager()
+    spawn.assert_not_called()
+
+
+def test_a_refused_fork_is_no_end_of_the_server(arbiter: Arbiter) -> None:
+    arbiter.cfg.set("companion_workers", COMPANIONS)
+    with mock.patch("os.fork", side_effect=BlockingIOError(11, "no more processes")):
+        arbiter.spawn_companion_manager()
+    assert arbiter.companion_manager_pid == 0
+
+
+def test_reaping_clears_the_pid(arbiter: Arbiter) -> None:
+    arbiter.companion_manager_pid = 77
+    with mock.patch("os.waitpid", side_effect=[(77, 0), (0, 0)]):
+        arbiter.reap_workers()
+    assert arbiter.companion_manager_pid == 0
+
+
+def test_stop_signals_the_manager_and_forgets_one_that_is_gone(arbiter: Arbiter) -> None:
+    with mock.patch("os.kill") as kill:
+        arbiter.stop_companion_manager(signal.SIGTERM)
+        kill.assert_not_called()
+        arbiter.companion_manager_pid = 5
+        arbiter.stop_companion_manager(signal.SIGTERM)
+        kill.assert_called_once_with(5, signal.SIGTERM)
+        kill.side_effect = ProcessLookupError
+        arbiter.stop_companion_manager(signal.SIGTERM)
+    assert arbiter.companion_manager_pid == 0
+
+
+@pytest.mark.parametrize(
+    ("reload", "companions", "expected"),
+    [
+        ("changed", COMPANIONS, signal.SIGHUP),
+        ("all", COMPANIONS, signal.SIGUSR2),
+        ("changed", [], signal.SIGTERM),
+        ("all", [], signal.SIGTERM),
+    ],
+)
+def test_reload(arbiter: Arbiter, reload: str, companions: list[dict[str, Any]], expected: int) -> None:
+    arbiter.cfg.set("companion_workers", companions)
+    arbiter.cfg.set("companion_reload", reload)
+    arbiter.companion_manager_pid = 5
+    with mock.patch("os.kill") as kill:
+        arbiter.reload_companion_manager()
+    kill.assert_called_once_with(5, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 110),
+        ({"companion_manager_shutdown_buffer": 1}, 101),
+        ({"companion_manager_stop_timeout": 7}, 7),
+        ({"companion_manager_stop_timeout": 0}, 0),
+        ({"companion_workers": []}, 0),
+    ],
+)
+def test_stop_timeout(arbiter: Arbiter, settings: dict[str, Any], expected: float) -> None:
+    for name, value in {"companion_workers": COMPANIONS, **settings}.items():
+        arbiter.cfg.set(name, value)
+    assert arbiter.companion_manager_stop_timeout() == expected
