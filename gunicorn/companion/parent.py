@@ -353,8 +353,6 @@ class ManagerHandle:
             self.replace()
             return
         differ = [name for name, before in self._fixed.items() if getattr(cfg, name) != before]
-            name for name in FIXED_SETTINGS if getattr(cfg, name) != self._fixed.get(name, getattr(cfg, name))
-        ]
         if differ:
             self.log.warning(
                 "Companions keep the old %s until their manager is replaced (companion_reload = 'all',"
