@@ -116,12 +116,22 @@ def test_stop_signals_the_manager_and_forgets_one_that_is_gone(arbiter: Arbiter)
     ],
 )
 def test_reload(arbiter: Arbiter, reload: str, companions: list[dict[str, Any]], expected: int) -> None:
+    arbiter.cfg.set("companion_workers", COMPANIONS)
+    with mock.patch("os.fork", return_value=5):
+        arbiter.spawn_companion_manager()
     arbiter.cfg.set("companion_workers", companions)
     arbiter.cfg.set("companion_reload", reload)
-    arbiter.companion_manager_pid = 5
     with mock.patch("os.kill") as kill:
         arbiter.reload_companion_manager()
     kill.assert_called_once_with(5, expected)
+
+
+def test_a_manager_that_nobody_prepared_is_told_to_reread(arbiter: Arbiter) -> None:
+    arbiter.cfg.set("companion_workers", COMPANIONS)
+    arbiter.companion_manager_pid = 5
+    with mock.patch("os.kill") as kill:
+        arbiter.reload_companion_manager()
+    kill.assert_called_once_with(5, signal.SIGHUP)
 
 
 @pytest.mark.parametrize(
