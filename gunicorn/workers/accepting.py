@@ -20,6 +20,14 @@ EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _TCP_INFO_SIZE = 104
 _TCP_INFO_UNACKED = 24
 
+# A server that is overloaded has never an empty queue.
+_DRAIN_SECONDS = 5.0
+
+
+def drain_seconds(cfg: Any) -> float:
+    """For how long a worker that ends still serves who has been waiting; then it needs time to finish."""
+    return min(float(cfg.graceful_timeout) / 2, _DRAIN_SECONDS)
+
 
 def queue_length(listener: Any) -> int:
     """How many connections wait to be accepted; where the system does not tell, as many as ever can."""

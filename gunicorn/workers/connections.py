@@ -86,17 +86,11 @@ class Waiting(Generic[C]):
                     return found
         return None
 
-    def cap(self, states: Iterable[State], deadline: float) -> None:
-        """Let those in one of *states* wait no longer than *deadline*."""
-        wanted = frozenset(states)
+    def cap(self, state: State, deadline: float) -> None:
+        """Let those in *state* wait no longer than *deadline*."""
         for conn in self.snapshot():
-            if conn.state in wanted:
+            if conn.state is state:
                 conn.deadline = min(conn.deadline, deadline)
-
-    def count(self, states: Iterable[State]) -> int:
-        """How many are in one of *states*."""
-        wanted = frozenset(states)
-        return sum(conn.state in wanted for conn in self.snapshot())
 
     def nearest(self) -> float:
         """The earliest deadline; infinity if there is none."""

@@ -30,12 +30,18 @@ from gunicorn.workers.connections import State, Waiting
 from gunicorn.workers.cycle import Fate
 from gunicorn.workers.polling import make_poller
 
-# How long a retiring worker waits for clients that have a connection but no request on it: those that
-# keep sending get an answer that says close, instead of a reset.
-FAREWELL = 0.5
+# How long a retiring worker waits for what. Clients that keep sending so get an answer that says close,
+# where a connection that is closed just when a request arrives would give them a reset.
+FAREWELL = {
+    State.IDLE: 0.5,
+    State.NEW: 1.0,
+    State.HEAD: 2.0,
+    State.HANDSHAKE: 2.0,
+    State.LINGER: 1.0,
+}
 
-# How long it waits for the rest of a request's head.
-FAREWELL_HEAD = 2.0
+# How often it looks whether its accept queue is empty by now: nothing tells.
+DRAIN_TICK = 0.02
 
 # How long a connection must have idled to be closed in favour of a new one.
 IDLE_AT_LEAST = 1.0
@@ -232,49 +238,39 @@ class ThreadWorker(Worker):
         """Serve what has come, let clients go with an answer where they want one, and stop."""
         deadline = self.graceful_deadline()
         self.log.debug("%s retires with %d connections", self, len(self.conns))
-        farewell = min(time.monotonic() + FAREWELL, deadline)
         # Meanwhile everything goes on, but each response says close.
-        while time.monotonic() < farewell and self.waiting.count((State.IDLE, State.NEW)):
-            self._tick(farewell)
+        self._tick_while_connected(min(time.monotonic() + FAREWELL[State.IDLE], deadline))
+        if self.nr < self.max_requests:
+            self._drain_queues(time.monotonic() + accepting.drain_seconds(self.cfg))
         self._stop_accepting()
-        now = time.monotonic()
-        # Those who have just connected are about to send a request.
-        self.waiting.cap((State.NEW, State.LINGER), now + FAREWELL)
-        self.waiting.cap((State.HEAD, State.HANDSHAKE), now + FAREWELL_HEAD)
-        while self.conns and (now := time.monotonic()) < deadline:
-            self._leave_idle()
-            if self.conns:
-                self._tick(min(deadline, now + FAREWELL))
+        self._tick_while_connected(deadline)
         for conn in self.waiting.claim_states(State):
             self._drop(conn)
 
-    def _leave_idle(self) -> None:
-        """Close kept connections on which nothing has come; if something has, a thread will see to it."""
-        for conn in self.waiting.claim_states((State.IDLE,)):
-            try:
-                if _has_input(conn):
-                    self._park(conn, conn.was, math.inf)
-                else:
-                    self._drop(conn)
-            except Exception:
-                self._give_up(conn)
+    def _tick_while_connected(self, until: float) -> None:
+        while self.conns and (now := time.monotonic()) < until:
+            for state, seconds in FAREWELL.items():
+                self.waiting.cap(state, now + seconds)
+            self._tick(min(until, now + FAREWELL[State.IDLE]))
 
-    def _stop_accepting(self) -> None:
-        """Take over who is in the accept queues, and close them.
+    def _drain_queues(self, until: float) -> None:
+        """Let the threads serve who is in the accept queues.
 
         The master may have closed its own listeners; the last to close one resets those who wait in it.
         When the worker retires on its own account the master is there, and so is the queue.
         """
+        while (now := time.monotonic()) < until and any(map(accepting.queue_length, self.sockets)):
+            self._tick(min(until, now + DRAIN_TICK))
+
+    def _stop_accepting(self) -> None:
+        """Take over who has come at the last moment, and close the listeners."""
         with self._accept_lock:
             # From here on no thread holds a connection that is in no book.
             self._accepting = False
         for fd, listener in list(self._listeners.items()):
             self.poller.forget(fd)
             if self.nr < self.max_requests:
-                for _ in range(accepting.queue_length(listener)):
-                    conn = self._take(listener, fd)
-                    if conn is None:
-                        break
+                while len(self.conns) < self.worker_connections and (conn := self._take(listener, fd)):
                     self._park(conn, conn.was, conn.deadline)
             # Before it is closed: the next connection may get its number.
             del self._listeners[fd]
@@ -461,6 +457,8 @@ class ThreadWorker(Worker):
 
     def _park(self, conn: TConn, state: State, deadline: float, write: bool = False) -> None:
         """Let *conn* wait; from here on it is no longer this thread's."""
+        if not self.alive:
+            deadline = min(deadline, time.monotonic() + FAREWELL[state])
         self.waiting.park(conn, state, deadline)
         try:
             self.poller.watch(conn.fd, write=write)

@@ -122,20 +122,19 @@ class SyncWorker(Worker):
                 getattr(listener, "sock", listener).close()
 
     def _drain_listeners(self) -> None:
-        """Serve who is in the accept queues when the worker is told to end.
+        """Serve who is in the accept queues when the worker is told to end, until they are empty.
 
         The master may have closed its own listeners by then; the last to close one resets those who
-        wait in it. Who comes later is not served: under load, that would never end. With *max_requests* the
-        master is there, and so is the queue.
+        wait in it. With *max_requests* the master is there, and so is the queue.
         """
         if self.nr >= self.max_requests:
             return
-        until = time.monotonic() + float(self.cfg.graceful_timeout) / 2
+        until = time.monotonic() + accepting.drain_seconds(self.cfg)
         for listener in self.sockets:
-            for _ in range(accepting.queue_length(listener)):
+            while time.monotonic() < until and self._accept_quietly(listener):
                 self.notify()
-                if time.monotonic() > until or not self._accept_quietly(listener):
-                    break
+            # At once: whoever comes between the last look and here is lost.
+            getattr(listener, "sock", listener).close()
 
     # -- one connection ------------------------------------------------------------------
 

@@ -276,16 +276,15 @@ def test_worker_connections_under_churn_never_wedges() -> None:
 
 
 def test_idle_connections_make_room_for_new_ones() -> None:
-    with Server(APP, gthread(threads=1, worker_connections=4, keepalive=60)) as server:
-        with contextlib.ExitStack() as stack:
-            for _ in range(10):
-                assert stack.enter_context(connect(server)).ask().status == 200
+    config = gthread(threads=1, worker_connections=4, keepalive=60)
+    with Server(APP, config) as server, contextlib.ExitStack() as stack:
+        for _ in range(10):
+            assert stack.enter_context(connect(server)).ask().status == 200
 
 
 def test_silent_connections_fill_worker_connections_only_for_timeout() -> None:
-    with Server(APP, gthread(threads=1, worker_connections=3, timeout=1)) as server:
-        with clients(server, 6):
-            assert server.get("/", timeout=8).status == 200
+    with Server(APP, gthread(threads=1, worker_connections=3, timeout=1)) as server, clients(server, 6):
+        assert server.get("/", timeout=8).status == 200
 
 
 # -- long requests, and the end ---------------------------------------------------------------------
@@ -307,11 +306,11 @@ def test_a_draining_worker_beats_its_heart() -> None:
 
 
 def test_an_idle_connection_does_not_delay_a_stop() -> None:
-    with Server(APP, gthread(keepalive=60, graceful_timeout=30)) as server:
-        with connect(server) as idle, connect(server) as silent:
-            assert idle.ask().status == 200
-            assert elapsed(server.stop) < 2.0
-            assert idle.is_closed() and silent.is_closed()
+    config = gthread(keepalive=60, graceful_timeout=30)
+    with Server(APP, config) as server, connect(server) as idle, connect(server) as silent:
+        assert idle.ask().status == 200
+        assert elapsed(server.stop) < 2.0
+        assert idle.is_closed() and silent.is_closed()
 
 
 def test_a_request_in_the_last_moment_is_answered() -> None:
@@ -340,17 +339,16 @@ def test_a_request_in_flight_ends_before_the_worker_does() -> None:
 
 
 def test_max_requests_with_idle_connections_delays_nobody() -> None:
-    with Server(APP, gthread(max_requests=5, keepalive=60)) as server:
-        with contextlib.ExitStack() as stack:
-            pids: set[bytes] = set()
-            until = time.monotonic() + 10
-            while len(pids) < 3 and time.monotonic() < until:
-                client = stack.enter_context(connect(server))
-                started = time.monotonic()
-                pids.add(client.ask().body)
-                assert time.monotonic() - started < 1.5
-                time.sleep(0.05)
-            assert len(pids) == 3
+    with Server(APP, gthread(max_requests=5, keepalive=60)) as server, contextlib.ExitStack() as stack:
+        pids: set[bytes] = set()
+        until = time.monotonic() + 10
+        while len(pids) < 3 and time.monotonic() < until:
+            client = stack.enter_context(connect(server))
+            started = time.monotonic()
+            pids.add(client.ask().body)
+            assert time.monotonic() - started < 1.5
+            time.sleep(0.05)
+        assert len(pids) == 3
 
 
 def test_an_application_that_exits_harms_only_its_request() -> None:

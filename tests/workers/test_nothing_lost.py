@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""Under load, while workers come and go: nothing that was accepted is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from harness import Server, wait_until
+from workertools import APP, Client, connect
+
+WORKERS = pytest.mark.parametrize("worker", ["sync", "gthread"])
+
+
+def config(worker: str, **settings: object) -> str:
+    settings = {"worker_class": worker, "workers": 2, "graceful_timeout": 10, **settings}
+    if worker == "gthread":
+        settings.setdefault("threads", 4)
+    return "\n".join(f"{name} = {value!r}" for name, value in settings.items())
+
+
+class Load:
+    """Clients that ask all the time: on new connections, and on one kept until the server closes it."""
+
+    def __init__(self, server: Server, fresh: int = 2, kept: int = 2) -> None:
+        self.server = server
+        self.problems: list[str] = []
+        self.answers = 0
+        self.pids: set[bytes] = set()
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(self._fresh,)) for _ in range(fresh)]
+        self._threads += [threading.Thread(target=self._run, args=(self._kept,)) for _ in range(kept)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _run(self, turn: object) -> None:
+        assert callable(turn)
+        while not self._done.is_set():
+            try:
+                turn()
+            except (OSError, EOFError) as error:
+                self.problems.append(f"{turn.__name__} {error!r}")
+            time.sleep(0.003)
+
+    def _ask(self, client: Client, close: bool) -> bool:
+        answer = client.ask(close=close)
+        self.answers += 1
+        self.pids.add(answer.body)
+        if answer.status != 200 or not answer.body:
+            self.problems.append(f"{answer.status} {answer.body!r}")
+        return not answer.closes
+
+    def _fresh(self) -> None:
+        with connect(self.server) as client:
+            self._ask(client, close=True)
+
+    def _kept(self) -> None:
+        with connect(self.server) as client:
+            while not self._done.is_set() and self._ask(client, close=False):
+                time.sleep(random.random() * 0.01)
+
+
+@contextlib.contextmanager
+def under_load(server: Server) -> Iterator[Load]:
+    with Load(server) as load:
+        wait_until(lambda: load.answers > 20)
+        yield load
+        before = load.answers
+        wait_until(lambda: load.answers > before + 20)
+    assert load.problems == []
+
+
+@WORKERS
+def test_reloading(worker: str) -> None:
+    with Server(APP, config(worker)) as server, under_load(server):
+        for _ in range(8):
+            old = server.workers()
+            server.signal(signal.SIGHUP)
+            server.wait_workers(2, without=old)
+
+
+@WORKERS
+def test_retiring_after_max_requests(worker: str) -> None:
+    settings = config(worker, max_requests=40, max_requests_jitter=20)
+    with Server(APP, settings) as server, under_load(server) as load:
+        wait_until(lambda: len(load.pids) > 6, 40)
+
+
+@WORKERS
+def test_workers_that_are_told_to_end(worker: str) -> None:
+    with Server(APP, config(worker)) as server, under_load(server):
+        for _ in range(6):
+            old = server.workers()
+            os.kill(random.choice(old), signal.SIGTERM)
+            wait_until(lambda old=old: server.workers() != old and len(server.workers()) == 2)
+
+
+@WORKERS
+def test_more_and_fewer_workers(worker: str) -> None:
+    with Server(APP, config(worker)) as server, under_load(server):
+        for sig, count in (
+            (signal.SIGTTIN, 3),
+            (signal.SIGTTOU, 2),
+            (signal.SIGTTOU, 1),
+            (signal.SIGTTIN, 2),
+        ):
+            server.signal(sig)
+            server.wait_workers(count)
+
+
+@WORKERS
+def test_stopping_under_load_cuts_no_answer(worker: str) -> None:
+    """Connections that come after the listener is closed are refused; no other fails."""
+    with Server(APP, config(worker)) as server, Load(server) as load:
+        wait_until(lambda: load.answers > 50)
+        assert load.problems == []
+        assert server.stop() == 0
+        time.sleep(0.1)
+    assert [problem for problem in load.problems if "Refused" not in problem] == []
