@@ -75,6 +75,10 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
     user while it still can be.
     """
     try:
+        # A root that has logged in has an $XDG_RUNTIME_DIR that nobody else may enter.
+        closed = _closed_ancestor(path, uid, gid)
+        if closed is not None:
+            raise Unusable(f"{path}: user {uid} may not enter {closed}")
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
@@ -89,7 +93,7 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
         raise Unusable(f"{path} is no directory")
     if info.st_mode & 0o002 and not info.st_mode & stat.S_ISVTX:
         raise Unusable(f"{path} may be written by everybody")
-    if not _may_write(info, uid, gid):
+    if not _may(info, uid, gid, os.W_OK | os.X_OK):
         raise Unusable(f"{path} is not writable for user {uid}")
 
 
@@ -99,14 +103,27 @@ def _give(path: str, uid: int, gid: int) -> None:
         os.chown(path, uid, gid, follow_symlinks=False)
 
 
-def _may_write(info: os.stat_result, uid: int, gid: int) -> bool:
+def _closed_ancestor(path: str, uid: int, gid: int) -> str | None:
+    """The first directory on the way to *path* that user *uid* may not pass."""
+    parts = os.path.dirname(os.path.realpath(path)).split(os.sep)
+    for end in range(1, len(parts) + 1):
+        directory = os.sep.join(parts[:end]) or os.sep
+        if not _may(os.stat(directory), uid, gid, os.X_OK):
+            return directory
+    return None
+
+
+def _may(info: os.stat_result, uid: int, gid: int, want: int) -> bool:
+    """Whether user *uid* has the permission bits *want* (of os.W_OK, os.X_OK)."""
     if uid == 0:
         return True
     if info.st_uid == uid:
-        return info.st_mode & 0o300 == 0o300
-    if info.st_gid == gid:
-        return info.st_mode & 0o030 == 0o030
-    return info.st_mode & 0o003 == 0o003
+        bits = info.st_mode >> 6
+    elif info.st_gid in (gid, *os.getgroups()):
+        bits = info.st_mode >> 3
+    else:
+        bits = info.st_mode
+    return bits & want == want
 
 
 def usable_default_directory(environ: Mapping[str, str], uid: int, gid: int) -> str:

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: MIT
+"""Where control sockets and run files are when nobody says where."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+import pytest
+
+from gunicorn.companion import paths
+
+ME = os.getuid()
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives directories to another user")
+
+
+@pytest.mark.parametrize(
+    ("environ", "directories"),
+    [
+        ({"RUNTIME_DIRECTORY": "/run/shop", "XDG_RUNTIME_DIR": "/run/user/1", "HOME": "/home/a"},
+         ["/run/shop", "/run/user/1/gunicorn", "/home/a/.gunicorn"]),
+        ({"RUNTIME_DIRECTORY": "/run/a:/run/b", "HOME": "/h"}, ["/run/a", "/h/.gunicorn"]),
+        ({"XDG_RUNTIME_DIR": "/run/user/1", "HOME": "/h"}, ["/run/user/1/gunicorn", "/h/.gunicorn"]),
+        # Never relative to wherever the process happens to be.
+        ({"RUNTIME_DIRECTORY": "shop", "XDG_RUNTIME_DIR": ".", "HOME": "/h"}, ["/h/.gunicorn"]),
+        ({"RUNTIME_DIRECTORY": "", "XDG_RUNTIME_DIR": "", "HOME": "h"}, []),
+    ],
+)  # fmt: skip
+def test_default_directories(environ, directories):
+    assert paths.default_directories(environ, ME) == directories
+
+
+def test_the_home_of_another_user_is_that_on_record():
+    other = next(entry for entry in pwd.getpwall() if entry.pw_uid != ME and entry.pw_dir.startswith("/"))
+    assert paths.home_directory({"HOME": "/mine"}, other.pw_uid) == other.pw_dir
+    assert paths.home_directory({"HOME": "/mine"}, ME) == "/mine"
+    assert paths.home_directory({}, ME) == pwd.getpwuid(ME).pw_dir
+    assert paths.home_directory({}, 4_000_000) is None
+
+
+def test_candidate_sockets(tmp_path):
+    runtime, xdg = tmp_path / "rt[1]", tmp_path / "xdg"
+    (xdg / "gunicorn").mkdir(parents=True)
+    runtime.mkdir()
+    for path in (runtime / "companion-7.sock", runtime / "other.sock", xdg / "gunicorn" / "companion-8.sock"):
+        path.touch()
+    (runtime / "companion-9.sock").symlink_to(xdg / "gunicorn" / "companion-8.sock")
+    environ = {"RUNTIME_DIRECTORY": str(runtime), "XDG_RUNTIME_DIR": str(xdg), "HOME": str(tmp_path)}
+    found = [path for path in paths.candidate_sockets(environ, ME) if path.startswith(str(tmp_path))]
+    assert found == [str(runtime / "companion-7.sock"), str(xdg / "gunicorn" / "companion-8.sock")]
+
+
+def test_the_name_of_the_socket_is_found_by_the_pattern(tmp_path):
+    (tmp_path / paths.socket_name(42)).touch()
+    found = paths.candidate_sockets({"RUNTIME_DIRECTORY": str(tmp_path)}, ME)
+    assert str(tmp_path / "companion-42.sock") in found
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o777, 0o000])
+def test_a_directory_is_made_for_its_user_alone(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        paths.prepare_directory(str(tmp_path / "d"), ME, os.getgid())
+    finally:
+        os.umask(before)
+    info = (tmp_path / "d").stat()
+    assert (info.st_mode & 0o777, info.st_uid) == (0o700, ME)
+    # Again is no fault, and what is there keeps its mode.
+    (tmp_path / "d").chmod(0o750)
+    paths.prepare_directory(str(tmp_path / "d"), ME, os.getgid())
+    assert (tmp_path / "d").stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (lambda path: path.write_text(""), "is no directory"),
+        (lambda path: (path.mkdir(), path.chmod(0o777)), "may be written by everybody"),
+        (lambda path: path.parent.rmdir(), "No such file or directory"),
+        (lambda path: path.symlink_to("/nonexistent"), "No such file or directory"),
+    ],
+)
+def test_what_will_not_do(tmp_path, prepare, reason):
+    (tmp_path / "p").mkdir()
+    path = tmp_path / "p" / "d"
+    prepare(path)
+    with pytest.raises(paths.Unusable, match=reason):
+        paths.prepare_directory(str(path), ME, os.getgid())
+
+
+@as_root
+def test_a_directory_is_given_to_the_user_that_the_manager_becomes(short_dir):
+    paths.prepare_directory(str(short_dir / "d"), NOBODY, NOBODY)
+    info = (short_dir / "d").stat()
+    assert (info.st_mode & 0o777, info.st_uid, info.st_gid) == (0o700, NOBODY, NOBODY)
+    (short_dir / "mine").mkdir(0o700)
+    with pytest.raises(paths.Unusable, match="not writable for user 65534"):
+        paths.prepare_directory(str(short_dir / "mine"), NOBODY, NOBODY)
+
+
+@as_root
+def test_a_directory_that_the_user_cannot_reach_is_none(short_dir):
+    closed, home = short_dir / "closed", short_dir / "home"
+    closed.mkdir(0o700)
+    home.mkdir()
+    os.chown(home, NOBODY, NOBODY)
+    with pytest.raises(paths.Unusable, match=f"may not enter {closed}"):
+        paths.prepare_directory(str(closed / "gunicorn"), NOBODY, NOBODY)
+    assert list(closed.iterdir()) == []
+    paths.prepare_directory(str(closed / "gunicorn"), ME, os.getgid())
+
+
+@as_root
+def test_the_first_directory_that_the_user_can_use_is_taken(short_dir, monkeypatch):
+    closed, home = short_dir / "closed", short_dir / "home"
+    closed.mkdir(0o700)
+    home.mkdir()
+    os.chown(home, NOBODY, NOBODY)
+    monkeypatch.setattr(paths, "home_directory", lambda environ, uid: str(home))
+    # The session directory of a root that has logged in is not for nobody.
+    environ = {"XDG_RUNTIME_DIR": str(closed)}
+    assert paths.usable_default_directory(environ, NOBODY, NOBODY) == str(home / ".gunicorn")
+    assert (home / ".gunicorn").stat().st_uid == NOBODY
+    assert paths.usable_default_directory(environ, 0, 0) == str(closed / "gunicorn")
+
+
+@as_root
+def test_the_runtime_directory_of_the_unit_is_given_to_the_user(short_dir):
+    runtime = short_dir / "shop"
+    runtime.mkdir(0o755)
+    assert paths.usable_default_directory({"RUNTIME_DIRECTORY": str(runtime)}, NOBODY, NOBODY) == str(runtime)
+    assert runtime.stat().st_uid == NOBODY
+
+
+def test_without_any_it_says_what_is_wrong_with_each(tmp_path):
+    environ = {"RUNTIME_DIRECTORY": str(tmp_path / "a"), "HOME": str(tmp_path / "b")}
+    (tmp_path / "a").touch()
+    (tmp_path / "b").touch()
+    with pytest.raises(paths.Unusable) as caught:
+        paths.usable_default_directory(environ, ME, os.getgid())
+    assert str(caught.value).count(str(tmp_path)) == 2
