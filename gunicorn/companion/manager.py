@@ -641,8 +641,9 @@ class CompanionManager:
         except ConfigUnreadable as exc:
             self._tell({"unreadable": True})
             return self._refuse_reread(f"{exc}; send SIGHUP to the master, which may read it")
-        except (Exception, SystemExit) as exc:
-            # A configuration file may call sys.exit(); it does not end the companions.
+        except SystemExit as exc:
+            return self._refuse_reread(f"the configuration calls sys.exit({exc})")
+        except Exception as exc:
             return self._refuse_reread(str(exc) or type(exc).__name__)
         result = self.reread_config(configs)
         self._tell({"reread": {config.name: config.config_hash for config in configs}})
