@@ -580,6 +580,8 @@ class Server:
         return self.home / ".gunicorn" / f"companion-{self.pid}.sock"
 
     configured_control: Path | None = None
+    #: Companions note their starts in ``<name>.starts``; RUNNING then means that the target has begun, too.
+    notes_starts = False
 
     def control(self, timeout: float = 5.0) -> Control:
         return Control(self.control_path(), timeout)
@@ -608,7 +610,12 @@ class Server:
             entry = self.companions().get(name)
             last.clear()
             last.update(entry or {})
-            return entry if entry and entry["state"] == state and entry["pid"] not in without else None
+            if not entry or entry["state"] != state or entry["pid"] in without:
+                return None
+            if self.notes_starts and state == "RUNNING":
+                noted = self.log(f"{name}.starts").split()[::2]
+                return entry if str(entry["pid"]) in noted else None
+            return entry
 
         found = wait_until(right, timeout, lambda: f"{name} {state}; last seen {last}")
         assert found is not None

@@ -37,7 +37,9 @@ def companion_server(*companions: dict[str, Any], extra: str = "", **settings: A
     }
     files = {"jobs.py": JOBS, **options.pop("files", {})}
     app = options.pop("app", WEB)
-    return Server(app, config_text(*companions, extra=extra, **settings), files=files, **options)
+    server = Server(app, config_text(*companions, extra=extra, **settings), files=files, **options)
+    server.notes_starts = True
+    return server
 
 
 def reconfigure(server: Server, *companions: dict[str, Any], extra: str = "", **settings: Any) -> None:

@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: MIT
+"""Companions under hard conditions: lost output, lost directories, few descriptors, odd targets, many."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from e2e_apps import JOBS, WEB
+from e2e_companions import companion_server, entry, overlaps, pids, pids_in, reconfigure, signals, starts
+from harness import Server, descendants_of, is_alive, load, wait_until
+
+
+def test_the_reader_of_the_log_goes_away() -> None:
+    """Output into a pipe that nobody reads any more: supervision goes on."""
+    reading, writing = os.pipe()
+    server = companion_server(entry("a", "idle"), popen_option={"stdout": writing, "stderr": writing})
+    with server:
+        os.close(writing)
+        pid = server.wait_companion("a")["pid"]
+        os.close(reading)
+        os.kill(pid, signal.SIGKILL)
+        again = server.wait_companion("a", without=[pid])["pid"]
+        worker = server.wait_workers(1)[0]
+        os.kill(worker, signal.SIGKILL)
+        server.wait_workers(1, without=[worker])
+        server.signal(signal.SIGHUP)
+        assert server.get("/").status == 200
+        os.kill(server.wait_manager(), signal.SIGKILL)
+        server.wait_companion("a", without=[pid, again])
+        assert server.stop() == 0
+
+
+def test_the_run_directory_goes_away() -> None:
+    with companion_server(entry("a", "idle"), entry("b", "idle"), companion_run_dir="run/files") as server:
+        first = {name: server.wait_companion(name)["pid"] for name in ("a", "b")}
+        shutil.rmtree(server.dir / "run" / "files")
+        os.kill(first["a"], signal.SIGKILL)
+        again = server.wait_companion("a", without=[first["a"]])["pid"]
+        assert server.companion("b")["pid"] == first["b"]
+        assert list((server.dir / "run" / "files").iterdir()), "made again"
+        server.ask("restart", "b")
+        server.wait_companion("b", without=[first["b"]])
+        os.kill(server.wait_manager(), signal.SIGKILL)
+        server.wait_companion("a", without=[again])
+        assert overlaps(server) == []
+
+
+def test_a_run_directory_that_cannot_be_made_is_a_warning() -> None:
+    with companion_server(entry("a", "idle"), companion_run_dir="app.py/files") as server:
+        pid = server.wait_companion("a")["pid"]
+        os.kill(pid, signal.SIGKILL)
+        server.wait_companion("a", without=[pid])
+        warnings = [
+            line for line in server.log().splitlines() if "WARNING" in line and "app.py/files" in line
+        ]
+        assert len(warnings) == 1
+
+
+def test_damaged_run_files_do_not_matter() -> None:
+    server = companion_server(entry("a", "idle"), entry("b", "idle"), companion_run_dir="run/files")
+    files = server.dir / "run" / "files"
+    files.mkdir()
+    files.chmod(0o700)
+    with server:
+        server.wait_companion("a")
+        server.wait_companion("b")
+        names = sorted(path.name for path in files.iterdir())
+        assert server.stop() == 0
+    for garbage in (b"", b"garbage", b'{"pid": 1}', b"\0" * 5000, b'{"name": "a", "pid": "x"}'):
+        server = companion_server(entry("a", "idle"), entry("b", "idle"), companion_run_dir="run/files")
+        files = server.dir / "run" / "files"
+        files.mkdir()
+        files.chmod(0o700)
+        for name in names:
+            (files / name).write_bytes(garbage)
+        (files / "stranger.run").write_bytes(garbage)
+        with server:
+            server.wait_companion("a")
+            server.wait_companion("b")
+
+
+def test_a_record_that_names_a_stranger_kills_no_stranger() -> None:
+    """A pid that was given to another program since: its start time tells them apart."""
+    first = companion_server(entry("a", "idle"), companion_run_dir="run/files")
+    with first:
+        first.wait_companion("a")
+        (path,) = (first.dir / "run" / "files").iterdir()
+        record = path.read_text()
+        pid = str(first.companion("a")["pid"])
+    with subprocess.Popen(["sleep", "100"], start_new_session=True) as stranger:
+        try:
+            second = companion_server(entry("a", "idle"), companion_run_dir="run/files")
+            files = second.dir / "run" / "files"
+            files.mkdir()
+            files.chmod(0o700)
+            (files / path.name).write_text(record.replace(pid, str(stranger.pid)))
+            with second:
+                second.wait_companion("a")
+                second.ask("restart", "a")
+                wait_until(lambda: len(starts(second, "a")) == 2)
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+
+
+def test_few_descriptors() -> None:
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+
+    companions = [entry(f"c{number}", "idle") for number in range(8)]
+    with companion_server(*companions, popen_option={"preexec_fn": few}) as server:
+        for number in range(8):
+            server.wait_companion(f"c{number}")
+        clients = []
+        try:
+            for _ in range(60):
+                clients.append(server.control())
+        except OSError:
+            pass
+        victim = starts(server, "c0")[0][0]
+        os.kill(victim, signal.SIGKILL)
+        for client in clients:
+            client.close()
+        server.wait_companion("c0", without=[victim])
+        assert server.get("/").status == 200
+
+
+def test_a_hundred_companions() -> None:
+    names = [f"c{number}" for number in range(100)]
+    with companion_server(*(entry(name, "idle") for name in names), companion_startsecs=0.5) as server:
+        wait_until(
+            lambda: all(found["state"] == "RUNNING" for found in server.companions().values()),
+            30,
+            "all running",
+        )
+        assert len(server.companions()) == 100
+        assert server.get("/").status == 200
+        before = pids(server)
+        os.kill(server.wait_manager(), signal.SIGKILL)
+        wait_until(
+            lambda: all(
+                found["state"] == "RUNNING" and found["pid"] != before[name]
+                for name, found in server.companions().items()
+            ),
+            30,
+            "all again",
+        )
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 10
+
+
+ODD = """
+import functools, jobs
+
+def plain():
+    jobs.idle()
+
+class Runner:
+    def __call__(self):
+        jobs.idle()
+    def method(self):
+        jobs.idle()
+    @classmethod
+    def make(cls):
+        jobs.idle()
+    class Inner:
+        @staticmethod
+        def deep():
+            jobs.idle()
+
+def takes(value, *, other=None):
+    jobs.mark("value", f"{value} {other}")
+    jobs.idle()
+"""
+
+
+def test_every_kind_of_target() -> None:
+    config = """
+import functools, odd
+def here():
+    import jobs
+    jobs.idle()
+companion_startsecs = 0.1
+companion_workers = [
+    {"name": "local", "target": here},
+    {"name": "lambda", "target": lambda: here()},
+    {"name": "plain", "target": odd.plain},
+    {"name": "instance", "target": odd.Runner()},
+    {"name": "method", "target": odd.Runner().method},
+    {"name": "class-method", "target": "odd:Runner.make"},
+    {"name": "deep", "target": "odd:Runner.Inner.deep"},
+    {"name": "partial", "target": functools.partial(odd.takes, 5, other=6)},
+]
+"""
+    with Server(WEB, config, files={"jobs.py": JOBS, "odd.py": ODD}, env={"PYTHONPATH": None}) as server:
+        server.wait_manager()
+        names = list(server.companions())
+        assert len(names) == 8
+        for name in names:
+            assert server.wait_companion(name)["restart_count"] == 0
+        assert server.log("partial.value") == "5 6\n"
+        before = pids(server)
+        for _ in range(2):
+            reply = server.ask("reread")
+            assert reply["unchanged"] == sorted(names), reply
+        server.signal(signal.SIGHUP)
+        server.wait_manager()
+        assert pids(server) == before
+
+
+PROGRAMS = """
+import asyncio, multiprocessing, os, signal, subprocess, sys, time
+import jobs
+
+def asynchronous():
+    async def main():
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        jobs.begin()
+        await stop.wait()
+        jobs.mark("ended", "well")
+    asyncio.run(main())
+
+def _child(number, queue):
+    queue.put(number)
+    time.sleep(1000)
+
+def processes():
+    jobs.begin()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    children = [context.Process(target=_child, args=(n, queue), daemon=True) for n in range(3)]
+    for child in children:
+        child.start()
+    got = sorted(queue.get() for _ in range(3))
+    jobs.mark("got", str(got))
+    def on_term(*_):
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, on_term)
+    jobs.mark("up", "1")
+    jobs.sleep_forever()
+
+def _square(n):
+    return n * n
+
+def pool():
+    jobs.begin()
+    for method in ("fork", "spawn"):
+        with multiprocessing.get_context(method).Pool(2) as workers:
+            jobs.mark("squares", str(workers.map(_square, range(4))))
+
+def shell():
+    jobs.begin()
+    done = subprocess.run(["sh", "-c", "echo from the shell; exit 6"], stdout=subprocess.PIPE, text=True)
+    jobs.mark("said", done.stdout.strip())
+    sys.exit(done.returncode)
+
+def closes_everything():
+    jobs.begin()
+    os.closerange(0, 256)
+    raise RuntimeError("nobody hears this")
+
+def signals_its_parent():
+    jobs.begin()
+    if len(open(os.path.join(jobs.HERE, "signals_its_parent.starts")).readlines()) == 1:
+        os.kill(os.getppid(), signal.SIGTERM)
+    jobs.sleep_forever()
+
+def interrupted():
+    jobs.begin()
+    os.kill(os.getpid(), signal.SIGINT)
+    jobs.sleep_forever()
+
+def odd_output():
+    jobs.begin()
+    print("umlaut \\u00fc and more")
+    sys.stdout.buffer.write(b"\\xff\\xfe raw\\n")
+    sys.stdout.flush()
+    jobs.mark("printed", "1")
+    jobs.sleep_forever()
+
+def deep_recursion():
+    jobs.begin()
+    def again():
+        again()
+    again()
+"""
+
+
+def program(name: str, **keys: object) -> dict[str, object]:
+    return {"name": name, "target": f"programs:{name}", **keys}
+
+
+def test_programs_of_every_kind() -> None:
+    companions = [
+        program("asynchronous"),
+        program("processes"),
+        program("pool", restart_delay=60),
+        program("shell", restart_delay=60),
+        program("closes_everything", restart_delay=60),
+        program("interrupted", restart_delay=60),
+        program("odd_output"),
+        program("deep_recursion", restart_delay=60),
+    ]
+    with companion_server(*companions, files_option={"programs.py": PROGRAMS}) as server:
+        manager = server.wait_manager()
+        server.wait_companion("asynchronous")
+        assert server.ask("stop", "asynchronous")["ok"]
+        assert server.wait_companion("asynchronous", "STOPPED")["last_exit_code"] == 0
+        assert server.log("asynchronous.ended") == "well\n"
+        server.wait_log("1", name="processes.up")
+        below = descendants_of(server.companion("processes")["pid"])
+        assert len(below) == 3 and server.log("processes.got") == "[0, 1, 2]\n"
+        server.ask("stop", "processes")
+        assert server.wait_companion("processes", "STOPPED")["last_exit_code"] == 0
+        assert not [pid for pid in below if is_alive(pid)]
+        for name, code in (("pool", 0), ("shell", 6), ("closes_everything", 1), ("deep_recursion", 1)):
+            assert server.wait_companion(name, "BACKOFF")["last_exit_code"] == code, name
+        assert server.log("pool.squares") == "[0, 1, 4, 9]\n" * 2
+        assert server.log("shell.said") == "from the shell\n"
+        found = server.wait_companion("interrupted", "BACKOFF")
+        assert found["last_exit_signal"] == "SIGINT" or found["last_exit_code"] == 130
+        server.wait_log("1", name="odd_output.printed")
+        assert server.wait_companion("odd_output")["exit_count"] == 0
+        assert "RecursionError" in server.log()
+        assert server.manager() == manager
+
+
+def test_a_companion_that_ends_its_manager() -> None:
+    companions = [program("signals_its_parent"), entry("a", "idle")]
+    with companion_server(*companions, files_option={"programs.py": PROGRAMS}) as server:
+        wait_until(lambda: len(starts(server, "signals_its_parent")) == 2, 10, "a second life")
+        server.wait_companion("signals_its_parent")
+        server.wait_companion("a")
+        assert server.get("/").status == 200
+        assert overlaps(server) == []
+
+
+def test_threads_in_the_master_are_named_in_one_warning() -> None:
+    app = WEB + (
+        "\nimport threading\n"
+        "threading.Thread(target=time.sleep, args=(1000,), daemon=True, name='thread-of-the-app').start()\n"
+    )
+    with companion_server(entry("a", "idle"), app_option=app, preload_app=True, workers=2) as server:
+        server.wait_companion("a")
+        server.wait_workers(2)
+        lines = [line for line in server.log().splitlines() if "thread-of-the-app" in line]
+        assert len(lines) == 1 and "WARNING" in lines[0]
+
+
+def test_a_timeout_of_zero_means_at_once() -> None:
+    with companion_server(entry("stubborn", stop_timeout=0, reload_timeout=0)) as server:
+        pid = server.wait_companion("stubborn")["pid"]
+        started = time.monotonic()
+        server.ask("restart", "stubborn")
+        server.wait_companion("stubborn", without=[pid])
+        assert time.monotonic() - started < 1.5
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 2
+
+
+def test_a_crash_loop_without_a_delay_costs_little() -> None:
+    with companion_server(entry("returns", restart_delay=0), entry("a", "idle")) as server:
+        server.wait_companion("a")
+        manager = server.wait_manager()
+        before = len(starts(server, "returns"))
+        with load(server) as problems:
+            begin = time.monotonic()
+            wait_until(lambda: time.monotonic() > begin + 1.5, 3)
+            elapsed = time.monotonic() - begin
+            assert len(starts(server, "returns")) - before <= elapsed / 0.05 + 1
+        assert problems == []
+        assert server.manager() == manager
+        assert server.ask("stop", "returns")["ok"]
+        server.wait_companion("returns", "STOPPED")
+
+
+def test_hup_and_stop_while_no_manager_is_there() -> None:
+    with companion_server(entry("a", "idle")) as server:
+        pid = server.wait_companion("a")["pid"]
+        os.kill(server.wait_manager(), signal.SIGKILL)
+        server.wait_manager(3)
+        os.kill(server.manager() or 0, signal.SIGKILL)
+        # Within the second in which none is started.
+        reconfigure(server, entry("a", "idle"), entry("b", "idle"))
+        server.signal(signal.SIGHUP)
+        server.wait_companion("b", timeout=5)
+        server.wait_companion("a", without=[pid])
+
+
+def test_term_during_a_replacement_of_the_manager() -> None:
+    """companion_reload = "all", a slow drain, and the whole server is told to stop meanwhile."""
+    with companion_server(entry("drain", env={"DRAIN": "2"}), companion_reload="all") as server:
+        pid = server.wait_companion("drain")["pid"]
+        server.signal(signal.SIGHUP)
+        wait_until(lambda: signals(server, "drain"), 5, "its signal")
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit(8) == 0
+        assert pids_in(server, "drain.drained") == [pid]
+        assert len(starts(server, "drain")) == 1
+        assert len(signals(server, "drain")) == 1
+
+
+def test_hups_during_a_replacement_of_the_manager() -> None:
+    with companion_server(entry("drain", env={"DRAIN": "1.5"}), companion_reload="all") as server:
+        pid = server.wait_companion("drain")["pid"]
+        for _ in range(3):
+            server.signal(signal.SIGHUP)
+            time.sleep(0.1)
+        reconfigure(server, entry("drain", env={"DRAIN": "0"}), entry("b", "idle"), companion_reload="all")
+        server.signal(signal.SIGHUP)
+        server.wait_companion("b", timeout=8)
+        server.wait_companion("drain", without=[pid])
+        wait_until(lambda: len(server.companions()) == 2)
+        assert len([s for s in signals(server, "drain") if s[0] == pid]) == 1
+        assert overlaps(server) == []
+
+
+def test_a_second_server_on_the_same_run_directory_waits_and_kills_nothing() -> None:
+    """Started by mistake, beside a living one."""
+    first = companion_server(entry("a", "idle"), companion_run_dir="run/files")
+    with first:
+        pid = first.wait_companion("a")["pid"]
+        second = companion_server(entry("a", "idle"), companion_run_dir=str(first.dir / "run" / "files"))
+        with second:
+            second.wait_manager()
+            waiting = second.companion("a")
+            assert waiting["state"] == "STARTING" and not waiting["pid"]
+            assert is_alive(pid) and first.companion("a")["pid"] == pid
+            assert starts(second, "a") == []
+            assert first.stop() == 0
+            assert second.wait_companion("a", timeout=5)["pid"] != pid
+
+
+def test_a_daemon_with_companions() -> None:
+    config = {"pidfile": "g.pid", "errorlog": "error.log", "daemon": True}
+    with companion_server(entry("drain", env={"DRAIN": "0.5"}), **config) as server:
+        assert server.wait_exit() == 0
+        server.adopt(server.read_int("g.pid"))
+        pid = server.wait_companion("drain")["pid"]
+        server.signal(signal.SIGWINCH)
+        server.wait_workers(0)
+        assert server.companion("drain")["pid"] == pid, "WINCH is for the workers"
+        server.signal(signal.SIGHUP)
+        server.wait_workers(1)
+        assert server.companion("drain")["pid"] == pid
+        server.stop()
+        assert pids_in(server, "drain.drained") == [pid]
+
+
+def test_the_working_directory_of_a_companion_does_not_change_the_next_one_s() -> None:
+    companions = [entry("r1", "report", cwd="sub"), entry("r2", "report"), entry("r3", "report", cwd="sub")]
+    with companion_server(*companions, files_option={"sub/x": ""}) as server:
+        for name, place in (("r1", "sub"), ("r2", ""), ("r3", "sub")):
+            server.wait_companion(name)
+            found = json.loads(wait_until(lambda name=name: server.log(f"{name}.json")))
+            assert Path(found["cwd"]) == server.dir / place
+
+
+def test_what_a_reread_executes_does_not_stay_in_the_manager() -> None:
+    """A config file that changes directory and environment when it is read."""
+    effects = """
+import os
+os.chdir("/")
+os.environ["LEAKED"] = "1"
+"""
+    with companion_server(entry("report")) as server:
+        pid = server.wait_companion("report")["pid"]
+        reconfigure(server, entry("report"), entry("b", "idle"), extra=effects)
+        server.ask("reread")
+        server.wait_companion("b")
+        (server.dir / "report.json").unlink()
+        os.kill(pid, signal.SIGKILL)
+        server.wait_companion("report", without=[pid])
+        found = json.loads(wait_until(lambda: server.log("report.json")))
+        assert found["cwd"] == str(server.dir) and "LEAKED" not in found["env"]
+        assert server.ask("stop", "b")["ok"]
+        server.wait_companion("b", "STOPPED")
+        assert server.stop() == 0
