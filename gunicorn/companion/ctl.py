@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     try:
         with connect(options.socket, options.timeout) as connection:
-            return COMMANDS[options.command](connection, options)
+            code = COMMANDS[options.command](connection, options)
+        sys.stdout.flush()
+        return code
     except Failure as exc:
         print(f"gunicorn-companion: {exc}", file=sys.stderr)
         return exc.code
@@ -91,9 +93,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError("not a time of 0 or more seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time of 0 or more seconds")
     return value
 
 
@@ -195,12 +200,17 @@ def _find(timeout: float) -> Connection | None:
     lines = ["several servers are running; choose one with -s:"]
     for connection in live:
         with connection:
-            server = connection.must(cmd="status").get("server", {})
-        addresses = ", ".join(server.get("addresses") or ["?"])
-        lines.append(
-            f"  -s {connection.path}   pid {server.get('pid')}, {addresses}, {server.get('application')}"
-        )
+            lines.append(f"  -s {connection.path}   {_describe_server(connection)}")
     raise Failure("\n".join(lines))
+
+
+def _describe_server(connection: Connection) -> str:
+    try:
+        server = connection.must(cmd="status").get("server", {})
+    except Failure:
+        return "does not answer"
+    addresses = ", ".join(server.get("addresses") or ["?"])
+    return f"pid {server.get('pid')}, {addresses}, {server.get('application')}"
 
 
 # -- the commands ------------------------------------------------------------

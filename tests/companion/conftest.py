@@ -28,7 +28,7 @@ def managed(masters: Script) -> Iterator[Callable[..., Managed]]:
 
     def start(config: str = "workers = []", **options: Any) -> Managed:
         started.append(Managed(masters, config, **options))
-        return started[-1]
+        return started[-1].ready()
 
     yield start
     for each in reversed(started):

@@ -55,10 +55,16 @@ class Managed:
             **plan,
         }
         self.listens = full["control"] is not None
+        self.socket = Path(full["control"] or self.socket)
         masters.stdin.write(json.dumps(full).encode() + b"\n")
         masters.stdin.flush()
         self.master = int(masters.line())
+        self.manager = 0
+
+    def ready(self) -> Managed:
+        """Wait for the manager's first answer."""
         self.manager = self.wait_manager()
+        return self
 
     # -- files --
 

@@ -81,7 +81,7 @@ def shared(masters):
     from managertools import Managed
 
     server = Managed(masters, "workers = [dict(name='rq', target=T.obey, autostart=False)]")
-    yield server
+    yield server.ready()
     server.end()
 
 

@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: MIT
+"""The gunicorn-companion command: what it prints, what it waits for, how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from companiontools import answer_of, python_env
+from harness import wait_until
+
+from gunicorn import __version__
+from gunicorn.companion import ctl, paths, session
+
+needs_manager = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process: exit code, stdout, stderr."""
+    for name in ("GUNICORN_COMPANION_SOCKET", "RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/nonexistent")
+
+    def call(*words: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = ctl.main([str(word) for word in words])
+        except SystemExit as exc:
+            code = exc.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def answers(short_dir) -> Iterator[Callable[..., Path]]:
+    """Listens on a socket and answers each line of each connection with what it is told."""
+    listeners: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+
+    def serve(answer: bytes | None, name: str = "fake.sock") -> Path:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(short_dir / name))
+        listener.listen(8)
+        listeners.append(listener)
+
+        def loop() -> None:
+            kept = []
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                kept.append(connection)
+                if answer is not None:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+                    connection.close()
+
+        threads.append(threading.Thread(target=loop, daemon=True))
+        threads[-1].start()
+        return short_dir / name
+
+    yield serve
+    for listener in listeners:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+    for thread in threads:
+        thread.join(5)
+
+
+# -- status --------------------------------------------------------------------------------
+
+
+@needs_manager
+def test_status_is_aligned_columns(managed, run):
+    server = managed("""
+        settings = dict(restart_delay=60)
+        workers = [
+            dict(name="scheduler", target=T.obey, startsecs=0),
+            dict(name="rq", target=T.exit_3),
+            dict(name="off", target=T.obey, autostart=False),
+        ]
+    """)
+    pid = server.pid("scheduler")
+    server.wait("rq", "BACKOFF")
+    code, out, err = run("-s", server.socket, "status")
+    assert (code, err) == (3, "")
+    lines = out.splitlines()
+    assert lines[0] == "off         STOPPED    not started"
+    assert re.fullmatch(r"rq          BACKOFF    exited with status 3, retrying in \d\ds", lines[1])
+    assert re.fullmatch(rf"scheduler   RUNNING    pid {pid}, uptime 00:00:\d\d", lines[2])
+    # One by one: what should run and does not is what 3 says.
+    assert run("-s", server.socket, "status", "scheduler")[0] == 0
+    assert run("-s", server.socket, "status", "off")[0] == 0
+    assert run("-s", server.socket, "status", "rq", "off")[0] == 3
+    code, out, _ = run("-s", server.socket, "status", "scheduler", "off")
+    assert [line.split()[0] for line in out.splitlines()] == ["scheduler", "off"]
+    assert run("-s", server.socket, "status", "all")[1].count("\n") == 3
+    code, out, err = run("-s", server.socket, "status", "schedulr")
+    assert (code, out) == (1, "")
+    assert err == "gunicorn-companion: no companion named schedulr: did you mean scheduler?\n"
+
+
+@needs_manager
+def test_status_as_json(managed, run):
+    server = managed("workers = [dict(name=n, target=T.obey, autostart=False) for n in ('a', 'b')]")
+    code, out, _ = run("-s", server.socket, "--json", "status")
+    reply = json.loads(out)
+    assert code == 0 and reply["ok"]
+    assert reply["server"]["pid"] == server.master
+    assert [entry["name"] for entry in reply["companions"]] == ["a", "b"]
+    assert "memory" in reply["companions"][0]
+    _, out, _ = run("-s", server.socket, "--json", "status", "b")
+    assert [entry["name"] for entry in json.loads(out)["companions"]] == ["b"]
+
+
+@needs_manager
+def test_status_of_nothing(managed, run):
+    server = managed("workers = []")
+    assert run("-s", server.socket, "status") == (0, "no companions are configured\n", "")
+
+
+@pytest.mark.parametrize(
+    ("companion", "good"),
+    [
+        ({"state": "RUNNING"}, True),
+        ({"state": "STARTING"}, False),
+        ({"state": "BACKOFF"}, False),
+        ({"state": "STOPPED"}, False),
+        ({"state": "STOPPED", "manual_stop": True}, True),
+        ({"state": "STOPPED", "autostart": False}, True),
+        ({"state": "STOPPING"}, False),
+        ({"state": "STOPPING", "manual_stop": True}, True),
+        ({"state": "BACKOFF", "manual_stop": True}, False),
+    ],
+)
+def test_what_runs_as_it_should(companion, good):
+    assert ctl.runs_as_it_should({"manual_stop": False, "autostart": True, **companion}) is good
+
+
+# -- start, stop, restart ---------------------------------------------------------------------
+
+
+@needs_manager
+def test_it_waits_until_companions_have_settled(managed, run):
+    server = managed(
+        "workers = [dict(name='rq', target=T.slow_stop, startsecs=0.3), dict(name='b', target=T.obey)]"
+    )
+    first = server.pid("rq")
+    server.wait_told("rq", "runs")
+    assert run("-s", server.socket, "stop", "rq") == (0, "rq: stopped\n", "")
+    assert server.status()["rq"]["state"] == "STOPPED"
+    assert run("-s", server.socket, "start", "rq") == (0, "rq: started\n", "")
+    second = server.status()["rq"]
+    assert second["state"] == "RUNNING" and second["pid"] != first
+    server.wait_told("rq", "runs", 2)
+    assert run("-s", server.socket, "restart", "rq", "rq") == (0, "rq: restarted\n", "")
+    third = server.status()["rq"]
+    assert third["state"] == "RUNNING" and third["pid"] != second["pid"]
+    code, out, _ = run("-s", server.socket, "stop", "all")
+    assert (code, sorted(out.splitlines())) == (0, ["b: stopped", "rq: stopped"])
+    # To be stopped already is no fault.
+    assert run("-s", server.socket, "stop", "rq") == (0, "rq: stopped\n", "")
+
+
+@needs_manager
+def test_it_need_not_wait(managed, run):
+    server = managed("workers = [dict(name='rq', target=T.drain)]")
+    server.pid("rq")
+    server.wait_told("rq", "runs")
+    assert run("-s", server.socket, "--no-wait", "restart", "rq") == (0, "rq is restarting\n", "")
+    code, out, err = run("-s", server.socket, "--no-wait", "start", "rq")
+    assert (code, out, err) == (1, "", "gunicorn-companion: rq is stopping; retry\n")
+    code, out, err = run("-s", server.socket, "--timeout", "0.2", "stop", "rq")
+    assert (code, err) == (2, "gunicorn-companion: not settled in time: rq\n")
+    code, out, _ = run("-s", server.socket, "--json", "--no-wait", "stop", "rq")
+    assert (code, json.loads(out)) == (0, {"ok": True, "message": "rq is stopping"})
+
+
+@needs_manager
+def test_what_settles_otherwise_than_asked_is_told(managed, run):
+    server = managed(
+        "workers = [dict(name='rq', target=T.exit_3, restart_delay=60, startsecs=5, autostart=False)]"
+    )
+    code, out, err = run("-s", server.socket, "start", "rq")
+    assert (code, out) == (1, "")
+    assert re.fullmatch(r"gunicorn-companion: rq: BACKOFF, exited with status 3, retrying in \d\ds\n", err)
+
+
+@needs_manager
+def test_one_that_there_is_not_does_not_keep_the_others(managed, run):
+    server = managed("workers = [dict(name='rq', target=T.obey, autostart=False)]")
+    code, out, err = run("-s", server.socket, "start", "rqq", "rq")
+    assert (code, out) == (1, "rq: started\n")
+    assert err == "gunicorn-companion: no companion named rqq: did you mean rq?\n"
+
+
+@needs_manager
+def test_reread(managed, run):
+    server = managed("workers = [dict(name=n, target=T.obey, autostart=False) for n in 'abc']")
+    assert run("-s", server.socket, "reread") == (0, "nothing changed\n", "")
+    server.configure("""
+        workers = [dict(name=n, target=T.obey, autostart=False) for n in 'bcd']
+        workers[0]["stop_timeout"] = 1
+    """)
+    assert run("-s", server.socket, "reread") == (0, "d: added\na: removed\nb: updated\n", "")
+    code, out, _ = run("-s", server.socket, "--json", "reread")
+    assert (code, json.loads(out)["unchanged"]) == (0, ["b", "c", "d"])
+    server.configure("workers = 1 / 0")
+    code, out, err = run("-s", server.socket, "reread")
+    assert (code, out) == (1, "")
+    assert err == "gunicorn-companion: division by zero; the configuration stays as it was\n"
+    code, out, _ = run("-s", server.socket, "--json", "reread")
+    assert (code, json.loads(out)["kept_old_config"]) == (1, True)
+
+
+# -- which server -----------------------------------------------------------------------------
+
+
+@needs_manager
+def test_the_socket_from_the_environment(managed, run, monkeypatch):
+    server = managed("workers = []")
+    monkeypatch.setenv("GUNICORN_COMPANION_SOCKET", str(server.socket))
+    assert run("status")[0] == 0
+    # A flag ranks above it.
+    assert run("-s", server.directory / "none", "--timeout", "0", "status")[0] == 2
+    # Empty is as not set.
+    monkeypatch.setenv("GUNICORN_COMPANION_SOCKET", "")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(server.directory))
+    (server.directory / "companion-1.sock").symlink_to(server.socket)
+    assert run("status")[0] == 0
+
+
+@needs_manager
+def test_several_servers_are_listed(managed, run, short_dir, answers, monkeypatch):
+    runtime = short_dir / "rt"
+    runtime.mkdir()
+    one = managed("workers = []", control=str(runtime / "companion-1.sock"))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(runtime))
+    # A stale one is none.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(runtime / "companion-0.sock"))
+    assert run("status") == (0, "no companions are configured\n", "")
+    two = managed("workers = []", control=str(runtime / "companion-2.sock"))
+    (runtime / "companion-3.sock").symlink_to(answers(b"220 mail.example ESMTP\n"))
+    code, out, err = run("status")
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    assert lines[0] == "gunicorn-companion: several servers are running; choose one with -s:"
+    assert lines[1:] == [
+        f"  -s {runtime}/companion-1.sock   pid {one.master}, 127.0.0.1:8000, app:app",
+        f"  -s {runtime}/companion-2.sock   pid {two.master}, 127.0.0.1:8000, app:app",
+        f"  -s {short_dir}/fake.sock   does not answer",
+    ]
+    assert run("-s", runtime / "companion-2.sock", "status")[0] == 0
+
+
+def test_none_is_told_with_where_it_was_looked_for(run, monkeypatch):
+    monkeypatch.setattr(paths, "candidate_sockets", lambda environ, uid: [])
+    code, out, err = run("--timeout", "0.1", "status")
+    assert (code, out) == (2, "")
+    assert "no running companion manager found in $RUNTIME_DIRECTORY" in err
+
+
+def test_a_socket_that_is_missing_is_tried_until_the_timeout(run, short_dir):
+    begun = time.monotonic()
+    code, _, err = run("-s", short_dir / "c.sock", "--timeout", "0.3", "status")
+    assert 0.15 <= time.monotonic() - begun < 5
+    assert code == 2
+    assert err.startswith(f"gunicorn-companion: {short_dir}/c.sock: No such file or directory; is the server")
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_manager_that_just_starts_is_waited_for(run, short_dir, stale):
+    path = short_dir / "c.sock"
+    if stale:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+            dead.bind(str(path))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def late() -> None:
+        # Once it has been tried in vain.
+        time.sleep(0.2)
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        listener.listen(1)
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(b'{"ok": true, "companions": []}\n')
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    assert run("-s", path, "status") == (0, "no companions are configured\n", "")
+    thread.join(10)
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (b"220 mail.example ESMTP\n", "the answer is not JSON; is it a companion socket?"),
+        (b"[]\n", "the answer is no object; is it a companion socket?"),
+        (b"", "the server closed the connection"),
+        (b'{"ok": true', "the server closed the connection"),
+        (b'{"ok": false, "error": "no"}\n', "gunicorn-companion: no\n"),
+        (b'{"ok": false}\n', "gunicorn-companion: refused\n"),
+    ],
+)
+def test_strange_answers(run, answers, answer, text):
+    code, out, err = run("-s", answers(answer), "status")
+    assert (code, out) == (1 if b"false" in answer else 2, "")
+    assert text in err
+
+
+def test_a_server_that_does_not_answer(run, answers):
+    path = answers(None)
+    code, _, err = run("-s", path, "--timeout", "0.2", "status")
+    assert (code, err) == (2, f"gunicorn-companion: no answer from {path} in time\n")
+
+
+def test_a_path_that_cannot_be(run, tmp_path):
+    code, _, err = run("-s", "x" * 200, "status")
+    assert code == 2 and "too long" in err
+    (tmp_path / "file").touch()
+    code, _, err = run("-s", tmp_path / "file" / "c.sock", "--timeout", "0", "status")
+    assert (code, err) == (2, f"gunicorn-companion: {tmp_path}/file/c.sock: Not a directory\n")
+
+
+# -- usage --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["statsu"], "invalid choice: 'statsu'"),
+        (["start"], "the following arguments are required: NAME"),
+        (["reread", "rq"], "unrecognized arguments: rq"),
+        (["--timeout", "x", "status"], "argument --timeout: 'x' is not a time of 0 or more seconds"),
+        (["--timeout", "-1", "status"], "argument --timeout: '-1' is not a time of 0 or more seconds"),
+        (["--timeout", "nan", "status"], "argument --timeout: 'nan' is not a time of 0 or more seconds"),
+        (["--timeout", "inf", "status"], "argument --timeout: 'inf' is not a time of 0 or more seconds"),
+    ],
+)
+def test_wrong_usage(run, words, text):
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert text in err
+
+
+def test_version_and_help(run):
+    assert run("--version") == (0, f"gunicorn-companion {__version__}\n", "")
+    code, out, _ = run("--help")
+    assert code == 0
+    for word in ("status", "start", "stop", "restart", "reread", "--no-wait", "GUNICORN_COMPANION_SOCKET"):
+        assert word in out
+
+
+def test_as_a_program_it_exits_with_its_code(short_dir):
+    command = [sys.executable, "-m", "gunicorn.companion.ctl", "-s", str(short_dir / "c"), "--timeout", "0"]
+    done = subprocess.run([*command, "status"], env=python_env(), capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@needs_manager
+def test_a_reader_that_stops_reading_is_no_fault(managed):
+    server = managed("workers = []")
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gunicorn.companion.ctl", "-s", str(server.socket), "--json", "status"],
+            env=python_env(), stdout=write, stderr=subprocess.PIPE, text=True, timeout=30,
+        )  # fmt: skip
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_it_loads_little():
+    loaded = answer_of(
+        "import json, sys; import gunicorn.companion.ctl; print(json.dumps(sorted(sys.modules)))"
+    )
+    own = [name for name in loaded if name.startswith("gunicorn")]
+    assert own == ["gunicorn", "gunicorn.companion", "gunicorn.companion.ctl", "gunicorn.companion.paths"]
+    assert not {"asyncio", "logging", "subprocess", "inspect"} & set(loaded)
+
+
+@needs_manager
+def test_a_server_that_ends_meanwhile_is_told(managed, run):
+    server = managed("workers = [dict(name='rq', target=T.drain)]")
+    server.pid("rq")
+    server.wait_told("rq", "runs")
+
+    def kill() -> None:
+        wait_until(lambda: server.told("rq")[1:])
+        server.kill_manager()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    code, _, err = run("-s", server.socket, "stop", "rq")
+    thread.join(20)
+    assert code == 2
+    assert "the server closed the connection" in err or "Broken pipe" in err or "reset" in err
