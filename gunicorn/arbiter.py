@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import SERVER_SOFTWARE, __version__, handoff, pool, sock, systemd
+from gunicorn.announce import Situation
 from gunicorn.errors import AppImportError, ConfigError, HaltServer
 from gunicorn.loading import getcwd
 from gunicorn.pidfile import Pidfile
@@ -96,6 +97,7 @@ class Arbiter:
 
         self.inbox: SignalInbox | None = None
         self.poller = Poller()
+        self.unit = systemd.Unit(self)
         self._num_workers: int | None = None
         self._reported_workers: int | None = None
         self._records: dict[int, pool.WorkerRecord] = {}
@@ -108,8 +110,9 @@ class Arbiter:
         self._stopping = False
         self._halting = False
         self._in_child = False
-        # The server stops because it cannot go on, not because somebody said so.
+        # The server stops because it cannot go on, not because somebody said so; and why.
         self._failed = False
+        self._halt_reason = ""
 
         # A successor starts as this process did: its command line, working directory, environment.
         # The original arguments keep ``-m gunicorn`` and what the interpreter itself was given.
@@ -179,6 +182,7 @@ class Arbiter:
         except ValueError as exc:
             raise HaltServer(str(exc)) from exc
         self.master_pid, self.systemd = given.master_pid, given.systemd
+        self.unit.open(os.environ, self.pid)
         handoff.forget(os.environ)
         try:
             self.check_companions(self.cfg)
@@ -195,7 +199,6 @@ class Arbiter:
         self.log_listeners(self.LISTENERS)
         self.log.info("Workers: %s of class %s", self.num_workers, self.cfg.worker_class_str)
         self.check_worker_class()
-        systemd.sd_notify("READY=1\nSTATUS=Listening", self.log)
         self.cfg.when_ready(self)
 
     def init_signals(self) -> None:
@@ -248,6 +251,7 @@ class Arbiter:
                 self.reap_workers()
                 self.murder_workers()
                 self.manage_workers()
+                self.unit.step(time.monotonic())
         except (StopIteration, KeyboardInterrupt):
             self.halt()
         except HaltServer as exc:
@@ -274,6 +278,9 @@ class Arbiter:
             companions_due = self.companions.next_deadline()
             if companions_due is not None:
                 waits.append(companions_due - now)
+        unit_due = self.unit.next_deadline(now)
+        if unit_due is not None:
+            waits.append(unit_due - now)
         records = self._all_records()
         kill_at = pool.next_kill(records)
         if kill_at is not None:
@@ -285,6 +292,23 @@ class Arbiter:
             if plan.waiting:
                 waits.append(BOOT_TICK)
         return max(0.0, min(waits))
+
+    def situation(self, now: float) -> Situation:
+        """What counts of this server for its service manager."""
+        records = self._all_records()
+        return Situation(
+            pid=self.pid or 0,
+            wanted=self.num_workers,
+            booted=pool.count_booted(records),
+            ready=pool.all_booted(records, self.num_workers),
+            companions=len(self.cfg.companion_workers),
+            successor=self.reexec_pid,
+            waiting=self.master_pid != 0,
+            stopping=self._stopping,
+            left=len(records),
+            companions_left=self.companion_manager_pid != 0,
+            reason=self._halt_reason,
+        )
 
     def wakeup(self) -> None:
         """End the loop's wait now."""
@@ -391,11 +415,13 @@ class Arbiter:
         self._in_child = True
         try:
             self.cfg.pre_exec(self)
+            pid = os.getpid()
             environ = handoff.reexec_environment(
                 self.START_CTX["env"],
                 master_pid=master_pid,
                 fds=[listener.fileno() for listener in self.LISTENERS],
-                systemd_pid=os.getpid() if self.systemd else None,
+                systemd_pid=pid if self.systemd else None,
+                pid=pid,
             )
             os.chdir(self.START_CTX["cwd"])
             os.execvpe(self.START_CTX[0], self.START_CTX["args"], environ)
@@ -425,6 +451,7 @@ class Arbiter:
         if reason is not None:
             log = self.log.error if exit_status else self.log.info
             log("The server halts: %s", reason)
+            self._halt_reason = reason
         self._failed = exit_status != 0
         self.stop()
         self._leave(exit_status)
@@ -437,6 +464,7 @@ class Arbiter:
         # Last: whoever waits for the file to go may start the next server.
         if self.pidfile is not None:
             self.pidfile.unlink()
+        self.unit.leave(time.monotonic())
         sys.exit(exit_status)
 
     def stop(self, graceful: bool = True) -> None:
@@ -454,9 +482,12 @@ class Arbiter:
         self._stopping = True
         self._begin_stop(graceful, time.monotonic())
         while not self._stopped(time.monotonic()):
+            self.unit.step(time.monotonic())
+            self._report_workers()
             self.sleep()
             self._handle_signals_while_stopping()
             self.reap_workers()
+        self._report_workers()
 
     def _begin_stop(self, graceful: bool, now: float) -> None:
         """Tell all children to end. One that has been told so already is not told twice."""
@@ -502,9 +533,11 @@ class Arbiter:
 
     def reload(self) -> None:
         """Read the configuration again; apply it and replace the workers, or leave all as it is."""
+        self.unit.reload_begins(time.monotonic())
         try:
             switch_configuration(self)
         except (Exception, SystemExit) as exc:
+            self.unit.reload_refused(one_line(exc))
             self.log.error("The new configuration is not taken over, all stays as it was: %s", one_line(exc))
             self.log.debug("Where it failed:", exc_info=True)
             return

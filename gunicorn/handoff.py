@@ -17,6 +17,7 @@ MASTER_PID = "GUNICORN_PID"
 MASTER_FDS = "GUNICORN_FD"
 LISTEN_PID = "LISTEN_PID"
 LISTEN_FDS = "LISTEN_FDS"
+WATCHDOG_PID = "WATCHDOG_PID"
 LISTEN_VARIABLES = (LISTEN_PID, LISTEN_FDS, "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
@@ -62,15 +63,23 @@ def forget(environ: MutableMapping[str, str]) -> None:
 
 
 def reexec_environment(
-    environ: Mapping[str, str], *, master_pid: int, fds: Iterable[int], systemd_pid: int | None = None
+    environ: Mapping[str, str],
+    *,
+    master_pid: int,
+    fds: Iterable[int],
+    systemd_pid: int | None = None,
+    pid: int | None = None,
 ) -> dict[str, str]:
     """*environ* for the successor of the master *master_pid*, which gets the sockets *fds*.
 
     With *systemd_pid*, the pid of the successor itself, they are passed as a service manager
-    does it; they must then be numbered from 3 on, as they were when they came.
+    does it; they must then be numbered from 3 on, as they were when they came. *pid* is the
+    successor too: it inherits the watchdog of the old master.
     """
     result = dict(environ)
     forget(result)
+    if pid is not None and result.get(WATCHDOG_PID, "").strip() == str(master_pid):
+        result[WATCHDOG_PID] = str(pid)
     result[MASTER_PID] = str(master_pid)
     numbers = list(fds)
     if systemd_pid is not None:

@@ -72,6 +72,17 @@ def plan(records: Iterable[WorkerRecord], wanted: int, now: float, boot_wait: fl
     )
 
 
+def all_booted(records: Iterable[WorkerRecord], wanted: int) -> bool:
+    """Whether *wanted* workers of the current configuration serve, and none of an older one is needed."""
+    staying = [record for record in records if not record.retiring]
+    return count_booted(staying) >= wanted and not any(record.outdated for record in staying)
+
+
+def count_booted(records: Iterable[WorkerRecord]) -> int:
+    """How many workers of the current configuration serve."""
+    return sum(1 for record in records if record.booted and not record.outdated and not record.retiring)
+
+
 def _oldest_first(record: WorkerRecord) -> tuple[bool, int]:
     return record.booted, record.age
 

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
+from gunicorn.announce import Announcer, watchdog_seconds
 from gunicorn.handoff import LISTEN_VARIABLES, SD_LISTEN_FDS_START, listen_fd_count
 
-__all__ = ["SD_LISTEN_FDS_START", "listen_fds", "sd_notify"]
+__all__ = ["SD_LISTEN_FDS_START", "Unit", "listen_fds", "sd_notify"]
+
+# How long a service manager whose queue was full is left alone, and how much is kept for it meanwhile.
+RETRY_AFTER = 0.1
+MOST_UNSENT = 32
 
 
 def listen_fds(unset_environment: bool = True) -> int:
@@ -36,15 +43,81 @@ def sd_notify(state: str, logger: Any, unset_environment: bool = False) -> None:
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
-    if address.startswith("@"):
-        # The abstract namespace of Linux, whose names begin with NUL.
-        address = "\0" + address[1:]
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.connect(address)
-            sock.sendall(state.encode("utf-8"))
+        _send(address, state, blocking=True)
     except (OSError, ValueError) as exc:
         logger.debug("The service manager could not be told %r: %s", state, exc)
     finally:
         if unset_environment:
             os.environ.pop("NOTIFY_SOCKET", None)
+
+
+def _send(address: str, state: str, *, blocking: bool) -> None:
+    if address.startswith("@"):
+        # The abstract namespace of Linux, whose names begin with NUL.
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(blocking)
+        sock.connect(address)
+        sock.sendall(state.encode("utf-8", "replace"))
+
+
+class Unit:
+    """The master's line to the service manager that started it, if one did.
+
+    What is said is decided by ``announce.Announcer``. The variables stay in the environment: workers
+    inherit them, as they do with Gunicorn, so that an application may add a ``STATUS=`` of its own
+    where the unit has ``NotifyAccess=all``. Companions don't.
+    """
+
+    def __init__(self, arbiter: Any) -> None:
+        self.arbiter = arbiter
+        self.announcer: Announcer | None = None
+        self._address = ""
+        # What the manager's full queue did not take, oldest first.
+        self._unsent: deque[str] = deque(maxlen=MOST_UNSENT)
+
+    def open(self, environ: Mapping[str, str], pid: int) -> None:
+        """From now on tell the manager that *environ* names."""
+        self._address = environ.get("NOTIFY_SOCKET", "")
+        if self._address:
+            self.announcer = Announcer(watchdog_seconds(environ, pid))
+
+    def step(self, now: float) -> None:
+        """Send what is due."""
+        if self.announcer is not None:
+            self._say(self.announcer.step(now, self.arbiter.situation(now)))
+
+    def next_deadline(self, now: float) -> float | None:
+        """When ``step()`` has something to do, at the latest."""
+        if self.announcer is None:
+            return None
+        return now + RETRY_AFTER if self._unsent else self.announcer.next_deadline(now)
+
+    def reload_begins(self, now: float) -> None:
+        """The configuration is about to be read again."""
+        if self.announcer is not None:
+            self._say(self.announcer.reload_begins(now))
+
+    def reload_refused(self, why: str) -> None:
+        """It was not taken over."""
+        if self.announcer is not None:
+            self.announcer.reload_refused(why)
+
+    def leave(self, now: float) -> None:
+        """Say the last word: the process ends now."""
+        if self.announcer is not None:
+            self._say(self.announcer.leave(now, self.arbiter.situation(now)))
+
+    def _say(self, message: str) -> None:
+        if message:
+            self._unsent.append(message)
+        while self._unsent:
+            try:
+                # The master waits for nobody, the service manager included.
+                _send(self._address, self._unsent[0], blocking=False)
+            except BlockingIOError:
+                return
+            except (OSError, ValueError) as exc:
+                self.arbiter.log.debug("The service manager could not be told %r: %s", self._unsent[0], exc)
+            self._unsent.popleft()

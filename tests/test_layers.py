@@ -24,6 +24,7 @@ LAYERS: list[list[str]] = [
     [
         "gunicorn.pool",
         "gunicorn.handoff",
+        "gunicorn.announce",
         "gunicorn.addresses",
         "gunicorn.accesslog",
         "gunicorn.compat",
