@@ -14,7 +14,7 @@ from pathlib import Path
 
 from e2e_apps import JOBS, WEB
 from e2e_companions import companion_server, entry, overlaps, pids, pids_in, reconfigure, signals, starts
-from harness import Server, descendants_of, is_alive, load, wait_until
+from harness import Server, descendants_of, free_port, is_alive, load, wait_until
 
 
 def test_the_reader_of_the_log_goes_away() -> None:
@@ -486,3 +486,42 @@ os.environ["LEAKED"] = "1"
         assert server.ask("stop", "b")["ok"]
         server.wait_companion("b", "STOPPED")
         assert server.stop() == 0
+
+
+def test_a_manager_that_dies_after_the_addresses_changed_still_finds_the_old_selves() -> None:
+    """The default run directory is named by the addresses, among others; they can change by HUP."""
+    companions = [entry("drain", env={"DRAIN": "3"}), entry("a", "idle")]
+    port, other = free_port(), free_port()
+    server = companion_server(*companions, bind=f"127.0.0.1:{port}", bind_option=None)
+    server.port = port
+    with server:
+        old = server.wait_companion("drain")["pid"]
+        a = server.wait_companion("a")["pid"]
+        reconfigure(server, *companions, bind=f"127.0.0.1:{other}")
+        server.signal(signal.SIGHUP)
+        server.port = other
+        wait_until(lambda: server.get("/").status == 200)
+        wait_until(
+            lambda: str(other) in str(server.ask("status")["server"]["addresses"]), 5, "the new address"
+        )
+        os.kill(server.wait_manager(), signal.SIGKILL)
+        server.wait_companion("a", without=[a])
+        assert server.companion("drain")["state"] == "STARTING" and is_alive(old)
+        server.wait_companion("drain", without=[old])
+        assert overlaps(server) == []
+
+
+def test_a_manager_that_dies_after_the_run_directory_changed_still_finds_the_old_selves() -> None:
+    companions = [entry("drain", env={"DRAIN": "3"}), entry("a", "idle")]
+    with companion_server(*companions, companion_run_dir="run/one") as server:
+        old = server.wait_companion("drain")["pid"]
+        a = server.wait_companion("a")["pid"]
+        reconfigure(server, *companions, companion_run_dir="run/two")
+        workers = server.workers()
+        server.signal(signal.SIGHUP)
+        server.wait_workers(1, without=workers)
+        assert server.companion("drain")["pid"] == old
+        os.kill(server.wait_manager(), signal.SIGKILL)
+        server.wait_companion("a", without=[a])
+        server.wait_companion("drain", without=[old])
+        assert overlaps(server) == []

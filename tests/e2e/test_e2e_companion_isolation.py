@@ -267,10 +267,8 @@ def test_everything_of_the_companions_belongs_to_the_user_that_is_set() -> None:
         assert run_files, "the run files are beside the socket"
         assert {path.stat().st_uid for path in run_files} == {nobody.pw_uid}
         assert b"hello on stdout" in (server.dir / "logs" / "report.out").read_bytes()
-        memory = {
-            key: value for key, value in entry_.items() if "mem" in key or "pss" in key or "private" in key
-        }
-        assert all(memory.values()), memory
+        (shown,) = server.ask("status", "report", memory=True)["companions"]
+        assert shown["memory"]["pss"] > 0 and shown["memory"]["private"] > 0
         # It still sees the death of the arbiter, and the parent-death signal outlived the change of user.
         os.kill(server.pid, signal.SIGSTOP)
         os.kill(manager, signal.SIGKILL)
@@ -305,6 +303,28 @@ def test_a_config_file_that_the_user_may_not_read_is_said_so() -> None:
         server.signal(signal.SIGHUP)
         server.wait_companion("b")
         assert server.companion("a")["pid"] == pid
+
+
+@ROOT_ONLY
+def test_a_directory_that_the_user_may_not_write_is_one_warning() -> None:
+    nobody = pwd.getpwnam("nobody")
+    server = companion_server(
+        entry("a", "idle"),
+        user="nobody",
+        group=nobody.pw_gid,
+        companion_control_socket="closed/c.sock",
+        companion_run_dir="closed",
+        prefix_option=reachable_for_all(),
+        files_option={"closed/x": ""},
+    )
+    os.chown(server.dir, nobody.pw_uid, nobody.pw_gid)
+    with server:
+        pid = int(wait_until(lambda: starts(server, "a"))[0][0])
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(starts(server, "a")) == 2, 5, "supervised all the same")
+        lines = [line for line in server.log().splitlines() if "WARNING" in line and "closed" in line]
+        assert len([line for line in lines if "c.sock" in line]) == 1
+        assert sorted(os.listdir(server.dir / "closed")) == ["x"]
 
 
 @ROOT_ONLY

@@ -10,17 +10,24 @@ import signal
 import time
 
 import pytest
-from e2e_companions import companion_server, entry, pids_in, signals
+from e2e_companions import companion_server, entry, pids_in, reconfigure, signals
 from harness import Background, Server, is_alive, session_of, wait_until
 
 
 def test_who_drains_longer_than_graceful_timeout_is_let_finish() -> None:
-    server = companion_server(entry("drain", env={"DRAIN": "3"}), entry("a", "idle"), graceful_timeout=1)
-    with server:
+    """The web tier is long gone meanwhile, and the pid file stays to the end."""
+    companions = [entry("drain", env={"DRAIN": "3"}), entry("a", "idle")]
+    with companion_server(*companions, graceful_timeout=1, pidfile="g.pid") as server:
         pid = server.wait_companion("drain")["pid"]
         server.wait_companion("a")
+        Background(server, "/slow?30")
+        wait_until(lambda: server.log("slow.started"))
         started = time.monotonic()
-        assert server.stop() == 0
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: not server.workers(), 2.5, "workers killed at graceful_timeout")
+        assert is_alive(pid) and server.companion("drain")["state"] == "STOPPING"
+        assert server.read_int("g.pid") == server.pid
+        assert server.wait_exit() == 0
         elapsed = time.monotonic() - started
         assert 2.9 < elapsed < 4.5
         assert pids_in(server, "drain.drained") == [pid]
@@ -157,15 +164,28 @@ def test_ctrl_c_in_a_terminal_is_one_quick_stop() -> None:
         os.close(controller)
 
 
-def test_a_hangup_of_the_terminal_or_a_stop_of_the_manager_alone_does_not_lose_companions() -> None:
-    """TERM to the manager alone: it ends as it should, and the arbiter starts another."""
+@pytest.mark.parametrize("sig", ["TERM", "INT", "QUIT", "USR2"])
+def test_a_manager_that_is_told_to_end_by_somebody_ends_well_and_is_replaced(sig: str) -> None:
+    with companion_server(entry("drain", env={"DRAIN": "0.5"})) as server:
+        pid = server.wait_companion("drain")["pid"]
+        manager = server.wait_manager()
+        os.kill(manager, getattr(signal, f"SIG{sig}"))
+        server.wait_manager(5, without=manager)
+        server.wait_companion("drain", without=[pid])
+        assert pids_in(server, "drain.drained") == [pid]
+        assert server.get("/").status == 200
+
+
+def test_signals_that_a_manager_does_not_end_by() -> None:
     with companion_server(entry("a", "idle")) as server:
         pid = server.wait_companion("a")["pid"]
         manager = server.wait_manager()
-        os.kill(manager, signal.SIGTERM)
-        server.wait_manager(5, without=manager)
-        server.wait_companion("a", without=[pid])
-        assert server.get("/").status == 200
+        for name in ("TTIN", "TTOU", "WINCH", "USR1", "CHLD", "CONT"):
+            os.kill(manager, getattr(signal, f"SIG{name}"))
+        reconfigure(server, entry("a", "idle"), entry("b", "idle"))
+        os.kill(manager, signal.SIGHUP)
+        server.wait_companion("b")
+        assert (server.manager(), server.companion("a")["pid"]) == (manager, pid)
 
 
 def test_stop_with_one_companion_stopped_one_in_backoff_one_starting() -> None:

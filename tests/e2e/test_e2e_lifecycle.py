@@ -316,6 +316,37 @@ def test_as_pid_1_strangers_are_reaped_and_halt_nothing() -> None:
         assert server.wait_exit() == 0
 
 
+@ROOT_ONLY
+def test_companions_under_pid_1() -> None:
+    """As in a container: strangers in the manager's part of the tree are the manager's to reap."""
+    if not shutil.which("unshare") or subprocess.run(["unshare", "--pid", "--fork", "true"]).returncode:
+        pytest.skip("no pid namespace to be had here")
+    from e2e_companions import companion_server, entry, pids_in
+
+    server = companion_server(
+        entry("double_forks"),
+        entry("drain", env={"DRAIN": "0.5"}),
+        prefix_option=["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"],
+    )
+    server.notes_starts = False
+    with server:
+        master = children_of(server.pid)[0]
+        server.configured_control = server.run_dir / "gunicorn" / "companion-1.sock"
+        server.wait_companion("drain")
+        server.wait_companion("double_forks")
+        daemon = server.read_int("double_forks.daemon")
+        wait_until(lambda: server.log("drain.starts"))
+        manager = next(pid for pid in children_of(master) if os.getsid(pid) == pid)
+        assert len(children_of(manager)) == 3, "two companions, and the daemon that one left"
+        os.kill(manager, signal.SIGKILL)
+        wait_until(lambda: len(server.log("double_forks.starts").splitlines()) == 2, 5, "started again")
+        server.wait_companion("drain")
+        assert len(pids_in(server, "drain.drained")) == 1
+        os.kill(master, signal.SIGTERM)
+        assert server.wait_exit(10) == 0
+        assert daemon and len(pids_in(server, "drain.drained")) == 2
+
+
 # -- command line --
 
 
