@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
-from companiontools import Script, python_env, run_python
+from companiontools import Script, answer_of, python_env, run_python
 from harness import is_alive, session_of, wait_until
 
 from gunicorn.companion import runfile, session
@@ -79,17 +79,27 @@ def test_a_claim_excludes_others_until_it_is_released(tmp_path):
     again.release()
 
 
+@pytest.mark.skipif(not session.HAVE_PROC, reason="counts descriptors by /proc")
 def test_claims_leave_no_descriptor_behind(tmp_path):
-    first = RunFile.claim(str(tmp_path), "rq")
-    before = os.listdir("/proc/self/fd") if session.HAVE_PROC else []
-    for _ in range(5):
-        RunFile.claim(str(tmp_path), "rq")
-        runfile.peek(str(tmp_path), "rq")
-        RunFile.claim(None, "rq").release()
-    with pytest.raises(OSError):
-        RunFile.claim(str(tmp_path / "missing"), "rq")
-    assert (os.listdir("/proc/self/fd") if session.HAVE_PROC else []) == before
-    first.release()
+    before, after = answer_of(
+        """
+        import contextlib, json, os, sys
+        from gunicorn.companion import runfile
+        from gunicorn.companion.runfile import RunFile
+        directory = sys.argv[1]
+        first = RunFile.claim(directory, "rq")
+        before = os.listdir("/proc/self/fd")
+        for _ in range(5):
+            assert RunFile.claim(directory, "rq") is None
+            runfile.peek(directory, "rq")
+            RunFile.claim(None, "rq").release()
+            with contextlib.suppress(OSError):
+                RunFile.claim(directory + "/missing", "rq")
+        print(json.dumps([before, os.listdir("/proc/self/fd")]))
+        """,
+        str(tmp_path),
+    )
+    assert before == after
 
 
 def test_a_file_without_a_name_serves_one_start():
