@@ -27,6 +27,8 @@ def _nothing_left() -> Iterator[None]:
     before = set(harness.descendants_of(os.getpid()))
     yield
     left = [pid for pid in harness.descendants_of(os.getpid()) if pid not in before]
+    # What a server of a wider fixture has started meanwhile is that server's.
+    left = [pid for pid in left if not harness.ancestors_of(pid) & before]
     # multiprocessing's resource tracker serves the whole test process and ends with it.
     left = [pid for pid in left if "resource_tracker" not in harness.cmdline_of(pid)]
     if left:

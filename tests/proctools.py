@@ -108,6 +108,14 @@ def descendants_of(pid: int) -> list[int]:
     return found
 
 
+def ancestors_of(pid: int) -> set[int]:
+    """The parents of *pid*, all the way up."""
+    found: set[int] = set()
+    while (proc := read_proc(pid)) is not None and proc.ppid > 0:
+        found.add(pid := proc.ppid)
+    return found
+
+
 def session_of(session: int) -> list[int]:
     """The living members of a session."""
     return sorted(proc.pid for proc in all_procs().values() if proc.session == session and proc.alive)
