@@ -94,12 +94,20 @@ def test_claims_leave_no_descriptor_behind(tmp_path):
             runfile.peek(directory, "rq")
             RunFile.claim(None, "rq").release()
             with contextlib.suppress(OSError):
-                RunFile.claim(directory + "/missing", "rq")
+                RunFile.claim("/dev/null/directory", "rq")
         print(json.dumps([before, os.listdir("/proc/self/fd")]))
         """,
         str(tmp_path),
     )
     assert before == after
+
+
+def test_a_directory_that_went_with_the_server_before_is_made_again(tmp_path):
+    run = RunFile.claim(str(tmp_path / "run"), "rq")
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+    run.release()
+    with pytest.raises(FileNotFoundError):
+        RunFile.claim(str(tmp_path / "missing" / "run"), "rq")
 
 
 def test_a_file_without_a_name_serves_one_start():
