@@ -37,6 +37,7 @@ class Worker:
         for name in ("ABRT", "HUP", "QUIT", "INT", "TERM", "USR1", "USR2", "WINCH", "CHLD")
     ]
     PIPE: list[int] = []
+    cycle_class: type[Cycle] = Cycle
 
     def __init__(
         self, age: int, ppid: int, sockets: list[Any], app: Any, timeout: float, cfg: Any, log: Any
@@ -211,7 +212,7 @@ class Worker:
         """The request cycle for this worker; made when it is first needed, after the fork."""
         found: Cycle | None = self.__dict__.get("_cycle")
         if found is None:
-            found = self.__dict__["_cycle"] = Cycle(self)
+            found = self.__dict__["_cycle"] = self.cycle_class(self)
         return found
 
     def retire(self) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from gunicorn.http.errors import NoMoreData
@@ -12,7 +13,18 @@ from gunicorn.workers import closing
 from gunicorn.workers.base import Worker
 from gunicorn.workers.cycle import Fate
 
-ALREADY_HANDLED = object()
+
+class HandledElsewhere(BaseException):
+    """Raised where the result of an application that has answered on its own should be sent."""
+
+
+class _AlreadyHandled:
+    def __iter__(self) -> Iterator[bytes]:
+        raise HandledElsewhere
+
+
+#: The result of an application that has used the socket itself; the connection ends with it.
+ALREADY_HANDLED: object = _AlreadyHandled()
 
 
 class AsyncWorker(Worker):
@@ -24,6 +36,7 @@ class AsyncWorker(Worker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.worker_connections: int = self.cfg.worker_connections
+        self.keepalive = float(self.cfg.keepalive)
 
     def timeout_ctx(self) -> Any:
         """A context manager that ends its block quietly after `keepalive` seconds."""
@@ -33,20 +46,23 @@ class AsyncWorker(Worker):
         """Whether an application says by its result that it has answered on the socket itself."""
         return respiter is ALREADY_HANDLED
 
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        if type(self).is_already_handled is AsyncWorker.is_already_handled:
+            return
+        application = self.wsgi
+
+        def translate(environ: Any, start_response: Any) -> Any:
+            result = application(environ, start_response)
+            return ALREADY_HANDLED if self.is_already_handled(result) else result
+
+        self.wsgi = translate
+
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve the requests of a connection one after the other, and close it."""
-        fate = Fate.CLOSE
+        fate = Fate.RESET  # for what ends the process or the greenlet
         try:
-            parser = RequestParser(self.cfg, client, addr, policy=self.cycle.policy)
-            server = listener.getsockname()
-            fate = Fate.KEEP
-            while fate is Fate.KEEP:
-                req = self._next_request(parser)
-                if req is None:
-                    fate = Fate.CLOSE
-                    break
-                answer = self.handle_request(server, req, client, addr)
-                fate = answer if isinstance(answer, Fate) else Fate.KEEP if answer else Fate.CLOSE
+            fate = self._serve_requests(listener, client, addr)
         except Exception as error:
             if isinstance(error, NoMoreData):
                 self.log.debug("The connection ended within a request: %s", error)
@@ -58,6 +74,19 @@ class AsyncWorker(Worker):
             else:
                 closing.close_gracefully(client, more_expected=fate is Fate.LINGER)
 
+    def _serve_requests(self, listener: Any, client: Any, addr: Any) -> Fate:
+        parser = RequestParser(self.cfg, client, addr, policy=self.cycle.policy)
+        server = listener.getsockname()
+        while True:
+            req = self._next_request(parser)
+            if req is None:
+                return Fate.CLOSE
+            answer = self.handle_request(server, req, client, addr)
+            if not isinstance(answer, Fate):
+                answer = Fate.KEEP if answer else Fate.CLOSE
+            if answer is not Fate.KEEP:
+                return answer
+
     def _next_request(self, parser: RequestParser) -> Any:
         """The next request of a connection, or None at its end and after `keepalive` idle seconds."""
         waits = self.timeout_ctx() if parser.req_count else contextlib.nullcontext()
@@ -66,8 +95,13 @@ class AsyncWorker(Worker):
             req = next(parser)
         return req
 
+    def keeps_alive(self) -> bool:
+        """Whether a connection may stay open after its response."""
+        return self.keepalive > 0
+
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Fate | bool:
         """Have the application answer *req*; returns what becomes of the connection."""
-        return self.cycle.serve(
-            req, sock, addr, listener_name, keep=bool(self.cfg.keepalive), multithread=True
-        )
+        try:
+            return self.cycle.serve(req, sock, addr, listener_name, keep=self.keeps_alive(), multithread=True)
+        except HandledElsewhere:
+            return Fate.CLOSE

@@ -1,0 +1,486 @@
+# SPDX-License-Identifier: MIT
+"""Greenlets: one for each connection, all in one thread that gevent switches between.
+
+What blocks must be gevent's own, so each worker patches the standard library, after it was
+forked: the master and the companions stay as they are.
+
+A connection that waits is never interrupted: its receiving side is shut. Its greenlet then finds what had
+arrived until that moment, if anything, and answers it before it comes to the end.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import socket
+import ssl
+import sys
+import time
+import traceback
+import warnings
+from types import FrameType
+from typing import Any
+
+from gunicorn import __version__
+from gunicorn import sock as listening
+from gunicorn.http.errors import RequestTimeout
+from gunicorn.http.parser import RequestParser
+from gunicorn.http.wsgi import base_environ
+from gunicorn.workers import accepting
+from gunicorn.workers.base import TICK
+from gunicorn.workers.base_async import AsyncWorker
+from gunicorn.workers.connections import State
+from gunicorn.workers.cycle import Cycle, Fate
+
+try:
+    import gevent
+    import gevent.event
+    import gevent.monkey
+    import gevent.socket
+    import gevent.ssl
+
+    from gunicorn.workers.gpywsgi import GeventResponse, PyWSGIHandler, PyWSGIServer
+except ImportError as error:
+    raise RuntimeError(f"the gevent worker classes need the library gevent ({error})") from error
+
+__all__ = [
+    "VERSION",
+    "GeventPyWSGIWorker",
+    "GeventResponse",
+    "GeventWorker",
+    "PyWSGIHandler",
+    "PyWSGIServer",
+]
+
+VERSION = f"gunicorn/{__version__} gevent/{gevent.__version__}"
+
+# How long a retiring worker waits for what, in seconds. Who is about to send a request gets an answer that
+# says close, where a connection that is closed under it would give a reset.
+FAREWELL = {State.IDLE: 0.5, State.NEW: 1.0, State.HEAD: 2.0, State.HANDSHAKE: 2.0}
+
+# How often a retiring worker looks at its connections.
+RETIRE_TICK = 0.1
+
+# How long a connection must have idled to be closed in favour of a new one.
+IDLE_AT_LEAST = 1.0
+
+# For a TLS handshake where `timeout` gives no limit.
+HANDSHAKE_SECONDS = 30.0
+
+_READ = 1  # of gevent's watchers
+
+
+class Connection:
+    """A client's connection: what it waits for, and since when."""
+
+    __slots__ = ("reported", "since", "sock", "state")
+
+    def __init__(self, sock: Any) -> None:
+        self.sock = sock
+        self.reported = False
+        self.enter(State.NEW)
+
+    def enter(self, state: State) -> None:
+        self.state = state
+        self.since = time.monotonic()
+
+    def hang_up(self) -> None:
+        """Let the wait find the end of the connection, behind what has arrived."""
+        self.enter(State.LINGER)
+        with contextlib.suppress(OSError, ValueError):
+            # Below gevent, whose own would throw an error into the greenlet that waits.
+            _socket.socket.shutdown(getattr(self.sock, "_sock", self.sock), socket.SHUT_RD)
+
+
+class TimedOut(Exception):
+    """An application let a ``gevent.Timeout``, which is no Exception, go through."""
+
+
+class GeventCycle(Cycle):
+    def _respond(self, environ: dict[str, Any], resp: Any) -> None:
+        try:
+            super()._respond(environ, resp)
+        except gevent.Timeout as error:
+            raise TimedOut(str(error)) from error
+
+
+class GeventWorker(AsyncWorker):
+    """Serves up to `worker_connections` connections, each in a greenlet.
+
+    A subclass may set ``server_class`` to one of gevent's WSGI servers, and ``wsgi_handler`` to the
+    handler that it uses; the server then parses and answers, on connections that are accepted here.
+    """
+
+    server_class: Any = None
+    wsgi_handler: Any = None
+    cycle_class = GeventCycle
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conns: dict[Any, Connection] = {}
+        self._servers: dict[Any, Any] = {}
+        self._tls: Any = None
+        self._patience: float | None = float(self.cfg.timeout) or None
+        # The master waits for twice `timeout`.
+        self._beat = min(TICK, self.timeout / 2 or TICK)
+        self._request_timeout = float(getattr(self.cfg, "request_timeout", 0) or 0)
+
+    # -- the start -----------------------------------------------------------------------
+
+    def init_process(self) -> None:
+        # A preloaded application may have used gevent in the master.
+        gevent.reinit()
+        self.patch()
+        for listener in self.sockets:
+            _make_cooperative(listener)
+        super().init_process()
+
+    def patch(self) -> None:
+        """Patch the standard library, and warn of what it comes too late for.
+
+        A subclass that patches more calls this first.
+        """
+        if not gevent.monkey.is_module_patched("socket"):
+            self._warn_if_late()
+        with warnings.catch_warnings():
+            # That ssl was imported is known, and whoever holds something of it has been named.
+            warnings.simplefilter("ignore", gevent.monkey.MonkeyPatchWarning)
+            gevent.monkey.patch_all()
+
+    def _warn_if_late(self) -> None:
+        if self.cfg.preload_app:
+            self.log.warning(
+                "The application was preloaded before gevent could patch the standard library; what it holds "
+                "of that blocks the whole worker. Do without preload_app, or patch in the configuration file"
+            )
+            return
+        holders = [
+            name
+            for name, module in list(sys.modules.items())
+            if name != "ssl" and getattr(module, "__dict__", {}).get("SSLContext") is ssl.SSLContext
+        ]
+        if holders:
+            self.log.warning(
+                "gevent patches the standard library only now; who was imported by the configuration file "
+                "and holds SSLContext as it was: %s",
+                ", ".join(sorted(holders)),
+            )
+
+    def _make_reloader(self) -> None:
+        from gunicorn.reloader import Reloader
+
+        # Threads are greenlets by now: an engine that waits for the system's events would hold them all.
+        self.reloader = Reloader(extra_files=self.cfg.reload_extra_files, callback=self._changed)
+
+    def timeout_ctx(self) -> Any:
+        """Ends its block quietly after `keepalive` seconds."""
+        return gevent.Timeout(self.keepalive, False)
+
+    # -- the main greenlet ---------------------------------------------------------------
+
+    def run(self) -> None:
+        self.cycle  # noqa: B018 - what it looks up is not for the first client to wait for
+        if self.cfg.is_ssl:
+            self._tls = listening.ssl_context(self.cfg)
+        if self.server_class is not None:
+            self._servers = {listener: self._make_server(listener) for listener in self.sockets}
+        self._alarm = gevent.get_hub().loop.io(self.PIPE[0], _READ)
+        self._ended = gevent.event.Event()
+        acceptors = [gevent.spawn(self._accept_forever, listener) for listener in self.sockets]
+        while self.alive and self.is_parent_alive():
+            self._tick(self._beat)
+        self.alive = False
+        self._retire_gracefully(acceptors)
+
+    def _tick(self, seconds: float) -> None:
+        """Beat the heart and wait for a wake-up, at most *seconds*."""
+        self.notify()
+        if self._request_timeout:
+            self._look_for_slow_requests()
+        with contextlib.suppress(TimeoutError):
+            gevent.socket.wait(self._alarm, timeout=seconds)
+            self.drain_pipe()
+
+    def _look_for_slow_requests(self) -> None:
+        """Log where requests hang that take longer than `request_timeout`, and retire."""
+        before = time.monotonic() - self._request_timeout
+        for greenlet, conn in list(self.conns.items()):
+            if conn.state is State.BUSY and conn.since < before and not conn.reported:
+                conn.reported = True
+                stack = "".join(traceback.format_stack(greenlet.gr_frame)) if greenlet.gr_frame else ""
+                self.log.error("A request takes longer than %g s:\n%s", self._request_timeout, stack)
+                self.alive = False
+
+    def _retire_gracefully(self, acceptors: list[Any]) -> None:
+        """Serve what has come, let clients go with an answer where they want one, and stop."""
+        # A little before the master loses patience.
+        deadline = self.graceful_deadline() - min(0.5, self.cfg.graceful_timeout / 10)
+        self._retired_at = time.monotonic()
+        self.log.debug("%s retires with %d connections", self, len(self.conns))
+        at_work = [greenlet for greenlet, conn in self.conns.items() if conn.state is State.BUSY]
+        # Meanwhile everything goes on, but each response says close.
+        self._tick_while_connected(min(time.monotonic() + FAREWELL[State.IDLE], deadline))
+        gevent.killall(acceptors)
+        if self.nr >= self.max_requests:
+            self._stand_in(at_work, deadline - accepting.drain_seconds(self.cfg))
+        else:
+            self._drain_queues(time.monotonic() + accepting.drain_seconds(self.cfg))
+        for listener in self.sockets:
+            listener.close()
+        self._tick_while_connected(deadline)
+        if self.conns:
+            self.log.warning("%s ends with %d requests unfinished", self, len(self.conns))
+            gevent.killall(list(self.conns), block=True, timeout=0.2)
+
+    def _tick_while_connected(self, until: float) -> None:
+        while self.conns and (now := time.monotonic()) < until:
+            self._part(now)
+            self._tick(min(RETIRE_TICK, until - now))
+
+    def _part(self, now: float) -> None:
+        for conn in self.conns.values():
+            if now - max(conn.since, self._retired_at) >= FAREWELL.get(conn.state, now):
+                conn.hang_up()
+
+    def _drain_queues(self, until: float) -> None:
+        """Serve who is in the accept queues.
+
+        The master may have closed its own listeners; the last to close one resets those who wait in it.
+        """
+        for listener in self.sockets:
+            while self._has_room() or time.monotonic() < until:
+                if not self._has_room():
+                    self._part(time.monotonic())
+                    self._tick(RETIRE_TICK)
+                elif not self._take(listener):
+                    break
+
+    def _stand_in(self, at_work: list[Any], until: float) -> None:
+        """While requests hold the worker, whose place the master sees free only at its end, serve who waits.
+
+        Only those that nobody else accepts: they were in the queue at the last look.
+        """
+        waited: dict[Any, bool] = {}
+        while time.monotonic() < until and any(greenlet in self.conns for greenlet in at_work):
+            for listener in self.sockets:
+                waits = accepting.queue_length(listener) > 0
+                if waits and waited.get(listener):
+                    while self._has_room() and self._take(listener):
+                        waits = False
+                waited[listener] = waits
+            self._part(time.monotonic())
+            self._tick(2 * RETIRE_TICK)
+
+    # -- signals -------------------------------------------------------------------------
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        self.alive = False
+        if gevent.getcurrent() is gevent.get_hub() or self.server_class is not None:
+            # The hub cannot wait for anything, and a hook may; the library takes any exception for an error
+            # of the application.
+            gevent.spawn(super().handle_quit, sig, frame)
+        else:
+            super().handle_quit(sig, frame)
+
+    def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
+        # As above: a handler of the log may be locked.
+        gevent.spawn(super().handle_usr1, sig, frame)
+
+    # -- connections ---------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        return len(self.conns) < self.worker_connections
+
+    def _accept_forever(self, listener: Any) -> None:
+        arrival = gevent.get_hub().loop.io(listener.fileno(), _READ)
+        # Among several workers each takes one at a time, so that a burst is spread over them.
+        takes_more = self.cfg.workers == 1
+        while True:
+            try:
+                if not self._has_room():
+                    self._make_room()
+                    self._ended.clear()
+                    self._ended.wait(IDLE_AT_LEAST)
+                elif not self._take(listener) or not takes_more:
+                    gevent.socket.wait(arrival)
+            except Exception:
+                self.log.exception("Accepting goes on after an error")
+                gevent.sleep(IDLE_AT_LEAST)
+
+    def _take(self, listener: Any) -> bool:
+        """Begin to serve a connection from the accept queue; False if there is none."""
+        try:
+            client, addr = listener.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in accepting.EXHAUSTED:
+                self.log.error("No connection can be accepted: %s", error)
+                # It stays in the queue.
+                gevent.sleep(IDLE_AT_LEAST / 10)
+            elif error.errno not in accepting.TRANSIENT:
+                raise
+            return True
+        greenlet = gevent.Greenlet(self._serve, listener, client, addr)
+        self.conns[greenlet] = Connection(client)
+        greenlet.rawlink(self._forget)
+        greenlet.start()
+        return True
+
+    def _make_room(self) -> None:
+        """Hang up the connection that has idled the longest, for a new one.
+
+        One that has only just been answered is spared: its next request may be on the way.
+        """
+        before = time.monotonic() - IDLE_AT_LEAST
+        idle = (conn for conn in self.conns.values() if conn.state is State.IDLE and conn.since < before)
+        longest = min(idle, key=lambda conn: conn.since, default=None)
+        if longest is not None:
+            longest.hang_up()
+
+    def _serve(self, listener: Any, client: Any, addr: Any) -> None:
+        try:
+            self.handle(listener, client, addr)
+        except Exception:
+            self.log.exception("A connection is given up")
+            client.close()
+
+    def _forget(self, greenlet: Any) -> None:
+        self.conns.pop(greenlet, None)
+        self._ended.set()
+        if not self.alive:
+            self.wake()
+
+    def _connection(self, sock: Any) -> Connection:
+        """The record of the connection that the current greenlet serves."""
+        return self.conns.get(gevent.getcurrent()) or Connection(sock)
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        conn = self._connection(client)
+        client.settimeout(self._patience)
+        if self._tls is not None:
+            conn.enter(State.HANDSHAKE)
+            try:
+                client = conn.sock = self._shake_hands(client)
+            except (OSError, ValueError) as error:
+                self.handle_error(None, client, addr, error)
+                client.close()
+                return
+            conn.enter(State.NEW)
+        if self.server_class is not None:
+            self._servers[listener].handle(client, addr)
+        else:
+            super().handle(listener, client, addr)
+
+    def _shake_hands(self, client: Any) -> Any:
+        options: dict[str, Any] = {
+            "server_side": True,
+            "suppress_ragged_eofs": self.cfg.suppress_ragged_eofs,
+            "do_handshake_on_connect": False,
+        }
+        if isinstance(self._tls, gevent.ssl.SSLContext):
+            tls = self._tls.wrap_socket(client, **options)
+        else:
+            # The hook made it of a class that was not patched, whose sockets would block.
+            tls = gevent.ssl.SSLSocket(client, _context=self._tls, **options)
+        try:
+            late = ssl.SSLError("the handshake was not completed in time")
+            with gevent.Timeout(self._patience or HANDSHAKE_SECONDS, late):
+                tls.do_handshake()
+        except BaseException:
+            tls.close()
+            raise
+        return tls
+
+    def await_request(self, sock: Any, first: bool) -> bool:
+        """Wait until something of a request arrives; False if `keepalive` is over before.
+
+        The end of the connection is something that arrives.
+        """
+        conn = self._connection(sock)
+        conn.enter(State.NEW if first else State.IDLE)
+        arrived = self._tls is not None and sock.pending() > 0
+        if not arrived:
+            with gevent.Timeout(self._patience, False) if first else self.timeout_ctx():
+                gevent.socket.wait_read(sock.fileno())
+                arrived = True
+        conn.enter(State.HEAD)
+        return arrived
+
+    def begin_request(self, sock: Any) -> None:
+        """A request's head has been read."""
+        self._connection(sock).enter(State.BUSY)
+
+    def _next_request(self, parser: RequestParser) -> Any:
+        unreader: Any = parser.unreader
+        if not unreader.pending and not self.await_request(unreader.sock, first=not parser.req_count):
+            return None
+        req = None
+        with contextlib.suppress(StopIteration), gevent.Timeout(self._patience, RequestTimeout()):
+            req = next(parser)
+        self.begin_request(unreader.sock)
+        return req
+
+    def keeps_alive(self) -> bool:
+        # Without a free place for others, nobody keeps his.
+        return self.keepalive > 0 and self._has_room()
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Fate | bool:
+        if not any(name == "UPGRADE" for name, _ in req.headers):
+            return super().handle_request(listener_name, req, sock, addr)
+        # What is spoken next, such as WebSocket, has long silences.
+        sock.settimeout(None)
+        try:
+            return super().handle_request(listener_name, req, sock, addr)
+        finally:
+            sock.settimeout(self._patience)
+
+    # -- gevent's own servers --------------------------------------------------------------
+
+    def _make_server(self, listener: Any) -> Any:
+        """The server of the library for *listener*. It is never started: it is handed connections."""
+        handler = self.wsgi_handler or PyWSGIHandler
+        if not issubclass(handler, PyWSGIHandler):
+            # Somebody's own: with what ours does below it, it takes part in the graceful stop.
+            handler = type(handler.__name__, (handler, PyWSGIHandler), {})
+        server = self.server_class(
+            listener.sock,
+            application=self.wsgi,
+            log=self.log,
+            error_log=self.log,
+            handler_class=handler,
+            environ=_server_environ(self.cfg, listener.getsockname()),
+        )
+        server.worker = self
+        server.update_environ()
+        return server
+
+
+class GeventPyWSGIWorker(GeventWorker):
+    """The same on the HTTP of gevent's WSGI server."""
+
+    server_class = PyWSGIServer
+    wsgi_handler = PyWSGIHandler
+
+
+def _make_cooperative(listener: Any) -> None:
+    """Give *listener* a socket of gevent's, with the same descriptor."""
+    plain = listener.sock
+    if not isinstance(plain, gevent.socket.socket):
+        family, kind, proto = plain.family, plain.type, plain.proto
+        listener.sock = gevent.socket.socket(family, kind, proto, fileno=plain.detach())
+    listener.sock.settimeout(0)
+
+
+def _server_environ(cfg: Any, address: Any) -> dict[str, Any]:
+    """What is the same in all environs of a server of the library."""
+    host, port = address[:2] if isinstance(address, tuple) else (str(address), "")
+    return {
+        **base_environ(cfg),
+        "wsgi.multithread": True,
+        "wsgi.url_scheme": "https" if cfg.is_ssl else "http",
+        "SERVER_SOFTWARE": VERSION,
+        # Named here, where the server would ask the DNS.
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port),
+    }
