@@ -148,7 +148,8 @@ class Arbiter:
         self.proc_name = self.cfg.proc_name
         self.log.debug("The configuration is:\n%s", self.cfg)
         self.set_environment(self.cfg.env)
-        if self.cfg.preload_app:
+        # A reload is for the code on disk, which the master's memory would hide from its children.
+        if self.cfg.preload_app and not self.cfg.reload:
             self.app.wsgi()
         if self._num_workers != self.cfg.workers:
             self.num_workers = self.cfg.workers
@@ -199,6 +200,8 @@ class Arbiter:
         self.log_listeners(self.LISTENERS)
         self.log.info("Workers: %s of class %s", self.num_workers, self.cfg.worker_class_str)
         self.check_worker_class()
+        if self.cfg.reload and self.cfg.preload_app:
+            self.log.info("With reload nothing is preloaded: each process loads the code that is on disk")
         self.cfg.when_ready(self)
 
     def init_signals(self) -> None:

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Notices that a file of the running program has changed, and says so once."""
+"""Notices that a file of the running program has changed, and says so."""
 
 from __future__ import annotations
 
+import fnmatch
 import glob
+import importlib.util
+import logging
 import os
 import re
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,60 +19,89 @@ COMPILED_EXT_RE = re.compile(r"\.py[co]\Z")
 
 # Of a file: what changes when it is written or replaced. Size too, for file systems with coarse times.
 Stamp = tuple[int, int, int]
+Callback = Callable[[str], Any]
+
+# How often, in seconds, native events are interrupted to see whether there are more directories to watch.
+LOOK_AROUND = 1.0
+# Milliseconds that an editor or a checkout has to finish what it has begun.
+SETTLE_MS = 100
 
 
 class Reloader(threading.Thread):
     """Looks every *interval* seconds whether a loaded module or one of *extra_files* has changed.
 
-    *callback* is called in this thread with the path of each change. Extra files may hold ``*``, ``?``,
-    ``[…]`` and ``**``; what newly matches counts as a change.
+    *callback* is called in this thread with the path of each change, until ``stop()``. Extra files may
+    hold ``*``, ``?``, ``[…]`` and ``**``; what newly matches counts as a change.
     """
 
     def __init__(
         self,
         extra_files: Iterable[str] | None = None,
         interval: float = 1,
-        callback: Callable[[str], Any] | None = None,
+        callback: Callback | None = None,
     ) -> None:
         super().__init__(name="gunicorn-reloader", daemon=True)
-        self._extra_files = set(extra_files or ())
-        self._patterns = {path for path in self._extra_files if glob.has_magic(path)}
-        self._extra_files -= self._patterns
+        self._lock = threading.Lock()
+        self._extra_files: set[str] = set()
+        self._patterns: set[str] = set()
+        self._stamps: dict[str, Stamp | None] = {}
         self._interval = interval
         self._callback = callback
-        self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._stamps: dict[str, Stamp | None] = {}
+        self._started_looking = False
+        # What had changed by the start already, since it was added.
+        self._early: list[str] = []
+        # Modules that are there before the program is loaded: a new process gets them from the old one.
+        self._inherited = loaded_sources()
+        for path in extra_files or ():
+            self.add_extra_file(path, now=False)
 
-    def add_extra_file(self, filename: str) -> None:
-        """Watch *filename* as well, from how it is now."""
+    def add_extra_file(self, filename: str, *, now: bool = True) -> None:
+        """Watch *filename*, or what it stands for, too: from how that is *now*, or at the start."""
         with self._lock:
-            self._extra_files.add(filename)
-            self._stamps.setdefault(filename, _stamp(filename))
+            (self._patterns if glob.has_magic(filename) else self._extra_files).add(filename)
+        if now:
+            for path in glob.glob(filename, recursive=True) if glob.has_magic(filename) else [filename]:
+                self._stamps.setdefault(path, _stamp(path))
 
     def get_files(self) -> list[str]:
         """The files that are watched: sources of the modules that are loaded by now, and the extra ones."""
-        files = {path for module in list(sys.modules.values()) if (path := _source_of(module))}
         with self._lock:
-            files |= self._extra_files
-            for pattern in self._patterns:
-                files.update(glob.glob(pattern, recursive=True))
-        return sorted(files)
+            extra = set(self._extra_files)
+        return sorted(loaded_sources() | extra | self._matches())
+
+    def _matches(self) -> set[str]:
+        with self._lock:
+            patterns = list(self._patterns)
+        return {path for pattern in patterns for path in glob.glob(pattern, recursive=True)}
+
+    def is_inherited(self, path: str) -> bool:
+        """Whether the process had loaded *path* before the program: then no restart of it brings new code."""
+        return path in self._inherited
 
     def start(self) -> None:
         # Here, not in the thread: a change right after the start must not be taken for the beginning.
-        self.look()
+        self._early = self.look()
         super().start()
 
     def run(self) -> None:
+        self._call_back(self._early)
+        self._early = []
         while not self._stopped.wait(self._interval):
-            for path in self.look():
-                if self._callback is not None:
-                    self._callback(path)
+            self.report()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread; nothing is called back any more."""
         self._stopped.set()
+
+    def report(self) -> None:
+        """Call back for each file that has changed since the last look."""
+        self._call_back(self.look())
+
+    def _call_back(self, paths: list[str]) -> None:
+        for path in paths:
+            if self._callback is not None and not self._stopped.is_set():
+                self._callback(path)
 
     def look(self) -> list[str]:
         """The files that have changed since the last look.
@@ -76,21 +109,24 @@ class Reloader(threading.Thread):
         A module that is loaded later is first seen as it is then; a file that a pattern newly finds, or
         that comes back, has changed. One that is gone has not: an editor may be about to replace it.
         """
-        first = not self._stamps
+        first, self._started_looking = not self._started_looking, True
+        matches = self._matches()
         changed = []
         for path in self.get_files():
             now = _stamp(path)
             if path not in self._stamps:
                 self._stamps[path] = now
-                if not first and self._is_from_pattern(path):
+                if not first and path in matches:
                     changed.append(path)
             elif now is not None and now != self._stamps[path]:
                 self._stamps[path] = now
                 changed.append(path)
         return changed
 
-    def _is_from_pattern(self, path: str) -> bool:
-        return any(path in glob.glob(pattern, recursive=True) for pattern in self._patterns)
+
+def loaded_sources() -> set[str]:
+    """The source files of all modules that are loaded."""
+    return {path for module in list(sys.modules.values()) if (path := _source_of(module))}
 
 
 def _source_of(module: Any) -> str | None:
@@ -108,15 +144,101 @@ def _stamp(path: str) -> Stamp | None:
 
 
 class InotifyReloader(Reloader):
-    """The engine ``inotify``. Without events from the system to rely on everywhere, it polls more often."""
+    """Looks when the operating system says that something has happened beside a watched file.
 
-    def __init__(
-        self, extra_files: Iterable[str] | None = None, callback: Callable[[str], Any] | None = None
-    ) -> None:
-        super().__init__(extra_files=extra_files, interval=0.25, callback=callback)
+    By the package ``watchfiles``. Without it, and where a native wait would hold up everything (threads
+    that gevent has made its own), this polls like the other one.
+    """
+
+    def __init__(self, extra_files: Iterable[str] | None = None, callback: Callback | None = None) -> None:
+        super().__init__(extra_files=extra_files, callback=callback)
+
+    def run(self) -> None:
+        self._call_back(self._early)
+        self._early = []
+        reason = _why_not_native()
+        if not reason:
+            try:
+                self._run_native()
+                return
+            except Exception as exc:
+                # The limit of watches, a file system without events, …
+                reason = f"{type(exc).__name__}: {exc}"
+        logging.getLogger("gunicorn.error").warning("Files are polled for changes: %s", reason)
+        super().run()
+
+    def _run_native(self) -> None:
+        import watchfiles
+
+        while not self._stopped.is_set():
+            directories = self.get_directories()
+            events = watchfiles.watch(
+                *sorted(directories),
+                watch_filter=lambda change, path: self._concerns(path),
+                debounce=SETTLE_MS * 4,
+                step=SETTLE_MS,
+                stop_event=self._stopped,
+                rust_timeout=int(LOOK_AROUND * 1000),
+                yield_on_timeout=True,
+                raise_interrupt=False,
+                recursive=False,
+            )
+            fresh = True
+            for changes in events:
+                # What happened before the watch began has made no event.
+                if changes or fresh:
+                    self.report()
+                fresh = False
+                if self.get_directories() != directories:
+                    break
+
+    def get_directories(self) -> set[str]:
+        """The directories to watch. Of the standard library nobody edits anything, so it is left out.
+
+        Directories, because a watch on a file is lost when an editor puts another in its place.
+        """
+        files = {path for path in loaded_sources() if not path.startswith(_STANDARD) or "-packages" in path}
+        with self._lock:
+            files |= self._extra_files
+            patterns = list(self._patterns)
+        found = {
+            os.path.dirname(path)
+            for file in files
+            for path in (os.path.abspath(file), os.path.realpath(file))
+        }
+        for pattern in patterns:
+            found.update(
+                map(os.path.abspath, glob.glob(os.path.dirname(pattern) or os.curdir, recursive=True))
+            )
+        return {path for path in found if os.path.isdir(path)}
+
+    def _concerns(self, path: str) -> bool:
+        """Whether a look is worth its while: logs and databases are written beside sources, too."""
+        if path.endswith(".py"):
+            return True
+        with self._lock:
+            names = {os.path.basename(extra) for extra in self._extra_files}
+            patterns = [os.path.basename(pattern) for pattern in self._patterns]
+        name = os.path.basename(path)
+        if name in names or any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+            return True
+        return path in {os.path.realpath(file) for file in self.get_files()}
 
 
-preferred_reloader = Reloader
+_STANDARD = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
+
+
+def _why_not_native() -> str:
+    """Why native events cannot be had; "" if they can."""
+    if importlib.util.find_spec("watchfiles") is None:
+        return "the package watchfiles is not installed (it is the extra 'reload')"
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        return "a wait for native events would hold up all greenlets"
+    return ""
+
+
+preferred_reloader: type[Reloader] = InotifyReloader if importlib.util.find_spec("watchfiles") else Reloader
 
 reloader_engines: dict[str, type[Reloader]] = {
     "auto": preferred_reloader,

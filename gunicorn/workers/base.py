@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import random
 import signal
@@ -119,8 +120,8 @@ class Worker:
             from gunicorn.compat import make_fail_app
 
             self.log.exception("The application does not load; waiting for a change to its files")
-            for path in _files_of(error):
-                if self.reloader is not None:
+            if self.reloader is not None:
+                for path in _awaited(error):
                     self.reloader.add_extra_file(path)
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
             self.wsgi = make_fail_app(text.encode("utf-8", "backslashreplace"))
@@ -135,7 +136,13 @@ class Worker:
 
     def _changed(self, path: str) -> None:
         """Called in the reloader's thread when a file has changed: retire as if the master had said so."""
+        # Once: the rest of a checkout changes nothing more for this process.
+        self.reloader.stop()
         self.log.info("Worker %s reloads: %s has changed", self.pid, path)
+        if self.reloader.is_inherited(path):
+            self.log.warning(
+                "%s is in the master's memory; new workers do not see the change: restart it", path
+            )
         self.cfg.worker_int(self)
         # By the signal, because classes with a loop of their own know only that.
         os.kill(os.getpid(), signal.SIGTERM)
@@ -231,8 +238,8 @@ class Worker:
         self.cycle.answer_error(req, client, addr, exc)
 
 
-def _files_of(error: BaseException) -> list[str]:
-    """The files that a failed import came through: what must change for it to succeed."""
+def _awaited(error: BaseException) -> list[str]:
+    """The files that a failed import came through, and all modules beside them: one may be missing."""
     paths = []
     seen: BaseException | None = error
     while seen is not None:
@@ -240,4 +247,10 @@ def _files_of(error: BaseException) -> list[str]:
             paths.append(seen.filename)
         paths += [frame.filename for frame in traceback.extract_tb(seen.__traceback__)]
         seen = seen.__cause__ or seen.__context__
-    return [path for path in dict.fromkeys(paths) if os.path.exists(path)]
+    files = [path for path in dict.fromkeys(paths) if os.path.exists(path)]
+    own = [path for path in files if not path.startswith(_OUR_PACKAGE)]
+    directories = dict.fromkeys([os.getcwd(), *map(os.path.dirname, own)])
+    return files + [os.path.join(glob.escape(directory), "*.py") for directory in directories]
+
+
+_OUR_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
