@@ -3,16 +3,11 @@
 
 What blocks must be gevent's own, so each worker patches the standard library, after it was
 forked: the master and the companions stay as they are.
-
-A connection that waits is never interrupted: its receiving side is shut. Its greenlet then finds what had
-arrived until that moment, if anything, and answers it before it comes to the end.
 """
 
 from __future__ import annotations
 
-import _socket
 import contextlib
-import socket
 import ssl
 import sys
 import time
@@ -31,6 +26,7 @@ from gunicorn.workers.base import TICK
 from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.connections import State
 from gunicorn.workers.cycle import Cycle, Fate
+from gunicorn.workers.parting import FAREWELL, IDLE_AT_LEAST, RETIRE_TICK, Connection, Queues, make_room, part
 
 try:
     import gevent
@@ -54,42 +50,10 @@ __all__ = [
 
 VERSION = f"gunicorn/{__version__} gevent/{gevent.__version__}"
 
-# How long a retiring worker waits for what, in seconds. Who is about to send a request gets an answer that
-# says close, where a connection that is closed under it would give a reset.
-FAREWELL = {State.IDLE: 0.5, State.NEW: 1.0, State.HEAD: 2.0, State.HANDSHAKE: 2.0}
-
-# How often a retiring worker looks at its connections.
-RETIRE_TICK = 0.1
-
-# How long a connection must have idled to be closed in favour of a new one.
-IDLE_AT_LEAST = 1.0
-
 # For a TLS handshake where `timeout` gives no limit.
 HANDSHAKE_SECONDS = 30.0
 
 _READ = 1  # of gevent's watchers
-
-
-class Connection:
-    """A client's connection: what it waits for, and since when."""
-
-    __slots__ = ("reported", "since", "sock", "state")
-
-    def __init__(self, sock: Any) -> None:
-        self.sock = sock
-        self.reported = False
-        self.enter(State.NEW)
-
-    def enter(self, state: State) -> None:
-        self.state = state
-        self.since = time.monotonic()
-
-    def hang_up(self) -> None:
-        """Let the wait find the end of the connection, behind what has arrived."""
-        self.enter(State.LINGER)
-        with contextlib.suppress(OSError, ValueError):
-            # Below gevent, whose own would throw an error into the greenlet that waits.
-            _socket.socket.shutdown(getattr(self.sock, "_sock", self.sock), socket.SHUT_RD)
 
 
 class TimedOut(Exception):
@@ -234,13 +198,8 @@ class GeventWorker(AsyncWorker):
 
     def _tick_while_connected(self, until: float) -> None:
         while self.conns and (now := time.monotonic()) < until:
-            self._part(now)
+            part(self.conns.values(), self._retired_at)
             self._tick(min(RETIRE_TICK, until - now))
-
-    def _part(self, now: float) -> None:
-        for conn in self.conns.values():
-            if now - max(conn.since, self._retired_at) >= FAREWELL.get(conn.state, now):
-                conn.hang_up()
 
     def _drain_queues(self, until: float) -> None:
         """Serve who is in the accept queues.
@@ -250,7 +209,7 @@ class GeventWorker(AsyncWorker):
         for listener in self.sockets:
             while self._has_room() or time.monotonic() < until:
                 if not self._has_room():
-                    self._part(time.monotonic())
+                    part(self.conns.values(), self._retired_at)
                     self._tick(RETIRE_TICK)
                 elif not self._take(listener):
                     break
@@ -260,15 +219,12 @@ class GeventWorker(AsyncWorker):
 
         Only those that nobody else accepts: they were in the queue at the last look.
         """
-        waited: dict[Any, bool] = {}
+        queues = Queues()
         while time.monotonic() < until and any(greenlet in self.conns for greenlet in at_work):
-            for listener in self.sockets:
-                waits = accepting.queue_length(listener) > 0
-                if waits and waited.get(listener):
-                    while self._has_room() and self._take(listener):
-                        waits = False
-                waited[listener] = waits
-            self._part(time.monotonic())
+            for listener in queues.stalled(self.sockets):
+                while self._has_room() and self._take(listener):
+                    pass
+            part(self.conns.values(), self._retired_at)
             self._tick(2 * RETIRE_TICK)
 
     # -- signals -------------------------------------------------------------------------
@@ -298,7 +254,7 @@ class GeventWorker(AsyncWorker):
         while True:
             try:
                 if not self._has_room():
-                    self._make_room()
+                    make_room(self.conns.values())
                     self._ended.clear()
                     self._ended.wait(IDLE_AT_LEAST)
                 elif not self._take(listener) or not takes_more:
@@ -326,17 +282,6 @@ class GeventWorker(AsyncWorker):
         greenlet.rawlink(self._forget)
         greenlet.start()
         return True
-
-    def _make_room(self) -> None:
-        """Hang up the connection that has idled the longest, for a new one.
-
-        One that has only just been answered is spared: its next request may be on the way.
-        """
-        before = time.monotonic() - IDLE_AT_LEAST
-        idle = (conn for conn in self.conns.values() if conn.state is State.IDLE and conn.since < before)
-        longest = min(idle, key=lambda conn: conn.since, default=None)
-        if longest is not None:
-            longest.hang_up()
 
     def _serve(self, listener: Any, client: Any, addr: Any) -> None:
         try:

@@ -1,0 +1,574 @@
+# SPDX-License-Identifier: MIT
+"""Tornado's event loop and HTTP server: for its own applications, and for WSGI as Tornado runs it.
+
+The library parses, answers and keeps connections open. The worker accepts them, knows what each waits
+for, counts requests, and ends as every worker does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+from gunicorn import SERVER_SOFTWARE
+from gunicorn import sock as listening
+from gunicorn.http.wsgi import base_environ
+from gunicorn.workers import accepting
+from gunicorn.workers.base import TICK, Worker
+from gunicorn.workers.connections import State
+from gunicorn.workers.cycle import shown
+from gunicorn.workers.parting import FAREWELL, RETIRE_TICK, Connection, Queues, make_room, part
+
+try:
+    import tornado
+    from tornado.httpserver import HTTPServer
+    from tornado.httputil import (
+        HTTPConnection,
+        HTTPHeaders,
+        HTTPMessageDelegate,
+        HTTPServerConnectionDelegate,
+        ResponseStartLine,
+    )
+    from tornado.ioloop import IOLoop, PeriodicCallback
+    from tornado.iostream import IOStream, SSLIOStream
+    from tornado.wsgi import WSGIContainer
+except ImportError as error:
+    raise RuntimeError(f"the tornado worker class needs the library tornado ({error})") from error
+
+TORNADO5: bool = tornado.version_info >= (5, 0)
+
+# How many connections one wake-up accepts, so that others of the loop have their turn.
+BURST = 16
+
+# How often connections are looked at whose time may be over.
+SWEEP = 0.5
+
+# For a TLS handshake where `timeout` gives no limit.
+HANDSHAKE_SECONDS = 30.0
+
+
+class Conn(Connection):
+    """A connection with what the library has of it."""
+
+    stream: Any = None
+    reply: Reply | None = None
+    # No longer the library's: a WebSocket.
+    detached = False
+
+
+class _Noticing:
+    """A stream that notices when something of the next request arrives."""
+
+    conn: Conn | None = None
+
+    def read_from_fd(self, buf: Any) -> Any:
+        count = super().read_from_fd(buf)  # type: ignore[misc]
+        if count and self.conn is not None and self.conn.state in (State.NEW, State.IDLE):
+            self.conn.enter(State.HEAD)
+        return count
+
+
+class Stream(_Noticing, IOStream):  # type: ignore[misc]
+    pass
+
+
+class TLSStream(_Noticing, SSLIOStream):  # type: ignore[misc]
+    pass
+
+
+class RequestInfo:
+    """What hooks and the access log want to know of a request."""
+
+    def __init__(self, start_line: Any, headers: Any, address: Any) -> None:
+        self.method: str = start_line.method
+        self.uri: str = start_line.path
+        self.path, _, self.query = str(start_line.path).partition("?")
+        self.version: str = start_line.version
+        self.headers = [(name.upper(), value) for name, value in headers.get_all()]
+        self.remote_addr = self.peer_addr = address
+
+    def environ(self) -> dict[str, Any]:
+        address = self.remote_addr
+        values = {
+            "REQUEST_METHOD": self.method,
+            "RAW_URI": self.uri,
+            "PATH_INFO": self.path,
+            "QUERY_STRING": self.query,
+            "SERVER_PROTOCOL": self.version,
+            "REMOTE_ADDR": str(address[0]) if isinstance(address, tuple) else "",
+        }
+        values.update((f"HTTP_{name.replace('-', '_')}", value) for name, value in self.headers)
+        return values
+
+
+class Reply(HTTPConnection):  # type: ignore[misc]
+    """Passes a response on to the library's connection, and remembers what was said in it."""
+
+    def __init__(self, worker: TornadoWorker, inner: Any) -> None:
+        self._worker = worker
+        self._inner = inner
+        self.status: str | None = None
+        self.headers: list[tuple[str, str]] = []
+        self.sent = 0
+        self.closes = False
+        self.on_finish: Callable[[], None] | None = None
+
+    @property
+    def response_length(self) -> int:
+        return self.sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write_headers(self, start_line: Any, headers: Any, chunk: bytes | None = None) -> Any:
+        if not self._worker.alive and start_line.code != 101:
+            # The library decided when the request came; since then the worker was told to end.
+            headers["Connection"] = "close"
+            self.closes = True
+        self.status = f"{start_line.code} {start_line.reason}"
+        self.headers = list(headers.get_all())
+        self.sent += len(chunk or b"")
+        return self._inner.write_headers(start_line, headers, chunk)
+
+    def write(self, chunk: bytes) -> Any:
+        self.sent += len(chunk)
+        return self._inner.write(chunk)
+
+    def finish(self) -> None:
+        self._inner.finish()
+        done, self.on_finish = self.on_finish, None
+        if done is not None:
+            done()
+
+
+class Intake(HTTPMessageDelegate):  # type: ignore[misc]
+    """Passes a request on to the application, and tells the worker that it has come."""
+
+    def __init__(self, worker: TornadoWorker, conn: Conn, reply: Reply, inner: Any) -> None:
+        self._worker = worker
+        self._conn = conn
+        self._reply = reply
+        self._inner = inner
+
+    def headers_received(self, start_line: Any, headers: Any) -> Awaitable[None] | None:
+        self._conn.enter(State.BUSY)
+        self._worker.begin_request(start_line, headers, self._reply)
+        found: Awaitable[None] | None = self._inner.headers_received(start_line, headers)
+        return found
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        found: Awaitable[None] | None = self._inner.data_received(chunk)
+        return found
+
+    def finish(self) -> None:
+        self._inner.finish()
+
+    def on_connection_close(self) -> None:
+        self._inner.on_connection_close()
+
+
+class Server(HTTPServer):  # type: ignore[misc]
+    """The library's server; ``worker`` gives it streams."""
+
+    worker: TornadoWorker
+
+    def start_request(self, server_conn: Any, request_conn: Any) -> Any:
+        reply = Reply(self.worker, request_conn)
+        conn = self.worker.await_request(server_conn.stream, reply)
+        return Intake(self.worker, conn, reply, super().start_request(server_conn, reply))
+
+    def on_close(self, server_conn: Any) -> None:
+        super().on_close(server_conn)
+        self.worker.connection_lost(server_conn.stream)
+
+
+class Container(WSGIContainer):  # type: ignore[misc]
+    """A WSGI application as the library runs it, with the environ of this server."""
+
+    def __init__(self, worker: TornadoWorker, application: Any, executor: Any) -> None:
+        super().__init__(application, executor)
+        self._worker = worker
+        self._base = base_environ(worker.cfg)
+
+    def environ(self, request: Any) -> dict[str, Any]:
+        environ = {**self._base, **super().environ(request)}
+        for name in ("wsgi.errors", "wsgi.multiprocess"):
+            environ[name] = self._base[name]
+        environ["SERVER_SOFTWARE"] = SERVER_SOFTWARE
+        environ["RAW_URI"] = request.uri
+        address = request.connection.context.address
+        if isinstance(address, tuple):
+            environ["REMOTE_PORT"] = str(address[1])
+        return environ
+
+    async def handle_request(self, request: Any) -> None:
+        reply = request.connection
+        try:
+            await super().handle_request(request)
+        except Exception:
+            self._worker.log.exception("The application failed on %s %a", request.method, request.uri)
+            if reply.status is not None:
+                reply.stream.close()
+                return
+            text = b"Internal Server Error\n"
+            headers = HTTPHeaders(
+                {"Content-Type": "text/plain", "Content-Length": str(len(text)), "Connection": "close"}
+            )
+            reply.closes = True
+            reply.write_headers(ResponseStartLine("HTTP/1.1", 500, "Internal Server Error"), headers, text)
+            reply.finish()
+
+
+class TornadoWorker(Worker):
+    """Serves a Tornado application, or a WSGI one: that in the loop, or in `threads` threads beside it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        cfg = self.cfg
+        self.conns: dict[Any, Conn] = {}
+        self.server: Any = None
+        self._tls: Any = None
+        self.worker_connections: int = cfg.worker_connections
+        self._keepalive = float(cfg.keepalive)
+        self._patience = float(cfg.timeout) or None
+        self._retiring: Any = None
+        self._retired_at = 0.0
+        self._paused: set[int] = set()
+        self._listeners: dict[int, Any] = {}
+        self._tasks: set[Any] = set()
+
+    @classmethod
+    def setup(cls) -> None:
+        """Called when the class is chosen, in the master; nothing is to be prepared there."""
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Warn of what Tornado's server does not know."""
+        if cfg.proxy_protocol:
+            log.warning("The tornado worker does not know the PROXY protocol; proxy_protocol has no effect")
+
+    def init_process(self) -> None:
+        # Before the application is loaded, which may use it; one that the master had would be shared.
+        self._loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self._loop)
+        super().init_process()
+
+    # -- the loop ------------------------------------------------------------------------
+
+    def run(self) -> None:
+        self.ioloop = IOLoop.current()
+        if self.cfg.is_ssl:
+            self._tls = listening.ssl_context(self.cfg)
+        self.server = self._make_server()
+        self._changed_conns = asyncio.Event()
+        # The master waits for twice `timeout`.
+        beat = min(TICK, self.timeout / 2 or TICK)
+        callbacks = [
+            PeriodicCallback(self.heartbeat, beat * 1000),
+            PeriodicCallback(self.watchdog, beat * 1000),
+            PeriodicCallback(self._sweep, SWEEP * 1000),
+        ]
+        for callback in callbacks:
+            callback.start()
+        self.ioloop.add_handler(self.PIPE[0], self._hear, IOLoop.READ)
+        for listener in self.sockets:
+            listener.setblocking(False)
+            self._listeners[listener.fileno()] = listener
+            self.ioloop.add_handler(listener.fileno(), self._accept, IOLoop.READ)
+        self.ioloop.start()
+        for callback in callbacks:
+            callback.stop()
+
+    def _make_server(self) -> Any:
+        application = self.wsgi
+        # An application of the library's own: whatever takes requests from its server.
+        if not isinstance(application, HTTPServerConnectionDelegate):
+            threads = self.cfg.threads
+            executor = ThreadPoolExecutor(threads, "gunicorn-thread") if threads > 1 else None
+            application = Container(self, application, executor)
+        server = Server(
+            application,
+            no_keep_alive=self._keepalive <= 0,
+            protocol="https" if self.cfg.is_ssl else None,
+        )
+        server.worker = self
+        return server
+
+    def heartbeat(self) -> None:
+        """Beat the heart."""
+        self.notify()
+
+    def watchdog(self) -> None:
+        """Begin to end when told to, or when the master is gone."""
+        if self.alive and not self.is_parent_alive():
+            self.alive = False
+        if not self.alive and self._retiring is None:
+            self._retiring = self._begin(self._retire_gracefully())
+
+    def _hear(self, fd: int, events: int) -> None:
+        self.drain_pipe()
+        self.watchdog()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        # Where an application has made the loop hear signals, it no longer wakes up by ours.
+        self.wake()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> Any:
+        task = self._loop.create_task(work)
+        # The loop itself holds no reference to it.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # -- the end -------------------------------------------------------------------------
+
+    async def _retire_gracefully(self) -> None:
+        """Serve what has come, let clients go with an answer where they want one, and stop."""
+        # A little before the master loses patience.
+        deadline = self.graceful_deadline() - min(0.5, self.cfg.graceful_timeout / 10)
+        self._retired_at = time.monotonic()
+        self.server.conn_params.no_keep_alive = True
+        at_work = [key for key, conn in self.conns.items() if conn.state is State.BUSY and not conn.detached]
+        try:
+            await self._wait_while_connected(min(self._retired_at + FAREWELL[State.IDLE], deadline))
+            self._stop_accepting()
+            if self.nr >= self.max_requests:
+                await self._stand_in(at_work, deadline - accepting.drain_seconds(self.cfg))
+            else:
+                await self._drain_queues(time.monotonic() + accepting.drain_seconds(self.cfg))
+            for listener in self.sockets:
+                listener.close()
+            await self._wait_while_connected(deadline)
+            if self.conns:
+                self.log.warning("%s ends with %d requests unfinished", self, len(self.conns))
+        finally:
+            self.ioloop.stop()
+
+    async def _wait_while_connected(self, until: float) -> None:
+        while self.conns and (now := time.monotonic()) < until:
+            await self._part(min(RETIRE_TICK, until - now))
+
+    async def _part(self, seconds: float) -> None:
+        """Hang up connections that have waited enough, and wait for a connection to end."""
+        part(self.conns.values(), self._retired_at)
+        if time.monotonic() - self._retired_at >= FAREWELL[State.NEW]:
+            for conn in self.conns.values():
+                if conn.detached and conn.state is not State.LINGER:
+                    conn.hang_up()
+        self._changed_conns.clear()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._changed_conns.wait(), seconds)
+        self._prune()
+
+    async def _drain_queues(self, until: float) -> None:
+        """Serve who is in the accept queues.
+
+        The master may have closed its own listeners; the last to close one resets those who wait in it.
+        """
+        for listener in self.sockets:
+            while self._has_room() or time.monotonic() < until:
+                if not self._has_room():
+                    await self._part(RETIRE_TICK)
+                elif not self._take(listener):
+                    break
+
+    async def _stand_in(self, at_work: list[Any], until: float) -> None:
+        """While requests hold the worker, whose place the master sees free only at its end, serve who waits.
+
+        Only those that nobody else accepts: they were in the queue at the last look.
+        """
+        queues = Queues()
+        while time.monotonic() < until and any(key in self.conns for key in at_work):
+            for listener in queues.stalled(self.sockets):
+                while self._has_room() and self._take(listener):
+                    pass
+            await self._part(2 * RETIRE_TICK)
+
+    def _stop_accepting(self) -> None:
+        for fd in self._listeners:
+            self.ioloop.remove_handler(fd)
+        self._listeners.clear()
+        self._paused.clear()
+
+    # -- connections ---------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        return len(self.conns) < self.worker_connections
+
+    def _accept(self, fd: int, events: int) -> None:
+        listener = self._listeners[fd]
+        # Among several workers each takes one at a time, so that a burst is spread over them.
+        for _ in range(BURST if self.cfg.workers == 1 else 1):
+            if not self._has_room():
+                make_room(self.conns.values())
+                self._pause(fd)
+                return
+            if not self._take(listener):
+                return
+
+    def _pause(self, fd: int) -> None:
+        """Accept nothing there until a connection ends."""
+        if fd in self._listeners:
+            self.ioloop.remove_handler(fd)
+            self._paused.add(fd)
+
+    def _resume_accepting(self) -> None:
+        while self._paused and self._has_room():
+            self.ioloop.add_handler(self._paused.pop(), self._accept, IOLoop.READ)
+
+    def _take(self, listener: Any) -> bool:
+        """Begin to serve a connection from the accept queue; False if there is none."""
+        try:
+            client, addr = listener.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in accepting.EXHAUSTED:
+                # It stays in the queue: without a pause the loop would spin.
+                self.log.error("No connection can be accepted: %s", error)
+                self._pause(listener.fileno())
+                return False
+            if error.errno not in accepting.TRANSIENT:
+                raise
+            return True
+        client.setblocking(False)
+        conn = Conn(client)
+        try:
+            if self._tls is not None:
+                conn.sock = client = self._wrap(client)
+                conn.enter(State.HANDSHAKE)
+                conn.stream = TLSStream(client)
+                self._begin(self._shake_hands(conn, addr))
+            else:
+                conn.stream = Stream(client)
+        except (OSError, ValueError):
+            # It was gone before we came to it.
+            client.close()
+            return True
+        self.conns[conn.stream] = conn
+        if self._tls is None:
+            self._serve(conn, addr)
+        return True
+
+    def _wrap(self, client: Any) -> Any:
+        return self._tls.wrap_socket(
+            client,
+            server_side=True,
+            suppress_ragged_eofs=self.cfg.suppress_ragged_eofs,
+            do_handshake_on_connect=False,
+        )
+
+    async def _shake_hands(self, conn: Conn, addr: Any) -> None:
+        try:
+            await conn.stream.wait_for_handshake()
+        except OSError as error:
+            # A subclass of it says that the stream is closed, and why.
+            reason = getattr(error, "real_error", None) or error
+            log = self.log.warning if isinstance(reason, ssl.SSLError) else self.log.debug
+            log("TLS with %s failed: %s", shown(addr), reason)
+            conn.stream.close()
+            self._forget(conn.stream)
+        else:
+            self._serve(conn, addr)
+
+    def _serve(self, conn: Conn, addr: Any) -> None:
+        conn.stream.conn = conn
+        self.server.handle_stream(conn.stream, addr)
+
+    def await_request(self, stream: Any, reply: Reply) -> Conn:
+        """The library waits for the next request on *stream*, whose answer will be *reply*."""
+        conn = self.conns[stream]
+        conn.enter(State.NEW if conn.state in (State.NEW, State.HANDSHAKE) else State.IDLE)
+        last, conn.reply = conn.reply, reply
+        if last is not None and last.closes:
+            # It was announced, after the library had decided otherwise.
+            conn.hang_up()
+        return conn
+
+    def connection_lost(self, stream: Any) -> None:
+        """The library is done with *stream*, which is closed or now speaks something else."""
+        conn = self.conns.get(stream)
+        if conn is not None and not stream.closed():
+            conn.detached = True
+        else:
+            self._forget(stream)
+
+    def _forget(self, stream: Any) -> None:
+        self.conns.pop(stream, None)
+        self._changed_conns.set()
+        self._resume_accepting()
+
+    def _prune(self) -> None:
+        for stream in [stream for stream, conn in self.conns.items() if conn.detached and stream.closed()]:
+            self._forget(stream)
+
+    def _sweep(self) -> None:
+        """End connections that have waited for too long."""
+        self._prune()
+        now = time.monotonic()
+        patience = self._patience
+        for stream, conn in list(self.conns.items()):
+            waited = now - conn.since
+            if conn.state is State.HANDSHAKE:
+                if waited > (patience or HANDSHAKE_SECONDS):
+                    stream.close()
+            elif (conn.state is State.IDLE and waited > self._keepalive) or (
+                conn.state in (State.NEW, State.HEAD) and patience and waited > patience
+            ):
+                conn.hang_up()
+        if self._paused:
+            make_room(self.conns.values())
+            self._resume_accepting()
+
+    # -- requests ------------------------------------------------------------------------
+
+    def handle_request(self) -> None:
+        """Count a request."""
+        self.nr += 1
+        if self.nr >= self.max_requests:
+            self.retire()
+
+    def begin_request(self, start_line: Any, headers: Any, reply: Reply) -> None:
+        """The head of a request has come: count it, call the hooks, prepare for the access log."""
+        started = time.monotonic()
+        context = reply.context
+        context.protocol = self._scheme(headers, context.address)
+        self.handle_request()
+        cycle = self.cycle
+        if not (cycle.pre_request or cycle.post_request or cycle.wants_access):
+            return
+        info = RequestInfo(start_line, headers, context.address)
+
+        def finished() -> None:
+            environ = info.environ()
+            try:
+                if cycle.wants_access:
+                    self.log.access(reply, info, environ, timedelta(seconds=time.monotonic() - started))
+                if cycle.post_request is not None:
+                    cycle.post_request(self, info, environ, reply)
+            except Exception:
+                self.log.exception("What follows a request failed")
+
+        reply.on_finish = finished
+        if cycle.pre_request is not None:
+            try:
+                cycle.pre_request(self, info)
+            except Exception:
+                self.log.exception("The hook pre_request failed")
+
+    def _scheme(self, headers: Any, address: Any) -> str:
+        """The scheme that a trusted proxy names, else the connection's own."""
+        policy = self.cycle.policy
+        if policy.secure_scheme_headers and policy.forwarded_allow.allows(address):
+            for name, value in policy.secure_scheme_headers.items():
+                if headers.get(name) == value:
+                    return "https"
+        return policy.default_scheme

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""What a worker knows of connections that wait, and how it parts with them when it ends.
+
+A wait is never interrupted: the receiving side of its connection is shut. Whoever waits then finds what had
+arrived until that moment, if anything, and answers it before coming to the end.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import socket
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from gunicorn.workers import accepting
+from gunicorn.workers.connections import State
+
+# How long a retiring worker waits for what, in seconds. Who is about to send a request gets an answer that
+# says close, where a connection that is closed under it would give a reset.
+FAREWELL = {State.IDLE: 0.5, State.NEW: 1.0, State.HEAD: 2.0, State.HANDSHAKE: 2.0}
+
+# How often a retiring worker looks at its connections.
+RETIRE_TICK = 0.1
+
+# How long a connection must have idled to be closed in favour of a new one.
+IDLE_AT_LEAST = 1.0
+
+
+class Connection:
+    """A client's connection: what it waits for, and since when."""
+
+    def __init__(self, sock: Any) -> None:
+        self.sock = sock
+        self.reported = False
+        self.enter(State.NEW)
+
+    def enter(self, state: State) -> None:
+        """Wait for something else from now on."""
+        self.state = state
+        self.since = time.monotonic()
+
+    def hang_up(self) -> None:
+        """Let the wait find the end of the connection, behind what has arrived."""
+        self.enter(State.LINGER)
+        with contextlib.suppress(OSError, ValueError):
+            # Below gevent, whose own would throw an error into the greenlet that waits.
+            _socket.socket.shutdown(getattr(self.sock, "_sock", self.sock), socket.SHUT_RD)
+
+
+def part(conns: Iterable[Connection], retired_at: float) -> None:
+    """Hang up those whose farewell, in a worker that retires since *retired_at*, has been long enough."""
+    now = time.monotonic()
+    for conn in conns:
+        if now - max(conn.since, retired_at) >= FAREWELL.get(conn.state, now):
+            conn.hang_up()
+
+
+def make_room(conns: Iterable[Connection]) -> None:
+    """Hang up the one that has idled the longest, for a new one.
+
+    One that has only just been answered is spared: its next request may be on the way.
+    """
+    before = time.monotonic() - IDLE_AT_LEAST
+    idle = (conn for conn in conns if conn.state is State.IDLE and conn.since < before)
+    longest = min(idle, key=lambda conn: conn.since, default=None)
+    if longest is not None:
+        longest.hang_up()
+
+
+class Queues:
+    """Finds the listeners at which clients wait that no other worker accepts."""
+
+    def __init__(self) -> None:
+        self._waited: set[Any] = set()
+
+    def stalled(self, listeners: Iterable[Any]) -> list[Any]:
+        """Those where somebody waited at the last call too."""
+        waiting = {listener for listener in listeners if accepting.queue_length(listener)}
+        stalled = list(waiting & self._waited)
+        self._waited = waiting - set(stalled)
+        return stalled
