@@ -23,6 +23,7 @@ from gunicorn.companion.link import Link
 from gunicorn.companion.process import POLL_INTERVAL, Action, CompanionProcess, Event, State
 from gunicorn.companion.runfile import Orphan, RunFile
 from gunicorn.companion.spawn import Birth, become_subreaper, spawn
+from gunicorn.companion.watch import SourceWatch
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
 from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import SignalInbox, signal_name, unblock_all
@@ -67,6 +68,7 @@ class CompanionManager:
         graceful_timeout: float = 30,
         server: Mapping[str, Any] | None = None,
         link: Link | None = None,
+        watch: SourceWatch | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         self.log = log
@@ -76,6 +78,7 @@ class CompanionManager:
         self.graceful_timeout = graceful_timeout
         self.server = dict(server or {})
         self.link = link
+        self.watch = watch
         self.pid = os.getpid()
         self.stopping = False
         self.processes: dict[str, CompanionProcess] = {c.name: CompanionProcess(c) for c in configs}
@@ -120,6 +123,8 @@ class CompanionManager:
         self.poller.add(self.inbox.fileno(), lambda events: None)
         if self.link is not None:
             self.poller.add(self.link.fileno(), self._on_link)
+        if self.watch is not None:
+            self.poller.add(self.watch.fileno(), self._on_change)
         become_subreaper()
         self._raise_file_limit()
         if self.control is not None:
@@ -211,6 +216,20 @@ class CompanionManager:
                 self.control.close_listener()
             self.stop_all()
 
+    def _on_change(self, events: int) -> None:
+        assert self.watch is not None
+        for change in self.watch.receive():
+            process = self._pids.get(change.pid)
+            if process is None or process.state not in (State.STARTING, State.RUNNING):
+                continue
+            self.log.info("Companion %s restarts: %s has changed", process.name, change.path)
+            if change.inherited:
+                self.log.warning(
+                    "%s is in the master's memory; new processes do not see the change: restart it",
+                    change.path,
+                )
+            self.restart_process(process.name)
+
     def take_files(self) -> dict[str, str]:
         """The configuration files that the arbiter read for us, once."""
         files, self._files = self._files, {}
@@ -277,6 +296,7 @@ class CompanionManager:
             close=self._descriptors(besides=run),
             post_fork=lambda: self.post_fork(self, process),
             nofile=self._nofile,
+            watch=self.watch,
         )
         try:
             pid = spawn(birth)
@@ -359,6 +379,8 @@ class CompanionManager:
         fds.extend(self.inbox.pipe)
         if self.link is not None:
             fds.append(self.link.fileno())
+        if self.watch is not None:
+            fds.append(self.watch.fileno())
         if self.control is not None:
             fds.extend(self.control.descriptors())
         return fds

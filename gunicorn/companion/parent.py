@@ -26,7 +26,9 @@ from gunicorn.companion.manager import CompanionManager, ConfigUnreadable
 from gunicorn.companion.process import POLL_INTERVAL
 from gunicorn.companion.runfile import Orphan
 from gunicorn.companion.spawn import stay_dumpable
+from gunicorn.companion.watch import SourceWatch
 from gunicorn.errors import ConfigError
+from gunicorn.reloader import reloader_engines
 from gunicorn.unix.process import set_owner_process, set_process_title
 from gunicorn.unix.signals import reset_to_default
 
@@ -258,9 +260,20 @@ class ManagerHandle:
             graceful_timeout=cfg.graceful_timeout,
             server={**self._server, "started": self.arbiter.started_at},
             link=theirs,
+            watch=self._make_watch(),
             state=self.state,
         )
         return manager
+
+    def _make_watch(self) -> SourceWatch | None:
+        """With `reload`, what has companions restarted when their files change."""
+        cfg = self.cfg
+        if not cfg.reload:
+            return None
+        engine: Any = reloader_engines[cfg.reload_engine]
+        # A companion may go into a directory of its own.
+        files = [os.path.abspath(path) for path in cfg.reload_extra_files]
+        return SourceWatch(lambda callback: engine(extra_files=files, callback=callback))
 
     def _load(self, manager: CompanionManager) -> list[CompanionConfig]:
         """The configuration read anew, for the manager's reread. Raises where it is wrong."""

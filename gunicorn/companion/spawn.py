@@ -23,6 +23,8 @@ from typing import Any, NoReturn
 from gunicorn.companion import session
 from gunicorn.companion.config import CompanionConfig, Target, describe_target
 from gunicorn.companion.runfile import Record, RunFile
+from gunicorn.companion.watch import SourceWatch
+from gunicorn.reloader import loaded_sources
 from gunicorn.unix.process import seed, set_process_title
 from gunicorn.unix.signals import blocked_signals, reset_to_default, unblock_all
 
@@ -60,6 +62,8 @@ class Birth:
     post_fork: Callable[[], Any]
     # The soft limit of open files as the server was started with.
     nofile: tuple[int, int] | None = None
+    # In development: has the manager restart it when a file that it has loaded changes.
+    watch: SourceWatch | None = None
 
 
 def spawn(birth: Birth) -> int:
@@ -291,6 +295,7 @@ def run_target(birth: Birth) -> int:
     """Run the target as a program of its own would be run; return its exit code."""
     code = 0
     try:
+        loaded_before = loaded_sources() if birth.watch is not None else set()
         try:
             target = import_target(birth.config.target)
         except StartFailed as exc:
@@ -304,6 +309,8 @@ def run_target(birth: Birth) -> int:
         # From here on the record speaks for this process; the lock is the manager's alone,
         # so that nothing this process leaves behind can hold it.
         birth.run.close()
+        if birth.watch is not None:
+            birth.watch.begin(loaded_before)
         target()
     except SystemExit as exc:
         code = _exit_code(exc)
