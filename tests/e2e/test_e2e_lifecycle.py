@@ -260,6 +260,21 @@ def test_a_daemon_that_cannot_start_leaves_nothing() -> None:
 # -- ends at odd moments --
 
 
+@pytest.mark.parametrize("bind", ["tcp", "unix"])
+@pytest.mark.parametrize("worker", ["sync", "gthread"])
+def test_an_idle_server_stops_at_once(worker: str, bind: str) -> None:
+    threads = 2 if worker == "gthread" else 1
+    with Server(WEB, f"worker_class = {worker!r}\nthreads = {threads}\nworkers = 2", bind=bind) as server:
+        server.wait_workers(2)
+        kept = server.http()
+        kept.request("GET", "/")
+        assert kept.getresponse().read()
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 2.5, "an idle kept connection holds nobody up"
+        kept.close()
+
+
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT], ids=lambda sig: sig.name)
 def test_a_stop_while_starting_leaves_nothing(sig: signal.Signals) -> None:
     for delay in (0.05, 0.15, 0.25, 0.4):

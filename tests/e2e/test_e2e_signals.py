@@ -175,6 +175,8 @@ def test_ttin_and_ttou_change_the_number_of_workers() -> None:
         server.signal(signal.SIGTTIN)
         three = server.wait_workers(3)
         assert set(first) < set(three)
+        # One that still boots would be the first to go.
+        wait_until(lambda: three[-1] in {int(server.get("/").text) for _ in range(5)}, 5, "the third serves")
         server.signal(signal.SIGTTOU)
         two = server.wait_workers(2)
         assert two == three[1:], "the oldest goes"
@@ -218,6 +220,24 @@ def test_winch_is_ignored_in_the_foreground() -> None:
         server.signal(signal.SIGWINCH)
         server.signal(signal.SIGTTIN)
         assert set(pids) < set(server.wait_workers(3))
+
+
+@WORKERS
+def test_a_worker_that_is_told_to_end_while_it_boots_goes_quietly(worker: str) -> None:
+    hook = """
+import os, signal
+def post_worker_init(worker):
+    with open("ages", "a") as f:
+        f.write(f"{worker.age}\\n")
+    if worker.age == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+"""
+    with Server(WEB, config(worker) + hook) as server:
+        server.signal(signal.SIGTTIN)
+        server.wait_log("3", name="ages")
+        server.wait_workers(2)
+        assert server.get("/").status == 200
+        assert "Traceback" not in server.log() and "[ERROR]" not in server.log()
 
 
 def test_unknown_signals_to_workers_are_survived() -> None:
