@@ -37,6 +37,7 @@ class AsyncWorker(Worker):
         super().__init__(*args, **kwargs)
         self.worker_connections: int = self.cfg.worker_connections
         self.keepalive = float(self.cfg.keepalive)
+        self._names: dict[Any, Any] = {}
 
     def timeout_ctx(self) -> Any:
         """A context manager that ends its block quietly after `keepalive` seconds."""
@@ -76,7 +77,7 @@ class AsyncWorker(Worker):
 
     def _serve_requests(self, listener: Any, client: Any, addr: Any) -> Fate:
         parser = RequestParser(self.cfg, client, addr, policy=self.cycle.policy)
-        server = listener.getsockname()
+        server = self.address_of(listener)
         while True:
             req = self._next_request(parser)
             if req is None:
@@ -86,6 +87,12 @@ class AsyncWorker(Worker):
                 answer = Fate.KEEP if answer else Fate.CLOSE
             if answer is not Fate.KEEP:
                 return answer
+
+    def address_of(self, listener: Any) -> Any:
+        """The address of *listener*; also when that is closed, once it was asked for."""
+        if listener not in self._names:
+            self._names[listener] = listener.getsockname()
+        return self._names[listener]
 
     def _next_request(self, parser: RequestParser) -> Any:
         """The next request of a connection, or None at its end and after `keepalive` idle seconds."""

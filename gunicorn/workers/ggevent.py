@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -29,11 +30,17 @@ from gunicorn.workers.cycle import Cycle, Fate
 from gunicorn.workers.parting import FAREWELL, IDLE_AT_LEAST, RETIRE_TICK, Connection, Queues, make_room, part
 
 try:
+    # With what patching needs: imported in the master, so that not each worker has to.
     import gevent
     import gevent.event
+    import gevent.events
     import gevent.monkey
+    import gevent.queue
+    import gevent.select
     import gevent.socket
     import gevent.ssl
+    import gevent.subprocess
+    import gevent.threading
 
     from gunicorn.workers.gpywsgi import GeventResponse, PyWSGIHandler, PyWSGIServer
 except ImportError as error:
@@ -106,7 +113,7 @@ class GeventWorker(AsyncWorker):
         """
         if not gevent.monkey.is_module_patched("socket"):
             self._warn_if_late()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _entry_points_read_once():
             # That ssl was imported is known, and whoever holds something of it has been named.
             warnings.simplefilter("ignore", gevent.monkey.MonkeyPatchWarning)
             gevent.monkey.patch_all()
@@ -146,6 +153,8 @@ class GeventWorker(AsyncWorker):
         self.cycle  # noqa: B018 - what it looks up is not for the first client to wait for
         if self.cfg.is_ssl:
             self._tls = listening.ssl_context(self.cfg)
+        for listener in self.sockets:
+            self.address_of(listener)
         if self.server_class is not None:
             self._servers = {listener: self._make_server(listener) for listener in self.sockets}
         self._alarm = gevent.get_hub().loop.io(self.PIPE[0], _READ)
@@ -394,7 +403,7 @@ class GeventWorker(AsyncWorker):
             log=self.log,
             error_log=self.log,
             handler_class=handler,
-            environ=_server_environ(self.cfg, listener.getsockname()),
+            environ=_server_environ(self.cfg, self.address_of(listener)),
         )
         server.worker = self
         server.update_environ()
@@ -406,6 +415,23 @@ class GeventPyWSGIWorker(GeventWorker):
 
     server_class = PyWSGIServer
     wsgi_handler = PyWSGIHandler
+
+
+@contextlib.contextmanager
+def _entry_points_read_once() -> Iterator[None]:
+    """Let gevent read what is installed once, not once for each of two dozen events.
+
+    That is most of the time that a worker takes to start, when clients may be waiting for it.
+    """
+    from importlib import metadata
+
+    original = metadata.entry_points
+    found = original()
+    try:
+        metadata.entry_points = found.select
+        yield
+    finally:
+        metadata.entry_points = original
 
 
 def _make_cooperative(listener: Any) -> None:
