@@ -212,6 +212,11 @@ class Arbiter:
         self.PIPE = list(self.inbox.pipe)
         self.poller.add(self.inbox.fileno(), self._take_signals)
 
+    def hear_signals_again(self) -> None:
+        """After a configuration file was run: it, or what it imports, may have set handlers of its own."""
+        if self.inbox is not None:
+            self.inbox.install()
+
     def _take_signals(self, events: int) -> None:
         assert self.inbox is not None
         self.SIG_QUEUE.extend(self.inbox.drain())
@@ -544,6 +549,8 @@ class Arbiter:
             self.log.error("The new configuration is not taken over, all stays as it was: %s", one_line(exc))
             self.log.debug("Where it failed:", exc_info=True)
             return
+        finally:
+            self.hear_signals_again()
         self._hook("on_reload", self)
         self._set_title()
         for record in self._all_records():
@@ -887,6 +894,6 @@ class Arbiter:
         expected = self._stopping
         if self.companions is not None:
             expected = expected or self.companions.kill_at is not None
-            self.companions.reaped()
+            self.companions.reaped(clean=status == 0)
         log = self.log.info if expected else self.log.error
         log("The companion manager %s", describe_status(status))

@@ -75,6 +75,7 @@ class ManagerHandle:
         self.kill_at: float | None = None
         self.control_path: str | None = None
         self.run_dir: str | None = None
+        self._places_stay = False
         self.orphans: list[Orphan] | None = None
         self.configs: list[CompanionConfig] = []
         # Until when companions of earlier configurations may still be draining.
@@ -113,7 +114,8 @@ class ManagerHandle:
     def before_fork(self) -> Link:
         """Make everything that the manager finds made; return its end of the link."""
         self.configs = build_companion_configs(self.cfg)
-        self.control_path, self.run_dir = self._resolve_paths()
+        if not self._places_stay:
+            self.control_path, self.run_dir = self._resolve_paths()
         ours, theirs = Link.pair()
         self.drop_link()
         self.link = ours
@@ -145,10 +147,15 @@ class ManagerHandle:
             _ARBITER_ENDS.discard(link)
             link.close()
 
-    def reaped(self) -> None:
-        """The manager is gone; what it said last is still read."""
+    def reaped(self, clean: bool = False) -> None:
+        """The manager is gone; what it said last is still read.
+
+        *clean*: it ended by itself, after all that it ran. Otherwise its successor has to
+        look for what is left where this one wrote it down, whatever a reload has changed.
+        """
         self.drop_link()
         self.kill_at = None
+        self._places_stay = not clean
 
     def _resolve_paths(self) -> tuple[str | None, str | None]:
         """Where the control socket and the run files go; none, and a warning, where that cannot be."""
@@ -285,6 +292,9 @@ class ManagerHandle:
             if isinstance(exc.__cause__, PermissionError):
                 raise ConfigUnreadable(str(exc)) from exc
             raise
+        finally:
+            # A configuration file, or what it imports, may have set handlers of its own.
+            manager.inbox.install()
         configs = build_companion_configs(cfg)
         manager.post_fork = cfg.companion_post_fork
         manager.graceful_timeout = cfg.graceful_timeout
@@ -323,6 +333,8 @@ class ManagerHandle:
                 "The companions' new configuration cannot be kept for their next manager: %s", exc
             )
             return
+        finally:
+            self.arbiter.hear_signals_again()
         for name, setting in fresh.settings.items():
             if name.startswith("companion_"):
                 self.cfg.settings[name] = setting
