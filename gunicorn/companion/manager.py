@@ -467,35 +467,35 @@ class CompanionManager:
         One look at the process table serves them all.
         """
         ending = [p for p in self.processes.values() if p.ending]
-        wanted = {p.session for p in (*ending, *self._to_kill) if p.session is not None}
-        wanted.update(orphan.record.session for orphan in self._strays.values())
+        to_kill = [p for p in {*ending, *self._to_kill} if p.name not in self._orphans]
+        self._to_kill.clear()
+        wanted = {p.session for p in to_kill if p.session is not None}
+        # An old self that only drains costs no look at all processes of the machine.
+        old_selves = (*self._orphans.values(), *self._strays.values())
+        wanted.update(orphan.record.session for orphan in old_selves if not orphan.drains(now))
         if not wanted:
-            self._to_kill.clear()
             return
         members = session.members(wanted)
-        for process in {*ending, *self._to_kill}:
-            orphan = self._orphans.get(process.name)
-            if orphan is not None:
-                continue
+        for process in to_kill:
             if process.pid is not None:
                 # Before the others, for whose death it would have an answer; and just after its
                 # fork it is not in its session yet.
                 session.send(process.pid, signal.SIGKILL)
             for pid in members.get(process.session or 0, ()):
                 session.send(pid, signal.SIGKILL)
-        self._to_kill.clear()
         for process in ending:
             orphan = self._orphans.get(process.name)
             if orphan is None:
                 empty = process.session not in members
             else:
-                empty = orphan.step(now, members)
+                empty = orphan.record.session in wanted and orphan.step(now, members)
             if empty:
                 self._orphans.pop(process.name, None)
                 self._send_event(process, Event.EMPTY, now)
-        for name in [n for n, orphan in self._strays.items() if orphan.step(now, members)]:
-            del self._strays[name]
-            self._drop_stray_record(name)
+        for name, orphan in list(self._strays.items()):
+            if orphan.record.session in wanted and orphan.step(now, members):
+                del self._strays[name]
+                self._drop_stray_record(name)
 
     def _drop_stray_record(self, name: str) -> None:
         with contextlib.suppress(OSError):

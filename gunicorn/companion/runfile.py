@@ -240,6 +240,10 @@ class Orphan:
             # A stopped process handles its parent-death signal only once it continues.
             session.send(record.pid, signal.SIGCONT)
 
+    def drains(self, now: float) -> bool:
+        """Whether it is let finish its work: nothing is due but to wait."""
+        return now < self.deadline and self.record.runs and self._may_touch(self.record.pid)
+
     def step(self, now: float, members: Mapping[int, list[int]] | None = None) -> bool:
         """Do what is due; True when the session is empty. *members*: `session.members`, if at hand."""
         if self.record.runs and self._may_touch(self.record.pid):
