@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from gunicorn.companion import runfile, session
+from gunicorn.companion import figures, runfile, session
 from gunicorn.companion.config import CompanionConfig, did_you_mean
 from gunicorn.companion.control import ControlServer, error
 from gunicorn.companion.link import Link
@@ -99,6 +99,7 @@ class CompanionManager:
         self._waiting: set[str] = set()
         self._files: dict[str, str] = {}
         self._nofile: tuple[int, int] | None = None
+        self._reported_running: int | None = None
         self._run_dir_complaint: str | None = None
         self._told_state: dict[str, Any] = {"manual_stop": sorted((state or {}).get("manual_stop", ()))}
 
@@ -160,6 +161,13 @@ class CompanionManager:
         if self.control is not None:
             self.control.tick(now)
         self._tell_state()
+        self._report_running()
+
+    def _report_running(self) -> None:
+        count = figures.count_running(self.processes.values())
+        if count != self._reported_running:
+            self._reported_running = count
+            self.log.debug("%d companions run", count, extra=figures.gauge(figures.RUNNING, count))
 
     def _timeout(self, now: float) -> float | None:
         """Until the nearest deadline; None: until something happens."""
@@ -388,8 +396,12 @@ class CompanionManager:
     # -- events and their consequences ---------------------------------------
 
     def _send_event(self, process: CompanionProcess, event: Event, now: float, **details: Any) -> None:
+        before = figures.Snapshot.of(process)
         for action in process.handle(event, now, **details):
             self._act(process, action)
+        for metric, number in figures.counted(before, figures.Snapshot.of(process)).items():
+            extra = figures.counter(metric, number, process.name)
+            self.log.debug("Companion %s: %s +%d", process.name, metric, number, extra=extra)
 
     def _act(self, process: CompanionProcess, action: Action) -> None:
         if action is Action.SIGNAL and process.pid is not None:

@@ -17,11 +17,17 @@ from gunicorn.glogging import Logger
 METRIC_VAR = "metric"
 VALUE_VAR = "value"
 MTYPE_VAR = "mtype"
+# A dict of tags of this figure alone, which only DogStatsD can be told.
+TAGS_VAR = "tags"
 GAUGE_TYPE = "gauge"
 COUNTER_TYPE = "counter"
 HISTOGRAM_TYPE = "histogram"
+_FORMS = {GAUGE_TYPE: "g", COUNTER_TYPE: "c|@1.0", HISTOGRAM_TYPE: "ms"}
 
+# From one attempt to reach a server whose name is not known to the next. A look-up of a name may take
+# seconds, for which everything else waits: so they become rare.
 RETRY_DELAY = 5.0
+LONGEST_RETRY_DELAY = 320.0
 
 
 class Statsd(Logger):
@@ -34,6 +40,7 @@ class Statsd(Logger):
     def __init__(self, cfg: Any) -> None:
         self.sock: socket.socket | None = None
         self._tried = 0.0
+        self._retry_delay = RETRY_DELAY
         self._complained = False
         super().__init__(cfg)
 
@@ -56,6 +63,7 @@ class Statsd(Logger):
         try:
             self.sock = _connected(self._address)
             self._complained = False
+            self._retry_delay = RETRY_DELAY
         except OSError as error:
             if not self._complained:
                 self._complained = True
@@ -65,19 +73,23 @@ class Statsd(Logger):
 
     def critical(self, msg: Any, *args: Any, **kwargs: Any) -> None:
         super().critical(msg, *args, **kwargs)
-        self.increment("gunicorn.log.critical", 1)
+        self._count_line("critical", kwargs)
 
     def error(self, msg: Any, *args: Any, **kwargs: Any) -> None:
         super().error(msg, *args, **kwargs)
-        self.increment("gunicorn.log.error", 1)
+        self._count_line("error", kwargs)
 
     def warning(self, msg: Any, *args: Any, **kwargs: Any) -> None:
         super().warning(msg, *args, **kwargs)
-        self.increment("gunicorn.log.warning", 1)
+        self._count_line("warning", kwargs)
 
     def exception(self, msg: Any, *args: Any, **kwargs: Any) -> None:
         super().exception(msg, *args, **kwargs)
-        self.increment("gunicorn.log.exception", 1)
+        self._count_line("exception", kwargs)
+
+    def _count_line(self, level: str, kwargs: dict[str, Any]) -> None:
+        self.increment(f"gunicorn.log.{level}", 1)
+        self._send_extra(kwargs.get("extra"))
 
     def info(self, msg: Any, *args: Any, **kwargs: Any) -> None:
         self.log(logging.INFO, msg, *args, **kwargs)
@@ -87,19 +99,24 @@ class Statsd(Logger):
 
     def log(self, lvl: int | str, msg: Any, *args: Any, **kwargs: Any) -> None:
         """Log as Logger does, and send the figure in ``extra``."""
-        extra = kwargs.get("extra")
-        if extra is not None:
-            self._send_extra(extra)
+        self._send_extra(kwargs.get("extra"))
         if msg:
             super().log(lvl, msg, *args, **kwargs)
 
-    def _send_extra(self, extra: dict[str, Any]) -> None:
+    def _send_extra(self, extra: dict[str, Any] | None) -> None:
+        if not extra:
+            return
         metric, value = extra.get(METRIC_VAR), extra.get(VALUE_VAR)
         # 0 is a figure; only the lack of one is none.
         if not metric or value is None:
             return
         kind = extra.get(MTYPE_VAR)
-        if kind == GAUGE_TYPE:
+        tags = extra.get(TAGS_VAR)
+        if kind in _FORMS and tags and self.dogstatsd_tags:
+            # Only where tags are in use is the server known to understand them.
+            listed = ",".join(f"{name}:{tag}" for name, tag in tags.items())
+            self._sock_send(f"{self.prefix}{metric}:{value}|{_FORMS[kind]}|#{listed}")
+        elif kind == GAUGE_TYPE:
             self.gauge(metric, value)
         elif kind == COUNTER_TYPE:
             self.increment(metric, value)
@@ -138,7 +155,7 @@ class Statsd(Logger):
         if isinstance(msg, str):
             msg = msg.encode("ascii", "replace")
         if self.dogstatsd_tags:
-            msg += b"|#" + self.dogstatsd_tags.encode("utf-8", "replace")
+            msg += (b"," if b"|#" in msg else b"|#") + self.dogstatsd_tags.encode("utf-8", "replace")
         if self.sock is None:
             self._connect_again()
         if self.sock is None:
@@ -156,7 +173,9 @@ class Statsd(Logger):
             Logger.warning(self, "A figure for statsd is lost", exc_info=True)
 
     def _connect_again(self) -> None:
-        if self._address and time.monotonic() > self._tried + RETRY_DELAY:
+        if self._address and time.monotonic() > self._tried + self._retry_delay:
+            if not isinstance(self._address, str):
+                self._retry_delay = min(LONGEST_RETRY_DELAY, self._retry_delay * 2)
             self._connect()
 
 
