@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,9 +14,12 @@ import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _subreaper() -> None:
+def _prepared() -> None:
     # Orphans of a test become children of the test process, where the check below finds them.
     harness.become_subreaper()
+    # Servers write no bytecode (an application that is rewritten within a second would be read from it), so
+    # without this each start would compile the package anew.
+    compileall.compile_dir(harness.ROOT / "gunicorn", quiet=2)
 
 
 @pytest.fixture(autouse=True)
