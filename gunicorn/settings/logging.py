@@ -256,7 +256,8 @@ class DogstatsdTags(Setting):
     desc = """\
         Tags for each metric, with commas in between, for servers that speak DogStatsD.
 
-        For example ``service:shop,env:production``.
+        For example ``service:shop,env:production``. Where this is set, the figures of companions have
+        the companion's name as a further tag.
         """
 
 

@@ -218,9 +218,11 @@ class Reload(Setting):
     validator = validate_bool
     default = False
     desc = """\
-        Restart the workers whenever a source file of the application changes.
+        Restart workers and companions whenever a source file that they have loaded changes.
 
-        For development; not together with ``preload_app``, which keeps the old code in the master.
+        For development, so that what runs is the code on disk: ``preload_app`` is therefore without
+        effect. An application that does not load is answered for by a page with the traceback, until
+        a file changes. Changes of the configuration still take a HUP.
         """
 
 
@@ -234,9 +236,10 @@ class ReloadEngine(Setting):
     desc = """\
         How changes are noticed for ``reload``: ``auto``, ``poll`` or ``inotify``.
 
-        ``poll`` looks at the files once a second; ``inotify`` is told by the kernel; ``auto`` takes the
-        better one that works here. Choose ``poll`` for network file systems and for folders shared with
-        a virtual machine.
+        ``poll`` looks at the files once a second. ``inotify`` is told by the operating system, on Linux
+        and elsewhere, through the package ``watchfiles`` (``pip install 'gunicorn[reload]'``); without
+        that it polls and says so. ``auto`` is ``inotify`` where the package is installed, and ``poll`` where
+        not. Choose ``poll`` for network file systems and for folders shared with a virtual machine.
         """
 
 
