@@ -14,7 +14,7 @@ from pathlib import Path
 
 from e2e_apps import JOBS, WEB
 from e2e_companions import companion_server, entry, overlaps, pids, pids_in, reconfigure, signals, starts
-from harness import Server, descendants_of, free_port, is_alive, load, wait_until
+from harness import Server, descendants_of, descriptors, free_port, is_alive, load, wait_until
 
 
 def test_the_reader_of_the_log_goes_away() -> None:
@@ -525,3 +525,56 @@ def test_a_manager_that_dies_after_the_run_directory_changed_still_finds_the_old
         server.wait_companion("a", without=[a])
         server.wait_companion("drain", without=[old])
         assert overlaps(server) == []
+
+
+def test_the_manager_follows_its_logs() -> None:
+    """USR1 after a rotation, HUP after a rotation, HUP with another file: each reaches the manager."""
+    with companion_server(entry("a", "idle"), errorlog="logs/a.log", files_option={"logs/x": ""}) as server:
+
+        def speaks_in(name: str) -> None:
+            found = server.wait_companion("a")["pid"]
+            size = len(server.log(name))
+            os.kill(found, signal.SIGKILL)
+            server.wait_companion("a", without=[found])
+            assert f"{found}" in server.log(name)[size:], name
+
+        def rotate_and_send(sig: signal.Signals, target: str = "logs/a.log") -> None:
+            workers = server.workers()
+            os.rename(server.dir / "logs" / "a.log", server.dir / "logs" / f"a.log.{sig.name}")
+            server.signal(sig)
+            wait_until((server.dir / target).exists, 5, "a new file")
+            if sig == signal.SIGHUP:
+                server.wait_workers(1, without=workers)
+
+        speaks_in("logs/a.log")
+        rotate_and_send(signal.SIGUSR1)
+        wait_until(lambda: reopened(server, "logs/a.log"), 5, "reopened by the manager")
+        speaks_in("logs/a.log")
+        rotate_and_send(signal.SIGHUP)
+        wait_until(lambda: reopened(server, "logs/a.log"), 5, "reopened by the manager at HUP")
+        speaks_in("logs/a.log")
+        reconfigure(server, entry("a", "idle"), errorlog="logs/b.log")
+        rotate_and_send(signal.SIGHUP, "logs/b.log")
+        wait_until(lambda: reopened(server, "logs/b.log"), 5, "the manager in the other file")
+        speaks_in("logs/b.log")
+
+
+def reopened(server: Server, name: str) -> bool:
+    return str(server.dir / name) in descriptors(server.wait_manager()).values()
+
+
+def test_a_log_directory_that_is_lost_ends_nobody() -> None:
+    settings = {"errorlog": "logs/a.log", "accesslog": "logs/access.log"}
+    with companion_server(entry("a", "idle"), **settings, files_option={"logs/x": ""}) as server:
+        pid = server.wait_companion("a")["pid"]
+        before = (server.wait_manager(), server.workers())
+        shutil.rmtree(server.dir / "logs")
+        server.signal(signal.SIGUSR1)
+        server.signal(signal.SIGTTIN)
+        server.wait_workers(2)
+        assert server.get("/").status == 200
+        assert (server.wait_manager(), server.workers()[:1]) == before
+        assert server.companion("a")["pid"] == pid
+        (server.dir / "logs").mkdir()
+        server.signal(signal.SIGUSR1)
+        wait_until((server.dir / "logs" / "a.log").exists, 5, "made again")
