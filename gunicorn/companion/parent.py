@@ -185,6 +185,7 @@ class ManagerHandle:
             self._prepare("control socket", os.path.dirname(control))
         if run_dir is not None:
             self._prepare("run files", run_dir)
+            paths.hand_over_run_files(run_dir, runfile.SUFFIX, cfg.uid, cfg.gid)
         return control, run_dir
 
     def _prepare(self, what: str, directory: str) -> None:

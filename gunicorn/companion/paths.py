@@ -79,13 +79,15 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
         closed = _closed_ancestor(path, uid, gid)
         if closed is not None:
             raise Unusable(f"{path}: user {uid} may not enter {closed}")
+        umask = os.umask(0o077)  # a chmod() afterwards would follow a link
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
             pass
         else:
-            os.chmod(path, 0o700)  # whatever the umask is
             _give(path, uid, gid)
+        finally:
+            os.umask(umask)
         info = os.stat(path)
     except OSError as exc:
         raise Unusable(f"{path}: {exc.strerror}") from None
@@ -95,6 +97,20 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
         raise Unusable(f"{path} may be written by everybody")
     if not _may(info, uid, gid, os.W_OK | os.X_OK):
         raise Unusable(f"{path} is not writable for user {uid}")
+
+
+def hand_over_run_files(directory: str, suffix: str, uid: int, gid: int) -> None:
+    """Give the run files that a server left as root to user *uid*, which is to read and lock them."""
+    if os.geteuid() != 0 or uid == 0:
+        return
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                regular = entry.is_file(follow_symlinks=False) and entry.name.endswith(suffix)
+                if regular and entry.stat(follow_symlinks=False).st_uid == 0:
+                    _give(entry.path, uid, gid)
+    except OSError:
+        pass  # the manager says what it cannot open
 
 
 def _give(path: str, uid: int, gid: int) -> None:

@@ -216,7 +216,9 @@ def _redirect(config: CompanionConfig) -> None:
             os.dup2(1, 2, inheritable=True)
         else:
             try:
-                fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                # Not to wait for the reader of a named pipe: a stop would have to wait as well.
+                fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+                os.set_blocking(fd, True)
             except OSError as exc:
                 raise StartFailed(f"cannot open {key} {path}: {exc.strerror}") from None
             _move(fd, number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pwd
+from pathlib import Path
 
 import pytest
 
@@ -140,3 +141,15 @@ def test_without_any_it_says_what_is_wrong_with_each(tmp_path):
     with pytest.raises(paths.Unusable) as caught:
         paths.usable_default_directory(environ, ME, os.getgid())
     assert str(caught.value).count(str(tmp_path)) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_run_files_that_root_left_are_given_to_the_user(tmp_path: Path) -> None:
+    for name in ("mailer.run", "notes.txt", "other.run"):
+        (tmp_path / name).touch()
+    os.chown(tmp_path / "other.run", 1, 1)
+    (tmp_path / "link.run").symlink_to("/etc/hostname")
+    paths.hand_over_run_files(str(tmp_path), ".run", 65534, 65534)
+    owners = {path.name: path.lstat().st_uid for path in tmp_path.iterdir()}
+    assert owners == {"mailer.run": 65534, "notes.txt": 0, "other.run": 1, "link.run": 0}
+    assert os.stat("/etc/hostname").st_uid == 0
