@@ -31,6 +31,7 @@ RETRY_INTERVAL = 10.0
 # How long nothing is accepted when the process, or the system, has no descriptor to spare.
 PAUSE = 1.0
 BACKLOG = 256
+ACCEPT_BATCH = 16
 
 Dispatch = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -256,7 +257,8 @@ class ControlServer:
 
     def _on_connection(self, events: int) -> None:
         assert self.listener is not None
-        for _ in range(BACKLOG):
+        # A few at a time: what they have sent, and that they are gone, is looked at in between.
+        for _ in range(ACCEPT_BATCH):
             try:
                 sock, _ = self.listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
