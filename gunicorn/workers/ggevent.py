@@ -27,7 +27,16 @@ from gunicorn.workers.base import TICK
 from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.connections import State
 from gunicorn.workers.cycle import Cycle, Fate
-from gunicorn.workers.parting import FAREWELL, IDLE_AT_LEAST, RETIRE_TICK, Connection, Queues, make_room, part
+from gunicorn.workers.parting import (
+    FAREWELL,
+    IDLE_AT_LEAST,
+    RETIRE_TICK,
+    Connection,
+    Queues,
+    has_input,
+    make_room,
+    part,
+)
 
 try:
     # With what patching needs: imported in the master, so that not each worker has to.
@@ -187,7 +196,7 @@ class GeventWorker(AsyncWorker):
     def _retire_gracefully(self, acceptors: list[Any]) -> None:
         """Serve what has come, let clients go with an answer where they want one, and stop."""
         # A little before the master loses patience.
-        deadline = self.graceful_deadline() - min(0.5, self.cfg.graceful_timeout / 10)
+        deadline = self.graceful_deadline() - min(1.0, self.cfg.graceful_timeout / 4)
         self._retired_at = time.monotonic()
         self.log.debug("%s retires with %d connections", self, len(self.conns))
         at_work = [greenlet for greenlet, conn in self.conns.items() if conn.state is State.BUSY]
@@ -262,12 +271,13 @@ class GeventWorker(AsyncWorker):
         takes_more = self.cfg.workers == 1
         while True:
             try:
-                if not self._has_room():
+                gevent.socket.wait(arrival)
+                while not self._has_room():
                     make_room(self.conns.values())
                     self._ended.clear()
                     self._ended.wait(IDLE_AT_LEAST)
-                elif not self._take(listener) or not takes_more:
-                    gevent.socket.wait(arrival)
+                while self._take(listener) and takes_more and self._has_room():
+                    pass
             except Exception:
                 self.log.exception("Accepting goes on after an error")
                 gevent.sleep(IDLE_AT_LEAST)
@@ -357,7 +367,8 @@ class GeventWorker(AsyncWorker):
         if not arrived:
             with gevent.Timeout(self._patience, False) if first else self.timeout_ctx():
                 gevent.socket.wait_read(sock.fileno())
-                arrived = True
+                # Hung up: TLS would answer its missing goodbye with an alert, where ours is to be said.
+                arrived = conn.state is not State.LINGER or has_input(sock)
         conn.enter(State.HEAD)
         return arrived
 

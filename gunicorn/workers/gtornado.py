@@ -20,11 +20,11 @@ from typing import Any
 from gunicorn import SERVER_SOFTWARE
 from gunicorn import sock as listening
 from gunicorn.http.wsgi import base_environ
-from gunicorn.workers import accepting
+from gunicorn.workers import accepting, closing
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.connections import State
 from gunicorn.workers.cycle import shown
-from gunicorn.workers.parting import FAREWELL, RETIRE_TICK, Connection, Queues, make_room, part
+from gunicorn.workers.parting import FAREWELL, RETIRE_TICK, Connection, Queues, has_input, make_room, part
 
 try:
     import tornado
@@ -61,6 +61,15 @@ class Conn(Connection):
     reply: Reply | None = None
     # No longer the library's: a WebSocket.
     detached = False
+
+    def hang_up(self) -> None:
+        if isinstance(self.sock, ssl.SSLSocket) and self.state is not State.HANDSHAKE:
+            # An end without TLS's goodbye would be answered with an alert.
+            if not has_input(self.sock):
+                closing.say_goodbye(self.sock)
+                self.stream.close()
+            return
+        super().hang_up()
 
 
 class _Noticing:
@@ -333,7 +342,7 @@ class TornadoWorker(Worker):
     async def _retire_gracefully(self) -> None:
         """Serve what has come, let clients go with an answer where they want one, and stop."""
         # A little before the master loses patience.
-        deadline = self.graceful_deadline() - min(0.5, self.cfg.graceful_timeout / 10)
+        deadline = self.graceful_deadline() - min(1.0, self.cfg.graceful_timeout / 4)
         self._retired_at = time.monotonic()
         self.server.conn_params.no_keep_alive = True
         at_work = [key for key, conn in self.conns.items() if conn.state is State.BUSY and not conn.detached]
@@ -420,8 +429,8 @@ class TornadoWorker(Worker):
             self.ioloop.remove_handler(fd)
             self._paused.add(fd)
 
-    def _resume_accepting(self) -> None:
-        while self._paused and self._has_room():
+    def _resume_accepting(self, anyway: bool = False) -> None:
+        while self._paused and (anyway or self._has_room()):
             self.ioloop.add_handler(self._paused.pop(), self._accept, IOLoop.READ)
 
     def _take(self, listener: Any) -> bool:
@@ -524,9 +533,8 @@ class TornadoWorker(Worker):
                 conn.state in (State.NEW, State.HEAD) and patience and waited > patience
             ):
                 conn.hang_up()
-        if self._paused:
-            make_room(self.conns.values())
-            self._resume_accepting()
+        # Whoever has idled for long enough by now makes room, if anybody waits for it.
+        self._resume_accepting(anyway=True)
 
     # -- requests ------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from gunicorn.workers import accepting
+from gunicorn.workers import accepting, closing
 from gunicorn.workers.connections import State
 
 # How long a retiring worker waits for what, in seconds. Who is about to send a request gets an answer that
@@ -47,6 +47,14 @@ class Connection:
         with contextlib.suppress(OSError, ValueError):
             # Below gevent, whose own would throw an error into the greenlet that waits.
             _socket.socket.shutdown(getattr(self.sock, "_sock", self.sock), socket.SHUT_RD)
+
+
+def has_input(sock: Any) -> bool:
+    """Whether bytes have arrived on *sock*, below any TLS; the end of the connection is none."""
+    try:
+        return bool(closing.peek_now(sock))
+    except (OSError, ValueError):
+        return False
 
 
 def part(conns: Iterable[Connection], retired_at: float) -> None:

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: MIT
+"""Real servers with gevent's workers: what is patched, bounds, deadlines, TLS, ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import ssl
+import time
+from collections.abc import Iterator
+
+import pytest
+from harness import Background, Server, wait_until
+from test_nothing_lost import under_load
+from workertools import APP, Client, connect, elapsed, get, make_certificate
+
+pytest.importorskip("gevent", reason="gevent is not installed")
+
+BOTH = pytest.mark.parametrize("kind", ["gevent", "gevent_pywsgi"])
+
+#: What only greenlets can do, beside the routes of APP.
+MORE = (
+    APP.replace("def app(", "def base(")
+    + """
+import socket, subprocess
+
+from gunicorn.workers.base_async import ALREADY_HANDLED
+
+def app(environ, start_response):
+    path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
+    if path == "/patched":
+        body = socket.socket.__module__.encode()
+    elif path == "/program":
+        body = subprocess.check_output(["echo", "hello"])
+    elif path == "/file":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return environ["wsgi.file_wrapper"](open(__file__, "rb"))
+    elif path == "/handled":
+        environ["gunicorn.socket"].sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 4\\r\\n\\r\\nmine")
+        return ALREADY_HANDLED
+    elif path == "/switch":
+        sock = environ["gunicorn.socket"]
+        sock.sendall(b"HTTP/1.1 101 Switching\\r\\nConnection: upgrade\\r\\nUpgrade: echo\\r\\n\\r\\n")
+        while data := sock.recv(100):
+            sock.sendall(data)
+        return ALREADY_HANDLED
+    elif path == "/impatient":
+        import gevent
+        with gevent.Timeout(0.05):
+            gevent.sleep(5)
+    else:
+        return base(environ, start_response)
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+"""
+)
+
+
+def conf(kind: str = "gevent", **settings: object) -> str:
+    settings = {"worker_class": kind, "graceful_timeout": 10, **settings}
+    return "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def tls(server: Server) -> Client:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return Client(context.wrap_socket(server.connect()))
+
+
+@contextlib.contextmanager
+def kept(server: Server, count: int) -> Iterator[list[Client]]:
+    """Connections that were answered once and idle now."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(server)) for _ in range(count)]
+        for client in clients:
+            assert not client.ask().closes
+        yield clients
+
+
+@BOTH
+def test_serving(kind: str) -> None:
+    hooks = """
+    def pre_request(worker, req):
+        worker.log.info("before %s %s", req.method, req.path)
+    def post_request(worker, req, environ, resp):
+        worker.log.info("after %s", resp.status)
+    """
+    import textwrap
+
+    config = conf(kind, keepalive=1, accesslog="-") + textwrap.dedent(hooks)
+    with Server(MORE, config) as server:
+        with connect(server) as client:
+            assert client.ask("/patched").body.startswith(b"gevent")
+            assert client.ask("/program").body == b"hello\n"
+            # Both at once.
+            client.send(get("/flags") + get("/"))
+            assert client.answer().body == b"(True, False)"
+            assert client.answer().status == 200
+            client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nabcde")
+            assert client.answer().body == b"abcde"
+            assert 0.5 < elapsed(client.is_closed) < 3
+        assert server.get("/file").text == server.log("app.py")
+        # Many wait at the same time in one thread.
+        slow = [Background(server, "/sleep?0.4") for _ in range(5)]
+        assert [one.result().status for one in slow] == [200] * 5
+        assert sum(one.seconds for one in slow) < 5
+        for path in ("/boom", "/impatient"):
+            reply = server.get(path)
+            assert reply.status == 500 and b"boom" not in reply.body
+        with connect(server) as client:
+            assert client.ask(close=True).closes and client.is_closed()
+        log = server.wait_log("boom on purpose")
+        assert "before POST /echo" in log and "after 200 OK" in log
+        assert '"POST /echo HTTP/1.1" 200' in log
+        server.signal(signal.SIGUSR1)
+        assert server.get("/").status == 200
+
+
+def test_the_master_and_companions_are_not_patched() -> None:
+    config = (
+        conf()
+        + """
+import os
+def write(name):
+    import gevent.monkey
+    with open(name, "w") as f:
+        f.write(str(gevent.monkey.is_module_patched("socket")))
+def companion():
+    import time
+    write("companion")
+    while True:
+        time.sleep(60)
+def child_exit(server, worker):
+    write("master")
+def post_worker_init(worker):
+    write("worker")
+companion_workers = [{"name": "one", "target": companion}]
+"""
+    )
+    with Server("from gevent import monkey; monkey.patch_all()\n" + MORE, config) as server:
+        server.wait_companion("one")
+        wait_until(lambda: server.log("companion"))
+        assert server.get("/patched").text.startswith("gevent")
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGTERM)
+        server.wait_workers(1, without=[worker])
+        assert server.get("/").status == 200
+        found = {
+            name: wait_until(lambda name=name: server.log(name)) for name in ("master", "worker", "companion")
+        }
+        assert found == {"master": "False", "worker": "True", "companion": "False"}
+        assert "gevent could patch" not in server.log()
+
+
+def test_a_late_patch_is_told() -> None:
+    with Server(APP, conf(preload_app=True)) as server:
+        assert "preloaded before gevent could patch" in server.log()
+
+
+@BOTH
+def test_idle_connections_do_not_delay_a_stop(kind: str) -> None:
+    with (
+        Server(APP, conf(kind, keepalive=30)) as server,
+        kept(server, 5) as clients,
+        connect(server) as silent,
+    ):
+        started = time.monotonic()
+        server.signal(signal.SIGTERM)
+        time.sleep(0.2)
+        # The request that comes meanwhile is answered.
+        answer = clients[0].ask()
+        assert answer.status == 200 and answer.closes
+        assert server.wait_exit() == 0
+        assert time.monotonic() - started < 2.5
+        assert all(client.is_closed() for client in [*clients, silent])
+
+
+@BOTH
+def test_a_long_request_outlives_the_retirement_and_nobody_waits(kind: str) -> None:
+    """It is longer than `timeout`, its worker is the only one, and the place of that is taken at its end."""
+    config = conf(kind, max_requests=1, timeout=2, keepalive=30)
+    with Server(APP, config, ready="listen") as server:
+        wait_until(lambda: len(server.workers()) == 1)
+        long = Background(server, "/until?done")
+        wait_until(lambda: server.log("until"))
+        assert elapsed(lambda: server.get("/")) < 1.5
+        time.sleep(2.5)
+        assert elapsed(lambda: server.get("/")) < 1
+        server.write("done", "")
+        assert long.result().status == 200
+        assert long.reply is not None and long.reply.headers["Connection"] == "close"
+        server.wait_log("retires")
+        assert "SIGKILL" not in server.log() and "has not answered" not in server.log()
+
+
+@BOTH
+def test_idle_connections_do_not_delay_a_successor(kind: str) -> None:
+    with Server(APP, conf(kind, max_requests=8, keepalive=30)) as server, kept(server, 5) as clients:
+        # One was the probe of the start.
+        assert not clients[0].ask().closes
+        first = clients[0].ask()
+        assert first.closes
+        started = time.monotonic()
+        while server.get("/").body == first.body:
+            assert time.monotonic() - started < 5
+        assert max(elapsed(lambda: server.get("/")) for _ in range(3)) < 1
+
+
+@BOTH
+def test_no_more_connections_than_configured(kind: str) -> None:
+    with Server(APP, conf(kind, worker_connections=3, keepalive=30), ready="listen") as server:
+        busy = [Background(server, "/until?done") for _ in range(3)]
+        wait_until(lambda: server.log("until").count("\n") == 3)
+        with connect(server) as client:
+            client.send(get())
+            assert not client.is_closed(0.3)
+            server.write("done", "")
+            assert [one.result().status for one in busy] == [200] * 3
+            client.sock.settimeout(5)
+            assert client.answer().status == 200
+        # Who idles leaves the place to somebody new.
+        with connect(server) as one, connect(server) as two:
+            assert not one.ask().closes and not two.ask().closes
+            with connect(server), connect(server) as new:
+                assert elapsed(new.ask) < 3
+            assert one.is_closed() and not two.is_closed(0.1)
+
+
+def test_a_head_has_a_deadline() -> None:
+    with Server(APP, conf(timeout=2)) as server, connect(server) as silent, connect(server) as stalled:
+        started = time.monotonic()
+        stalled.send(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        assert stalled.answer().status == 408
+        assert stalled.is_closed() and silent.is_closed()
+        assert 1.7 < time.monotonic() - started < 4
+
+
+#: A context of the class as it was before anything was patched, as a configuration file makes it.
+OWN_CONTEXT = """
+from ssl import SSLContext, PROTOCOL_TLS_SERVER
+def ssl_context(config, default):
+    context = SSLContext(PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(config.certfile, config.keyfile)
+    return context
+"""
+
+
+@pytest.mark.parametrize(("kind", "more"), [("gevent", ""), ("gevent_pywsgi", OWN_CONTEXT)])
+def test_tls(kind: str, more: str, certificate: tuple[str, str]) -> None:
+    config = conf(kind, certfile=certificate[0], keyfile=certificate[1], timeout=2, keepalive=30) + more
+    with Server(APP, config, ready="listen") as server, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(connect(server)) for _ in range(10)]
+        for client in silent[::2]:
+            client.send(b"\x16\x03\x01\x02\x00\x01\x00")  # the start of a hello
+        with tls(server) as client:
+            assert elapsed(lambda: client.ask("/sleep?0.1")) < 1
+            body = b"x" * 200_000
+            for _ in range(2):
+                client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + body)
+                assert client.answer().body == body
+            # None of the silent ones holds a place for ever.
+            assert all(one.is_closed() for one in silent)
+            server.signal(signal.SIGTERM)
+            assert server.wait_exit() == 0
+            assert client.sock.recv(10) == b""
+        if more:
+            assert "holds SSLContext as it was" in server.log()
+
+
+def test_an_application_that_answers_itself() -> None:
+    with Server(MORE, conf(timeout=1)) as server:
+        with connect(server) as client:
+            assert client.ask("/handled").body == b"mine"
+            assert client.is_closed()
+        with connect(server) as client:
+            client.send(get("/switch", more="Connection: upgrade\r\nUpgrade: echo\r\n"))
+            assert client.answer().status == 101
+            # No deadline is left over from HTTP.
+            time.sleep(1.5)
+            client.send(b"ping")
+            assert client.sock.recv(10) == b"ping"
+        assert "ERROR" not in server.log()
+
+
+def test_the_end_of_patience() -> None:
+    with Server(APP, conf(graceful_timeout=2)) as server, connect(server) as client:
+        client.send(get("/sleep?30"))
+        wait_until(lambda: server.log("sleeping"))
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 4
+        assert client.is_closed()
+        assert "1 requests unfinished" in server.log() and "SIGKILL" not in server.log()
+
+
+@BOTH
+def test_a_quick_stop(kind: str) -> None:
+    config = conf(kind) + "def worker_int(worker):\n    open('interrupted', 'w').write('x')\n"
+    with Server(APP, config) as server, connect(server) as client:
+        client.send(get("/sleep?30"))
+        wait_until(lambda: server.log("sleeping"))
+        started = time.monotonic()
+        server.signal(signal.SIGINT)
+        assert server.wait_exit() == 0
+        assert time.monotonic() - started < 2
+        assert server.log("interrupted")
+
+
+@BOTH
+def test_nothing_is_lost(kind: str) -> None:
+    config = conf(kind, workers=2, max_requests=60, max_requests_jitter=20)
+    with Server(APP, config) as server, under_load(server) as load:
+        old = server.workers()
+        server.signal(signal.SIGHUP)
+        server.wait_workers(2, without=old)
+        os.kill(server.workers()[0], signal.SIGTERM)
+        for sig, count in ((signal.SIGTTIN, 3), (signal.SIGTTOU, 2)):
+            server.signal(sig)
+            server.wait_workers(count)
+        wait_until(lambda: len(load.pids) > 6, 30)
+
+
+def test_a_handler_of_somebody_else() -> None:
+    """A subclass with a handler for gevent's server, as packages for WebSocket have it."""
+    files = {
+        "special.py": """
+        from gevent.pywsgi import WSGIHandler
+        from gunicorn.workers.ggevent import GeventPyWSGIWorker, GeventWorker
+
+        class Handler(WSGIHandler):
+            def get_environ(self):
+                environ = super().get_environ()
+                environ["QUERY_STRING"] = "5"
+                return environ
+
+        class Special(GeventPyWSGIWorker):
+            wsgi_handler = Handler
+        """
+    }
+    with Server(APP, conf("special.Special", keepalive=30), files=files) as server, connect(server) as client:
+        assert client.ask("/big").body == b"xxxxx"
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 2.5
