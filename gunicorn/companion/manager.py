@@ -230,12 +230,12 @@ class CompanionManager:
             process = self._pids.get(change.pid)
             if process is None or process.state not in (State.STARTING, State.RUNNING):
                 continue
-            self.log.info("Companion %s restarts: %s has changed", process.name, change.path)
             if change.inherited:
                 self.log.warning(
-                    "%s is in the master's memory; new processes do not see the change: restart it",
-                    change.path,
+                    "%s has changed, but is in the master's memory: restart the server", change.path
                 )
+                continue
+            self.log.info("Companion %s restarts: %s has changed", process.name, change.path)
             self.restart_process(process.name)
 
     def take_files(self) -> dict[str, str]:

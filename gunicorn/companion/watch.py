@@ -68,8 +68,10 @@ class SourceWatch:
         """
 
         def tell(path: str) -> None:
-            reloader.stop()
             change = Change(os.getpid(), path, path in inherited)
+            if not change.inherited:
+                # The rest of a checkout changes nothing more for this process.
+                reloader.stop()
             # Where the manager is gone, or has not read for long, there is nobody to restart this one.
             with contextlib.suppress(OSError):
                 os.write(self._write, _message(change))

@@ -114,8 +114,9 @@ class Worker:
         """Set ``wsgi``; with `reload`, for an application that does not load, to a page that says why."""
         try:
             self.wsgi = self.app.wsgi()
-        except Exception as error:
-            if not self.cfg.reload:
+        except (Exception, SystemExit) as error:
+            # A module that calls sys.exit() is one more that waits for its fix.
+            if not self.cfg.reload or isinstance(error, Stopped):
                 raise
             from gunicorn.compat import make_fail_app
 
@@ -136,13 +137,13 @@ class Worker:
 
     def _changed(self, path: str) -> None:
         """Called in the reloader's thread when a file has changed: retire as if the master had said so."""
+        if self.reloader.is_inherited(path):
+            # A new worker would have the old code, too.
+            self.log.warning("%s has changed, but is in the master's memory: restart the server", path)
+            return
         # Once: the rest of a checkout changes nothing more for this process.
         self.reloader.stop()
         self.log.info("Worker %s reloads: %s has changed", self.pid, path)
-        if self.reloader.is_inherited(path):
-            self.log.warning(
-                "%s is in the master's memory; new workers do not see the change: restart it", path
-            )
         self.cfg.worker_int(self)
         # By the signal, because classes with a loop of their own know only that.
         os.kill(os.getpid(), signal.SIGTERM)
