@@ -240,6 +240,26 @@ def post_worker_init(worker):
         assert "Traceback" not in server.log() and "[ERROR]" not in server.log()
 
 
+@WORKERS
+def test_a_log_rotation_while_a_worker_boots_does_not_end_it(worker: str) -> None:
+    """A USR1 between any two steps in which the worker changes its handlers."""
+    hook = """
+import os, signal
+real = signal.signal
+def and_then_usr1(signum, handler):
+    before = real(signum, handler)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return before
+def post_fork(server, worker):
+    signal.signal = and_then_usr1
+def post_worker_init(worker):
+    signal.signal = real
+"""
+    with Server(WEB, config(worker) + hook, ready=None) as server:
+        wait_until(lambda: server.get("/").status == 200)
+        assert "SIGUSR1" not in server.log()
+
+
 def test_unknown_signals_to_workers_are_survived() -> None:
     """TERM, QUIT, KILL, SEGV to a worker: the master replaces it and serves on."""
     with Server(WEB, "workers = 2") as server:
