@@ -146,12 +146,6 @@ class GeventWorker(AsyncWorker):
                 ", ".join(sorted(holders)),
             )
 
-    def _make_reloader(self) -> None:
-        from gunicorn.reloader import Reloader
-
-        # Threads are greenlets by now: an engine that waits for the system's events would hold them all.
-        self.reloader = Reloader(extra_files=self.cfg.reload_extra_files, callback=self._changed)
-
     def timeout_ctx(self) -> Any:
         """Ends its block quietly after `keepalive` seconds."""
         return gevent.Timeout(self.keepalive, False)

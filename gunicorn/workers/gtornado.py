@@ -415,12 +415,12 @@ class TornadoWorker(Worker):
     def _accept(self, fd: int, events: int) -> None:
         listener = self._listeners[fd]
         # Among several workers each takes one at a time, so that a burst is spread over them.
+        if not self._has_room():
+            make_room(self.conns.values())
+            self._pause(fd)
+            return
         for _ in range(BURST if self.cfg.workers == 1 else 1):
-            if not self._has_room():
-                make_room(self.conns.values())
-                self._pause(fd)
-                return
-            if not self._take(listener):
+            if not self._has_room() or not self._take(listener):
                 return
 
     def _pause(self, fd: int) -> None:
