@@ -286,6 +286,18 @@ def test_a_stop_while_starting_leaves_nothing(sig: signal.Signals) -> None:
             server.assert_nothing_left()
 
 
+@pytest.mark.parametrize("worker", ["sync", "gthread"])
+def test_a_stop_while_the_application_loads(worker: str) -> None:
+    """A worker that serves nobody yet has nothing to finish."""
+    app = "import time\nopen('loading', 'w').write('1')\ntime.sleep(60)\n" + WEB
+    with Server(app, f"worker_class = {worker!r}\nthreads = 2\nworkers = 2", ready=None) as server:
+        server.wait_log("1", name="loading")
+        server.wait_workers(2)
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 3
+
+
 def test_workers_end_when_the_master_is_killed() -> None:
     with Server(WEB, "workers = 2\ntimeout = 2") as server:
         server.wait_workers(2)
