@@ -290,7 +290,8 @@ def test_a_stop_while_starting_leaves_nothing(sig: signal.Signals) -> None:
 def test_a_stop_while_the_application_loads(worker: str) -> None:
     """A worker that serves nobody yet has nothing to finish."""
     app = "import time\nopen('loading', 'w').write('1')\ntime.sleep(60)\n" + WEB
-    with Server(app, f"worker_class = {worker!r}\nthreads = 2\nworkers = 2", ready=None) as server:
+    threads = 2 if worker == "gthread" else 1
+    with Server(app, f"worker_class = {worker!r}\nthreads = {threads}\nworkers = 2", ready=None) as server:
         server.wait_log("1", name="loading")
         server.wait_workers(2)
         started = time.monotonic()
