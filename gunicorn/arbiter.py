@@ -582,6 +582,7 @@ class Arbiter:
         for record in records:
             if not record.booted:
                 record.booted = self._last_beat(record.pid) not in (None, record.first_beat)
+            record.leaving = record.leaving or self._says_it_leaves(record.pid)
         return pool.plan(records, self.num_workers, now, self.timeout or BOOT_WAIT)
 
     def _last_beat(self, pid: int) -> float | None:
@@ -591,6 +592,14 @@ class Arbiter:
             # Its file cannot be read: no reason to end it.
             return None
         return beat
+
+    def _says_it_leaves(self, pid: int) -> bool:
+        """Whether a worker ends on its own account, after `max_requests` for one."""
+        try:
+            # Heartbeats that are not ours may not know the word.
+            return getattr(self.WORKERS[pid].tmp, "leaving", False) is True
+        except (OSError, ValueError):
+            return False
 
     def murder_workers(self) -> None:
         """End workers whose heart has stopped: SIGABRT, so that they can say where they hang, then SIGKILL.

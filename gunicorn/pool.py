@@ -37,6 +37,8 @@ class WorkerRecord:
     outdated: bool = False
     # Told to end, once.
     retiring: bool = False
+    # Has said by itself that it takes no more work: it is as good as gone, but for what it finishes.
+    leaving: bool = False
     # The deadline for its SIGKILL; then the moment when it got that.
     kill_at: float | None = None
     killed_at: float | None = None
@@ -58,7 +60,7 @@ def plan(records: Iterable[WorkerRecord], wanted: int, now: float, boot_wait: fl
     *boot_wait* seconds to: between the two there is no moment without a worker. Among those that are
     too many, outdated ones that never booted go first (they serve nobody), then the oldest.
     """
-    staying = [record for record in records if not record.retiring]
+    staying = [record for record in records if not (record.retiring or record.leaving)]
     current = sorted((record for record in staying if not record.outdated), key=_oldest_first)
     outdated = sorted((record for record in staying if record.outdated), key=_oldest_first)
     surplus = current[: max(0, len(current) - wanted)]

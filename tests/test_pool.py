@@ -24,11 +24,18 @@ from gunicorn.pool import (
 def workers(text: str) -> list[WorkerRecord]:
     """A pool in short: per worker a letter, pid and age being its place.
 
-    ``b`` booted, ``n`` new, ``o`` outdated and booted, ``x`` outdated and not booted, ``r`` retiring.
+    ``b`` booted, ``n`` new, ``o`` outdated and booted, ``x`` outdated and not booted, ``r`` retiring,
+    ``l`` leaving by itself.
     """
     return [
         WorkerRecord(
-            place, place, 0.0, booted=letter in "bor", outdated=letter in "ox", retiring=letter == "r"
+            place,
+            place,
+            0.0,
+            booted=letter in "borl",
+            outdated=letter in "ox",
+            retiring=letter == "r",
+            leaving=letter == "l",
         )
         for place, letter in enumerate(text, 1)
     ]
@@ -51,6 +58,10 @@ def workers(text: str) -> list[WorkerRecord]:
         ("rrbb", 2, Plan()),
         ("rrb", 2, Plan(spawn=1)),
         ("rr", 0, Plan()),
+        # One that leaves by itself is replaced before it is gone.
+        ("lb", 2, Plan(spawn=1)),
+        ("lbn", 2, Plan()),
+        ("l", 0, Plan()),
         # After a reload: new ones first, an old one goes for each that has booted.
         ("oo", 2, Plan(spawn=2, waiting=True)),
         ("oonn", 2, Plan(waiting=True)),

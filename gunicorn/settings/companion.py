@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from gunicorn.settings.base import Setting
-from gunicorn.settings.validators import validate_bool, validate_callable, validate_dict, validate_string
+from gunicorn.settings.validators import (
+    validate_bool,
+    validate_callable,
+    validate_dict,
+    validate_seconds,
+    validate_string,
+)
 
 RELOAD_WAYS = ("changed", "all")
 
@@ -27,20 +32,6 @@ def validate_companion_workers(val: Any) -> list[dict[str, Any]]:
                 f"({type(entry).__name__})"
             )
     return list(val)
-
-
-def validate_seconds(val: Any) -> int | float:
-    """A time in seconds, 0 or more, with or without a fraction."""
-    if isinstance(val, str):
-        try:
-            val = float(val) if not val.strip().isdecimal() else int(val)
-        except ValueError:
-            raise ValueError(f"expected a number of seconds, not {val!r}") from None
-    if isinstance(val, bool) or not isinstance(val, (int, float)):
-        raise TypeError(f"expected a number of seconds, not {val!r} ({type(val).__name__})")
-    if not math.isfinite(val) or val < 0:
-        raise ValueError(f"expected a number of seconds, 0 or more, not {val!r}")
-    return val
 
 
 def validate_seconds_or_none(val: Any) -> int | float | None:

@@ -8,6 +8,7 @@ text says what would be right. The name of the setting is added by whoever appli
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from types import FunctionType, MethodType
@@ -332,6 +333,20 @@ def validate_header_map_behaviour(val: Any) -> str | None:
     if text.lower() not in HEADER_MAP_WAYS:
         raise ValueError(f"expected one of {', '.join(HEADER_MAP_WAYS)}, not {val!r}")
     return text.lower()
+
+
+def validate_seconds(val: Any) -> int | float:
+    """A time in seconds, 0 or more, with or without a fraction."""
+    if isinstance(val, str):
+        try:
+            val = float(val) if not val.strip().isdecimal() else int(val)
+        except ValueError:
+            raise ValueError(f"expected a number of seconds, not {val!r}") from None
+    if isinstance(val, bool) or not isinstance(val, (int, float)):
+        raise TypeError(f"expected a number of seconds, not {val!r} ({type(val).__name__})")
+    if not math.isfinite(val) or val < 0:
+        raise ValueError(f"expected a number of seconds, 0 or more, not {val!r}")
+    return val
 
 
 def validate_ssl_version(val: Any) -> int:

@@ -9,6 +9,7 @@ from gunicorn.settings.validators import (
     validate_list_of_existing_files,
     validate_pos_int,
     validate_reload_engine,
+    validate_seconds,
     validate_string,
     validate_worker_class,
 )
@@ -131,6 +132,23 @@ class Timeout(Setting):
 
         For ``sync`` that is the longest time that one request can take. The other classes say that they
         are alive while requests are served, so that there it finds only a worker that hangs as a whole.
+        """
+
+
+class RequestTimeout(Setting):
+    name = "request_timeout"
+    section = "Worker Processes"
+    cli = ["--request-timeout"]
+    meta = "SECONDS"
+    validator = validate_seconds
+    default = 0
+    desc = """\
+        The seconds that one request may take with ``gthread`` and ``gevent``; 0 for no limit.
+
+        A request that takes longer has its stack logged, which shows where it hangs, and its worker is
+        retired: another one takes its place, the other requests are finished, and what still hangs after
+        ``graceful_timeout`` ends with the process. Python gives no safe way to end a thread alone. With
+        ``sync`` the setting ``timeout`` does this.
         """
 
 

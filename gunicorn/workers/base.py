@@ -227,8 +227,19 @@ class Worker:
         """Called once `max_requests` have been served: finish and end, to be replaced by a fresh worker."""
         if self.alive:
             self.log.info("%s has served its %s requests and retires", self, self.nr)
-            self.alive = False
-            self.wake()
+            self.leave()
+
+    def leave(self) -> None:
+        """Finish and end; the master is told, and starts a successor now and not only at the end."""
+        self.alive = False
+        self.tmp.leave()
+        self.wake()
+
+    def log_slow_request(self, req: Any, limit: float, frame: FrameType | None) -> None:
+        """Log that *req* takes longer than *limit* seconds, and where: in *frame*."""
+        what = f"{getattr(req, 'method', 'a')} {getattr(req, 'uri', 'request')}"
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else "it has just ended"
+        self.log.error("%s takes longer than %g s; %s retires:\n%s", ascii(what), limit, self, stack)
 
     def graceful_deadline(self) -> float:
         """The moment, from now, at which the master stops waiting for a worker that ends."""

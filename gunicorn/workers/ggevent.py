@@ -11,7 +11,6 @@ import contextlib
 import ssl
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Iterator
 from types import FrameType
@@ -103,7 +102,7 @@ class GeventWorker(AsyncWorker):
         self._patience: float | None = float(self.cfg.timeout) or None
         # The master waits for twice `timeout`.
         self._beat = min(TICK, self.timeout / 2 or TICK)
-        self._request_timeout = float(getattr(self.cfg, "request_timeout", 0) or 0)
+        self._request_timeout = float(self.cfg.request_timeout)
 
     # -- the start -----------------------------------------------------------------------
 
@@ -183,9 +182,8 @@ class GeventWorker(AsyncWorker):
         for greenlet, conn in list(self.conns.items()):
             if conn.state is State.BUSY and conn.since < before and not conn.reported:
                 conn.reported = True
-                stack = "".join(traceback.format_stack(greenlet.gr_frame)) if greenlet.gr_frame else ""
-                self.log.error("A request takes longer than %g s:\n%s", self._request_timeout, stack)
-                self.alive = False
+                self.log_slow_request(None, self._request_timeout, greenlet.gr_frame)
+                self.leave()
 
     def _retire_gracefully(self, acceptors: list[Any]) -> None:
         """Serve what has come, let clients go with an answer where they want one, and stop."""

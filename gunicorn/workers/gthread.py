@@ -13,6 +13,7 @@ import math
 import select
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -65,6 +66,10 @@ class TConn:
         self.initialized = False
         self.is_tls = False
         self.gatherer: HeadGatherer | None = None
+        # What is being served, where `request_timeout` limits it: since when, and by which thread.
+        self.request: Any = None
+        self.since = math.inf
+        self.thread = 0
 
     def init(self, context: ssl.SSLContext | None = None, policy: RequestPolicy | None = None) -> None:
         """Prepare for reading; with TLS the handshake is still to come. A second call does nothing."""
@@ -155,6 +160,7 @@ class ThreadWorker(Worker):
         self._keepalive = float(cfg.keepalive)
         self._patience = float(cfg.timeout) or math.inf
         self._is_tls: bool = cfg.is_ssl
+        self._request_timeout = float(cfg.request_timeout)
         # The master waits for twice `timeout`.
         self._beat = min(TICK, self.timeout / 2 or TICK)
 
@@ -211,6 +217,8 @@ class ThreadWorker(Worker):
         """Beat the heart, end what is overdue, and wait for a wake-up, a deadline or *until*."""
         self.notify()
         self.murder_keepalived()
+        if self._request_timeout:
+            self._look_for_slow_requests()
         now = time.monotonic()
         timeout = min(until, self.waiting.nearest(), now + self._beat) - now
         if self._alarm.poll(max(0, math.ceil(timeout * 1000))):
@@ -220,6 +228,16 @@ class ThreadWorker(Worker):
         """End the connections that have waited for too long."""
         for conn in self.waiting.claim_expired(time.monotonic()):
             self._expire(conn)
+
+    def _look_for_slow_requests(self) -> None:
+        """Log where requests hang that take longer than `request_timeout`, and retire."""
+        before = time.monotonic() - self._request_timeout
+        for conn in list(self.conns.values()):
+            if conn.since < before:
+                conn.since = math.inf
+                frame = sys._current_frames().get(conn.thread)
+                self.log_slow_request(conn.request, self._request_timeout, frame)
+                self.leave()
 
     def _expire(self, conn: TConn) -> None:
         try:
@@ -436,12 +454,15 @@ class ThreadWorker(Worker):
         req = None
         try:
             req = next(conn.parser)
+            if self._request_timeout:
+                conn.request, conn.thread, conn.since = req, threading.get_ident(), time.monotonic()
             answer = self.handle_request(req, conn)
             fate = answer if isinstance(answer, Fate) else Fate.KEEP if answer else Fate.CLOSE
         except StopIteration:
             fate = Fate.CLOSE
         except Exception as error:
             self.handle_error(req, conn.sock, conn.client, error)
+        conn.since = math.inf
         if fate is Fate.KEEP:
             return True, conn
         self._end(conn, fate)

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tempfile
 import time
 from typing import Any
 
 PLATFORM = sys.platform
+# A mode that no file has when it is made.
+_LEAVING = 0o400
 IS_CYGWIN = PLATFORM.startswith("cygwin")
 
 
@@ -36,6 +39,15 @@ class WorkerTmp:
         """Beat now."""
         now = time.monotonic_ns()
         os.utime(self.fileno(), ns=(now, now))
+
+    def leave(self) -> None:
+        """Say that this worker takes no more work and will end; in a file without content, by its mode."""
+        os.fchmod(self.fileno(), _LEAVING)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the worker has said that it leaves."""
+        return stat.S_IMODE(os.fstat(self.fileno()).st_mode) == _LEAVING
 
     def last_update(self) -> float:
         """The moment of the last beat, in seconds of the monotonic clock."""

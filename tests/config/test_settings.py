@@ -138,6 +138,7 @@ SETTINGS: dict[str, tuple[list[str], str, Any]] = {
         None,
     ),
     "companion_reload": (["--companion-reload"], "Companion Processes", "changed"),
+    "request_timeout": (["--request-timeout"], "Worker Processes", 0),
     "gc_freeze": (["--no-gc-freeze"], "Companion Processes", True),
 }
 

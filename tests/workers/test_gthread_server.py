@@ -396,3 +396,33 @@ def test_descriptors_and_threads_stay_as_many() -> None:
         before = wait_until(lambda: [now for now in (counts(),) if now[0] < 20], 15, lambda: f"{counts()}")[0]
         churn()
         wait_until(lambda: counts() <= before, 15, lambda: f"{counts()} is {before}")
+
+
+# -- requests that take too long -----------------------------------------------------------------
+
+
+def test_a_request_beyond_its_time_is_shown_and_its_worker_replaced() -> None:
+    config = gthread(threads=2, request_timeout=0.5, graceful_timeout=15)
+    with Server(APP, config) as server, connect(server) as stuck, connect(server) as other:
+        first = server.get("/").body
+        stuck.send(get("/until?never"))
+        wait_until(lambda: "takes longer than 0.5 s" in server.log(), 5)
+        assert "time.sleep(0.01)" in server.log()
+        # While it hangs, a successor serves; who was being served is served to the end.
+        other.send(get("/until?now"))
+        wait_until(lambda: server.get("/").body != first, 5)
+        (server.dir / "now").touch()
+        assert other.answer().status == 200
+        (server.dir / "never").touch()
+        answer = stuck.answer()
+        assert answer.status == 200 and answer.closes
+
+
+def test_a_retiring_worker_is_replaced_while_it_finishes() -> None:
+    with Server(APP, gthread(threads=2, max_requests=2, graceful_timeout=15)) as server:
+        first = server.get("/").body
+        with connect(server) as busy:
+            busy.send(get("/until?now"))
+            wait_until(lambda: server.get("/").body != first, 5)
+            (server.dir / "now").touch()
+            assert busy.answer().status == 200
