@@ -16,8 +16,8 @@ from gunicorn.handoff import WATCHDOG_PID
 WATCHDOG_USEC = "WATCHDOG_USEC"
 
 # At a stop so much more time is asked for, and so often: a few repetitions may get lost or come late.
-EXTENSION = 20.0
-EXTEND_EVERY = 5.0
+EXTENSION = 15.0
+EXTEND_EVERY = 3.0
 # While workers boot, the loop looks this often whether they have.
 BOOT_TICK = 0.1
 # A loop must not spin, whatever the environment says.

@@ -13,7 +13,7 @@ from gunicorn.announce import Announcer, Phase, Situation, watchdog_seconds
 BOOTING = {"wanted": 2, "booted": 1}
 SERVING = {"wanted": 2, "booted": 2, "ready": True}
 STOPPING = {"stopping": True, "wanted": 2}
-EXTEND = "EXTEND_TIMEOUT_USEC=20000000"
+EXTEND = "EXTEND_TIMEOUT_USEC=15000000"
 
 
 def at(**facts: Any) -> Situation:
@@ -45,8 +45,8 @@ LIVES: dict[str, list[tuple[float, dict[str, Any], str]]] = {
         (1, {**STOPPING, "left": 2}, f"STOPPING=1\n{EXTEND}\nSTATUS=Stopping: waiting for 2 workers"),
         (2, {**STOPPING, "left": 2}, ""),
         (3, {**STOPPING, "left": 1}, "STATUS=Stopping: waiting for 1 worker"),
-        (6, {**STOPPING, "left": 1}, EXTEND),
-        (7, STOPPING, "STATUS=Stopping"),
+        (4, {**STOPPING, "left": 1}, EXTEND),
+        (6, STOPPING, "STATUS=Stopping"),
     ],
     "companions drain": [
         (
@@ -55,9 +55,9 @@ LIVES: dict[str, list[tuple[float, dict[str, Any], str]]] = {
             f"STOPPING=1\n{EXTEND}\nSTATUS=Stopping: waiting for 1 worker and companions",
         ),
         (2, {**STOPPING, "companions_left": True}, "STATUS=Stopping: waiting for companions"),
-        (5, {**STOPPING, "companions_left": True}, EXTEND),
-        (9.9, {**STOPPING, "companions_left": True}, ""),
-        (10, {**STOPPING, "companions_left": True}, EXTEND),
+        (3, {**STOPPING, "companions_left": True}, EXTEND),
+        (5.9, {**STOPPING, "companions_left": True}, ""),
+        (6, {**STOPPING, "companions_left": True}, EXTEND),
     ],
     "it halts": [
         (
@@ -89,7 +89,7 @@ LIVES: dict[str, list[tuple[float, dict[str, Any], str]]] = {
             {**STOPPING, "left": 2, "successor": 20},
             f"{EXTEND}\nSTATUS=Handing over to process 20: waiting for 2 workers",
         ),
-        (7, {**STOPPING, "left": 2, "successor": 20}, EXTEND),
+        (5, {**STOPPING, "left": 2, "successor": 20}, EXTEND),
     ],
     "its successor does not live to see it": [
         (0, SERVING, "READY=1\nSTATUS=Serving: 2 workers"),

@@ -62,8 +62,7 @@ def wait_answer(server: Server, text: str, status: int = 200) -> None:
     wait_until(answered, 15, lambda: f"{text!r}; got {server.get()}")
 
 
-@ENGINES
-@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
+@pytest.mark.parametrize(("engine", "worker_class"), [("poll", "sync"), (ENGINE, "gthread")])
 def test_a_change_to_a_module_of_the_application(engine: str, worker_class: str) -> None:
     with reloading(engine, workers=2, worker_class=worker_class) as server:
         wait_answer(server, "one")

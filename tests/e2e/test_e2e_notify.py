@@ -113,7 +113,7 @@ def test_the_address_cannot_be_had(systemd: ServiceManager) -> None:
 
 
 def test_more_time_is_asked_for_while_companions_drain(systemd: ServiceManager) -> None:
-    slow = entry("slow", "drain", env={"DRAIN": "5.5"})
+    slow = entry("slow", "drain", env={"DRAIN": "3.4"})
     with companion_server(slow, env_option={"NOTIFY_SOCKET": systemd.address}) as server:
         systemd.wait("READY", "1")
         systemd.wait("STATUS", "Serving: 1 worker, 1 companion")
