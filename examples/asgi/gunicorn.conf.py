@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: MIT
+"""An ASGI application and its companion: start it with ``gunicorn`` in this directory.
+
+``gunicorn starlette_app:app`` serves the other one.
+"""
+
+wsgi_app = "fastapi_app:app"
+worker_class = "uvicorn_worker.UvicornWorker"
+workers = 2
+accesslog = "-"
+# Requests get this long to finish when a worker is to end.
+graceful_timeout = 20
+
+companion_workers = [
+    {"name": "ticker", "target": "ticker:run", "stop_timeout": 5},
+]
