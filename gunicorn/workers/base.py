@@ -186,6 +186,9 @@ class Worker:
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: finish what is being served, then end."""
+        if sig == signal.SIGQUIT:
+            # Classes from elsewhere have their loop call this for both.
+            self.handle_quit(sig, frame)
         self.alive = False
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:

@@ -182,7 +182,7 @@ class GeventWorker(AsyncWorker):
         for greenlet, conn in list(self.conns.items()):
             if conn.state is State.BUSY and conn.since < before and not conn.reported:
                 conn.reported = True
-                self.log_slow_request(None, self._request_timeout, greenlet.gr_frame)
+                self.log_slow_request(conn.request, self._request_timeout, greenlet.gr_frame)
                 self.leave()
 
     def _retire_gracefully(self, acceptors: list[Any]) -> None:
@@ -195,7 +195,7 @@ class GeventWorker(AsyncWorker):
         # Meanwhile everything goes on, but each response says close.
         self._tick_while_connected(min(time.monotonic() + FAREWELL[State.IDLE], deadline))
         gevent.killall(acceptors)
-        if self.nr >= self.max_requests:
+        if self.tmp.leaving:
             self._stand_in(at_work, deadline - accepting.drain_seconds(self.cfg))
         else:
             self._drain_queues(time.monotonic() + accepting.drain_seconds(self.cfg))
@@ -364,9 +364,11 @@ class GeventWorker(AsyncWorker):
         conn.enter(State.HEAD)
         return arrived
 
-    def begin_request(self, sock: Any) -> None:
-        """A request's head has been read."""
-        self._connection(sock).enter(State.BUSY)
+    def begin_request(self, sock: Any, req: Any) -> None:
+        """The head of *req* has been read."""
+        conn = self._connection(sock)
+        conn.request = req
+        conn.enter(State.BUSY)
 
     def _next_request(self, parser: RequestParser) -> Any:
         unreader: Any = parser.unreader
@@ -375,7 +377,7 @@ class GeventWorker(AsyncWorker):
         req = None
         with contextlib.suppress(StopIteration), gevent.Timeout(self._patience, RequestTimeout()):
             req = next(parser)
-        self.begin_request(unreader.sock)
+        self.begin_request(unreader.sock, req)
         return req
 
     def keeps_alive(self) -> bool:

@@ -25,8 +25,7 @@ class GeventResponse:
 class PyWSGIRequest:
     """What hooks want to know of a request."""
 
-    def __init__(self, handler: Any) -> None:
-        environ: dict[str, Any] = handler.environ or {}
+    def __init__(self, handler: Any, environ: dict[str, Any]) -> None:
         path, _, query = str(handler.path or "-").partition("?")
         self.method: str = handler.command or "-"
         self.uri: str = handler.path or "-"
@@ -85,7 +84,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         environ["RAW_URI"] = self.path
         self._served += 1
         worker = self.server.worker
-        worker.begin_request(self.socket)
+        worker.begin_request(self.socket, PyWSGIRequest(self, environ))
         worker.nr += 1
         if worker.nr >= worker.max_requests:
             worker.retire()
@@ -99,7 +98,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         cycle = worker.cycle
         req = None
         if cycle.pre_request is not None or cycle.post_request is not None:
-            req = PyWSGIRequest(self)
+            req = PyWSGIRequest(self, self.environ)
         if cycle.pre_request is not None:
             with _logged(worker, "pre_request"):
                 cycle.pre_request(worker, req)
@@ -129,7 +128,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         }
         took = timedelta(seconds=max(0.0, (self.time_finish or self.time_start) - self.time_start))
         with _logged(worker, "the access log"):
-            worker.log.access(self._response(), PyWSGIRequest(self), environ, took)
+            worker.log.access(self._response(), PyWSGIRequest(self, environ), environ, took)
 
     def _response(self) -> GeventResponse:
         headers = [

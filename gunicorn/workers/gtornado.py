@@ -349,7 +349,7 @@ class TornadoWorker(Worker):
         try:
             await self._wait_while_connected(min(self._retired_at + FAREWELL[State.IDLE], deadline))
             self._stop_accepting()
-            if self.nr >= self.max_requests:
+            if self.tmp.leaving:
                 await self._stand_in(at_work, deadline - accepting.drain_seconds(self.cfg))
             else:
                 await self._drain_queues(time.monotonic() + accepting.drain_seconds(self.cfg))

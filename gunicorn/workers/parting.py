@@ -33,6 +33,7 @@ class Connection:
 
     def __init__(self, sock: Any) -> None:
         self.sock = sock
+        self.request: Any = None
         self.reported = False
         self.enter(State.NEW)
 

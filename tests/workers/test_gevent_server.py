@@ -182,10 +182,9 @@ def test_idle_connections_do_not_delay_a_stop(kind: str) -> None:
         assert all(client.is_closed() for client in [*clients, silent])
 
 
-@BOTH
-def test_a_long_request_outlives_the_retirement_and_nobody_waits(kind: str) -> None:
+def test_a_long_request_outlives_the_retirement_and_nobody_waits() -> None:
     """It is longer than `timeout`, its worker is the only one, and the place of that is taken at its end."""
-    config = conf(kind, max_requests=1, timeout=2, keepalive=30)
+    config = conf(max_requests=1, timeout=2, keepalive=30)
     with Server(APP, config, ready="listen") as server:
         wait_until(lambda: len(server.workers()) == 1)
         long = Background(server, "/until?done")
@@ -200,9 +199,8 @@ def test_a_long_request_outlives_the_retirement_and_nobody_waits(kind: str) -> N
         assert "SIGKILL" not in server.log() and "has not answered" not in server.log()
 
 
-@BOTH
-def test_idle_connections_do_not_delay_a_successor(kind: str) -> None:
-    with Server(APP, conf(kind, max_requests=8, keepalive=30)) as server, kept(server, 5) as clients:
+def test_idle_connections_do_not_delay_a_successor() -> None:
+    with Server(APP, conf(max_requests=8, keepalive=30)) as server, kept(server, 5) as clients:
         # One was the probe of the start.
         assert not clients[0].ask().closes
         first = clients[0].ask()
@@ -213,9 +211,8 @@ def test_idle_connections_do_not_delay_a_successor(kind: str) -> None:
         assert max(elapsed(lambda: server.get("/")) for _ in range(3)) < 1
 
 
-@BOTH
-def test_no_more_connections_than_configured(kind: str) -> None:
-    with Server(APP, conf(kind, worker_connections=3, keepalive=30), ready="listen") as server:
+def test_no_more_connections_than_configured() -> None:
+    with Server(APP, conf(worker_connections=3, keepalive=30), ready="listen") as server:
         busy = [Background(server, "/until?done") for _ in range(3)]
         wait_until(lambda: server.log("until").count("\n") == 3)
         with connect(server) as client:
@@ -231,6 +228,16 @@ def test_no_more_connections_than_configured(kind: str) -> None:
             with connect(server), connect(server) as new:
                 assert elapsed(new.ask) < 3
             assert one.is_closed() and not two.is_closed(0.1)
+
+
+def test_a_request_has_a_limit() -> None:
+    with Server(MORE, conf(request_timeout=0.5)) as server:
+        (worker,) = server.workers()
+        slow = Background(server, "/sleep?2")
+        log = server.wait_log("takes longer than 0.5 s")
+        assert "'GET /sleep?2'" in log and "time.sleep(float(query))" in log
+        wait_until(lambda: server.get("/").text != str(worker))
+        assert slow.result().text == str(worker)
 
 
 def test_a_head_has_a_deadline() -> None:
@@ -300,9 +307,8 @@ def test_the_end_of_patience() -> None:
         assert "1 requests unfinished" in server.log() and "SIGKILL" not in server.log()
 
 
-@BOTH
-def test_a_quick_stop(kind: str) -> None:
-    config = conf(kind) + "def worker_int(worker):\n    open('interrupted', 'w').write('x')\n"
+def test_a_quick_stop() -> None:
+    config = conf() + "def worker_int(worker):\n    open('interrupted', 'w').write('x')\n"
     with Server(APP, config) as server, connect(server) as client:
         client.send(get("/sleep?30"))
         wait_until(lambda: server.log("sleeping"))
