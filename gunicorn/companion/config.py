@@ -81,9 +81,10 @@ class CompanionConfig:
         """SHA-256 over the fields that shape the process itself; a change needs a restart."""
         return _digest(self, ["target", "cwd", "env", "stdout", "stderr"])
 
-    def same_settings(self, other: CompanionConfig) -> bool:
-        """Whether the two differ in nothing that reread has to report."""
-        return self.config_hash == other.config_hash and self.restart_delay == other.restart_delay
+    @property
+    def fingerprint(self) -> str:
+        """Stands for all fields: two that have the same one differ in nothing that reread has to report."""
+        return f"{self.config_hash}/{float(self.restart_delay)}"
 
 
 KNOWN_KEYS = tuple(f.name for f in fields(CompanionConfig))

@@ -680,7 +680,7 @@ class CompanionManager:
         except Exception as exc:
             return self._refuse_reread(str(exc) or type(exc).__name__)
         result = self.reread_config(configs)
-        self._tell({"reread": {config.name: config.config_hash for config in configs}})
+        self._tell({"reread": {config.name: config.fingerprint for config in configs}})
         self._after_command()
         return result
 
@@ -729,7 +729,7 @@ class CompanionManager:
     def _update(self, process: CompanionProcess, config: CompanionConfig, now: float) -> str:
         """Give *process* its new configuration; the word for what that was."""
         old, process.config = process.config, config
-        if old.same_settings(config):
+        if old.fingerprint == config.fingerprint:
             return "unchanged"
         if old.shape_hash != config.shape_hash:
             if process.pid is not None and process.state in (State.STARTING, State.RUNNING):

@@ -321,10 +321,10 @@ class ManagerHandle:
             # Its end is reported by SIGCHLD; a descriptor at end-of-file is always readable.
             self.arbiter.poller.remove(self.link.fileno())
 
-    def _take_over(self, hashes: dict[str, str]) -> None:
+    def _take_over(self, applied: dict[str, str]) -> None:
         """The manager has applied a configuration: hold the same one for its successor."""
         self._reload_told = False
-        if hashes == {config.name: config.config_hash for config in self.configs}:
+        if applied == {config.name: config.fingerprint for config in self.configs}:
             return
         try:
             fresh = self.arbiter.app.fresh_config()
@@ -363,8 +363,8 @@ class ManagerHandle:
         """The arbiter has applied a new configuration, whose companions are valid."""
         cfg = self.cfg
         configs = build_companion_configs(cfg)
-        changed_names = {c.name: c.config_hash for c in configs} != {
-            c.name: c.config_hash for c in self.configs
+        changed_names = {c.name: c.fingerprint for c in configs} != {
+            c.name: c.fingerprint for c in self.configs
         }
         pid = self.arbiter.companion_manager_pid
         self.remember(configs)

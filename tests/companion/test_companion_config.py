@@ -365,7 +365,7 @@ def test_every_field_but_the_restart_delay_counts(key):
     after = dataclasses.replace(before, **{key: OTHER_VALUES[key]})
     assert (before.config_hash != after.config_hash) is (key != "restart_delay")
     assert (before.shape_hash != after.shape_hash) is (key in SHAPE)
-    assert not before.same_settings(after)
+    assert before.fingerprint != after.fingerprint
 
 
 def test_a_hash_is_a_sha256_and_the_same_in_every_process(tmp_path):
@@ -384,7 +384,7 @@ def test_the_order_of_variables_and_the_kind_of_number_do_not_count():
     one = CompanionConfig("rq", "a:b", env={"A": "1", "B": "2"}, stop_timeout=60, startsecs=0)
     two = CompanionConfig("rq", "a:b", env={"B": "2", "A": "1"}, stop_timeout=60.0, startsecs=0.0)
     assert one.config_hash == two.config_hash
-    assert one.same_settings(two)
+    assert one.fingerprint == two.fingerprint
 
 
 def test_a_callable_counts_by_its_name():
