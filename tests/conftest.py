@@ -22,17 +22,27 @@ def _prepared() -> None:
     compileall.compile_dir(harness.ROOT / "gunicorn", quiet=2)
 
 
+def _own_children() -> set[int]:
+    """The children of this process, asked of the kernel: a walk through all processes costs milliseconds."""
+    found: set[int] = set()
+    try:
+        for task in os.listdir("/proc/self/task"):
+            found.update(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
+    except OSError:  # a thread has just ended, or this kernel does not tell
+        return set(harness.children_of(os.getpid()))
+    return found
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
     """Fail a test that leaves a process running, and end what it left."""
     if not harness.LINUX:
         yield
         return
-    before = set(harness.descendants_of(os.getpid()))
+    before = _own_children()
     yield
-    left = [pid for pid in harness.descendants_of(os.getpid()) if pid not in before]
-    # What a server of a wider fixture has started meanwhile is that server's.
-    left = [pid for pid in left if not harness.ancestors_of(pid) & before]
+    # What a server of a wider fixture has started meanwhile is that server's; what lost its parent is ours.
+    left = [pid for pid in _own_children() - before if harness.is_alive(pid)]
     # multiprocessing's resource tracker serves the whole test process and ends with it.
     left = [pid for pid in left if "resource_tracker" not in harness.cmdline_of(pid)]
     if left:
