@@ -41,6 +41,7 @@ from proctools import (
     cmdline_of,
     descendants_of,
     descriptors,
+    die_with_parent,
     environ_of,
     is_alive,
     kill_all,
@@ -352,10 +353,19 @@ class Server:
             "stdin": subprocess.DEVNULL,
             **self.popen_options,
         }
+        prepare = options.pop("preexec_fn", None)
+
+        def before_exec() -> None:
+            die_with_parent()
+            if prepare is not None:
+                prepare()
+
         with open(self.output, "ab") as out:
             options.setdefault("stdout", out)
             options.setdefault("stderr", out)
-            self.proc = subprocess.Popen(self.command(), cwd=self.dir, env=self.env, **options)
+            self.proc = subprocess.Popen(
+                self.command(), cwd=self.dir, env=self.env, preexec_fn=before_exec, **options
+            )
         _owned_pids.add(self.proc.pid)
         self.checked = False
         self._pid = self.proc.pid

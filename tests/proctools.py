@@ -161,10 +161,19 @@ def kill_quietly(pid: int, sig: int = SIGKILL) -> None:
         os.kill(pid, sig)
 
 
+_LIBC = ctypes.CDLL(None, use_errno=True) if LINUX else None
+
+
+def die_with_parent() -> None:
+    """In a child before its exec: SIGKILL once the test process is gone, were that by SIGKILL itself."""
+    if _LIBC is not None:
+        _LIBC.prctl(1, SIGKILL, 0, 0, 0)
+
+
 def become_subreaper() -> None:
     """Let orphans of what this process started become its own children (``PR_SET_CHILD_SUBREAPER``)."""
-    if LINUX:
-        ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)
+    if _LIBC is not None:
+        _LIBC.prctl(36, 1, 0, 0, 0)
 
 
 def reap_zombies(keep: frozenset[int] = frozenset()) -> None:
