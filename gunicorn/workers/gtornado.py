@@ -8,10 +8,12 @@ for, counts requests, and ends as every worker does.
 from __future__ import annotations
 
 import asyncio
+import queue
 import ssl
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from datetime import timedelta
 from types import FrameType
@@ -198,6 +200,29 @@ class Server(HTTPServer):  # type: ignore[misc]
         self.worker.connection_lost(server_conn.stream)
 
 
+class DaemonThreads(Executor):
+    """Threads that a process does not wait for at its end: one may hang in the application."""
+
+    def __init__(self, count: int) -> None:
+        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        for number in range(count):
+            threading.Thread(target=self._run, name=f"gunicorn-thread-{number + 1}", daemon=True).start()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._work.put((future, lambda: fn(*args, **kwargs)))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            future, work = self._work.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+
+
 class Container(WSGIContainer):  # type: ignore[misc]
     """A WSGI application as the library runs it, with the environ of this server."""
 
@@ -300,7 +325,7 @@ class TornadoWorker(Worker):
         # An application of the library's own: whatever takes requests from its server.
         if not isinstance(application, HTTPServerConnectionDelegate):
             threads = self.cfg.threads
-            executor = ThreadPoolExecutor(threads, "gunicorn-thread") if threads > 1 else None
+            executor = DaemonThreads(threads) if threads > 1 else None
             application = Container(self, application, executor)
         server = Server(
             application,
