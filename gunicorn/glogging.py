@@ -495,3 +495,16 @@ def _restore_stdio() -> None:
         saved = _uncaptured.pop(number)
         os.dup2(saved, number)
         os.close(saved)
+
+
+def follow(log: Any, old_cfg: Any, cfg: Any) -> None:
+    """Apply a changed log configuration; with the same one begin new files, as after a rotation."""
+    # The files of logconfig may have changed under their names.
+    if _log_settings(cfg) != _log_settings(old_cfg) or cfg.logconfig or cfg.logconfig_json:
+        log.setup(cfg)
+    else:
+        log.reopen_files()
+
+
+def _log_settings(cfg: Any) -> dict[str, Any]:
+    return {name: setting.get() for name, setting in cfg.settings.items() if setting.section == "Logging"}

@@ -14,6 +14,7 @@ from typing import Any
 
 from gunicorn import pool, sock
 from gunicorn.errors import ConfigError, HaltServer
+from gunicorn.glogging import follow
 from gunicorn.pidfile import Pidfile
 
 # What setup() and the steps below replace in the arbiter.
@@ -113,15 +114,9 @@ def _renew_log(arbiter: Any, old_cfg: Any, cfg: Any, undo: contextlib.ExitStack)
     if type(log) is not logger_class:
         undo.callback(log.setup, old_cfg)
         arbiter.log = logger_class(cfg)
-    elif _log_settings(cfg) != _log_settings(old_cfg) or cfg.logconfig or cfg.logconfig_json:
-        undo.callback(log.setup, old_cfg)
-        log.setup(cfg)
     else:
-        log.reopen_files()
-
-
-def _log_settings(cfg: Any) -> dict[str, Any]:
-    return {name: setting.get() for name, setting in cfg.settings.items() if setting.section == "Logging"}
+        undo.callback(log.setup, old_cfg)
+        follow(log, old_cfg, cfg)
 
 
 def one_line(exc: BaseException) -> str:

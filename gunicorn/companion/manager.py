@@ -50,6 +50,7 @@ class CompanionManager:
 
     *load_configs* reads the configuration anew and returns the companions in it;
     it raises with a text for people (`ConfigUnreadable` where the file may not be read).
+    *follow_log* is called at a SIGHUP, which may have changed where the log goes.
     *control_path*: none, no control socket. *run_dir*: none, no run files.
     *server* is what ``status`` tells of the server; ``started`` in it is
     monotonic. *state* is what an earlier manager of this server left behind.
@@ -61,6 +62,7 @@ class CompanionManager:
         log: Any,
         *,
         load_configs: Callable[[], Configs] | None = None,
+        follow_log: Callable[[], Any] | None = None,
         control_path: str | None = None,
         control_mode: int = 0o600,
         run_dir: str | None = None,
@@ -73,6 +75,7 @@ class CompanionManager:
     ) -> None:
         self.log = log
         self.load_configs = load_configs
+        self.follow_log = follow_log or log.reopen_files
         self.run_dir = run_dir
         self.post_fork = post_fork
         self.graceful_timeout = graceful_timeout
@@ -201,6 +204,7 @@ class CompanionManager:
             if self.link is not None:
                 self._on_link(0)
             self.reread()
+            self.follow_log()
         elif signum == signal.SIGUSR1:
             self.log.reopen_files()
             if self.control is not None and not self.stopping:

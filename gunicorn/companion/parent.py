@@ -28,6 +28,7 @@ from gunicorn.companion.runfile import Orphan
 from gunicorn.companion.spawn import stay_dumpable
 from gunicorn.companion.watch import SourceWatch
 from gunicorn.errors import ConfigError
+from gunicorn.glogging import follow
 from gunicorn.reloader import reloader_engines
 from gunicorn.unix.process import set_owner_process, set_process_title
 from gunicorn.unix.signals import reset_to_default
@@ -84,6 +85,9 @@ class ManagerHandle:
         self._fixed: dict[str, Any] = {}
         self._server: dict[str, Any] = {}
         self._reload_told = False
+        # In the manager: the configuration that it read last, and the one that its log follows.
+        self._fresh: Any = None
+        self._log_cfg: Any = None
         # At a quick stop, what every timeout is capped at.
         self._cap: float | None = None
 
@@ -261,6 +265,7 @@ class ManagerHandle:
             self.configs,
             self.log,
             load_configs=lambda: self._load(manager),
+            follow_log=self._follow_log,
             control_path=self.control_path,
             control_mode=cfg.companion_control_socket_mode,
             run_dir=self.run_dir,
@@ -283,6 +288,14 @@ class ManagerHandle:
         files = [os.path.abspath(path) for path in cfg.reload_extra_files]
         return SourceWatch(lambda callback: engine(extra_files=files, callback=callback))
 
+    def _follow_log(self) -> None:
+        """Have the manager's log where the last configuration that it could read says."""
+        before, self._log_cfg = self._log_cfg or self.cfg, self._fresh or self.cfg
+        try:
+            follow(self.log, before, self._log_cfg)
+        except (ConfigError, OSError) as exc:
+            self.log.error("The companion manager logs as before: %s", exc)
+
     def _load(self, manager: CompanionManager) -> list[CompanionConfig]:
         """The configuration read anew, for the manager's reread. Raises where it is wrong."""
         # What the arbiter sent before its SIGHUP counts for that one time.
@@ -297,6 +310,7 @@ class ManagerHandle:
             # A configuration file, or what it imports, may have set handlers of its own.
             manager.inbox.install()
         configs = build_companion_configs(cfg)
+        self._fresh = cfg
         manager.post_fork = cfg.companion_post_fork
         manager.graceful_timeout = cfg.graceful_timeout
         return configs
