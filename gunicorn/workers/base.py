@@ -190,6 +190,9 @@ class Worker:
             # Classes from elsewhere have their loop call this for both.
             self.handle_quit(sig, frame)
         self.alive = False
+        if not self.booted:
+            # It serves nobody yet, and an application may take long to load.
+            raise Stopped(0)
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         """SIGINT and SIGQUIT: end now."""

@@ -277,7 +277,7 @@ class ThreadWorker(Worker):
         The master may have closed its own listeners; the last to close one resets those who wait in it.
         When the worker retires on its own account the master is there, and so is the queue.
         """
-        while (now := time.monotonic()) < until and any(map(accepting.queue_length, self.sockets)):
+        while (now := time.monotonic()) < until and any(map(accepting.has_queue, self.sockets)):
             self._tick(min(until, now + DRAIN_TICK))
 
     def _stop_accepting(self) -> None:

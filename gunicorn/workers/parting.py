@@ -86,7 +86,7 @@ class Queues:
 
     def stalled(self, listeners: Iterable[Any]) -> list[Any]:
         """Those where somebody waited at the last call too."""
-        waiting = {listener for listener in listeners if accepting.queue_length(listener)}
+        waiting = {listener for listener in listeners if accepting.has_queue(listener)}
         stalled = list(waiting & self._waited)
         self._waited = waiting - set(stalled)
         return stalled

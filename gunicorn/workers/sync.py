@@ -117,7 +117,7 @@ class SyncWorker(Worker):
         """SIGTERM, in a request maybe: who comes from now on is refused, not left to wait for its end."""
         super().handle_exit(sig, frame)
         for listener in self.sockets:
-            if not accepting.queue_length(listener):
+            if not accepting.has_queue(listener):
                 # The socket in it, so that whoever is about to use the listener meets a plain OSError.
                 getattr(listener, "sock", listener).close()
 
