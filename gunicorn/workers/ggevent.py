@@ -217,7 +217,7 @@ class GeventWorker(AsyncWorker):
         The master may have closed its own listeners; the last to close one resets those who wait in it.
         """
         for listener in self.sockets:
-            while self._has_room() or time.monotonic() < until:
+            while time.monotonic() < until:
                 if not self._has_room():
                     part(self.conns.values(), self._retired_at)
                     self._tick(RETIRE_TICK)
