@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
 import select
 import socket
+import ssl
 import time
 from types import FrameType
 from typing import Any
@@ -33,7 +35,10 @@ class SyncWorker(Worker):
     def accept(self, listener: Any) -> None:
         """Accept one connection and serve it. Raises BlockingIOError if none is waiting."""
         client, addr = listener.accept()
-        self.handle(listener, client, addr)
+        if self._tls is None:
+            self.handle(listener, client, addr)
+        else:
+            self._greet(listener, client, addr)
 
     def wait(self, timeout: float) -> list[Any]:
         """The listeners that have a connection waiting, none of them after *timeout* seconds.
@@ -46,12 +51,14 @@ class SyncWorker(Worker):
             self.drain_pipe()
         if not self.alive or (not ready and not self.is_parent_alive()):
             raise StopWaiting
+        self._go_on_greeting(ready)
         return [listener for listener in self.sockets if listener.fileno() in ready]
 
     def run(self) -> None:
         self.cycle  # noqa: B018 - what it looks up is not for the first client to wait for
         self._tls = listening.ssl_context(self.cfg) if self.cfg.is_ssl else None
         self._names = {listener: listener.getsockname() for listener in self.sockets}
+        self._greeted: dict[int, tuple[Any, ssl.SSLSocket, Any, float]] = {}
         self._poll = select.poll()
         for listener in self.sockets:
             listener.setblocking(False)
@@ -60,7 +67,8 @@ class SyncWorker(Worker):
             self._poll.register(self.PIPE[0], select.POLLIN)
         # The wait ends often enough to beat the heart and to notice that the master has gone.
         timeout = min(TICK, self.timeout / 2 or TICK)
-        if len(self.sockets) > 1:
+        if len(self.sockets) > 1 or self._tls is not None:
+            # Who shakes hands must have a look between two new connections.
             self.run_for_multiple(timeout)
         else:
             self.run_for_one(timeout)
@@ -127,14 +135,67 @@ class SyncWorker(Worker):
         The master may have closed its own listeners by then; the last to close one resets those who
         wait in it. With *max_requests* the master is there, and so is the queue.
         """
-        if self.nr >= self.max_requests:
-            return
         until = time.monotonic() + accepting.drain_seconds(self.cfg)
-        for listener in self.sockets:
+        for listener in self.sockets if self.nr < self.max_requests else ():
             while time.monotonic() < until and self._accept_quietly(listener):
                 self.notify()
             # At once: whoever comes between the last look and here is lost.
             getattr(listener, "sock", listener).close()
+        while self._greeted and (left := until - time.monotonic()) > 0:
+            self.notify()
+            self._go_on_greeting({fd for fd, _ in self._poll.poll(min(left, TICK) * 1000)})
+
+    # -- TLS -----------------------------------------------------------------------------
+
+    def _greet(self, listener: Any, client: socket.socket, addr: Any) -> None:
+        """Begin a handshake. It goes on when the client does, and holds up nobody meanwhile."""
+        client.setblocking(False)
+        try:
+            tls = self._tls.wrap_socket(
+                client,
+                server_side=True,
+                suppress_ragged_eofs=self.cfg.suppress_ragged_eofs,
+                do_handshake_on_connect=False,
+            )
+        except OSError:
+            client.close()  # it has left
+            return
+        if len(self._greeted) >= self.cfg.worker_connections:
+            self._end_greeting(next(iter(self._greeted)))
+        patience = self.timeout or math.inf
+        self._greeted[tls.fileno()] = (listener, tls, addr, time.monotonic() + patience)
+        self._poll.register(tls.fileno(), select.POLLIN)
+        self._shake_hands(tls.fileno())
+
+    def _go_on_greeting(self, ready: set[int]) -> None:
+        """Go on with the handshakes of *ready* descriptors, and end those whose time is up."""
+        for fd in ready & self._greeted.keys():
+            self._shake_hands(fd)
+        now = time.monotonic()
+        for fd in [fd for fd, (*_, deadline) in self._greeted.items() if deadline <= now]:
+            self._end_greeting(fd)
+
+    def _shake_hands(self, fd: int) -> None:
+        listener, tls, addr, _ = self._greeted[fd]
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._poll.modify(fd, select.POLLIN)
+        except ssl.SSLWantWriteError:
+            self._poll.modify(fd, select.POLLOUT)
+        except OSError as error:
+            self.handle_error(None, tls, addr, error)
+            self._end_greeting(fd)
+        else:
+            del self._greeted[fd]
+            self._poll.unregister(fd)
+            tls.settimeout(self.timeout or None)
+            self.handle(listener, tls, addr)
+
+    def _end_greeting(self, fd: int) -> None:
+        _, tls, _, _ = self._greeted.pop(fd)
+        self._poll.unregister(fd)
+        tls.close()
 
     # -- one connection ------------------------------------------------------------------
 
@@ -143,10 +204,13 @@ class SyncWorker(Worker):
         fate = Fate.CLOSE
         try:
             # Short of the master's timeout, so that a silent client costs itself and not the worker.
-            if self.timeout:
-                closing.set_blocking_timeout(client, self.timeout)
-            if self.cfg.is_ssl:
-                client = self._wrap(client)
+            if self._tls is None:
+                if self.timeout:
+                    closing.set_blocking_timeout(client, self.timeout)
+            elif not isinstance(client, ssl.SSLSocket):
+                # From a subclass that accepts in its own way.
+                client.settimeout(self.timeout or None)
+                client = listening.ssl_wrap_socket(client, self.cfg)
             req = None
             try:
                 req = next(RequestParser(self.cfg, client, addr, policy=self.cycle.policy))
@@ -171,14 +235,6 @@ class SyncWorker(Worker):
     def _refuse(self, req: Any, client: Any, addr: Any, error: BaseException) -> Fate:
         self.handle_error(req, client, addr, error)
         return Fate.LINGER
-
-    def _wrap(self, client: socket.socket) -> Any:
-        context = self._tls or listening.ssl_context(self.cfg)
-        # A timeout of Python's: a handshake is many small reads, and each of them may be slow.
-        client.settimeout(self.timeout or None)
-        return context.wrap_socket(
-            client, server_side=True, suppress_ragged_eofs=self.cfg.suppress_ragged_eofs
-        )
 
     def handle_request(self, listener: Any, req: Any, client: Any, addr: Any) -> Fate:
         """Have the application answer *req*; returns what becomes of the connection."""

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""Real servers with the plain worker: TLS clients that are slow, silent or none, and PROXY headers."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import ssl
+import struct
+import time
+
+import pytest
+from harness import Server, read_until_closed, wait_until
+from workertools import APP, Client, make_certificate
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def sync(certificate: tuple[str, str], **settings: object) -> str:
+    settings = {"timeout": 4, "certfile": certificate[0], "keyfile": certificate[1], **settings}
+    return "\n".join(f"{name} = {value!r}" for name, value in settings.items())
+
+
+def tls(sock: socket.socket) -> ssl.SSLSocket:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(sock)
+
+
+def ask(server: Server, path: str = "/") -> bytes:
+    with Client(tls(server.connect())) as client:
+        return client.ask(path).body
+
+
+def test_handshakes_that_never_end_hold_up_nobody(certificate: tuple[str, str]) -> None:
+    with Server(APP, sync(certificate), ready="listen") as server, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(server.connect()) for _ in range(10)]
+        for sock in silent[::2]:
+            sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00")  # the start of a hello
+        for _ in range(3):
+            started = time.monotonic()
+            assert ask(server)
+            assert time.monotonic() - started < 1
+        # Their time is up before the worker's is, which goes on.
+        started = time.monotonic()
+        for sock in silent:
+            sock.settimeout(6)
+            with contextlib.suppress(ConnectionError):
+                while sock.recv(100):
+                    pass
+        assert time.monotonic() - started < 5
+        assert ask(server)
+        assert "CRITICAL" not in server.log()
+
+
+def test_no_more_handshakes_than_connections_are_allowed(certificate: tuple[str, str]) -> None:
+    config = sync(certificate, worker_connections=3)
+    with Server(APP, config, ready="listen") as server, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(server.connect()) for _ in range(5)]
+        assert ask(server)
+        # The ones that came first had to go.
+        silent[0].settimeout(3)
+        assert silent[0].recv(1) == b""
+
+
+def test_plain_text_and_goodbyes_in_a_handshake_end_it_alone(certificate: tuple[str, str]) -> None:
+    with Server(APP, sync(certificate), ready="listen") as server:
+        with server.connect() as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                read_until_closed(plain)
+        with server.connect() as reset:
+            reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert ask(server)
+
+
+def test_a_handshake_under_way_is_finished_by_a_worker_that_ends(certificate: tuple[str, str]) -> None:
+    with Server(APP, sync(certificate), ready="listen") as server:
+        first = ask(server)
+        sock = server.connect()
+        wait_until(lambda: ask(server) == first)  # the worker has accepted what came before
+        server.signal(signal.SIGHUP)
+        with Client(tls(sock)) as client:
+            assert client.ask("/").status == 200
+        wait_until(lambda: ask(server) != first)
+
+
+@pytest.mark.parametrize("worker", ["sync", "gthread"])
+def test_the_proxy_header_tells_who_the_client_is(worker: str) -> None:
+    app = """
+    def app(environ, start_response):
+        body = repr((environ["REMOTE_ADDR"], environ["REMOTE_PORT"])).encode()
+        start_response("200 OK", [("Content-Length", str(len(body)))])
+        return [body]
+    """
+    binary = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes([192, 0, 2, 9, 127, 0, 0, 1])
+    headers = {
+        "v1": b"PROXY TCP4 192.0.2.9 127.0.0.1 5555 80\r\n",
+        "v2": binary + struct.pack("!HH", 5555, 80),
+    }
+    config = f"worker_class = {worker!r}\nthreads = 2\nproxy_protocol = True"
+    with Server(app, config, ready="listen") as server:
+        for header in headers.values():
+            with server.connect() as sock:
+                sock.sendall(header + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                assert read_until_closed(sock).endswith(b"('192.0.2.9', '5555')")
+        with server.connect() as sock:
+            sock.sendall(b"PROXY TCP4 nonsense\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_until_closed(sock).startswith(b"HTTP/1.1 400 ")
