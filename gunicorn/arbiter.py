@@ -610,6 +610,8 @@ class Arbiter:
         beats = {pid: beat for pid in self.WORKERS if (beat := self._last_beat(pid)) is not None}
         for pid in pool.overdue(beats, self.timeout, now):
             worker, record = self.WORKERS[pid], self._record(pid)
+            if record.retiring and not worker.aborted:
+                continue  # it has a deadline of its own, and not every class beats while it drains
             if not worker.aborted:
                 self.log.critical("The worker %s has not answered for %s s", pid, self.timeout)
                 worker.aborted = True
