@@ -64,26 +64,19 @@ def test_a_run_directory_that_cannot_be_made_is_a_warning() -> None:
 
 
 def test_damaged_run_files_do_not_matter() -> None:
-    server = companion_server(entry("a", "idle"), entry("b", "idle"), companion_run_dir="run/files")
+    damage = [b"", b"garbage", b'{"pid": 1}', b"\0" * 5000, b'{"name": "a", "pid": "x"}', b"\xff\xfe", b"[]"]
+    names = [f"c{number}" for number in range(len(damage))]
+    server = companion_server(*(entry(name, "idle") for name in names), companion_run_dir="run/files")
     files = server.dir / "run" / "files"
     files.mkdir()
     files.chmod(0o700)
+    for name, garbage in zip(names, damage, strict=True):
+        (files / f"{name}.run").write_bytes(garbage)
+        (files / f"stranger-{name}.run").write_bytes(garbage)
     with server:
-        server.wait_companion("a")
-        server.wait_companion("b")
-        names = sorted(path.name for path in files.iterdir())
-        assert server.stop() == 0
-    for garbage in (b"", b"garbage", b'{"pid": 1}', b"\0" * 5000, b'{"name": "a", "pid": "x"}'):
-        server = companion_server(entry("a", "idle"), entry("b", "idle"), companion_run_dir="run/files")
-        files = server.dir / "run" / "files"
-        files.mkdir()
-        files.chmod(0o700)
         for name in names:
-            (files / name).write_bytes(garbage)
-        (files / "stranger.run").write_bytes(garbage)
-        with server:
-            server.wait_companion("a")
-            server.wait_companion("b")
+            server.wait_companion(name)
+            assert (files / f"{name}.run").read_bytes() not in damage, "this is the name of a run file"
 
 
 def test_a_record_that_names_a_stranger_kills_no_stranger() -> None:
@@ -132,15 +125,15 @@ def test_few_descriptors() -> None:
         assert server.get("/").status == 200
 
 
-def test_a_hundred_companions() -> None:
-    names = [f"c{number}" for number in range(100)]
+def test_sixty_companions() -> None:
+    names = [f"c{number}" for number in range(60)]
     with companion_server(*(entry(name, "idle") for name in names), companion_startsecs=0.5) as server:
         wait_until(
             lambda: all(found["state"] == "RUNNING" for found in server.companions().values()),
             30,
             "all running",
         )
-        assert len(server.companions()) == 100
+        assert len(server.companions()) == 60
         assert server.get("/").status == 200
         before = pids(server)
         os.kill(server.wait_manager(), signal.SIGKILL)
@@ -490,7 +483,7 @@ os.environ["LEAKED"] = "1"
 
 def test_a_manager_that_dies_after_the_addresses_changed_still_finds_the_old_selves() -> None:
     """The default run directory is named by the addresses, among others; they can change by HUP."""
-    companions = [entry("drain", env={"DRAIN": "3"}), entry("a", "idle")]
+    companions = [entry("drain", env={"DRAIN": "2"}), entry("a", "idle")]
     port, other = free_port(), free_port()
     server = companion_server(*companions, bind=f"127.0.0.1:{port}", bind_option=None)
     server.port = port
@@ -512,7 +505,7 @@ def test_a_manager_that_dies_after_the_addresses_changed_still_finds_the_old_sel
 
 
 def test_a_manager_that_dies_after_the_run_directory_changed_still_finds_the_old_selves() -> None:
-    companions = [entry("drain", env={"DRAIN": "3"}), entry("a", "idle")]
+    companions = [entry("drain", env={"DRAIN": "2"}), entry("a", "idle")]
     with companion_server(*companions, companion_run_dir="run/one") as server:
         old = server.wait_companion("drain")["pid"]
         a = server.wait_companion("a")["pid"]

@@ -369,7 +369,7 @@ def test_kill_9_of_the_arbiter_takes_everything_with_it() -> None:
 
 def test_a_new_server_after_kill_9_of_the_arbiter() -> None:
     """It has port and control socket 2 s later, and starts each companion when its old self is gone."""
-    companions = [entry("quick", "idle"), entry("slow", "drain", env={"DRAIN": "5"})]
+    companions = [entry("quick", "idle"), entry("slow", "drain", env={"DRAIN": "4.5"})]
     settings = {"companion_control_socket": "run/control.sock", "timeout": 2}
     with companion_server(*companions, **settings) as first:
         first.configured_control = first.dir / "run" / "control.sock"

@@ -174,9 +174,9 @@ def test_hup_with_an_application_that_does_not_load_any_more_is_not_the_companio
 
 
 def test_companion_reload_all_replaces_the_manager_without_holding_up_the_rest() -> None:
-    """A 12 s drain on HUP would be the same at any length: 4 s here."""
+    """A 12 s drain on HUP would be the same at any length: 3 s here."""
     settings = {"companion_reload": "all", "workers": 2}
-    with companion_server(entry("a", "idle"), entry("drain", env={"DRAIN": "4"}), **settings) as server:
+    with companion_server(entry("a", "idle"), entry("drain", env={"DRAIN": "3"}), **settings) as server:
         before = settled(server, "a", "drain")
         manager = server.wait_manager()
         workers = hup(server, 2)
@@ -323,14 +323,14 @@ def test_what_was_autostart_false_starts_by_command_only() -> None:
 def test_the_new_stop_limit_counts_at_the_end() -> None:
     """A reread that lengthens stop_timeout lengthens the arbiter's wait for the manager, too."""
     settings = {"companion_stop_timeout": 0.5, "companion_manager_shutdown_buffer": 0.5}
-    with companion_server(entry("drain", env={"DRAIN": "3"}), **settings) as server:
+    with companion_server(entry("drain", env={"DRAIN": "2"}), **settings) as server:
         pid = server.wait_companion("drain")["pid"]
         settings["companion_stop_timeout"] = 20
-        reconfigure(server, entry("drain", env={"DRAIN": "3"}), **settings)
+        reconfigure(server, entry("drain", env={"DRAIN": "2"}), **settings)
         assert server.ask("reread")["updated"] == ["drain"]
         started = time.monotonic()
         assert server.stop() == 0
-        assert 2.9 < time.monotonic() - started < 5
+        assert 1.9 < time.monotonic() - started < 4
         assert pids_in(server, "drain.drained") == [pid]
 
 
