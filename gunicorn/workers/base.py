@@ -153,7 +153,10 @@ class Worker:
     def init_signals(self) -> None:
         """Install the handlers; ``PIPE[0]`` becomes readable whenever one of them has run."""
         for signum in self.SIGNALS:
-            signal.signal(signum, signal.SIG_DFL)
+            # A log rotation comes at any moment, and the default action would end the worker: the
+            # master has left it a handler.
+            if signum != signal.SIGUSR1:
+                signal.signal(signum, signal.SIG_DFL)
         signal.signal(signal.SIGQUIT, self.handle_quit)
         signal.signal(signal.SIGINT, self.handle_quit)
         signal.signal(signal.SIGTERM, self.handle_exit)

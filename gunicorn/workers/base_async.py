@@ -11,11 +11,7 @@ from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers import closing
 from gunicorn.workers.base import Worker
-from gunicorn.workers.cycle import Fate
-
-
-class HandledElsewhere(BaseException):
-    """Raised where the result of an application that has answered on its own should be sent."""
+from gunicorn.workers.cycle import Fate, HandledElsewhere
 
 
 class _AlreadyHandled:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import enum
 import errno
 import ssl
+import sys
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -23,6 +24,10 @@ class Stopped(SystemExit):
 
     It says that the worker ends, where a plain SystemExit may be an application's that called ``sys.exit()``.
     """
+
+
+class HandledElsewhere(BaseException):
+    """Raised where the result of an application that has answered on its own should be sent."""
 
 
 class Fate(enum.Enum):
@@ -47,6 +52,10 @@ class Cycle:
         self.post_request = _own_hook(cfg, "post_request")
         # Loggers that are not ours may want to see every request.
         self.wants_access: bool = getattr(worker.log, "wants_access", True)
+        greenlet = sys.modules.get("greenlet")
+        self.passing: tuple[type[BaseException], ...] = (
+            (Stopped, HandledElsewhere, greenlet.GreenletExit) if greenlet else (Stopped, HandledElsewhere)
+        )
 
     def serve(
         self, req: Any, sock: Any, addr: Any, server: Any, *, keep: bool, multithread: bool = False
@@ -73,11 +82,10 @@ class Cycle:
                 resp.force_close()
             self._respond(environ, resp)
             fate = self._after(req, resp)
-        except Exception as error:
-            fate = self._failed(error, req, resp, sock, addr)
-        except SystemExit as error:
-            if isinstance(error, Stopped):
-                raise
+        except self.passing:
+            raise
+        except BaseException as error:
+            # An application may let anything through: CancelledError, what sys.exit() raises.
             fate = self._failed(error, req, resp, sock, addr)
         if resp is not None:
             if self.wants_access:

@@ -309,7 +309,8 @@ class ThreadWorker(Worker):
                 # None: the main thread has ended it meanwhile.
                 if conn is not None:
                     self.on_client_socket_readable(conn, conn.sock)
-            except Exception:
+            except BaseException:
+                # A thread that ended would be missed by all requests after this one.
                 self.log.exception("A thread goes on after an error")
 
     def accept(self, server: Any, listener: Any) -> None:
@@ -385,7 +386,7 @@ class ThreadWorker(Worker):
                 self._discard(conn)
             elif conn.was is not State.HANDSHAKE or self._shake_hands(conn):
                 self._gather_and_serve(conn)
-        except Exception:
+        except BaseException:
             self.log.exception("A connection is given up")
             self._give_up(conn)
 
