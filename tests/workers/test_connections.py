@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""Who waits for what, who may take whom out, and whose time is up."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+
+import pytest
+
+from gunicorn.workers.connections import State, Waiting
+
+WAITS = [state for state in State if state is not State.BUSY]
+
+
+class Conn:
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.state = self.was = State.BUSY
+        self.deadline = 0.0
+
+
+def waiting(*entries: tuple[int, State, float]) -> tuple[Waiting[Conn], dict[int, Conn]]:
+    table: Waiting[Conn] = Waiting()
+    conns = {fd: Conn(fd) for fd, _, _ in entries}
+    for fd, state, deadline in entries:
+        table.park(conns[fd], state, deadline)
+    return table, conns
+
+
+@pytest.mark.parametrize("state", WAITS)
+def test_who_takes_one_out_owns_it(state: State) -> None:
+    table, conns = waiting((5, state, 10.0))
+    assert len(table) == 1 and conns[5].state is state and conns[5].deadline == 10.0
+    assert table.claim(5) is conns[5]
+    assert conns[5].state is State.BUSY and conns[5].was is state
+    assert table.claim(5) is None and len(table) == 0
+    assert table.claim(6) is None
+
+
+@pytest.mark.parametrize(
+    ("now", "expired"), [(0.0, []), (9.99, []), (10.0, [1]), (11.0, [1, 3]), (math.inf, [1, 2, 3])]
+)
+def test_expired(now: float, expired: list[int]) -> None:
+    table, _ = waiting((1, State.IDLE, 10.0), (2, State.NEW, math.inf), (3, State.LINGER, 10.5))
+    assert [conn.fd for conn in table.claim_expired(now)] == expired
+    assert len(table) == 3 - len(expired)
+
+
+def test_nearest() -> None:
+    assert waiting()[0].nearest() == math.inf
+    assert waiting((1, State.IDLE, 10.0), (2, State.HEAD, 7.0))[0].nearest() == 7.0
+
+
+def test_states() -> None:
+    entries = [(fd, state, 1.0) for fd, state in enumerate(WAITS)]
+    table, _ = waiting(*entries)
+    taken = table.claim_states((State.IDLE, State.NEW))
+    assert {conn.was for conn in taken} == {State.IDLE, State.NEW}
+    assert len(table) == len(WAITS) - 2
+    assert len(table.claim_states(State)) == len(WAITS) - 2 and len(table) == 0
+
+
+def test_cap_only_brings_forward() -> None:
+    table, conns = waiting((1, State.IDLE, 10.0), (2, State.IDLE, 3.0), (3, State.NEW, 10.0))
+    table.cap(State.IDLE, 5.0)
+    assert [conns[fd].deadline for fd in (1, 2, 3)] == [5.0, 3.0, 10.0]
+
+
+def test_the_longest_idle_is_the_first_that_was_parked() -> None:
+    table, _ = waiting((1, State.NEW, 1.0), (2, State.IDLE, 4.0), (3, State.IDLE, 5.0))
+    assert table.claim_longest_idle(before=4.0) is None
+    first = table.claim_longest_idle(before=9.0)
+    assert first is not None and first.fd == 2
+    # One that was parked again has begun to idle anew.
+    table.park(first, State.IDLE, 6.0)
+    second = table.claim_longest_idle(before=9.0)
+    assert second is not None and second.fd == 3
+
+
+def test_a_number_that_is_used_again_belongs_to_the_new_one() -> None:
+    table, _ = waiting((7, State.IDLE, 1.0))
+    new = Conn(7)
+    table.park(new, State.NEW, 2.0)
+    assert table.claim(7) is new
+
+
+def test_threads_and_the_clock_never_get_the_same_one() -> None:
+    table: Waiting[Conn] = Waiting()
+    conns = [Conn(fd) for fd in range(400)]
+    for conn in conns:
+        table.park(conn, State.IDLE, 0.0)
+    taken: list[int] = []
+    start = threading.Barrier(5)
+
+    def thread() -> None:
+        start.wait()
+        for fd in range(400):
+            conn = table.claim(fd)
+            if conn is not None:
+                taken.append(conn.fd)
+
+    def clock() -> None:
+        start.wait()
+        taken.extend(conn.fd for conn in table.claim_expired(1.0))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=target) for target in (thread, thread, thread, clock, clock)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert sorted(taken) == list(range(400))

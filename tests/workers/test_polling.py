@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""Both pollers keep the same promises: one event goes to one thread, once."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from harness import wait_until
+
+from gunicorn.workers import polling
+
+POLLERS = [polling.SelectorPoller] + ([polling.EpollPoller] if hasattr(select, "epoll") else [])
+
+
+@pytest.fixture(params=POLLERS, ids=lambda poller: poller.__name__)
+def poller(request: Any) -> Iterator[Any]:
+    made = request.param()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+class Waiter(threading.Thread):
+    """Collects what ``wait()`` returns."""
+
+    def __init__(self, poller: Any) -> None:
+        super().__init__(daemon=True)
+        self.poller = poller
+        self.seen: list[int | None] = []
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            fd = self.poller.wait()
+            self.seen.append(fd)
+            if fd is None:
+                return
+
+
+def finish(poller: Any, *waiters: Waiter) -> None:
+    poller.stop()
+    for waiter in waiters:
+        waiter.join(5)
+        assert not waiter.is_alive()
+
+
+def test_an_event_is_told_once_until_it_is_asked_for_again(
+    poller: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    theirs.send(b"x")
+    waiter = Waiter(poller)
+    poller.watch(ours.fileno())
+    wait_until(lambda: waiter.seen == [ours.fileno()])
+    theirs.send(b"y")
+    poller.watch(ours.fileno())
+    wait_until(lambda: len(waiter.seen) == 2)
+    other, far = socket.socketpair()
+    with other, far:
+        # Something else is told meanwhile, this one is not.
+        number = other.fileno()
+        poller.watch(number)
+        far.send(b"z")
+        wait_until(lambda: len(waiter.seen) == 3)
+        poller.forget(number)
+        finish(poller, waiter)
+    assert waiter.seen == [ours.fileno(), ours.fileno(), number, None]
+
+
+def test_writable_and_the_end_are_events(poller: Any, pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    waiter = Waiter(poller)
+    poller.watch(ours.fileno(), write=True)
+    wait_until(lambda: len(waiter.seen) == 1)
+    poller.watch(ours.fileno())
+    theirs.close()
+    wait_until(lambda: len(waiter.seen) == 2)
+    finish(poller, waiter)
+
+
+def test_forgotten_is_not_told(poller: Any, pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    poller.watch(ours.fileno())
+    poller.forget(ours.fileno())
+    poller.forget(ours.fileno())
+    theirs.send(b"x")
+    waiter = Waiter(poller)
+    other, far = socket.socketpair()
+    with other, far:
+        far.send(b"x")
+        poller.watch(other.fileno())
+        wait_until(lambda: waiter.seen)
+        assert waiter.seen == [other.fileno()]
+        poller.forget(other.fileno())
+    finish(poller, waiter)
+
+
+def test_a_number_can_be_watched_again_for_another_socket(poller: Any) -> None:
+    waiter = Waiter(poller)
+    for turn in range(20):
+        ours, theirs = socket.socketpair()
+        poller.watch(ours.fileno())
+        theirs.send(b"x")
+        wait_until(lambda turn=turn: len(waiter.seen) == turn + 1)
+        if turn % 2:
+            poller.watch(ours.fileno())
+            poller.forget(ours.fileno())
+            wait_until(lambda turn=turn: len(waiter.seen) in (turn + 1, turn + 2))
+            del waiter.seen[turn + 1 :]
+        ours.close()
+        theirs.close()
+    finish(poller, waiter)
+
+
+def test_each_event_goes_to_one_thread_only(poller: Any) -> None:
+    waiters = [Waiter(poller) for _ in range(4)]
+    pairs = [socket.socketpair() for _ in range(40)]
+    try:
+        for ours, theirs in pairs:
+            poller.watch(ours.fileno())
+            theirs.send(b"x")
+        wait_until(lambda: sum(len(waiter.seen) for waiter in waiters) == 40)
+        seen = [fd for waiter in waiters for fd in waiter.seen]
+        assert sorted(map(int, seen)) == sorted(ours.fileno() for ours, _ in pairs)  # type: ignore[arg-type]
+    finally:
+        finish(poller, *waiters)
+        for ours, theirs in pairs:
+            poller.forget(ours.fileno())
+            ours.close()
+            theirs.close()
+
+
+def test_stop_ends_all_waits_and_those_to_come(poller: Any) -> None:
+    waiters = [Waiter(poller) for _ in range(3)]
+    finish(poller, *waiters)
+    assert poller.wait() is None
