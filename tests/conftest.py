@@ -6,6 +6,7 @@ from __future__ import annotations
 import compileall
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,12 @@ def _nothing_left() -> Iterator[None]:
     yield
     # What a server of a wider fixture has started meanwhile is that server's; what lost its parent is ours.
     left = [pid for pid in _own_children() - before if harness.is_alive(pid)]
+    if left:
+        # One that is about to be gone was not left behind.
+        deadline = time.monotonic() + 1
+        while left and time.monotonic() < deadline:
+            time.sleep(0.01)
+            left = [pid for pid in left if harness.is_alive(pid)]
     # multiprocessing's resource tracker serves the whole test process and ends with it.
     left = [pid for pid in left if "resource_tracker" not in harness.cmdline_of(pid)]
     if left:

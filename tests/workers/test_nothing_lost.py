@@ -124,10 +124,14 @@ def test_more_and_fewer_workers(worker: str) -> None:
 
 @WORKERS
 def test_stopping_under_load_cuts_no_answer(worker: str) -> None:
-    """Connections that come after the listener is closed are refused; no other fails."""
+    """Connections that come after the listener is closed are refused; no other fails.
+
+    One that comes in the very moment of the close is reset by the kernel, and had no answer begun.
+    """
     with Server(APP, config(worker)) as server, Load(server) as load:
         wait_until(lambda: load.answers > 50)
         assert load.problems == []
         assert server.stop() == 0
         time.sleep(0.1)
-    assert [problem for problem in load.problems if "Refused" not in problem] == []
+    late = ("Refused", "_fresh ConnectionResetError")
+    assert [problem for problem in load.problems if not any(text in problem for text in late)] == []
