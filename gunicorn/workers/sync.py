@@ -31,6 +31,7 @@ class SyncWorker(Worker):
 
     _tls: Any = None
     _names: dict[Any, Any] = {}
+    _serving = False
 
     def accept(self, listener: Any) -> None:
         """Accept one connection and serve it. Raises BlockingIOError if none is waiting."""
@@ -65,6 +66,7 @@ class SyncWorker(Worker):
             self._poll.register(listener.fileno(), select.POLLIN)
         if self.PIPE:
             self._poll.register(self.PIPE[0], select.POLLIN)
+        self._serving = True
         # The wait ends often enough to beat the heart and to notice that the master has gone.
         timeout = min(TICK, self.timeout / 2 or TICK)
         if len(self.sockets) > 1 or self._tls is not None:
@@ -124,7 +126,8 @@ class SyncWorker(Worker):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM, in a request maybe: who comes from now on is refused, not left to wait for its end."""
         super().handle_exit(sig, frame)
-        for listener in self.sockets:
+        # Before that, run() is about to use them, and then closes them itself.
+        for listener in self.sockets if self._serving else ():
             if not accepting.has_queue(listener):
                 # The socket in it, so that whoever is about to use the listener meets a plain OSError.
                 getattr(listener, "sock", listener).close()
