@@ -109,14 +109,10 @@ def _become(birth: Birth, parent: int, supervisor: str) -> None:
     """From a copy of the manager to a companion just before its target."""
     config = birth.config
     os.setsid()
-    # As in a Python program of its own: SIGINT raises; SIGPIPE and SIGXFSZ are errors of write().
+    # As in a Python program of its own: SIGINT raises, SIGPIPE is an error of write().
     reset_to_default(
         signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
-        {
-            signal.SIGINT: signal.default_int_handler,
-            signal.SIGPIPE: signal.SIG_IGN,
-            signal.SIGXFSZ: signal.SIG_IGN,
-        },
+        {signal.SIGINT: signal.default_int_handler, signal.SIGPIPE: signal.SIG_IGN},
     )
     signalled = set_parent_death_signal(config.stop_signal)
     if os.getppid() != parent:
