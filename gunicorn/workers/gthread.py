@@ -11,25 +11,23 @@ from __future__ import annotations
 
 import math
 import select
-import socket
 import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from gunicorn import sock as listening
 from gunicorn.http.errors import NoMoreData, ParseException, RequestTimeout
-from gunicorn.http.parse import HeadGatherer
-from gunicorn.http.parser import RequestParser
-from gunicorn.http.policy import RequestPolicy, policy_for
 from gunicorn.workers import accepting, closing
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.connections import State, Waiting
 from gunicorn.workers.cycle import Fate
 from gunicorn.workers.polling import make_poller
+from gunicorn.workers.tconn import DaemonThreads, TConn
+
+__all__ = ["DaemonThreads", "TConn", "ThreadWorker"]
 
 # How long a retiring worker waits for what. Clients that keep sending so get an answer that says close,
 # where a connection that is closed just when a request arrives would give them a reset.
@@ -46,97 +44,6 @@ DRAIN_TICK = 0.02
 
 # How long a connection must have idled to be closed in favour of a new one.
 IDLE_AT_LEAST = 1.0
-
-_RECEIVE = 65536
-
-
-class TConn:
-    """A connection: what has come of its next request, and until when it may wait for more."""
-
-    def __init__(self, cfg: Any, sock: Any, client: Any, server: Any) -> None:
-        self.cfg = cfg
-        self.sock = sock
-        self.client = client
-        self.server = server
-        self.fd: int = sock.fileno()
-        self.state = self.was = State.NEW
-        self.deadline = math.inf
-        self.timeout: float | None = None
-        self.parser: Any = None
-        self.initialized = False
-        self.is_tls = False
-        self.gatherer: HeadGatherer | None = None
-        # What is being served, where `request_timeout` limits it: since when, and by which thread.
-        self.request: Any = None
-        self.since = math.inf
-        self.thread = 0
-
-    def init(self, context: ssl.SSLContext | None = None, policy: RequestPolicy | None = None) -> None:
-        """Prepare for reading; with TLS the handshake is still to come. A second call does nothing."""
-        if self.initialized:
-            return
-        self.initialized = True
-        if self.cfg.is_ssl:
-            self.is_tls = True
-            self.sock.settimeout(0)
-            self.sock = (context or listening.ssl_context(self.cfg)).wrap_socket(
-                self.sock,
-                server_side=True,
-                suppress_ragged_eofs=self.cfg.suppress_ragged_eofs,
-                do_handshake_on_connect=False,
-            )
-        self.parser = RequestParser(self.cfg, self.sock, self.client, policy=policy or policy_for(self.cfg))
-
-    def set_timeout(self) -> None:
-        """Let the connection idle for `keepalive` seconds from now."""
-        self.timeout = time.monotonic() + self.cfg.keepalive
-
-    def gather(self) -> bool:
-        """Receive without waiting; True once the parser can read a whole head.
-
-        Raises BlockingIOError or SSLWantReadError where more has to come, NoMoreData at the end of the
-        connection (its ``buf`` says of how much), ParseException for what is no request.
-        """
-        unreader = self.parser.unreader
-        gatherer = self.gatherer
-        if gatherer is None:
-            gatherer = self.gatherer = HeadGatherer(self.parser.policy, first=self.parser.req_count == 0)
-        while True:
-            if unreader.pending:
-                data = unreader.read()
-            elif self.is_tls:
-                data = self.sock.recv(_RECEIVE)
-            else:
-                data = self.sock.recv(_RECEIVE, socket.MSG_DONTWAIT)
-            if not data:
-                raise NoMoreData(bytes(gatherer.buffer))
-            if gatherer.feed(data):
-                unreader.unread(bytes(gatherer.buffer))
-                self.gatherer = None
-                return True
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether a part of the next head has been received."""
-        return self.gatherer is not None and bool(self.gatherer.buffer)
-
-    def close(self) -> None:
-        """Close the socket."""
-        self.sock.close()
-
-
-class DaemonThreads:
-    """Threads that a process does not wait for at its end: one may hang in the application."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def submit(self, fn: Callable[..., object], *args: Any) -> None:
-        self._count += 1
-        threading.Thread(target=fn, args=args, name=f"gunicorn-thread-{self._count}", daemon=True).start()
-
-    def shutdown(self, wait: bool = False) -> None:
-        """Nothing: they end by themselves."""
 
 
 class ThreadWorker(Worker):
@@ -244,7 +151,7 @@ class ThreadWorker(Worker):
             if conn.was is State.HEAD:
                 self.handle_error(None, conn.sock, conn.client, RequestTimeout())
                 self._end(conn, Fate.LINGER)
-            elif conn.was in (State.NEW, State.IDLE) and _has_input(conn):
+            elif conn.was in (State.NEW, State.IDLE) and conn.has_input():
                 # It came at the last moment; threads are busy, or just about to see it.
                 self._park(conn, conn.was, time.monotonic() + self._beat)
             else:
@@ -542,14 +449,3 @@ class ThreadWorker(Worker):
     def _as_pair(self, answer: Any, conn: TConn) -> tuple[bool, TConn]:
         """What ``handle()`` of a subclass has returned."""
         return answer if isinstance(answer, tuple) else (bool(answer), conn)
-
-
-def _has_input(conn: TConn) -> bool:
-    """Whether something has arrived on *conn*, its end included."""
-    try:
-        closing.peek_now(conn.sock)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
