@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import importlib.machinery
 import importlib.util
 import logging
 import os
@@ -25,6 +26,26 @@ Callback = Callable[[str], Any]
 LOOK_AROUND = 1.0
 # Milliseconds that an editor or a checkout has to finish what it has begun.
 SETTLE_MS = 100
+
+
+# How each source was when its module was loaded. Its first look may come seconds later, after the rest
+# of a large application, and what is saved meanwhile must not pass for what runs.
+_loaded: dict[str, Stamp | None] = {}
+
+
+def note_loads() -> None:
+    """From now on, and once for the process, remember how each source is before it is read."""
+    loader = importlib.machinery.SourceFileLoader
+    ask = loader.path_stats
+    if getattr(ask, "notes_loads", False):
+        return
+
+    def path_stats(self: importlib.machinery.SourceFileLoader, path: str) -> Any:
+        _loaded[path] = _stamp(path)
+        return ask(self, path)
+
+    path_stats.notes_loads = True  # type: ignore[attr-defined]
+    loader.path_stats = path_stats  # type: ignore[method-assign]
 
 
 class Reloader(threading.Thread):
@@ -53,6 +74,7 @@ class Reloader(threading.Thread):
         self._early: list[str] = []
         # Modules that are there before the program is loaded: a new process gets them from the old one.
         self._inherited = loaded_sources()
+        note_loads()
         for path in extra_files or ():
             self.add_extra_file(path, now=False)
 
@@ -62,7 +84,7 @@ class Reloader(threading.Thread):
             (self._patterns if glob.has_magic(filename) else self._extra_files).add(filename)
         if now:
             for path in glob.glob(filename, recursive=True) if glob.has_magic(filename) else [filename]:
-                self._stamps.setdefault(path, _stamp(path))
+                self._stamps.setdefault(path, _loaded.get(path) or _stamp(path))
 
     def get_files(self) -> list[str]:
         """The files that are watched: sources of the modules that are loaded by now, and the extra ones."""
@@ -106,14 +128,16 @@ class Reloader(threading.Thread):
     def look(self) -> list[str]:
         """The files that have changed since the last look.
 
-        A module that is loaded later is first seen as it is then; a file that a pattern newly finds, or
-        that comes back, has changed. One that is gone has not: an editor may be about to replace it.
+        A module counts from how it was before it was read; a file that a pattern newly finds, or that
+        comes back, has changed. One that is gone has not: an editor may be about to replace it.
         """
         first, self._started_looking = not self._started_looking, True
         matches = self._matches()
         changed = []
         for path in self.get_files():
             now = _stamp(path)
+            if path not in self._stamps and path in _loaded and path not in self._inherited:
+                self._stamps[path] = _loaded[path]
             if path not in self._stamps:
                 self._stamps[path] = now
                 if not first and path in matches:

@@ -71,6 +71,16 @@ def put(path: Path, text: str) -> None:
     os.replace(fresh, path)
 
 
+def test_a_change_between_the_load_of_a_module_and_the_start(
+    make: Callable[..., Reloader], module: Path
+) -> None:
+    engine = Engine(make)
+    importlib.import_module(module.stem)
+    module.write_text("x = 22\n")
+    with engine:
+        engine.wait(module)
+
+
 def test_a_module_that_is_loaded(make: Callable[..., Reloader], module: Path) -> None:
     engine = Engine(make)
     importlib.import_module(module.stem)

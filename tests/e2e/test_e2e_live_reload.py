@@ -64,8 +64,9 @@ def wait_answer(server: Server, text: str, status: int = 200) -> None:
 
 @pytest.mark.parametrize(("engine", "worker_class"), [("poll", "sync"), (ENGINE, "gthread")])
 def test_a_change_to_a_module_of_the_application(engine: str, worker_class: str) -> None:
-    with reloading(engine, workers=2, worker_class=worker_class) as server:
-        wait_answer(server, "one")
+    booted = "def post_worker_init(worker):\n    worker.log.info('has the old text')\n"
+    with reloading(engine, workers=2, worker_class=worker_class, extra_option=booted) as server:
+        wait_until(lambda: server.log().count("has the old text") == 2)
         before = server.workers()
         server.write("helper.py", 'TEXT = b"two"\n')
         server.wait_workers(2, without=before)
