@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The control socket: newline-delimited JSON over a Unix socket. It knows no companion.
 
-Requests go to a dispatch callable and its answers back, in order. No call on a
-client's account blocks: one that is slow, silent, huge or gone costs nobody
-else anything.
+Requests go to a dispatch callable and its answers back, in order. An answer with
+``"subscribe": true`` (which is not sent) makes its client one that is sent every
+`broadcast` from then on. No call on a client's account blocks: one that is slow,
+silent, huge or gone costs nobody else anything.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ MAX_LINE = 64 * 1024
 MAX_CONNECTIONS = 256
 # A client with this much unread is not listened to until it has read.
 OUTPUT_HIGH_WATER = 256 * 1024
+# A subscriber with this much unread is dropped: what happens waits for nobody. Room for each of
+# a thousand companions to change its state a few times.
+SUBSCRIBER_LIMIT = 1024 * 1024
 # Requests of one client that are answered before others, and the companions, have their turn.
 REQUESTS_AT_ONCE = 8
 RETRY_INTERVAL = 10.0
@@ -120,6 +124,7 @@ class Client:
         self.pending: Iterator[bytes | None] = iter(())
         self.output = bytearray()
         self.ended = False
+        self.subscribed = False
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -300,6 +305,10 @@ class ControlServer:
     def _on_client(self, client: Client, events: int) -> None:
         if events & WRITABLE and not self._send(client):
             return
+        if client.ended and client.subscribed and events & (select.POLLHUP | select.POLLERR):
+            # Half-closed until now: it only listened. Now it does not even do that.
+            self._drop(client)
+            return
         if events & (READABLE | select.POLLHUP | select.POLLERR) and not client.full and not client.ended:
             self._receive(client)
         self._serve(client)
@@ -328,12 +337,19 @@ class ControlServer:
             except StopIteration:
                 more = False
                 break
-            client.output += encode(self._answer(line))
+            reply = self._answer(line)
+            subscribes = reply.pop("subscribe", False)
+            client.output += encode(reply)
+            client.subscribed = client.subscribed or subscribes
         if not self._send(client):
             return
-        if client.ended and not more and not client.output:
+        if client.ended and not more and not client.output and not client.subscribed:
             self._drop(client)
             return
+        self._watch(client, more)
+
+    def _watch(self, client: Client, more: bool) -> None:
+        """Wait for what is to be waited for; *more*: it has requests that are not answered yet."""
         wanted = 0 if client.full or client.ended or more else READABLE
         # With requests left over, a client that can be written to is one whose turn comes again.
         self.poller.modify(client.fileno(), wanted | (WRITABLE if client.output or more else 0))
@@ -348,6 +364,28 @@ class ControlServer:
         if not isinstance(request, dict):
             return error("a request is one JSON object on a line")
         return self.dispatch(request)
+
+    @property
+    def has_subscribers(self) -> bool:
+        """Whether a `broadcast` reaches anybody."""
+        return any(client.subscribed for client in self.clients.values())
+
+    def broadcast(self, message: dict[str, Any]) -> None:
+        """Send *message* to the subscribers; one that has not read for too long is dropped."""
+        line: bytes | None = None
+        for client in list(self.clients.values()):
+            if not client.subscribed:
+                continue
+            line = line or encode(message)
+            if len(client.output) + len(line) > SUBSCRIBER_LIMIT:
+                self.log.info("A client that asked for events does not read them and is dropped")
+                self._drop(client)
+                continue
+            waits = bool(client.output)
+            client.output += line
+            # What it has not taken yet is sent when it can be written to.
+            if not waits and self._send(client) and client.output:
+                self._watch(client, more=True)
 
     def _send(self, client: Client) -> bool:
         """Send what fits; False if the client is gone (and dropped)."""

@@ -50,6 +50,10 @@ class Bench:
 
     def dispatch(self, request: dict[str, Any]) -> dict[str, Any]:
         self.requests.append(request)
+        if request.get("cmd") == "events":
+            return {"ok": True, "subscribe": True}
+        if request.get("cmd") == "broadcast":
+            self.server.broadcast({"event": request["event"]})
         return {"ok": True, "echo": request, "filling": "x" * request.get("size", 0)}
 
     def pump(self, until: Callable[[], Any], timeout: float = 10.0) -> Any:
@@ -383,6 +387,116 @@ def test_without_a_free_descriptor_it_pauses_and_goes_on(served, monkeypatch):
     served.server.tick(served.server.next_attempt)
     assert waiting.reply()["ok"]
     assert served.server.next_attempt is None
+
+
+# -- subscribers ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def subscriber(served) -> Client:
+    client = served.connect()
+    assert client.ask(cmd="events") == {"ok": True}
+    return client
+
+
+def test_a_subscriber_gets_what_is_broadcast_and_nobody_else_does(served, subscriber):
+    other = served.connect()
+    assert other.alive()
+    assert served.server.has_subscribers
+    for number in range(3):
+        served.server.broadcast({"event": "state", "n": number})
+    assert [subscriber.reply() for _ in range(3)] == [{"event": "state", "n": n} for n in range(3)]
+    # It may go on asking.
+    assert subscriber.ask(cmd="status")["echo"] == {"cmd": "status"}
+    assert subscriber.ask(cmd="events") == {"ok": True}
+    served.server.broadcast({"event": "once"})
+    assert subscriber.reply() == {"event": "once"}
+    served.settle()
+    subscriber.receive(), other.receive()
+    assert (subscriber.received, other.received) == (b"", b"")
+
+
+def test_without_a_subscriber_a_broadcast_is_nothing(served):
+    client = served.connect()
+    assert client.alive()
+    assert not served.server.has_subscribers
+    served.server.broadcast({"event": "state"})
+    client.receive()
+    assert client.received == b""
+
+
+def test_a_broadcast_in_the_middle_of_an_answer(served, subscriber):
+    """What a subscriber's own commands bring about, too: whole lines, in the order of events."""
+    subscriber.send(
+        b"".join(json.dumps({"cmd": "broadcast", "event": n}).encode() + b"\n" for n in range(50))
+    )
+    lines = [subscriber.reply() for _ in range(100)]
+    assert [line["event"] for line in lines if "event" in line] == list(range(50))
+    assert sum("ok" in line for line in lines) == 50
+
+
+def test_a_subscriber_that_half_closes_listens_on(served):
+    """As ``socat`` and ``nc`` do at the end of their input."""
+    client = served.connect()
+    client.send(b'{"cmd": "events"}\n')
+    client.sock.shutdown(socket.SHUT_WR)
+    assert client.reply() == {"ok": True}
+    served.settle()
+    assert served.poller.wait(0) == 0
+    served.server.broadcast({"event": "state"})
+    assert client.reply() == {"event": "state"}
+    client.sock.close()
+    served.pump(lambda: not served.server.clients)
+    served.settle()
+
+
+def test_a_subscriber_that_goes_is_forgotten(served, subscriber):
+    subscriber.sock.close()
+    # Before the loop has seen it, and after.
+    served.server.broadcast({"event": "state"})
+    served.pump(lambda: not served.server.clients)
+    assert not served.server.has_subscribers
+    served.server.broadcast({"event": "state"})
+
+
+def test_a_subscriber_that_does_not_read_is_dropped_at_a_bound(served, subscriber):
+    reader = served.connect()
+    assert reader.ask(cmd="events") == {"ok": True}
+    message = {"event": "state", "filling": "x" * 1000}
+    count = 0
+    deadline = time.monotonic() + 30
+    while len(served.server.clients) == 2:
+        assert time.monotonic() < deadline
+        served.server.broadcast(message)
+        count += 1
+        assert len(reader.line()) > 1000
+        assert served.poller.wait(0) <= 1
+    assert count * 1000 > control.SUBSCRIBER_LIMIT
+    kept = sum(len(each.output) for each in served.server.clients.values())
+    assert kept < control.SUBSCRIBER_LIMIT
+    # The one that reads goes on; the other finds what it was sent in time, and the end.
+    assert reader.alive()
+    served.pump(lambda: (subscriber.receive(), subscriber.ended)[1])
+
+
+def test_a_subscriber_that_reads_late_gets_everything(served, subscriber):
+    message = {"event": "state", "filling": "x" * 1000}
+    for number in range(800):
+        served.server.broadcast({**message, "n": number})
+    served.settle()
+    (client,) = served.server.clients.values()
+    assert client.output
+    # An idle loop meanwhile.
+    assert served.poller.wait(0) == 0
+    assert [subscriber.reply()["n"] for _ in range(800)] == list(range(800))
+    assert subscriber.alive()
+
+
+def test_a_close_sends_subscribers_what_they_are_owed(served, subscriber):
+    served.server.broadcast({"event": "last"})
+    served.server.close()
+    assert subscriber.reply() == {"event": "last"}
+    assert subscriber.line() == b"" and subscriber.ended
 
 
 # -- the socket file -------------------------------------------------------------------
