@@ -2,5 +2,9 @@
 """Companion processes: what runs beside the web workers, under the same server.
 
 The package is imported only where companions are configured, so that a plain
-web server pays nothing for it.
+web server pays nothing for it. A target takes `notify` from here.
 """
+
+from gunicorn.companion.sdnotify import notify
+
+__all__ = ["notify"]

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""What a service tells its supervisor: the datagrams of sd_notify(3), both ways.
+
+`notify` is the service's half and is meant for targets. `parse` is the
+supervisor's half. Targets import this file, so it stands on the standard library alone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import NamedTuple
+
+# sd_notify(3) has no limit; systemd reads a page, and libraries keep to that.
+MAX_DATAGRAM = 4096
+
+# Characters of a STATUS= that are kept: it is a phrase beside others in a table.
+MAX_STATUS = 256
+
+# How long a message waits for a supervisor whose queue is full. A sign of life is followed by
+# the next one, and must not hold up what it is to prove alive.
+PATIENCE = 1.0
+PATIENCE_OF_BEAT = 0.1
+
+
+class Notice(NamedTuple):
+    """What one datagram says; ``status`` is "" where it takes the text back, None where it says nothing."""
+
+    ready: bool = False
+    watchdog: bool = False
+    trigger: bool = False
+    status: str | None = None
+    stopping: bool = False
+    reloading: bool = False
+
+
+NOTHING = Notice()
+
+
+def parse(datagram: bytes) -> Notice:
+    """Read one datagram: lines of ``NAME=value``. What is unknown or malformed says nothing.
+
+    Of a name that comes twice the last value counts.
+    """
+    # A C program may have sent the end of its string along. Another NUL is no text.
+    text = datagram.removesuffix(b"\0")
+    if b"\0" in text:
+        return NOTHING
+    fields = {}
+    for line in text.split(b"\n"):
+        name, found, value = line.partition(b"=")
+        if found:
+            fields[name] = value
+    status = fields.get(b"STATUS")
+    return Notice(
+        ready=fields.get(b"READY") == b"1",
+        watchdog=fields.get(b"WATCHDOG") == b"1",
+        trigger=fields.get(b"WATCHDOG") == b"trigger",
+        status=None if status is None else printable(status.decode("utf-8", "replace")),
+        stopping=fields.get(b"STOPPING") == b"1",
+        reloading=fields.get(b"RELOADING") == b"1",
+    )
+
+
+def printable(text: str) -> str:
+    """*text* as one line that is safe to show: it may come to a terminal, whose escapes it must not use."""
+    shown = "".join(char if char.isprintable() else " " for char in text)
+    return shown.strip()[:MAX_STATUS]
+
+
+def notify(
+    ready: bool = False, watchdog: bool = False, status: str | None = None, stopping: bool = False
+) -> bool:
+    """Tell the supervisor of this process how it is; True where the message was taken.
+
+    *ready*: it has started and works from now on. *watchdog*: it is alive; to be repeated, at half of
+    the time that it is given. *status*: a phrase for people, shown until the next; "" takes it back.
+    *stopping*: it is about to end. Several at once are one message.
+
+    Nothing is raised where nobody listens: without ``NOTIFY_SOCKET`` in the environment, or with a
+    supervisor that is gone, this does nothing and returns False. Where the supervisor is busy it waits
+    for a moment, a second at most. Any thread and any child process may call it. sd_notify(3).
+    """
+    lines = []
+    if ready:
+        lines.append("READY=1")
+    if stopping:
+        lines.append("STOPPING=1")
+    if watchdog:
+        lines.append("WATCHDOG=1")
+    if status is not None:
+        # A line break would begin a new assignment.
+        lines.append("STATUS=" + printable(status))
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not lines or not address.startswith(("/", "@")):
+        return False
+    patience = PATIENCE_OF_BEAT if lines == ["WATCHDOG=1"] else PATIENCE
+    return _send(address, "\n".join(lines).encode("utf-8", "replace"), patience)
+
+
+def _send(address: str, datagram: bytes, timeout: float) -> bool:
+    name = os.fsencode(address)
+    if address.startswith("@"):
+        # The abstract namespace of Linux, whose names begin with NUL.
+        name = b"\0" + name[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(timeout)
+            # Connected, for poll(2) to see when the other side's queue has room.
+            sock.connect(name)
+            return sock.send(datagram) == len(datagram)
+    except OSError:
+        return False
