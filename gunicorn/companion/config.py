@@ -3,29 +3,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import functools
 import hashlib
-import inspect
 import json
-import math
-import os
-import pwd
-import re
+import shlex
 import signal
-import stat
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-Target = Callable[[], Any] | str
-
-NAME_RE = re.compile(r"[A-Za-z0-9._-]+")
-INHERIT = (None, "inherit")
-
-# In place of a value that was found wrong, and reported.
-INVALID: Any = object()
+from gunicorn.companion.checks import (
+    CHECKS,
+    INVALID,
+    Target,
+    WriterIdentity,
+    describe_target,
+    did_you_mean,
+    output_problems,
+    parse_signal,
+)
 
 # The keys that have a global default `companion_<key>`.
 GLOBAL_KEYS = (
@@ -37,19 +33,31 @@ GLOBAL_KEYS = (
     "reload_timeout",
     "startsecs",
     "restart_delay",
+    "restart_delay_max",
+    "autorestart",
+    "start_retries",
+    "start_timeout",
+    "watchdog",
+    "max_memory",
+    "max_lifetime",
+    "max_lifetime_jitter",
     "stdout",
     "stderr",
 )
-TIME_KEYS = ("stop_timeout", "reload_timeout", "startsecs", "restart_delay")
-BOOL_KEYS = ("stop_as_group", "autostart")
+# The keys that shape the process itself: a change of one needs a restart, any other applies as it is.
+# The watchdog is one, because the process was told its time when it started.
+SHAPE_KEYS = ("target", "command", "cwd", "env", "stdout", "stderr", "bind", "watchdog")
 
 
 @dataclass(frozen=True)
 class CompanionConfig:
-    """One validated companion. Times are seconds; ``stop_signal`` is a signal number."""
+    """One validated companion. Times are seconds, sizes bytes; ``stop_signal`` is a signal number.
+
+    Of a *numprocs* set this is one copy: ``name`` is ``group:index``.
+    """
 
     name: str
-    target: Target
+    target: Target | None = None
     cwd: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     stop_signal: int = signal.SIGTERM
@@ -61,25 +69,50 @@ class CompanionConfig:
     autostart: bool = True
     stdout: str | None = None
     stderr: str | None = None
+    command: tuple[str, ...] | None = None
+    numprocs: int | None = None
+    index: int | None = None
+    autorestart: str = "always"
+    restart_delay_max: float | None = None
+    start_retries: int | None = None
+    on_give_up: str = "ignore"
+    ready: str = "startsecs"
+    start_timeout: float = 60
+    watchdog: float | None = None
+    bind: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    max_memory: int | None = None
+    max_lifetime: float | None = None
+    max_lifetime_jitter: float = 0
+    singleton: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop_signal", parse_signal(self.stop_signal))
 
     @property
+    def group(self) -> str:
+        """The name that all copies of a numprocs set share; the plain name where there is one process."""
+        return self.name if self.index is None else self.name.rpartition(":")[0]
+
+    @property
     def target_name(self) -> str:
-        """``module:qualname``, whichever form the target has."""
-        return describe_target(self.target)
+        """``module:qualname``, whichever form the target has; of a command what a shell would be told."""
+        if self.command is not None:
+            return shlex.join(self.command)
+        return "" if self.target is None else describe_target(self.target)
 
     @functools.cached_property
     def config_hash(self) -> str:
-        """SHA-256 over every field but ``restart_delay``, in a canonical form."""
-        names = [f.name for f in fields(self) if f.name != "restart_delay"]
-        return _digest(self, names)
+        """SHA-256 over every field but ``restart_delay``, in a canonical form.
+
+        Nor over ``numprocs``: a copy is what it is, however many there are beside it.
+        """
+        return _digest(self, [f.name for f in fields(self) if f.name not in ("restart_delay", "numprocs")])
 
     @functools.cached_property
     def shape_hash(self) -> str:
         """SHA-256 over the fields that shape the process itself; a change needs a restart."""
-        return _digest(self, ["target", "cwd", "env", "stdout", "stderr"])
+        return _digest(self, SHAPE_KEYS)
 
     @property
     def fingerprint(self) -> str:
@@ -87,7 +120,7 @@ class CompanionConfig:
         return f"{self.config_hash}/{float(self.restart_delay)}"
 
 
-KNOWN_KEYS = tuple(f.name for f in fields(CompanionConfig))
+KNOWN_KEYS = tuple(f.name for f in fields(CompanionConfig) if f.name != "index")
 
 
 def _digest(config: CompanionConfig, names: Iterable[str]) -> str:
@@ -95,7 +128,7 @@ def _digest(config: CompanionConfig, names: Iterable[str]) -> str:
     for name in names:
         value = getattr(config, name)
         if name == "target":
-            value = config.target_name
+            value = None if value is None else describe_target(value)
         elif name == "env":
             value = dict(value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -103,42 +136,6 @@ def _digest(config: CompanionConfig, names: Iterable[str]) -> str:
         values[name] = value
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def describe_target(target: Target) -> str:
-    """A target's name: the string itself, or ``module:qualname`` of a callable."""
-    if isinstance(target, str):
-        return target
-    if isinstance(target, functools.partial):
-        # Where an object lies in memory is no part of what it is: it changes at every reread.
-        arguments = re.sub(r" at 0x[0-9a-fA-F]+", "", f"*{target.args!r}, **{target.keywords!r}")
-        return f"{describe_target(target.func)}({arguments})"
-    qualname = getattr(target, "__qualname__", None)
-    if qualname is None:  # an instance with __call__
-        return f"{type(target).__module__}:{type(target).__qualname__}"
-    return f"{getattr(target, '__module__', None)}:{qualname}"
-
-
-def parse_signal(value: int | str) -> int:
-    """A signal's number from its name ("SIGTERM", "TERM") or number. Raises ValueError."""
-    if isinstance(value, bool):
-        raise ValueError(f"{value!r} is not a signal")
-    if isinstance(value, str) and not value.strip().isdigit():
-        name = value.strip().upper()
-        name = name if name.startswith("SIG") else "SIG" + name
-        try:
-            return int(signal.Signals[name])
-        except KeyError:
-            raise ValueError(f"unknown signal {value!r}") from None
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is not a signal") from None
-    if number != value and not isinstance(value, str):
-        raise ValueError(f"{value!r} is not a signal")
-    if number not in signal.valid_signals():
-        raise ValueError(f"unknown signal {value!r}")
-    return number
 
 
 def build_companion_configs(cfg: Any) -> list[CompanionConfig]:
@@ -165,9 +162,19 @@ def build_companion_configs(cfg: Any) -> list[CompanionConfig]:
             seen.setdefault(name, index)
         if config is not None:
             configs.append(config)
+    problems.extend(_order_problems(entries, configs))
+    problems.extend(_address_problems(configs))
     if problems:
         raise ValueError("invalid companion configuration: " + "; ".join(problems))
-    return configs
+    return [copy for config in configs for copy in copies(config, config.numprocs)]
+
+
+def copies(config: CompanionConfig, numprocs: int | None) -> list[CompanionConfig]:
+    """*config* as *numprocs* copies named ``group:0`` …; as it is where that is None."""
+    if numprocs is None:
+        return [config]
+    group = config.group
+    return [replace(config, name=f"{group}:{index}", index=index) for index in range(numprocs)]
 
 
 def _build_one(
@@ -180,32 +187,96 @@ def _build_one(
     name = entry.get("name")
     label = f"companion {name!r}" if isinstance(name, str) else f"companion #{index}"
     values = dict(defaults)
-    for required in ("name", "target"):
-        if entry.get(required) is None:
-            problems.append(f"{label}: {required}: missing")
-            values[required] = INVALID
+    if name is None:
+        problems.append(f"{label}: name: missing")
+        values["name"] = INVALID
+    if entry.get("target") is None and entry.get("command") is None:
+        problems.append(f"{label}: target: missing (or a command, for a program of its own)")
+        values["target"] = INVALID
+    elif entry.get("target") is not None and entry.get("command") is not None:
+        problems.append(f"{label}: target: there is a command, too, and a companion has one of the two")
     for key, value in entry.items():
         if key not in KNOWN_KEYS:
             problems.append(f"{label}: unknown key {did_you_mean(str(key), KNOWN_KEYS)}")
         elif values.get(key) is not INVALID or value is not None:
             values[key] = _checked(key, value, f"{label}: {key}", problems)
     _merge_env(values, defaults)
-    problems.extend(_output_problems(label, values, user))
-    if INVALID in values.values():
+    problems.extend(output_problems(label, values, user))
+    problems.extend(_combination_problems(label, values))
+    if any(value is INVALID for value in values.values()):
         return None
     return CompanionConfig(**values)
+
+
+def _combination_problems(label: str, values: Mapping[str, Any]) -> list[str]:
+    """What is right alone and wrong together."""
+    problems = []
+    delay, longest = values.get("restart_delay"), values.get("restart_delay_max")
+    if INVALID not in (delay, longest) and delay is not None and longest is not None and longest < delay:
+        problems.append(f"{label}: restart_delay_max: {longest:g} is less than restart_delay, {delay:g}")
+    if values.get("on_give_up") == "shutdown" and values.get("start_retries") is None:
+        problems.append(f"{label}: on_give_up: never happens without start_retries")
+    return problems
+
+
+def _order_problems(entries: Sequence[Any], configs: Sequence[CompanionConfig]) -> list[str]:
+    """Names in `after` that are nobody's, and circles of them, in which none could ever start."""
+    # Those that are wrong otherwise are there all the same.
+    names = {
+        entry["name"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+    }
+    known = names | {copy.name for config in configs for copy in copies(config, config.numprocs)}
+    problems = []
+    graph: dict[str, set[str]] = {}
+    for config in configs:
+        for name in config.after:
+            if name not in known:
+                problems.append(
+                    f"companion {config.name!r}: after: no companion named {did_you_mean(name, known)}"
+                )
+        graph[config.name] = {name.partition(":")[0] for name in config.after}
+    circle = _find_circle(graph)
+    if circle:
+        problems.append(f"companion {circle[0]!r}: after: they wait for each other: {' -> '.join(circle)}")
+    return problems
+
+
+def _find_circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """The names along a circle, the first one again at its end; empty where there is none."""
+    done: set[str] = set()
+    for start in graph:
+        path: list[str] = []
+        # What is left to visit of each node on the path; no recursion, for long chains.
+        branches = [iter([start])]
+        while branches:
+            name = next(branches[-1], None)
+            if name is None:
+                branches.pop()
+                if path:
+                    done.add(path.pop())
+            elif name in path:
+                return [*path[path.index(name) :], name]
+            elif name not in done:
+                path.append(name)
+                branches.append(iter(sorted(graph.get(name, ()))))
+    return []
+
+
+def _address_problems(configs: Sequence[CompanionConfig]) -> list[str]:
+    problems = []
+    taken: dict[str, str] = {}
+    for config in configs:
+        for address in config.bind:
+            other = taken.setdefault(address, config.name)
+            if other != config.name:
+                problems.append(f"companion {config.name!r}: bind: {address} is {other!r}'s already")
+    return problems
 
 
 def _merge_env(values: dict[str, Any], defaults: Mapping[str, Any]) -> None:
     """The companion's variables are merged over those for all of them."""
     layers = (defaults.get("env", {}), values.get("env", {}))
     values["env"] = INVALID if INVALID in layers else {**layers[0], **layers[1]}
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``stop_sigal: did you mean stop_signal?``; the word alone where nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"{word}: did you mean {near[0]}?" if near else word
 
 
 def _checked(key: str, value: Any, label: str, problems: list[str]) -> Any:
@@ -215,183 +286,3 @@ def _checked(key: str, value: Any, label: str, problems: list[str]) -> Any:
     except ValueError as exc:
         problems.append(f"{label}: {exc}")
         return INVALID
-
-
-def _check_name(value: Any) -> str:
-    if not isinstance(value, str) or not NAME_RE.fullmatch(value):
-        raise ValueError(f"{value!r} is not made of letters, digits, '.', '_' and '-'")
-    if value == "all":
-        # `gunicorn-companion stop all` means every companion.
-        raise ValueError("'all' stands for every companion in commands")
-    return value
-
-
-def _check_target(value: Any) -> Target:
-    if isinstance(value, str):
-        module, colon, attribute = value.partition(":")
-        parts = [*module.split("."), *attribute.split(".")]
-        if not colon or not all(part.isidentifier() for part in parts):
-            raise ValueError(f"{value!r} is not of the form 'module:callable'")
-        return value
-    if not callable(value):
-        raise ValueError(f"{value!r} is neither a callable nor 'module:callable'")
-    try:
-        signature = inspect.signature(value)
-    except (TypeError, ValueError):  # a builtin that does not tell
-        return value  # type: ignore[no-any-return]
-    try:
-        signature.bind()
-    except TypeError as exc:
-        raise ValueError(f"{describe_target(value)} is called without arguments, but: {exc}") from None
-    return value  # type: ignore[no-any-return]
-
-
-def _check_time(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{value!r} is not a number of seconds")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{value!r} is not a time of 0 or more seconds")
-    return value
-
-
-def _check_bool(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r} is neither True nor False")
-    return value
-
-
-def _check_signal(value: Any) -> int:
-    return parse_signal(value)
-
-
-def _check_path(value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        raise ValueError(f"{value!r} is not a path")
-    path = os.fspath(value)
-    if not isinstance(path, str) or "\0" in path:
-        raise ValueError(f"{value!r} is not a path")
-    return path
-
-
-def _check_output(value: Any) -> str | None:
-    return None if value in INHERIT else _check_path(value)
-
-
-def _check_stdout(value: Any) -> str | None:
-    if value in ("stdout", "stderr"):
-        raise ValueError(f"{value!r} is no file: use None, 'inherit' or a path")
-    return _check_output(value)
-
-
-def _check_env(value: Any) -> dict[str, str]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{value!r} is not a dict of strings to strings")
-    for name, text in value.items():
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise ValueError(f"{name!r}: {text!r} is not a string to a string")
-        if not name or "=" in name or "\0" in name + text:
-            raise ValueError(f"{name!r} cannot be an environment variable")
-    return dict(value)
-
-
-CHECKS: dict[str, Callable[[Any], Any]] = {
-    "name": _check_name,
-    "target": _check_target,
-    "cwd": _check_path,
-    "env": _check_env,
-    "stop_signal": _check_signal,
-    "stdout": _check_stdout,
-    "stderr": _check_output,
-    **dict.fromkeys(TIME_KEYS, _check_time),
-    **dict.fromkeys(BOOL_KEYS, _check_bool),
-}
-
-
-class WriterIdentity:
-    """Who will write the companions' output files: they are checked for that user, not for ours."""
-
-    def __init__(self, uid: int, gid: int, initgroups: bool = False) -> None:
-        self.uid = uid
-        self.myself = uid == os.geteuid() and gid == os.getegid()
-        self.groups = {gid, *self._supplementary_groups(uid, gid, initgroups)}
-
-    @staticmethod
-    def _supplementary_groups(uid: int, gid: int, initgroups: bool) -> Collection[int]:
-        """Those after the change of user, which keeps ours unless *initgroups* gives it its own."""
-        if initgroups and uid and gid:
-            with contextlib.suppress(KeyError):
-                return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
-        return os.getgroups()
-
-    @property
-    def name(self) -> str:
-        try:
-            return pwd.getpwuid(self.uid).pw_name
-        except KeyError:
-            return f"uid {self.uid}"
-
-    def may(self, path: str, want: int) -> bool:
-        """Whether that user has the permission bits *want* (of os.R_OK, W_OK, X_OK) on *path*."""
-        if self.myself:
-            return os.access(path, want, effective_ids=os.access in os.supports_effective_ids)
-        if self.uid == 0:
-            return True
-        info = os.stat(path)
-        if info.st_uid == self.uid:
-            bits = info.st_mode >> 6
-        elif info.st_gid in self.groups:
-            bits = info.st_mode >> 3
-        else:
-            bits = info.st_mode
-        return bits & want == want
-
-
-def _output_problems(label: str, values: Mapping[str, Any], user: WriterIdentity) -> list[str]:
-    problems = []
-    for key in ("stdout", "stderr"):
-        path, cwd = values.get(key), values.get("cwd")
-        if path is None or path is INVALID or (key == "stderr" and path == "stdout"):
-            continue
-        if cwd is INVALID and not os.path.isabs(path):
-            continue  # nobody knows where that would be
-        problem = _output_problem(path if cwd is INVALID else os.path.join(cwd or "", path), user)
-        if problem:
-            problems.append(f"{label}: {key}: {problem}")
-    return problems
-
-
-def _output_problem(path: str, user: WriterIdentity) -> str | None:
-    """Why *path* cannot be opened for append by *user*; None if it can."""
-    path = os.path.abspath(path)
-    parent = os.path.dirname(path)
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        mode = None
-    except OSError as exc:
-        return f"{path}: {exc.strerror}"
-    if not os.path.isdir(parent):
-        return f"directory {parent} does not exist"
-    if mode is not None and stat.S_ISDIR(mode):
-        return f"{path} is a directory"
-    blocked = _first_closed_directory(parent, user)
-    if blocked:
-        return f"{path}: {user.name} may not enter {blocked}"
-    if mode is None and not user.may(parent, os.W_OK | os.X_OK):
-        return f"directory {parent} is not writable for {user.name}"
-    if mode is not None and not user.may(path, os.W_OK):
-        return f"{path} is not writable for {user.name}"
-    return None
-
-
-def _first_closed_directory(directory: str, user: WriterIdentity) -> str | None:
-    parts = directory.split(os.sep)
-    for end in range(1, len(parts) + 1):
-        prefix = os.sep.join(parts[:end]) or os.sep
-        if not user.may(prefix, os.X_OK):
-            return prefix
-    return None

@@ -17,7 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 from gunicorn.companion import figures, runfile, session
-from gunicorn.companion.config import CompanionConfig, did_you_mean
+from gunicorn.companion.checks import did_you_mean
+from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.control import ControlServer, error
 from gunicorn.companion.link import Link
 from gunicorn.companion.process import POLL_INTERVAL, Action, CompanionProcess, Event, State

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from gunicorn.companion import session
-from gunicorn.companion.config import CompanionConfig, Target, describe_target
+from gunicorn.companion.checks import Target, describe_target
+from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.runfile import Record, RunFile
 from gunicorn.companion.watch import SourceWatch
 from gunicorn.reloader import loaded_sources

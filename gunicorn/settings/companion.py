@@ -10,11 +10,13 @@ from gunicorn.settings.validators import (
     validate_bool,
     validate_callable,
     validate_dict,
+    validate_pos_int,
     validate_seconds,
     validate_string,
 )
 
 RELOAD_WAYS = ("changed", "all")
+AUTORESTART_WAYS = ("always", "on-failure", "never")
 
 
 def validate_companion_workers(val: Any) -> list[dict[str, Any]]:
@@ -36,6 +38,17 @@ def validate_companion_workers(val: Any) -> list[dict[str, Any]]:
 
 def validate_seconds_or_none(val: Any) -> int | float | None:
     return None if val is None else validate_seconds(val)
+
+
+def validate_count_or_none(val: Any) -> int | None:
+    return None if val is None else validate_pos_int(val)
+
+
+def validate_size_or_none(val: Any) -> int | str | None:
+    """A size as it was given; whether the text is one is checked where companions are built."""
+    if val is None or (isinstance(val, (int, str)) and not isinstance(val, bool)):
+        return val
+    raise TypeError(f"expected a size, such as '300M', not {val!r} ({type(val).__name__})")
 
 
 def validate_file_mode(val: Any) -> int:
@@ -66,6 +79,13 @@ def validate_companion_reload(val: Any) -> str:
     text = validate_string(val)
     if text not in RELOAD_WAYS:
         raise ValueError(f"expected one of {', '.join(RELOAD_WAYS)}, not {val!r}")
+    return text
+
+
+def validate_companion_autorestart(val: Any) -> str:
+    text = validate_string(val)
+    if text not in AUTORESTART_WAYS:
+        raise ValueError(f"expected one of {', '.join(AUTORESTART_WAYS)}, not {val!r}")
     return text
 
 
@@ -103,16 +123,31 @@ class CompanionWorkers(Setting):
     desc = """\
         The companion processes that run beside the web workers, each a dictionary.
 
-        ``name`` (unique; letters, digits, ``.``, ``_``, ``-``) and ``target`` are required; a target is
-        a callable without arguments, or ``"module:callable"``, which is imported in the companion
-        itself. The other keys fall back to the settings below: ``cwd``, ``env``, ``stop_signal``,
-        ``stop_timeout``, ``stop_as_group``, ``reload_timeout``, ``startsecs``, ``restart_delay``,
-        ``stdout``, ``stderr``. ``autostart`` is True; with False a companion waits for
-        ``gunicorn-companion start``. For example::
+        ``name`` (unique; letters, digits, ``.``, ``_``, ``-``) is required, and one of two: ``target``, a
+        callable without arguments, or ``"module:callable"``, which is imported in the companion itself;
+        or ``command``, a program and its arguments as a list, which is run without a shell.
+
+        These keys fall back to the settings below: ``cwd``, ``env``, ``stop_signal``, ``stop_timeout``,
+        ``stop_as_group``, ``reload_timeout``, ``startsecs``, ``restart_delay``, ``restart_delay_max``,
+        ``autorestart``, ``start_retries``, ``start_timeout``, ``watchdog``, ``max_memory``,
+        ``max_lifetime``, ``max_lifetime_jitter``, ``stdout``, ``stderr``. These have no setting of their
+        own:
+
+        * ``autostart`` is True; with False a companion waits for ``gunicorn-companion start``.
+        * ``numprocs``: that many copies, named ``name:0``, ``name:1`` and so on.
+        * ``ready``: ``"startsecs"``, or ``"notify"``, where the companion itself says when it is RUNNING.
+        * ``after``: the names of companions that must be RUNNING before it starts.
+        * ``bind``: addresses that are listened on for it, and that stay open while it restarts.
+        * ``on_give_up``: ``"ignore"``, or ``"shutdown"``, to end the server with it (``start_retries``).
+        * ``singleton`` is True; with False it may run beside its older self while the server is upgraded.
+
+        For example::
 
             companion_workers = [
                 {"name": "scheduler", "target": "shop.jobs:run_scheduler"},
                 {"name": "mailer", "target": "shop.mail:run", "stop_timeout": 120, "env": {"QUEUE": "mail"}},
+                {"name": "rq", "target": "shop.jobs:run_worker", "numprocs": 4, "after": ["scheduler"]},
+                {"name": "socketio", "command": ["node", "live.js"], "bind": "127.0.0.1:9000"},
             ]
 
         The flag can be repeated and adds simple companions to those of the file.
@@ -299,6 +334,127 @@ class CompanionRestartDelay(Setting):
         """
 
 
+class CompanionRestartDelayMax(Setting):
+    name = "companion_restart_delay_max"
+    section = "Companion Processes"
+    cli = ["--companion-restart-delay-max"]
+    meta = "SECONDS"
+    validator = validate_seconds_or_none
+    default_text = "none: the delay stays what it is"
+    desc = """\
+        Where the delay between two starts stops to grow; key ``restart_delay_max``.
+
+        With it the delay doubles from ``restart_delay`` with each restart, a little at random, so that what
+        waits for the same database does not come back in one moment. A run that lasted longer than the
+        delay before it starts over.
+        """
+
+
+class CompanionAutorestart(Setting):
+    name = "companion_autorestart"
+    section = "Companion Processes"
+    cli = ["--companion-autorestart"]
+    meta = "WHEN"
+    validator = validate_companion_autorestart
+    default = "always"
+    desc = """\
+        Whether a companion that ends by itself is started again; key ``autorestart``.
+
+        ``always``; ``on-failure``, where exit code 0 means that it is done; or ``never``. One that is not
+        started again is STOPPED, with the reason "exited".
+        """
+
+
+class CompanionStartRetries(Setting):
+    name = "companion_start_retries"
+    section = "Companion Processes"
+    cli = ["--companion-start-retries"]
+    meta = "N"
+    validator = validate_count_or_none
+    default_text = "none: it is tried for ever"
+    desc = """\
+        How many failed starts in a row a companion is given; key ``start_retries``.
+
+        A start has failed if the companion is gone, or has been ended, before it was RUNNING. After the last
+        one it is STOPPED with the reason "gave up", until somebody starts it. With the key
+        ``on_give_up = "shutdown"`` the server then stops, too, with exit status 1.
+        """
+
+
+class CompanionStartTimeout(Setting):
+    name = "companion_start_timeout"
+    section = "Companion Processes"
+    cli = ["--companion-start-timeout"]
+    meta = "SECONDS"
+    validator = validate_seconds
+    default = 60
+    desc = """\
+        The seconds that a companion with ``ready = "notify"`` has to say that it is ready; key
+        ``start_timeout``.
+
+        One that has not by then is stopped and tried again after its ``restart_delay``.
+        """
+
+
+class CompanionWatchdog(Setting):
+    name = "companion_watchdog"
+    section = "Companion Processes"
+    cli = ["--companion-watchdog"]
+    meta = "SECONDS"
+    validator = validate_seconds_or_none
+    default_text = "none: nobody looks"
+    desc = """\
+        The longest silence of a companion that is watched; key ``watchdog``.
+
+        It has to send ``WATCHDOG=1`` at least that often, in systemd's protocol (``WATCHDOG_USEC`` in its
+        environment tells it); half of the time is a good interval. One that is silent is taken for hung: it
+        gets SIGABRT, on which a Python target writes the stacks of its threads to its standard error,
+        then SIGKILL, and is started again after its ``restart_delay``.
+        """
+
+
+class CompanionMaxMemory(Setting):
+    name = "companion_max_memory"
+    section = "Companion Processes"
+    cli = ["--companion-max-memory"]
+    meta = "SIZE"
+    validator = validate_size_or_none
+    default_text = "none: no limit"
+    desc = """\
+        The private memory above which a companion is restarted gracefully; key ``max_memory``.
+
+        A number of bytes, or text such as ``300M`` or ``1.5G``. What the companion and its children share
+        with the server does not count. Of several copies one is restarted at a time.
+        """
+
+
+class CompanionMaxLifetime(Setting):
+    name = "companion_max_lifetime"
+    section = "Companion Processes"
+    cli = ["--companion-max-lifetime"]
+    meta = "SECONDS"
+    validator = validate_seconds_or_none
+    default_text = "none: no limit"
+    desc = """\
+        The seconds after which a companion is restarted gracefully, against slow leaks; key
+        ``max_lifetime``.
+
+        Of several copies one is restarted at a time.
+        """
+
+
+class CompanionMaxLifetimeJitter(Setting):
+    name = "companion_max_lifetime_jitter"
+    section = "Companion Processes"
+    cli = ["--companion-max-lifetime-jitter"]
+    meta = "SECONDS"
+    validator = validate_seconds
+    default = 0
+    desc = """\
+        Up to this many seconds, at random, are added to ``max_lifetime``; key ``max_lifetime_jitter``.
+        """
+
+
 class CompanionStdout(Setting):
     name = "companion_stdout"
     section = "Companion Processes"
@@ -404,6 +560,43 @@ class CompanionPostFork(Setting):
         pass
 
     default = companion_post_fork
+
+
+class CompanionPreFork(Setting):
+    name = "companion_pre_fork"
+    section = "Companion Processes"
+    type = callable
+    validator = validate_callable(2)
+    default_text = "``def companion_pre_fork(manager, companion)``, does nothing"
+    desc = """\
+        Called in the companions' manager before each fork of a companion.
+
+        If it raises, that is logged, and the companion starts all the same.
+        """
+
+    def companion_pre_fork(manager: Any, companion: Any) -> None:
+        pass
+
+    default = companion_pre_fork
+
+
+class CompanionExit(Setting):
+    name = "companion_exit"
+    section = "Companion Processes"
+    type = callable
+    validator = validate_callable(2)
+    default_text = "``def companion_exit(manager, companion)``, does nothing"
+    desc = """\
+        Called in the companions' manager when a companion's process has ended.
+
+        ``companion.last_exit_code`` and ``companion.last_exit_signal`` say how. If it raises, that is
+        logged and changes nothing else.
+        """
+
+    def companion_exit(manager: Any, companion: Any) -> None:
+        pass
+
+    default = companion_exit
 
 
 class GcFreeze(Setting):

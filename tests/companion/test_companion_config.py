@@ -12,14 +12,8 @@ import signal
 import pytest
 from companiontools import answer_of, make_cfg
 
-from gunicorn.companion.config import (
-    KNOWN_KEYS,
-    CompanionConfig,
-    build_companion_configs,
-    describe_target,
-    did_you_mean,
-    parse_signal,
-)
+from gunicorn.companion.checks import describe_target, did_you_mean, parse_signal
+from gunicorn.companion.config import KNOWN_KEYS, CompanionConfig, build_companion_configs
 
 
 def work():
@@ -91,7 +85,43 @@ def build(**values) -> CompanionConfig:
         (rq(target=Job().with_argument), f"{__name__}:Job.with_argument is called without arguments, but"),
         (rq(target=functools.partial(needs_one)), "is called without arguments, but: missing"),
         (rq(stop_sigal="TERM"), "companion 'rq': unknown key stop_sigal: did you mean stop_signal?"),
-        (rq(command=["node"]), "companion 'rq': unknown key command"),
+        (rq(comand=["node"]), "companion 'rq': unknown key comand: did you mean command?"),
+        (rq(index=2), "companion 'rq': unknown key index"),
+        (rq(command=["node"]), "companion 'rq': target: there is a command, too"),
+        (
+            {"name": "js", "command": "node a.js"},
+            "but there is no shell: write it as a list, ['node', 'a.js']",
+        ),
+        ({"name": "js", "command": []}, "command: [] is not a list of strings"),
+        ({"name": "js", "command": [""]}, "command: its first word, the program, is empty"),
+        ({"name": "js", "command": ["a", 7]}, "command: 7 cannot be an argument of a program"),
+        ({"name": "js", "command": ["a\0b"]}, "cannot be an argument of a program"),
+        (rq(numprocs=0), "companion 'rq': numprocs: 0 is not a number from 1 on"),
+        (rq(numprocs=True), "numprocs: True is not a number from 1 on"),
+        (rq(numprocs=1.5), "numprocs: 1.5 is not a number from 1 on"),
+        (rq(numprocs=10_001), "numprocs: 10001 is more than 10000"),
+        (rq(autorestart="no"), "autorestart: 'no' is none of always, on-failure, never"),
+        (rq(autorestart=True), "autorestart: True is none of always, on-failure, never"),
+        (rq(restart_delay_max=1), "restart_delay_max: 1 is less than restart_delay, 5"),
+        (rq(restart_delay_max=0), "restart_delay_max: 0 leaves no time (None turns it off)"),
+        (rq(start_retries=0), "start_retries: 0 is not a number from 1 on"),
+        (rq(on_give_up="stop"), "on_give_up: 'stop' is none of ignore, shutdown"),
+        (rq(on_give_up="shutdown"), "on_give_up: never happens without start_retries"),
+        (rq(ready="yes"), "ready: 'yes' is none of startsecs, notify"),
+        (rq(start_timeout=-1), "start_timeout: -1 is not a time of 0 or more seconds"),
+        (rq(watchdog=0), "watchdog: 0 leaves no time (None turns it off)"),
+        (rq(max_lifetime="1h"), "max_lifetime: '1h' is not a number of seconds"),
+        (rq(max_memory="lots"), "max_memory: 'lots' is not a size: a number of bytes, or text like '300M'"),
+        (rq(max_memory=0), "max_memory: 0 leaves no memory"),
+        (rq(bind="fd://3"), "bind: 'fd://3': a descriptor is nothing to listen on here"),
+        (rq(bind="127.0.0.1"), "bind: '127.0.0.1' names no port"),
+        (rq(bind="[::1]"), "bind: '[::1]' names no port"),
+        (rq(bind="unix:"), "bind: 'unix:' names no path"),
+        (rq(bind=9000), "bind: 9000 is not a list of addresses"),
+        (rq(after=["db"]), "companion 'rq': after: no companion named db"),
+        (rq(after="rq"), "companion 'rq': after: they wait for each other: rq -> rq"),
+        (rq(after=[7]), "after: [7] is not a list of companions' names"),
+        (rq(singleton="no"), "singleton: 'no' is neither True nor False"),
         (rq(**{"qqq": 1}), "companion 'rq': unknown key qqq"),
         ({**rq(), 5: 1}, "companion 'rq': unknown key 5"),
         (rq(stop_signal="SIGFOO"), "companion 'rq': stop_signal: unknown signal 'SIGFOO'"),
@@ -155,7 +185,7 @@ def test_a_mistake_in_a_global_setting_is_named_once_and_hides_no_other(settings
 
 def test_every_mistake_is_in_one_error():
     found = problems(
-        rq(stop_timeout=-1, stdout="/nonexistent/x", bind=1),
+        rq(stop_timeout=-1, stdout="/nonexistent/x", port=1),
         rq(env=3),
         {"name": "b"},
         "c",
@@ -220,6 +250,22 @@ def test_defaults():
         "autostart": True,
         "stdout": None,
         "stderr": None,
+        "command": None,
+        "numprocs": None,
+        "index": None,
+        "autorestart": "always",
+        "restart_delay_max": None,
+        "start_retries": None,
+        "on_give_up": "ignore",
+        "ready": "startsecs",
+        "start_timeout": 60,
+        "watchdog": None,
+        "bind": (),
+        "after": (),
+        "max_memory": None,
+        "max_lifetime": None,
+        "max_lifetime_jitter": 0,
+        "singleton": True,
     }
     assert build() == CompanionConfig("rq", "app:run")
     assert CompanionConfig("rq", work, stop_signal="INT").stop_signal == signal.SIGINT
@@ -340,6 +386,21 @@ def test_what_is_no_signal(value):
 OTHER_VALUES = {
     "name": "other",
     "target": "app:other",
+    "command": ("node", "live.js"),
+    "restart_delay_max": 60,
+    "autorestart": "never",
+    "start_retries": 3,
+    "on_give_up": "shutdown",
+    "ready": "notify",
+    "start_timeout": 61,
+    "watchdog": 30,
+    "bind": ("127.0.0.1:9000",),
+    "after": ("db",),
+    "max_memory": 2**20,
+    "max_lifetime": 3600,
+    "max_lifetime_jitter": 60,
+    "singleton": False,
+    "numprocs": 2,
     "cwd": "/",
     "env": {"A": "b"},
     "stop_signal": signal.SIGINT,
@@ -352,7 +413,7 @@ OTHER_VALUES = {
     "stdout": "/dev/null",
     "stderr": "/dev/null",
 }
-SHAPE = {"target", "cwd", "env", "stdout", "stderr"}
+SHAPE = {"target", "command", "cwd", "env", "stdout", "stderr", "bind", "watchdog"}
 
 
 def test_the_table_of_other_values_is_whole():
@@ -363,9 +424,99 @@ def test_the_table_of_other_values_is_whole():
 def test_every_field_but_the_restart_delay_counts(key):
     before = CompanionConfig("rq", "app:run")
     after = dataclasses.replace(before, **{key: OTHER_VALUES[key]})
-    assert (before.config_hash != after.config_hash) is (key != "restart_delay")
+    assert (before.config_hash != after.config_hash) is (key not in ("restart_delay", "numprocs"))
     assert (before.shape_hash != after.shape_hash) is (key in SHAPE)
-    assert before.fingerprint != after.fingerprint
+    assert (before.fingerprint != after.fingerprint) is (key != "numprocs")
+
+
+# -- copies, order, addresses ----------------------------------------------------------
+
+
+def test_copies():
+    before, *rq_copies, after = build_companion_configs(
+        make_cfg(rq(name="a"), rq(numprocs=3, env={"A": "1"}), rq(name="z", numprocs=None))
+    )
+    assert [config.name for config in rq_copies] == ["rq:0", "rq:1", "rq:2"]
+    assert [config.index for config in rq_copies] == [0, 1, 2]
+    assert {config.group for config in rq_copies} == {"rq"}
+    assert all(config.env == {"A": "1"} and config.numprocs == 3 for config in rq_copies)
+    assert (before.group, before.index, after.name) == ("a", None, "z")
+
+
+def test_another_number_of_copies_changes_none_of_them():
+    two = build_companion_configs(make_cfg(rq(numprocs=2)))
+    three = build_companion_configs(make_cfg(rq(numprocs=3)))
+    assert [config.fingerprint for config in two] == [config.fingerprint for config in three[:2]]
+
+
+@pytest.mark.parametrize(
+    ("after", "circle"),
+    [
+        ({"a": [], "b": ["a"], "c": ["b", "a"]}, None),
+        ({"a": ["b"], "b": ["a"], "c": []}, "a -> b -> a"),
+        ({"a": ["b"], "b": ["c"], "c": ["b"]}, "b -> c -> b"),
+        ({"a": ["c:1"], "b": [], "c": ["a"]}, "a -> c -> a"),
+        ({"a": ["c"], "b": ["c:0"], "c": []}, None),
+    ],
+)
+def test_order(after, circle):
+    workers = [
+        rq(name=name, after=names, numprocs=2 if name == "c" else None) for name, names in after.items()
+    ]
+    if circle is None:
+        build_companion_configs(make_cfg(*workers))
+        return
+    (problem,) = problems(*workers)
+    assert problem.endswith(f"after: they wait for each other: {circle}")
+
+
+def test_a_long_order_is_no_recursion():
+    workers = [rq(name=f"n{i}", after=[f"n{i + 1}"] if i < 3000 else []) for i in range(3001)]
+    assert len(build_companion_configs(make_cfg(*workers))) == 3001
+
+
+@pytest.mark.parametrize(
+    ("given", "addresses"),
+    [
+        ("127.0.0.1:9000", ("127.0.0.1:9000",)),
+        (":9000", ("0.0.0.0:9000",)),
+        ("tcp://LOCALHOST:1", ("localhost:1",)),
+        ("[::1]:0", ("[::1]:0",)),
+        ("unix:/run/x", ("unix:/run/x",)),
+        ("unix://run/x", ("unix:run/x",)),
+        (["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:1"], ("127.0.0.1:1", "127.0.0.1:2")),
+        (None, ()),
+    ],
+)
+def test_addresses(given, addresses):
+    assert build(bind=given).bind == addresses
+
+
+def test_an_address_has_one_companion():
+    assert problems(rq(bind=":9000"), rq(name="b", bind="0.0.0.0:9000")) == [
+        "companion 'b': bind: 0.0.0.0:9000 is 'rq''s already"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ("300M", 300 * 2**20),
+        ("1.5G", 3 * 2**29),
+        ("64 kb", 65536),
+        ("64KiB", 65536),
+        (4096, 4096),
+        ("10", 10),
+    ],
+)
+def test_sizes(given, size):
+    assert build(max_memory=given).max_memory == size
+
+
+def test_a_command_is_shown_as_a_shell_would_be_told():
+    (config,) = build_companion_configs(make_cfg({"name": "js", "command": ["node", "-e", "a b"]}))
+    assert config.target_name == "node -e 'a b'"
+    assert config.target is None and config.command == ("node", "-e", "a b")
 
 
 def test_a_hash_is_a_sha256_and_the_same_in_every_process(tmp_path):

@@ -124,6 +124,14 @@ SETTINGS: dict[str, tuple[list[str], str, Any]] = {
     "companion_reload_timeout": (["--companion-reload-timeout"], "Companion Processes", 60),
     "companion_startsecs": (["--companion-startsecs"], "Companion Processes", 1),
     "companion_restart_delay": (["--companion-restart-delay"], "Companion Processes", 5),
+    "companion_restart_delay_max": (["--companion-restart-delay-max"], "Companion Processes", None),
+    "companion_autorestart": (["--companion-autorestart"], "Companion Processes", "always"),
+    "companion_start_retries": (["--companion-start-retries"], "Companion Processes", None),
+    "companion_start_timeout": (["--companion-start-timeout"], "Companion Processes", 60),
+    "companion_watchdog": (["--companion-watchdog"], "Companion Processes", None),
+    "companion_max_memory": (["--companion-max-memory"], "Companion Processes", None),
+    "companion_max_lifetime": (["--companion-max-lifetime"], "Companion Processes", None),
+    "companion_max_lifetime_jitter": (["--companion-max-lifetime-jitter"], "Companion Processes", 0),
     "companion_stdout": (["--companion-stdout"], "Companion Processes", None),
     "companion_stderr": (["--companion-stderr"], "Companion Processes", None),
     "companion_manager_shutdown_buffer": (
@@ -159,7 +167,9 @@ HOOKS = {
     "worker_exit": 2,
     "nworkers_changed": 3,
     "on_exit": 1,
+    "companion_pre_fork": 2,
     "companion_post_fork": 2,
+    "companion_exit": 2,
 }
 
 #: Class → setting, importable from gunicorn.config.

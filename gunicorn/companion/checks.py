@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: MIT
+"""What each key of a companion may be: a function a key, from the value given to its final form."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import inspect
+import math
+import os
+import pwd
+import re
+import shlex
+import signal
+import stat
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from gunicorn.addresses import parse_address
+
+Target = Callable[[], Any] | str
+
+NAME_RE = re.compile(r"[A-Za-z0-9._-]+")
+SIZE_RE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+INHERIT = (None, "inherit")
+
+# In place of a value that was found wrong, and reported.
+INVALID: Any = object()
+
+# More copies of one companion than anybody means.
+MAX_NUMPROCS = 10_000
+
+
+def describe_target(target: Target) -> str:
+    """A target's name: the string itself, or ``module:qualname`` of a callable."""
+    if isinstance(target, str):
+        return target
+    if isinstance(target, functools.partial):
+        # Where an object lies in memory is no part of what it is: it changes at every reread.
+        arguments = re.sub(r" at 0x[0-9a-fA-F]+", "", f"*{target.args!r}, **{target.keywords!r}")
+        return f"{describe_target(target.func)}({arguments})"
+    qualname = getattr(target, "__qualname__", None)
+    if qualname is None:  # an instance with __call__
+        return f"{type(target).__module__}:{type(target).__qualname__}"
+    return f"{getattr(target, '__module__', None)}:{qualname}"
+
+
+def parse_signal(value: int | str) -> int:
+    """A signal's number from its name ("SIGTERM", "TERM") or number. Raises ValueError."""
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a signal")
+    if isinstance(value, str) and not value.strip().isdigit():
+        name = value.strip().upper()
+        name = name if name.startswith("SIG") else "SIG" + name
+        try:
+            return int(signal.Signals[name])
+        except KeyError:
+            raise ValueError(f"unknown signal {value!r}") from None
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is not a signal") from None
+    if number != value and not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a signal")
+    if number not in signal.valid_signals():
+        raise ValueError(f"unknown signal {value!r}")
+    return number
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``stop_sigal: did you mean stop_signal?``; the word alone where nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"{word}: did you mean {near[0]}?" if near else word
+
+
+def _check_name(value: Any) -> str:
+    if not isinstance(value, str) or not NAME_RE.fullmatch(value):
+        raise ValueError(f"{value!r} is not made of letters, digits, '.', '_' and '-'")
+    if value == "all":
+        # `gunicorn-companion stop all` means every companion.
+        raise ValueError("'all' stands for every companion in commands")
+    return value
+
+
+def _check_target(value: Any) -> Target | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        module, colon, attribute = value.partition(":")
+        parts = [*module.split("."), *attribute.split(".")]
+        if not colon or not all(part.isidentifier() for part in parts):
+            raise ValueError(f"{value!r} is not of the form 'module:callable'")
+        return value
+    if not callable(value):
+        raise ValueError(f"{value!r} is neither a callable nor 'module:callable'")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # a builtin that does not tell
+        return value  # type: ignore[no-any-return]
+    try:
+        signature.bind()
+    except TypeError as exc:
+        raise ValueError(f"{describe_target(value)} is called without arguments, but: {exc}") from None
+    return value  # type: ignore[no-any-return]
+
+
+def _check_time(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{value!r} is not a number of seconds")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{value!r} is not a time of 0 or more seconds")
+    return value
+
+
+def _check_bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither True nor False")
+    return value
+
+
+def _check_signal(value: Any) -> int:
+    return parse_signal(value)
+
+
+def _check_path(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise ValueError(f"{value!r} is not a path")
+    path = os.fspath(value)
+    if not isinstance(path, str) or "\0" in path:
+        raise ValueError(f"{value!r} is not a path")
+    return path
+
+
+def _check_output(value: Any) -> str | None:
+    return None if value in INHERIT else _check_path(value)
+
+
+def _check_stdout(value: Any) -> str | None:
+    if value in ("stdout", "stderr"):
+        raise ValueError(f"{value!r} is no file: use None, 'inherit' or a path")
+    return _check_output(value)
+
+
+def _check_env(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{value!r} is not a dict of strings to strings")
+    for name, text in value.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise ValueError(f"{name!r}: {text!r} is not a string to a string")
+        if not name or "=" in name or "\0" in name + text:
+            raise ValueError(f"{name!r} cannot be an environment variable")
+    return dict(value)
+
+
+def _check_command(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        raise ValueError(
+            f"{value!r} is one string, but there is no shell: write it as a list, {shlex.split(value)!r}"
+        )
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f"{value!r} is not a list of strings: the program and its arguments")
+    for word in value:
+        if not isinstance(word, str) or "\0" in word:
+            raise ValueError(f"{word!r} cannot be an argument of a program")
+    if not value[0]:
+        raise ValueError("its first word, the program, is empty")
+    return tuple(value)
+
+
+def _check_count(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} is not a number from 1 on")
+    return value
+
+
+def check_numprocs(value: Any) -> int | None:
+    """The number of copies; none: one process under its plain name. Raises ValueError."""
+    count = _check_count(value)
+    if count is not None and count > MAX_NUMPROCS:
+        raise ValueError(f"{count} is more than {MAX_NUMPROCS}")
+    return count
+
+
+def _check_positive_time(value: Any) -> float | None:
+    if value is None:
+        return None
+    if _check_time(value) == 0:
+        raise ValueError("0 leaves no time (None turns it off)")
+    return _check_time(value)
+
+
+def _check_size(value: Any) -> int | None:
+    if value is None:
+        return None
+    match = SIZE_RE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is not None:
+        size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        raise ValueError(f"{value!r} is not a size: a number of bytes, or text like '300M' or '1.5G'")
+    if size < 1:
+        raise ValueError(f"{value!r} leaves no memory (None turns the limit off)")
+    return size
+
+
+def _check_names(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{value!r} is not a list of companions' names")
+    return tuple(dict.fromkeys(names))
+
+
+def _check_bind(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{value!r} is not a list of addresses")
+    return tuple(dict.fromkeys(_address(text) for text in texts))
+
+
+def _address(text: str) -> str:
+    """An address in the one form that it is compared and opened by."""
+    try:
+        address = parse_address(text)
+    except RuntimeError as exc:
+        raise ValueError(str(exc).replace(";", ":")) from None
+    if isinstance(address, int):
+        raise ValueError(f"{text!r}: a descriptor is nothing to listen on here, name the address")
+    if isinstance(address, str):
+        return f"unix:{address}"
+    if not _names_port(text):
+        raise ValueError(f"{text!r} names no port")
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _names_port(text: str) -> bool:
+    return re.search(r":\d+\Z", text) is not None
+
+
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in words:
+            raise ValueError(f"{value!r} is none of {', '.join(words)}")
+        return str(value)
+
+    return check
+
+
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "name": _check_name,
+    "target": _check_target,
+    "command": _check_command,
+    "cwd": _check_path,
+    "env": _check_env,
+    "stop_signal": _check_signal,
+    "stdout": _check_stdout,
+    "stderr": _check_output,
+    "autorestart": _one_of("always", "on-failure", "never"),
+    "start_retries": _check_count,
+    "on_give_up": _one_of("ignore", "shutdown"),
+    "ready": _one_of("startsecs", "notify"),
+    "bind": _check_bind,
+    "after": _check_names,
+    "max_memory": _check_size,
+    "numprocs": check_numprocs,
+    **dict.fromkeys(("restart_delay_max", "watchdog", "max_lifetime"), _check_positive_time),
+    **dict.fromkeys(
+        (
+            "stop_timeout",
+            "reload_timeout",
+            "startsecs",
+            "restart_delay",
+            "start_timeout",
+            "max_lifetime_jitter",
+        ),
+        _check_time,
+    ),
+    **dict.fromkeys(("stop_as_group", "autostart", "singleton"), _check_bool),
+}
+
+
+class WriterIdentity:
+    """Who will write the companions' output files: they are checked for that user, not for ours."""
+
+    def __init__(self, uid: int, gid: int, initgroups: bool = False) -> None:
+        self.uid = uid
+        self.myself = uid == os.geteuid() and gid == os.getegid()
+        self.groups = {gid, *self._supplementary_groups(uid, gid, initgroups)}
+
+    @staticmethod
+    def _supplementary_groups(uid: int, gid: int, initgroups: bool) -> Collection[int]:
+        """Those after the change of user, which keeps ours unless *initgroups* gives it its own."""
+        if initgroups and uid and gid:
+            with contextlib.suppress(KeyError):
+                return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+        return os.getgroups()
+
+    @property
+    def name(self) -> str:
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return f"uid {self.uid}"
+
+    def may(self, path: str, want: int) -> bool:
+        """Whether that user has the permission bits *want* (of os.R_OK, W_OK, X_OK) on *path*."""
+        if self.myself:
+            return os.access(path, want, effective_ids=os.access in os.supports_effective_ids)
+        if self.uid == 0:
+            return True
+        info = os.stat(path)
+        if info.st_uid == self.uid:
+            bits = info.st_mode >> 6
+        elif info.st_gid in self.groups:
+            bits = info.st_mode >> 3
+        else:
+            bits = info.st_mode
+        return bits & want == want
+
+
+def output_problems(label: str, values: Mapping[str, Any], user: WriterIdentity) -> list[str]:
+    problems = []
+    for key in ("stdout", "stderr"):
+        path, cwd = values.get(key), values.get("cwd")
+        if path is None or path is INVALID or (key == "stderr" and path == "stdout"):
+            continue
+        if cwd is INVALID and not os.path.isabs(path):
+            continue  # nobody knows where that would be
+        problem = _output_problem(path if cwd is INVALID else os.path.join(cwd or "", path), user)
+        if problem:
+            problems.append(f"{label}: {key}: {problem}")
+    return problems
+
+
+def _output_problem(path: str, user: WriterIdentity) -> str | None:
+    """Why *path* cannot be opened for append by *user*; None if it can."""
+    path = os.path.abspath(path)
+    parent = os.path.dirname(path)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        mode = None
+    except OSError as exc:
+        return f"{path}: {exc.strerror}"
+    if not os.path.isdir(parent):
+        return f"directory {parent} does not exist"
+    if mode is not None and stat.S_ISDIR(mode):
+        return f"{path} is a directory"
+    blocked = _first_closed_directory(parent, user)
+    if blocked:
+        return f"{path}: {user.name} may not enter {blocked}"
+    if mode is None and not user.may(parent, os.W_OK | os.X_OK):
+        return f"directory {parent} is not writable for {user.name}"
+    if mode is not None and not user.may(path, os.W_OK):
+        return f"{path} is not writable for {user.name}"
+    return None
+
+
+def _first_closed_directory(directory: str, user: WriterIdentity) -> str | None:
+    parts = directory.split(os.sep)
+    for end in range(1, len(parts) + 1):
+        prefix = os.sep.join(parts[:end]) or os.sep
+        if not user.may(prefix, os.X_OK):
+            return prefix
+    return None
