@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import math
 import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,17 @@ MIN_START_INTERVAL = 0.05
 # Members of a session that are nobody's children here give no SIGCHLD; their
 # end is polled for at this interval, only while a session is ending.
 POLL_INTERVAL = 0.05
+
+# Seconds that a hung process is given to write the stacks of its threads, from SIGABRT to SIGKILL.
+ABORT_TIME = 2.0
+
+# A growing delay is shortened by up to this part of it, at random: what failed
+# together must not come back together.
+JITTER = 0.1
+
+# Why a companion is STOPPED though nobody has stopped it.
+EXITED = "exited"
+GAVE_UP = "gave up"
 
 
 class State(enum.Enum):
@@ -54,6 +66,10 @@ class Event(enum.Enum):
     EMPTY = "session empty"
     DELAY_PASSED = "delay passed"
     DEADLINE = "deadline passed"
+    READY = "ready"
+    BEAT = "alive by its own word"
+    NOT_READY = "not ready in time"
+    HUNG = "silent for too long"
 
 
 class Action(enum.Enum):
@@ -62,6 +78,8 @@ class Action(enum.Enum):
     SIGNAL = "send the stop signal"
     KILL = "SIGKILL to every process of the session"
     RELEASE = "clear the run record"
+    ABORT = "have it write its stacks: SIGABRT"
+    GIVE_UP = "say that it is not tried any more"
 
 
 class TransitionError(Exception):
@@ -84,15 +102,19 @@ class Details:
 class CompanionProcess:
     """One companion: its configuration, its state, its counters and deadlines.
 
-    ``state`` is what is; ``manual_stop``, ``restart_pending`` and ``removed``
-    are what is wanted. ``pid`` is the child of this manager, or None.
-    ``session`` is the session that must be empty before the next start; it
-    outlives ``pid`` while leftovers end. ``waiting_for`` is the pid of an older
-    self that somebody else started. All times are monotonic seconds.
+    ``state`` is what is; ``manual_stop``, ``restart_pending``, ``failing`` (it
+    ends, and is to be tried again after its delay) and ``removed`` are what is
+    wanted. ``settled`` says why it is STOPPED where nobody has stopped it.
+    ``pid`` is the child of this manager, or None. ``session`` is the session that
+    must be empty before the next start; it outlives ``pid`` while leftovers end.
+    ``waiting_for`` is the pid of an older self that somebody else started,
+    ``held_by`` names companions that must be RUNNING first. All times are
+    monotonic seconds. *chance* gives numbers from 0 to 1.
     """
 
-    def __init__(self, config: CompanionConfig) -> None:
+    def __init__(self, config: CompanionConfig, chance: Callable[[], float] = random.random) -> None:
         self.config = config
+        self.chance = chance
         self.state = State.STOPPED
         self.pid: int | None = None
         self.session: int | None = None
@@ -103,9 +125,20 @@ class CompanionProcess:
         self.stop_deadline: float | None = None
         self.manual_stop = False
         self.restart_pending = False
+        self.failing = False
         self.removed = False
         self.killed = False
+        self.settled: str | None = None
+        self.held_by: tuple[str, ...] = ()
+        self.watchdog_at: float | None = None
+        self.expires_at: float | None = None
+        # What it says of itself: STATUS= of sd_notify(3).
+        self.status_text: str | None = None
         self.reason: str | None = None
+        self.failed_starts = 0
+        # The delay before the latest start, and how many before it have grown.
+        self.delay = 0.0
+        self.delays = 0
         self.start_count = 0
         self.exit_count = 0
         self.kill_count = 0
@@ -147,11 +180,19 @@ class CompanionProcess:
         self.state = State.STARTING
         self.manual_stop = False
         self.restart_pending = False
+        self.failing = False
         self.killed = False
         self.stop_deadline = None
+        self.settled = None
         self.reason = None
         self.next_retry_at = self._earliest_start(d.now)
         return ()
+
+    def _start_afresh(self, d: Details) -> tuple[Action, ...]:
+        """Somebody asks for it: whatever has failed before counts no more."""
+        self.failed_starts = 0
+        self.delays = 0
+        return self._want_start(d)
 
     def _earliest_start(self, now: float) -> float:
         if self.started_at is None:
@@ -166,7 +207,12 @@ class CompanionProcess:
         self.waiting_for = None
         self.started_at = d.now
         self.next_retry_at = None
+        self.status_text = None
         self.start_count += 1
+        self.expires_at = None
+        if self.config.max_lifetime is not None:
+            extra = self.config.max_lifetime_jitter * self.chance()
+            self.expires_at = d.now + self.config.max_lifetime + extra
         return ()
 
     def _blocked(self, d: Details) -> tuple[Action, ...]:
@@ -179,23 +225,100 @@ class CompanionProcess:
 
     def _alive(self, d: Details) -> tuple[Action, ...]:
         self.state = State.RUNNING
+        self.failed_starts = 0
+        return self._beat(d)
+
+    def _ready(self, d: Details) -> tuple[Action, ...]:
+        """READY=1, which is its business only where `ready` says so."""
+        return self._alive(d) if self.config.ready == "notify" else ()
+
+    def _beat(self, d: Details) -> tuple[Action, ...]:
+        self.watchdog_at = None if self.config.watchdog is None else d.now + self.config.watchdog
         return ()
+
+    def _not_ready(self, d: Details) -> tuple[Action, ...]:
+        self.failed_starts += 1
+        self._fail(f"not ready within {self.config.start_timeout:g}s", d.now + self.config.stop_timeout)
+        return (Action.SIGNAL,)
+
+    def _hung(self, d: Details) -> tuple[Action, ...]:
+        reason = d.reason or f"no WATCHDOG=1 for {self.config.watchdog or 0:g}s"
+        self._fail(reason, d.now + ABORT_TIME)
+        return (Action.ABORT,)
+
+    def _fail(self, reason: str, deadline: float) -> None:
+        """It is ended as it would be by a stop, and then is where its own exit would have brought it."""
+        self.state = State.STOPPING
+        self.failing = True
+        self.restart_pending = False
+        self.killed = False
+        self.reason = reason
+        self.stop_deadline = deadline
 
     def _start_failed(self, d: Details) -> tuple[Action, ...]:
         """No process came to be (the fork was refused, the record not to be made)."""
         self.reason = d.reason
         self.started_at = d.now
-        return self._back_off(d)
+        self.failed_starts += 1
+        return self._try_again(d)
 
     def _exited(self, d: Details) -> tuple[Action, ...]:
         self._record_exit(d)
         self.reason = d.reason
-        return (*self._back_off(d), Action.KILL)
+        if self.state is State.STARTING:
+            self.failed_starts += 1
+        actions = self._try_again(d) if self._comes_back else self._settle(EXITED)
+        return (*actions, Action.KILL)
+
+    @property
+    def _comes_back(self) -> bool:
+        """Whether the exit that just was leads to another start."""
+        if self.config.autorestart == "on-failure":
+            return self.last_exit_code != 0
+        return self.config.autorestart == "always"
+
+    def _try_again(self, d: Details) -> tuple[Action, ...]:
+        """BACKOFF, or the end of it where that has been tried often enough."""
+        retries = self.config.start_retries
+        if retries is not None and self.failed_starts >= retries:
+            return (*self._settle(GAVE_UP), Action.GIVE_UP)
+        return self._back_off(d)
+
+    def _settle(self, settled: str) -> tuple[Action, ...]:
+        """STOPPED, by nobody's command; by way of STOPPING where leftovers of the session end."""
+        self.settled = settled
+        self.failing = False
+        self.next_retry_at = self.stop_deadline = None
+        self.killed = self.session is not None
+        self.state = State.STOPPING if self.killed else State.STOPPED
+        return ()
 
     def _back_off(self, d: Details) -> tuple[Action, ...]:
         self.state = State.BACKOFF
-        self.next_retry_at = max(d.now + self.restart_delay, self._earliest_start(d.now))
+        self.failing = False
+        self.killed = False
+        self.stop_deadline = None
+        self.delay = self._next_delay(d.now)
+        self.next_retry_at = max(d.now + self.delay, self._earliest_start(d.now))
         return ()
+
+    def _next_delay(self, now: float) -> float:
+        """`restart_delay`; with `restart_delay_max` twice as much each time, until a run outlasts it."""
+        shortest, longest = self.config.restart_delay, self.config.restart_delay_max
+        if longest is None:
+            return shortest
+        if (
+            self.started_at is not None
+            and max(self.exited_at or 0.0, self.started_at) - self.started_at > self.delay
+        ):
+            self.delays = 0
+        self.delays += 1
+        if self.delays == 1:
+            return shortest
+        # 0 would never grow; and no power of two is needed that a float has not.
+        grown = max(shortest, MIN_START_INTERVAL) * 2.0 ** min(self.delays - 1, 100)
+        delay = min(longest, grown)
+        return max(shortest, delay - delay * JITTER * self.chance())
 
     def _record_exit(self, d: Details) -> None:
         assert d.status is not None
@@ -212,6 +335,7 @@ class CompanionProcess:
         self._note_manual(d)
         self.state = State.STOPPING
         self.restart_pending = False
+        self.failing = False
         self.killed = False
         self.stop_deadline = d.now + (self.config.stop_timeout if d.timeout is None else d.timeout)
         return (Action.SIGNAL,)
@@ -252,6 +376,7 @@ class CompanionProcess:
     def _stop_stopping(self, d: Details) -> tuple[Action, ...]:
         self._note_manual(d)
         self.restart_pending = False
+        self.failing = False
         if d.timeout is not None and self.stop_deadline is not None:
             # A quicker stop is asked for (the server is told INT, say). A later
             # deadline than the one that was promised is never set.
@@ -266,10 +391,12 @@ class CompanionProcess:
     def _note_manual(self, d: Details) -> None:
         if d.manual:
             self.manual_stop = True
+            self.settled = None
 
     def _exited_stopping(self, d: Details) -> tuple[Action, ...]:
         self._record_exit(d)
-        self.reason = d.reason
+        if not self.failing:
+            self.reason = d.reason
         return (Action.KILL,)
 
     def _deadline(self, d: Details) -> tuple[Action, ...]:
@@ -290,6 +417,8 @@ class CompanionProcess:
         self.killed = False
         if self.restart_pending:
             return (Action.RELEASE, *self._want_start(d))
+        if self.failing:
+            return (Action.RELEASE, *(self._try_again(d) if self._comes_back else self._settle(EXITED)))
         self.state = State.STOPPED
         return (Action.RELEASE,)
 
@@ -306,40 +435,56 @@ class CompanionProcess:
             self.state is State.STARTING
             and self.pid is None
             and self.session is None
+            and not self.held_by
             and self.next_retry_at is not None
             and now >= self.next_retry_at
         )
 
+    def _coming(self) -> tuple[float, Event] | None:
+        """The event that the passing of time brings, and when."""
+        if self.state is State.STARTING and self.pid is not None and self.started_at is not None:
+            if self.config.ready == "notify":
+                return self.started_at + self.config.start_timeout, Event.NOT_READY
+            return self.started_at + self.config.startsecs, Event.ALIVE
+        if self.state is State.RUNNING and self.watchdog_at is not None:
+            return self.watchdog_at, Event.HUNG
+        if self.state is State.BACKOFF and self.next_retry_at is not None:
+            return self.next_retry_at, Event.DELAY_PASSED
+        if self.state is State.STOPPING and self.stop_deadline is not None and not self.killed:
+            return self.stop_deadline, Event.DEADLINE
+        return None
+
     def due_event(self, now: float) -> Event | None:
         """The event that the passing of time has brought, if any."""
-        if self.state is State.STARTING and self.pid is not None and self.started_at is not None:
-            return Event.ALIVE if now >= self.started_at + self.config.startsecs else None
-        if self.state is State.BACKOFF and self.next_retry_at is not None:
-            return Event.DELAY_PASSED if now >= self.next_retry_at else None
-        if self.state is State.STOPPING and self.stop_deadline is not None and not self.killed:
-            return Event.DEADLINE if now >= self.stop_deadline else None
-        return None
+        coming = self._coming()
+        return coming[1] if coming is not None and now >= coming[0] else None
 
     def next_deadline(self, now: float) -> float | None:
         """When the manager must look at this companion again; None: only when something happens."""
         times: list[float] = []
+        coming = self._coming()
+        if coming is not None:
+            times.append(coming[0])
         if self.ending:
             times.append(now + POLL_INTERVAL)
-        if self.state is State.STARTING and self.pid is not None and self.started_at is not None:
-            times.append(self.started_at + self.config.startsecs)
-        elif self.state in (State.STARTING, State.BACKOFF) and self.next_retry_at is not None:
-            if self.session is None or self.state is State.BACKOFF:
-                times.append(self.next_retry_at)
-        elif self.state is State.STOPPING and self.stop_deadline is not None and not self.killed:
-            times.append(self.stop_deadline)
+        # Once it has passed, the restart takes its turn, which no clock tells.
+        if self.state is State.RUNNING and self.expires_at is not None and self.expires_at > now:
+            times.append(self.expires_at)
+        about_to_start = self.state is State.STARTING and self.pid is None and self.session is None
+        if about_to_start and self.next_retry_at is not None and not self.held_by:
+            times.append(self.next_retry_at)
         return min(times, default=None)
+
+    def is_expired(self, now: float) -> bool:
+        """Whether it has lived for longer than `max_lifetime`."""
+        return self.state is State.RUNNING and self.expires_at is not None and now >= self.expires_at
 
     # -- what people see ---------------------------------------------------
 
     def description(self, now: float) -> str:
         """One phrase in the manner of ``supervisorctl status``."""
         if self.state is State.RUNNING:
-            return f"pid {self.pid}, uptime {format_uptime(now - (self.started_at or now))}"
+            return self._describe_running(now)
         if self.state is State.STARTING:
             return self._describe_starting(now)
         if self.state is State.BACKOFF:
@@ -347,13 +492,27 @@ class CompanionProcess:
             return f"{self.reason or self.last_exit}, retrying in {wait}s"
         if self.state is State.STOPPING:
             return self._describe_stopping(now)
+        return self._describe_stopped()
+
+    def _describe_running(self, now: float) -> str:
+        text = f"pid {self.pid}, uptime {format_uptime(now - (self.started_at or now))}"
+        return f"{text}, {self.status_text}" if self.status_text else text
+
+    def _describe_stopped(self) -> str:
         if self.manual_stop:
             return "stopped manually"
+        if self.settled == GAVE_UP:
+            count = f"{self.failed_starts} failed start{'s' if self.failed_starts != 1 else ''}"
+            return f"gave up after {count}: {self.reason or self.last_exit}"
+        if self.settled is not None:
+            return self.last_exit
         return "not started" if self.start_count == 0 else "stopped"
 
     def _describe_starting(self, now: float) -> str:
         if self.pid is not None:
-            return f"pid {self.pid}, uptime {format_uptime(now - (self.started_at or now))}"
+            return self._describe_running(now)
+        if self.held_by:
+            return f"waiting for {', '.join(self.held_by)}"
         if self.waiting_for is not None:
             return f"waiting for pid {self.waiting_for}"
         if self.session is not None:
@@ -386,6 +545,8 @@ class CompanionProcess:
         alive = self.pid is not None and self.started_at is not None
         return {
             "name": self.name,
+            "group": self.config.group,
+            "index": self.config.index,
             "state": self.state.value,
             "pid": self.pid,
             "description": self.description(now),
@@ -394,6 +555,10 @@ class CompanionProcess:
             "manual_stop": self.manual_stop,
             "restart_pending": self.restart_pending,
             "waiting_for": self.waiting_for,
+            "after": list(self.held_by),
+            "reason": self.settled or self.reason,
+            "status_text": self.status_text,
+            "failed_starts": self.failed_starts,
             "restart_count": self.restart_count,
             "exit_count": self.exit_count,
             "kill_count": self.kill_count,
@@ -413,8 +578,8 @@ _P = CompanionProcess
 # Rows that are absent cannot happen: a STOPPED companion has no process that
 # could exit, a RUNNING one no delay that could pass.
 TRANSITIONS: dict[tuple[State, Event], _Step] = {
-    (State.STOPPED, Event.START): _P._want_start,
-    (State.STOPPED, Event.RESTART): _P._want_start,
+    (State.STOPPED, Event.START): _P._start_afresh,
+    (State.STOPPED, Event.RESTART): _P._start_afresh,
     (State.STOPPED, Event.STOP): _P._stop_stopped,
     (State.STARTING, Event.START): _P._nothing,
     (State.STARTING, Event.RESTART): _P._restart_starting,
@@ -423,20 +588,28 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.STARTING, Event.BLOCKED): _P._blocked,
     (State.STARTING, Event.START_FAILED): _P._start_failed,
     (State.STARTING, Event.ALIVE): _P._alive,
+    (State.STARTING, Event.READY): _P._ready,
+    (State.STARTING, Event.BEAT): _P._nothing,
+    (State.STARTING, Event.NOT_READY): _P._not_ready,
     (State.STARTING, Event.EXITED): _P._exited,
     (State.STARTING, Event.EMPTY): _P._empty,
     (State.RUNNING, Event.START): _P._nothing,
     (State.RUNNING, Event.RESTART): _P._restart,
     (State.RUNNING, Event.STOP): _P._stop,
+    (State.RUNNING, Event.READY): _P._nothing,
+    (State.RUNNING, Event.BEAT): _P._beat,
+    (State.RUNNING, Event.HUNG): _P._hung,
     (State.RUNNING, Event.EXITED): _P._exited,
-    (State.BACKOFF, Event.START): _P._want_start,
-    (State.BACKOFF, Event.RESTART): _P._want_start,
+    (State.BACKOFF, Event.START): _P._start_afresh,
+    (State.BACKOFF, Event.RESTART): _P._start_afresh,
     (State.BACKOFF, Event.STOP): _P._stop_or_settle,
     (State.BACKOFF, Event.EMPTY): _P._empty,
     (State.BACKOFF, Event.DELAY_PASSED): _P._want_start,
     (State.STOPPING, Event.START): _P._come_back,
     (State.STOPPING, Event.RESTART): _P._come_back,
     (State.STOPPING, Event.STOP): _P._stop_stopping,
+    (State.STOPPING, Event.READY): _P._nothing,
+    (State.STOPPING, Event.BEAT): _P._nothing,
     (State.STOPPING, Event.EXITED): _P._exited_stopping,
     (State.STOPPING, Event.EMPTY): _P._empty_stopping,
     (State.STOPPING, Event.DEADLINE): _P._deadline,
