@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""The master's one companion child, the manager: started, told, buried.
+
+No companion is known here. The package ``gunicorn.companion`` is imported only when there are some.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.errors import ConfigError
+from gunicorn.master import Master
+from gunicorn.unix.process import describe_status
+from gunicorn.unix.signals import blocked_signals
+
+if TYPE_CHECKING:
+    from gunicorn.companion.parent import ManagerHandle
+
+
+class Companionship(Master):
+    """The part of the master that has a companion manager."""
+
+    def check_companions(self, cfg: Any) -> None:
+        """Raise ConfigError for companions that could not run; a plain web server imports nothing."""
+        if not cfg.companion_workers:
+            return
+        from gunicorn.companion.config import build_companion_configs
+
+        try:
+            build_companion_configs(cfg)
+        except ValueError as exc:
+            raise ConfigError(str(exc)) from exc
+
+    def _companion_handle(self) -> ManagerHandle:
+        if self.companions is None:
+            from gunicorn.companion.parent import ManagerHandle
+
+            self.companions = ManagerHandle(self)
+        return self.companions
+
+    def manage_companion_manager(self) -> None:
+        """Have a manager while companions are configured, and none without them.
+
+        A master that is to succeed another leaves the companions to it until it is gone.
+        """
+        now = time.monotonic()
+        if self.companion_manager_pid:
+            if self.companions is not None:
+                self.companions.tick(now)
+        elif (
+            self.cfg.companion_workers
+            and not self.master_pid
+            and (self.companions is None or self.companions.may_spawn(now))
+        ):
+            self.spawn_companion_manager()
+
+    def spawn_companion_manager(self) -> None:
+        """Fork the companion manager. In it, this does not return."""
+        self.prepare_to_fork()
+        handle = self._companion_handle()
+        try:
+            theirs = handle.before_fork()
+            with blocked_signals():
+                pid = os.fork()
+                if pid == 0:
+                    self._in_child = True
+                    handle.run_manager(theirs)
+        except (OSError, ValueError) as exc:
+            handle.spawn_failed()
+            self.log.error("The companion manager cannot be started: %s", exc)
+            return
+        self.companion_manager_pid = pid
+        handle.forked(theirs)
+        self.log.info("The companion manager is process %s", pid)
+
+    def signal_companion_manager(self, sig: int) -> None:
+        """Send *sig* to the manager, if there is one; forget it if it is gone."""
+        if not self.companion_manager_pid:
+            return
+        try:
+            os.kill(self.companion_manager_pid, sig)
+        except ProcessLookupError:
+            self.companion_manager_pid = 0
+            if self.companions is not None:
+                self.companions.reaped()
+
+    def stop_companion_manager(self, sig: int) -> None:
+        """Have the manager end, by SIGTERM or a quicker signal; it is killed when its time is over."""
+        if self.companion_manager_pid and self.companions is not None:
+            self.companions.ending()
+        self.signal_companion_manager(sig)
+
+    def reload_companion_manager(self) -> None:
+        """Have the companions follow the configuration that was just applied."""
+        if self.companions is not None or self.companion_manager_pid:
+            self._companion_handle().reload()
+        self.manage_companion_manager()
+
+    def companion_manager_stop_timeout(self) -> float:
+        """Seconds that the manager is given at a stop; 0 with no companions."""
+        if self.companions is None and not self.cfg.companion_workers:
+            return 0
+        return self._companion_handle().stop_timeout()
+
+    def _bury_companion_manager(self, status: int) -> None:
+        self.companion_manager_pid = 0
+        expected = self._stopping
+        if self.companions is not None:
+            expected = expected or self.companions.kill_at is not None
+            self.companions.reaped(clean=status == 0)
+        log = self.log.info if expected else self.log.error
+        log("The companion manager %s", describe_status(status))

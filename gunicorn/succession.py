@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""From one master to the next: the start of a successor beside this one, and the step into its place."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from gunicorn import handoff
+from gunicorn.master import Master
+from gunicorn.pidfile import Pidfile
+from gunicorn.unix.process import set_process_title
+from gunicorn.unix.signals import blocked_signals, reset_to_default
+
+
+class Succession(Master):
+    """The part of the master that has a successor, or is one."""
+
+    START_CTX: dict[Any, Any]
+    systemd: bool
+    pidfile: Pidfile | None
+
+    def reexec(self) -> None:
+        """Start a new master from the program on disk, which gets the sockets of this one."""
+        if self.reexec_pid:
+            self.log.warning("A new master runs already, as process %s", self.reexec_pid)
+            return
+        if self.master_pid:
+            self.log.warning("This master is itself waiting to succeed process %s", self.master_pid)
+            return
+        master_pid = os.getpid()
+        with blocked_signals():
+            self.reexec_pid = os.fork()
+            if self.reexec_pid == 0 and self.inbox is not None:
+                reset_to_default(self.inbox.signals)
+        if self.reexec_pid == 0:
+            self._exec_successor(master_pid)
+
+    def _exec_successor(self, master_pid: int) -> None:
+        self._in_child = True
+        try:
+            self.cfg.pre_exec(self)
+            pid = os.getpid()
+            environ = handoff.reexec_environment(
+                self.START_CTX["env"],
+                master_pid=master_pid,
+                fds=[listener.fileno() for listener in self.LISTENERS],
+                systemd_pid=pid if self.systemd else None,
+                pid=pid,
+            )
+            os.chdir(self.START_CTX["cwd"])
+            os.execvpe(self.START_CTX[0], self.START_CTX["args"], environ)
+        except Exception:
+            # No path leads from here back into the loop: there would be two of it.
+            self.log.exception("The new master cannot be started")
+            sys.exit(1)
+
+    def maybe_promote_master(self) -> None:
+        """Take the place of the old master once it is gone."""
+        if not self.master_pid or self.master_pid == os.getppid():
+            return
+        self.log.info("The old master is gone, this one takes its place")
+        self.master_pid = 0
+        if self.pidfile is not None and self.cfg.pidfile is not None:
+            try:
+                self.pidfile.rename(self.cfg.pidfile)
+            except RuntimeError as exc:
+                self.log.error("The pid file stays %s: %s", self.pidfile.fname, exc)
+        self._set_title()
+
+    def _set_title(self) -> None:
+        name = f"{self.proc_name}.2" if self.master_pid else self.proc_name
+        set_process_title(f"master [{name}]")
