@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import environ_of, free_port, is_alive, wait_until
+from harness import environ_of, free_port, is_alive, status_field, wait_until
 from tinyserver import HOOKS, TinyServer, config
 
 
@@ -84,6 +84,8 @@ def test_a_quick_series_of_reloads_ends_with_the_wanted_workers() -> None:
             server.signal(signal.SIGHUP)
             time.sleep(0.03)
             assert server.get().status == 200
+        # Of two signals that are pending together the one sent last may be heard first.
+        wait_until(lambda: int(status_field(server.pid, "ShdPnd"), 16) == 0, 10, "the last one delivered")
         server.signal(signal.SIGTTIN)
         server.running(3)
 

@@ -64,7 +64,7 @@ class TinyServer(Server):
         lines = [line.split() for line in self.log("events").splitlines()]
         return [line[1:] for line in lines if line[0] == kind] if kind else lines
 
-    def wait_events(self, kind: str, count: int = 1, timeout: float = 10.0) -> list[list[str]]:
+    def wait_events(self, kind: str, count: int = 1, timeout: float = 20.0) -> list[list[str]]:
         """The events of *kind*, once there are *count* of them."""
 
         def enough() -> list[list[str]] | None:
@@ -75,7 +75,7 @@ class TinyServer(Server):
         assert found is not None
         return found
 
-    def running(self, count: int, without: Any = (), timeout: float = 10.0) -> list[int]:
+    def running(self, count: int, without: Any = (), timeout: float = 20.0) -> list[int]:
         """The workers, once *count* of them run their loop and there are no others."""
         return wait_until(
             lambda: (
