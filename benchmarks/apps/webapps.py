@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""The WSGI applications that are measured. A server imports this file as ``webapps``, from its directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+
+HELLO = b"Hello, world!\n"
+MEGABYTE = 1 << 20
+BLOCK = 64 * 1024
+
+
+def hello(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Fourteen bytes."""
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "14")])
+    return [HELLO]
+
+
+def form(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Read a JSON body and answer with a JSON body, as an endpoint of an API does."""
+    sent = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+    cookies = environ["HTTP_COOKIE"].count(";") + 1
+    headers = sum(name.startswith("HTTP_") for name in environ)
+    body = json.dumps({"items": len(sent["items"]), "cookies": cookies, "headers": headers}).encode()
+    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def send_file(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """10 MB by the server's file wrapper, where it has one."""
+    file = open(os.environ["BENCHMARK_FILE"], "rb")  # noqa: SIM115 - the server closes it
+    start_response(
+        "200 OK", [("Content-Type", "application/octet-stream"), ("Content-Length", str(10 * MEGABYTE))]
+    )
+    wrapper = environ.get("wsgi.file_wrapper")
+    return wrapper(file, BLOCK) if wrapper is not None else iter(lambda: file.read(BLOCK), b"")
+
+
+def upload(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Read the whole body in blocks; answer with its length."""
+    stream, length = environ["wsgi.input"], 0
+    remaining = int(environ["CONTENT_LENGTH"])
+    while remaining:
+        block = stream.read(min(BLOCK, remaining))
+        if not block:
+            break
+        length += len(block)
+        remaining -= len(block)
+    body = str(length).encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def echo(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
+    """Read a body of unknown length and send as much back in 64 blocks, its length unknown as well."""
+    stream, length = environ["wsgi.input"], 0
+    while block := stream.read(BLOCK):
+        length += len(block)
+    start_response("200 OK", [("Content-Type", "application/octet-stream")])
+    block = b"x" * (length // 64)
+    for _ in range(64):
+        yield block
+
+
+def _flask_app() -> Any:
+    from flask import Flask, jsonify, request
+
+    flask_app = Flask("webapps")
+
+    @flask_app.get("/books/<int:number>")
+    def book(number: int) -> Any:
+        return jsonify(number=number, title="A Book", page=request.args.get("page"), tags=["a", "b", "c"])
+
+    return flask_app
+
+
+def __getattr__(name: str) -> Any:
+    # Only the server that is asked for it needs Flask.
+    if name == "flask_app":
+        globals()[name] = _flask_app()
+        return globals()[name]
+    raise AttributeError(name)
+
+
+def pause() -> None:
+    """A companion that does nothing."""
+    import signal
+
+    signal.pause()

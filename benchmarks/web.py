@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: MIT
+"""The cases over HTTP: what is asked, what a right answer is, who takes part, and the targets."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from benchmarks import load, servers
+from benchmarks.load import Request, Sample
+from benchmarks.peers import Environments, title
+from benchmarks.results import Measured, Row, make_row
+from benchmarks.servers import Server, Setup
+from benchmarks.stats import Target, rotations
+
+GROUP = "http"
+MEGABYTE = 1 << 20
+GUNICORNS = ("gunicorn27", "gunicorn23")
+ALL = (*GUNICORNS, "waitress", "uwsgi", "granian")
+
+RATE, LATENCY, P99 = "requests/s", "mean, µs", "p99, µs"
+
+
+class WrongAnswer(Exception):
+    """A server does not answer the case as it must; it is not timed."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One entry of a case: a server as it is set up and loaded for it."""
+
+    label: str
+    peer: str
+    setup: Setup
+    # Keep-alive connections that are open and silent during the run.
+    idle: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """Who answers what; the first contestant is ours."""
+
+    name: str
+    title: str
+    contestants: tuple[Contestant, ...]
+    request: Request
+    body: Callable[[bytes], bool]
+    content_type: str
+    connections: int = 32
+    unit: str = RATE
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    note: str = ""
+
+
+def at_least(bound: float) -> Target:
+    return Target(">=", bound)
+
+
+def at_most(bound: float) -> Target:
+    return Target("<=", bound)
+
+
+def entries(setup: Setup, peers: Sequence[str]) -> tuple[Contestant, ...]:
+    """Ours and *peers*, all set up alike."""
+    return tuple(Contestant(title(label), label, setup) for label in ("ours", *peers))
+
+
+G27 = title("gunicorn27")
+HELLO = Request()
+FORM = Request(
+    path="/books?page=2",
+    method="POST",
+    headers={
+        "Accept": "application/json, text/plain, */*",
+        "Accept-Encoding": "gzip, deflate, br, zstd",
+        "Accept-Language": "en-GB,en;q=0.7,de;q=0.3",
+        "Cache-Control": "no-cache",
+        "Content-Type": "application/json",
+        "Cookie": "; ".join(f"cookie{n}=" + "0123456789abcdef" * 3 for n in range(6)),
+        "DNT": "1",
+        "Origin": "https://shop.example",
+        "Pragma": "no-cache",
+        "Referer": "https://shop.example/books?page=1",
+        "Sec-Fetch-Dest": "empty",
+        "Sec-Fetch-Mode": "cors",
+        "Sec-Fetch-Site": "same-origin",
+        "User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+        "X-CSRF-Token": "5f2cf82a3166f8b6836111636d2",
+        "X-Forwarded-Host": "shop.example",
+        "X-Real-IP": "192.0.2.7",
+        "X-Request-ID": "0d9f6f2e-8a49-4f3c-9a51-0c8f2b9d6c11",
+    },
+    body=json.dumps({"items": [{"number": n, "title": f"Book {n:03}"} for n in range(55)]}).encode(),
+)
+
+
+def _is_form_answer(body: bytes) -> bool:
+    found = json.loads(body)
+    # Two of the 20 headers, Content-Type and Content-Length, are no HTTP_ variables.
+    return bool(found["items"] == 55 and found["cookies"] == 6 and found["headers"] == 18)
+
+
+def _is_book(body: bytes) -> bool:
+    right = {"number": 7, "title": "A Book", "page": "2", "tags": ["a", "b", "c"]}
+    return bool(json.loads(body) == right)
+
+
+def _hello(
+    name: str, text: str, contestants: tuple[Contestant, ...], targets: Mapping[str, Target], **options: Any
+) -> Case:
+    right = b"Hello, world!\n".__eq__
+    return Case(name, text, contestants, HELLO, right, "text/plain", targets=targets, **options)
+
+
+def cases() -> list[Case]:
+    """Every case, in the order in which they are run."""
+    octets = "application/octet-stream"
+    gthread = Setup()
+    idle = replace(gthread, extra=("--worker-connections", "2000", "--keep-alive", "75"))
+    companions = tuple(f"--companion-worker=idle-{n}=webapps:pause" for n in range(3))
+    found = [
+        _hello(
+            "gthread-hello",
+            "gthread, 8 threads, 32 keep-alive connections, 14 bytes",
+            (
+                *entries(gthread, ALL),
+                Contestant("bare epoll loop", "bare epoll loop", gthread),
+            ),
+            targets={
+                G27: at_least(5),
+                title("waitress"): at_least(1),
+                title("uwsgi"): at_least(1),
+                title("granian"): at_least(1),
+            },
+        ),
+        _hello(
+            "gthread-latency",
+            "the same with 1 connection: mean latency",
+            entries(gthread, GUNICORNS),
+            connections=1,
+            unit=LATENCY,
+            targets={G27: at_most(0.5)},
+        ),
+        _hello(
+            "sync-hello",
+            "sync, 32 connections, 14 bytes",
+            (
+                *entries(Setup(worker="sync"), GUNICORNS),
+                Contestant("bare accept loop", "bare accept loop", gthread),
+            ),
+            targets={G27: at_least(3), "bare accept loop": at_least(0.6)},
+        ),
+        _hello(
+            "gevent-hello",
+            "gevent, 32 keep-alive connections, 14 bytes",
+            entries(Setup(worker="gevent"), GUNICORNS),
+            targets={G27: at_least(2.5)},
+        ),
+    ]
+    found += [
+        _hello(
+            f"{worker}-access-log",
+            f"{worker}, 32 connections, 14 bytes, with the access log on",
+            entries(Setup(worker=worker, access_log=True), ("gunicorn27",)),
+            targets={G27: at_least(3)},
+        )
+        for worker in ("gthread", "sync", "gevent")
+    ]
+    found += [
+        Case(
+            "gthread-post",
+            "gthread, 20 request headers, 6 cookies, a JSON body of 2 KB read and answered",
+            entries(replace(gthread, app="form"), ("gunicorn27",)),
+            FORM,
+            _is_form_answer,
+            "application/json",
+            targets={G27: at_least(3)},
+        ),
+        Case(
+            "gthread-flask",
+            "gthread, a JSON view of Flask",
+            entries(replace(gthread, app="flask_app"), ("gunicorn27", "waitress", "uwsgi", "granian")),
+            Request(path="/books/7?page=2"),
+            _is_book,
+            "application/json",
+            targets={G27: at_least(1.5)},
+        ),
+        Case(
+            "gthread-file",
+            "gthread, a response of 10 MB by the file wrapper",
+            entries(replace(gthread, app="send_file"), ("gunicorn27",)),
+            HELLO,
+            (b"0123456789abcdef" * (10 * MEGABYTE // 16)).__eq__,
+            octets,
+            connections=4,
+            targets={G27: at_least(1.2)},
+        ),
+        Case(
+            "gthread-upload",
+            "gthread, a request of 10 MB read by the application",
+            entries(replace(gthread, app="upload"), ("gunicorn27",)),
+            Request(method="POST", body=b"x" * (10 * MEGABYTE)),
+            str(10 * MEGABYTE).encode().__eq__,
+            "text/plain",
+            connections=4,
+            targets={G27: at_least(1.2)},
+        ),
+        Case(
+            "gthread-chunked",
+            "gthread, 1 MB chunked in the request and in the response",
+            entries(replace(gthread, app="echo"), ("gunicorn27",)),
+            Request(method="POST", body=b"x" * MEGABYTE, chunked=True),
+            (b"x" * MEGABYTE).__eq__,
+            octets,
+            connections=4,
+            targets={G27: at_least(1.2)},
+        ),
+        _hello(
+            "gthread-p99",
+            "gthread, 99th percentile of the latency at 70 % of Gunicorn's own maximum rate",
+            entries(gthread, ("gunicorn27",)),
+            unit=P99,
+            targets={G27: at_most(0.5)},
+        ),
+        _hello(
+            "gthread-idle",
+            "gthread, 32 busy connections beside 1,000 idle ones",
+            (
+                Contestant("with 1,000 idle connections", "ours", idle, idle=1000),
+                Contestant("the busy ones alone", "ours", idle),
+            ),
+            targets={"the busy ones alone": at_least(0.95)},
+        ),
+        _hello(
+            "gthread-companions",
+            "gthread, 32 connections, with 3 companions configured",
+            (
+                Contestant("with companions", "ours", replace(gthread, extra=companions)),
+                Contestant("without", "ours", gthread),
+            ),
+            targets={"without": at_least(0.95)},
+            note="within noise: at most 5 % less",
+        ),
+    ]
+    return found
+
+
+def chosen(patterns: Sequence[str]) -> list[Case]:
+    return [c for c in cases() if not patterns or any(fnmatch.fnmatch(c.name, p) for p in patterns)]
+
+
+# -- running them ------------------------------------------------------------
+
+
+def run_case(case: Case, environments: Environments, runs: int, seconds: float) -> Row:
+    """Start everybody, check everybody's answers, then measure them in turn."""
+    there = servers.labels(environments, [contestant.peer for contestant in case.contestants])
+    contestants = [c for c in case.contestants if c.peer in there]
+    notes = [case.note] if case.note else []
+    if case.contestants[0] not in contestants:
+        return Row(GROUP, case.name, case.title, case.unit, error="this server cannot be installed")
+    with contextlib.ExitStack() as stack:
+        started: dict[tuple[str, Setup], Server] = {}
+        lineup: dict[str, tuple[Contestant, Server]] = {}
+        for contestant in contestants:
+            key = (contestant.peer, contestant.setup)
+            try:
+                if key not in started:
+                    server = stack.enter_context(
+                        servers.running(environments, contestant.peer, contestant.setup)
+                    )
+                    check(case, server)
+                    started[key] = server
+            except (RuntimeError, WrongAnswer, OSError) as exc:
+                if contestant is contestants[0]:
+                    return Row(GROUP, case.name, case.title, case.unit, error=str(exc))
+                notes.append(f"{contestant.label} left out: {exc}")
+                continue
+            lineup[contestant.label] = (contestant, started[key])
+        rate = None
+        if case.unit == P99:
+            reference = lineup.get(G27) or lineup[contestants[0].label]
+            rate = 0.7 * load.closed_loop(reference[1].port, case.request, case.connections, seconds).rate
+            notes.append(f"{rate:.0f} requests/s")
+        measured: dict[str, Measured] = {label: Measured() for label in lineup}
+        for order in rotations(list(lineup), runs):
+            for label in order:
+                contestant, server = lineup[label]
+                try:
+                    value, cpu = measure(case, contestant, server, seconds, rate)
+                except RuntimeError as exc:
+                    raise RuntimeError(f"{label}: {exc}; {servers.last_line(server.log())}") from None
+                measured[label].values.append(value)
+                measured[label].cpu.append(cpu)
+        for _, server in lineup.values():
+            if server.process.poll() is not None:
+                raise RuntimeError(f"{server.label} ended during the measurement")
+    return make_row(GROUP, case.name, case.title, case.unit, measured, case.targets, "; ".join(notes))
+
+
+def measure(
+    case: Case, contestant: Contestant, server: Server, seconds: float, rate: float | None
+) -> tuple[float, float]:
+    """One run: the figure in the case's unit, and the server's CPU time for a request in microseconds."""
+    with idle_connections(server.port, case.request, contestant.idle):
+        before = server.cpu_seconds()
+        if rate is not None:
+            sample = load.open_loop(server.port, case.request, case.connections, seconds, rate)
+        else:
+            sample = load.closed_loop(server.port, case.request, case.connections, seconds)
+        cpu = (server.cpu_seconds() - before) / max(1, sample.requests) * 1e6
+    if sample.failed > sample.requests / 1000:
+        raise RuntimeError(f"{sample.failed} of {sample.requests} requests failed")
+    return figure(case.unit, sample), cpu
+
+
+def figure(unit: str, sample: Sample) -> float:
+    if unit == RATE:
+        return sample.rate
+    # One connection has one request under way, always.
+    return 1e6 / sample.rate if unit == LATENCY else sample.p99 * 1e6
+
+
+@contextlib.contextmanager
+def idle_connections(port: int, request: Request, count: int) -> Iterator[None]:
+    """*count* connections that have had an answer each, and are kept."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+            sock.sendall(request.to_bytes(f"127.0.0.1:{port}"))
+            if not sock.recv(4096):
+                raise RuntimeError("the server closes a connection that is to be kept")
+        if count:
+            # What the server does after the last of them is not the run's.
+            time.sleep(0.1)
+        yield
+
+
+def check(case: Case, server: Server, times: int = 20) -> None:
+    """Ask on several connections, and twice on each that is kept. Raises WrongAnswer."""
+    size = len(case.request.body)
+    for _ in range(times if size < MEGABYTE else 2):
+        with socket.create_connection(("127.0.0.1", server.port), servers.BOOT_LIMIT) as sock:
+            if ask(case, sock):
+                ask(case, sock)
+
+
+def ask(case: Case, sock: socket.socket) -> bool:
+    """One request and its answer; True if the connection stays open."""
+    port = sock.getpeername()[1]
+    sock.sendall(case.request.to_bytes(f"127.0.0.1:{port}"))
+    response = http.client.HTTPResponse(sock, method=case.request.method)
+    try:
+        response.begin()
+        body = response.read()
+    except (http.client.HTTPException, OSError) as exc:
+        raise WrongAnswer(f"no answer: {type(exc).__name__} {exc}") from None
+    problem = wrong(case, response.status, dict(response.getheaders()), body)
+    if problem:
+        raise WrongAnswer(problem)
+    return not response.will_close
+
+
+def wrong(case: Case, status: int, headers: Mapping[str, str], body: bytes) -> str:
+    """What is wrong with an answer; empty where nothing is."""
+    given = {name.lower(): value for name, value in headers.items()}
+    if status != 200:
+        return f"status {status}, not 200"
+    if given.get("content-type", "").partition(";")[0] != case.content_type:
+        return f"Content-Type {given.get('content-type')!r}, not {case.content_type!r}"
+    if "content-length" in given and given["content-length"] != str(len(body)):
+        return f"Content-Length {given['content-length']}, and {len(body)} bytes"
+    try:
+        good = case.body(body)
+    except (ValueError, KeyError, TypeError):
+        good = False
+    return "" if good else f"the wrong body: {body[:60]!r}"
