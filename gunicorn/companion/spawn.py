@@ -3,26 +3,27 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
+import faulthandler
+import functools
 import importlib
 import io
-import logging
 import os
 import resource
 import signal
 import sys
-import threading
 import traceback
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from socket import socket
 from typing import Any, NoReturn
 
-from gunicorn.companion import session
+from gunicorn.companion import session, sockets
 from gunicorn.companion.checks import Target, describe_target
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.ending import flush, forget_inherited_exit_handlers, run_to_the_end
+from gunicorn.companion.program import CannotRun, execute
 from gunicorn.companion.runfile import Record, RunFile
 from gunicorn.companion.watch import SourceWatch
 from gunicorn.reloader import loaded_sources
@@ -44,6 +45,7 @@ SERVER_VARIABLES = (
     "LISTEN_FDNAMES",
     "GUNICORN_PID",
     "GUNICORN_FD",
+    "GUNICORN_COMPANION_INDEX",
 )
 
 
@@ -57,7 +59,7 @@ class Birth:
 
     config: CompanionConfig
     run: RunFile
-    # Descriptors of the manager that are no business of the child.
+    # Descriptors of the manager: the child closes them, but for those that are named below.
     close: Iterable[int]
     # Called in the child just before the target: the companion_post_fork hook.
     post_fork: Callable[[], Any]
@@ -65,6 +67,33 @@ class Birth:
     nofile: tuple[int, int] | None = None
     # In development: has the manager restart it when a file that it has loaded changes.
     watch: SourceWatch | None = None
+    # The sockets of `bind`: 3, 4 … in the child.
+    listeners: Sequence[int | socket] = ()
+    # Where the companion says how it is: its NOTIFY_SOCKET.
+    notify: str | None = None
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What the child has to know of its parent, found out before the fork."""
+
+    pid: int
+    identity: str
+    # Ranges of descriptors to close, and the sockets to hand over.
+    close: list[tuple[int, int]]
+    listeners: list[int]
+
+    @classmethod
+    def of(cls, birth: Birth) -> _Origin:
+        pid = os.getpid()
+        listeners = [each if isinstance(each, int) else each.fileno() for each in birth.listeners]
+        foreign = set(birth.close).difference(listeners, (birth.run.fd,))
+        return cls(pid, _identity_of_parent(pid), sockets.runs(foreign), listeners)
+
+
+@functools.lru_cache(maxsize=1)
+def _identity_of_parent(pid: int) -> str:
+    return session.identity(pid) or ""
 
 
 def spawn(birth: Birth) -> int:
@@ -73,8 +102,7 @@ def spawn(birth: Birth) -> int:
     Every signal is blocked across the fork, so that none reaches the child
     while it still has the manager's handlers.
     """
-    parent = os.getpid()
-    supervisor = session.identity(parent) or ""
+    origin = _Origin.of(birth)
     for stream in (sys.stdout, sys.stderr):
         # What is buffered must be written once, not by both.
         with contextlib.suppress(Exception):
@@ -82,16 +110,18 @@ def spawn(birth: Birth) -> int:
     with blocked_signals():
         pid = os.fork()
         if pid == 0:
-            _child(birth, parent, supervisor)
+            _child(birth, origin)
     return pid
 
 
-def _child(birth: Birth, parent: int, supervisor: str) -> NoReturn:
+def _child(birth: Birth, origin: _Origin) -> NoReturn:
     """The whole life of the child. No path leads back: not an exception, not a `finally` above."""
     code = 1
     try:
         try:
-            _become(birth, parent, supervisor)
+            _become(birth, origin)
+            if birth.config.command is not None:
+                _execute(birth, origin)
         except StartFailed as exc:
             _report(birth.run, str(exc))
         except BaseException as exc:
@@ -100,13 +130,13 @@ def _child(birth: Birth, parent: int, supervisor: str) -> NoReturn:
             _report(birth.run, _one_line(exc))
         else:
             code = run_target(birth)
-        _flush()
+        flush()
     finally:
         # The only way out.
         os._exit(code)
 
 
-def _become(birth: Birth, parent: int, supervisor: str) -> None:
+def _become(birth: Birth, origin: _Origin) -> None:
     """From a copy of the manager to a companion just before its target."""
     config = birth.config
     os.setsid()
@@ -115,8 +145,31 @@ def _become(birth: Birth, parent: int, supervisor: str) -> None:
         signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
         {signal.SIGINT: signal.default_int_handler, signal.SIGPIPE: signal.SIG_IGN},
     )
+    _leave_record(birth, origin)
+    _arrange_descriptors(birth, origin)
+    if birth.nofile is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, birth.nofile)
+    forget_inherited_exit_handlers()
+    seed()
+    _set_environment(birth)
+    _enter(config.cwd)
+    _redirect(config)
+    if config.command is None:
+        set_process_title(f"companion [{config.name}]")
+        _arm_faulthandler(config)
+    unblock_all()
+    try:
+        birth.post_fork()
+    except Exception as exc:
+        traceback.print_exc()
+        raise StartFailed(f"companion_post_fork: {_one_line(exc)}") from None
+
+
+def _leave_record(birth: Birth, origin: _Origin) -> None:
+    """From here on this process is known, and ends with its parent."""
+    config = birth.config
     signalled = set_parent_death_signal(config.stop_signal)
-    if os.getppid() != parent:
+    if os.getppid() != origin.pid:
         # The manager died before the signal was armed; nobody would end this one.
         os._exit(0)
     pid = os.getpid()
@@ -125,8 +178,8 @@ def _become(birth: Birth, parent: int, supervisor: str) -> None:
         pid=pid,
         started=session.identity(pid) or "",
         session=pid,
-        supervisor=parent,
-        supervisor_started=supervisor,
+        supervisor=origin.pid,
+        supervisor_started=origin.identity,
         stop_signal=config.stop_signal,
         stop_timeout=config.stop_timeout,
         signalled=signalled,
@@ -135,23 +188,48 @@ def _become(birth: Birth, parent: int, supervisor: str) -> None:
         birth.run.write(record)
     except OSError as exc:
         raise StartFailed(f"cannot write the run file: {exc.strerror}") from None
-    for fd in birth.close:
-        with contextlib.suppress(OSError):
-            os.close(fd)
-    if birth.nofile is not None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, birth.nofile)
-    forget_inherited_exit_handlers()
-    seed()
-    _set_environment(config)
-    _enter(config.cwd)
-    _redirect(config)
-    set_process_title(f"companion [{config.name}]")
-    unblock_all()
+
+
+def _arrange_descriptors(birth: Birth, origin: _Origin) -> None:
+    """Close what is the manager's; a Python target gets its sockets."""
+    for first, end in origin.close:
+        os.closerange(first, end)
+    count = len(origin.listeners)
+    birth.run.fd = sockets.lift(birth.run.fd, count)
+    if birth.watch is not None:
+        birth.watch.lift(count)
+    if birth.config.index is None:
+        for fd in origin.listeners:
+            # What the program before has set is gone with it. Copies of one program agree, and may run.
+            os.set_blocking(fd, True)
+    if birth.config.command is None:
+        try:
+            sockets.hand_over(origin.listeners)
+        except sockets.Occupied as exc:
+            raise StartFailed(str(exc)) from None
+    sockets.release()
+
+
+def _execute(birth: Birth, origin: _Origin) -> NoReturn:
+    """Become the program of `command`. Until then what the hook uses stays where it is."""
+    assert birth.config.command is not None
+    flush()
+    sockets.hand_over(origin.listeners, force=True)
     try:
-        birth.post_fork()
-    except Exception as exc:
-        traceback.print_exc()
-        raise StartFailed(f"companion_post_fork: {_one_line(exc)}") from None
+        execute(birth.config.command, os.environ, sockets.FIRST + len(origin.listeners))
+    except CannotRun as exc:
+        raise StartFailed(str(exc)) from None
+
+
+def _arm_faulthandler(config: CompanionConfig) -> None:
+    """The watchdog's SIGABRT has every thread's stack written to stderr.
+
+    What the master had armed was undone with its other signal handlers.
+    """
+    if config.watchdog is not None or faulthandler.is_enabled():
+        # It would take itself for armed still, and do nothing.
+        faulthandler.disable()
+        faulthandler.enable(2)
 
 
 def set_parent_death_signal(signum: int) -> bool:
@@ -189,11 +267,32 @@ def _prctl(option: int, value: int) -> bool:
     return _PRCTL is not None and _PRCTL(option, value, 0, 0, 0) == 0
 
 
-def _set_environment(config: CompanionConfig) -> None:
+def _set_environment(birth: Birth) -> None:
+    config = birth.config
     for name in SERVER_VARIABLES:
         os.environ.pop(name, None)
-    os.environ["GUNICORN_COMPANION_NAME"] = config.name
+    os.environ.update(variables_of(birth, os.getpid()))
     os.environ.update(config.env)
+
+
+def variables_of(birth: Birth, pid: int) -> dict[str, str]:
+    """What a companion is told of itself: ours, and those of systemd's protocols."""
+    config = birth.config
+    found = {"GUNICORN_COMPANION_NAME": config.name}
+    if config.index is not None:
+        found["GUNICORN_COMPANION_INDEX"] = str(config.index)
+    if birth.notify is not None:
+        found["NOTIFY_SOCKET"] = birth.notify
+    if config.watchdog is not None:
+        # Without WATCHDOG_PID: a wrapper that stays would keep its program from beating.
+        found["WATCHDOG_USEC"] = str(max(1, round(config.watchdog * 1_000_000)))
+    count = len(birth.listeners)
+    if count:
+        found["LISTEN_PID"] = str(pid)
+        found["LISTEN_FDS"] = str(count)
+        # As with a .socket unit of several addresses: each has the unit's name.
+        found["LISTEN_FDNAMES"] = ":".join([config.group] * count)
+    return found
 
 
 def _enter(directory: str | None) -> None:
@@ -296,108 +395,27 @@ def import_target(target: Target) -> Callable[[], Any]:
 
 def run_target(birth: Birth) -> int:
     """Run the target as a program of its own would be run; return its exit code."""
-    code = 0
+    return run_to_the_end(lambda: _load(birth))
+
+
+def _load(birth: Birth) -> Callable[[], Any] | None:
+    """The target, for its call; None where it cannot be imported, which is told."""
+    config = birth.config
+    assert config.target is not None
+    loaded_before = loaded_sources() if birth.watch is not None else set()
     try:
-        loaded_before = loaded_sources() if birth.watch is not None else set()
-        try:
-            target = import_target(birth.config.target)
-        except StartFailed as exc:
-            print(f"companion {birth.config.name}: {exc}", file=sys.stderr)
-            _report(birth.run, str(exc))
-            return 1
-        except Exception as exc:
-            traceback.print_exc()
-            _report(birth.run, f"cannot import {describe_target(birth.config.target)}: {_one_line(exc)}")
-            return 1
-        # From here on the record speaks for this process; the lock is the manager's alone,
-        # so that nothing this process leaves behind can hold it.
-        birth.run.close()
-        if birth.watch is not None:
-            birth.watch.begin(loaded_before)
-        target()
-    except SystemExit as exc:
-        code = _exit_code(exc)
-    except KeyboardInterrupt:
-        code = _interrupted()
-    except BaseException:
-        _excepthook()
-        code = 1
-    return _finalize(code)
-
-
-def _exit_code(exc: SystemExit) -> int:
-    """As the interpreter does: none is 0, a number is itself, anything else is printed and 1."""
-    if exc.code is None:
-        return 0
-    if isinstance(exc.code, int):
-        return exc.code & 0xFF
-    print(exc.code, file=sys.stderr)
-    return 1
-
-
-def _interrupted() -> NoReturn:
-    """As the interpreter does: the parent sees a death by SIGINT, not an exit code."""
-    _excepthook()
-    _finalize(130)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGINT)
-    os._exit(130)
-
-
-def _excepthook() -> None:
-    kind, value, trace = sys.exc_info()
-    if kind is None or value is None:
-        return
-    # The first frame is ours; the user's traceback begins with the target.
-    value.__traceback__ = trace.tb_next if trace is not None else None
-    try:
-        sys.excepthook(kind, value, value.__traceback__)
-    except BaseException:
-        # One that fails hides nothing, and the exit handlers have their turn.
+        target = import_target(config.target)
+    except StartFailed as exc:
+        print(f"companion {config.name}: {exc}", file=sys.stderr)
+        _report(birth.run, str(exc))
+        return None
+    except Exception as exc:
         traceback.print_exc()
-        sys.__excepthook__(kind, value, value.__traceback__)
-
-
-def _finalize(code: int) -> int:
-    """Join the threads, run the exit handlers, flush: what the interpreter does at its end."""
-    with contextlib.suppress(SystemExit):
-        try:
-            threading._shutdown()  # type: ignore[attr-defined]
-        except KeyboardInterrupt:
-            code = 130
-        # Every handler that raises is reported by the call itself.
-        atexit._run_exitfuncs()
-    return code if _flush() else code or 120  # the interpreter's own code for output that was lost
-
-
-def _flush() -> bool:
-    """Write what is buffered; False where that cannot be."""
-    good = True
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except Exception:
-            good = good and stream is None
-    return good
-
-
-def forget_inherited_exit_handlers() -> None:
-    """What the master registered for its own exit is the master's to run.
-
-    `multiprocessing` does likewise in its children. The handlers that belong to
-    the standard library itself are registered again, for what this process will
-    give them to do.
-    """
-    atexit._clear()
-    registry: dict[Any, Any] = getattr(weakref.finalize, "_registry", {})
-    for info in registry.values():
-        info.atexit = False
-    # The next finalize object registers the class's handler, which was just cleared.
-    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
-    atexit.register(logging.shutdown)
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util._finalizer_registry.clear()
-        # Children of the master's: this process must neither join nor terminate them.
-        sys.modules["multiprocessing.process"]._children.clear()
-        atexit.register(util._exit_function)
+        _report(birth.run, f"cannot import {describe_target(config.target)}: {_one_line(exc)}")
+        return None
+    # From here on the record speaks for this process; the lock is the manager's alone,
+    # so that nothing this process leaves behind can hold it.
+    birth.run.close()
+    if birth.watch is not None:
+        birth.watch.begin(loaded_before)
+    return target

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from select import PIPE_BUF
 from typing import Any
 
+from gunicorn.companion import sockets
 from gunicorn.reloader import Reloader
 
 
@@ -60,6 +61,10 @@ class SourceWatch:
         os.close(self._write)
 
     # -- in the companion --------------------------------------------------
+
+    def lift(self, count: int) -> None:
+        """Free the numbers of *count* sockets that are handed over."""
+        self._write = sockets.lift(self._write, count)
 
     def begin(self, inherited: set[str]) -> None:
         """Watch from now on. *inherited*: the sources that were loaded before the target was imported.

@@ -44,16 +44,21 @@ def run(plan: dict[str, Any]) -> None:
     names: dict[str, Any] = {"hook": lambda: None, "target": None}
     exec(plan["before"], names)
     target = names["target"] or plan["target"]
-    if isinstance(target, str) and ":" not in target:
+    if plan["config"].get("command") is not None:
+        target = None
+        plan["config"]["command"] = tuple(plan["config"]["command"])
+    elif isinstance(target, str) and ":" not in target:
         target = getattr(spawntargets, target)
     file = RunFile.claim(plan["run_dir"], "rq")
     assert file is not None
     birth = Birth(
-        config=CompanionConfig("rq", target, **plan["config"]),
+        config=CompanionConfig(plan["config"].pop("name", "rq"), target, **plan["config"]),
         run=file,
         close=names.get("close", ()),
         post_fork=names["hook"],
         nofile=plan["nofile"],
+        listeners=names.get("listeners", ()),
+        notify=names.get("notify"),
     )
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:

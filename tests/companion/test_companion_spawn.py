@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import resource
 import signal
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -570,3 +571,182 @@ def test_a_module_that_fails_to_import(run, tmp_path):
     end = run("badapp:run", before=f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
     assert end.error == "cannot import badapp:run: RuntimeError: no settings"
     assert "badapp.py" in end.err
+
+
+# -- a program in the place of a target --------------------------------------------------------
+
+
+def command(run, *words: str, **options: Any) -> End:
+    return run("", command=list(words), **options)
+
+
+WORDS = [
+    "",
+    " ",
+    "two words",
+    "it's",
+    'say "hi"',
+    "*",
+    "$HOME",
+    "`id`",
+    "a;b|c&d>e",
+    "back\\slash",
+    "new\nline",
+    "tab\t",
+    "~",
+    "{a,b}",
+    "-c",
+    "\N{SNOWMAN}",
+    "#no comment",
+]
+
+
+def test_the_words_of_a_command_arrive_as_they_are(run):
+    show = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    end = command(run, sys.executable, "-c", show, *WORDS)
+    assert (end.code, end.err) == (0, "")
+    assert json.loads(end.out) == WORDS
+
+
+def test_a_program_ends_as_it_does(run):
+    assert command(run, "false").code == 1
+    assert command(run, "sh", "-c", "exit 7").code == 7
+    assert command(run, "sh", "-c", "kill -9 $$").code == -signal.SIGKILL
+    assert command(run, "true").error is None
+
+
+FACTS = "import spawntargets; spawntargets.facts()"
+
+
+def program_facts(run, **options: Any) -> dict[str, Any]:
+    return facts_of(command(run, sys.executable, "-c", FACTS, **options))
+
+
+def test_a_program_of_its_own(run, tmp_path):
+    facts = program_facts(
+        run,
+        run_dir=str(tmp_path),
+        # What a manager and an application have: some of it closed by nobody, and inheritable.
+        before="""
+            import os, signal, socket
+            from gunicorn.unix.signals import SignalInbox
+            inbox = SignalInbox([signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1])
+            inbox.install()
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
+            close = inbox.pipe
+            foreign = [os.dup(1) for _ in range(50)]
+            for fd in foreign:
+                os.set_inheritable(fd, True)
+            os.set_inheritable(os.dup2(1, 900), True)
+        """,
+        while_running="signal.pthread_sigmask(signal.SIG_SETMASK, ())",
+    )
+    assert facts["session"] == facts["group"] == facts["pid"]
+    assert facts["blocked"] == 0
+    # By the interpreter that the program itself is.
+    ignored = 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
+    assert facts["ignored"] & ~THREAD_SIGNALS == ignored
+    assert facts["pdeathsig"] == signal.SIGTERM
+    assert set(facts["files"]) <= {"0", "1", "2"}, facts["files"]
+    assert facts["stdin"][0] == "/dev/null"
+
+
+def test_a_program_ignores_no_signal(run):
+    end = command(run, "cat", "/proc/self/status", before="import signal")
+    found = dict(line.split(":\t") for line in end.out.splitlines() if line.startswith("Sig"))
+    assert int(found["SigIgn"], 16) & ~THREAD_SIGNALS == 0
+    assert int(found["SigBlk"], 16) == int(found["SigCgt"], 16) == 0
+
+
+def test_the_environment_of_a_program(run):
+    found = program_facts(run, env={"QUEUE": "mail"}, environ={**SERVER, "OTHER": "1"})["environ"]
+    assert not set(found) & set(SERVER)
+    assert (found["GUNICORN_COMPANION_NAME"], found["QUEUE"], found["OTHER"]) == ("rq", "mail", "1")
+    assert "GUNICORN_COMPANION_INDEX" not in found
+
+
+def test_the_record_of_a_program_stays_true(run, tmp_path):
+    show = f"import json; print(open({str(tmp_path / 'rq.run')!r}).read())"
+    end = command(run, sys.executable, "-c", show, run_dir=str(tmp_path))
+    record = json.loads(end.out)
+    assert record == end.record and record["pid"] == record["session"] == end.pid
+
+
+def test_the_hook_runs_before_a_program_too(run):
+    hook = "import os\ndef hook():\n    os.environ['SECRET'] = 's'\n    print('hook')\n"
+    assert command(run, "sh", "-c", "echo program $SECRET", before=hook).out == "hook\nprogram s\n"
+
+
+def test_a_program_is_looked_up_in_the_path_of_the_companion(run, tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        script = tmp_path / name / "ours"
+        script.write_text(f"#!/bin/sh\necho {name} $0\n")
+        script.chmod(0o755)
+    path = f"{tmp_path / 'missing'}:{tmp_path / 'second'}:{tmp_path / 'first'}"
+    assert command(run, "ours", env={"PATH": path}).out == f"second {tmp_path / 'second' / 'ours'}\n"
+    # One that may not be executed hides no other.
+    (tmp_path / "second" / "ours").chmod(0o644)
+    assert command(run, "ours", env={"PATH": path}).out.startswith("first")
+    # Relative to the directory of the companion: a directory of PATH, and a name with a slash.
+    assert command(run, "ours", env={"PATH": "first"}, cwd=str(tmp_path)).out.startswith("first")
+    assert command(run, "first/ours", cwd=str(tmp_path)).out.startswith("first")
+    assert command(run, "ours", env={"PATH": ""}, cwd=str(tmp_path / "first")).out.startswith("first")
+
+
+def broken(tmp_path: Path) -> dict[str, str]:
+    """Files that cannot be executed, and what is said of each."""
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    files = {
+        "plain": ("echo hello\n", 0o755),
+        "closed": ("#!/bin/sh\n", 0o644),
+        "lost": ("#!/usr/bin/nosuch -x\n", 0o755),
+        "dos": ("#!/bin/sh\r\necho\r\n", 0o755),
+    }
+    for name, (text, mode) in files.items():
+        (tmp_path / name).write_bytes(text.encode())
+        (tmp_path / name).chmod(mode)
+    at = str(tmp_path)
+    return {
+        "plain": f"{at}/plain is neither a program of this system nor a script with a '#!' line",
+        "closed": f"{at}/closed is not executable for this user",
+        "lost": f"{at}/lost wants the interpreter /usr/bin/nosuch, which does not exist",
+        "dos": f"{at}/dos wants the interpreter '/bin/sh\\r', which does not exist",
+        "directory": f"{at}/directory is a directory",
+        "link": f"{at}/link is a link to nowhere, which does not exist",
+    }
+
+
+@pytest.mark.parametrize("name", ["plain", "closed", "lost", "dos", "directory", "link"])
+def test_a_program_that_cannot_be_run(run, tmp_path, name):
+    reason = broken(tmp_path)[name]
+    for word, path in ((f"{tmp_path}/{name}", "/bin"), (name, str(tmp_path))):
+        end = command(run, word, env={"PATH": path}, run_dir=str(tmp_path))
+        assert (end.code, end.out) == (1, "")
+        assert end.error == f"cannot run {word!r}: {reason}"
+
+
+def test_a_program_that_is_missing(run, tmp_path):
+    end = command(run, "nodex", "-e", "0", env={"PATH": "/bin:/nonexistent"})
+    assert (end.code, end.error) == (1, "cannot run 'nodex': not found in PATH (/bin:/nonexistent)")
+    end = command(run, "bin/nodex", cwd=str(tmp_path))
+    assert end.error == f"cannot run 'bin/nodex': no such file (working directory {tmp_path})"
+
+
+def test_a_program_gets_its_stop_signal_when_the_parent_dies(tmp_path):
+    script = Script(
+        RUNNER,
+        plan_of(
+            tmp_path,
+            "",
+            command=["sh", "-c", "trap 'echo USR2; exit' USR2; echo ready; while :; do sleep 0.05; done"],
+            stop_signal="USR2",
+        ),
+    )
+    assert script.line() == "ready"
+    script.popen.kill()
+    assert script.line() == "USR2"
+    script.wait_closed()
+    script.end()

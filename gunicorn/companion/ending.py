@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""The end of a Python target, as a program of its own would end; no path leads back into the manager."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+
+def run_to_the_end(load: Callable[[], Callable[[], Any] | None]) -> int:
+    """Call the target that *load* gives, do what the interpreter does at its end, return the exit code.
+
+    None from *load*: there is nothing to run, which it has told; the code is 1.
+    """
+    code = 0
+    try:
+        target = load()
+        if target is None:
+            return 1
+        target()
+    except SystemExit as exc:
+        code = _exit_code(exc)
+    except KeyboardInterrupt:
+        code = _interrupted()
+    except BaseException:
+        _excepthook()
+        code = 1
+    return _finalize(code)
+
+
+def _exit_code(exc: SystemExit) -> int:
+    """As the interpreter does: none is 0, a number is itself, anything else is printed and 1."""
+    if exc.code is None:
+        return 0
+    if isinstance(exc.code, int):
+        return exc.code & 0xFF
+    print(exc.code, file=sys.stderr)
+    return 1
+
+
+def _interrupted() -> NoReturn:
+    """As the interpreter does: the parent sees a death by SIGINT, not an exit code."""
+    _excepthook()
+    _finalize(130)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+    os._exit(130)
+
+
+def _excepthook() -> None:
+    kind, value, trace = sys.exc_info()
+    if kind is None or value is None:
+        return
+    # The first frame is ours; the user's traceback begins with the target.
+    value.__traceback__ = trace.tb_next if trace is not None else None
+    try:
+        sys.excepthook(kind, value, value.__traceback__)
+    except BaseException:
+        # One that fails hides nothing, and the exit handlers have their turn.
+        traceback.print_exc()
+        sys.__excepthook__(kind, value, value.__traceback__)
+
+
+def _finalize(code: int) -> int:
+    """Join the threads, run the exit handlers, flush: what the interpreter does at its end."""
+    with contextlib.suppress(SystemExit):
+        try:
+            threading._shutdown()  # type: ignore[attr-defined]
+        except KeyboardInterrupt:
+            code = 130
+        # Every handler that raises is reported by the call itself.
+        atexit._run_exitfuncs()
+    return code if flush() else code or 120  # the interpreter's own code for output that was lost
+
+
+def flush() -> bool:
+    """Write what is buffered; False where that cannot be."""
+    good = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            good = good and stream is None
+    return good
+
+
+def forget_inherited_exit_handlers() -> None:
+    """What the master registered for its own exit is the master's to run.
+
+    `multiprocessing` does likewise in its children. The handlers that belong to
+    the standard library itself are registered again, for what this process will
+    give them to do.
+    """
+    atexit._clear()
+    registry: dict[Any, Any] = getattr(weakref.finalize, "_registry", {})
+    for info in registry.values():
+        info.atexit = False
+    # The next finalize object registers the class's handler, which was just cleared.
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
+    atexit.register(logging.shutdown)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util._finalizer_registry.clear()
+        # Children of the master's: this process must neither join nor terminate them.
+        sys.modules["multiprocessing.process"]._children.clear()
+        atexit.register(util._exit_function)
