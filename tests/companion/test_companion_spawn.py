@@ -750,3 +750,133 @@ def test_a_program_gets_its_stop_signal_when_the_parent_dies(tmp_path):
     assert script.line() == "USR2"
     script.wait_closed()
     script.end()
+
+
+# -- what it is told, and the sockets that it gets -------------------------------------------------
+
+
+def told(facts: dict[str, Any]) -> dict[str, str]:
+    names = ("NOTIFY_", "WATCHDOG_", "LISTEN_", "GUNICORN_")
+    return {name: value for name, value in facts["environ"].items() if name.startswith(names)}
+
+
+TWO_LISTENERS = """
+    import os, socket
+    from gunicorn.companion import sockets
+    def listener():
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        return sock
+    {before}
+    listeners = [listener(), listener()]
+    close = [sock.fileno() for sock in listeners]
+"""
+RESERVED = "os.closerange(3, 6); sockets.reserve(2)"
+
+
+@pytest.mark.parametrize("words", [None, [sys.executable, "-c", FACTS]], ids=["target", "command"])
+def test_it_is_told_by_the_variables_of_systemd(run, words):
+    options: dict[str, Any] = {"command": words} if words else {}
+    end = run(
+        "facts",
+        name="rq:2",
+        index=2,
+        watchdog=2.5,
+        before=TWO_LISTENERS.format(before=RESERVED) + "    notify = '@there'\n",
+        environ={**SERVER, "GUNICORN_COMPANION_INDEX": "9"},
+        **options,
+    )
+    facts = facts_of(end)
+    assert told(facts) == {
+        "GUNICORN_COMPANION_NAME": "rq:2",
+        "GUNICORN_COMPANION_INDEX": "2",
+        "NOTIFY_SOCKET": "@there",
+        "WATCHDOG_USEC": "2500000",
+        "LISTEN_PID": str(end.pid),
+        "LISTEN_FDS": "2",
+        "LISTEN_FDNAMES": "rq:rq",
+    }
+    assert {number: name.partition(":")[0] for number, name in facts["files"].items() if int(number) > 2} == {
+        "3": "socket",
+        "4": "socket",
+    }
+
+
+LISTENS = """
+import json, os, socket
+def show():
+    made = [socket.socket(fileno=number) for number in (3, 4)]
+    print(json.dumps([[s.getsockname()[1], os.get_blocking(s.fileno()), s.get_inheritable()] for s in made]))
+    # Else what they are closed by is the garbage collector.
+    return [sock.detach() for sock in made]
+"""
+
+
+@pytest.mark.parametrize("kind", ["target", "command"])
+@pytest.mark.parametrize("before", [RESERVED, "os.closerange(3, 20)", "os.dup2(1, 30)"])
+def test_its_sockets_are_those_of_the_manager(run, tmp_path, kind, before):
+    (tmp_path / "listens.py").write_text(LISTENS)
+    options: dict[str, Any] = {"env": {"PYTHONPATH": str(tmp_path)}}
+    if kind == "command":
+        options["command"] = [sys.executable, "-c", "import listens; listens.show()"]
+    code = TWO_LISTENERS.format(before=before) + f"    import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+    code += "    listeners[0].setblocking(False)\n"
+    code += "    sys.stderr.write(str([sock.getsockname()[1] for sock in listeners]))\n"
+    end = run("listens:show", before=code, run_dir=str(tmp_path), **options)
+    assert end.code == 0, end.err
+    first, second = json.loads(end.err)
+    # What an earlier program has set is no property of its successor's sockets.
+    assert json.loads(end.out) == [[first, True, True], [second, True, True]]
+
+
+def test_copies_share_what_one_of_them_has_set(run):
+    before = TWO_LISTENERS.format(before=RESERVED) + "    listeners[0].setblocking(False)\n"
+    code = "    import os\n    target = lambda: print(os.get_blocking(3), os.get_blocking(4))\n"
+    assert run("", name="rq:0", index=0, before=before + code).out == "False True\n"
+
+
+def test_a_socket_does_not_take_the_place_of_a_file_of_the_application(run):
+    before = TWO_LISTENERS.format(before="os.closerange(3, 6); held = open('/etc/passwd')")
+    end = run("facts", before=before)
+    assert end.code == 1
+    assert end.error is not None
+    assert end.error.startswith("descriptor 3, where a socket of 'bind' belongs, is held by /etc/passwd")
+    # A program has no such objects; but the hook before it has.
+    hook = "    hook = lambda: print(held.readline()[:5])\n"
+    end = command(run, "ls", "-l", "/proc/self/fd/3", before=before + hook)
+    assert (end.code, end.err) == (0, "")
+    assert end.out.startswith("root:") and "socket:" in end.out
+
+
+def test_a_program_that_fails_with_sockets_tells_why(run, tmp_path):
+    # The run file is in the place of a socket.
+    before = TWO_LISTENERS.format(before="os.closerange(3, 20)")
+    for run_dir in (None, str(tmp_path)):
+        end = command(run, "nodex", before=before, run_dir=run_dir, env={"PATH": "/bin"})
+        assert (end.code, end.error) == (1, "cannot run 'nodex': not found in PATH (/bin)")
+
+
+@pytest.mark.parametrize("armed", ["pass", "import faulthandler; faulthandler.enable()"])
+def test_the_watchdogs_sigabrt_shows_the_stacks(run, armed):
+    code = """
+        import os, signal, threading, time
+        {armed}
+        begun = threading.Event()
+        def hangs_in_a_thread():
+            begun.set()
+            time.sleep(30)
+        def target():
+            threading.Thread(target=hangs_in_a_thread).start()
+            begun.wait()
+            os.kill(os.getpid(), signal.SIGABRT)
+    """
+    end = run("", before=code.format(armed=armed), watchdog=10)
+    assert end.code == -signal.SIGABRT
+    assert "hangs_in_a_thread" in end.err and "in target" in end.err
+
+
+def test_without_a_watchdog_nothing_is_armed_but_what_the_master_had(run):
+    code = "import faulthandler\n{}\ntarget = lambda: print(faulthandler.is_enabled())\n"
+    assert run("", before=code.format("faulthandler.disable()")).out == "False\n"
+    assert run("", before=code.format("faulthandler.enable()")).out == "True\n"
