@@ -131,7 +131,8 @@ class CompanionProcess:
         self.settled: str | None = None
         self.held_by: tuple[str, ...] = ()
         self.watchdog_at: float | None = None
-        self.expires_at: float | None = None
+        # Its share of `max_lifetime_jitter`, drawn at the fork; `expires_at` follows the configuration.
+        self.luck = 0.0
         # What it says of itself: STATUS= of sd_notify(3).
         self.status_text: str | None = None
         self.reason: str | None = None
@@ -162,6 +163,11 @@ class CompanionProcess:
     def restart_count(self) -> int:
         """Starts after the first one, whoever asked for them."""
         return max(0, self.start_count - 1)
+
+    @property
+    def has_been_running(self) -> bool:
+        """Whether those that come after it may start: it is RUNNING, or has done its work and is meant to be done."""
+        return self.state is State.RUNNING or (self.settled == EXITED and self.last_exit_code == 0)
 
     # -- transitions -------------------------------------------------------
 
@@ -209,10 +215,7 @@ class CompanionProcess:
         self.next_retry_at = None
         self.status_text = None
         self.start_count += 1
-        self.expires_at = None
-        if self.config.max_lifetime is not None:
-            extra = self.config.max_lifetime_jitter * self.chance()
-            self.expires_at = d.now + self.config.max_lifetime + extra
+        self.luck = self.chance()
         return ()
 
     def _blocked(self, d: Details) -> tuple[Action, ...]:
@@ -230,7 +233,7 @@ class CompanionProcess:
 
     def _ready(self, d: Details) -> tuple[Action, ...]:
         """READY=1, which is its business only where `ready` says so."""
-        return self._alive(d) if self.config.ready == "notify" else ()
+        return self._alive(d) if self.config.ready == "notify" and self.pid is not None else ()
 
     def _beat(self, d: Details) -> tuple[Action, ...]:
         self.watchdog_at = None if self.config.watchdog is None else d.now + self.config.watchdog
@@ -246,6 +249,13 @@ class CompanionProcess:
         self._fail(reason, d.now + ABORT_TIME)
         return (Action.ABORT,)
 
+    def _hung_starting(self, d: Details) -> tuple[Action, ...]:
+        """No clock brings this: it has said WATCHDOG=trigger of itself."""
+        if self.pid is None:
+            return ()
+        self.failed_starts += 1
+        return self._hung(d)
+
     def _fail(self, reason: str, deadline: float) -> None:
         """It is ended as it would be by a stop, and then is where its own exit would have brought it."""
         self.state = State.STOPPING
@@ -258,15 +268,19 @@ class CompanionProcess:
     def _start_failed(self, d: Details) -> tuple[Action, ...]:
         """No process came to be (the fork was refused, the record not to be made)."""
         self.reason = d.reason
+        self.waiting_for = None
         self.started_at = d.now
         self.failed_starts += 1
         return self._try_again(d)
 
     def _exited(self, d: Details) -> tuple[Action, ...]:
+        if self.state is State.STARTING:
+            # With `startsecs` of 0, or a manager that was busy, RUNNING may have been due and not
+            # been seen; a reason says that the target was never reached.
+            was_running = d.reason is None and self.due_event(d.now) is Event.ALIVE
+            self.failed_starts = 0 if was_running else self.failed_starts + 1
         self._record_exit(d)
         self.reason = d.reason
-        if self.state is State.STARTING:
-            self.failed_starts += 1
         actions = self._try_again(d) if self._comes_back else self._settle(EXITED)
         return (*actions, Action.KILL)
 
@@ -274,7 +288,8 @@ class CompanionProcess:
     def _comes_back(self) -> bool:
         """Whether the exit that just was leads to another start."""
         if self.config.autorestart == "on-failure":
-            return self.last_exit_code != 0
+            # What had to be ended has failed, however politely it went then.
+            return self.failing or self.last_exit_code != 0
         return self.config.autorestart == "always"
 
     def _try_again(self, d: Details) -> tuple[Action, ...]:
@@ -298,19 +313,17 @@ class CompanionProcess:
         self.failing = False
         self.killed = False
         self.stop_deadline = None
-        self.delay = self._next_delay(d.now)
+        self.delay = self._next_delay()
         self.next_retry_at = max(d.now + self.delay, self._earliest_start(d.now))
         return ()
 
-    def _next_delay(self, now: float) -> float:
+    def _next_delay(self) -> float:
         """`restart_delay`; with `restart_delay_max` twice as much each time, until a run outlasts it."""
         shortest, longest = self.config.restart_delay, self.config.restart_delay_max
         if longest is None:
             return shortest
-        if (
-            self.started_at is not None
-            and max(self.exited_at or 0.0, self.started_at) - self.started_at > self.delay
-        ):
+        # A start that failed was no run, however long it took; and nothing outlasts a delay of 0.
+        if self.failed_starts == 0 and self._latest_run > max(self.delay, MIN_START_INTERVAL):
             self.delays = 0
         self.delays += 1
         if self.delays == 1:
@@ -319,6 +332,13 @@ class CompanionProcess:
         grown = max(shortest, MIN_START_INTERVAL) * 2.0 ** min(self.delays - 1, 100)
         delay = min(longest, grown)
         return max(shortest, delay - delay * JITTER * self.chance())
+
+    @property
+    def _latest_run(self) -> float:
+        """Seconds from the latest start to its end."""
+        if self.started_at is None or self.exited_at is None:
+            return 0.0
+        return max(0.0, self.exited_at - self.started_at)
 
     def _record_exit(self, d: Details) -> None:
         assert d.status is not None
@@ -367,7 +387,10 @@ class CompanionProcess:
 
     def _restart_starting(self, d: Details) -> tuple[Action, ...]:
         """Restart of what has no process yet is the start that is coming anyway."""
-        return self._restart(d) if self.pid is not None else ()
+        if self.pid is not None:
+            return self._restart(d)
+        self.failed_starts = self.delays = 0
+        return ()
 
     def _stop_stopped(self, d: Details) -> tuple[Action, ...]:
         self._note_manual(d)
@@ -376,7 +399,9 @@ class CompanionProcess:
     def _stop_stopping(self, d: Details) -> tuple[Action, ...]:
         self._note_manual(d)
         self.restart_pending = False
-        self.failing = False
+        if self.failing:
+            self.failing = False
+            self.reason = None
         if d.timeout is not None and self.stop_deadline is not None:
             # A quicker stop is asked for (the server is told INT, say). A later
             # deadline than the one that was promised is never set.
@@ -416,7 +441,7 @@ class CompanionProcess:
         self.stop_deadline = None
         self.killed = False
         if self.restart_pending:
-            return (Action.RELEASE, *self._want_start(d))
+            return (Action.RELEASE, *self._start_afresh(d))
         if self.failing:
             return (Action.RELEASE, *(self._try_again(d) if self._comes_back else self._settle(EXITED)))
         self.state = State.STOPPED
@@ -475,6 +500,13 @@ class CompanionProcess:
             times.append(self.next_retry_at)
         return min(times, default=None)
 
+    @property
+    def expires_at(self) -> float | None:
+        """When it has lived for `max_lifetime`; that of a changed configuration holds at once."""
+        if self.pid is None or self.started_at is None or self.config.max_lifetime is None:
+            return None
+        return self.started_at + self.config.max_lifetime + self.config.max_lifetime_jitter * self.luck
+
     def is_expired(self, now: float) -> bool:
         """Whether it has lived for longer than `max_lifetime`."""
         return self.state is State.RUNNING and self.expires_at is not None and now >= self.expires_at
@@ -505,7 +537,7 @@ class CompanionProcess:
             count = f"{self.failed_starts} failed start{'s' if self.failed_starts != 1 else ''}"
             return f"gave up after {count}: {self.reason or self.last_exit}"
         if self.settled is not None:
-            return self.last_exit
+            return self.reason or self.last_exit
         return "not started" if self.start_count == 0 else "stopped"
 
     def _describe_starting(self, now: float) -> str:
@@ -555,7 +587,7 @@ class CompanionProcess:
             "manual_stop": self.manual_stop,
             "restart_pending": self.restart_pending,
             "waiting_for": self.waiting_for,
-            "after": list(self.held_by),
+            "after": list(self.held_by) if self.state is State.STARTING else [],
             "reason": self.settled or self.reason,
             "status_text": self.status_text,
             "failed_starts": self.failed_starts,
@@ -591,6 +623,7 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.STARTING, Event.READY): _P._ready,
     (State.STARTING, Event.BEAT): _P._nothing,
     (State.STARTING, Event.NOT_READY): _P._not_ready,
+    (State.STARTING, Event.HUNG): _P._hung_starting,
     (State.STARTING, Event.EXITED): _P._exited,
     (State.STARTING, Event.EMPTY): _P._empty,
     (State.RUNNING, Event.START): _P._nothing,
@@ -610,6 +643,7 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.STOPPING, Event.STOP): _P._stop_stopping,
     (State.STOPPING, Event.READY): _P._nothing,
     (State.STOPPING, Event.BEAT): _P._nothing,
+    (State.STOPPING, Event.HUNG): _P._nothing,
     (State.STOPPING, Event.EXITED): _P._exited_stopping,
     (State.STOPPING, Event.EMPTY): _P._empty_stopping,
     (State.STOPPING, Event.DEADLINE): _P._deadline,
