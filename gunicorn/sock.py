@@ -329,7 +329,8 @@ def ssl_context(conf: Any) -> ssl.SSLContext:
     """The TLS context for *conf*, as the ``ssl_context`` hook wants it.
 
     The hook is given the configuration and a function that makes the default context: certificate and
-    key, the client certificates asked for, the authorities, the ciphers.
+    key, the client certificates asked for, the authorities, the ciphers. With ``proxy_protocol`` its
+    sockets take a PROXY header before the handshake.
     """
 
     def default_ssl_context_factory() -> ssl.SSLContext:
@@ -343,7 +344,20 @@ def ssl_context(conf: Any) -> ssl.SSLContext:
         return context
 
     hook: Callable[[Any, Callable[[], ssl.SSLContext]], ssl.SSLContext] = conf.ssl_context
-    return hook(conf, default_ssl_context_factory)
+    context = hook(conf, default_ssl_context_factory)
+    if conf.proxy_protocol:
+        context.sslsocket_class = tls_socket_class(conf, context.sslsocket_class)
+    return context
+
+
+def tls_socket_class(conf: Any, base: Any) -> Any:
+    """*base*, or what *conf* makes of it: with ``proxy_protocol``, one that reads that protocol first."""
+    if not conf.proxy_protocol:
+        return base
+    from gunicorn.http.policy import policy_for
+    from gunicorn.http.proxytls import proxied_class
+
+    return proxied_class(base, policy_for(conf).proxy_allow)
 
 
 def ssl_wrap_socket(sock: socket.socket, conf: Any) -> ssl.SSLSocket:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from .errors import NoMoreData
@@ -37,6 +38,14 @@ class Parser:
         self.source_addr = source_addr
         self.req_count = 0
         self._proxy_info: ProxyInfo | None = None
+        self.after_handshake(source)
+
+    def after_handshake(self, source: Any) -> None:
+        """Take over what a proxy said before the TLS handshake of *source*, if that was proxied."""
+        if getattr(source, "proxy_seen", False):
+            # A second PROXY header, behind the handshake, would be the client's.
+            self.policy = replace(self.policy, proxy_protocol=False)
+            self._proxy_info = source.proxy_info
 
     def __iter__(self) -> Parser:
         return self

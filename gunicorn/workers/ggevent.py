@@ -338,7 +338,8 @@ class GeventWorker(AsyncWorker):
             tls = self._tls.wrap_socket(client, **options)
         else:
             # The hook made it of a class that was not patched, whose sockets would block.
-            tls = gevent.ssl.SSLSocket(client, _context=self._tls, **options)
+            kind = listening.tls_socket_class(self.cfg, gevent.ssl.SSLSocket)
+            tls = kind(client, _context=self._tls, **options)
         try:
             late = ssl.SSLError("the handshake was not completed in time")
             with gevent.Timeout(self._patience or HANDSHAKE_SECONDS, late):

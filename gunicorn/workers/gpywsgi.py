@@ -12,6 +12,18 @@ from typing import Any
 import gevent
 from gevent import pywsgi
 
+from gunicorn.http.errors import ForbiddenProxyRequest, InvalidProxyLine, ParseException
+from gunicorn.http.proxyproto import (
+    V1_MAX_LENGTH,
+    V1_PREFIX,
+    V2_HEADER_LENGTH,
+    V2_SIGNATURE,
+    ProxyInfo,
+    split_proxy_header,
+    starts_proxy_header,
+)
+from gunicorn.http.wsgi import proxy_environ
+
 
 class GeventResponse:
     """What the access log wants to know of a response."""
@@ -33,7 +45,7 @@ class PyWSGIRequest:
         self.headers = [
             (name[5:].replace("_", "-"), value) for name, value in environ.items() if name.startswith("HTTP_")
         ]
-        self.remote_addr = self.peer_addr = handler.client_address
+        self.remote_addr = self.peer_addr = handler.peer_address or handler.client_address
 
 
 class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
@@ -41,6 +53,10 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     _head_timer: Any = None
     _served = 0
+    # Whom a proxy speaks for, and then who is connected.
+    client_address: Any
+    peer_address: Any = None
+    proxy_protocol_info: dict[str, Any] | None = None
 
     def handle(self) -> None:
         try:
@@ -54,7 +70,43 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             return ""
         # The socket's own timeout is for each of many reads.
         self._head_timer = gevent.Timeout.start_new(worker.cfg.timeout or None, TimeoutError("slow head"))
+        if self._served or not worker.cfg.proxy_protocol:
+            return super().read_requestline()
+        try:
+            return self._read_behind_proxy_header()
+        except ParseException as error:
+            worker.handle_error(None, self.socket, self.client_address, error)
+            return ""
+
+    def _read_behind_proxy_header(self) -> Any:
+        """The request line of the first request, which a PROXY header may precede."""
+        if getattr(self.socket, "proxy_seen", False):
+            # It came before the TLS handshake; a second one, behind that, would be the client's.
+            self._speak_for(self.socket.proxy_info)
+            return super().read_requestline()
+        # By lines nothing is received that the request would lack, if there is no header.
+        is_v1 = self.rfile.peek(1).startswith(V1_PREFIX)
+        line = self.rfile.readline(V1_MAX_LENGTH if is_v1 else pywsgi.MAX_REQUEST_LINE)
+        while line and starts_proxy_header(line) is None and line.endswith(b"\n"):
+            line += self.rfile.readline(pywsgi.MAX_REQUEST_LINE)
+        if not starts_proxy_header(line):
+            return line.decode("latin-1").lstrip("\r\n")
+        if not self.server.worker.cycle.policy.proxy_allow.allows(self.client_address):
+            raise ForbiddenProxyRequest(str(self.client_address[0]))
+        if line.startswith(V2_SIGNATURE):
+            line += self.rfile.read(V2_HEADER_LENGTH - len(V2_SIGNATURE))
+            line += self.rfile.read(int.from_bytes(line[-2:], "big"))
+        found = split_proxy_header(line)
+        if found is None:
+            raise InvalidProxyLine(line[:V1_MAX_LENGTH])
+        self._speak_for(found[1])
         return super().read_requestline()
+
+    def _speak_for(self, info: ProxyInfo | None) -> None:
+        if info is not None:
+            self.proxy_protocol_info = info.as_dict()
+            self.peer_address = self.client_address
+            self.client_address = (info.client_addr, info.client_port)
 
     def _has_buffered(self) -> bool:
         """Whether a part of the next request came along with the last one."""
@@ -82,6 +134,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         environ = super().get_environ()
         environ["gunicorn.socket"] = environ["gunicorn.sock"] = self.socket
         environ["RAW_URI"] = self.path
+        environ.update(proxy_environ(self))
         self._served += 1
         worker = self.server.worker
         worker.begin_request(self.socket, PyWSGIRequest(self, environ))

@@ -310,6 +310,7 @@ class ThreadWorker(Worker):
             self._give_up(conn)
         else:
             conn.was = State.NEW
+            conn.parser.after_handshake(conn.sock)
             return True
         return False
 

@@ -32,6 +32,7 @@ try:
         Conn,
         Container,
         DaemonThreads,
+        ProxyIntake,
         Reply,
         RequestInfo,
         Server,
@@ -74,12 +75,6 @@ class TornadoWorker(Worker):
     @classmethod
     def setup(cls) -> None:
         """Called when the class is chosen, in the master; nothing is to be prepared there."""
-
-    @classmethod
-    def check_config(cls, cfg: Any, log: Any) -> None:
-        """Warn of what Tornado's server does not know."""
-        if cfg.proxy_protocol:
-            log.warning("The tornado worker does not know the PROXY protocol; proxy_protocol has no effect")
 
     def init_process(self) -> None:
         # Before the application is loaded, which may use it; one that the master had would be shared.
@@ -308,6 +303,12 @@ class TornadoWorker(Worker):
 
     def _serve(self, conn: Conn, addr: Any) -> None:
         conn.stream.conn = conn
+        conn.address = addr
+        if self.cycle.policy.proxy_protocol:
+            if getattr(conn.sock, "proxy_seen", False):
+                conn.proxy_info = conn.sock.proxy_info
+            else:
+                conn.stream.intake = ProxyIntake(self, conn.stream, addr)
         self.server.handle_stream(conn.stream, addr)
 
     def await_request(self, stream: Any, reply: Reply) -> Conn:
@@ -362,16 +363,20 @@ class TornadoWorker(Worker):
         if self.nr >= self.max_requests:
             self.retire()
 
-    def begin_request(self, start_line: Any, headers: Any, reply: Reply) -> None:
+    def begin_request(self, start_line: Any, headers: Any, conn: Conn, reply: Reply) -> None:
         """The head of a request has come: count it, call the hooks, prepare for the access log."""
         started = time.monotonic()
         context = reply.context
-        context.protocol = self._scheme(headers, context.address)
+        context.protocol = self._scheme(headers, conn.address)
+        if conn.proxy_info is not None:
+            reply.proxy_protocol_info = conn.proxy_info.as_dict()
+            context.address = conn.proxy_info.client_addr, conn.proxy_info.client_port
+            context.remote_ip = conn.proxy_info.client_addr
         self.handle_request()
         cycle = self.cycle
         if not (cycle.pre_request or cycle.post_request or cycle.wants_access):
             return
-        info = RequestInfo(start_line, headers, context.address)
+        info = RequestInfo(start_line, headers, conn.address, context.address)
 
         def finished() -> None:
             environ = info.environ()

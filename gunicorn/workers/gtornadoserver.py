@@ -16,7 +16,9 @@ from tornado.iostream import IOStream, SSLIOStream
 from tornado.wsgi import WSGIContainer
 
 from gunicorn import SERVER_SOFTWARE
-from gunicorn.http.wsgi import base_environ
+from gunicorn.http.errors import ForbiddenProxyRequest, ParseException
+from gunicorn.http.proxyproto import ProxyInfo, split_proxy_header, starts_proxy_header
+from gunicorn.http.wsgi import base_environ, proxy_environ
 from gunicorn.workers import closing
 from gunicorn.workers.connections import State
 from gunicorn.workers.parting import Connection, has_input
@@ -26,9 +28,11 @@ class Conn(Connection):
     """A connection with what the library has of it."""
 
     stream: Any = None
+    address: Any = None
     reply: Reply | None = None
     # No longer the library's: a WebSocket.
     detached = False
+    proxy_info: ProxyInfo | None = None
 
     def hang_up(self) -> None:
         if isinstance(self.sock, ssl.SSLSocket) and self.state is not State.HANDSHAKE:
@@ -44,9 +48,17 @@ class _Noticing:
     """A stream that notices when something of the next request arrives."""
 
     conn: Conn | None = None
+    # Takes what comes first, where the PROXY protocol is spoken.
+    intake: ProxyIntake | None = None
 
     def read_from_fd(self, buf: Any) -> Any:
-        count = super().read_from_fd(buf)  # type: ignore[misc]
+        if self.intake is not None:
+            # Room is left for what was held back.
+            count = super().read_from_fd(memoryview(buf)[: len(buf) // 2])  # type: ignore[misc]
+            if count is not None:
+                count = self.intake.pass_on(buf, count)
+        else:
+            count = super().read_from_fd(buf)  # type: ignore[misc]
         if count and self.conn is not None and self.conn.state in (State.NEW, State.IDLE):
             self.conn.enter(State.HEAD)
         return count
@@ -60,19 +72,65 @@ class TLSStream(_Noticing, SSLIOStream):  # type: ignore[misc]
     pass
 
 
+class ProxyIntake:
+    """Takes the PROXY header off what a stream receives first."""
+
+    def __init__(self, worker: Any, stream: Any, address: Any) -> None:
+        self._worker = worker
+        self._stream = stream
+        self._address = address
+        self._held = bytearray()
+
+    def pass_on(self, buf: Any, count: int) -> int | None:
+        """Leave in *buf*, of whose bytes *count* were just received, what is no header; returns its length.
+
+        As ``read_from_fd()`` does: None while there is none, 0 where the connection is to be closed.
+        """
+        if not count:
+            return 0
+        self._held += memoryview(buf)[:count]
+        try:
+            if not self._is_over():
+                return None
+        except ParseException as error:
+            self._worker.handle_error(None, self._stream.socket, self._address, error)
+            return 0
+        self._stream.intake = None
+        count = len(self._held)
+        buf[:count] = self._held
+        # Nothing behind the header: a length of 0 would be the end of the connection.
+        return count or None
+
+    def _is_over(self) -> bool:
+        """Take the header away, if there is one; False while it is not complete."""
+        starts = starts_proxy_header(self._held)
+        if not starts:
+            return starts is False
+        if not self._worker.cycle.policy.proxy_allow.allows(self._address):
+            raise ForbiddenProxyRequest(str(self._address[0]))
+        found = split_proxy_header(self._held)
+        if found is None:
+            return False
+        del self._held[: found[0]]
+        self._stream.conn.proxy_info = found[1]
+        return True
+
+
 class RequestInfo:
     """What hooks and the access log want to know of a request."""
 
-    def __init__(self, start_line: Any, headers: Any, address: Any) -> None:
+    def __init__(self, start_line: Any, headers: Any, peer: Any, client: Any) -> None:
         self.method: str = start_line.method
         self.uri: str = start_line.path
         self.path, _, self.query = str(start_line.path).partition("?")
         self.version: str = start_line.version
         self.headers = [(name.upper(), value) for name, value in headers.get_all()]
-        self.remote_addr = self.peer_addr = address
+        self.remote_addr = self.peer_addr = peer
+        # Whom a proxy speaks for, where it does.
+        self._client = client
 
     def environ(self) -> dict[str, Any]:
-        address = self.remote_addr
+        address = self._client
         values = {
             "REQUEST_METHOD": self.method,
             "RAW_URI": self.uri,
@@ -87,6 +145,8 @@ class RequestInfo:
 
 class Reply(HTTPConnection):  # type: ignore[misc]
     """Passes a response on to the library's connection, and remembers what was said in it."""
+
+    proxy_protocol_info: dict[str, Any] | None = None
 
     def __init__(self, worker: Any, inner: Any) -> None:
         self._worker = worker
@@ -136,7 +196,7 @@ class Intake(HTTPMessageDelegate):  # type: ignore[misc]
 
     def headers_received(self, start_line: Any, headers: Any) -> Awaitable[None] | None:
         self._conn.enter(State.BUSY)
-        self._worker.begin_request(start_line, headers, self._reply)
+        self._worker.begin_request(start_line, headers, self._conn, self._reply)
         found: Awaitable[None] | None = self._inner.headers_received(start_line, headers)
         return found
 
@@ -206,6 +266,7 @@ class Container(WSGIContainer):  # type: ignore[misc]
         address = request.connection.context.address
         if isinstance(address, tuple):
             environ["REMOTE_PORT"] = str(address[1])
+        environ.update(proxy_environ(request.connection))
         return environ
 
     async def handle_request(self, request: Any) -> None:

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""TLS connections that a proxy announces: its PROXY header comes in the clear, before the handshake.
+
+That is where the specification of the protocol has it, and proxies that pass TLS on unread put it there. A
+socket of these classes takes it off the connection as the first part of the handshake. Not one byte behind
+the header may be received with it, because TLS reads the descriptor itself.
+"""
+
+from __future__ import annotations
+
+import _socket
+import select
+import socket
+import ssl
+from functools import lru_cache
+from typing import Any
+
+from .errors import ForbiddenProxyRequest, InvalidProxyLine
+from .policy import AllowList
+from .proxyproto import V1_PREFIX, V2_SIGNATURE, ProxyInfo, split_proxy_header, starts_proxy_header
+
+# More than any header has.
+_PEEK = 8192
+# No record of TLS begins so.
+_FIRST_BYTES = (V1_PREFIX[:1], V2_SIGNATURE[:1])
+
+
+class ProxiedSocket:
+    """What a class of TLS sockets needs to read a PROXY header before the handshake; mixed in before it.
+
+    ``proxy_seen`` tells whether there was one, ``proxy_info`` what it said. ``do_handshake()`` raises
+    SSLError for a header that is malformed, or that the peer may not send.
+    """
+
+    proxy_allow: AllowList
+    proxy_seen = False
+    proxy_info: ProxyInfo | None = None
+    _header = b""
+    _header_over = False
+
+    def do_handshake(self, *args: Any, **kwargs: Any) -> None:
+        sock: Any = self
+        while not self._header_over:
+            try:
+                self._receive_header(sock)
+            except BlockingIOError:
+                if sock.gettimeout() == 0:
+                    raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "the PROXY header") from None
+                _wait(sock)
+            except (InvalidProxyLine, ForbiddenProxyRequest) as error:
+                raise ssl.SSLError(ssl.SSL_ERROR_SSL, str(error)) from error
+        super().do_handshake(*args, **kwargs)  # type: ignore[misc]
+
+    def _receive_header(self, sock: Any) -> None:
+        """Receive what has come of a header; raises BlockingIOError if that is nothing."""
+        plain = getattr(sock, "_sock", sock)
+        data = _socket.socket.recv(plain, _PEEK, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        if not self._header and data[:1] not in _FIRST_BYTES:
+            self._header_over = True  # none, or the end of the connection: TLS finds that out
+            return
+        header = self._header + data
+        if not self._header and not self.proxy_allow.allows(peer := sock.getpeername()):
+            raise ForbiddenProxyRequest(str(peer[0]))
+        if not data or starts_proxy_header(header) is False:
+            raise InvalidProxyLine(header[:120])
+        found = split_proxy_header(header)
+        # While it is incomplete all of it belongs to it.
+        end = len(header) if found is None else found[0]
+        self._header += _socket.socket.recv(plain, end - len(self._header), socket.MSG_DONTWAIT)
+        if found is not None:
+            self.proxy_info = found[1]
+            self.proxy_seen = self._header_over = True
+
+
+def _wait(sock: Any) -> None:
+    """Wait until something arrives, as long as the socket's timeout says."""
+    # Asked of the module: gevent puts its own there.
+    waiting = select.poll()
+    waiting.register(sock.fileno(), select.POLLIN)
+    timeout = sock.gettimeout()
+    if not waiting.poll(None if timeout is None else timeout * 1000):
+        raise TimeoutError("the handshake timed out")
+
+
+@lru_cache(maxsize=4)
+def proxied_class(base: Any, allow: AllowList) -> Any:
+    """*base*, a class of TLS sockets, with the PROXY protocol for peers that *allow* names."""
+    return type(f"Proxied{base.__name__}", (ProxiedSocket, base), {"proxy_allow": allow})
