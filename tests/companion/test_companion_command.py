@@ -19,7 +19,7 @@ from companiontools import answer_of, python_env
 from harness import wait_until
 
 from gunicorn import __version__
-from gunicorn.companion import ctl, paths, session
+from gunicorn.companion import ctl, ctlclient, ctlcommands, paths, session
 
 needs_manager = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
 
@@ -144,10 +144,20 @@ def test_status_of_nothing(managed, run):
         ({"state": "STOPPING"}, False),
         ({"state": "STOPPING", "manual_stop": True}, True),
         ({"state": "BACKOFF", "manual_stop": True}, False),
+        # What ended by itself and is not wanted back (autorestart).
+        ({"state": "STOPPED", "reason": "exited", "last_exit_code": 0}, True),
+        ({"state": "STOPPED", "reason": "exited", "last_exit_code": 3}, False),
+        ({"state": "STOPPED", "reason": "exited", "last_exit_code": None}, False),
+        ({"state": "STOPPED", "reason": "exited", "last_exit_code": 0, "autostart": False}, True),
+        ({"state": "STOPPED", "reason": "exited", "last_exit_code": 3, "autostart": False}, False),
+        ({"state": "STOPPED", "reason": "gave up", "last_exit_code": 0}, False),
+        ({"state": "STOPPED", "reason": "gave up", "autostart": False}, False),
+        ({"state": "STOPPED", "reason": "gave up", "manual_stop": True}, True),
+        ({"state": "BACKOFF", "reason": "exited with status 3"}, False),
     ],
 )
 def test_what_runs_as_it_should(companion, good):
-    assert ctl.runs_as_it_should({"manual_stop": False, "autostart": True, **companion}) is good
+    assert ctlcommands.runs_as_it_should({"manual_stop": False, "autostart": True, **companion}) is good
 
 
 # -- start, stop, restart ---------------------------------------------------------------------
@@ -395,8 +405,9 @@ def test_it_loads_little():
         "import json, sys; import gunicorn.companion.ctl; print(json.dumps(sorted(sys.modules)))"
     )
     own = [name for name in loaded if name.startswith("gunicorn")]
-    assert own == ["gunicorn", "gunicorn.companion", "gunicorn.companion.ctl", "gunicorn.companion.paths"]
-    assert not {"asyncio", "logging", "subprocess", "inspect"} & set(loaded)
+    parts = ("ctl", "ctlclient", "ctlcommands", "paths", "sdnotify")
+    assert own == ["gunicorn", "gunicorn.companion", *(f"gunicorn.companion.{part}" for part in parts)]
+    assert not {"asyncio", "dataclasses", "logging", "subprocess", "inspect"} & set(loaded)
 
 
 @needs_manager

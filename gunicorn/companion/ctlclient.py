@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: MIT
+"""The client's end of the control socket: which server it is, and a request at a time.
+
+Like the rest of the command it stands on the standard library and `paths` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from typing import Any
+
+from gunicorn.companion import paths
+
+OK, REFUSED, NO_ANSWER, NOT_RUNNING = 0, 1, 2, 3
+
+DEFAULT_TIMEOUT = 5.0
+RETRY_INTERVAL = 0.1
+SOCKET_VARIABLE = "GUNICORN_COMPANION_SOCKET"
+
+# Between two looks at what may have changed: where the server tells of changes, in case that it
+# does not tell all, and otherwise. And the shortest, however much happens.
+LOOK_INTERVAL_TOLD = 1.0
+LOOK_INTERVAL = 0.1
+SHORTEST_LOOK_INTERVAL = 0.05
+
+Reply = dict[str, Any]
+
+
+class Failure(Exception):
+    """Ends the command: the text goes to stderr, the code to the shell."""
+
+    def __init__(self, text: str, code: int = NO_ANSWER) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Connection:
+    """One connection to a control socket; a request at a time."""
+
+    def __init__(self, path: str, sock: socket.socket) -> None:
+        self.path = path
+        self.sock = sock
+        self.file = sock.makefile("rb", buffering=64 * 1024)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.file.close()
+        self.sock.close()
+
+    def ask(self, **request: Any) -> Reply:
+        """Send a request and return the reply. Raises Failure where none comes."""
+        try:
+            self.sock.sendall(json.dumps(request).encode() + b"\n")
+        except TimeoutError:
+            raise Failure(f"no answer from {self.path} in time") from None
+        except OSError as exc:
+            raise Failure(f"{self.path}: {exc.strerror}") from None
+        try:
+            reply = json.loads(self.line())
+        except ValueError:
+            raise Failure(f"{self.path}: the answer is not JSON; is it a companion socket?") from None
+        if not isinstance(reply, dict):
+            raise Failure(f"{self.path}: the answer is no object; is it a companion socket?")
+        return reply
+
+    def line(self) -> bytes:
+        """The next line that the server sends, with its end. Raises Failure where none comes."""
+        try:
+            line = self.file.readline()
+        except TimeoutError:
+            raise Failure(f"no answer from {self.path} in time") from None
+        except OSError as exc:
+            raise Failure(f"{self.path}: {exc.strerror}") from None
+        if not line.endswith(b"\n"):
+            raise Failure(f"{self.path}: the server closed the connection")
+        return line
+
+    def must(self, **request: Any) -> Reply:
+        """Like `ask`; a refusal is a Failure, too."""
+        reply = self.ask(**request)
+        if not reply.get("ok"):
+            raise Failure(refusal(reply), REFUSED)
+        return reply
+
+
+def refusal(reply: Reply) -> str:
+    return str(reply.get("error") or reply.get("message") or "refused")
+
+
+class Changes:
+    """Tells when to look again: at once when the server tells of a change, or after an interval.
+
+    So that waiting costs a server with a thousand companions next to nothing.
+    It has a connection of its own; a server that refuses it is looked at more often.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._sock: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._looked = time.monotonic()
+        try:
+            self._sock.settimeout(1.0)
+            self._sock.connect(path)
+            self._sock.sendall(b'{"cmd": "events"}\n')
+            # Once it has been answered nothing is missed any more.
+            answer = self._sock.recv(64 * 1024).partition(b"\n")[0]
+            told = json.loads(answer)["ok"] is True
+        except (OSError, ValueError, LookupError, TypeError):
+            told = False
+        if not told:
+            self.close()
+
+    def __enter__(self) -> Changes:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+    def wait(self, deadline: float | None) -> None:
+        """Until something has happened, or may have; at most until *deadline* (monotonic)."""
+        if self._sock is None:
+            _sleep(LOOK_INTERVAL, deadline)
+        elif self._take(_bounded(LOOK_INTERVAL_TOLD, deadline)):
+            _sleep(self._looked + SHORTEST_LOOK_INTERVAL - time.monotonic(), deadline)
+            while self._take(0):
+                pass
+        self._looked = time.monotonic()
+
+    def _take(self, timeout: float) -> bool:
+        """What the server tells within *timeout*, unread: what it comes to is asked for. False: nothing."""
+        if self._sock is None:
+            return False
+        self._sock.settimeout(timeout)
+        try:
+            data = self._sock.recv(64 * 1024)
+        except (TimeoutError, BlockingIOError):
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+        return bool(data)
+
+
+def _bounded(seconds: float, deadline: float | None) -> float:
+    return seconds if deadline is None else max(0.0, min(seconds, deadline - time.monotonic()))
+
+
+def _sleep(seconds: float, deadline: float | None) -> None:
+    seconds = _bounded(seconds, deadline)
+    if seconds > 0:
+        time.sleep(seconds)
+
+
+def connect(path: str | None, timeout: float | None) -> Connection:
+    """Connect to *path*, or to the one live socket. Raises Failure.
+
+    A socket that is missing or refuses is tried again until the timeout: the
+    manager may just be starting.
+    """
+    limit = DEFAULT_TIMEOUT if timeout is None else timeout
+    deadline = time.monotonic() + limit
+    while True:
+        try:
+            if path is not None:
+                return _open(path, limit)
+            found = _find(limit)
+            if found is not None:
+                return found
+            problem = (
+                "no running companion manager found in $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/gunicorn, "
+                "~/.gunicorn or /run/*/; is the server running, as this user? (-s names its socket)"
+            )
+        except (FileNotFoundError, ConnectionRefusedError) as exc:
+            problem = f"{path}: {exc.strerror}; is the server running, with companions configured?"
+        except OSError as exc:
+            raise Failure(f"{path}: {exc.strerror or exc}") from None
+        if time.monotonic() + RETRY_INTERVAL > deadline:
+            raise Failure(problem)
+        time.sleep(RETRY_INTERVAL)
+
+
+def _open(path: str, timeout: float) -> Connection:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # 0 would mean a socket that does not block.
+    sock.settimeout(max(timeout, 0.001))
+    try:
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return Connection(path, sock)
+
+
+def _find(timeout: float) -> Connection | None:
+    """The one live server; none: None; several: a Failure that lists them."""
+    live: list[Connection] = []
+    for path in paths.candidate_sockets(os.environ, os.getuid()):
+        try:
+            live.append(_open(path, timeout))
+        except OSError:
+            continue
+    if len(live) <= 1:
+        return live[0] if live else None
+    lines = ["several servers are running; choose one with -s:"]
+    for connection in live:
+        with connection:
+            lines.append(f"  -s {connection.path}   {_describe_server(connection)}")
+    raise Failure("\n".join(lines))
+
+
+def _describe_server(connection: Connection) -> str:
+    try:
+        server = connection.must(cmd="status").get("server", {})
+    except Failure:
+        return "does not answer"
+    addresses = ", ".join(server.get("addresses") or ["?"])
+    return f"pid {server.get('pid')}, {addresses}, {server.get('application')}"
