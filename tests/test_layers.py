@@ -40,6 +40,8 @@ LAYERS: list[list[str]] = [
         "gunicorn.companion.runfile",
         "gunicorn.companion.sdnotify",
         "gunicorn.companion.ctl",
+        "gunicorn.companion.ctlclient",
+        "gunicorn.companion.ctlcommands",
     ],
     [
         "gunicorn.loading",
@@ -48,6 +50,8 @@ LAYERS: list[list[str]] = [
         "gunicorn.companion.checks",
         "gunicorn.companion.config",
         "gunicorn.companion.process",
+        "gunicorn.companion.reread",
+        "gunicorn.companion.rolling",
         "gunicorn.app",
         "gunicorn.app.configfile",
         "gunicorn.app.start",

@@ -191,7 +191,7 @@ def _build_one(
         problems.append(f"{label}: name: missing")
         values["name"] = INVALID
     if entry.get("target") is None and entry.get("command") is None:
-        problems.append(f"{label}: target: missing (or a command, for a program of its own)")
+        problems.append(f"{label}: target: missing")
         values["target"] = INVALID
     elif entry.get("target") is not None and entry.get("command") is not None:
         problems.append(f"{label}: target: there is a command, too, and a companion has one of the two")

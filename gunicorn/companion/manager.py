@@ -12,17 +12,21 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from gunicorn.companion import figures, runfile, session
-from gunicorn.companion.checks import did_you_mean
+from gunicorn.companion import commands, figures, memory, notices, session
+from gunicorn.companion.claims import Blocked, Claims
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.control import ControlServer, error
 from gunicorn.companion.link import Link
+from gunicorn.companion.notices import Notice, NoticeSocket
 from gunicorn.companion.process import POLL_INTERVAL, Action, CompanionProcess, Event, State
-from gunicorn.companion.runfile import Orphan, RunFile
+from gunicorn.companion.reread import Difference, Scaled, difference, scale
+from gunicorn.companion.rolling import Rolling
+from gunicorn.companion.runfile import RunFile
+from gunicorn.companion.sockets import Listeners
 from gunicorn.companion.spawn import Birth, become_subreaper, spawn
 from gunicorn.companion.watch import SourceWatch
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
@@ -31,19 +35,24 @@ from gunicorn.unix.signals import SignalInbox, signal_name, unblock_all
 
 Outcome = tuple[bool, str]
 Configs = list[CompanionConfig]
+Hook = Callable[[Any, CompanionProcess], Any]
 
 SIGNALS = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "CHLD", "TTIN", "TTOU", "WINCH")
 
 # Seconds that adopted processes are given to be gone after SIGKILL.
 END_OF_ADOPTED = 2.0
+# How often the memory of companions that have a limit is looked at, in seconds.
+MEMORY_INTERVAL = 5.0
+# Companions that are started before others, and the control socket, have their turn.
+STARTS_AT_ONCE = 64
 
 
 class ConfigUnreadable(Exception):
     """The configuration may not be read by the user that the manager runs as."""
 
 
-def no_hook(manager: CompanionManager, companion: CompanionProcess) -> None:
-    """The default companion_post_fork."""
+def no_hook(manager: Any, companion: CompanionProcess) -> None:
+    """The default of every hook."""
 
 
 class CompanionManager:
@@ -55,6 +64,8 @@ class CompanionManager:
     *control_path*: none, no control socket. *run_dir*: none, no run files.
     *server* is what ``status`` tells of the server; ``started`` in it is
     monotonic. *state* is what an earlier manager of this server left behind.
+    *pre_fork* and *on_exit* are called in the manager, *post_fork* in the companion.
+    *umask* shapes the mode of the Unix sockets in `bind`.
     """
 
     def __init__(
@@ -67,45 +78,57 @@ class CompanionManager:
         control_path: str | None = None,
         control_mode: int = 0o600,
         run_dir: str | None = None,
-        post_fork: Callable[[CompanionManager, CompanionProcess], Any] = no_hook,
+        pre_fork: Hook = no_hook,
+        post_fork: Hook = no_hook,
+        on_exit: Hook = no_hook,
         graceful_timeout: float = 30,
         server: Mapping[str, Any] | None = None,
         link: Link | None = None,
         watch: SourceWatch | None = None,
         state: Mapping[str, Any] | None = None,
+        umask: int = 0,
     ) -> None:
         self.log = log
         self.load_configs = load_configs
         self.follow_log = follow_log or log.reopen_files
-        self.run_dir = run_dir
+        self.pre_fork = pre_fork
         self.post_fork = post_fork
+        self.on_exit = on_exit
         self.graceful_timeout = graceful_timeout
         self.server = dict(server or {})
         self.link = link
         self.watch = watch
         self.pid = os.getpid()
         self.stopping = False
-        self.processes: dict[str, CompanionProcess] = {c.name: CompanionProcess(c) for c in configs}
-        for name in (state or {}).get("manual_stop", ()):
+        state = state or {}
+        self.scaled: Scaled = {group: (n, before) for group, (n, before) in state.get("scale", {}).items()}
+        self.processes: dict[str, CompanionProcess] = {
+            c.name: CompanionProcess(c) for c in scale(configs, self.scaled)
+        }
+        for name in state.get("manual_stop", ()):
             if name in self.processes:
                 self.processes[name].manual_stop = True
+        for name, reason in state.get("settled", {}).items():
+            if name in self.processes:
+                self.processes[name].settled = reason
         self.poller = Poller()
         self.inbox = SignalInbox([getattr(signal, "SIG" + name) for name in SIGNALS])
         self.control: ControlServer | None = None
         if control_path is not None:
             self.control = ControlServer(control_path, control_mode, self.handle_command, self.poller, log)
+        self.claims = Claims(run_dir, log)
+        self.listeners = Listeners(log, umask=umask)
+        self.rolling = Rolling()
+        self._notices: dict[str, NoticeSocket] = {}
         self._pids: dict[int, CompanionProcess] = {}
-        self._runs: dict[str, RunFile] = {}
-        self._orphans: dict[str, Orphan] = {}
-        self._strays: dict[str, Orphan] = {}
         self._to_kill: set[CompanionProcess] = set()
-        # Whose wait for another server has been logged.
-        self._waiting: set[str] = set()
+        self._memory_due: float | None = None
+        self._more_to_start = False
+        self._is_subreaper = False
         self._files: dict[str, str] = {}
         self._nofile: tuple[int, int] | None = None
         self._reported_running: int | None = None
-        self._run_dir_complaint: str | None = None
-        self._told_state: dict[str, Any] = {"manual_stop": sorted((state or {}).get("manual_stop", ()))}
+        self._told_state: dict[str, Any] = self._state()
 
     # -- the loop ----------------------------------------------------------
 
@@ -130,8 +153,9 @@ class CompanionManager:
             self.poller.add(self.link.fileno(), self._on_link)
         if self.watch is not None:
             self.poller.add(self.watch.fileno(), self._on_change)
-        become_subreaper()
+        self._is_subreaper = become_subreaper()
         self._raise_file_limit()
+        notices.remove_stale(self.claims.run_dir)
         if self.control is not None:
             self.control.open(time.monotonic())
 
@@ -148,6 +172,7 @@ class CompanionManager:
     def _close(self) -> None:
         if self.control is not None:
             self.control.close()
+        self.listeners.close_all()
         if self.finished:
             self._end_adopted()
         self.inbox.close()
@@ -159,8 +184,9 @@ class CompanionManager:
         self.reap_processes()
         self.enforce_deadlines(now)
         self.end_sessions(now)
-        self.retry_backoff(now)
         self.promote_running(now)
+        self.check_limits(now)
+        self.retry_backoff(now)
         self._forget_removed()
         if self.control is not None:
             self.control.tick(now)
@@ -175,9 +201,13 @@ class CompanionManager:
 
     def _timeout(self, now: float) -> float | None:
         """Until the nearest deadline; None: until something happens."""
+        if self._more_to_start:
+            return 0.0
         times = [t for p in self.processes.values() if (t := p.next_deadline(now)) is not None]
-        if self._strays:
+        if self.claims.has_strays:
             times.append(now + POLL_INTERVAL)
+        if self._memory_due is not None:
+            times.append(self._memory_due)
         if self.control is not None and self.control.next_attempt is not None:
             times.append(self.control.next_attempt)
         if not times:
@@ -189,7 +219,7 @@ class CompanionManager:
         """Whether a stop has come to its end."""
         return (
             self.stopping
-            and not self._strays
+            and not self.claims.has_strays
             and all(p.state is State.STOPPED for p in self.processes.values())
         )
 
@@ -221,6 +251,8 @@ class CompanionManager:
         for message in self.link.receive():
             self.server.update(message.get("server", {}))
             self._files.update(message.get("files", {}))
+            if "ping" in message:
+                self._tell({"pong": message["ping"]})
         if self.link.ended:
             self.poller.remove(self.link.fileno())
             self.log.warning("The master is gone; companions are stopped")
@@ -258,10 +290,18 @@ class CompanionManager:
         if self.link is not None and self.link.fileno() in self.poller:
             self.poller.modify(self.link.fileno(), READABLE if self.link.flush() else READABLE | WRITABLE)
 
+    def _state(self) -> dict[str, Any]:
+        """What must outlive this manager."""
+        processes = self.processes.items()
+        return {
+            "manual_stop": sorted(name for name, process in processes if process.manual_stop),
+            "settled": {name: process.settled for name, process in processes if process.settled},
+            "scale": {group: list(numbers) for group, numbers in self.scaled.items()},
+        }
+
     def _tell_state(self) -> None:
-        """The arbiter keeps for a next manager what must outlive this one."""
-        names = sorted(name for name, process in self.processes.items() if process.manual_stop)
-        state = {"manual_stop": names}
+        """The arbiter keeps it for a next manager."""
+        state = self._state()
         if state != self._told_state:
             self._told_state = state
             self._tell({"state": state})
@@ -271,12 +311,9 @@ class CompanionManager:
     def start_all(self) -> None:
         """Start what is meant to run; end what a dead manager left and nobody configures any more."""
         now = time.monotonic()
-        for name, orphan in runfile.orphans(self.run_dir, now).items():
-            if name not in self.processes:
-                self.log.info("Ending %s (pid %d), which is configured no more", name, orphan.record.pid)
-                self._strays[name] = orphan
+        self.claims.find_strays(self.processes, now)
         for process in self.processes.values():
-            if process.config.autostart and not process.manual_stop:
+            if process.config.autostart and not process.manual_stop and process.settled is None:
                 self._send_event(process, Event.START, now)
             else:
                 self._end_old_self(process, now)
@@ -284,18 +321,45 @@ class CompanionManager:
 
     def _end_old_self(self, process: CompanionProcess, now: float) -> None:
         """What a dead manager left of a companion that is to be stopped: STOPPING until it is gone."""
-        record = runfile.peek(self.run_dir, process.name)
-        if record is None or record.supervised:
+        if not self.claims.has_old_self(process.name):
             return
-        manual = process.manual_stop
+        manual, settled = process.manual_stop, process.settled
         self._send_event(process, Event.START, now)
         with contextlib.suppress(OSError):
             self._claim(process, now)
         self._send_event(process, Event.STOP, now, manual=manual)
+        process.settled = settled
+
+    def retry_backoff(self, now: float) -> None:
+        """Start what has waited long enough, and for everybody that it has to wait for."""
+        self._more_to_start = False
+        started = 0
+        for process in list(self.processes.values()):
+            if process.due_event(now) is Event.DELAY_PASSED:
+                self._send_event(process, Event.DELAY_PASSED, now)
+            if process.config.after and process.state is State.STARTING and process.pid is None:
+                process.held_by = self._unmet(process.config.after)
+            if not process.can_start(now):
+                continue
+            if started >= STARTS_AT_ONCE:
+                self._more_to_start = True
+                return
+            self.spawn_process(process)
+            started += 1
+
+    def _unmet(self, after: Iterable[str]) -> tuple[str, ...]:
+        """Those of *after* that have to be waited for."""
+        unmet = []
+        for name in after:
+            found = commands.chosen(self.processes, name)
+            if not found or not all(p.has_been_running for p in found):
+                unmet.append(name)
+        return tuple(unmet)
 
     def spawn_process(self, process: CompanionProcess) -> None:
         """Fork *process*, unless an older self of it is still there."""
         now = time.monotonic()
+        config = process.config
         try:
             run = self._claim(process, now)
         except OSError as exc:
@@ -303,13 +367,22 @@ class CompanionManager:
             return
         if run is None:
             return
+        try:
+            listeners = self.listeners.open(config.group, config.bind) if config.bind else []
+            notice_socket = self._open_notices(process)
+        except OSError as exc:
+            self._fail_start(process, exc.strerror or str(exc))
+            return
+        self._call_hook("companion_pre_fork", self.pre_fork, process)
         birth = Birth(
-            config=process.config,
+            config=config,
             run=run,
             close=self._descriptors(besides=run),
             post_fork=lambda: self.post_fork(self, process),
             nofile=self._nofile,
             watch=self.watch,
+            listeners=listeners,
+            notify=None if notice_socket is None else notice_socket.address,
         )
         try:
             pid = spawn(birth)
@@ -321,75 +394,48 @@ class CompanionManager:
         self._send_event(process, Event.FORKED, now, pid=pid)
         self.log.info("Companion %s runs as pid %d", process.name, pid)
 
+    def _claim(self, process: CompanionProcess, now: float) -> RunFile | None:
+        """The locked run file; None, and the process BLOCKED, while an older self is in the way."""
+        claimed = self.claims.claim(process.name, now, singleton=process.config.singleton)
+        if isinstance(claimed, Blocked):
+            self._send_event(process, Event.BLOCKED, now, pid=claimed.pid, session=claimed.session)
+            return None
+        return claimed
+
     def _fail_start(self, process: CompanionProcess, reason: str) -> None:
-        run = self._runs.pop(process.name, None)
-        if run is not None:
-            run.release()
+        self._let_go(process)
         self._send_event(process, Event.START_FAILED, time.monotonic(), reason=reason)
         self.log.error("Companion %s does not start: %s", process.name, reason)
 
-    def _claim(self, process: CompanionProcess, now: float) -> RunFile | None:
-        """The locked run file; None, and the process BLOCKED, while an older self is in the way."""
-        name = process.name
-        run = self._runs.get(name)
-        if run is None:
-            run = RunFile.claim(self._usable_run_dir(), name)
-            if run is None:
-                record = runfile.peek(self.run_dir, name)
-            else:
-                self._runs[name] = run
-                record = run.read()
-        else:
-            record = run.read()
-        if record is not None and not record.supervised:
-            # One that was configured no more has been told already.
-            orphan = self._orphans.get(name) or self._strays.pop(name, None)
-            if orphan is None or orphan.record.pid != record.pid:
-                orphan = Orphan(record, now, run)
-            self._orphans[name] = orphan
-            if not orphan.step(now):
-                if process.waiting_for != record.pid:
-                    self.log.info("Companion %s waits for its old self, pid %d", name, record.pid)
-                self._send_event(process, Event.BLOCKED, now, pid=record.pid, session=record.session)
-                return None
-            del self._orphans[name]
-        if run is None:
-            pid = record.pid if record is not None else None
-            if name not in self._waiting:
-                self._waiting.add(name)
-                self.log.info(
-                    "Companion %s waits: another server runs it (pid %s)", name, pid or "unknown yet"
-                )
-            self._send_event(process, Event.BLOCKED, now, pid=pid)
-            return None
-        self._waiting.discard(name)
-        run.clear()
-        return run
+    def _let_go(self, process: CompanionProcess) -> None:
+        """Give up what a start is made with, the right to it last."""
+        notice_socket = self._notices.pop(process.name, None)
+        if notice_socket is not None:
+            self.poller.remove(notice_socket.fileno())
+            notice_socket.close()
+        group = process.config.group
+        if process.config.bind and all(p.state is State.STOPPED for p in self._copies(group)):
+            # Whoever is started next, by us or by another server, opens them anew.
+            self.listeners.close(group)
+        self.claims.release(process.name)
 
-    def _usable_run_dir(self) -> str | None:
-        """The run directory, or None and one warning where it cannot be used."""
-        if self.run_dir is None:
-            return None
+    def _copies(self, group: str) -> list[CompanionProcess]:
+        return [process for process in self.processes.values() if process.config.group == group]
+
+    def _call_hook(self, name: str, hook: Hook, process: CompanionProcess) -> None:
+        """A hook that raises changes nothing else."""
         try:
-            os.makedirs(self.run_dir, mode=0o700, exist_ok=True)
-            if not os.access(self.run_dir, os.W_OK | os.X_OK):
-                raise PermissionError(13, "it is not writable")
-        except OSError as exc:
-            if self._run_dir_complaint != exc.strerror:
-                self._run_dir_complaint = exc.strerror
-                self.log.warning(
-                    "No run files in %s: %s. Should the manager be killed, companions that ignore"
-                    " their stop signal may run beside their successors",
-                    self.run_dir,
-                    exc.strerror,
-                )
-            return None
-        return self.run_dir
+            hook(self, process)
+        except (Exception, SystemExit):
+            self.log.exception("%s failed for companion %s", name, process.name)
 
     def _descriptors(self, besides: RunFile) -> list[int]:
         """Every descriptor of the manager's own, for the child to close."""
-        fds = [run.fd for run in self._runs.values() if run is not besides]
+        fds = self.claims.descriptors()
+        fds.remove(besides.fd)
         fds.extend(self.inbox.pipe)
+        fds.extend(notice_socket.fileno() for notice_socket in self._notices.values())
+        fds.extend(self.listeners.descriptors())
         if self.link is not None:
             fds.append(self.link.fileno())
         if self.watch is not None:
@@ -398,29 +444,88 @@ class CompanionManager:
             fds.extend(self.control.descriptors())
         return fds
 
+    # -- what companions say ---------------------------------------------------
+
+    def _open_notices(self, process: CompanionProcess) -> NoticeSocket | None:
+        """The companion's NOTIFY_SOCKET; without one goes only what does not need it. Raises OSError."""
+        name = process.name
+        if name in self._notices:
+            return self._notices[name]
+        try:
+            notice_socket = NoticeSocket.open(self.claims.usable_run_dir(), name)
+        except OSError as exc:
+            if process.config.ready == "notify" or process.config.watchdog is not None:
+                raise OSError(exc.errno, f"cannot make its notify socket: {exc.strerror or exc}") from None
+            return None
+        self._notices[name] = notice_socket
+        self.poller.add(notice_socket.fileno(), lambda events: self._hear(process))
+        return notice_socket
+
+    def _hear(self, process: CompanionProcess) -> None:
+        """Take in what a companion has said."""
+        notice_socket = self._notices.get(process.name)
+        if notice_socket is None:
+            return
+        # Between two processes there is nobody whose word would count.
+        leader = process.pid or 0
+        for notice in notice_socket.receive(leader):
+            if process.pid is not None:
+                self._take_notice(process, notice)
+        for sender in notice_socket.rejected:
+            self.log.warning(
+                "Companion %s: a notification is ignored: its sender, pid %d, is none of the companion's"
+                " processes, or has ended already",
+                process.name,
+                sender,
+            )
+
+    def _take_notice(self, process: CompanionProcess, notice: Notice) -> None:
+        now = time.monotonic()
+        if notice.status is not None:
+            process.status_text = notice.status
+        if notice.watchdog:
+            self._send_event(process, Event.BEAT, now)
+        if notice.ready:
+            self._send_event(process, Event.READY, now)
+        if notice.trigger and process.state is State.RUNNING:
+            self._send_event(process, Event.HUNG, now, reason="it sent WATCHDOG=trigger")
+
     # -- events and their consequences ---------------------------------------
 
     def _send_event(self, process: CompanionProcess, event: Event, now: float, **details: Any) -> None:
         before = figures.Snapshot.of(process)
         for action in process.handle(event, now, **details):
             self._act(process, action)
-        for metric, number in figures.counted(before, figures.Snapshot.of(process)).items():
+        after = figures.Snapshot.of(process)
+        for metric, number in figures.counted(before, after).items():
             extra = figures.counter(metric, number, process.name)
             self.log.debug("Companion %s: %s +%d", process.name, metric, number, extra=extra)
+        if before.state is not after.state:
+            self._tell_subscribers(process, before.state, now)
+
+    def _tell_subscribers(self, process: CompanionProcess, before: State, now: float) -> None:
+        if self.control is not None and self.control.has_subscribers:
+            self.control.broadcast(commands.state_event(process, before, now))
 
     def _act(self, process: CompanionProcess, action: Action) -> None:
+        config = process.config
         if action is Action.SIGNAL and process.pid is not None:
-            config = process.config
             self.log.info(
                 "Companion %s (pid %d) gets %s", process.name, process.pid, signal_name(config.stop_signal)
             )
             session.ask_to_stop(process.pid, config.stop_signal, config.stop_as_group)
+        elif action is Action.ABORT and process.pid is not None:
+            session.ask_to_stop(process.pid, signal.SIGABRT)
         elif action is Action.KILL:
             self._to_kill.add(process)
         elif action is Action.RELEASE:
-            run = self._runs.pop(process.name, None)
-            if run is not None:
-                run.release()
+            self._let_go(process)
+        elif action is Action.GIVE_UP:
+            self.log.error(
+                "Companion %s is not tried any more: %s", process.name, process.description(time.monotonic())
+            )
+            if config.on_give_up == "shutdown":
+                self._tell({"gave_up": process.name})
 
     def reap_processes(self) -> None:
         """Collect every child that has ended, adopted ones included."""
@@ -438,29 +543,22 @@ class CompanionManager:
         process = self._pids.pop(pid, None)
         if process is None:
             return
-        run = self._runs.get(process.name)
+        run = self.claims.held(process.name)
         record = run.read() if run is not None else None
         reason = record.error if record is not None and record.pid == pid else None
         asked = process.state is State.STOPPING
         self._send_event(process, Event.EXITED, time.monotonic(), status=status, reason=reason)
-        if asked:
-            self.log.info("Companion %s (pid %d) %s", process.name, pid, describe_status(status))
-            return
-        self.log.warning(
-            "Companion %s (pid %d) %s; it is started again in %gs",
-            process.name,
-            pid,
-            reason or describe_status(status),
-            process.restart_delay,
-        )
-
-    def retry_backoff(self, now: float) -> None:
-        """Start what has waited long enough."""
-        for process in list(self.processes.values()):
-            if process.due_event(now) is Event.DELAY_PASSED:
-                self._send_event(process, Event.DELAY_PASSED, now)
-            if process.can_start(now):
-                self.spawn_process(process)
+        if asked or process.settled is not None:
+            self.log.info("Companion %s (pid %d) %s", process.name, pid, reason or describe_status(status))
+        else:
+            self.log.warning(
+                "Companion %s (pid %d) %s; it is started again in %.3gs",
+                process.name,
+                pid,
+                reason or describe_status(status),
+                process.delay,
+            )
+        self._call_hook("companion_exit", self.on_exit, process)
 
     def promote_running(self, now: float) -> None:
         """STARTING becomes RUNNING after `startsecs`."""
@@ -470,30 +568,79 @@ class CompanionManager:
                 self.log.debug("Companion %s is RUNNING", process.name)
 
     def enforce_deadlines(self, now: float) -> None:
-        """SIGKILL for what did not end in time."""
+        """End what did not stop, did not become ready, or has fallen silent, in its time."""
         for process in self.processes.values():
-            if process.due_event(now) is Event.DEADLINE:
+            due = process.due_event(now)
+            if due in (Event.NOT_READY, Event.HUNG):
+                # It may have spoken while nobody here listened.
+                self._hear(process)
+                due = process.due_event(now)
+            if due is Event.DEADLINE:
                 self.log.warning(
                     "Companion %s (pid %s) did not stop in time: SIGKILL", process.name, process.pid
                 )
                 self._send_event(process, Event.DEADLINE, now)
+            elif due in (Event.NOT_READY, Event.HUNG):
+                self._send_event(process, due, now)
+                self.log.error(
+                    "Companion %s (pid %s) is ended: %s", process.name, process.pid, process.reason
+                )
+
+    def check_limits(self, now: float) -> None:
+        """Restart what lives or grows beyond its limit, and what else waits for its turn to be restarted."""
+        if self.stopping:
+            return
+        for process in self.processes.values():
+            if process.is_expired(now):
+                self.rolling.ask(process.name, f"it has lived for {process.config.max_lifetime:g}s")
+        self._check_memory(now)
+        if not self.rolling:
+            return
+        for process, reason in list(self.rolling.turns(self.processes)):
+            self.log.info("Companion %s restarts: %s", process.name, reason)
+            self._send_event(process, Event.RESTART, now)
+
+    def _check_memory(self, now: float) -> None:
+        limited = [
+            p for p in self.processes.values() if p.config.max_memory is not None and p.state is State.RUNNING
+        ]
+        if not limited:
+            self._memory_due = None
+            return
+        if self._memory_due is None:
+            self._memory_due = now + MEMORY_INTERVAL
+        if now < self._memory_due:
+            return
+        self._memory_due = now + MEMORY_INTERVAL
+        found = memory.of_sessions({p.session for p in limited if p.session is not None})
+        for process in limited:
+            usage = found.get(process.session or 0)
+            limit = process.config.max_memory or 0
+            if usage is not None and usage.private > limit:
+                self.rolling.ask(
+                    process.name,
+                    f"{usage.private / 2**20:.1f} MB of private memory are over {limit / 2**20:g} MB",
+                )
 
     def end_sessions(self, now: float) -> None:
         """SIGKILL to the sessions that must end; EMPTY for those that have.
 
-        One look at the process table serves them all.
+        One look at the process table serves them all, and none is needed where
+        everything below us is a companion itself.
         """
         ending = [p for p in self.processes.values() if p.ending]
-        to_kill = [p for p in {*ending, *self._to_kill} if p.name not in self._orphans]
+        claims = self.claims
+        own = {p for p in {*ending, *self._to_kill} if not claims.waits_for_older_self(p.name)}
         self._to_kill.clear()
-        wanted = {p.session for p in to_kill if p.session is not None}
-        # An old self that only drains costs no look at all processes of the machine.
-        old_selves = (*self._orphans.values(), *self._strays.values())
-        wanted.update(orphan.record.session for orphan in old_selves if not orphan.drains(now))
+        if own and self._nothing_adopted():
+            for process in [p for p in own if p.ending]:
+                own.remove(process)
+                self._send_event(process, Event.EMPTY, now)
+        wanted = {p.session for p in own if p.session is not None} | claims.sessions_to_look_at(now)
         if not wanted:
             return
         members = session.members(wanted)
-        for process in to_kill:
+        for process in own:
             if process.pid is not None:
                 # Before the others, for whose death it would have an answer; and just after its
                 # fork it is not in its session yet.
@@ -501,28 +648,27 @@ class CompanionManager:
             for pid in members.get(process.session or 0, ()):
                 session.send(pid, signal.SIGKILL)
         for process in ending:
-            orphan = self._orphans.get(process.name)
-            if orphan is None:
+            if process in own:
                 empty = process.session not in members
             else:
-                empty = orphan.record.session in wanted and orphan.step(now, members)
+                older = claims.older_session(process.name)
+                empty = older in wanted and claims.step_older_self(process.name, now, members)
             if empty:
-                self._orphans.pop(process.name, None)
                 self._send_event(process, Event.EMPTY, now)
-        for name, orphan in list(self._strays.items()):
-            if orphan.record.session in wanted and orphan.step(now, members):
-                del self._strays[name]
-                self._drop_stray_record(name)
+        claims.step_strays(now, wanted, members)
 
-    def _drop_stray_record(self, name: str) -> None:
-        with contextlib.suppress(OSError):
-            run = RunFile.claim(self.run_dir, name)
-            if run is not None:
-                run.release()
+    def _nothing_adopted(self) -> bool:
+        """Whether no process is left of a companion whose leader is gone.
+
+        All that a dead leader leaves comes to us, its subreaper, and is our child before the
+        leader can be reaped; so without a child that is no leader there is nothing.
+        """
+        children = session.own_children() if self._is_subreaper else None
+        return children is not None and children <= self._pids.keys()
 
     def _forget_removed(self) -> None:
         for name in [n for n, p in self.processes.items() if p.removed and p.state is State.STOPPED]:
-            del self.processes[name]
+            self._let_go(self.processes.pop(name))
             self.log.info("Companion %s is gone", name)
 
     def _end_adopted(self) -> None:
@@ -569,6 +715,14 @@ class CompanionManager:
         process.manual_stop = False
         return True, f"{name} is restarting"
 
+    def restart_in_turn(self, name: str) -> Outcome:
+        """Restart a companion as soon as no other copy of it is down for that."""
+        process = self.processes[name]
+        if process.state is State.STOPPED:
+            return self.start_process(name)
+        self.rolling.ask(name, "by command, in turn")
+        return True, f"{name} is restarting, when its turn comes"
+
     def stop_all(self, timeout: float | None = None, *, reload: bool = False) -> None:
         """Stop every companion at once, each within its own timeout (at most *timeout*).
 
@@ -579,6 +733,10 @@ class CompanionManager:
             return
         now = time.monotonic()
         self.stopping = True
+        if reload:
+            # The next manager brings new code: what has failed with the old one is tried again.
+            for process in self.processes.values():
+                process.settled = None
         for process in self.processes.values():
             own = process.config.reload_timeout if reload else process.config.stop_timeout
             limit = own if timeout is None else min(own, timeout)
@@ -588,105 +746,54 @@ class CompanionManager:
             else:
                 self._send_event(process, Event.STOP, now, timeout=limit)
         if timeout is not None:
-            for orphan in (*self._orphans.values(), *self._strays.values()):
-                orphan.deadline = min(orphan.deadline, now + timeout)
+            self.claims.hasten(now + timeout)
 
     def status(self, name: str | None = None, memory: bool = False) -> dict[str, Any]:
         """The reply to ``status``; KeyError for a name that there is not."""
-        now, wall = time.monotonic(), time.time()
-        chosen = self.processes.values() if name is None else [self.processes[name]]
-        companions = []
-        for process in chosen:
-            shown = process.status_dict(now, wall)
-            if memory:
-                shown["memory"] = session.memory(process.pid) if process.pid is not None else None
-            companions.append(shown)
-        companions.sort(key=lambda shown: shown["name"])
-        server = {key: value for key, value in self.server.items() if key != "started"}
-        server["uptime"] = round(now - self.server["started"], 3) if "started" in self.server else None
-        server["manager_pid"] = self.pid
-        return {"ok": True, "server": server, "companions": companions}
+        return commands.status(self, name, memory)
 
     def handle_command(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request of the control socket."""
-        command = request.get("cmd")
-        handler = COMMANDS.get(command) if isinstance(command, str) else None
-        if handler is None:
-            if not isinstance(command, str):
-                return error("'cmd' is missing; it is one of " + ", ".join(COMMANDS))
-            return error(f"unknown command {did_you_mean(command, COMMANDS)}")
-        try:
-            reply = handler(self, request)
-        except Exception:
-            # A fault here must not take the companions down.
-            self.log.exception("The command %r failed", command)
-            return error("internal error; see the server's log")
+        reply = commands.answer(self, request)
         self._tell_state()
         return reply
 
-    def _named(self, request: Mapping[str, Any]) -> str:
-        name = request.get("name")
-        if not isinstance(name, str):
-            raise LookupError("'name' is missing: which companion?")
-        if name not in self.processes:
-            raise LookupError(f"no companion named {did_you_mean(name, self.processes)}")
-        return name
-
-    def _command_status(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            name = self._named(request) if request.get("name") is not None else None
-        except LookupError as exc:
-            return error(str(exc.args[0]))
-        return self.status(name, memory=bool(request.get("memory")))
-
-    def _command_on_one(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            name = self._named(request)
-        except LookupError as exc:
-            return error(str(exc.args[0]))
-        command = request["cmd"]
-        if self.stopping and command != "stop":
-            return error("the server is stopping")
-        methods: dict[str, Callable[[str], Outcome]] = {
-            "start": self.start_process,
-            "stop": self.stop_process,
-            "restart": self.restart_process,
-        }
-        ok, message = methods[command](name)
-        self._after_command()
-        return {"ok": ok, "message": message} if ok else {**error(message), "message": message}
-
-    def _after_command(self) -> None:
+    def after_command(self) -> None:
         """Begin at once what needs no waiting, so that the reply is followed by the new state."""
         now = time.monotonic()
         if not self.stopping:
+            self.check_limits(now)
             self.retry_backoff(now)
-
-    def _command_reread(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        if self.stopping:
-            return error("the server is stopping")
-        return self.reread()
 
     # -- reread ------------------------------------------------------------
 
-    def reread(self) -> dict[str, Any]:
-        """Read the configuration again and apply the difference; on any error nothing changes."""
+    def reread(self, *, dry_run: bool = False) -> dict[str, Any]:
+        """Read the configuration again and apply the difference; on any error nothing changes.
+
+        With *dry_run* nothing changes at all, and the difference is only told.
+        """
         if self.stopping:
             return error("the server is stopping")
         if self.load_configs is None:
             return {**error("this manager has no configuration to read"), "kept_old_config": True}
+        # Configuration files are programs, and one may never return.
+        self._tell({"rereading": True})
         try:
             configs = self.load_configs()
         except ConfigUnreadable as exc:
-            self._tell({"unreadable": True})
+            if not dry_run:
+                self._tell({"unreadable": True})
             return self._refuse_reread(f"{exc}; send SIGHUP to the master, which may read it")
         except SystemExit as exc:
             return self._refuse_reread(f"the configuration calls sys.exit({exc})")
         except Exception as exc:
             return self._refuse_reread(str(exc) or type(exc).__name__)
+        if dry_run:
+            found = difference(self.processes, scale(configs, dict(self.scaled)))
+            return {"ok": True, "dry_run": True, **found.as_dict()}
         result = self.reread_config(configs)
         self._tell({"reread": {config.name: config.fingerprint for config in configs}})
-        self._after_command()
+        self.after_command()
         return result
 
     def _refuse_reread(self, reason: str) -> dict[str, Any]:
@@ -695,28 +802,42 @@ class CompanionManager:
 
     def reread_config(self, configs: Configs) -> dict[str, Any]:
         """Make *configs*, which are valid, the configuration; tell what changed, by name."""
+        found = self._apply(scale(configs, self.scaled))
+        self.log.info("Companions reread: %s", found)
+        return {"ok": True, **found.as_dict()}
+
+    def scale_group(self, group: str, number: int) -> Difference:
+        """Have *number* copies of *group*, which has `numprocs`, until the configured number changes."""
+        current = [p.config for p in self._copies(group) if not p.removed]
+        configured = current[0].numprocs
+        assert configured is not None
+        self.scaled[group] = (number, configured)
+        others = [p.config for p in self.processes.values() if p.config.group != group and not p.removed]
+        found = self._apply(scale([*others, current[0]], self.scaled))
+        if number == configured:
+            del self.scaled[group]
+        self.log.info("Companion %s has %d copies now", group, number)
+        return found
+
+    def _apply(self, configs: Configs) -> Difference:
         now = time.monotonic()
         wanted = {config.name: config for config in configs}
-        changes: dict[str, list[str]] = {
-            kind: [] for kind in ("added", "removed", "restarted", "updated", "unchanged")
-        }
-        for name, process in list(self.processes.items()):
-            if name not in wanted and not process.removed:
-                changes["removed"].append(name)
-                self._remove(process, now)
+        found = difference(self.processes, configs)
+        # Of several copies the last goes first.
+        for name in reversed(found.removed):
+            self._remove(self.processes[name], now)
         for name, config in wanted.items():
             known = self.processes.get(name)
             if known is None or known.removed:
-                changes["added"].append(name)
                 self._add(known, config, now)
-            else:
-                changes[self._update(known, config, now)].append(name)
+                continue
+            known.config = config
+            if name in found.restarted:
+                self._send_event(known, Event.RESTART, now)
+            elif name in found.updated:
+                self._record_limits(known)
         self._forget_removed()
-        self.log.info(
-            "Companions reread: %s",
-            ", ".join(f"{len(names)} {kind}" for kind, names in changes.items() if names) or "none",
-        )
-        return {"ok": True, **{kind: sorted(names) for kind, names in changes.items()}}
+        return found
 
     def _add(self, known: CompanionProcess | None, config: CompanionConfig, now: float) -> None:
         if known is None:
@@ -731,37 +852,10 @@ class CompanionManager:
         process.removed = True
         self._send_event(process, Event.STOP, now)
 
-    def _update(self, process: CompanionProcess, config: CompanionConfig, now: float) -> str:
-        """Give *process* its new configuration; the word for what that was."""
-        old, process.config = process.config, config
-        if old.fingerprint == config.fingerprint:
-            return "unchanged"
-        if old.shape_hash != config.shape_hash:
-            if process.pid is not None and process.state in (State.STARTING, State.RUNNING):
-                self._send_event(process, Event.RESTART, now)
-                return "restarted"
-            if process.state is State.BACKOFF:
-                self._send_event(process, Event.RESTART, now)
-                return "restarted"
-        self._record_limits(process)
-        return "updated"
-
     def _record_limits(self, process: CompanionProcess) -> None:
         """How what runs is to be stopped, for a next manager that finds it without this one."""
-        run = self._runs.get(process.name)
+        run = self.claims.held(process.name)
         record = run.read() if run is not None else None
         if run is not None and record is not None and record.pid == process.pid:
             config = process.config
             run.write(replace(record, stop_signal=config.stop_signal, stop_timeout=config.stop_timeout))
-
-
-_Handler = Callable[[CompanionManager, Mapping[str, Any]], dict[str, Any]]
-
-# A fixed table: what a client names is never looked up as an attribute.
-COMMANDS: dict[str, _Handler] = {
-    "status": CompanionManager._command_status,
-    "start": CompanionManager._command_on_one,
-    "stop": CompanionManager._command_on_one,
-    "restart": CompanionManager._command_on_one,
-    "reread": CompanionManager._command_reread,
-}

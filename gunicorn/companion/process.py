@@ -166,7 +166,7 @@ class CompanionProcess:
 
     @property
     def has_been_running(self) -> bool:
-        """Whether those that come after it may start: it is RUNNING, or has done its work and is meant to be done."""
+        """Whether those that come after it may start: it is RUNNING, or has done its work and is done."""
         return self.state is State.RUNNING or (self.settled == EXITED and self.last_exit_code == 0)
 
     # -- transitions -------------------------------------------------------

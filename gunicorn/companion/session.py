@@ -112,6 +112,18 @@ def children_of(parent: int) -> list[int]:
     return [pid for pid in pids if (info := read_stat(pid)) is not None and info.ppid == parent]
 
 
+def own_children() -> set[int] | None:
+    """The children of this process, zombies included, at little cost; None where they are not listed."""
+    found: set[int] = set()
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{thread}/children", "rb") as file:
+                found.update(map(int, file.read().split()))
+    except OSError:
+        return None
+    return found
+
+
 def owner(pid: int) -> int | None:
     """The real user id of a process; None where it is gone."""
     if not HAVE_PROC:

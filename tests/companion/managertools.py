@@ -103,9 +103,9 @@ class Managed:
         (self.directory / "go").touch()
 
     def events(self, key: str) -> list[Any]:
-        """What the master noted: ``started``, ``ended``, ``message``."""
+        """What the master noted: ``started``, ``ended``, ``message`` (but that a reread begins)."""
         found = (json.loads(line) for line in self.read("events").splitlines())
-        return [event[key] for event in found if key in event]
+        return [event[key] for event in found if key in event and event[key] != {"rereading": True}]
 
     # -- the processes --
 

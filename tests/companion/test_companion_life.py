@@ -12,6 +12,7 @@ from harness import Control, descriptors, is_alive, read_proc, session_of, statu
 from managertools import empty, gone
 
 from gunicorn.companion import session
+from gunicorn.companion.commands import COMMANDS
 
 pytestmark = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
 
@@ -55,11 +56,14 @@ def test_the_status(managed):
     assert figures["rss"] >= figures["private"] > 0
 
 
+MISSING = "'cmd' is missing; it is one of " + ", ".join(COMMANDS)
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({}, "'cmd' is missing; it is one of status, start, stop, restart, reread"),
-        ({"cmd": 3}, "'cmd' is missing; it is one of status, start, stop, restart, reread"),
+        ({}, MISSING),
+        ({"cmd": 3}, MISSING),
         ({"cmd": "statsu"}, "unknown command statsu: did you mean status?"),
         ({"cmd": "__init__"}, "unknown command __init__"),
         ({"cmd": "stop"}, "'name' is missing: which companion?"),

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: MIT
+"""The right to start a companion, and the older selves of companions that are in the way of it.
+
+An older self is what a dead manager left behind; its end is brought about here.
+One that somebody else supervises is left alone and waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gunicorn.companion import runfile
+from gunicorn.companion.runfile import Orphan, RunFile
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """An older self lives, as *pid* (None: unknown). *session*: ours to end; None: somebody else's."""
+
+    pid: int | None
+    session: int | None = None
+
+
+class Claims:
+    """The run files that this manager holds, by companion name, in *run_dir* (none: files without a name)."""
+
+    def __init__(self, run_dir: str | None, log: Any) -> None:
+        self.run_dir = run_dir
+        self.log = log
+        self._runs: dict[str, RunFile] = {}
+        self._orphans: dict[str, Orphan] = {}
+        # Older selves of what is configured no more.
+        self._strays: dict[str, Orphan] = {}
+        # Whose wait for another server has been logged.
+        self._waiting: set[str] = set()
+        self._complaint: str | None = None
+
+    def held(self, name: str) -> RunFile | None:
+        return self._runs.get(name)
+
+    def descriptors(self) -> list[int]:
+        return [run.fd for run in self._runs.values()]
+
+    # -- claiming ----------------------------------------------------------
+
+    def claim(self, name: str, now: float, *, singleton: bool = True) -> RunFile | Blocked:
+        """The locked, empty run file of *name*, or what is in the way. Raises OSError."""
+        run = self._runs.get(name)
+        if run is None:
+            run = RunFile.claim(self.usable_run_dir() if singleton else None, name)
+            if run is not None:
+                self._runs[name] = run
+        record = run.read() if run is not None else runfile.peek(self.run_dir, name)
+        if record is not None and not record.supervised:
+            # One that was configured no more has been told already.
+            orphan = self._orphans.get(name) or self._strays.pop(name, None)
+            if orphan is None or orphan.record.pid != record.pid:
+                self.log.info("Companion %s waits for its old self, pid %d", name, record.pid)
+                orphan = Orphan(record, now, run)
+            self._orphans[name] = orphan
+            if not orphan.step(now):
+                return Blocked(record.pid, record.session)
+            del self._orphans[name]
+        if run is None:
+            pid = record.pid if record is not None else None
+            if name not in self._waiting:
+                self._waiting.add(name)
+                self.log.info(
+                    "Companion %s waits: another server runs it (pid %s)", name, pid or "unknown yet"
+                )
+            return Blocked(pid)
+        self._waiting.discard(name)
+        run.clear()
+        return run
+
+    def release(self, name: str) -> None:
+        """Give the right up, and the record with it."""
+        run = self._runs.pop(name, None)
+        if run is not None:
+            run.release()
+
+    def usable_run_dir(self) -> str | None:
+        """The run directory, or None and one warning where it cannot be used."""
+        if self.run_dir is None:
+            return None
+        try:
+            os.makedirs(self.run_dir, mode=0o700, exist_ok=True)
+            if not os.access(self.run_dir, os.W_OK | os.X_OK):
+                raise PermissionError(13, "it is not writable")
+        except OSError as exc:
+            if self._complaint != exc.strerror:
+                self._complaint = exc.strerror
+                self.log.warning(
+                    "No run files in %s: %s. Should the manager be killed, companions that ignore"
+                    " their stop signal may run beside their successors",
+                    self.run_dir,
+                    exc.strerror,
+                )
+            return None
+        return self.run_dir
+
+    def has_old_self(self, name: str) -> bool:
+        """Whether a dead manager left a record of *name*."""
+        record = runfile.peek(self.run_dir, name)
+        return record is not None and not record.supervised
+
+    # -- older selves --------------------------------------------------------
+
+    def find_strays(self, known: Iterable[str], now: float) -> None:
+        """Begin to end what a dead manager left under names that are not *known* any more."""
+        known = set(known)
+        for name, orphan in runfile.orphans(self.run_dir, now).items():
+            if name not in known:
+                self.log.info("Ending %s (pid %d), which is configured no more", name, orphan.record.pid)
+                self._strays[name] = orphan
+
+    @property
+    def has_strays(self) -> bool:
+        return bool(self._strays)
+
+    def waits_for_older_self(self, name: str) -> bool:
+        return name in self._orphans
+
+    def hasten(self, deadline: float) -> None:
+        """No older self is given longer than to *deadline*."""
+        for orphan in (*self._orphans.values(), *self._strays.values()):
+            orphan.deadline = min(orphan.deadline, deadline)
+
+    def sessions_to_look_at(self, now: float) -> set[int]:
+        """Those of the older selves for which something is due; one that only drains costs no look."""
+        old_selves = (*self._orphans.values(), *self._strays.values())
+        return {orphan.record.session for orphan in old_selves if not orphan.drains(now)}
+
+    def step_older_self(self, name: str, now: float, members: Mapping[int, list[int]]) -> bool:
+        """Do what is due for the older self of *name*; True when it is gone."""
+        if not self._orphans[name].step(now, members):
+            return False
+        del self._orphans[name]
+        return True
+
+    def older_session(self, name: str) -> int | None:
+        orphan = self._orphans.get(name)
+        return None if orphan is None else orphan.record.session
+
+    def step_strays(self, now: float, wanted: set[int], members: Mapping[int, list[int]]) -> None:
+        for name, orphan in list(self._strays.items()):
+            if orphan.record.session in wanted and orphan.step(now, members):
+                del self._strays[name]
+                with contextlib.suppress(OSError):
+                    run = RunFile.claim(self.run_dir, name)
+                    if run is not None:
+                        run.release()

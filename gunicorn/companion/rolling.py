@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""Restarts that take turns: of the copies of one companion never two are down for them.
+
+Pure, like the life of a companion: who wants a restart is asked in, and whose
+turn has come is asked out, whenever something has happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from gunicorn.companion.process import CompanionProcess, State
+
+# A copy in one of these is not there when it is needed.
+DOWN = (State.STARTING, State.BACKOFF, State.STOPPING)
+
+
+class Rolling:
+    """Companions that are to be restarted, in the order in which they were asked in."""
+
+    def __init__(self) -> None:
+        # Name to reason; a dict keeps the order.
+        self._waiting: dict[str, str] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._waiting
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def ask(self, name: str, reason: str) -> bool:
+        """Ask for a restart of *name*; False if it waits for one already."""
+        if name in self._waiting:
+            return False
+        self._waiting[name] = reason
+        return True
+
+    def drop(self, name: str) -> None:
+        """It needs no restart any more."""
+        self._waiting.pop(name, None)
+
+    def turns(self, processes: Mapping[str, CompanionProcess]) -> Iterator[tuple[CompanionProcess, str]]:
+        """Those to restart now, each with the reason, and at most one of a set that takes one down.
+
+        A copy that is down goes first, since nothing is lost by it; one that runs
+        goes when all others run. What was stopped, for whatever reason, is not waited for.
+        """
+        for name in list(self._waiting):
+            process = processes.get(name)
+            if process is None or process.removed or not _has_a_process_to_come(process):
+                # Its next start, if there is one, is the restart.
+                self.drop(name)
+        taken: set[str] = set()
+        for name in sorted(self._waiting, key=lambda name: processes[name].state is State.RUNNING):
+            process = processes[name]
+            group = process.config.group
+            if process.state is State.RUNNING:
+                others = (p for p in processes.values() if p.config.group == group and p is not process)
+                if group in taken or any(other.state in DOWN for other in others):
+                    continue
+            taken.add(group)
+            yield process, self._waiting.pop(name)
+
+
+def _has_a_process_to_come(process: CompanionProcess) -> bool:
+    """Whether a restart now would bring another process than the one that is there or coming anyway."""
+    if process.state is State.STARTING:
+        return process.pid is not None
+    return process.state in (State.RUNNING, State.BACKOFF)
