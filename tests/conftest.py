@@ -6,11 +6,13 @@ from __future__ import annotations
 import compileall
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import harness
+import proctools
 import pytest
 
 
@@ -21,17 +23,10 @@ def _prepared() -> None:
     # Servers write no bytecode (an application that is rewritten within a second would be read from it), so
     # without this each start would compile the package anew.
     compileall.compile_dir(harness.ROOT / "gunicorn", quiet=2)
-
-
-def _own_children() -> set[int]:
-    """The children of this process, asked of the kernel: a walk through all processes costs milliseconds."""
-    found: set[int] = set()
-    try:
-        for task in os.listdir("/proc/self/task"):
-            found.update(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
-    except OSError:  # a thread has just ended, or this kernel does not tell
-        return set(harness.children_of(os.getpid()))
-    return found
+    # A shell ignores these for what it runs in the background, and a server would inherit that.
+    for sig, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(sig) is signal.SIG_IGN:
+            signal.signal(sig, default)
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +35,10 @@ def _nothing_left() -> Iterator[None]:
     if not harness.LINUX:
         yield
         return
-    before = _own_children()
+    before = proctools.child_pids(os.getpid())
     yield
     # What a server of a wider fixture has started meanwhile is that server's; what lost its parent is ours.
-    left = [pid for pid in _own_children() - before if harness.is_alive(pid)]
+    left = [pid for pid in proctools.child_pids(os.getpid()) - before if harness.is_alive(pid)]
     if left:
         # One that is about to be gone was not left behind.
         deadline = time.monotonic() + 1

@@ -15,6 +15,7 @@ from signal import SIGKILL
 from typing import TypeVar
 
 LINUX = sys.platform.startswith("linux")
+KERNEL_LISTS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 T = TypeVar("T")
 
@@ -87,24 +88,42 @@ def is_alive(pid: int) -> bool:
     return proc is not None and proc.alive
 
 
+def child_pids(pid: int) -> set[int]:
+    """The children of *pid*, zombies among them, asked of the kernel.
+
+    A walk through all processes takes milliseconds, and tests poll. One that the kernel passes over, because
+    its neighbour in the list is reaped just then, is there at a second look.
+    """
+    if not KERNEL_LISTS_CHILDREN:
+        return {proc.pid for proc in all_procs().values() if proc.ppid == pid}
+    last: set[int] | None = None
+    while True:
+        found: set[int] = set()
+        try:
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    found.update(map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split()))
+        except FileNotFoundError:
+            return set()
+        if found == last:
+            return found
+        last = found
+
+
 def children_of(pid: int) -> list[int]:
     """The living children of *pid*, oldest first."""
-    found = [proc for proc in all_procs().values() if proc.ppid == pid and proc.alive]
+    found = [proc for child in child_pids(pid) if (proc := read_proc(child)) and proc.alive]
     return [proc.pid for proc in sorted(found, key=lambda proc: (proc.start, proc.pid))]
 
 
 def descendants_of(pid: int) -> list[int]:
-    """All living processes below *pid*, parents first; zombies are walked through but not listed."""
-    procs = all_procs()
-    by_parent: dict[int, list[int]] = {}
-    for proc in procs.values():
-        by_parent.setdefault(proc.ppid, []).append(proc.pid)
+    """All living processes below *pid*, parents first."""
     found: list[int] = []
     queue = [pid]
     while queue:
-        below = sorted(by_parent.get(queue.pop(0), []))
+        below = children_of(queue.pop(0))
         queue.extend(below)
-        found.extend(child for child in below if procs[child].alive)
+        found.extend(below)
     return found
 
 
@@ -117,8 +136,9 @@ def ancestors_of(pid: int) -> set[int]:
 
 
 def session_of(session: int) -> list[int]:
-    """The living members of a session."""
-    return sorted(proc.pid for proc in all_procs().values() if proc.session == session and proc.alive)
+    """The living members of a session, of those that tests have started."""
+    mine = [proc for pid in descendants_of(os.getpid()) if (proc := read_proc(pid))]
+    return sorted(proc.pid for proc in mine if proc.session == session and proc.alive)
 
 
 def environ_of(pid: int) -> dict[str, str]:
@@ -178,11 +198,10 @@ def become_subreaper() -> None:
 
 def reap_zombies(keep: frozenset[int] = frozenset()) -> None:
     """Wait for the dead children of this process that no ``Popen`` in *keep* will ask for."""
-    me = os.getpid()
-    for proc in all_procs().values():
-        if proc.ppid == me and not proc.alive and proc.pid not in keep:
+    for pid in child_pids(os.getpid()) - keep:
+        if not is_alive(pid):
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(proc.pid, os.WNOHANG)
+                os.waitpid(pid, os.WNOHANG)
 
 
 def kill_all(pids: Sequence[int], timeout: float = 5.0) -> None:
