@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import charts, load, machine, report, web
+from benchmarks import charts, load, machine, report, supervision, web
 from benchmarks.peers import OURS, PEERS, ROOT, Environments, default_cache, title
 from benchmarks.results import Report, Row
 
@@ -21,7 +21,7 @@ RESULTS = DOCS / "benchmarks.json"
 # How many runs and how many seconds each, in a hurry and by default.
 QUICK, USUAL = (3, 1.0), (5, 1.0)
 
-Job = tuple[str, str, Callable[[], Row]]
+Job = tuple[str, str, Callable[[], list[Row]]]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,6 +44,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the cases and end")
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help=f"environments of the peers ({default_cache()})"
+    )
+    parser.add_argument(
+        "--tree",
+        type=Path,
+        default=ROOT,
+        metavar="DIR",
+        help="the checkout that is measured (default: this one)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write a chart here, a file for each group")
@@ -94,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     usual = QUICK if options.quick else USUAL
     runs, seconds = options.runs or usual[0], options.seconds or usual[1]
-    environments = Environments(options.cache or default_cache(), options.peers or frozenset(PEERS))
+    environments = Environments(
+        options.cache or default_cache(), options.tree, options.peers or frozenset(PEERS)
+    )
     jobs = [
         job
         for group in (GROUPS if "all" in groups else dict.fromkeys(groups))
@@ -111,11 +120,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def http_jobs(environments: Environments, patterns: list[str], runs: int, seconds: float) -> Iterable[Job]:
     for case in web.chosen(patterns):
-        yield web.GROUP, case.name, functools.partial(web.run_case, case, environments, runs, seconds)
+        yield web.GROUP, case.name, functools.partial(http_rows, case, environments, runs, seconds)
+
+
+def http_rows(case: web.Case, environments: Environments, runs: int, seconds: float) -> list[Row]:
+    return [web.run_case(case, environments, runs, seconds)]
+
+
+def companion_jobs(
+    environments: Environments, patterns: list[str], runs: int, seconds: float
+) -> Iterable[Job]:
+    names = supervision.chosen(patterns)
+    group = supervision.GROUP
+    if supervision.RESTART in names:
+        yield group, supervision.RESTART, lambda: [supervision.run_restart(environments, runs)]
+    if supervision.START in names:
+        yield group, supervision.START, lambda: [supervision.run_start(environments, runs)]
+    fleet = [name for name in names if name in supervision.FLEET_CASES]
+    if fleet:
+        yield group, ", ".join(fleet), lambda: supervision.run_fleet(environments, fleet, runs)
 
 
 GROUPS: dict[str, Callable[[Environments, list[str], int, float], Iterable[Job]]] = {
     "http": http_jobs,
+    "companions": companion_jobs,
 }
 
 
@@ -126,7 +154,7 @@ def measure(jobs: Sequence[Job], environments: Environments) -> Report:
     for count, (group, name, job) in enumerate(jobs, 1):
         print(f"[{count}/{len(jobs)}] {name} ({time.monotonic() - begun:.0f} s)", file=sys.stderr, flush=True)
         try:
-            rows.append(job())
+            rows += job()
         except KeyboardInterrupt:
             print("interrupted: what was measured so far follows", file=sys.stderr)
             break

@@ -69,6 +69,8 @@ class Environments:
     """The environments below *cache*, made when first asked for."""
 
     cache: Path
+    # The working tree of ours.
+    tree: Path = ROOT
     allowed: frozenset[str] = frozenset(PEERS)
     failures: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -112,20 +114,20 @@ class Environments:
                 _pip(home, "install", *peer.requirements)
                 stamp.write_text(wanted)
             if peer.label == OURS:
-                _install_ours(home)
+                _install_ours(home, self.tree)
         except OSError as exc:
             raise NotAvailable(str(exc)) from None
         self.versions[peer.label] = _version(home, peer.distribution)
         return home / "bin"
 
 
-def _install_ours(home: Path) -> None:
+def _install_ours(home: Path, tree: Path) -> None:
     """As a user would have it: copied, compiled, with its commands; not the working tree itself."""
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as name:
         copy = Path(name)
         for file in ("pyproject.toml", "README.rst", "LICENSE", "NOTICE"):
-            shutil.copy(ROOT / file, copy / file)
-        shutil.copytree(ROOT / "gunicorn", copy / "gunicorn", ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copy(tree / file, copy / file)
+        shutil.copytree(tree / "gunicorn", copy / "gunicorn", ignore=shutil.ignore_patterns("__pycache__"))
         _pip(home, "install", "--no-deps", "--no-build-isolation", "--force-reinstall", str(copy))
 
 

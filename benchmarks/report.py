@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from benchmarks.results import Figure, Report, Row
-from benchmarks.stats import Comparison, Spread
+from benchmarks.stats import ITSELF, Comparison, Spread
 
 VERDICTS = {True: "met", False: "not met", None: ""}
 
@@ -27,7 +27,9 @@ def ratio(spread: Spread) -> str:
 
 
 def comparison_of(row: Row, figure: Figure) -> Comparison | None:
-    return next((c for c in row.comparisons if c.against == figure.label), None)
+    """What *figure* is to be judged by; ours, the first, by itself if at all."""
+    wanted = ITSELF if figure is row.figures[0] else figure.label
+    return next((c for c in row.comparisons if c.against == wanted), None)
 
 
 def verdict(comparison: Comparison | None) -> str:
@@ -54,13 +56,14 @@ def text_table(report: Report) -> str:
 def _cells(row: Row, figure: Figure) -> tuple[str, ...]:
     compared = comparison_of(row, figure)
     value = figure.value
+    shown = compared if compared is not None and compared.against != ITSELF else None
     return (
         figure.label,
         number(value.median),
         f"{number(value.low)} to {number(value.high)}",
         number(figure.cpu.median) if figure.cpu is not None else "",
-        number(compared.ratio.median) if compared else "",
-        f"{number(compared.ratio.low)} to {number(compared.ratio.high)}" if compared else "",
+        number(shown.ratio.median) if shown else "",
+        f"{number(shown.ratio.low)} to {number(shown.ratio.high)}" if shown else "",
         str(compared.target) if compared and compared.target else "",
         verdict(compared),
     )

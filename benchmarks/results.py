@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.stats import Comparison, Spread, Target, compare
+from benchmarks.stats import ITSELF, Comparison, Spread, Target, compare
 
 FORMAT = 1
 
@@ -84,12 +84,13 @@ def make_row(
         for label, m in measured.items()
     )
     first, *others = measured
-    comparisons = tuple(
-        compare(label, measured[first].values, measured[label].values, (targets or {}).get(label))
-        for label in others
-    )
+    wanted = targets or {}
+    ours = measured[first].values
+    comparisons = [compare(label, ours, measured[label].values, wanted.get(label)) for label in others]
+    if ITSELF in wanted:
+        comparisons.insert(0, Comparison(ITSELF, Spread.of(ours), wanted[ITSELF]))
     runs = len(measured[first].values)
-    return Row(group, name, title, unit, figures, comparisons, runs, note)
+    return Row(group, name, title, unit, figures, tuple(c for c in comparisons if c is not None), runs, note)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ YARDSTICKS = {"bare accept loop": "bare_accept.py", "bare epoll loop": "bare_epo
 class Setup:
     """How a server is to run, in words that each of them has an option for."""
 
-    app: str = "hello"
+    app: str = "webapps:hello"
     worker: str = "gthread"
     access_log: bool = False
     # Options for ours and Gunicorn alone.
@@ -62,7 +62,7 @@ def command(environments: Environments, label: str, port: int, setup: Setup, dir
     if label in YARDSTICKS:
         return [sys.executable, str(APPS / YARDSTICKS[label]), str(port)]
     bin_directory = environments.bin(label)
-    app, address = f"webapps:{setup.app}", f"127.0.0.1:{port}"
+    app, address = setup.app, f"127.0.0.1:{port}"
     if label == "waitress":
         return [str(bin_directory / "waitress-serve"), f"--threads={THREADS}", f"--listen={address}", app]
     if label == "uwsgi":
@@ -90,7 +90,7 @@ def running(environments: Environments, label: str, setup: Setup) -> Iterator[Se
     try:
         port = free_port()
         line = command(environments, label, port, setup, directory)
-        if setup.app == "send_file":
+        if setup.app == "webapps:send_file":
             (directory / "file").write_bytes(b"0123456789abcdef" * (10 * (1 << 20) // 16))
         process = machine.start_process(line, directory, environment(directory))
         try:

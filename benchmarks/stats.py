@@ -44,9 +44,15 @@ class Target:
         return f"{'≥' if self.sense == '>=' else '≤'} {self.bound:g}"
 
 
+ITSELF = "itself"
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Ours over theirs: the median and spread of the ratios of runs that were made next to each other."""
+    """Ours over theirs: the median and spread of the ratios of runs that were made next to each other.
+
+    Against `ITSELF` it is not a ratio but the figure, judged as it is.
+    """
 
     against: str
     ratio: Spread
@@ -67,16 +73,18 @@ class Comparison:
 
 
 def paired_ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Run by run; a pair with a zero in it says nothing and is left out."""
+    """Run by run; a pair in which theirs is zero has none and is left out."""
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} runs cannot be paired with {len(theirs)}")
-    return [a / b for a, b in zip(ours, theirs, strict=True) if a > 0 and b > 0]
+    return [a / b for a, b in zip(ours, theirs, strict=True) if b > 0]
 
 
 def compare(
     against: str, ours: Sequence[float], theirs: Sequence[float], target: Target | None = None
-) -> Comparison:
-    return Comparison(against, Spread.of(paired_ratios(ours, theirs)), target)
+) -> Comparison | None:
+    """None where theirs is zero throughout."""
+    ratios = paired_ratios(ours, theirs)
+    return Comparison(against, Spread.of(ratios), target) if ratios else None
 
 
 def percentile(values: Sequence[float], fraction: float) -> float:

@@ -177,7 +177,7 @@ def cases() -> list[Case]:
         Case(
             "gthread-post",
             "gthread, 20 request headers, 6 cookies, a JSON body of 2 KB read and answered",
-            entries(replace(gthread, app="form"), ("gunicorn27",)),
+            entries(replace(gthread, app="webapps:form"), ("gunicorn27",)),
             FORM,
             _is_form_answer,
             "application/json",
@@ -186,7 +186,7 @@ def cases() -> list[Case]:
         Case(
             "gthread-flask",
             "gthread, a JSON view of Flask",
-            entries(replace(gthread, app="flask_app"), ("gunicorn27", "waitress", "uwsgi", "granian")),
+            entries(replace(gthread, app="flaskapp:app"), ("gunicorn27", "waitress", "uwsgi", "granian")),
             Request(path="/books/7?page=2"),
             _is_book,
             "application/json",
@@ -195,7 +195,7 @@ def cases() -> list[Case]:
         Case(
             "gthread-file",
             "gthread, a response of 10 MB by the file wrapper",
-            entries(replace(gthread, app="send_file"), ("gunicorn27",)),
+            entries(replace(gthread, app="webapps:send_file"), ("gunicorn27",)),
             HELLO,
             (b"0123456789abcdef" * (10 * MEGABYTE // 16)).__eq__,
             octets,
@@ -205,7 +205,7 @@ def cases() -> list[Case]:
         Case(
             "gthread-upload",
             "gthread, a request of 10 MB read by the application",
-            entries(replace(gthread, app="upload"), ("gunicorn27",)),
+            entries(replace(gthread, app="webapps:upload"), ("gunicorn27",)),
             Request(method="POST", body=b"x" * (10 * MEGABYTE)),
             str(10 * MEGABYTE).encode().__eq__,
             "text/plain",
@@ -215,7 +215,7 @@ def cases() -> list[Case]:
         Case(
             "gthread-chunked",
             "gthread, 1 MB chunked in the request and in the response",
-            entries(replace(gthread, app="echo"), ("gunicorn27",)),
+            entries(replace(gthread, app="webapps:echo"), ("gunicorn27",)),
             Request(method="POST", body=b"x" * MEGABYTE, chunked=True),
             (b"x" * MEGABYTE).__eq__,
             octets,

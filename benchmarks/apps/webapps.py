@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -68,28 +69,13 @@ def echo(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
         yield block
 
 
-def _flask_app() -> Any:
-    from flask import Flask, jsonify, request
-
-    flask_app = Flask("webapps")
-
-    @flask_app.get("/books/<int:number>")
-    def book(number: int) -> Any:
-        return jsonify(number=number, title="A Book", page=request.args.get("page"), tags=["a", "b", "c"])
-
-    return flask_app
-
-
-def __getattr__(name: str) -> Any:
-    # Only the server that is asked for it needs Flask.
-    if name == "flask_app":
-        globals()[name] = _flask_app()
-        return globals()[name]
-    raise AttributeError(name)
-
-
 def pause() -> None:
     """A companion that does nothing."""
-    import signal
+    signal.pause()
 
+
+def report(before: int = 0) -> None:
+    """A companion that says that it runs, with a moment that it was told, and does nothing."""
+    fd = os.open(os.environ["BENCHMARK_FIFO"], os.O_WRONLY)
+    os.write(fd, b"%d %d\n" % (os.getpid(), before))
     signal.pause()
