@@ -72,8 +72,6 @@ def describe(companion: Reply) -> str:
     text = str(companion["description"])
     if companion.get("rolling"):
         text += ", to be restarted in its turn"
-    if companion.get("status_text"):
-        text += f', "{companion["status_text"]}"'
     return text
 
 
@@ -86,8 +84,8 @@ def runs_as_it_should(companion: Reply) -> bool:
     if companion.get("reason") == "exited":
         # By itself, and its configuration does not want it back.
         return bool(companion.get("last_exit_code") == 0)
-    # "gave up" is a failure, whoever started it.
-    return not companion["autostart"] and not companion.get("reason")
+    # To have given up is a failure, whoever had started it.
+    return not companion["autostart"] and companion.get("reason") != "gave up"
 
 
 # -- memory --------------------------------------------------------------------

@@ -19,28 +19,9 @@ from companiontools import answer_of, python_env
 from harness import wait_until
 
 from gunicorn import __version__
-from gunicorn.companion import ctl, ctlclient, ctlcommands, paths, session
+from gunicorn.companion import ctlcommands, paths, session
 
 needs_manager = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
-
-
-@pytest.fixture
-def run(capsys, monkeypatch) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command in this process: exit code, stdout, stderr."""
-    for name in ("GUNICORN_COMPANION_SOCKET", "RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/nonexistent")
-
-    def call(*words: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = ctl.main([str(word) for word in words])
-        except SystemExit as exc:
-            code = exc.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture
