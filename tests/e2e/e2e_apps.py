@@ -115,16 +115,23 @@ def idle():
     sleep_forever()
 
 def drain():
-    """At SIGTERM it works on for DRAIN seconds, then leaves with 0; further signals are counted."""
-    seconds = float(os.environ.get("DRAIN", "1"))
+    """Asked to end, it works on for DRAIN seconds, or until the file UNTIL is there; then it leaves with 0.
+
+    Further signals are counted.
+    """
+    seconds, until = float(os.environ.get("DRAIN", "1")), os.environ.get("UNTIL")
     asked = []
+    def done():
+        if until:
+            return os.path.exists(os.path.join(HERE, until))
+        return time.monotonic() >= asked[0] + seconds
     def on_term(sig, frame):
         mark("signals", f"{os.getpid()} {sig} {time.time()}")
         asked.append(time.monotonic())
     for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(sig, on_term)
     begin()
-    while not asked or time.monotonic() < asked[0] + seconds:
+    while not asked or not done():
         time.sleep(0.02)
     mark("drained", os.getpid())
 

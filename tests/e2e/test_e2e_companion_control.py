@@ -44,7 +44,7 @@ def test_start_stop_restart() -> None:
 
 
 def test_commands_while_it_is_stopping() -> None:
-    with companion_server(entry("drain", env={"DRAIN": "1.5"})) as server:
+    with companion_server(entry("drain", env={"UNTIL": "done"})) as server:
         pid = server.wait_companion("drain")["pid"]
         assert server.ask("stop", "drain")["ok"]
         for cmd in ("start", "restart"):
@@ -53,16 +53,18 @@ def test_commands_while_it_is_stopping() -> None:
             assert "is stopping; retry" in reply.get("error", "") + reply.get("message", "")
         assert server.ask("stop", "drain")["ok"]
         assert server.companion("drain")["pid"] == pid
+        server.write("done", "")
         server.wait_companion("drain", "STOPPED")
         assert len(starts(server, "drain")) == 1
 
 
 def test_stop_cancels_a_pending_restart() -> None:
-    with companion_server(entry("drain", env={"DRAIN": "1"})) as server:
+    with companion_server(entry("drain", env={"UNTIL": "done"})) as server:
         server.wait_companion("drain")
         assert server.ask("restart", "drain")["ok"]
         assert server.companion("drain")["state"] == "STOPPING"
         assert server.ask("stop", "drain")["ok"]
+        server.write("done", "")
         server.wait_companion("drain", "STOPPED")
         assert len(starts(server, "drain")) == 1
 
@@ -390,8 +392,15 @@ def test_a_plain_file_in_its_place_is_left_alone() -> None:
         assert server.get("/").status == 200
 
 
+#: Looks after the socket twice a second, where it is every few seconds else.
+ATTENTIVE = """
+import gunicorn.companion.parent, gunicorn.companion.control
+gunicorn.companion.parent.SOCKET_CHECK_INTERVAL = gunicorn.companion.control.RETRY_INTERVAL = 0.5
+"""
+
+
 def test_a_live_socket_of_another_is_left_alone_and_tried_again() -> None:
-    server = companion_server(entry("a", "idle"), companion_control_socket="c.sock")
+    server = companion_server(entry("a", "idle"), companion_control_socket="c.sock", extra=ATTENTIVE)
     path = at(server)
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
@@ -423,13 +432,16 @@ def test_a_socket_taken_by_another_is_not_removed_at_the_end() -> None:
 
 
 def test_a_deleted_socket_file_is_made_again() -> None:
-    with companion_server(entry("a", "idle")) as server:
+    with companion_server(entry("a", "idle"), extra=ATTENTIVE) as server:
         server.wait_companion("a")
         before = pids(server)
         manager = server.wait_manager()
         server.control_path().unlink()
         assert server.wait_manager(11) == manager
         assert pids(server) == before
+    with companion_server(entry("a", "idle")) as server:
+        server.wait_companion("a")
+        before = pids(server)
         # USR1 checks it at once.
         server.control_path().unlink()
         server.signal(signal.SIGUSR1)
@@ -440,7 +452,7 @@ def test_a_deleted_socket_file_is_made_again() -> None:
 def test_the_whole_directory_deleted() -> None:
     import shutil
 
-    with companion_server(entry("a", "idle")) as server:
+    with companion_server(entry("a", "idle"), extra=ATTENTIVE) as server:
         server.wait_companion("a")
         before = pids(server)
         shutil.rmtree(server.control_path().parent)

@@ -59,13 +59,13 @@ def test_exit_codes() -> None:
 
 
 def test_start_stop_restart_wait_until_it_is_done() -> None:
-    companions = [entry("drain", env={"DRAIN": "1"}), entry("a", "idle", startsecs=0.5)]
+    companions = [entry("drain", env={"DRAIN": "0.4"}), entry("a", "idle", startsecs=0.3)]
     with companion_server(*companions) as server:
         server.wait_companion("drain")
         first = server.wait_companion("a")["pid"]
         started = time.monotonic()
         assert ctl(server, "stop", "drain").returncode == 0
-        assert time.monotonic() - started > 0.9
+        assert time.monotonic() - started > 0.4
         assert server.companion("drain")["state"] == "STOPPED"
         assert ctl(server, "start", "drain").returncode == 0
         assert server.companion("drain")["state"] == "RUNNING"
@@ -146,9 +146,9 @@ def test_a_silent_server_is_a_timeout() -> None:
         os.kill(manager, signal.SIGSTOP)
         try:
             started = time.monotonic()
-            result = ctl(server, "--timeout", "1", "status")
+            result = ctl(server, "--timeout", "0.6", "status")
             assert result.returncode == 2 and "Traceback" not in result.stderr
-            assert 0.8 < time.monotonic() - started < 4
+            assert 0.6 < time.monotonic() - started < 4
         finally:
             os.kill(manager, signal.SIGCONT)
 

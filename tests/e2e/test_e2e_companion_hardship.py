@@ -392,11 +392,13 @@ def test_hup_and_stop_while_no_manager_is_there() -> None:
 
 def test_term_during_a_replacement_of_the_manager() -> None:
     """companion_reload = "all", a slow drain, and the whole server is told to stop meanwhile."""
-    with companion_server(entry("drain", env={"DRAIN": "2"}), companion_reload="all") as server:
+    with companion_server(entry("drain", env={"UNTIL": "done"}), companion_reload="all") as server:
         pid = server.wait_companion("drain")["pid"]
         server.signal(signal.SIGHUP)
         wait_until(lambda: signals(server, "drain"), 5, "its signal")
         server.signal(signal.SIGTERM)
+        wait_until(lambda: not server.workers(), 5, "the stop begun")
+        server.write("done", "")
         assert server.wait_exit(8) == 0
         assert pids_in(server, "drain.drained") == [pid]
         assert len(starts(server, "drain")) == 1
@@ -404,13 +406,15 @@ def test_term_during_a_replacement_of_the_manager() -> None:
 
 
 def test_hups_during_a_replacement_of_the_manager() -> None:
-    with companion_server(entry("drain", env={"DRAIN": "1.5"}), companion_reload="all") as server:
+    with companion_server(entry("drain", env={"UNTIL": "done"}), companion_reload="all") as server:
         pid = server.wait_companion("drain")["pid"]
         for _ in range(3):
+            workers = server.workers()
             server.signal(signal.SIGHUP)
-            time.sleep(0.1)
+            server.wait_workers(1, without=workers)
         reconfigure(server, entry("drain", env={"DRAIN": "0"}), entry("b", "idle"), companion_reload="all")
         server.signal(signal.SIGHUP)
+        server.write("done", "")
         server.wait_companion("b", timeout=8)
         server.wait_companion("drain", without=[pid])
         wait_until(lambda: len(server.companions()) == 2)
@@ -483,7 +487,7 @@ os.environ["LEAKED"] = "1"
 
 def test_a_manager_that_dies_after_the_addresses_changed_still_finds_the_old_selves() -> None:
     """The default run directory is named by the addresses, among others; they can change by HUP."""
-    companions = [entry("drain", env={"DRAIN": "2"}), entry("a", "idle")]
+    companions = [entry("drain", env={"UNTIL": "done"}), entry("a", "idle")]
     port, other = free_port(), free_port()
     server = companion_server(*companions, bind=f"127.0.0.1:{port}", bind_option=None)
     server.port = port
@@ -500,12 +504,13 @@ def test_a_manager_that_dies_after_the_addresses_changed_still_finds_the_old_sel
         os.kill(server.wait_manager(), signal.SIGKILL)
         server.wait_companion("a", without=[a])
         assert server.companion("drain")["state"] == "STARTING" and is_alive(old)
+        server.write("done", "")
         server.wait_companion("drain", without=[old])
         assert overlaps(server) == []
 
 
 def test_a_manager_that_dies_after_the_run_directory_changed_still_finds_the_old_selves() -> None:
-    companions = [entry("drain", env={"DRAIN": "2"}), entry("a", "idle")]
+    companions = [entry("drain", env={"UNTIL": "done"}), entry("a", "idle")]
     with companion_server(*companions, companion_run_dir="run/one") as server:
         old = server.wait_companion("drain")["pid"]
         a = server.wait_companion("a")["pid"]
@@ -516,6 +521,8 @@ def test_a_manager_that_dies_after_the_run_directory_changed_still_finds_the_old
         assert server.companion("drain")["pid"] == old
         os.kill(server.wait_manager(), signal.SIGKILL)
         server.wait_companion("a", without=[a])
+        assert is_alive(old)
+        server.write("done", "")
         server.wait_companion("drain", without=[old])
         assert overlaps(server) == []
 

@@ -68,11 +68,10 @@ def test_hup_restarts_only_what_is_shaped_otherwise() -> None:
 
 
 def test_hup_adds_and_removes_without_waiting_for_who_drains() -> None:
-    with companion_server(entry("a", "idle"), entry("drain", env={"DRAIN": "4"})) as server:
+    with companion_server(entry("a", "idle"), entry("drain", env={"UNTIL": "done"})) as server:
         before = settled(server, "a", "drain")
         manager = server.wait_manager()
         reconfigure(server, entry("a", "idle"), entry("c", "idle"))
-        hupped = time.monotonic()
         (worker,) = hup(server)
         server.wait_companion("c", timeout=3)
         leaving = server.companion("drain")
@@ -80,21 +79,23 @@ def test_hup_adds_and_removes_without_waiting_for_who_drains() -> None:
         # While it drains, the web tier is supervised.
         os.kill(worker, signal.SIGKILL)
         server.wait_workers(1, timeout=2, without=[worker])
-        assert time.monotonic() - hupped < 4
+        assert server.companion("drain")["state"] == "STOPPING"
+        server.write("done", "")
         wait_until(lambda: "drain" not in server.companions(), 6, "gone from the table")
         assert pids_in(server, "drain.drained") == [before["drain"]]
-        assert time.monotonic() - hupped > 3.5
         assert pids(server)["a"] == before["a"] and server.manager() == manager
 
 
 def test_a_name_that_comes_back_waits_for_its_old_process() -> None:
-    with companion_server(entry("a", "idle"), entry("drain", env={"DRAIN": "2"})) as server:
+    with companion_server(entry("a", "idle"), entry("drain", env={"UNTIL": "done"})) as server:
         before = settled(server, "a", "drain")
         reconfigure(server, entry("a", "idle"))
         assert server.ask("reread")["removed"] == ["drain"]
         reconfigure(server, entry("a", "idle"), entry("drain", env={"DRAIN": "0"}))
         assert server.ask("reread")["ok"]
         assert is_alive(before["drain"] or 0)
+        assert len(starts(server, "drain")) == 1
+        server.write("done", "")
         server.wait_companion("drain", timeout=6, without=[before["drain"] or 0])
         assert pids_in(server, "drain.drained") == [before["drain"]]
         assert overlaps(server) == []
@@ -104,7 +105,7 @@ def test_the_manager_leaves_with_the_last_companion_and_comes_with_the_first() -
     with companion_server() as server:
         assert server.manager() is None
         assert not server.control_path().exists()
-        reconfigure(server, entry("drain", env={"DRAIN": "1"}))
+        reconfigure(server, entry("drain", env={"DRAIN": "0.5"}))
         hup(server)
         pid = server.wait_companion("drain")["pid"]
         reconfigure(server)
@@ -174,9 +175,8 @@ def test_hup_with_an_application_that_does_not_load_any_more_is_not_the_companio
 
 
 def test_companion_reload_all_replaces_the_manager_without_holding_up_the_rest() -> None:
-    """A 12 s drain on HUP would be the same at any length: 3 s here."""
     settings = {"companion_reload": "all", "workers": 2}
-    with companion_server(entry("a", "idle"), entry("drain", env={"DRAIN": "3"}), **settings) as server:
+    with companion_server(entry("a", "idle"), entry("drain", env={"UNTIL": "done"}), **settings) as server:
         before = settled(server, "a", "drain")
         manager = server.wait_manager()
         workers = hup(server, 2)
@@ -187,6 +187,7 @@ def test_companion_reload_all_replaces_the_manager_without_holding_up_the_rest()
         server.signal(signal.SIGTTIN)
         server.wait_workers(3, timeout=2)
         assert server.get("/").status == 200
+        server.write("done", "")
         server.wait_manager(10, without=manager)
         after = settled(server, "a", "drain")
         assert after["a"] != before["a"] and after["drain"] != before["drain"]
@@ -195,22 +196,27 @@ def test_companion_reload_all_replaces_the_manager_without_holding_up_the_rest()
         assert overlaps(server) == []
 
 
-def test_a_killed_worker_is_replaced_during_a_12_second_drain_on_hup() -> None:
+def test_a_killed_worker_is_replaced_during_a_drain_on_hup() -> None:
+    """It may take longer than a stop may: reload_timeout is its limit."""
     server = companion_server(
-        entry("drain", env={"DRAIN": "12"}), companion_reload_timeout=30, companion_stop_timeout=1, workers=2
+        entry("drain", env={"UNTIL": "done"}),
+        companion_reload_timeout=30,
+        companion_stop_timeout=1,
+        workers=2,
     )
     with server:
         before = settled(server, "drain")
         reconfigure(server, entry("drain", env={"DRAIN": "0"}), workers=2, companion_reload_timeout=30)
-        hupped = time.monotonic()
         hup(server, 2)
+        asked = wait_until(lambda: signals(server, "drain"))[0][2]
         for _ in range(3):
             victim = server.workers()[0]
             os.kill(victim, signal.SIGKILL)
             server.wait_workers(2, timeout=2, without=[victim])
+        wait_until(lambda: time.time() > asked + 1.3)
         assert server.companion("drain")["state"] == "STOPPING"
-        server.wait_companion("drain", timeout=14, without=[before["drain"] or 0])
-        assert 11.5 < time.monotonic() - hupped < 15
+        server.write("done", "")
+        server.wait_companion("drain", without=[before["drain"] or 0])
         assert pids_in(server, "drain.drained") == [before["drain"]]
 
 
@@ -323,14 +329,14 @@ def test_what_was_autostart_false_starts_by_command_only() -> None:
 def test_the_new_stop_limit_counts_at_the_end() -> None:
     """A reread that lengthens stop_timeout lengthens the arbiter's wait for the manager, too."""
     settings = {"companion_stop_timeout": 0.5, "companion_manager_shutdown_buffer": 0.5}
-    with companion_server(entry("drain", env={"DRAIN": "2"}), **settings) as server:
+    with companion_server(entry("drain", env={"DRAIN": "1.5"}), **settings) as server:
         pid = server.wait_companion("drain")["pid"]
         settings["companion_stop_timeout"] = 20
-        reconfigure(server, entry("drain", env={"DRAIN": "2"}), **settings)
+        reconfigure(server, entry("drain", env={"DRAIN": "1.5"}), **settings)
         assert server.ask("reread")["updated"] == ["drain"]
         started = time.monotonic()
         assert server.stop() == 0
-        assert 1.9 < time.monotonic() - started < 4
+        assert 1.4 < time.monotonic() - started < 4
         assert pids_in(server, "drain.drained") == [pid]
 
 
