@@ -21,12 +21,13 @@ import os
 import signal
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from gunicorn.companion import session
 
 SUFFIX = ".run"
+_quoted = json.encoder.encode_basestring_ascii
 MAX_RECORD = 64 * 1024
 
 
@@ -48,7 +49,18 @@ class Record:
     error: str | None = None
 
     def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self)).encode() + b"\n"
+        """JSON, put together by hand: each companion writes one at its start, and the general way would
+        cost more than the rest of the file.
+        """
+        error = "null" if self.error is None else _quoted(self.error)
+        text = (
+            f'{{"name": {_quoted(self.name)}, "pid": {self.pid}, "started": {_quoted(self.started)},'
+            f' "session": {self.session}, "supervisor": {self.supervisor},'
+            f' "supervisor_started": {_quoted(self.supervisor_started)},'
+            f' "stop_signal": {int(self.stop_signal)}, "stop_timeout": {float(self.stop_timeout)!r},'
+            f' "signalled": {"true" if self.signalled else "false"}, "error": {error}}}\n'
+        )
+        return text.encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Record | None:

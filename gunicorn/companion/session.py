@@ -30,9 +30,14 @@ class Stat(NamedTuple):
 
 def read_stat(pid: int) -> Stat | None:
     """None where there is no such process (or no /proc)."""
+    # Not by open(): a file object takes longer to make than the kernel takes to answer, and this is
+    # asked for each process of the machine, and in each child that was just forked.
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            text = file.read()
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(fd, 4096)
+        finally:
+            os.close(fd)
     except OSError:
         return None
     # The command in parentheses may hold spaces and parentheses of its own.

@@ -10,11 +10,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+
+# The functions of `signal` turn each number that they return into a member of an enum. On the way of
+# each fork, with 64 numbers in a mask, that costs several times what the calls do; those of the
+# module below return the numbers.
+_plain: Any = sys.modules.get("_signal", signal)
+_ALL = tuple(sorted(map(int, signal.valid_signals())))
 
 
 def signal_name(signum: int) -> str:
@@ -117,7 +124,7 @@ def drop_wakeup_fd(only: int | None = None) -> None:
 
 
 @contextlib.contextmanager
-def blocked_signals() -> Iterator[set[signal.Signals]]:
+def blocked_signals() -> Iterator[set[int]]:
     """Hold back every signal of this thread, and let them come at the end of the block.
 
     A fork goes into the block, and so does what gives the child its own
@@ -130,11 +137,11 @@ def blocked_signals() -> Iterator[set[signal.Signals]]:
 
     The value is the mask as it was before, for a child that needs another end.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    mask = _plain.pthread_sigmask(signal.SIG_BLOCK, _ALL)
     try:
-        yield {signum for signum in mask if isinstance(signum, signal.Signals)}
+        yield set(mask)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _plain.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 block_all_signals = blocked_signals
@@ -151,15 +158,16 @@ def reset_to_default(
     """
     drop_wakeup_fd()
     if signals is None:
-        signals = [signum for signum in signal.valid_signals() if callable(signal.getsignal(signum))]
-    own = dict(handlers or {})
+        signals = [signum for signum in _ALL if callable(_plain.getsignal(signum))]
+    own = handlers or {}
     for signum in signals:
         if signum not in own:
-            signal.signal(signum, signal.SIG_DFL)
+            _plain.signal(signum, _plain.SIG_DFL)
     for signum, handler in own.items():
+        # Members of the enum are for the function above alone.
         signal.signal(signum, handler)
 
 
 def unblock_all() -> None:
     """Clear the signal mask, for a child that starts a program of its own."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _plain.pthread_sigmask(signal.SIG_SETMASK, ())
