@@ -152,6 +152,8 @@ class ControlServer:
         self.next_attempt: float | None = None
         self._owned: tuple[int, int] | None = None
         self._complaint: str | None = None
+        # Whether it is as it should be that another server still has the path.
+        self.patient = False
 
     # -- the socket file ---------------------------------------------------
 
@@ -174,7 +176,8 @@ class ControlServer:
         # Said once, not at every attempt.
         if reason != self._complaint:
             self._complaint = reason
-            self.log.warning("No control socket for companions at %s: %s", self.path, reason)
+            log = self.log.info if self.patient else self.log.warning
+            log("No control socket for companions at %s: %s", self.path, reason)
 
     def _listen(self) -> socket.socket:
         remove_stale(self.path)
@@ -209,7 +212,9 @@ class ControlServer:
         return (info.st_dev, info.st_ino) == self._owned
 
     def check(self, now: float) -> None:
-        """Listen anew if the socket file is gone or somebody else's."""
+        """Listen anew if the socket file is gone or somebody else's. There is nobody to be patient with."""
+        if self.patient:
+            self.patient, self._complaint = False, None
         if self.listener is None or not self.file_is_ours:
             self._close_listener()
             self.open(now)
@@ -261,9 +266,10 @@ class ControlServer:
     # -- connections -------------------------------------------------------
 
     def _on_connection(self, events: int) -> None:
-        assert self.listener is not None
         # A few at a time: what they have sent, and that they are gone, is looked at in between.
         for _ in range(ACCEPT_BATCH):
+            if self.listener is None:
+                return
             try:
                 sock, _ = self.listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -280,6 +286,8 @@ class ControlServer:
             client = Client(sock)
             self.clients[client.fileno()] = client
             self.poller.add(client.fileno(), lambda events, client=client: self._on_client(client, events))  # type: ignore[misc]
+            # Mostly its request is here already, and need not wait for another round of the loop.
+            self._on_client(client, READABLE)
 
     def _drop_ended(self) -> bool:
         """Drop clients that are gone and whose end has not come to our notice yet; True if any was."""
