@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import charts, load, machine, report, supervision, web
+from benchmarks import charts, load, machine, report, resident, startup, supervision, web
 from benchmarks.peers import OURS, PEERS, ROOT, Environments, default_cache, title
 from benchmarks.results import Report, Row
 
@@ -120,11 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def http_jobs(environments: Environments, patterns: list[str], runs: int, seconds: float) -> Iterable[Job]:
     for case in web.chosen(patterns):
-        yield web.GROUP, case.name, functools.partial(http_rows, case, environments, runs, seconds)
-
-
-def http_rows(case: web.Case, environments: Environments, runs: int, seconds: float) -> list[Row]:
-    return [web.run_case(case, environments, runs, seconds)]
+        yield (
+            web.GROUP,
+            case.name,
+            functools.partial(one_row, web.run_case, case, environments, runs, seconds),
+        )
 
 
 def companion_jobs(
@@ -141,9 +141,25 @@ def companion_jobs(
         yield group, ", ".join(fleet), lambda: supervision.run_fleet(environments, fleet, runs)
 
 
+def memory_jobs(environments: Environments, patterns: list[str], runs: int, seconds: float) -> Iterable[Job]:
+    for name in resident.chosen(patterns):
+        yield resident.GROUP, name, functools.partial(one_row, resident.run, name, environments, runs)
+
+
+def startup_jobs(environments: Environments, patterns: list[str], runs: int, seconds: float) -> Iterable[Job]:
+    for name in startup.chosen(patterns):
+        yield startup.GROUP, name, functools.partial(one_row, startup.run, name, environments, runs)
+
+
+def one_row(run: Callable[..., Row], *arguments: Any) -> list[Row]:
+    return [run(*arguments)]
+
+
 GROUPS: dict[str, Callable[[Environments, list[str], int, float], Iterable[Job]]] = {
     "http": http_jobs,
     "companions": companion_jobs,
+    "memory": memory_jobs,
+    "startup": startup_jobs,
 }
 
 

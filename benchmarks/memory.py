@@ -74,14 +74,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(measure(options.megabytes)))
 
 
-def measure(megabytes: int = 60) -> Figures:
-    """Run the three and read their private memory.
+def measure(megabytes: int = 60, python: str = sys.executable, tree: Path = ROOT) -> Figures:
+    """Run the three with the interpreter *python* and the server of *tree*; read their private memory.
 
     Raises RuntimeError, with the output so far, if one does not get as far as its ``gc.collect()``.
     """
     size = megabytes * 1_000_000
     server = [
-        *(sys.executable, "-m", "gunicorn", "--preload", "--bind", "127.0.0.1:0"),
+        *(python, "-m", "gunicorn", "--preload", "--bind", "127.0.0.1:0"),
         *("--companion-worker", "probe=stock:target", "stock:app"),
     ]
     with tempfile.TemporaryDirectory(prefix="memory-") as name:
@@ -89,17 +89,17 @@ def measure(megabytes: int = 60) -> Figures:
         (directory / "stock.py").write_text(APPLICATION.format(size=size))
         return Figures(
             application=size,
-            frozen=private_memory(server, directory),
-            unfrozen=private_memory([*server[:3], "--no-gc-freeze", *server[3:]], directory),
-            alone=private_memory([sys.executable, "-c", "import stock; stock.target()"], directory),
+            frozen=private_memory(server, directory, tree),
+            unfrozen=private_memory([*server[:3], "--no-gc-freeze", *server[3:]], directory, tree),
+            alone=private_memory([python, "-c", "import stock; stock.target()"], directory, tree),
         )
 
 
-def private_memory(command: Sequence[str], directory: Path) -> int:
+def private_memory(command: Sequence[str], directory: Path, tree: Path = ROOT) -> int:
     """Run *command* until its target has reported, and give the target's private memory in bytes."""
     probe = directory / "probe.pid"
     probe.unlink(missing_ok=True)
-    with running(command, directory) as process:
+    with running(command, directory, tree) as process:
         deadline = time.monotonic() + DEADLINE
         while not probe.exists():
             if process.poll() is not None or time.monotonic() > deadline:
@@ -110,11 +110,11 @@ def private_memory(command: Sequence[str], directory: Path) -> int:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: Sequence[str], directory: Path, tree: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The process, with its output in the directory's log; asked to end, and waited for, on leaving."""
     # A configuration of the caller's must not change what is measured.
     env = {name: value for name, value in os.environ.items() if not name.startswith(("GUNICORN_", "WEB_"))}
-    env.update(PYTHONPATH=str(ROOT), XDG_RUNTIME_DIR=str(directory))
+    env.update(PYTHONPATH=str(tree), XDG_RUNTIME_DIR=str(directory))
     env.pop("RUNTIME_DIRECTORY", None)
     with open(directory / "log", "wb") as log:
         process = subprocess.Popen(command, cwd=directory, env=env, stdout=log, stderr=log)
