@@ -165,18 +165,19 @@ GROUPS: dict[str, Callable[[Environments, list[str], int, float], Iterable[Job]]
 
 def measure(jobs: Sequence[Job], environments: Environments) -> Report:
     """Each job's row; one that fails is a row that says so, and the next begins."""
-    machine.move_to_load_cores()
-    rows, begun = [], time.monotonic()
+    rows: list[Row] = []
+    begun = time.monotonic()
     for count, (group, name, job) in enumerate(jobs, 1):
         print(f"[{count}/{len(jobs)}] {name} ({time.monotonic() - begun:.0f} s)", file=sys.stderr, flush=True)
         try:
-            rows += job()
+            with machine.on_load_cores():
+                rows += job()
         except KeyboardInterrupt:
             print("interrupted: what was measured so far follows", file=sys.stderr)
             break
         except Exception as exc:
             rows.append(Row(group, name, name, "", error=f"{type(exc).__name__}: {exc}"))
-        if rows[-1].error:
+        if rows and rows[-1].error:
             print(f"  not measured: {rows[-1].error}", file=sys.stderr)
     return Report(tuple(rows), {group: conditions(environments) for group in {row.group for row in rows}})
 

@@ -43,11 +43,19 @@ def on_server_core() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def move_to_load_cores() -> None:
+@contextlib.contextmanager
+def on_load_cores() -> Iterator[None]:
     """This process, and by inheritance the load generators, leave the server's core alone."""
     both = cores()
-    if both is not None:
-        os.sched_setaffinity(0, both[1])
+    if both is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, both[1])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def describe() -> dict[str, str | int]:

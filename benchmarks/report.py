@@ -150,30 +150,43 @@ def _rst_table(rows: Sequence[Row]) -> list[str]:
     lines = [
         ".. list-table::",
         "   :header-rows: 1",
-        "   :widths: 34 22 14 10 18 8 8",
+        "   :widths: 34 18 18 8 20 10 8",
         "",
-        *_list_row("case", "against", "ratio (spread)", "target", "figures, ours : theirs", "CPU, µs", "met"),
+        *_list_row("case", "against", "ratio (spread)", "target", "ours : theirs", "CPU, µs", "met"),
     ]
     for row in rows:
         name = f"``{row.name}``: {escape(row.title)}"
         if row.error:
             lines += _list_row(name, "not measured: " + escape(row.error), "", "", "", "", "")
-        own = row.figures[0] if row.figures else None
+            continue
+        own = row.figures[0]
+        judged = comparison_of(row, own)
+        if judged is not None or len(row.figures) == 1:
+            shown = f"{number(own.value.median)} {row.unit}"
+            lines += _list_row(name, "", "", _target(judged), shown, _cpu(own), verdict(judged))
+            name = ""
         for figure in row.figures[1:]:
             compared = comparison_of(row, figure)
-            assert own is not None and compared is not None
-            cpu = f"{number(own.cpu.median)} : {number(figure.cpu.median)}" if own.cpu and figure.cpu else ""
             lines += _list_row(
                 name,
                 escape(figure.label),
-                ratio(compared.ratio),
-                str(compared.target or ""),
+                ratio(compared.ratio) if compared is not None else "",
+                _target(compared),
                 f"{number(own.value.median)} : {number(figure.value.median)} {row.unit}",
-                cpu,
+                _cpu(own, figure),
                 verdict(compared),
             )
             name = ""
     return lines
+
+
+def _target(compared: Comparison | None) -> str:
+    return str(compared.target) if compared is not None and compared.target is not None else ""
+
+
+def _cpu(*figures: Figure) -> str:
+    medians = [figure.cpu.median for figure in figures if figure.cpu is not None]
+    return " : ".join(map(number, medians)) if len(medians) == len(figures) else ""
 
 
 def _list_row(*cells: str) -> list[str]:

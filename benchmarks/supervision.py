@@ -117,8 +117,7 @@ def supervising(
     prepare: Callable[[Path, int], Sequence[str]], count: int, ask: int = signal.SIGTERM
 ) -> Iterator[Supervisor]:
     """What the command of *prepare* starts, once all its processes have reported; ended on leaving."""
-    # Sockets are made in it, whose paths are short.
-    directory = Path(tempfile.mkdtemp(prefix="bm-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="bm-", dir=runtime_base()))
     try:
         reports = Reports(directory)
         command = prepare(directory, count)
@@ -139,6 +138,14 @@ def supervising(
             reports.close()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def runtime_base() -> str:
+    """In memory, as the directories of sockets and run files are by default; a short path, for the sockets."""
+    for base in (os.environ.get("XDG_RUNTIME_DIR", ""), "/dev/shm"):
+        if base and len(base) < 60 and os.access(base, os.W_OK | os.X_OK):
+            return base
+    return "/tmp"
 
 
 # -- the supervisors ---------------------------------------------------------

@@ -312,7 +312,8 @@ def measure(
     with idle_connections(server.port, case.request, contestant.idle):
         before = server.cpu_seconds()
         if rate is not None:
-            sample = load.open_loop(server.port, case.request, case.connections, seconds, rate)
+            # The hundredth part of the answers is to be more than a handful.
+            sample = load.open_loop(server.port, case.request, case.connections, 2 * seconds, rate)
         else:
             sample = load.closed_loop(server.port, case.request, case.connections, seconds)
         cpu = (server.cpu_seconds() - before) / max(1, sample.requests) * 1e6
