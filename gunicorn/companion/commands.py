@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn import __version__
 from gunicorn.companion import memory as memory_of
-from gunicorn.companion import session
+from gunicorn.companion import rereading, session
 from gunicorn.companion.checks import check_numprocs, did_you_mean, parse_signal
 from gunicorn.companion.control import error
 from gunicorn.companion.process import CompanionProcess, State
@@ -185,7 +185,7 @@ def _scale(manager: CompanionManager, request: Request) -> Reply:
     number = check_numprocs(request.get("numprocs"))
     if number is None:
         return error("'numprocs' is missing: how many?")
-    found = manager.scale_group(group, number)
+    found = rereading.scale_group(manager, group, number)
     manager.after_command()
     return {"ok": True, "added": found.added, "removed": found.removed}
 

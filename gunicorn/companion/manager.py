@@ -13,23 +13,26 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
-from gunicorn.companion import commands, figures, memory, notices, session
+from gunicorn.companion import commands, figures, rereading, session
 from gunicorn.companion.claims import Blocked, Claims
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.control import ControlServer, error
+from gunicorn.companion.control import ControlServer
+from gunicorn.companion.endings import Endings
+from gunicorn.companion.hearing import Hearing
+from gunicorn.companion.limits import Limits
 from gunicorn.companion.link import Link
-from gunicorn.companion.notices import Notice, NoticeSocket
+from gunicorn.companion.masterline import MasterLine
+from gunicorn.companion.notices import Notice
 from gunicorn.companion.process import POLL_INTERVAL, Action, CompanionProcess, Event, State
-from gunicorn.companion.reread import Difference, Scaled, difference, scale
+from gunicorn.companion.reread import Scaled, scale
 from gunicorn.companion.rolling import Rolling
 from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.sockets import Listeners
 from gunicorn.companion.spawn import Birth, become_subreaper, spawn
 from gunicorn.companion.watch import SourceWatch
-from gunicorn.unix.poller import READABLE, WRITABLE, Poller
+from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import SignalInbox, signal_name, unblock_all
 
@@ -41,14 +44,8 @@ SIGNALS = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "CHLD", "TTIN", "TTOU",
 
 # Seconds that adopted processes are given to be gone after SIGKILL.
 END_OF_ADOPTED = 2.0
-# How often the memory of companions that have a limit is looked at, in seconds.
-MEMORY_INTERVAL = 5.0
 # Companions that are started before others, and the control socket, have their turn.
 STARTS_AT_ONCE = 64
-
-
-class ConfigUnreadable(Exception):
-    """The configuration may not be read by the user that the manager runs as."""
 
 
 def no_hook(manager: Any, companion: CompanionProcess) -> None:
@@ -96,7 +93,6 @@ class CompanionManager:
         self.on_exit = on_exit
         self.graceful_timeout = graceful_timeout
         self.server = dict(server or {})
-        self.link = link
         self.watch = watch
         self.pid = os.getpid()
         self.stopping = False
@@ -116,15 +112,15 @@ class CompanionManager:
         self.control: ControlServer | None = None
         if control_path is not None:
             self.control = ControlServer(control_path, control_mode, self.handle_command, self.poller, log)
+        self.master = MasterLine(link, self.poller, self._hear_master, self._lose_master)
         self.claims = Claims(run_dir, log)
         self.listeners = Listeners(log, umask=umask)
+        self.endings = Endings(self.claims)
+        self.hearing = Hearing(self.poller, log, self._take_notice)
         self.rolling = Rolling()
-        self._notices: dict[str, NoticeSocket] = {}
+        self.limits = Limits(self.rolling)
         self._pids: dict[int, CompanionProcess] = {}
-        self._to_kill: set[CompanionProcess] = set()
-        self._memory_due: float | None = None
         self._more_to_start = False
-        self._is_subreaper = False
         self._files: dict[str, str] = {}
         self._nofile: tuple[int, int] | None = None
         self._reported_running: int | None = None
@@ -149,13 +145,12 @@ class CompanionManager:
         self.inbox.install()
         unblock_all()
         self.poller.add(self.inbox.fileno(), lambda events: None)
-        if self.link is not None:
-            self.poller.add(self.link.fileno(), self._on_link)
+        self.master.open()
         if self.watch is not None:
             self.poller.add(self.watch.fileno(), self._on_change)
-        self._is_subreaper = become_subreaper()
+        self.endings.adopts = become_subreaper()
         self._raise_file_limit()
-        notices.remove_stale(self.claims.run_dir)
+        self.hearing.tidy_up(self.claims.run_dir)
         if self.control is not None:
             self.control.open(time.monotonic())
 
@@ -187,7 +182,7 @@ class CompanionManager:
         self.promote_running(now)
         self.check_limits(now)
         self.retry_backoff(now)
-        self._forget_removed()
+        self.forget_removed()
         if self.control is not None:
             self.control.tick(now)
         self._tell_state()
@@ -206,8 +201,8 @@ class CompanionManager:
         times = [t for p in self.processes.values() if (t := p.next_deadline(now)) is not None]
         if self.claims.has_strays:
             times.append(now + POLL_INTERVAL)
-        if self._memory_due is not None:
-            times.append(self._memory_due)
+        if self.limits.due is not None:
+            times.append(self.limits.due)
         if self.control is not None and self.control.next_attempt is not None:
             times.append(self.control.next_attempt)
         if not times:
@@ -232,8 +227,7 @@ class CompanionManager:
             self.stop_all(0.0 if self.stopping else self.graceful_timeout)
         elif signum == signal.SIGHUP:
             # What the arbiter wrote before it sent the signal comes first.
-            if self.link is not None:
-                self._on_link(0)
+            self.master.receive()
             self.reread()
             self.follow_log()
         elif signum == signal.SIGUSR1:
@@ -243,23 +237,18 @@ class CompanionManager:
         elif signum == signal.SIGUSR2:
             self.stop_all(reload=True)
 
-    def _on_link(self, events: int) -> None:
-        assert self.link is not None
-        if self.link.ended:
-            return
-        self._flush_link()
-        for message in self.link.receive():
-            self.server.update(message.get("server", {}))
-            self._files.update(message.get("files", {}))
-            if "ping" in message:
-                self._tell({"pong": message["ping"]})
-        if self.link.ended:
-            self.poller.remove(self.link.fileno())
-            self.log.warning("The master is gone; companions are stopped")
-            # First of all the address is made free for a new server.
-            if self.control is not None:
-                self.control.close_listener()
-            self.stop_all()
+    def _hear_master(self, message: dict[str, Any]) -> None:
+        self.server.update(message.get("server", {}))
+        self._files.update(message.get("files", {}))
+        if "ping" in message:
+            self.tell({"pong": message["ping"]})
+
+    def _lose_master(self) -> None:
+        self.log.warning("The master is gone; companions are stopped")
+        # First of all the address is made free for a new server.
+        if self.control is not None:
+            self.control.close_listener()
+        self.stop_all()
 
     def _on_change(self, events: int) -> None:
         assert self.watch is not None
@@ -280,15 +269,9 @@ class CompanionManager:
         files, self._files = self._files, {}
         return files
 
-    def _tell(self, message: dict[str, Any]) -> None:
-        if self.link is not None:
-            self.link.send(message)
-            self._flush_link()
-
-    def _flush_link(self) -> None:
-        """Send what the arbiter takes now, and the rest when it takes it."""
-        if self.link is not None and self.link.fileno() in self.poller:
-            self.poller.modify(self.link.fileno(), READABLE if self.link.flush() else READABLE | WRITABLE)
+    def tell(self, message: dict[str, Any]) -> None:
+        """Say something to the master."""
+        self.master.tell(message)
 
     def _state(self) -> dict[str, Any]:
         """What must outlive this manager."""
@@ -304,7 +287,7 @@ class CompanionManager:
         state = self._state()
         if state != self._told_state:
             self._told_state = state
-            self._tell({"state": state})
+            self.tell({"state": state})
 
     # -- starting ----------------------------------------------------------
 
@@ -314,7 +297,7 @@ class CompanionManager:
         self.claims.find_strays(self.processes, now)
         for process in self.processes.values():
             if process.config.autostart and not process.manual_stop and process.settled is None:
-                self._send_event(process, Event.START, now)
+                self.send_event(process, Event.START, now)
             else:
                 self._end_old_self(process, now)
         self.step(now)
@@ -324,10 +307,10 @@ class CompanionManager:
         if not self.claims.has_old_self(process.name):
             return
         manual, settled = process.manual_stop, process.settled
-        self._send_event(process, Event.START, now)
+        self.send_event(process, Event.START, now)
         with contextlib.suppress(OSError):
             self._claim(process, now)
-        self._send_event(process, Event.STOP, now, manual=manual)
+        self.send_event(process, Event.STOP, now, manual=manual)
         process.settled = settled
 
     def retry_backoff(self, now: float) -> None:
@@ -336,7 +319,7 @@ class CompanionManager:
         started = 0
         for process in list(self.processes.values()):
             if process.due_event(now) is Event.DELAY_PASSED:
-                self._send_event(process, Event.DELAY_PASSED, now)
+                self.send_event(process, Event.DELAY_PASSED, now)
             if process.config.after and process.state is State.STARTING and process.pid is None:
                 process.held_by = self._unmet(process.config.after)
             if not process.can_start(now):
@@ -369,7 +352,7 @@ class CompanionManager:
             return
         try:
             listeners = self.listeners.open(config.group, config.bind) if config.bind else []
-            notice_socket = self._open_notices(process)
+            notify = self.hearing.open(process, self.claims.usable_run_dir())
         except OSError as exc:
             self._fail_start(process, exc.strerror or str(exc))
             return
@@ -382,7 +365,7 @@ class CompanionManager:
             nofile=self._nofile,
             watch=self.watch,
             listeners=listeners,
-            notify=None if notice_socket is None else notice_socket.address,
+            notify=notify,
         )
         try:
             pid = spawn(birth)
@@ -391,28 +374,25 @@ class CompanionManager:
             return
         now = time.monotonic()
         self._pids[pid] = process
-        self._send_event(process, Event.FORKED, now, pid=pid)
+        self.send_event(process, Event.FORKED, now, pid=pid)
         self.log.info("Companion %s runs as pid %d", process.name, pid)
 
     def _claim(self, process: CompanionProcess, now: float) -> RunFile | None:
         """The locked run file; None, and the process BLOCKED, while an older self is in the way."""
         claimed = self.claims.claim(process.name, now, singleton=process.config.singleton)
         if isinstance(claimed, Blocked):
-            self._send_event(process, Event.BLOCKED, now, pid=claimed.pid, session=claimed.session)
+            self.send_event(process, Event.BLOCKED, now, pid=claimed.pid, session=claimed.session)
             return None
         return claimed
 
     def _fail_start(self, process: CompanionProcess, reason: str) -> None:
         self._let_go(process)
-        self._send_event(process, Event.START_FAILED, time.monotonic(), reason=reason)
+        self.send_event(process, Event.START_FAILED, time.monotonic(), reason=reason)
         self.log.error("Companion %s does not start: %s", process.name, reason)
 
     def _let_go(self, process: CompanionProcess) -> None:
         """Give up what a start is made with, the right to it last."""
-        notice_socket = self._notices.pop(process.name, None)
-        if notice_socket is not None:
-            self.poller.remove(notice_socket.fileno())
-            notice_socket.close()
+        self.hearing.close(process.name)
         group = process.config.group
         if process.config.bind and all(p.state is State.STOPPED for p in self._copies(group)):
             # Whoever is started next, by us or by another server, opens them anew.
@@ -434,10 +414,9 @@ class CompanionManager:
         fds = self.claims.descriptors()
         fds.remove(besides.fd)
         fds.extend(self.inbox.pipe)
-        fds.extend(notice_socket.fileno() for notice_socket in self._notices.values())
+        fds.extend(self.hearing.descriptors())
         fds.extend(self.listeners.descriptors())
-        if self.link is not None:
-            fds.append(self.link.fileno())
+        fds.extend(self.master.descriptors())
         if self.watch is not None:
             fds.append(self.watch.fileno())
         if self.control is not None:
@@ -446,53 +425,21 @@ class CompanionManager:
 
     # -- what companions say ---------------------------------------------------
 
-    def _open_notices(self, process: CompanionProcess) -> NoticeSocket | None:
-        """The companion's NOTIFY_SOCKET; without one goes only what does not need it. Raises OSError."""
-        name = process.name
-        if name in self._notices:
-            return self._notices[name]
-        try:
-            notice_socket = NoticeSocket.open(self.claims.usable_run_dir(), name)
-        except OSError as exc:
-            if process.config.ready == "notify" or process.config.watchdog is not None:
-                raise OSError(exc.errno, f"cannot make its notify socket: {exc.strerror or exc}") from None
-            return None
-        self._notices[name] = notice_socket
-        self.poller.add(notice_socket.fileno(), lambda events: self._hear(process))
-        return notice_socket
-
-    def _hear(self, process: CompanionProcess) -> None:
-        """Take in what a companion has said."""
-        notice_socket = self._notices.get(process.name)
-        if notice_socket is None:
-            return
-        # Between two processes there is nobody whose word would count.
-        leader = process.pid or 0
-        for notice in notice_socket.receive(leader):
-            if process.pid is not None:
-                self._take_notice(process, notice)
-        for sender in notice_socket.rejected:
-            self.log.warning(
-                "Companion %s: a notification is ignored: its sender, pid %d, is none of the companion's"
-                " processes, or has ended already",
-                process.name,
-                sender,
-            )
-
     def _take_notice(self, process: CompanionProcess, notice: Notice) -> None:
         now = time.monotonic()
         if notice.status is not None:
             process.status_text = notice.status
         if notice.watchdog:
-            self._send_event(process, Event.BEAT, now)
+            self.send_event(process, Event.BEAT, now)
         if notice.ready:
-            self._send_event(process, Event.READY, now)
+            self.send_event(process, Event.READY, now)
         if notice.trigger and process.state is State.RUNNING:
-            self._send_event(process, Event.HUNG, now, reason="it sent WATCHDOG=trigger")
+            self.send_event(process, Event.HUNG, now, reason="it sent WATCHDOG=trigger")
 
     # -- events and their consequences ---------------------------------------
 
-    def _send_event(self, process: CompanionProcess, event: Event, now: float, **details: Any) -> None:
+    def send_event(self, process: CompanionProcess, event: Event, now: float, **details: Any) -> None:
+        """Let *event* happen to *process*, and do what follows from it."""
         before = figures.Snapshot.of(process)
         for action in process.handle(event, now, **details):
             self._act(process, action)
@@ -517,7 +464,7 @@ class CompanionManager:
         elif action is Action.ABORT and process.pid is not None:
             session.ask_to_stop(process.pid, signal.SIGABRT)
         elif action is Action.KILL:
-            self._to_kill.add(process)
+            self.endings.kill(process)
         elif action is Action.RELEASE:
             self._let_go(process)
         elif action is Action.GIVE_UP:
@@ -525,7 +472,7 @@ class CompanionManager:
                 "Companion %s is not tried any more: %s", process.name, process.description(time.monotonic())
             )
             if config.on_give_up == "shutdown":
-                self._tell({"gave_up": process.name})
+                self.tell({"gave_up": process.name})
 
     def reap_processes(self) -> None:
         """Collect every child that has ended, adopted ones included."""
@@ -547,7 +494,7 @@ class CompanionManager:
         record = run.read() if run is not None else None
         reason = record.error if record is not None and record.pid == pid else None
         asked = process.state is State.STOPPING
-        self._send_event(process, Event.EXITED, time.monotonic(), status=status, reason=reason)
+        self.send_event(process, Event.EXITED, time.monotonic(), status=status, reason=reason)
         if asked or process.settled is not None:
             self.log.info("Companion %s (pid %d) %s", process.name, pid, reason or describe_status(status))
         else:
@@ -564,7 +511,7 @@ class CompanionManager:
         """STARTING becomes RUNNING after `startsecs`."""
         for process in self.processes.values():
             if process.due_event(now) is Event.ALIVE:
-                self._send_event(process, Event.ALIVE, now)
+                self.send_event(process, Event.ALIVE, now)
                 self.log.debug("Companion %s is RUNNING", process.name)
 
     def enforce_deadlines(self, now: float) -> None:
@@ -573,15 +520,15 @@ class CompanionManager:
             due = process.due_event(now)
             if due in (Event.NOT_READY, Event.HUNG):
                 # It may have spoken while nobody here listened.
-                self._hear(process)
+                self.hearing.hear(process)
                 due = process.due_event(now)
             if due is Event.DEADLINE:
                 self.log.warning(
                     "Companion %s (pid %s) did not stop in time: SIGKILL", process.name, process.pid
                 )
-                self._send_event(process, Event.DEADLINE, now)
+                self.send_event(process, Event.DEADLINE, now)
             elif due in (Event.NOT_READY, Event.HUNG):
-                self._send_event(process, due, now)
+                self.send_event(process, due, now)
                 self.log.error(
                     "Companion %s (pid %s) is ended: %s", process.name, process.pid, process.reason
                 )
@@ -590,86 +537,17 @@ class CompanionManager:
         """Restart what lives or grows beyond its limit, and what else waits for its turn to be restarted."""
         if self.stopping:
             return
-        for process in self.processes.values():
-            if process.is_expired(now):
-                self.rolling.ask(process.name, f"it has lived for {process.config.max_lifetime:g}s")
-        self._check_memory(now)
+        self.limits.check(self.processes.values(), now)
         if not self.rolling:
             return
         for process, reason in list(self.rolling.turns(self.processes)):
             self.log.info("Companion %s restarts: %s", process.name, reason)
-            self._send_event(process, Event.RESTART, now)
-
-    def _check_memory(self, now: float) -> None:
-        limited = [
-            p for p in self.processes.values() if p.config.max_memory is not None and p.state is State.RUNNING
-        ]
-        if not limited:
-            self._memory_due = None
-            return
-        if self._memory_due is None:
-            self._memory_due = now + MEMORY_INTERVAL
-        if now < self._memory_due:
-            return
-        self._memory_due = now + MEMORY_INTERVAL
-        found = memory.of_sessions({p.session for p in limited if p.session is not None})
-        for process in limited:
-            usage = found.get(process.session or 0)
-            limit = process.config.max_memory or 0
-            if usage is not None and usage.private > limit:
-                self.rolling.ask(
-                    process.name,
-                    f"{usage.private / 2**20:.1f} MB of private memory are over {limit / 2**20:g} MB",
-                )
+            self.send_event(process, Event.RESTART, now)
 
     def end_sessions(self, now: float) -> None:
-        """SIGKILL to the sessions that must end; EMPTY for those that have.
-
-        One look at the process table serves them all, and none is needed where
-        everything below us is a companion itself.
-        """
-        ending = [p for p in self.processes.values() if p.ending]
-        claims = self.claims
-        own = {p for p in {*ending, *self._to_kill} if not claims.waits_for_older_self(p.name)}
-        self._to_kill.clear()
-        if own and self._nothing_adopted():
-            for process in [p for p in own if p.ending]:
-                own.remove(process)
-                self._send_event(process, Event.EMPTY, now)
-        wanted = {p.session for p in own if p.session is not None} | claims.sessions_to_look_at(now)
-        if not wanted:
-            return
-        members = session.members(wanted)
-        for process in own:
-            if process.pid is not None:
-                # Before the others, for whose death it would have an answer; and just after its
-                # fork it is not in its session yet.
-                session.send(process.pid, signal.SIGKILL)
-            for pid in members.get(process.session or 0, ()):
-                session.send(pid, signal.SIGKILL)
-        for process in ending:
-            if process in own:
-                empty = process.session not in members
-            else:
-                older = claims.older_session(process.name)
-                empty = older in wanted and claims.step_older_self(process.name, now, members)
-            if empty:
-                self._send_event(process, Event.EMPTY, now)
-        claims.step_strays(now, wanted, members)
-
-    def _nothing_adopted(self) -> bool:
-        """Whether no process is left of a companion whose leader is gone.
-
-        All that a dead leader leaves comes to us, its subreaper, and is our child before the
-        leader can be reaped; so without a child that is no leader there is nothing.
-        """
-        children = session.own_children() if self._is_subreaper else None
-        return children is not None and children <= self._pids.keys()
-
-    def _forget_removed(self) -> None:
-        for name in [n for n, p in self.processes.items() if p.removed and p.state is State.STOPPED]:
-            self._let_go(self.processes.pop(name))
-            self.log.info("Companion %s is gone", name)
+        """SIGKILL to the sessions that must end; EMPTY for those that have."""
+        for process in self.endings.step(self.processes.values(), self._pids.keys(), now):
+            self.send_event(process, Event.EMPTY, now)
 
     def _end_adopted(self) -> None:
         """What called setsid() and lost its parent has become our child; it goes with us."""
@@ -694,14 +572,14 @@ class CompanionManager:
             return False, f"{name} is stopping; retry"
         if process.state in (State.STARTING, State.RUNNING):
             return True, f"{name} runs already"
-        self._send_event(process, Event.START, time.monotonic())
+        self.send_event(process, Event.START, time.monotonic())
         return True, f"{name} is starting"
 
     def stop_process(self, name: str) -> Outcome:
         """Stop a companion and keep it stopped."""
         process = self.processes[name]
         stopped = process.state is State.STOPPED
-        self._send_event(process, Event.STOP, time.monotonic(), manual=True)
+        self.send_event(process, Event.STOP, time.monotonic(), manual=True)
         if stopped:
             return True, f"{name} is stopped already"
         return True, f"{name} is {'stopped' if process.state is State.STOPPED else 'stopping'}"
@@ -711,7 +589,7 @@ class CompanionManager:
         process = self.processes[name]
         if process.state is State.STOPPING:
             return False, f"{name} is stopping; retry"
-        self._send_event(process, Event.RESTART, time.monotonic())
+        self.send_event(process, Event.RESTART, time.monotonic())
         process.manual_stop = False
         return True, f"{name} is restarting"
 
@@ -742,9 +620,9 @@ class CompanionManager:
             limit = own if timeout is None else min(own, timeout)
             if process.state is State.STOPPING and timeout is None:
                 # On its way out under a deadline of its own; only a restart is off.
-                self._send_event(process, Event.STOP, now)
+                self.send_event(process, Event.STOP, now)
             else:
-                self._send_event(process, Event.STOP, now, timeout=limit)
+                self.send_event(process, Event.STOP, now, timeout=limit)
         if timeout is not None:
             self.claims.hasten(now + timeout)
 
@@ -765,97 +643,20 @@ class CompanionManager:
             self.check_limits(now)
             self.retry_backoff(now)
 
-    # -- reread ------------------------------------------------------------
+    # -- another configuration -------------------------------------------------
 
     def reread(self, *, dry_run: bool = False) -> dict[str, Any]:
-        """Read the configuration again and apply the difference; on any error nothing changes.
-
-        With *dry_run* nothing changes at all, and the difference is only told.
-        """
-        if self.stopping:
-            return error("the server is stopping")
-        if self.load_configs is None:
-            return {**error("this manager has no configuration to read"), "kept_old_config": True}
-        # Configuration files are programs, and one may never return.
-        self._tell({"rereading": True})
-        try:
-            configs = self.load_configs()
-        except ConfigUnreadable as exc:
-            if not dry_run:
-                self._tell({"unreadable": True})
-            return self._refuse_reread(f"{exc}; send SIGHUP to the master, which may read it")
-        except SystemExit as exc:
-            return self._refuse_reread(f"the configuration calls sys.exit({exc})")
-        except Exception as exc:
-            return self._refuse_reread(str(exc) or type(exc).__name__)
-        if dry_run:
-            found = difference(self.processes, scale(configs, dict(self.scaled)))
-            return {"ok": True, "dry_run": True, **found.as_dict()}
-        result = self.reread_config(configs)
-        self._tell({"reread": {config.name: config.fingerprint for config in configs}})
-        self.after_command()
-        return result
-
-    def _refuse_reread(self, reason: str) -> dict[str, Any]:
-        self.log.error("Companions keep their configuration: %s", reason)
-        return {**error(reason), "kept_old_config": True}
+        """Read the configuration again and apply the difference; on any error nothing changes."""
+        return rereading.reread(self, dry_run=dry_run)
 
     def reread_config(self, configs: Configs) -> dict[str, Any]:
         """Make *configs*, which are valid, the configuration; tell what changed, by name."""
-        found = self._apply(scale(configs, self.scaled))
+        found = rereading.apply(self, scale(configs, self.scaled))
         self.log.info("Companions reread: %s", found)
         return {"ok": True, **found.as_dict()}
 
-    def scale_group(self, group: str, number: int) -> Difference:
-        """Have *number* copies of *group*, which has `numprocs`, until the configured number changes."""
-        current = [p.config for p in self._copies(group) if not p.removed]
-        configured = current[0].numprocs
-        assert configured is not None
-        self.scaled[group] = (number, configured)
-        others = [p.config for p in self.processes.values() if p.config.group != group and not p.removed]
-        found = self._apply(scale([*others, current[0]], self.scaled))
-        if number == configured:
-            del self.scaled[group]
-        self.log.info("Companion %s has %d copies now", group, number)
-        return found
-
-    def _apply(self, configs: Configs) -> Difference:
-        now = time.monotonic()
-        wanted = {config.name: config for config in configs}
-        found = difference(self.processes, configs)
-        # Of several copies the last goes first.
-        for name in reversed(found.removed):
-            self._remove(self.processes[name], now)
-        for name, config in wanted.items():
-            known = self.processes.get(name)
-            if known is None or known.removed:
-                self._add(known, config, now)
-                continue
-            known.config = config
-            if name in found.restarted:
-                self._send_event(known, Event.RESTART, now)
-            elif name in found.updated:
-                self._record_limits(known)
-        self._forget_removed()
-        return found
-
-    def _add(self, known: CompanionProcess | None, config: CompanionConfig, now: float) -> None:
-        if known is None:
-            known = self.processes[config.name] = CompanionProcess(config)
-        # A name that comes back waits, as STOPPING, for its old process.
-        known.config = config
-        known.removed = False
-        if config.autostart and not known.manual_stop:
-            self._send_event(known, Event.START, now)
-
-    def _remove(self, process: CompanionProcess, now: float) -> None:
-        process.removed = True
-        self._send_event(process, Event.STOP, now)
-
-    def _record_limits(self, process: CompanionProcess) -> None:
-        """How what runs is to be stopped, for a next manager that finds it without this one."""
-        run = self.claims.held(process.name)
-        record = run.read() if run is not None else None
-        if run is not None and record is not None and record.pid == process.pid:
-            config = process.config
-            run.write(replace(record, stop_signal=config.stop_signal, stop_timeout=config.stop_timeout))
+    def forget_removed(self) -> None:
+        """Let go of what was configured away and has ended."""
+        for name in [n for n, p in self.processes.items() if p.removed and p.state is State.STOPPED]:
+            self._let_go(self.processes.pop(name))
+            self.log.info("Companion %s is gone", name)

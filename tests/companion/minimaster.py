@@ -24,7 +24,8 @@ from companiontools import make_cfg
 
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.link import Link
-from gunicorn.companion.manager import CompanionManager, ConfigUnreadable, no_hook
+from gunicorn.companion.manager import CompanionManager, no_hook
+from gunicorn.companion.rereading import ConfigUnreadable
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.signals import SignalInbox, blocked_signals, reset_to_default, unblock_all
 

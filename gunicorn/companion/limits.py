@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""What lives or grows beyond its limit is asked in for a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from gunicorn.companion import memory
+from gunicorn.companion.process import CompanionProcess, State
+from gunicorn.companion.rolling import Rolling
+
+# How often the memory of companions that have a limit is looked at, in seconds.
+MEMORY_INTERVAL = 5.0
+
+MB = 2**20
+
+
+class Limits:
+    """`max_lifetime` and `max_memory`. ``due``: when memory is looked at next; None: it need not be."""
+
+    def __init__(self, rolling: Rolling) -> None:
+        self.rolling = rolling
+        self.due: float | None = None
+
+    def check(self, processes: Collection[CompanionProcess], now: float) -> None:
+        """Ask in what is beyond its limit at *now*."""
+        for process in processes:
+            if process.is_expired(now):
+                self.rolling.ask(process.name, f"it has lived for {process.config.max_lifetime:g}s")
+        limited = [p for p in processes if p.config.max_memory is not None and p.state is State.RUNNING]
+        if not limited:
+            self.due = None
+        elif self.due is None:
+            self.due = now + MEMORY_INTERVAL
+        elif now >= self.due:
+            self.due = now + MEMORY_INTERVAL
+            self._check_memory(limited)
+
+    def _check_memory(self, limited: list[CompanionProcess]) -> None:
+        found = memory.of_sessions({p.session for p in limited if p.session is not None})
+        for process in limited:
+            usage = found.get(process.session or 0)
+            limit = process.config.max_memory or 0
+            if usage is not None and usage.private > limit:
+                self.rolling.ask(
+                    process.name,
+                    f"its {usage.private / MB:.1f} MB of private memory are over {limit / MB:g} MB",
+                )
