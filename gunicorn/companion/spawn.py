@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from socket import socket
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from gunicorn.companion import session, sockets
 from gunicorn.companion.checks import Target, describe_target
@@ -27,7 +27,7 @@ from gunicorn.companion.program import CannotRun, execute
 from gunicorn.companion.runfile import Record, RunFile
 from gunicorn.companion.watch import SourceWatch
 from gunicorn.reloader import loaded_sources
-from gunicorn.unix.process import seed, set_process_title
+from gunicorn.unix.process import set_process_title
 from gunicorn.unix.signals import blocked_signals, reset_to_default, unblock_all
 
 # prctl(2), <linux/prctl.h>
@@ -45,8 +45,11 @@ SERVER_VARIABLES = (
     "LISTEN_FDNAMES",
     "GUNICORN_PID",
     "GUNICORN_FD",
+    "GUNICORN_COMPANION_RUN_DIR",
     "GUNICORN_COMPANION_INDEX",
 )
+
+RESET_SIGNALS = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 
 
 class StartFailed(Exception):
@@ -73,27 +76,47 @@ class Birth:
     notify: str | None = None
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """What the child has to know of its parent, found out before the fork."""
+class _Parent(NamedTuple):
+    """What a child has to know of its parent, found out once."""
 
     pid: int
     identity: str
+    # Of SERVER_VARIABLES those that are set.
+    unwanted: tuple[str, ...]
+
+    @classmethod
+    @functools.lru_cache(maxsize=1)
+    def of(cls, pid: int) -> _Parent:
+        return cls(pid, session.identity(pid) or "", tuple(n for n in SERVER_VARIABLES if n in os.environ))
+
+
+class _Origin(NamedTuple):
+    """Where a child comes from, found out before the fork."""
+
+    parent: _Parent
     # Ranges of descriptors to close, and the sockets to hand over.
     close: list[tuple[int, int]]
     listeners: list[int]
 
     @classmethod
     def of(cls, birth: Birth) -> _Origin:
-        pid = os.getpid()
         listeners = [each if isinstance(each, int) else each.fileno() for each in birth.listeners]
         foreign = set(birth.close).difference(listeners, (birth.run.fd,))
-        return cls(pid, _identity_of_parent(pid), sockets.runs(foreign), listeners)
+        return cls(_Parent.of(os.getpid()), sockets.runs(foreign), listeners)
 
 
-@functools.lru_cache(maxsize=1)
-def _identity_of_parent(pid: int) -> str:
-    return session.identity(pid) or ""
+def prepare_parent() -> None:
+    """Do once what every child would have to do otherwise: streams as companions have them.
+
+    For a process that does nothing but run companions, and reads nothing.
+    """
+    global _prepared
+    _settle_streams()
+    _prepared = (sys.stdin, sys.stdout, sys.stderr)
+
+
+# The streams of a parent that is prepared.
+_prepared: tuple[Any, ...] = ()
 
 
 def spawn(birth: Birth) -> int:
@@ -142,16 +165,14 @@ def _become(birth: Birth, origin: _Origin) -> None:
     os.setsid()
     # As in a Python program of its own: SIGINT raises, SIGPIPE is an error of write().
     reset_to_default(
-        signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
-        {signal.SIGINT: signal.default_int_handler, signal.SIGPIPE: signal.SIG_IGN},
+        RESET_SIGNALS, {signal.SIGINT: signal.default_int_handler, signal.SIGPIPE: signal.SIG_IGN}
     )
     _leave_record(birth, origin)
     _arrange_descriptors(birth, origin)
     if birth.nofile is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, birth.nofile)
     forget_inherited_exit_handlers()
-    seed()
-    _set_environment(birth)
+    _set_environment(birth, origin.parent.unwanted)
     _enter(config.cwd)
     _redirect(config)
     if config.command is None:
@@ -169,7 +190,8 @@ def _leave_record(birth: Birth, origin: _Origin) -> None:
     """From here on this process is known, and ends with its parent."""
     config = birth.config
     signalled = set_parent_death_signal(config.stop_signal)
-    if os.getppid() != origin.pid:
+    parent = origin.parent
+    if os.getppid() != parent.pid:
         # The manager died before the signal was armed; nobody would end this one.
         os._exit(0)
     pid = os.getpid()
@@ -178,8 +200,8 @@ def _leave_record(birth: Birth, origin: _Origin) -> None:
         pid=pid,
         started=session.identity(pid) or "",
         session=pid,
-        supervisor=origin.pid,
-        supervisor_started=origin.identity,
+        supervisor=parent.pid,
+        supervisor_started=parent.identity,
         stop_signal=config.stop_signal,
         stop_timeout=config.stop_timeout,
         signalled=signalled,
@@ -267,12 +289,11 @@ def _prctl(option: int, value: int) -> bool:
     return _PRCTL is not None and _PRCTL(option, value, 0, 0, 0) == 0
 
 
-def _set_environment(birth: Birth) -> None:
-    config = birth.config
-    for name in SERVER_VARIABLES:
+def _set_environment(birth: Birth, unwanted: Iterable[str]) -> None:
+    for name in unwanted:
         os.environ.pop(name, None)
-    os.environ.update(variables_of(birth, os.getpid()))
-    os.environ.update(config.env)
+    for name, value in (*variables_of(birth, os.getpid()).items(), *birth.config.env.items()):
+        os.environ[name] = value
 
 
 def variables_of(birth: Birth, pid: int) -> dict[str, str]:
@@ -306,22 +327,29 @@ def _enter(directory: str | None) -> None:
 
 def _redirect(config: CompanionConfig) -> None:
     """stdin from /dev/null, output as configured, all of it line-buffered."""
-    null = os.open(os.devnull, os.O_RDWR)
-    _move(null, 0)
     for key, number in (("stdout", 1), ("stderr", 2)):
         path = getattr(config, key)
         if path is None:
-            _open_if_closed(number)
-        elif key == "stderr" and path == "stdout":
+            continue
+        if key == "stderr" and path == "stdout":
+            _open_if_closed(1)
             os.dup2(1, 2, inheritable=True)
-        else:
-            try:
-                # Not to wait for the reader of a named pipe: a stop would have to wait as well.
-                fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
-                os.set_blocking(fd, True)
-            except OSError as exc:
-                raise StartFailed(f"cannot open {key} {path}: {exc.strerror}") from None
-            _move(fd, number)
+            continue
+        try:
+            # Not to wait for the reader of a named pipe: a stop would have to wait as well.
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+            os.set_blocking(fd, True)
+        except OSError as exc:
+            raise StartFailed(f"cannot open {key} {path}: {exc.strerror}") from None
+        _move(fd, number)
+    if _prepared != (sys.stdin, sys.stdout, sys.stderr):
+        _settle_streams()
+
+
+def _settle_streams() -> None:
+    _move(os.open(os.devnull, os.O_RDWR), 0)
+    _open_if_closed(1)
+    _open_if_closed(2)
     _REPLACED.append(sys.stdin)
     sys.stdin = sys.__stdin__ = _text(0, "r")  # type: ignore[misc]
     sys.stdout = sys.__stdout__ = _line_buffered(sys.stdout, 1)  # type: ignore[misc]

@@ -880,3 +880,25 @@ def test_without_a_watchdog_nothing_is_armed_but_what_the_master_had(run):
     code = "import faulthandler\n{}\ntarget = lambda: print(faulthandler.is_enabled())\n"
     assert run("", before=code.format("faulthandler.disable()")).out == "False\n"
     assert run("", before=code.format("faulthandler.enable()")).out == "True\n"
+
+
+# -- a parent that has prepared itself ------------------------------------------------------------
+
+PREPARED = "from gunicorn.companion.spawn import prepare_parent\nprepare_parent()\n"
+
+
+def test_the_streams_of_a_prepared_parent(run, tmp_path):
+    facts = facts_of(run("facts", before=PREPARED))
+    assert facts["stdin"] == ["/dev/null", "", 0]
+    assert facts["line_buffered"] == [True, True] and facts["same_streams"] == [True, True]
+    assert set(facts["files"]) <= {"0", "1", "2"}, facts["files"]
+    log = tmp_path / "log"
+    end = run("leaves_output_unflushed", before=PREPARED, stdout=str(log), stderr="stdout")
+    assert (end.out, end.err, len(log.read_text())) == ("", "", 22)
+    end = command(run, "sh", "-c", "cat; echo out; echo err >&2", before=PREPARED)
+    assert (end.out, end.err) == ("out\n", "err\n")
+
+
+def test_a_stream_that_was_replaced_after_it(run):
+    end = run("leaves_output_unflushed", before=PREPARED + "import io, sys\nsys.stdout = io.StringIO()\n")
+    assert (end.out, end.err) == ("without an end", "nor here")
