@@ -81,6 +81,7 @@ class Arbiter(Shutdown, Succession):
         self.started_at = 0.0
         self.companion_manager_pid = 0
         self.companions = None
+        self.inherited_run_dir = None
 
         self.inbox = None
         self.poller = Poller()
@@ -99,6 +100,8 @@ class Arbiter(Shutdown, Succession):
         self._in_child = False
         self._failed = False
         self._halt_reason = ""
+        self._given_up = ""
+        self._reaped = 0
 
         # A successor starts as this process did: its command line, working directory, environment.
         # The original arguments keep ``-m gunicorn`` and what the interpreter itself was given.
@@ -162,6 +165,7 @@ class Arbiter(Shutdown, Succession):
         except ValueError as exc:
             raise HaltServer(str(exc)) from exc
         self.master_pid, self.systemd = given.master_pid, given.systemd
+        self.inherited_run_dir = given.companion_run_dir
         self.unit.open(os.environ, self.pid)
         handoff.forget(os.environ)
         try:
@@ -320,8 +324,11 @@ class Arbiter(Shutdown, Succession):
     # -- one method a signal -------------------------------------------------------------------
 
     def handle_chld(self, sig: int, frame: FrameType | None) -> None:
-        """A child has ended."""
+        """A child has ended. Or it was stopped, the manager perhaps."""
+        before = self._reaped
         self.reap_workers()
+        if self._reaped == before:
+            self.suspect_companion_manager()
 
     def handle_hup(self) -> None:
         """Read the configuration again and replace the workers."""
@@ -413,6 +420,7 @@ class Arbiter(Shutdown, Succession):
                 break
             if not pid:
                 break
+            self._reaped += 1
             if pid == self.reexec_pid:
                 self.reexec_pid = 0
                 self.log.warning("The new master %s, this one stays", describe_status(status))

@@ -10,7 +10,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.errors import ConfigError
+from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.master import Master
 from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import blocked_signals
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 class Companionship(Master):
     """The part of the master that has a companion manager."""
+
+    # Where the old master's companions leave their records; see ``companion.places.Places``.
+    inherited_run_dir: str | None
+    # The companion with on_give_up = "shutdown" that is not to be started again.
+    _given_up: str
 
     def check_companions(self, cfg: Any) -> None:
         """Raise ConfigError for companions that could not run; a plain web server imports nothing."""
@@ -43,17 +48,16 @@ class Companionship(Master):
     def manage_companion_manager(self) -> None:
         """Have a manager while companions are configured, and none without them.
 
-        A master that is to succeed another leaves the companions to it until it is gone.
+        A master that is to succeed another has its own, whose companions wait one by one for their old
+        selves. Raises HaltServer where a companion has given up without which the server is not to run.
         """
         now = time.monotonic()
+        if self._given_up and not self._stopping:
+            raise HaltServer(f"the companion {self._given_up} has given up")
         if self.companion_manager_pid:
             if self.companions is not None:
                 self.companions.tick(now)
-        elif (
-            self.cfg.companion_workers
-            and not self.master_pid
-            and (self.companions is None or self.companions.may_spawn(now))
-        ):
+        elif self.cfg.companion_workers and self._companion_handle().may_spawn(now):
             self.spawn_companion_manager()
 
     def spawn_companion_manager(self) -> None:
@@ -97,6 +101,19 @@ class Companionship(Master):
         if self.companions is not None or self.companion_manager_pid:
             self._companion_handle().reload()
         self.manage_companion_manager()
+
+    def companion_gave_up(self, name: str) -> None:
+        """The manager says that the server is to stop, as *name* is not to be started again."""
+        if not self._given_up and not self._stopping:
+            self.log.critical(
+                "The companion %s has given up, and on_give_up says that the server stops", name
+            )
+            self._given_up = name
+
+    def suspect_companion_manager(self) -> None:
+        """Something may have stopped the manager: have it asked."""
+        if self.companions is not None and self.companion_manager_pid:
+            self.companions.suspect()
 
     def companion_manager_stop_timeout(self) -> float:
         """Seconds that the manager is given at a stop; 0 with no companions."""

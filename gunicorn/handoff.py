@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The environment that carries listening sockets from one process image to the next.
 
-Two ways exist. An old master passes ``GUNICORN_PID`` (itself) and ``GUNICORN_FD`` (numbers,
-separated by commas). A service manager passes ``LISTEN_PID`` (who is meant) and ``LISTEN_FDS`` (how
-many, from 3 on); a master that was started so passes them on in the same way.
+Two ways exist. An old master passes ``GUNICORN_PID`` (itself), ``GUNICORN_FD`` (numbers, separated by
+commas), and with companions ``GUNICORN_COMPANION_RUN_DIR`` (where they leave their records, so that
+those of the new master wait for them). A service manager passes ``LISTEN_PID`` (who is meant) and
+``LISTEN_FDS`` (how many, from 3 on); a master that was started so passes them on in the same way.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ SD_LISTEN_FDS_START = 3
 
 MASTER_PID = "GUNICORN_PID"
 MASTER_FDS = "GUNICORN_FD"
+COMPANION_RUN_DIR = "GUNICORN_COMPANION_RUN_DIR"
 LISTEN_PID = "LISTEN_PID"
 LISTEN_FDS = "LISTEN_FDS"
 WATCHDOG_PID = "WATCHDOG_PID"
@@ -23,11 +25,16 @@ LISTEN_VARIABLES = (LISTEN_PID, LISTEN_FDS, "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 @dataclass(frozen=True)
 class Inherited:
-    """What a master was given at its start: the master it is to replace (0: none), and its sockets."""
+    """What a master was given at its start: the master it is to replace (0: none), and its sockets.
+
+    *companion_run_dir*: where the old master's companions leave their records; "" for nowhere, none where
+    it has no companions.
+    """
 
     master_pid: int = 0
     fds: tuple[int, ...] = ()
     systemd: bool = False
+    companion_run_dir: str | None = None
 
 
 def inherited(environ: Mapping[str, str], pid: int) -> Inherited:
@@ -37,14 +44,16 @@ def inherited(environ: Mapping[str, str], pid: int) -> Inherited:
     sockets live on in this process. Raises ValueError for descriptors that are not numbers.
     """
     master_pid = _number(environ.get(MASTER_PID, ""))
+    run_dir = environ.get(COMPANION_RUN_DIR) if master_pid else None
     count = listen_fd_count(environ, pid)
     if count:
-        return Inherited(master_pid, tuple(range(SD_LISTEN_FDS_START, SD_LISTEN_FDS_START + count)), True)
+        fds = tuple(range(SD_LISTEN_FDS_START, SD_LISTEN_FDS_START + count))
+        return Inherited(master_pid, fds, True, run_dir)
     if not master_pid:
         return Inherited()
     names = [name for name in environ.get(MASTER_FDS, "").split(",") if name.strip()]
     try:
-        return Inherited(master_pid, tuple(int(name) for name in names))
+        return Inherited(master_pid, tuple(int(name) for name in names), False, run_dir)
     except ValueError:
         raise ValueError(f"{MASTER_FDS}={environ[MASTER_FDS]!r} is not a list of descriptors") from None
 
@@ -58,7 +67,7 @@ def listen_fd_count(environ: Mapping[str, str], pid: int) -> int:
 
 def forget(environ: MutableMapping[str, str]) -> None:
     """Remove what ``inherited()`` has read: it is not for the children of this process."""
-    for name in (MASTER_PID, MASTER_FDS, *LISTEN_VARIABLES):
+    for name in (MASTER_PID, MASTER_FDS, COMPANION_RUN_DIR, *LISTEN_VARIABLES):
         environ.pop(name, None)
 
 
@@ -69,6 +78,7 @@ def reexec_environment(
     fds: Iterable[int],
     systemd_pid: int | None = None,
     pid: int | None = None,
+    companion_run_dir: str | None = None,
 ) -> dict[str, str]:
     """*environ* for the successor of the master *master_pid*, which gets the sockets *fds*.
 
@@ -81,6 +91,8 @@ def reexec_environment(
     if pid is not None and result.get(WATCHDOG_PID, "").strip() == str(master_pid):
         result[WATCHDOG_PID] = str(pid)
     result[MASTER_PID] = str(master_pid)
+    if companion_run_dir is not None:
+        result[COMPANION_RUN_DIR] = companion_run_dir
     numbers = list(fds)
     if systemd_pid is not None:
         result[LISTEN_PID] = str(systemd_pid)

@@ -46,7 +46,8 @@ class Shutdown(Workforce, Companionship):
             log = self.log.error if exit_status else self.log.info
             log("The server halts: %s", reason)
             self._halt_reason = reason
-        self._failed = exit_status != 0
+        # Where a worker cannot boot, companions are stopped in the workers' time.
+        self._failed = exit_status != 0 and not self._given_up
         self.stop()
         self._leave(exit_status)
 

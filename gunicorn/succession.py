@@ -48,6 +48,7 @@ class Succession(Master):
                 fds=[listener.fileno() for listener in self.LISTENERS],
                 systemd_pid=pid if self.systemd else None,
                 pid=pid,
+                companion_run_dir=self._told_run_dir(),
             )
             os.chdir(self.START_CTX["cwd"])
             os.execvpe(self.START_CTX[0], self.START_CTX["args"], environ)
@@ -55,6 +56,9 @@ class Succession(Master):
             # No path leads from here back into the loop: there would be two of it.
             self.log.exception("The new master cannot be started")
             sys.exit(1)
+
+    def _told_run_dir(self) -> str | None:
+        return self.companions.places.told_successor() if self.companions is not None else None
 
     def maybe_promote_master(self) -> None:
         """Take the place of the old master once it is gone."""
@@ -68,6 +72,8 @@ class Succession(Master):
             except RuntimeError as exc:
                 self.log.error("The pid file stays %s: %s", self.pidfile.fname, exc)
         self._set_title()
+        if self.companions is not None:
+            self.companions.promoted()
 
     def _set_title(self) -> None:
         name = f"{self.proc_name}.2" if self.master_pid else self.proc_name

@@ -23,6 +23,24 @@ from gunicorn.handoff import Inherited, forget, inherited, listen_fd_count, reex
         ({"LISTEN_PID": "42", "LISTEN_FDS": "x"}, Inherited()),
         ({"LISTEN_PID": "42"}, Inherited()),
         ({"LISTEN_PID": "42", "LISTEN_FDS": "1", "GUNICORN_PID": "7"}, Inherited(7, (3,), True)),
+        (
+            {"GUNICORN_PID": "7", "GUNICORN_FD": "5", "GUNICORN_COMPANION_RUN_DIR": "/run/x"},
+            Inherited(7, (5,), companion_run_dir="/run/x"),
+        ),
+        (
+            {"GUNICORN_PID": "7", "GUNICORN_FD": "5", "GUNICORN_COMPANION_RUN_DIR": ""},
+            Inherited(7, (5,), companion_run_dir=""),
+        ),
+        (
+            {
+                "LISTEN_PID": "42",
+                "LISTEN_FDS": "1",
+                "GUNICORN_PID": "7",
+                "GUNICORN_COMPANION_RUN_DIR": "/run/x",
+            },
+            Inherited(7, (3,), True, "/run/x"),
+        ),
+        ({"GUNICORN_COMPANION_RUN_DIR": "/run/x"}, Inherited()),
     ],
 )
 def test_inherited(environ: dict[str, str], expected: Inherited) -> None:
@@ -36,6 +54,7 @@ def test_descriptors_that_are_no_numbers() -> None:
 
 def test_forget() -> None:
     environ = {"GUNICORN_PID": "1", "GUNICORN_FD": "2", "LISTEN_FDNAMES": "x", "LISTEN_PID": "3", "HOME": "/"}
+    environ["GUNICORN_COMPANION_RUN_DIR"] = "/run/x"
     forget(environ)
     assert environ == {"HOME": "/"}
 
@@ -46,6 +65,14 @@ def test_for_a_successor() -> None:
     assert environ == {"HOME": "/", "GUNICORN_PID": "7", "GUNICORN_FD": "5,6"}
     assert inherited(environ, 42) == Inherited(7, (5, 6))
     assert before["GUNICORN_FD"] == "9"
+
+
+@pytest.mark.parametrize("run_dir", ["/run/x", ""])
+def test_a_successor_is_told_where_companions_leave_their_records(run_dir: str) -> None:
+    environ = reexec_environment({}, master_pid=7, fds=[5], companion_run_dir=run_dir)
+    assert inherited(environ, 42) == Inherited(7, (5,), companion_run_dir=run_dir)
+    # And not what the master before told this one.
+    assert "GUNICORN_COMPANION_RUN_DIR" not in reexec_environment(environ, master_pid=8, fds=[5])
 
 
 def test_for_a_successor_as_systemd_does_it() -> None:

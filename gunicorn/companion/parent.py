@@ -9,29 +9,21 @@ here but by the records that a dead manager left.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import signal
-import sys
 import time
-import weakref
 from typing import Any, NoReturn
 
-from gunicorn import __version__, sock
-from gunicorn.companion import paths, runfile, session
+from gunicorn import __version__
+from gunicorn.companion import runfile, session
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
-from gunicorn.companion.control import remove_stale
 from gunicorn.companion.link import Link
-from gunicorn.companion.manager import CompanionManager, ConfigUnreadable
+from gunicorn.companion.managerchild import ManagerChild
+from gunicorn.companion.places import ARBITERS_ALONE, Places, application
 from gunicorn.companion.process import POLL_INTERVAL
-from gunicorn.companion.runfile import Orphan
-from gunicorn.companion.spawn import stay_dumpable
-from gunicorn.companion.watch import SourceWatch
+from gunicorn.companion.pulse import Pulse
+from gunicorn.companion.runfile import Orphan, Record
 from gunicorn.errors import ConfigError
-from gunicorn.glogging import follow
-from gunicorn.reloader import reloader_engines
-from gunicorn.unix.process import set_owner_process, set_process_title
-from gunicorn.unix.signals import reset_to_default
 
 # A manager that dies at once is not started again in a tight loop.
 SPAWN_INTERVAL = 1.0
@@ -39,6 +31,11 @@ SPAWN_INTERVAL = 1.0
 SOCKET_CHECK_INTERVAL = 5.0
 # From the last word to SIGKILL, for a manager that was told to end everything now.
 LAST_WORD = 2.0
+# A manager is asked so often whether it lives, in seconds, and at once after what may hang it. An answer that
+# does not come is logged after so long, and ends the manager after so long.
+PING_INTERVAL = 60.0
+PING_WARN = 30.0
+PING_KILL = 60.0
 # What a manager keeps from its start; a change waits for its replacement.
 FIXED_SETTINGS = (
     "user",
@@ -49,19 +46,6 @@ FIXED_SETTINGS = (
     "companion_control_socket_mode",
     "companion_run_dir",
 )
-
-# The arbiter's ends of all links. Every other child closes them, those that
-# application code forks included, or the manager would not see the arbiter die.
-_ARBITER_ENDS: weakref.WeakSet[Link] = weakref.WeakSet()
-
-
-def _close_arbiter_ends() -> None:
-    for link in list(_ARBITER_ENDS):
-        link.close()
-    _ARBITER_ENDS.clear()
-
-
-os.register_at_fork(after_in_child=_close_arbiter_ends)
 
 
 class ManagerHandle:
@@ -74,9 +58,11 @@ class ManagerHandle:
         self.spawned_at: float | None = None
         # When the manager is killed, if it was told to end.
         self.kill_at: float | None = None
-        self.control_path: str | None = None
-        self.run_dir: str | None = None
+        self.places = Places(arbiter, arbiter.inherited_run_dir)
         self._places_stay = False
+        self.pulse = Pulse(time.monotonic())
+        # Every manager of this server: pid and `session.identity`, as they are in the records.
+        self._ours: set[tuple[int, str]] = set()
         self.orphans: list[Orphan] | None = None
         self.configs: list[CompanionConfig] = []
         # Until when companions of earlier configurations may still be draining.
@@ -85,9 +71,6 @@ class ManagerHandle:
         self._fixed: dict[str, Any] = {}
         self._server: dict[str, Any] = {}
         self._reload_told = False
-        # In the manager: the configuration that it read last, and the one that its log follows.
-        self._fresh: Any = None
-        self._log_cfg: Any = None
         # At a quick stop, what every timeout is capped at.
         self._cap: float | None = None
 
@@ -102,14 +85,16 @@ class ManagerHandle:
     # -- from one manager to the next ----------------------------------------
 
     def may_spawn(self, now: float) -> bool:
-        """1 s between two starts, none before the first."""
+        """1 s between two starts, none before the first; perhaps not beside another master's companions."""
+        if self.places.must_wait():
+            return False
         return self.spawned_at is None or now >= self.spawned_at + SPAWN_INTERVAL
 
     def next_deadline(self) -> float | None:
         """When the arbiter must look again, at the latest."""
         times = [self.kill_at] if self.kill_at is not None else []
         waits = self.cfg.companion_workers and not self.arbiter.companion_manager_pid
-        if waits and self.spawned_at is not None and self.orphans is None:
+        if waits and self.spawned_at is not None and self.orphans is None and not self.places.must_wait():
             times.append(self.spawned_at + SPAWN_INTERVAL)
         if self.orphans:
             times.append(time.monotonic() + POLL_INTERVAL)
@@ -119,11 +104,11 @@ class ManagerHandle:
         """Make everything that the manager finds made; return its end of the link."""
         self.configs = build_companion_configs(self.cfg)
         if not self._places_stay:
-            self.control_path, self.run_dir = self._resolve_paths()
+            self.places.choose()
         ours, theirs = Link.pair()
         self.drop_link()
         self.link = ours
-        _ARBITER_ENDS.add(ours)
+        ARBITERS_ALONE.add(ours)
         self._fixed = {name: getattr(self.cfg, name) for name in FIXED_SETTINGS}
         # Asked of the listeners while they are open: the manager closes its copies.
         self._server = self._describe_server()
@@ -132,7 +117,10 @@ class ManagerHandle:
     def forked(self, theirs: Link) -> None:
         """The arbiter's next line after the fork."""
         theirs.close()
-        self.spawned_at = self._socket_checked_at = time.monotonic()
+        self.spawned_at = self._socket_checked_at = now = time.monotonic()
+        self.pulse = Pulse(now)
+        pid = self.arbiter.companion_manager_pid
+        self._ours.add((pid, session.identity(pid) or ""))
         self.kill_at = None
         self._reload_told = False
         assert self.link is not None
@@ -148,7 +136,7 @@ class ManagerHandle:
             self.receive()
             link, self.link = self.link, None
             self.arbiter.poller.remove(link.fileno())
-            _ARBITER_ENDS.discard(link)
+            ARBITERS_ALONE.discard(link)
             link.close()
 
     def reaped(self, clean: bool = False) -> None:
@@ -161,159 +149,17 @@ class ManagerHandle:
         self.kill_at = None
         self._places_stay = not clean
 
-    def _resolve_paths(self) -> tuple[str | None, str | None]:
-        """Where the control socket and the run files go; none, and a warning, where that cannot be."""
-        cfg = self.cfg
-        wanted_socket, wanted_run = cfg.companion_control_socket, cfg.companion_run_dir
-        default: str | None = None
-        if wanted_socket is None or not wanted_run:
-            try:
-                default = paths.usable_default_directory(os.environ, cfg.uid, cfg.gid)
-            except paths.Unusable as exc:
-                self.log.warning(
-                    "No directory for the companions' control socket and run files: %s;"
-                    " set companion_control_socket and companion_run_dir",
-                    exc,
-                )
-        control: str | None = None
-        if wanted_socket:
-            control = os.path.abspath(wanted_socket)
-        elif wanted_socket is None and default is not None:
-            control = os.path.join(default, paths.socket_name(self.arbiter.pid))
-        run_dir: str | None = None
-        if wanted_run:
-            run_dir = os.path.abspath(wanted_run)
-        elif default is not None:
-            run_dir = os.path.join(default, "run-" + self._digest())
-        if wanted_socket and control is not None:
-            self._prepare("control socket", os.path.dirname(control))
-        if run_dir is not None:
-            self._prepare("run files", run_dir)
-            paths.hand_over_run_files(run_dir, runfile.SUFFIX, cfg.uid, cfg.gid)
-        return control, run_dir
-
-    def _prepare(self, what: str, directory: str) -> None:
-        try:
-            paths.prepare_directory(directory, self.cfg.uid, self.cfg.gid)
-        except paths.Unusable as exc:
-            # The manager tries all the same: it has groups and rights that we did not look at.
-            self.log.debug("The directory of the companions' %s: %s", what, exc)
-
-    def _digest(self) -> str:
-        """Names this service among others of the same user: the same after a restart."""
-        cfg = self.cfg
-        config_file = os.path.abspath(cfg.config) if cfg.config else ""
-        parts = [config_file, os.getcwd(), self.application, *sorted(map(str, cfg.address))]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-    @property
-    def application(self) -> str:
-        app = self.arbiter.app
-        return str(getattr(app, "app_uri", None) or self.cfg.wsgi_app or self.cfg.proc_name)
-
     def _describe_server(self) -> dict[str, Any]:
         return {
             "pid": self.arbiter.pid,
             "version": __version__,
-            "application": self.application,
+            "application": application(self.arbiter),
             "addresses": [str(listener) for listener in self.arbiter.LISTENERS],
         }
 
-    # -- the manager's process -------------------------------------------------
-
     def run_manager(self, theirs: Link) -> NoReturn:
-        """The forked child: from a copy of the arbiter to the companion manager, to its end."""
-        code = 1
-        try:
-            self._become_manager()
-            manager = self._make_manager(theirs)
-            manager.run()
-            code = 0
-        except Exception:
-            self.log.exception("The companion manager fails")
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                try:
-                    stream.flush()
-                except Exception:
-                    pass
-            os._exit(code)
-
-    def _become_manager(self) -> None:
-        """Let go of everything that is the arbiter's. Signals are blocked until the manager's own are set."""
-        arbiter, cfg = self.arbiter, self.cfg
-        os.setsid()
-        reset_to_default()
-        arbiter.inbox.close()
-        sock.close_sockets(arbiter.LISTENERS, False)
-        for worker in arbiter.WORKERS.values():
-            worker.tmp.close()
-        set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
-        # The change of user made /proc/<pid> root's; memory figures are read there.
-        stay_dumpable()
-        if cfg.umask:
-            os.umask(cfg.umask)
-        set_process_title("companion manager")
-
-    def _make_manager(self, theirs: Link) -> CompanionManager:
-        cfg = self.cfg
-        directory = os.path.abspath(cfg.chdir)
-        if directory not in sys.path:
-            # Targets by name are found where the application is.
-            sys.path.insert(0, directory)
-        manager = CompanionManager(
-            self.configs,
-            self.log,
-            load_configs=lambda: self._load(manager),
-            follow_log=self._follow_log,
-            control_path=self.control_path,
-            control_mode=cfg.companion_control_socket_mode,
-            run_dir=self.run_dir,
-            post_fork=cfg.companion_post_fork,
-            graceful_timeout=cfg.graceful_timeout,
-            server={**self._server, "started": self.arbiter.started_at},
-            link=theirs,
-            watch=self._make_watch(),
-            state=self.state,
-        )
-        return manager
-
-    def _make_watch(self) -> SourceWatch | None:
-        """With `reload`, what has companions restarted when their files change."""
-        cfg = self.cfg
-        if not cfg.reload:
-            return None
-        engine: Any = reloader_engines[cfg.reload_engine]
-        # A companion may go into a directory of its own.
-        files = [os.path.abspath(path) for path in cfg.reload_extra_files]
-        return SourceWatch(lambda callback: engine(extra_files=files, callback=callback))
-
-    def _follow_log(self) -> None:
-        """Have the manager's log where the last configuration that it could read says."""
-        before, self._log_cfg = self._log_cfg or self.cfg, self._fresh or self.cfg
-        try:
-            follow(self.log, before, self._log_cfg)
-        except (ConfigError, OSError) as exc:
-            self.log.error("The companion manager logs as before: %s", exc)
-
-    def _load(self, manager: CompanionManager) -> list[CompanionConfig]:
-        """The configuration read anew, for the manager's reread. Raises where it is wrong."""
-        # What the arbiter sent before its SIGHUP counts for that one time.
-        files = {path: text.encode("latin-1") for path, text in manager.take_files().items()}
-        try:
-            cfg = self.arbiter.app.fresh_config(files)
-        except ConfigError as exc:
-            if isinstance(exc.__cause__, PermissionError):
-                raise ConfigUnreadable(str(exc)) from exc
-            raise
-        finally:
-            # A configuration file, or what it imports, may have set handlers of its own.
-            manager.inbox.install()
-        configs = build_companion_configs(cfg)
-        self._fresh = cfg
-        manager.post_fork = cfg.companion_post_fork
-        manager.graceful_timeout = cfg.graceful_timeout
-        return configs
+        """In the forked child: be the manager, to the end of the process."""
+        ManagerChild(self.arbiter, theirs, self.configs, self.places, self._server, self.state).run()
 
     # -- what the manager says -------------------------------------------------
 
@@ -331,6 +177,13 @@ class ManagerHandle:
                     self.arbiter.stop_companion_manager(signal.SIGTERM)
             if message.get("unreadable"):
                 self._replace_if_it_must_know()
+            if "pong" in message:
+                self._hear_answer(message["pong"])
+            if message.get("rereading"):
+                # It runs a configuration file, which may never return.
+                self.suspect()
+            if "gave_up" in message:
+                self.arbiter.companion_gave_up(str(message["gave_up"]))
         if self.link is not None and self.link.ended:
             # Its end is reported by SIGCHLD; a descriptor at end-of-file is always readable.
             self.arbiter.poller.remove(self.link.fileno())
@@ -403,6 +256,8 @@ class ManagerHandle:
             self.link.send({"server": self._describe_server(), "files": self._files_to_hand_over()})
         self._reload_told = changed_names
         self.arbiter.signal_companion_manager(signal.SIGHUP)
+        # After the signal: the answer shows that the manager is through with it.
+        self.suspect()
 
     def _files_to_hand_over(self) -> dict[str, str]:
         """The text of the configuration files, for a manager whose user may not read them."""
@@ -452,14 +307,59 @@ class ManagerHandle:
         """What is due while a manager is there."""
         if self.link is not None:
             self.link.flush()
+        self._listen(now)
         if self.kill_at is not None and now >= self.kill_at:
             self.kill()
         if now >= self._socket_checked_at + SOCKET_CHECK_INTERVAL:
             self._socket_checked_at = now
             self._check_socket_file()
 
+    def suspect(self) -> None:
+        """The manager may hang from now on: ask it."""
+        self.pulse.suspect()
+        self._ask(time.monotonic())
+
+    def _ask(self, now: float) -> None:
+        if self.link is not None and not self.pulse.given_up and self.pulse.due(now, PING_INTERVAL):
+            self.link.send({"ping": self.pulse.ask(now)})
+
+    def _hear_answer(self, number: object) -> None:
+        if self.pulse.reported and number == self.pulse.number:
+            self.log.info("The companion manager answers again")
+        self.pulse.answered(number)
+
+    def _listen(self, now: float) -> None:
+        """Ask the manager whether it lives, if that is due; end one that does not answer."""
+        # An answer that has come counts, however late we are to look.
+        self.receive()
+        silence = self.pulse.look(now)
+        self._ask(now)
+        if self.pulse.given_up or silence < min(PING_WARN, PING_KILL):
+            return
+        pid = self.arbiter.companion_manager_pid
+        if silence >= PING_KILL:
+            self.pulse.given_up = True
+            self.log.error(
+                "The companion manager (pid %d) has not answered for %g s: SIGKILL. Its companions end,"
+                " and the next manager starts them again",
+                pid,
+                round(silence, 1),
+            )
+            self.arbiter.signal_companion_manager(signal.SIGKILL)
+        elif not self.pulse.reported:
+            self.pulse.reported = True
+            self.log.warning(
+                "The companion manager (pid %d) has not answered for %g s", pid, round(silence, 1)
+            )
+
+    def promoted(self) -> None:
+        """The old master is gone, and with it what may have listened where this server is to listen."""
+        if self.cfg.companion_control_socket:
+            self.arbiter.signal_companion_manager(signal.SIGUSR1)
+
     def _check_socket_file(self) -> None:
-        if self.control_path is None or self.kill_at is not None or os.path.lexists(self.control_path):
+        path = self.places.control_path
+        if path is None or self.kill_at is not None or os.path.lexists(path):
             return
         self.arbiter.signal_companion_manager(signal.SIGUSR1)
 
@@ -470,12 +370,18 @@ class ManagerHandle:
             "The companion manager (pid %d) did not end in time: SIGKILL to it and to its companions", pid
         )
         self.kill_at = None
+        # Looked at while the manager lives, which the records name.
+        records = [record for record in self._records() if record.supervisor == pid and record.supervised]
         self.arbiter.signal_companion_manager(signal.SIGKILL)
-        for record in runfile.records(self.run_dir).values():
-            if record.supervisor == pid:
-                for member in session.members({record.session}).get(record.session, ()):
-                    if self._uid() is None or session.owner(member) == self._uid():
-                        session.send(member, signal.SIGKILL)
+        for members in session.members({record.session for record in records}).values():
+            for member in members:
+                if self._uid() is None or session.owner(member) == self._uid():
+                    session.send(member, signal.SIGKILL)
+
+    def _records(self) -> list[Record]:
+        """The records of this server's companions, and none of another server's."""
+        records = runfile.records(self.places.run_dir).values()
+        return [record for record in records if (record.supervisor, record.supervisor_started) in self._ours]
 
     def _uid(self) -> int | None:
         """Whose processes a record may have us kill: as root not everybody's."""
@@ -512,22 +418,22 @@ class ManagerHandle:
             self.tick(now)
             return False
         if self.orphans is None:
-            self.orphans = list(
-                runfile.orphans(self.run_dir, now, timeout=self._cap, uid=self._uid()).values()
-            )
+            self.orphans = self._left_behind(now)
         self.orphans = [orphan for orphan in self.orphans if not orphan.step(now)]
         if self.orphans:
             return False
-        self._tidy_up()
+        self.places.tidy_up()
         return True
 
-    def _tidy_up(self) -> None:
-        """Leave nothing on disk: a manager that was killed could not, and no manager knows it is the last."""
-        path, self.control_path = self.control_path, None
-        if path is not None:
-            with contextlib.suppress(OSError):
-                remove_stale(path)
-        if self.run_dir is not None:
-            # Not empty where another server runs on it.
-            with contextlib.suppress(OSError):
-                os.rmdir(self.run_dir)
+    def _left_behind(self, now: float) -> list[Orphan]:
+        """The sessions whose manager is dead: on a directory of our own all, else those of our managers.
+
+        What another server's manager leaves is for the next manager of that server.
+        """
+        shared = self.places.shared()
+        records = self._records() if shared else runfile.records(self.places.run_dir).values()
+        return [
+            Orphan(record, now, timeout=self._cap, uid=self._uid())
+            for record in records
+            if not record.supervised
+        ]

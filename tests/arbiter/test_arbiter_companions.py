@@ -60,12 +60,36 @@ def test_a_manager_is_spawned_where_there_is_none(arbiter: Arbiter) -> None:
     assert "no_such_module" not in sys.modules
 
 
-def test_a_master_that_is_to_succeed_another_leaves_companions_to_it(arbiter: Arbiter) -> None:
+@pytest.mark.parametrize(
+    ("run_dir", "spawned"),
+    [
+        pytest.param(None, True, id="the old master has no companions"),
+        pytest.param("{tmp}/run", True, id="its run directory is ours"),
+        pytest.param("{tmp}/not-yet", True, id="it is not there yet"),
+        pytest.param("", False, id="its companions leave no records"),
+        pytest.param("{tmp}/others", False, id="they are not for us"),
+        pytest.param("{tmp}/file/run", False, id="they cannot be there"),
+    ],
+)
+def test_beside_an_old_master_there_is_a_manager_where_each_sees_the_other_s_records(
+    arbiter: Arbiter, short_dir: Path, run_dir: str | None, spawned: bool
+) -> None:
+    (short_dir / "run").mkdir(mode=0o700)
+    (short_dir / "others").mkdir(mode=0o500)
+    (short_dir / "file").touch()
+    if os.geteuid() == 0:
+        os.chown(short_dir / "others", 12345, 12345)
+        arbiter.cfg.set("user", 54321)
+        os.chown(short_dir / "run", 54321, 0)
     arbiter.cfg.set("companion_workers", COMPANIONS)
     arbiter.master_pid = os.getppid()
+    arbiter.inherited_run_dir = run_dir and run_dir.format(tmp=short_dir)
     with mock.patch.object(arbiter, "spawn_companion_manager") as spawn:
         arbiter.manage_companion_manager()
-    spawn.assert_not_called()
+        assert spawn.called is spawned
+        arbiter.master_pid = 0
+        arbiter.manage_companion_manager()
+        assert spawn.called
 
 
 def test_the_parent_s_side_of_the_fork(arbiter: Arbiter) -> None:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from e2e_companions import companion_server, entry, pids_in, reconfigure, signals
-from harness import Background, Server, is_alive, session_of, wait_until
+from harness import Background, is_alive, session_of, wait_until
 
 
 def test_who_drains_longer_than_graceful_timeout_is_let_finish() -> None:
@@ -272,37 +272,3 @@ def test_a_manager_that_hangs_is_killed_at_its_limit_with_all_it_ran() -> None:
         assert server.wait_exit(10) == 0
         assert 1.4 < time.monotonic() - started < 5
         server.assert_nothing_left()
-
-
-def test_usr2_companions_run_in_one_master_only() -> None:
-    with companion_server(
-        entry("a", "idle"), entry("drain", env={"DRAIN": "0.5"}), pidfile="g.pid"
-    ) as server:
-        old = {name: server.wait_companion(name)["pid"] for name in ("a", "drain")}
-        server.signal(signal.SIGUSR2)
-        new = wait_until(server.new_master, 10, "a new master")
-        assert new is not None
-        wait_until(lambda: server.get("/process").json()["ppid"] == new, 10, "the new master serves")
-        again = Server(directory=server.dir, bind=None)
-        again.adopt(new)
-        assert again.manager() is None, "no companions before the promotion"
-        assert {name: server.companion(name)["pid"] for name in old} == old
-        assert server.stop() == 0
-        server.adopt(new)
-        server.wait_companion("a", without=[old["a"]])
-        server.wait_companion("drain", without=[old["drain"]])
-        assert pids_in(server, "drain.drained") == [old["drain"]]
-        assert not list(server.dir.glob("*.overlap"))
-
-
-def test_usr2_rollback_leaves_companions_untouched() -> None:
-    with companion_server(entry("a", "idle")) as server:
-        old = server.wait_companion("a")["pid"]
-        server.signal(signal.SIGUSR2)
-        new = wait_until(server.new_master, 10, "a new master")
-        assert new is not None
-        wait_until(lambda: server.get("/process").json()["ppid"] == new, 10, "the new master serves")
-        server.signal(signal.SIGTERM, new)
-        wait_until(lambda: not is_alive(new), 10, "the new master gone")
-        assert server.companion("a")["pid"] == old
-        assert server.control_path().exists()

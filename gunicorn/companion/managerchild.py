@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: MIT
+"""The manager's process, from the arbiter's fork to its end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from gunicorn import sock
+from gunicorn.companion.config import CompanionConfig, build_companion_configs
+from gunicorn.companion.link import Link
+from gunicorn.companion.manager import CompanionManager
+from gunicorn.companion.places import Places
+from gunicorn.companion.rereading import ConfigUnreadable
+from gunicorn.companion.spawn import stay_dumpable
+from gunicorn.companion.watch import SourceWatch
+from gunicorn.errors import ConfigError
+from gunicorn.glogging import follow
+from gunicorn.reloader import reloader_engines
+from gunicorn.unix.process import set_owner_process, set_process_title
+from gunicorn.unix.signals import reset_to_default
+
+
+class ManagerChild:
+    """What the forked child does; nothing of it happens in the arbiter."""
+
+    def __init__(
+        self,
+        arbiter: Any,
+        link: Link,
+        configs: list[CompanionConfig],
+        places: Places,
+        server: Mapping[str, Any],
+        state: Mapping[str, Any],
+    ) -> None:
+        self.arbiter = arbiter
+        self.link = link
+        self.configs = configs
+        self.places = places
+        self.server = server
+        self.state = state
+        # The configuration that was read last, and the one that the log follows.
+        self._fresh: Any = None
+        self._log_cfg: Any = None
+
+    @property
+    def cfg(self) -> Any:
+        return self.arbiter.cfg
+
+    @property
+    def log(self) -> Any:
+        return self.arbiter.log
+
+    def run(self) -> NoReturn:
+        """From a copy of the arbiter to the companion manager, to its end."""
+        code = 1
+        try:
+            self._become_manager()
+            self._make_manager().run()
+            code = 0
+        except Exception:
+            self.log.exception("The companion manager fails")
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                try:
+                    stream.flush()
+                except Exception:
+                    pass
+            os._exit(code)
+
+    def _become_manager(self) -> None:
+        """Let go of everything that is the arbiter's. Signals are blocked until the manager's own are set."""
+        arbiter, cfg = self.arbiter, self.cfg
+        os.setsid()
+        reset_to_default()
+        arbiter.inbox.close()
+        sock.close_sockets(arbiter.LISTENERS, False)
+        for worker in arbiter.WORKERS.values():
+            worker.tmp.close()
+        set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
+        # The change of user made /proc/<pid> root's; memory figures are read there.
+        stay_dumpable()
+        if cfg.umask:
+            os.umask(cfg.umask)
+        set_process_title("companion manager")
+
+    def _make_manager(self) -> CompanionManager:
+        cfg = self.cfg
+        directory = os.path.abspath(cfg.chdir)
+        if directory not in sys.path:
+            # Targets by name are found where the application is.
+            sys.path.insert(0, directory)
+        manager = CompanionManager(
+            self.configs,
+            self.log,
+            load_configs=lambda: self._load(manager),
+            follow_log=self._follow_log,
+            control_path=self.places.control_path,
+            control_mode=cfg.companion_control_socket_mode,
+            run_dir=self.places.run_dir,
+            pre_fork=cfg.companion_pre_fork,
+            post_fork=cfg.companion_post_fork,
+            on_exit=cfg.companion_exit,
+            umask=cfg.umask,
+            graceful_timeout=cfg.graceful_timeout,
+            server={**self.server, "started": self.arbiter.started_at},
+            link=self.link,
+            watch=self._make_watch(),
+            state=self.state,
+        )
+        if manager.control is not None:
+            # Until then the old master's manager may well have the path.
+            manager.control.patient = self.arbiter.master_pid != 0
+        return manager
+
+    def _make_watch(self) -> SourceWatch | None:
+        """With `reload`, what has companions restarted when their files change."""
+        cfg = self.cfg
+        if not cfg.reload:
+            return None
+        engine: Any = reloader_engines[cfg.reload_engine]
+        # A companion may go into a directory of its own.
+        files = [os.path.abspath(path) for path in cfg.reload_extra_files]
+        return SourceWatch(lambda callback: engine(extra_files=files, callback=callback))
+
+    def _follow_log(self) -> None:
+        """Have the manager's log where the last configuration that it could read says."""
+        before, self._log_cfg = self._log_cfg or self.cfg, self._fresh or self.cfg
+        try:
+            follow(self.log, before, self._log_cfg)
+        except (ConfigError, OSError) as exc:
+            self.log.error("The companion manager logs as before: %s", exc)
+
+    def _load(self, manager: CompanionManager) -> list[CompanionConfig]:
+        """The configuration read anew, for the manager's reread. Raises where it is wrong."""
+        # What the arbiter sent before its SIGHUP counts for that one time.
+        files = {path: text.encode("latin-1") for path, text in manager.take_files().items()}
+        try:
+            cfg = self.arbiter.app.fresh_config(files)
+        except ConfigError as exc:
+            if isinstance(exc.__cause__, PermissionError):
+                raise ConfigUnreadable(str(exc)) from exc
+            raise
+        finally:
+            # A configuration file, or what it imports, may have set handlers of its own.
+            manager.inbox.install()
+        configs = build_companion_configs(cfg)
+        self._fresh = cfg
+        manager.pre_fork = cfg.companion_pre_fork
+        manager.post_fork = cfg.companion_post_fork
+        manager.on_exit = cfg.companion_exit
+        manager.graceful_timeout = cfg.graceful_timeout
+        return configs

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: MIT
+"""Where a server's control socket and run files are, and who else uses the same run directory.
+
+Each server that uses a run directory holds a shared lock on it, which the system takes
+away when the server dies. The last one may so know that it is the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import weakref
+from typing import Any, Protocol
+
+from gunicorn.companion import paths, runfile
+from gunicorn.companion.control import remove_stale
+
+
+class Closable(Protocol):
+    """What is the arbiter's alone."""
+
+    def close(self) -> None: ...
+
+
+# Every child closes these, those that application code forks included: a manager would not see the
+# arbiter die, and a directory would stay in use.
+ARBITERS_ALONE: weakref.WeakSet[Closable] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    for thing in list(ARBITERS_ALONE):
+        thing.close()
+    ARBITERS_ALONE.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+class DirectoryUse:
+    """That this server uses a directory, for others to see."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        ARBITERS_ALONE.add(self)
+
+    @classmethod
+    def begin(cls, path: str) -> DirectoryUse | None:
+        """None where it cannot be said; the directory may then go while it is in use."""
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                # Never waiting: the directory is the companions' user's, who might hold the lock for ever.
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BaseException:
+                os.close(fd)
+                raise
+            return cls(fd)
+        return None
+
+    def is_at(self, path: str) -> bool:
+        """Whether *path* is still the directory that was locked: it may have been removed and made again."""
+        try:
+            return os.path.samestat(os.fstat(self.fd), os.stat(path, follow_symlinks=False))
+        except OSError:
+            return False
+
+    def alone(self) -> bool:
+        """Whether nobody else uses it."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except OSError:
+            # A lock that cannot be made exclusive may be lost (flock(2)).
+            alone = False
+        with contextlib.suppress(OSError):
+            fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return alone
+
+    def close(self) -> None:
+        ARBITERS_ALONE.discard(self)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Places:
+    """The control socket's path and the run directory of one server; None where there can be none.
+
+    *inherited* is the run directory of the master that this one is to succeed: the same counts for
+    this one, all its life, or the two would not know of each other's companions. "" says that the old
+    one has companions and no run files.
+    """
+
+    def __init__(self, arbiter: Any, inherited: str | None = None) -> None:
+        self.arbiter = arbiter
+        self.inherited = inherited
+        self.control_path: str | None = None
+        self.run_dir: str | None = None
+        self.chosen = False
+        self._use: DirectoryUse | None = None
+        self._usable = True
+        self._complained = False
+
+    @property
+    def cfg(self) -> Any:
+        return self.arbiter.cfg
+
+    @property
+    def log(self) -> Any:
+        return self.arbiter.log
+
+    # -- which ---------------------------------------------------------------
+
+    def choose(self) -> None:
+        """Decide where the next manager finds things, and make what it cannot make itself."""
+        self.control_path, run_dir = self._resolve()
+        if run_dir != self.run_dir:
+            self._leave()
+        self.run_dir = run_dir
+        self.chosen = True
+        self._enter()
+
+    def told_successor(self) -> str | None:
+        """What a successor is told of the run directory; see `inherited`."""
+        if not self.chosen:
+            return self.inherited
+        return self.run_dir if self.run_dir is not None and self._usable else ""
+
+    def must_wait(self) -> bool:
+        """Whether companions have to wait until the old master is gone.
+
+        Beside it they may run where both see the run files of both.
+        """
+        if not self.arbiter.master_pid or self.inherited is None:
+            return False
+        reason = self._hindrance(self.inherited)
+        if reason and not self._complained:
+            self._complained = True
+            self.log.warning("Companions start when the old master is gone: %s", reason)
+        return bool(reason)
+
+    def _hindrance(self, run_dir: str) -> str:
+        if not run_dir:
+            return "its companions leave no run files"
+        try:
+            # Another user's, for one.
+            paths.prepare_directory(run_dir, self.cfg.uid, self.cfg.gid)
+        except paths.Unusable as exc:
+            return f"its run files are out of reach: {exc}"
+        return ""
+
+    def _resolve(self) -> tuple[str | None, str | None]:
+        """The two places; a warning, where one cannot be."""
+        cfg = self.cfg
+        wanted_socket, wanted_run = cfg.companion_control_socket, cfg.companion_run_dir
+        default: str | None = None
+        if wanted_socket is None or not (wanted_run or self.inherited):
+            try:
+                default = paths.usable_default_directory(os.environ, cfg.uid, cfg.gid)
+            except paths.Unusable as exc:
+                self.log.warning(
+                    "No directory for the companions' control socket and run files: %s;"
+                    " set companion_control_socket and companion_run_dir",
+                    exc,
+                )
+        control: str | None = None
+        if wanted_socket:
+            control = os.path.abspath(wanted_socket)
+        elif wanted_socket is None and default is not None:
+            control = os.path.join(default, paths.socket_name(self.arbiter.pid))
+        if wanted_socket and control is not None:
+            self._prepare("control socket", os.path.dirname(control))
+        return control, self._resolve_run_dir(wanted_run, default)
+
+    def _resolve_run_dir(self, wanted: str | None, default: str | None) -> str | None:
+        if self.inherited:
+            if wanted and os.path.abspath(wanted) != self.inherited:
+                self.log.warning(
+                    "The run files stay in %s, where those of the old master are; companion_run_dir"
+                    " counts from the next restart of the service",
+                    self.inherited,
+                )
+            return self.inherited
+        if wanted:
+            return os.path.abspath(wanted)
+        return os.path.join(default, "run-" + self._digest()) if default is not None else None
+
+    def _digest(self) -> str:
+        """Names this service among others of the same user: the same after a restart."""
+        cfg = self.cfg
+        config_file = os.path.abspath(cfg.config) if cfg.config else ""
+        parts = [config_file, os.getcwd(), application(self.arbiter), *sorted(map(str, cfg.address))]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+    def _prepare(self, what: str, directory: str) -> bool:
+        try:
+            paths.prepare_directory(directory, self.cfg.uid, self.cfg.gid)
+        except paths.Unusable as exc:
+            # The manager tries all the same: it has groups and rights that we did not look at.
+            self.log.debug("The directory of the companions' %s: %s", what, exc)
+            return False
+        return True
+
+    # -- whose ---------------------------------------------------------------
+
+    def _enter(self) -> None:
+        """Have the run directory there, and say that it is in use."""
+        if self.run_dir is None or (self._use is not None and self._use.is_at(self.run_dir)):
+            return
+        self._leave()
+        # Twice: another server that ends may take it away before our lock is on it.
+        for _ in range(2):
+            self._usable = self._prepare("run files", self.run_dir)
+            paths.hand_over_run_files(self.run_dir, runfile.SUFFIX, self.cfg.uid, self.cfg.gid)
+            self._use = DirectoryUse.begin(self.run_dir)
+            if self._use is not None and self._use.is_at(self.run_dir):
+                return
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._use is not None:
+            self._use.close()
+            self._use = None
+
+    def shared(self) -> bool:
+        """Whether another server uses the run directory, now or as soon as we are gone."""
+        if self.arbiter.master_pid or self.arbiter.reexec_pid:
+            return True
+        return self._use is not None and not self._use.alone()
+
+    def tidy_up(self) -> None:
+        """Leave nothing on disk: a manager that was killed could not, and none knows it is the last."""
+        path, self.control_path = self.control_path, None
+        if path is not None:
+            with contextlib.suppress(OSError):
+                remove_stale(path)
+        if self.run_dir is not None and not self.shared():
+            # Not empty where something of another server is in it all the same.
+            with contextlib.suppress(OSError):
+                os.rmdir(self.run_dir)
+        self._leave()
+
+
+def application(arbiter: Any) -> str:
+    """What the server serves, in a word."""
+    return str(getattr(arbiter.app, "app_uri", None) or arbiter.cfg.wsgi_app or arbiter.cfg.proc_name)

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: MIT
+"""Companions over USR2: each changes hands as soon as its old self is gone, and none runs twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e_companions import companion_server, entry, overlaps, pids_in, reconfigure, starts
+from harness import Control, Server, is_alive, read_proc, wait_until
+
+
+class Successor:
+    """The new master beside the old one, until the test adopts it."""
+
+    def __init__(self, server: Server) -> None:
+        server.signal(signal.SIGUSR2)
+        pid = wait_until(server.new_master, 20, "a new master")
+        assert pid is not None
+        self.pid = pid
+        self.server = Server(directory=server.dir, bind=None, ready=None)
+        self.server.adopt(pid)
+        self.server.env = server.env
+        self.server.configured_control = server.configured_control
+
+    def manager(self) -> int:
+        return wait_until(self.server.manager, 20, "a manager of the new master") or 0
+
+    def companion(self, name: str) -> dict[str, Any]:
+        return self.server.companion(name)
+
+    def wait_waiting(self, name: str, pid: int | None) -> None:
+        """Until companion *name* waits for its old self *pid*."""
+        wait_until(
+            lambda: (
+                (found := self.companion(name))["state"] == "STARTING"
+                and found["pid"] is None
+                and found["description"] == f"waiting for pid {pid}"
+            ),
+            20,
+            lambda: f"{name} waits for {pid}: {self.companion(name)}",
+        )
+
+
+def take_over(server: Server, new: Successor) -> None:
+    """End the old master and go on with the new one."""
+    before = server.log().count("takes its place")
+    assert server.stop() == 0
+    server.adopt(new.pid)
+    wait_until(lambda: server.log().count("takes its place") > before, 10, "the promotion")
+
+
+def test_each_changes_hands_as_soon_as_its_old_self_is_gone() -> None:
+    server = companion_server(
+        entry("quick", "idle"),
+        entry("slow", "drain", env={"DRAIN": "5"}, stop_timeout=20),
+        pidfile="g.pid",
+    )
+    with server:
+        old = {name: server.wait_companion(name)["pid"] for name in ("quick", "slow")}
+        new = Successor(server)
+        for name in old:
+            new.wait_waiting(name, old[name])
+            assert server.companion(name)["pid"] == old[name]
+        server.signal(signal.SIGTERM)
+        quick = wait_until(lambda: new.companion("quick")["pid"], 20, "quick runs in the new master")
+        assert is_alive(old["slow"]) and not is_alive(old["quick"])
+        assert new.companion("slow")["description"] == f"waiting for pid {old['slow']}"
+        assert server.wait_exit() == 0
+        server.adopt(new.pid)
+        slow = server.wait_companion("slow", without=[old["slow"]])["pid"]
+        assert server.companion("quick")["pid"] == quick
+        assert pids_in(server, "slow.drained") == [old["slow"]]
+        assert [pid for pid, _ in starts(server, "slow")] == [old["slow"], slow]
+        assert overlaps(server) == []
+
+
+def test_a_rollback_leaves_them_where_they_are() -> None:
+    with companion_server(entry("a", "idle"), entry("b", "stubborn")) as server:
+        old = {name: server.wait_companion(name)["pid"] for name in "ab"}
+        manager = server.manager()
+        for sig in (signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL):
+            new = Successor(server)
+            for name in old:
+                new.wait_waiting(name, old[name])
+            theirs = new.manager()
+            server.signal(sig, new.pid)
+            wait_until(lambda new=new: not is_alive(new.pid), 10, "the new master gone")
+            wait_until(lambda theirs=theirs: not is_alive(theirs), 10, "its manager gone")
+            assert {name: server.companion(name)["pid"] for name in old} == old
+            assert server.manager() == manager
+            wait_until(lambda: server.new_master() is None, 10, "reaped")
+        for name in old:
+            assert len(starts(server, name)) == 1
+        server.signal(signal.SIGINT)
+        server.signal(signal.SIGINT)
+        assert server.wait_exit() == 0
+
+
+def test_winch_to_the_old_master_keeps_its_companions(tmp_path: Path) -> None:
+    server = companion_server(entry("a", "idle"), pidfile="g.pid", workers=1)
+    with server:
+        old = server.wait_companion("a")["pid"]
+        new = Successor(server)
+        new.wait_waiting("a", old)
+        server.signal(signal.SIGWINCH)
+        server.wait_log("SIGWINCH")
+        assert server.companion("a")["pid"] == old
+        take_over(server, new)
+        server.wait_companion("a", without=[old])
+
+
+def test_what_ends_meanwhile_goes_on_in_one_of_them() -> None:
+    """One that dies while both live is started by whoever comes first, and only by him."""
+    with companion_server(entry("a", "idle"), companion_restart_delay=0.5) as server:
+        old = server.wait_companion("a")["pid"]
+        new = Successor(server)
+        new.wait_waiting("a", old)
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: len(starts(server, "a")) == 2)
+        pid = starts(server, "a")[1][0]
+        theirs = read_proc(pid)
+        assert theirs is not None and theirs.ppid in (new.manager(), server.manager())
+        # The roll-back of the new master gives it back.
+        server.signal(signal.SIGTERM, new.pid)
+        wait_until(lambda: not is_alive(new.pid), 10, "the new master gone")
+        back = server.wait_companion("a", without=[old])
+        assert read_proc(back["pid"]).ppid == server.manager()  # type: ignore[union-attr]
+        assert overlaps(server) == []
+
+
+def test_the_old_manager_dies_meanwhile() -> None:
+    with companion_server(entry("a", "drain", env={"DRAIN": "1"})) as server:
+        old = server.wait_companion("a")["pid"]
+        new = Successor(server)
+        new.wait_waiting("a", old)
+        os.kill(server.wait_manager(), signal.SIGKILL)
+        wait_until(lambda: len(starts(server, "a")) == 2)
+        assert pids_in(server, "a.drained") == [old]
+        take_over(server, new)
+        server.wait_companion("a", without=[old])
+        assert overlaps(server) == []
+
+
+def test_the_old_master_is_killed() -> None:
+    with companion_server(entry("a", "drain", env={"DRAIN": "1"})) as server:
+        old = server.wait_companion("a")["pid"]
+        new = Successor(server)
+        new.wait_waiting("a", old)
+        server.signal(signal.SIGKILL)
+        assert server.wait_exit() == -signal.SIGKILL
+        server.adopt(new.pid)
+        server.wait_companion("a", without=[old])
+        assert pids_in(server, "a.drained") == [old]
+        assert overlaps(server) == []
+
+
+def test_new_ones_start_at_once_and_others_end_with_the_old_master() -> None:
+    with companion_server(entry("a", "idle"), entry("gone", "idle")) as server:
+        old = {name: server.wait_companion(name)["pid"] for name in ("a", "gone")}
+        reconfigure(server, entry("a", "idle"), entry("fresh", "idle"))
+        new = Successor(server)
+        new.wait_waiting("a", old["a"])
+        fresh = wait_until(lambda: new.companion("fresh")["pid"], 10, "fresh runs")
+        assert is_alive(old["gone"])
+        take_over(server, new)
+        server.wait_companion("a", without=[old["a"]])
+        assert server.companion("fresh")["pid"] == fresh
+        assert not is_alive(old["gone"]) and set(server.companions()) == {"a", "fresh"}
+
+
+@pytest.mark.parametrize("changed", ["bind", "companion_run_dir"])
+def test_a_configuration_that_would_name_another_run_directory(changed: str) -> None:
+    server = companion_server(entry("a", "idle"), companion_run_dir=None if changed == "bind" else "run/one")
+    with server:
+        old = server.wait_companion("a")["pid"]
+        directory = next(server.run_dir.rglob("a.run")).parent
+        more = {"bind": ["127.0.0.1:1"]} if changed == "bind" else {"companion_run_dir": "run/two"}
+        if changed == "bind":
+            server.args[:2] = []
+        reconfigure(server, entry("a", "idle"), **more)
+        new = Successor(server)
+        new.wait_waiting("a", old)
+        take_over(server, new)
+        server.wait_companion("a", without=[old])
+        assert next(server.run_dir.rglob("a.run")).parent == directory
+        assert overlaps(server) == []
+        # Again: what was inherited is handed on.
+        old = server.companion("a")["pid"]
+        new = Successor(server)
+        new.wait_waiting("a", old)
+        take_over(server, new)
+        server.wait_companion("a", without=[old])
+    assert not directory.exists()
+
+
+def test_without_run_files_they_start_when_the_old_master_is_gone() -> None:
+    with companion_server(entry("a", "idle"), companion_run_dir="app.py/files") as server:
+        old = server.wait_companion("a")["pid"]
+        new = Successor(server)
+        server.wait_log("Companions start when the old master is gone")
+        wait_until(lambda: new.server.workers(), 10, "the new master serves")
+        assert new.server.manager() is None
+        take_over(server, new)
+        server.wait_companion("a", without=[old])
+        assert overlaps(server) == []
+
+
+def test_a_control_socket_of_a_configured_path_changes_hands() -> None:
+    server = companion_server(entry("a", "idle"), companion_control_socket="c.sock")
+    server.configured_control = server.dir / "c.sock"
+    with server:
+        old = server.wait_companion("a")["pid"]
+        manager = server.wait_manager()
+        new = Successor(server)
+        theirs = new.manager()
+        # It is the old one's while that lives, and no reason to worry.
+        server.wait_log("another server listens there")
+        with Control(server.configured_control) as control:
+            assert control.peer_pid() == manager
+        lines = server.log().splitlines()
+        assert [line for line in lines if "listens there" in line and "WARNING" in line] == []
+        # A rollback leaves it to the old one.
+        server.signal(signal.SIGTERM, new.pid)
+        wait_until(lambda: not is_alive(new.pid), 10, "the new master gone")
+        assert server.companion("a")["pid"] == old
+        new = Successor(server)
+        theirs = new.manager()
+        assert server.stop() == 0
+        gone_at = time.monotonic()
+        server.adopt(new.pid)
+        assert server.wait_manager() == theirs
+        assert time.monotonic() - gone_at < 5
+        server.wait_companion("a", without=[old])
+
+
+def test_a_singleton_of_the_web_tier_only() -> None:
+    """One that is no singleton runs in both masters at once."""
+    server = companion_server(entry("both", "report", singleton=False), entry("one", "idle"))
+    with server:
+        old = {name: server.wait_companion(name)["pid"] for name in ("both", "one")}
+        new = Successor(server)
+        new.wait_waiting("one", old["one"])
+        both = wait_until(lambda: new.companion("both")["pid"], 10, "both run")
+        assert both != old["both"] and is_alive(old["both"]) and is_alive(both)
+        take_over(server, new)
+        assert not is_alive(old["both"])
+        assert server.wait_companion("both")["pid"] == both
+        server.wait_companion("one", without=[old["one"]])
+
+
+def test_reload_and_stop_beside_another_master_touch_only_one_s_own() -> None:
+    """HUP to both, a stop by SIGINT, a manager that must be killed: the other's companions go on."""
+    server = companion_server(
+        entry("a", "stubborn"), entry("b", "idle"), companion_manager_stop_timeout=1, pidfile="g.pid"
+    )
+    with server:
+        old = {name: server.wait_companion(name)["pid"] for name in "ab"}
+        new = Successor(server)
+        for name in old:
+            new.wait_waiting(name, old[name])
+        server.signal(signal.SIGHUP, new.pid)
+        server.signal(signal.SIGHUP)
+        wait_until(lambda: server.log().count("Companions reread") == 2, 20, "both reread")
+        assert {name: server.companion(name)["pid"] for name in old} == old
+        # The new one's manager hangs, and is killed with all that is its own.
+        os.kill(new.manager(), signal.SIGSTOP)
+        server.signal(signal.SIGTERM, new.pid)
+        wait_until(lambda: not is_alive(new.pid), 20, "the new master gone")
+        assert {name: server.companion(name)["pid"] for name in old} == old
+        new = Successor(server)
+        new.wait_waiting("a", old["a"])
+        # Now the old one's: its companions die with it and are the new one's then.
+        os.kill(server.wait_manager(), signal.SIGSTOP)
+        take_over(server, new)
+        for name in old:
+            server.wait_companion(name, without=[old[name]])
+        assert overlaps(server) == []
+        server.signal(signal.SIGINT)
+        server.signal(signal.SIGINT)
+        assert server.wait_exit() == 0
