@@ -312,3 +312,28 @@ class Body:
         if self.before_read is not None:
             before_read, self.before_read = self.before_read, None
             before_read()
+
+
+class _NoBody(Body):
+    """Of a request that has none. It has no state, so one serves them all."""
+
+    __slots__ = ()
+
+    finished = True
+    remaining = 0
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO())
+
+    def read(self, size: int | None = None) -> bytes:
+        self.getsize(size)
+        return b""
+
+    readline = read
+
+    def readlines(self, size: int | None = None) -> list[bytes]:
+        self.getsize(size)
+        return []
+
+
+NO_BODY = _NoBody()

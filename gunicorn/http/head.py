@@ -20,6 +20,8 @@ _date: tuple[int, str] = (-1, "")
 # Applications send the same few names: each is examined once.
 _NAMES: dict[str, str] = {}
 _NAMES_MAX = 1024
+_CODES: dict[str, int] = {}
+_CODES_MAX = 128
 
 
 def http_date(timestamp: float | None = None) -> str:
@@ -40,12 +42,18 @@ def current_date() -> str:
 
 def check_status(status: str) -> int:
     """The code of a WSGI status string. Raises TypeError or ValueError for what is none."""
+    code = _CODES.get(status) if type(status) is str else None
+    if code is not None:
+        return code
     if not isinstance(status, str):
         raise TypeError(f"the status must be a str, not {type(status).__name__}")
     match = STATUS_RE.fullmatch(status)
     if match is None:
         raise ValueError(f"not a status of three digits, a space and a reason: {status!a}")
-    return int(match[1])
+    code = int(match[1])
+    if len(_CODES) < _CODES_MAX and len(status) < 64:
+        _CODES[status] = code
+    return code
 
 
 def check_header(name: str, value: str) -> tuple[str, str]:
@@ -57,6 +65,8 @@ def check_header(name: str, value: str) -> tuple[str, str]:
     lower = _NAMES.get(name) if type(name) is str else None
     if lower is None:
         lower = _check_name(name)
+    if type(value) is str and value.isascii() and value.isprintable():
+        return lower, value.strip(" ")  # nearly always, and sooner known than by the expression
     if not isinstance(value, str):
         raise TypeError(f"the value of header {name!a} must be a str, not {type(value).__name__}")
     if not FIELD_VALUE_RE.fullmatch(value):

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import io
 import time
+from functools import cached_property
 from typing import Any
 
 from . import grammar
-from .body import Body, ChunkedReader, EOFReader, LengthReader
+from .body import NO_BODY, Body, ChunkedReader, EOFReader, LengthReader
 from .errors import ForbiddenProxyRequest, InvalidProxyLine, LimitRequestLine, NoMoreData, ParseException
 from .parse import (
     Headers,
@@ -55,6 +56,14 @@ DRAIN_LIMIT = 256 * 1024
 class Message:
     """What requests have in common with any other message; reads itself from *unreader* at once."""
 
+    # Of nearly every message, so that nothing is stored for it.
+    version: tuple[int, int] = (1, 0)
+    must_close = False
+    head: RequestHead | None = None
+    #: The fields as an environ has them; None if that takes thought, or ``headers`` may have been changed.
+    fields: dict[str, str] | None = None
+    _headers: Headers | None = None
+
     def __init__(
         self, cfg: Any, unreader: Unreader, peer_addr: Any, *, policy: RequestPolicy | None = None
     ) -> None:
@@ -62,18 +71,38 @@ class Message:
         self.unreader = unreader
         self.peer_addr = self.remote_addr = peer_addr
         self.policy = policy = policy or policy_for(cfg)
-        self.version: tuple[int, int] = (1, 0)
-        self.headers: Headers = []
-        self.trailers: Headers = []
-        self.body: Body
         self.scheme = policy.default_scheme
-        self.must_close = False
-        self.head: RequestHead | None = None
-        self.limit_request_fields = policy.limit_request_fields
-        self.limit_request_field_size = policy.limit_request_field_size
+        self.body: Body
         rest = self.parse(unreader)
-        unreader.unread(rest)
+        if rest:
+            unreader.unread(rest)
         self.set_body_reader()
+
+    @property
+    def headers(self) -> Headers:
+        """The fields, names in upper case, in the order received."""
+        self.fields = None
+        if self._headers is None:
+            self._headers = self.head.headers if self.head is not None else []
+        return self._headers
+
+    @headers.setter
+    def headers(self, headers: Headers) -> None:
+        self.fields = None
+        self._headers = headers
+
+    @cached_property
+    def trailers(self) -> Headers:
+        """The fields behind a chunked body, once that has been read."""
+        return []
+
+    @cached_property
+    def limit_request_fields(self) -> int:
+        return self.policy.limit_request_fields
+
+    @cached_property
+    def limit_request_field_size(self) -> int:
+        return self.policy.limit_request_field_size
 
     def force_close(self) -> None:
         """Let the connection end with this message."""
@@ -114,6 +143,10 @@ class Request(Message):
     (of an earlier request on the connection) spare the work of finding them again.
     """
 
+    method = uri = path = query = fragment = ""
+    proxy_info: ProxyInfo | None = None
+    proxy_protocol_info: dict[str, Any] | None = None
+
     def __init__(
         self,
         cfg: Any,
@@ -124,13 +157,14 @@ class Request(Message):
         policy: RequestPolicy | None = None,
         proxy_info: ProxyInfo | None = None,
     ) -> None:
-        policy = policy or policy_for(cfg)
-        self.method = self.uri = self.path = self.query = self.fragment = ""
         self.req_number = req_number
-        self.proxy_info = proxy_info
-        self.proxy_protocol_info = proxy_info.as_dict() if proxy_info else None
-        self.limit_request_line = policy.limit_request_line
+        if proxy_info is not None:
+            self._set_proxy_info(proxy_info)
         super().__init__(cfg, unreader, peer_addr, policy=policy)
+
+    @cached_property
+    def limit_request_line(self) -> int:
+        return self.policy.limit_request_line
 
     @property
     def trusted_peer(self) -> bool:
@@ -142,13 +176,21 @@ class Request(Message):
         """Whether the client waits for 100 (Continue) before it sends its body."""
         return self.head is not None and self.head.expect_continue
 
+    @property
+    def wants_upgrade(self) -> bool:
+        """Whether the client asks for another protocol on this connection."""
+        if self.fields is not None:
+            return "HTTP_UPGRADE" in self.fields
+        return any(name == "UPGRADE" for name, _ in self.headers)
+
     def parse(self, unreader: Unreader) -> bytes:
         policy = self.policy
         data = unreader.read()
         if not policy.proxy_protocol or self.req_number > 1:
             end = find_head_end(data)
-            if end > 0:  # nearly always: the whole head in one piece
-                self._take(parse_head(data[:end], policy, policy.forwarded_allow.allows(self.peer_addr)))
+            if end > 0:  # nearly always: the whole head in one piece, and often nothing else
+                block = data if end == len(data) else data[:end]
+                self._take(parse_head(block, policy, policy.forwarded_allow.allows(self.peer_addr)))
                 return data[end:]
         gatherer = HeadGatherer(policy, first=self.req_number == 1)
         while True:
@@ -169,9 +211,10 @@ class Request(Message):
         self.uri = head.target
         self.path = head.path
         self.query = head.query
-        self.fragment = head.fragment
+        if head.fragment:
+            self.fragment = head.fragment
         self.version = head.version
-        self.headers = head.headers
+        self.fields = head.fields
         self.scheme = head.scheme
 
     def _set_proxy_info(self, info: ProxyInfo | None) -> None:
@@ -183,8 +226,10 @@ class Request(Message):
         head = self.head
         if head is not None and head.chunked:
             super().set_body_reader()
+        elif head is not None and head.content_length:
+            self.body = Body(LengthReader(self.unreader, head.content_length))
         else:
-            self.body = Body(LengthReader(self.unreader, (head and head.content_length) or 0))
+            self.body = NO_BODY
 
     def drain(self, limit: int = DRAIN_LIMIT, timeout: float | None = None) -> bool:
         """Discard what the application left of the body; True if another request can follow.

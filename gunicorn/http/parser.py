@@ -52,7 +52,7 @@ class Parser:
 
     def __next__(self) -> Request:
         last = self.mesg
-        if last is not None and (last.should_close() or not last.drain()):
+        if last is not None and (last.should_close() or not (last.body.finished or last.drain())):
             raise StopIteration
         self.req_count += 1
         try:

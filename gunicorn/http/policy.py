@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .environ import header_key
+
 MAX_REQUEST_LINE = 8190
 MAX_HEADERS = 32768
 DEFAULT_MAX_HEADERFIELD_SIZE = 8190
@@ -82,6 +84,8 @@ class RequestPolicy:
     max_line: int = field(init=False)
     max_field: int = field(init=False)
     max_header_bytes: int = field(init=False)
+    # secure_scheme_headers by the environ's keys. A name with an underscore has none of its own there.
+    scheme_fields: tuple[tuple[str, str], ...] = field(init=False)
 
     def __post_init__(self) -> None:
         line, fields, size = normalize_limits(
@@ -95,6 +99,9 @@ class RequestPolicy:
         put(self, "max_field", size or HARD_MAX_HEADER_BYTES)
         product = fields * (size + 2) + 4 if size else HARD_MAX_HEADER_BYTES
         put(self, "max_header_bytes", min(product, HARD_MAX_HEADER_BYTES))
+        schemes = self.secure_scheme_headers.items()
+        said = [(header_key(name), value) for name, value in schemes if "_" not in name]
+        put(self, "scheme_fields", tuple(said))
 
     @classmethod
     def from_config(cls, cfg: Any) -> RequestPolicy:

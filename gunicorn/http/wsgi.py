@@ -41,6 +41,16 @@ BLKSIZE = 0x3FFFFFFF
 
 _MSG_MORE = getattr(socket, "MSG_MORE", 0)  # not everywhere; without it a small packet goes first
 
+# Header names that say something to the server.
+_SPECIAL = grammar.HOP_BY_HOP | {"content-length", "server", "date"}
+# For which the framing rules have no exception.
+_PLAIN_CODES = frozenset({200, 201, 202, 206, 301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 500, 503})
+_PLAIN_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
+
+# The lines that the server adds, by all that they say. Most responses of a second begin alike.
+_default_headers: dict[tuple[Any, ...], list[str]] = {}
+_DEFAULT_HEADERS_MAX = 64
+
 # Above this, joining head and content costs more than a second send.
 JOIN_LIMIT = 256 * 1024
 
@@ -61,6 +71,23 @@ def base_environ(cfg: Any) -> dict[str, Any]:
     }
 
 
+_OF_EACH = (
+    "wsgi.input",
+    "wsgi.url_scheme",
+    "wsgi.early_hints",
+    "gunicorn.socket",
+    "REQUEST_METHOD",
+    "QUERY_STRING",
+    "RAW_URI",
+    "SERVER_PROTOCOL",
+    "SERVER_NAME",
+    "SERVER_PORT",
+    "SCRIPT_NAME",
+    "PATH_INFO",
+    "REMOTE_ADDR",
+)
+
+
 class _Base:
     """The latest base environ: a process has one configuration."""
 
@@ -68,7 +95,8 @@ class _Base:
 
     def __init__(self, cfg: Any) -> None:
         self.cfg = cfg
-        self.environ = base_environ(cfg)
+        # With a place for what every request has: a dict that grows is built again and again.
+        self.environ = {**base_environ(cfg), **dict.fromkeys(_OF_EACH)}
         # The system's bytes as WSGI text, to be compared with paths.
         self.script_name = os.fsencode(os.environ.get("SCRIPT_NAME", "")).decode("latin-1")
 
@@ -86,17 +114,17 @@ def _base_for(cfg: Any) -> _Base:
 
 def default_environ(req: Any, sock: Any, cfg: Any) -> dict[str, Any]:
     """The base environ and what the request line says."""
-    return _fill(_base_for(cfg).environ.copy(), req, sock)
+    return _fill(base_environ(cfg), req, sock)
 
 
 def _fill(environ: dict[str, Any], req: Any, sock: Any) -> dict[str, Any]:
-    major, minor = req.version
+    version = req.version
     environ["wsgi.input"] = req.body
     environ["gunicorn.socket"] = sock
     environ["REQUEST_METHOD"] = req.method
     environ["QUERY_STRING"] = req.query
     environ["RAW_URI"] = req.uri
-    environ["SERVER_PROTOCOL"] = "HTTP/1.1" if minor == 1 == major else f"HTTP/{major}.{minor}"
+    environ["SERVER_PROTOCOL"] = "HTTP/1.1" if version == (1, 1) else "HTTP/{}.{}".format(*version)
     return environ
 
 
@@ -122,15 +150,21 @@ def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Res
     resp = Response(req, sock, cfg)
     base = _base_for(cfg)
     environ = _fill(base.environ.copy(), req, sock)
-    environment.add_headers(environ, req.headers)
-    authority = getattr(getattr(req, "head", None), "authority", None)
-    if authority is not None:
-        # RFC 9112 section 3.2.2: the target's host counts, whatever Host says.
-        environ["HTTP_HOST"] = authority
-    environ["wsgi.url_scheme"] = req.scheme
+    fields = getattr(req, "fields", None)
+    if fields is not None:
+        # It was read the fast way: these are all, an absolute target and underscores not among them.
+        environ.update(fields)
+        _set_paths(environ, req.path, base.script_name)
+    else:
+        environment.add_headers(environ, req.headers)
+        authority = getattr(getattr(req, "head", None), "authority", None)
+        if authority is not None:
+            # RFC 9112 section 3.2.2: the target's host counts, whatever Host says.
+            environ["HTTP_HOST"] = authority
+        _set_forwarded_paths(environ, req, base.script_name)
+    environ["wsgi.url_scheme"] = scheme = req.scheme
     environment.add_client(environ, client)
-    environment.add_server(environ, server, req.scheme)
-    _set_paths(environ, req, base.script_name)
+    environment.add_server(environ, server, scheme)
     if req.proxy_protocol_info:
         environ.update(proxy_environ(req))
     if req.expects_continue and not req.body.finished:
@@ -139,7 +173,15 @@ def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Res
     return resp, environ
 
 
-def _set_paths(environ: dict[str, Any], req: Any, script_name: str) -> None:
+def _set_paths(environ: dict[str, Any], path: str, script_name: str) -> None:
+    if script_name or "%" in path:
+        environ["SCRIPT_NAME"], environ["PATH_INFO"] = environment.split_script_name(path, script_name)
+    else:
+        environ["SCRIPT_NAME"] = ""
+        environ["PATH_INFO"] = path
+
+
+def _set_forwarded_paths(environ: dict[str, Any], req: Any, script_name: str) -> None:
     """SCRIPT_NAME and PATH_INFO: a trusted proxy's word, else from the path and the configuration."""
     path_info = None
     if ("HTTP_SCRIPT_NAME" in environ or "HTTP_PATH_INFO" in environ) and req.trusted_peer:
@@ -152,7 +194,30 @@ def _set_paths(environ: dict[str, Any], req: Any, script_name: str) -> None:
     if path_info is not None:
         environ["SCRIPT_NAME"], environ["PATH_INFO"] = script_name.rstrip("/"), path_info
     else:
-        environ["SCRIPT_NAME"], environ["PATH_INFO"] = environment.split_script_name(req.path, script_name)
+        _set_paths(environ, req.path, script_name)
+
+
+def _make_default_headers(
+    date: str,
+    status: str | None,
+    request_version: tuple[int, int],
+    server: str,
+    connection: str,
+    chunked: bool,
+    own_names: tuple[str, ...],
+) -> list[str]:
+    minor = 0 if request_version == (1, 0) else 1
+    # RFC 9112 section 4: the space stays where there is no reason.
+    space = " " if status is not None and len(status) == 3 else ""
+    lines = [f"HTTP/1.{minor} {status}{space}\r\n"]
+    if "server" not in own_names:
+        lines.append(f"Server: {server}\r\n")
+    if "date" not in own_names:
+        lines.append(f"Date: {date}\r\n")
+    lines.append(f"Connection: {connection}\r\n")
+    if chunked:
+        lines.append("Transfer-Encoding: chunked\r\n")
+    return lines
 
 
 class Response:
@@ -162,23 +227,25 @@ class Response:
     ``status_code`` the number of ``status``. Errors of the socket pass through.
     """
 
+    # What every response begins with, so that nothing is stored for it.
+    status: str | None = None
+    status_code: int | None = None
+    headers_sent = False
+    chunked = False
+    must_close = False
+    response_length: int | None = None
+    sent = 0
+    upgrade = False
+    _own_names: tuple[str, ...] = ()  # of server and date, those that the application sets
+    _app_closes = False
+    _has_body = True
+
     def __init__(self, req: Any, sock: Any, cfg: Any) -> None:
         self.req = req
         self.sock = sock
         self.cfg = cfg
         self.version = SERVER
-        self.status: str | None = None
-        self.status_code: int | None = None
         self.headers: list[tuple[str, str]] = []
-        self.headers_sent = False
-        self.chunked = False
-        self.must_close = False
-        self.response_length: int | None = None
-        self.sent = 0
-        self.upgrade = False
-        self._own_names: tuple[str, ...] = ()  # of server and date, those that the application sets
-        self._app_closes = False
-        self._has_body = True
 
     def force_close(self) -> None:
         """Let the connection end with this response."""
@@ -208,9 +275,11 @@ class Response:
         elif self.status is not None:
             raise AssertionError("start_response was called a second time without exc_info")
         code = head.check_status(status)
-        self.headers, self.response_length = [], None
-        self.upgrade = self._app_closes = False
-        self._own_names = ()
+        if self.status_code is not None:
+            # Of an answer that the application takes back, or that could not be sent, nothing is left.
+            self.headers, self.response_length = [], None
+            self.upgrade = self._app_closes = False
+            self._own_names = ()
         self.status_code = code
         self.process_headers(headers)
         self.status = status
@@ -220,37 +289,43 @@ class Response:
     def process_headers(self, headers: Iterable[tuple[str, str]]) -> None:
         """Check *headers* and take from them what may go out and what concerns the connection."""
         upgrades: list[tuple[str, str]] = []
+        kept = self.headers
+        check = head.check_header
         for name, value in headers:
-            lower, value = head.check_header(name, value)
-            if lower == "content-length":
-                length = head.check_content_length(value)
-                if self.response_length is not None:
-                    if length != self.response_length:
-                        raise InvalidHeader(f"Content-Length: {self.response_length}, {value}")
-                    continue
-                self.response_length = length
-            elif lower in grammar.HOP_BY_HOP:
-                if lower == "connection":
-                    options = grammar.list_members(value)
-                    self._app_closes |= "close" in options
-                    self.upgrade |= "upgrade" in options
-                elif lower == "upgrade":
-                    upgrades.append((name, value))
-                continue
-            elif lower in ("server", "date"):
-                self._own_names += (lower,)
-            self.headers.append((name, value))
+            lower, value = check(name, value)
+            if lower not in _SPECIAL or self._takes(lower, value):
+                kept.append((name, value))
+            elif lower == "upgrade":
+                upgrades.append((name, value))
         if self.upgrade:
-            self.headers += upgrades
+            kept += upgrades
+
+    def _takes(self, lower: str, value: str) -> bool:
+        """Note what a header says of the connection or the framing; whether it goes out as it is."""
+        if lower == "content-length":
+            length = head.check_content_length(value)
+            known, self.response_length = self.response_length, length
+            if known is not None and known != length:
+                raise InvalidHeader(f"Content-Length: {known}, {value}")
+            return known is None
+        if lower == "connection":
+            options = grammar.list_members(value)
+            self._app_closes |= "close" in options
+            self.upgrade |= "upgrade" in options
+        elif lower in ("server", "date"):
+            self._own_names += (lower,)
+            return True
+        return False
 
     def _settle_framing(self, code: int) -> None:
         method = self.req.method
-        self._has_body = head.has_body(method, code)
-        if head.forbids_length(method, code) and self.response_length is not None:
-            self.response_length = None
-            self.headers = [pair for pair in self.headers if pair[0].lower() != "content-length"]
-        if code < 200 or (method == "CONNECT" and code < 300):
-            self._app_closes = True  # what follows on the connection is no HTTP of ours
+        if code not in _PLAIN_CODES or method not in _PLAIN_METHODS:
+            self._has_body = head.has_body(method, code)
+            if head.forbids_length(method, code) and self.response_length is not None:
+                self.response_length = None
+                self.headers = [pair for pair in self.headers if pair[0].lower() != "content-length"]
+            if code < 200 or (method == "CONNECT" and code < 300):
+                self._app_closes = True  # what follows on the connection is no HTTP of ours
         self.chunked = self.is_chunked()
 
     def is_chunked(self) -> bool:
@@ -261,19 +336,15 @@ class Response:
 
     def default_headers(self) -> list[str]:
         """The status line and the headers that the server adds, as lines."""
-        minor = 0 if self.req.version == (1, 0) else 1
-        # RFC 9112 section 4: the space stays where there is no reason.
-        space = " " if self.status is not None and len(self.status) == 3 else ""
-        lines = [f"HTTP/1.{minor} {self.status}{space}\r\n"]
-        own = self._own_names
-        if not own or "server" not in own:
-            lines.append(f"Server: {self.version}\r\n")
-        if not own or "date" not in own:
-            lines.append(f"Date: {head.current_date()}\r\n")
-        lines.append(f"Connection: {self._connection_options()}\r\n")
-        if self.chunked:
-            lines.append("Transfer-Encoding: chunked\r\n")
-        return lines
+        date = head.current_date()
+        connection = self._connection_options()
+        key = date, self.status, self.req.version, self.version, connection, self.chunked, self._own_names
+        lines = _default_headers.get(key)
+        if lines is None:
+            if len(_default_headers) >= _DEFAULT_HEADERS_MAX:
+                _default_headers.clear()
+            lines = _default_headers[key] = _make_default_headers(*key)
+        return list(lines)
 
     def _connection_options(self) -> str:
         if not self.upgrade:
@@ -314,18 +385,21 @@ class Response:
             raise TypeError(f"an application must give bytes, not {type(arg).__name__}")
         if self.status is None:
             raise AssertionError("content was given before start_response was called")
-        if self.response_length is not None and len(arg) > self.response_length - self.sent:
-            arg = arg[: self.response_length - self.sent]
-        if not arg:
+        size = len(arg)
+        length = self.response_length
+        if length is not None and size > length - self.sent:
+            arg = arg[: length - self.sent]
+            size = len(arg)
+        if not size:
             return
         if not self._has_body:
             self.send_headers()
             return
-        self.sent += len(arg)
+        self.sent += size
         data = encode_chunk(arg) if self.chunked else arg
         if not self.headers_sent:
             first = self._take_head()
-            if len(data) <= JOIN_LIMIT:
+            if size <= JOIN_LIMIT:
                 data = first + data
             else:
                 self.sock.sendall(first)

@@ -386,7 +386,7 @@ class GeventWorker(AsyncWorker):
         return self.keepalive > 0 and self._has_room()
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Fate | bool:
-        if not any(name == "UPGRADE" for name, _ in req.headers):
+        if not req.wants_upgrade:
             return super().handle_request(listener_name, req, sock, addr)
         # What is spoken next, such as WebSocket, has long silences.
         sock.settimeout(None)

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from httpkit import make_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gunicorn.http import parse
+from gunicorn.http import parse, wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.message import Request
 from gunicorn.http.policy import RequestPolicy
@@ -124,10 +125,32 @@ def outcome(function: Any, *arguments: Any) -> Any:
 
 
 def test_ordinary_heads_take_the_fast_way() -> None:
-    block = b"GET /a?b HTTP/1.1\r\nHost: h:80\r\nUser-Agent: a\r\nAccept:*/*\r\nCookie: a=b; c=d \r\n\r\n"
+    block = b"GET /a?b HTTP/1.1\r\nHost: h:80\r\nUser-Agent: \xe9\r\nCookie: a=b; c=d\r\n\r\n"
     head = parse.fast_head(block, RequestPolicy())
     assert head is not None
     assert head == parse.exact_head(block, RequestPolicy())
+
+
+NAMES_SENT = st.sampled_from(["A", "Cookie", "content-type", "X-Y", "x-y", "X.Y", "Connection"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(pairs=st.lists(st.tuples(NAMES_SENT, st.sampled_from(["", "v", "\xe9", "close, x"])), max_size=5))
+def test_both_ways_give_the_same_environ(pairs: list[tuple[str, str]]) -> None:
+    block = "".join([f"{name}: {value}\r\n" for name, value in pairs])
+    request = Request(
+        None,
+        IterUnreader([f"GET /a HTTP/1.1\r\nHost: h\r\n{block}\r\n".encode("latin-1")]),
+        ("127.0.0.1", 1),
+        policy=POLICIES[0],
+    )
+    cfg = make_config()
+    as_read = wsgi.create(request, None, ("127.0.0.1", 1), ("127.0.0.1", 80), cfg)[1]
+    assert request.headers  # from here on they may be other ones
+    anew = wsgi.create(request, None, ("127.0.0.1", 1), ("127.0.0.1", 80), cfg)[1]
+    for environ in (as_read, anew):
+        del environ["wsgi.early_hints"]
+    assert as_read == anew
 
 
 STREAMS = st.sampled_from(

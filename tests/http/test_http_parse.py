@@ -541,7 +541,7 @@ def test_names_of_strangers_are_not_kept_for_ever() -> None:
     policy = RequestPolicy(limit_request_fields=5000, limit_request_field_size=0)
     block = LINE + b"".join(b"Strange-%d: x\r\n" % i for i in range(3000)) + b"\r\n"
     assert len(parse.parse_head(block, policy).headers) == 3001
-    assert len(parse._UPPER) <= parse._UPPER_MAX
+    assert len(parse._KEYS) <= parse._KEYS_MAX
 
 
 @pytest.mark.parametrize(
