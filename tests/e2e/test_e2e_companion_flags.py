@@ -45,8 +45,7 @@ SHOW = """
 def on_starting(server):
     import json, os
     names = [name for name in server.cfg.settings if "companion" in name or name == "gc_freeze"]
-    values = {name: getattr(server.cfg, name) for name in names}
-    values.pop("companion_post_fork", None)
+    values = {name: value for name in names if not callable(value := getattr(server.cfg, name))}
     with open("seen.json", "w") as f:
         json.dump(values, f)
     os._exit(0)

@@ -120,8 +120,9 @@ def test_a_companion_is_a_program_of_its_own() -> None:
         assert variables["GUNICORN_COMPANION_NAME"] == "report"
         assert (variables["FROM_ENTRY"], variables["FROM_GLOBAL"]) == ("1", "1")
         assert (variables["SHARED"], variables["INHERITED"]) == ("entry", "yes")
-        gone = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "GUNICORN_PID", "GUNICORN_FD")
+        gone = ("WATCHDOG_", "LISTEN_", "GUNICORN_PID", "GUNICORN_FD")
         assert not [name for name in variables if name.startswith(gone)]
+        assert variables.get("NOTIFY_SOCKET") != "/nowhere", "the manager's, if any"
         assert found["mask"] == []
         assert found["stdin"] == "/dev/null"
         assert found["threads"] == 1

@@ -94,7 +94,8 @@ def test_post_worker_init_that_raises_is_a_boot_error() -> None:
 
 def test_an_address_in_use_is_reported() -> None:
     with Server(WEB) as first:
-        second = Server(WEB, f"bind = '{first.address}'", bind=None, ready=None)
+        impatient = "import gunicorn.sock\ngunicorn.sock.RETRY_DELAY = 0.05\n"
+        second = Server(WEB, impatient + f"bind = '{first.address}'", bind=None, ready=None)
         with second:
             assert second.wait_exit(15) != 0
             assert str(first.port) in second.log()
@@ -137,7 +138,7 @@ def test_a_stopped_worker_is_killed_at_the_timeout() -> None:
 
 def test_gthread_requests_may_take_longer_than_the_timeout() -> None:
     with Server(WEB, "timeout = 1\nworker_class = 'gthread'\nthreads = 2") as server:
-        assert server.get("/slow?2.5", timeout=10).text == "slow done"
+        assert server.get("/slow?2.2", timeout=10).text == "slow done"
 
 
 @pytest.mark.parametrize("worker", ["sync", "gthread"])

@@ -113,13 +113,15 @@ def test_the_address_cannot_be_had(systemd: ServiceManager) -> None:
 
 
 def test_more_time_is_asked_for_while_companions_drain(systemd: ServiceManager) -> None:
-    slow = entry("slow", "drain", env={"DRAIN": "3.4"})
+    slow = entry("slow", "drain", env={"UNTIL": "done"})
     with companion_server(slow, env_option={"NOTIFY_SOCKET": systemd.address}) as server:
         systemd.wait("READY", "1")
         systemd.wait("STATUS", "Serving: 1 worker, 1 companion")
         server.wait_companion("slow")
         server.signal(signal.SIGTERM)
         systemd.wait("STATUS", "Stopping: waiting for companions")
+        wait_until(lambda: len(systemd.having("EXTEND_TIMEOUT_USEC")) == 2)
+        server.write("done", "")
         assert server.wait_exit() == 0
         asked = systemd.having("EXTEND_TIMEOUT_USEC")
         assert len(asked) == 2
@@ -178,7 +180,8 @@ def test_who_inherits_the_socket(systemd: ServiceManager) -> None:
     with companion_server(entry("report"), env_option=env) as server:
         server.wait_companion("report")
         seen = json.loads(wait_until(lambda: server.log("report.json"), 5, "the report"))["env"]
-        assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & set(seen)
+        assert not {"WATCHDOG_USEC", "WATCHDOG_PID"} & set(seen)
+        assert seen.get("NOTIFY_SOCKET") != systemd.address, "the manager's, if any"
         # A worker may add a status of its own, where the unit allows it.
         assert server.get("/process").json()["env"]["NOTIFY_SOCKET"] == systemd.address
 

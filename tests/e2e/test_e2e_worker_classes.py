@@ -113,6 +113,8 @@ def test_an_unmodified_class(kind: str, needed: str, app: str) -> None:
             assert [client.ask().body for _ in range(3)] == [str(first).encode()] * 3
         wait_until(lambda: server.log("access.log").count("GET / HTTP/1.1") >= 3)
         echo(server)
+        if "uvloop" in needed:
+            return  # the same class on another loop
         # A request in the hands of a worker that is replaced.
         long = Background(server, "/until")
         wait_until(lambda: server.log("until"))
