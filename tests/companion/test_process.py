@@ -7,59 +7,18 @@ import itertools
 import signal
 
 import pytest
+from processtools import T0, backoff, make, restarting, running, starting, stopping
 
-from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.process import (
     MIN_START_INTERVAL,
     POLL_INTERVAL,
     TRANSITIONS,
     Action,
-    CompanionProcess,
     Event,
     State,
     TransitionError,
     format_uptime,
 )
-
-T0 = 1000.0
-
-
-def make(**values) -> CompanionProcess:
-    settings = {"stop_timeout": 60, "reload_timeout": 30, "startsecs": 1, "restart_delay": 5}
-    return CompanionProcess(CompanionConfig("rq", "app:run", **{**settings, **values}))
-
-
-def starting(**values) -> CompanionProcess:
-    process = make(**values)
-    process.handle(Event.START, T0)
-    process.handle(Event.FORKED, T0, pid=42)
-    return process
-
-
-def running(**values) -> CompanionProcess:
-    process = starting(**values)
-    process.handle(Event.ALIVE, T0 + 1)
-    return process
-
-
-def backoff(**values) -> CompanionProcess:
-    process = running(**values)
-    process.handle(Event.EXITED, T0 + 10, status=1 << 8)
-    process.handle(Event.EMPTY, T0 + 10)
-    return process
-
-
-def stopping(**values) -> CompanionProcess:
-    process = running(**values)
-    process.handle(Event.STOP, T0 + 10, manual=True)
-    return process
-
-
-def restarting(**values) -> CompanionProcess:
-    process = running(**values)
-    process.handle(Event.RESTART, T0 + 10)
-    return process
-
 
 MAKERS = {
     State.STOPPED: make,
