@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Under load, while workers come and go: nothing that was accepted is lost."""
+"""Under load, while workers and masters come and go: nothing that was accepted is lost.
+
+A few rounds each; ``NOTHING_LOST_ROUNDS`` in the environment asks for more.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import random
 import signal
@@ -12,13 +16,18 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from harness import Server, wait_until
+from harness import Server, children_of, wait_until
 from workertools import APP, Client, connect
 
+ROUNDS = int(os.environ.get("NOTHING_LOST_ROUNDS", "0"))
 WORKERS = pytest.mark.parametrize("worker", ["sync", "gthread"])
+ALL = pytest.mark.parametrize("worker", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"])
 
 
 def config(worker: str, **settings: object) -> str:
+    library = worker.partition("_")[0]
+    if library in ("gevent", "tornado") and importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
     settings = {"worker_class": worker, "workers": 2, "graceful_timeout": 10, **settings}
     if worker == "gthread":
         settings.setdefault("threads", 4)
@@ -84,13 +93,31 @@ def under_load(server: Server) -> Iterator[Load]:
     assert load.problems == []
 
 
-@WORKERS
+@ALL
 def test_reloading(worker: str) -> None:
     with Server(APP, config(worker)) as server, under_load(server):
-        for _ in range(8):
+        for _ in range(ROUNDS or 3):
             old = server.workers()
             server.signal(signal.SIGHUP)
-            server.wait_workers(2, without=old)
+            server.wait_workers(2, 20, without=old)
+
+
+@ALL
+def test_upgrading(worker: str) -> None:
+    """A new master on the same sockets, and the old one ended, again and again."""
+    with Server(APP, config(worker, pidfile="g.pid")) as server, under_load(server) as load:
+        for _ in range(ROUNDS or 2):
+            server.signal(signal.SIGUSR2)
+            new = wait_until(server.new_master, 20, "a new master")
+            assert new is not None
+            wait_until(lambda new=new: load.pids & pids_below(new), 20, "it serves")  # type: ignore[misc]
+            assert server.stop() == 0
+            server.adopt(new)
+            wait_until(lambda new=new: server.log("g.pid").strip() == str(new), 10, "promoted")  # type: ignore[misc]
+
+
+def pids_below(master: int) -> set[bytes]:
+    return {str(pid).encode() for pid in children_of(master)}
 
 
 @WORKERS
