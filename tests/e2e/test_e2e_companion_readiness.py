@@ -1,0 +1,570 @@
+# SPDX-License-Identifier: MIT
+"""Companions that say when they are ready and that they are alive, in the words of sd_notify(3)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e_companions import companion_server
+from e2e_users import reachable_for_all
+from harness import LINUX, Server, descendants_of, is_alive, kill_all, wait_until
+
+pytestmark = pytest.mark.skipif(not LINUX, reason="senders are known on Linux only")
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its user")
+
+#: Targets. Each waits for a file ``go`` in the server's directory before it says READY=1.
+SPEAK = '''
+import ctypes, os, signal, socket, sys, threading, time
+
+from gunicorn.companion import notify
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+def name():
+    return os.environ["GUNICORN_COMPANION_NAME"]
+
+def mark(what, text=""):
+    with open(os.path.join(HERE, f"{name()}.{what}"), "a") as file:
+        file.write(f"{text}\\n")
+
+def wait_for(file_name):
+    while not os.path.exists(os.path.join(HERE, file_name)):
+        time.sleep(0.01)
+
+def begin():
+    mark("address", os.environ["NOTIFY_SOCKET"])
+    mark("usec", os.environ.get("WATCHDOG_USEC"))
+    mark("starts", f"{os.getpid()} {time.time()}")
+
+def sleep_forever():
+    while True:
+        time.sleep(1000)
+
+def after_go():
+    begin()
+    wait_for("go")
+    assert notify(ready=True, status="serving, 0 jobs")
+    wait_for("busy")
+    assert notify(status="7 \\x1b[31mjobs")
+    wait_for("idle")
+    assert notify(status="")
+    sleep_forever()
+
+def never():
+    begin()
+    notify(status="loading the model")
+    sleep_forever()
+
+def ready_then(hang):
+    begin()
+    notify(ready=True)
+    for _ in range(3):
+        notify(watchdog=True)
+        time.sleep(0.1)
+    mark("hangs", os.getpid())
+    hang()
+
+def hangs_in_c():
+    ready_then(blocked_in_c)
+
+def blocked_in_c():
+    # PyDLL: the call is made with the interpreter locked, as a bad extension does.
+    ctypes.PyDLL(None).sleep(1000)
+
+def hangs_in_a_lock():
+    ready_then(blocked_in_a_lock)
+
+def blocked_in_a_lock():
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+def hangs_in_a_loop():
+    ready_then(busy_loop)
+
+def busy_loop():
+    while True:
+        pass
+
+def hangs_stopped():
+    ready_then(stopped)
+
+def stopped():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def hangs_and_ignores():
+    signal.signal(signal.SIGABRT, signal.SIG_IGN)
+    ready_then(sleep_forever)
+
+def hangs_with_a_child():
+    if os.fork() == 0:
+        os.setpgid(0, 0)
+        mark("child", os.getpid())
+        sleep_forever()
+    ready_then(sleep_forever)
+
+def beats():
+    begin()
+    notify(ready=True)
+    pause = int(os.environ["WATCHDOG_USEC"]) / 2e6
+    count = 0
+    while True:
+        count += 1
+        notify(watchdog=True, status=f"beat {count}")
+        time.sleep(pause)
+
+def beats_in_a_flood():
+    """One that talks as fast as it can, and beats now and then in between."""
+    begin()
+    notify(ready=True)
+    pause = int(os.environ["WATCHDOG_USEC"]) / 2e6
+    while True:
+        notify(watchdog=True)
+        until = time.monotonic() + pause
+        while time.monotonic() < until:
+            notify(status="talking")
+
+def from_a_child():
+    """A launcher that does nothing itself; what it launched has a session of its own."""
+    begin()
+    if os.fork() == 0:
+        os.setsid()
+        wait_for("go")
+        notify(ready=True, status="said by a child")
+        while True:
+            notify(watchdog=True)
+            time.sleep(0.1)
+    sleep_forever()
+
+def trigger():
+    begin()
+    notify(ready=True)
+    wait_for("go")
+    address = os.environ["NOTIFY_SOCKET"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\\0" + address[1:] if address.startswith("@") else address)
+        sock.send(b"WATCHDOG=trigger")
+    sleep_forever()
+
+def forge():
+    """Speaks on the socket of another companion."""
+    begin()
+    with open(os.path.join(HERE, "victim.address")) as file:
+        os.environ["NOTIFY_SOCKET"] = file.read().split()[-1]
+    for _ in range(20):
+        notify(ready=True, watchdog=True, status="forged")
+    mark("forged")
+    sleep_forever()
+'''
+
+#: A program as it is written for systemd.
+SDNOTIFY_PROGRAM = """
+import os, time
+import sdnotify
+
+notifier = sdnotify.SystemdNotifier(debug=True)
+notifier.notify("STATUS=Loading")
+while not os.path.exists("go"):
+    time.sleep(0.01)
+notifier.notify("READY=1")
+notifier.notify("STATUS=said by sdnotify")
+while True:
+    notifier.notify("WATCHDOG=1")
+    time.sleep(0.1)
+"""
+
+#: What a script does where it has neither systemd-notify nor socat: a process that says it and waits
+#: until it was heard.
+ONE_LINER = (
+    "import os, socket, sys;"
+    'n = os.environ["NOTIFY_SOCKET"];'
+    "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM);"
+    's.connect("\\0" + n[1:] if n[0] == "@" else n);'
+    's.send("\\n".join(sys.argv[1:]).encode());'
+    "r, w = os.pipe();"
+    'socket.send_fds(s, [b"BARRIER=1"], [w]);'
+    "os.close(w); os.read(r, 1)"
+)
+
+WAIT = "while [ ! -e go ]; do sleep 0.05; done"
+SOCAT = (
+    "to=UNIX-SENDTO:$NOTIFY_SOCKET;"
+    'case $NOTIFY_SOCKET in @*) to="ABSTRACT-SENDTO:${NOTIFY_SOCKET#@}";; esac;'
+    'printf "READY=1\\nSTATUS=said by socat" | socat -t 1 - "$to"'
+)
+
+#: How it is said, and what must be there for it.
+SPEAKERS: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "python": (None, {"target": "speak:after_go"}),
+    "child": (None, {"target": "speak:from_a_child"}),
+    "sdnotify": ("sdnotify", {"command": [sys.executable, "program.py"]}),
+    "systemd-notify": (
+        "systemd-notify",
+        {
+            "command": [
+                "sh",
+                "-c",
+                f"{WAIT}; systemd-notify --ready '--status=said by a shell'; while :; do sleep 1; done",
+            ]
+        },
+    ),
+    "socat": ("socat", {"command": ["sh", "-c", f"{WAIT}; {SOCAT}; while :; do sleep 1; done"]}),
+    "one-liner": (
+        None,
+        {
+            "command": [
+                "sh",
+                "-c",
+                f'{WAIT}; "$0" -c "$1" READY=1 "STATUS=said by a line"; while :; do sleep 1; done',
+                sys.executable,
+                ONE_LINER,
+            ]
+        },
+    ),
+}
+
+
+def speaking(*companions: dict[str, Any], **settings: Any) -> Server:
+    files = {"speak.py": SPEAK, "program.py": SDNOTIFY_PROGRAM}
+    server = companion_server(*companions, files_option=files, **settings)
+    server.notes_starts = False
+    return server
+
+
+def speaker(target: str, **keys: Any) -> dict[str, Any]:
+    """A companion that is ready when it says so; its target is the function that it is named after."""
+    return {"name": target, "target": f"speak:{target}", "ready": "notify", **keys}
+
+
+def go(server: Server, name: str = "go") -> None:
+    (server.dir / name).touch()
+
+
+def pid_that(server: Server, what: str, name: str) -> int:
+    """The pid that the latest process of companion *name* has noted, once it has."""
+    return int(wait_until(lambda: server.log(f"{name}.{what}").split(), 20, f"{name}.{what}")[-1])
+
+
+def say(address: str, *lines: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.send("\n".join(lines).encode())
+
+
+# -- readiness --
+
+
+@pytest.mark.parametrize("speech", SPEAKERS)
+def test_running_only_when_it_says_so(speech: str) -> None:
+    needs, keys = SPEAKERS[speech]
+    if needs == "sdnotify":
+        if importlib.util.find_spec("sdnotify") is None:
+            pytest.skip("sdnotify is not installed")
+    elif needs is not None and not shutil.which(needs):
+        pytest.skip(f"no {needs}")
+    with speaking({"name": "it", "ready": "notify", **keys}) as server:
+        first = server.wait_companion("it", "STARTING")
+        # Long after startsecs (0.1 s), by which others would count as RUNNING.
+        wait_until(lambda: time.time() - server.companion("it")["started_at"] > 0.7)
+        assert server.companion("it")["state"] == "STARTING"
+        go(server)
+        entry = server.wait_companion("it")
+        assert entry["pid"] == first["pid"] and entry["restart_count"] == 0
+        text = {"python": "serving, 0 jobs"}.get(speech, "said by ")
+        shown = wait_until(lambda: (e := server.companion("it"))["status_text"] and e)
+        assert shown["status_text"].startswith(text)
+        assert shown["description"].endswith(shown["status_text"])
+        assert "ignored" not in server.log()
+
+
+def test_the_status_follows_and_is_safe_to_show() -> None:
+    with speaking(speaker("after_go")) as server:
+        go(server)
+        server.wait_companion("after_go")
+        go(server, "busy")
+        wait_until(lambda: server.companion("after_go")["status_text"] == "7  [31mjobs")
+        shown = subprocess.run(
+            [sys.executable, "-m", "gunicorn.companion.ctl", "-s", str(server.control_path()), "status"],
+            env=server.env,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        assert shown.returncode == 0 and "7  [31mjobs" in shown.stdout and "\x1b" not in shown.stdout
+        go(server, "idle")
+        wait_until(lambda: not server.companion("after_go")["status_text"])
+        assert re.fullmatch(r"pid \d+, uptime [\d:]+", server.companion("after_go")["description"])
+
+
+def test_each_process_must_say_it_itself() -> None:
+    """A restart begins with STARTING, an empty status and an address of its own."""
+    with speaking(speaker("after_go")) as server:
+        go(server)
+        old = server.wait_companion("after_go")["pid"]
+        (server.dir / "go").unlink()
+        os.kill(old, signal.SIGKILL)
+        again = server.wait_companion("after_go", "STARTING", without=[old, None])
+        assert again["status_text"] in (None, "")
+        addresses = wait_until(lambda: len(found := server.log("after_go.address").split()) == 2 and found)
+        wait_until(lambda: time.time() - server.companion("after_go")["started_at"] > 0.5)
+        assert server.companion("after_go")["state"] == "STARTING"
+        go(server)
+        server.wait_companion("after_go", without=[old])
+        assert len(addresses) == 2
+
+
+def test_forged_messages_are_ignored() -> None:
+    """This process and a child of it have nothing to say on behalf of the companion."""
+    with speaking(speaker("after_go", name="victim")) as server:
+        address = wait_until(lambda: server.log("victim.address").strip())
+        for _ in range(5):
+            say(address, "READY=1", "STATUS=forged", "WATCHDOG=trigger")
+        env = {**server.env, "NOTIFY_SOCKET": address}
+        forger = subprocess.run([sys.executable, "-c", ONE_LINER, "READY=1"], env=env, timeout=20)
+        assert forger.returncode == 0, "its barrier falls as well"
+        server.wait_log(f"pid {os.getpid()}")
+        victim = server.companion("victim")
+        assert victim["state"] == "STARTING" and not victim["status_text"]
+        ignored = [line for line in server.log().splitlines() if "ignored" in line]
+        assert len(ignored) == 2, "one warning a sender"
+        go(server)
+        assert server.wait_companion("victim")["status_text"] == "serving, 0 jobs"
+
+
+def test_one_companion_does_not_speak_for_another() -> None:
+    companions = [speaker("after_go", name="victim"), speaker("forge", ready="startsecs", autostart=False)]
+    with speaking(*companions) as server:
+        wait_until(lambda: server.log("victim.address").strip())
+        server.ask("start", "forge")
+        wait_until(lambda: server.log("forge.forged"), 20)
+        forger = server.companion("forge")["pid"]
+        server.wait_log(f"pid {forger}, is none")
+        victim = server.companion("victim")
+        assert victim["state"] == "STARTING" and not victim["status_text"]
+
+
+def test_not_ready_in_time() -> None:
+    with speaking(speaker("never", start_timeout=0.6, restart_delay=60)) as server:
+        entry = server.wait_companion("never", "BACKOFF")
+        assert re.fullmatch(r"not ready within 0\.6s, retrying in \d+s", entry["description"])
+        assert not is_alive(int(server.log("never.starts").split()[0]))
+        assert entry["exit_count"] == 1 and entry["kill_count"] == 0
+        server.wait_log("not ready within 0.6s")
+
+
+def test_never_ready_is_given_up() -> None:
+    with speaking(speaker("never", start_timeout=0.3, restart_delay=0.1, start_retries=2)) as server:
+        entry = server.wait_companion("never", "STOPPED", 20)
+        assert entry["reason"] == "gave up"
+        assert "not ready within 0.3s" in entry["description"]
+        assert len(server.log("never.starts").splitlines()) == 2
+
+
+def test_others_wait_until_it_is_ready() -> None:
+    companions = [
+        speaker("after_go", name="db"),
+        {"name": "web", "target": "speak:never", "after": ["db"]},
+    ]
+    with speaking(*companions) as server:
+        wait_until(lambda: server.log("db.starts"))
+        assert server.companion("web")["description"] == "waiting for db"
+        go(server)
+        server.wait_companion("web")
+
+
+def test_ready_is_no_business_of_one_that_counts_seconds() -> None:
+    """It may say READY=1, as any program that knows systemd does; ``startsecs`` decides."""
+    with speaking(speaker("after_go", ready="startsecs", startsecs=60)) as server:
+        go(server)
+        wait_until(lambda: server.companion("after_go")["status_text"] == "serving, 0 jobs")
+        assert server.companion("after_go")["state"] == "STARTING"
+
+
+# -- the watchdog --
+
+#: Target, and the function in which it hangs.
+HANGS = {
+    "hangs_in_c": "blocked_in_c",
+    "hangs_in_a_lock": "blocked_in_a_lock",
+    "hangs_in_a_loop": "busy_loop",
+    "hangs_stopped": "stopped",
+}
+
+
+@pytest.mark.parametrize("name", HANGS)
+def test_a_hung_target_is_dumped_killed_and_started_again(name: str) -> None:
+    with speaking(speaker(name, watchdog=0.6, restart_delay=1.5, stderr="err.log")) as server:
+        pid = pid_that(server, "hangs", name)
+        entry = server.wait_companion(name, "BACKOFF")
+        assert re.fullmatch(r"no WATCHDOG=1 for 0\.6s, retrying in \ds", entry["description"])
+        assert entry["last_exit_signal"] in (signal.SIGABRT, "SIGABRT")
+        assert not is_alive(pid)
+        dump = server.log("err.log")
+        assert "most recent call first" in dump
+        assert f"in {HANGS[name]}" in dump and f"in {name}" in dump
+        server.wait_log("no WATCHDOG=1 for 0.6s")
+        assert server.log(f"{name}.usec").split() == ["600000"]
+        server.wait_companion(name, without=[pid])
+
+
+def test_one_that_ignores_the_abort_is_killed() -> None:
+    with speaking(speaker("hangs_and_ignores", watchdog=0.5, restart_delay=60)) as server:
+        pid = pid_that(server, "hangs", "hangs_and_ignores")
+        stopping = server.wait_companion("hangs_and_ignores", "STOPPING")
+        assert stopping["pid"] == pid
+        entry = server.wait_companion("hangs_and_ignores", "BACKOFF")
+        assert entry["description"].startswith("no WATCHDOG=1 for 0.5s, retrying in")
+        assert entry["kill_count"] == 1 and entry["last_exit_signal"] in (signal.SIGKILL, "SIGKILL")
+        assert not is_alive(pid)
+
+
+def test_what_a_hung_one_has_started_goes_along() -> None:
+    with speaking(speaker("hangs_with_a_child", watchdog=0.5, restart_delay=60)) as server:
+        child = pid_that(server, "child", "hangs_with_a_child")
+        server.wait_companion("hangs_with_a_child", "BACKOFF")
+        wait_until(lambda: not is_alive(child))
+
+
+def test_a_program_that_falls_silent_is_killed_as_well() -> None:
+    program = {"name": "it", "command": ["sleep", "1000"], "watchdog": 0.5, "restart_delay": 60}
+    with speaking(program) as server:
+        server.wait_companion("it")
+        entry = server.wait_companion("it", "BACKOFF")
+        assert entry["description"].startswith("no WATCHDOG=1 for 0.5s, retrying in")
+
+
+def test_a_hung_one_asks_for_its_end_itself() -> None:
+    with speaking(speaker("trigger", restart_delay=60, stderr="err.log")) as server:
+        server.wait_companion("trigger")
+        go(server)
+        entry = server.wait_companion("trigger", "BACKOFF")
+        assert "WATCHDOG=trigger" in entry["description"]
+
+
+def test_without_a_watchdog_silence_is_no_fault() -> None:
+    with speaking(speaker("hangs_in_a_lock")) as server:
+        pid = pid_that(server, "hangs", "hangs_in_a_lock")
+        assert server.log("hangs_in_a_lock.usec").split() == ["None"]
+        wait_until(lambda: time.time() - server.companion("hangs_in_a_lock")["started_at"] > 1)
+        assert server.wait_companion("hangs_in_a_lock")["pid"] == pid
+
+
+@pytest.fixture
+def spinners() -> Iterator[None]:
+    """More processes that compute than there are processors, for the length of a test."""
+    code = "import os\nwhile os.getppid() != 1: sum(range(10000))"
+    running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range((os.cpu_count() or 1) * 2)]
+    yield
+    kill_all([each.pid for each in running])
+    for each in running:
+        each.wait(20)
+
+
+def test_one_that_beats_is_left_alone_under_load(spinners: None) -> None:
+    with speaking(speaker("beats", watchdog=2), speaker("beats_in_a_flood", watchdog=2)) as server:
+        before = {name: server.wait_companion(name)["pid"] for name in ("beats", "beats_in_a_flood")}
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            assert server.get("/").status == 200
+            states = {name: e["state"] for name, e in server.companions().items()}
+            assert set(states.values()) == {"RUNNING"}, states
+        assert {name: e["pid"] for name, e in server.companions().items()} == before
+
+
+def test_a_manager_that_was_held_blames_nobody() -> None:
+    """It has heard nothing for longer than the watchdog's time, but what was said waits in the queue."""
+    with speaking(speaker("beats", watchdog=1)) as server:
+        pid = server.wait_companion("beats")["pid"]
+        manager = server.wait_manager()
+        os.kill(manager, signal.SIGSTOP)
+        try:
+            time.sleep(2)  # nothing to be polled: the one who knows is held
+        finally:
+            os.kill(manager, signal.SIGCONT)
+        count = int(server.companion("beats")["status_text"].split()[-1])
+        wait_until(lambda: int(server.companion("beats")["status_text"].split()[-1]) > count)
+        entry = server.companion("beats")
+        assert entry["pid"] == pid and entry["state"] == "RUNNING"
+
+
+# -- users, directories --
+
+
+@ROOT_ONLY
+def test_a_server_that_has_dropped_its_user_listens_in_its_directory() -> None:
+    nobody = pwd.getpwnam("nobody")
+    server = speaking(
+        speaker("after_go"),
+        user="nobody",
+        group=nobody.pw_gid,
+        prefix_option=reachable_for_all(),
+    )
+    runtime = server.dir / "rt"
+    runtime.mkdir()
+    server.env["RUNTIME_DIRECTORY"] = str(runtime)
+    for path in (server.dir, runtime):
+        os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    with server:
+        address = wait_until(lambda: server.log("after_go.address").strip())
+        info = os.stat(address)
+        assert runtime in Path(address).parents
+        assert stat.S_ISSOCK(info.st_mode) and stat.S_IMODE(info.st_mode) == 0o600
+        assert info.st_uid == nobody.pw_uid
+        # The permissions do not keep root out; its messages count as little as anybody's.
+        say(address, "READY=1")
+        server.wait_log(f"pid {os.getpid()}")
+        assert server.companion("after_go")["state"] == "STARTING"
+        go(server)
+        server.wait_companion("after_go")
+
+        manager = server.wait_manager()
+        os.kill(manager, signal.SIGKILL)
+        server.wait_manager(20, without=manager)
+        server.wait_companion("after_go", timeout=20)
+        wait_until(lambda: not os.path.exists(address), 10, "the dead manager's socket is removed")
+        assert server.stop() == 0
+        assert not [path for path in runtime.rglob("*") if path.is_socket()]
+
+
+@ROOT_ONLY
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="no setpriv")
+def test_a_program_that_changes_its_user_is_heard() -> None:
+    shell = f'{WAIT}; "$0" -c "$1" READY=1; while :; do sleep 1; done'
+    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    prefix = reachable_for_all()
+    command = [*drop, "sh", "-c", shell, sys.executable, ONE_LINER]
+    program = {"name": "it", "command": command, "ready": "notify"}
+    with speaking(program, prefix_option=prefix) as server:
+        server.dir.chmod(0o755)
+        go(server)
+        pid = server.wait_companion("it")["pid"]
+        assert os.stat(f"/proc/{pid}").st_uid == 65534
+
+
+def test_nothing_of_it_stays_behind() -> None:
+    """Neither descriptors in the manager nor processes, after many restarts."""
+    with speaking(speaker("hangs_in_a_lock", ready="startsecs", restart_delay=0)) as server:
+        manager = server.wait_manager()
+        first = server.wait_companion("hangs_in_a_lock")["pid"]
+        count = len(os.listdir(f"/proc/{manager}/fd"))
+        seen = [first]
+        for _ in range(5):
+            os.kill(seen[-1], signal.SIGKILL)
+            seen.append(server.wait_companion("hangs_in_a_lock", without=seen)["pid"])
+        wait_until(lambda: len(os.listdir(f"/proc/{manager}/fd")) <= count)
+        assert descendants_of(manager) == [seen[-1]]
