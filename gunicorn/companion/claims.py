@@ -51,7 +51,7 @@ class Claims:
         """The locked, empty run file of *name*, or what is in the way. Raises OSError."""
         run = self._runs.get(name)
         if run is None:
-            run = RunFile.claim(self.usable_run_dir() if singleton else None, name)
+            run = self._take(name) if singleton else RunFile.claim(None, name)
             if run is not None:
                 self._runs[name] = run
         record = run.read() if run is not None else runfile.peek(self.run_dir, name)
@@ -76,6 +76,21 @@ class Claims:
         self._waiting.discard(name)
         run.clear()
         return run
+
+    def _take(self, name: str) -> RunFile | None:
+        try:
+            return RunFile.claim(self.run_dir, name)
+        except OSError:
+            if self.usable_run_dir() is not None:
+                raise
+            # Without a directory to write it down, it still runs.
+            return RunFile.claim(None, name)
+
+    def clear(self, name: str) -> None:
+        """Forget who ran, and keep the right to start the next."""
+        run = self._runs.get(name)
+        if run is not None:
+            run.clear()
 
     def release(self, name: str) -> None:
         """Give the right up, and the record with it."""

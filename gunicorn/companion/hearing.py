@@ -62,6 +62,12 @@ class Hearing:
                 sender,
             )
 
+    def forget(self, name: str) -> None:
+        """What the process has left unheard is no business of its successor."""
+        notice_socket = self._sockets.get(name)
+        while notice_socket is not None and (notice_socket.receive(0) or notice_socket.rejected):
+            pass
+
     def close(self, name: str) -> None:
         """The process that would speak is gone."""
         notice_socket = self._sockets.pop(name, None)

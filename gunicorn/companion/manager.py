@@ -120,7 +120,10 @@ class CompanionManager:
         self.rolling = Rolling()
         self.limits = Limits(self.rolling)
         self._pids: dict[int, CompanionProcess] = {}
-        self._more_to_start = False
+        # Whether something has happened to a companion since all of them were looked at, and when
+        # that is due without it.
+        self._changed = True
+        self._due: float | None = None
         self._files: dict[str, str] = {}
         self._nofile: tuple[int, int] | None = None
         self._reported_running: int | None = None
@@ -177,16 +180,25 @@ class CompanionManager:
         for signum in self.inbox.drain():
             self._on_signal(signum, now)
         self.reap_processes()
+        if self.control is not None:
+            self.control.tick(now)
+        # Most wake-ups are a client's, and concern no companion; with a thousand of them a look at each
+        # is what would take the time.
+        if self._changed or (self._due is not None and now >= self._due):
+            # What was reaped just now is past, not to come.
+            self._look_at_all(time.monotonic())
+
+    def _look_at_all(self, now: float) -> None:
+        self._changed = False
         self.enforce_deadlines(now)
         self.end_sessions(now)
         self.promote_running(now)
         self.check_limits(now)
         self.retry_backoff(now)
         self.forget_removed()
-        if self.control is not None:
-            self.control.tick(now)
         self._tell_state()
         self._report_running()
+        self._due = self._next_deadline(now)
 
     def _report_running(self) -> None:
         count = figures.count_running(self.processes.values())
@@ -194,20 +206,23 @@ class CompanionManager:
             self._reported_running = count
             self.log.debug("%d companions run", count, extra=figures.gauge(figures.RUNNING, count))
 
-    def _timeout(self, now: float) -> float | None:
-        """Until the nearest deadline; None: until something happens."""
-        if self._more_to_start:
-            return 0.0
+    def _next_deadline(self, now: float) -> float | None:
+        """When companions must be looked at again; None: when something happens."""
         times = [t for p in self.processes.values() if (t := p.next_deadline(now)) is not None]
         if self.claims.has_strays:
             times.append(now + POLL_INTERVAL)
         if self.limits.due is not None:
             times.append(self.limits.due)
+        return min(times, default=None)
+
+    def _timeout(self, now: float) -> float | None:
+        """Until the nearest deadline; None: until something happens."""
+        if self._changed:
+            return 0.0
+        times = [] if self._due is None else [self._due]
         if self.control is not None and self.control.next_attempt is not None:
             times.append(self.control.next_attempt)
-        if not times:
-            return None
-        return max(0.0, min(times) - now)
+        return max(0.0, min(times) - now) if times else None
 
     @property
     def finished(self) -> bool:
@@ -315,7 +330,6 @@ class CompanionManager:
 
     def retry_backoff(self, now: float) -> None:
         """Start what has waited long enough, and for everybody that it has to wait for."""
-        self._more_to_start = False
         started = 0
         for process in list(self.processes.values()):
             if process.due_event(now) is Event.DELAY_PASSED:
@@ -325,7 +339,7 @@ class CompanionManager:
             if not process.can_start(now):
                 continue
             if started >= STARTS_AT_ONCE:
-                self._more_to_start = True
+                self._changed = True
                 return
             self.spawn_process(process)
             started += 1
@@ -386,8 +400,8 @@ class CompanionManager:
         return claimed
 
     def _fail_start(self, process: CompanionProcess, reason: str) -> None:
-        self._let_go(process)
         self.send_event(process, Event.START_FAILED, time.monotonic(), reason=reason)
+        self._release(process)
         self.log.error("Companion %s does not start: %s", process.name, reason)
 
     def _let_go(self, process: CompanionProcess) -> None:
@@ -398,6 +412,14 @@ class CompanionManager:
             # Whoever is started next, by us or by another server, opens them anew.
             self.listeners.close(group)
         self.claims.release(process.name)
+
+    def _release(self, process: CompanionProcess) -> None:
+        """Its session is empty. Between two starts the right to start it stays ours."""
+        if process.state is State.STOPPED:
+            self._let_go(process)
+        else:
+            self.claims.clear(process.name)
+            self.hearing.forget(process.name)
 
     def _copies(self, group: str) -> list[CompanionProcess]:
         return [process for process in self.processes.values() if process.config.group == group]
@@ -440,6 +462,8 @@ class CompanionManager:
 
     def send_event(self, process: CompanionProcess, event: Event, now: float, **details: Any) -> None:
         """Let *event* happen to *process*, and do what follows from it."""
+        # A sign of life only puts a deadline off.
+        self._changed = self._changed or event is not Event.BEAT
         before = figures.Snapshot.of(process)
         for action in process.handle(event, now, **details):
             self._act(process, action)
@@ -466,7 +490,7 @@ class CompanionManager:
         elif action is Action.KILL:
             self.endings.kill(process)
         elif action is Action.RELEASE:
-            self._let_go(process)
+            self._release(process)
         elif action is Action.GIVE_UP:
             self.log.error(
                 "Companion %s is not tried any more: %s", process.name, process.description(time.monotonic())
@@ -493,6 +517,8 @@ class CompanionManager:
         run = self.claims.held(process.name)
         record = run.read() if run is not None else None
         reason = record.error if record is not None and record.pid == pid else None
+        # Its last words.
+        self.hearing.hear(process)
         asked = process.state is State.STOPPING
         self.send_event(process, Event.EXITED, time.monotonic(), status=status, reason=reason)
         if asked or process.settled is not None:
@@ -610,7 +636,7 @@ class CompanionManager:
         if self.stopping and timeout is None:
             return
         now = time.monotonic()
-        self.stopping = True
+        self.stopping = self._changed = True
         if reload:
             # The next manager brings new code: what has failed with the old one is tried again.
             for process in self.processes.values():
@@ -638,8 +664,9 @@ class CompanionManager:
 
     def after_command(self) -> None:
         """Begin at once what needs no waiting, so that the reply is followed by the new state."""
-        now = time.monotonic()
+        self._changed = True
         if not self.stopping:
+            now = time.monotonic()
             self.check_limits(now)
             self.retry_backoff(now)
 

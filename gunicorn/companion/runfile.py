@@ -65,6 +65,8 @@ class Record:
     @classmethod
     def from_bytes(cls, data: bytes) -> Record | None:
         """None for what is no record: an empty file, or one that was not written to its end."""
+        if not data:
+            return None
         try:
             values = json.loads(data)
             record = cls(**{f.name: values[f.name] for f in fields(cls)})

@@ -79,19 +79,27 @@ def members(sessions: Collection[int]) -> dict[int, list[int]]:
     if not sessions:
         return found
     for pid, session in _all_sessions():
-        if session in sessions:
+        if session in sessions and _runs(pid):
             found.setdefault(session, []).append(pid)
     return found
+
+
+def _runs(pid: int) -> bool:
+    """Whether *pid*, which was there a moment ago, is more than a zombie (without /proc that is known)."""
+    if not HAVE_PROC:
+        return True
+    info = read_stat(pid)
+    return info is not None and info.state not in "ZX"
 
 
 def _all_sessions() -> list[tuple[int, int]]:
     result = []
     if HAVE_PROC:
+        # getsid() is one call of the kernel; a zombie's session is told apart only where that matters.
         for name in os.listdir("/proc"):
             if name.isdigit():
-                info = read_stat(int(name))
-                if info is not None and info.state not in "ZX":
-                    result.append((int(name), info.session))
+                with contextlib.suppress(OSError):
+                    result.append((int(name), os.getsid(int(name))))
         return result
     for line in _ps(None, "pid", "stat").splitlines():
         pid, _, state = line.strip().partition(" ")
