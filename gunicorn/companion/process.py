@@ -14,7 +14,7 @@ import enum
 import math
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,7 +167,30 @@ class CompanionProcess:
     @property
     def has_been_running(self) -> bool:
         """Whether those that come after it may start: it is RUNNING, or has done its work and is done."""
-        return self.state is State.RUNNING or (self.settled == EXITED and self.last_exit_code == 0)
+        if self.state is State.RUNNING:
+            return True
+        # With a reason it had to be ended, however well it exited then.
+        return self.settled == EXITED and self.last_exit_code == 0 and self.reason is None
+
+    @property
+    def legacy(self) -> dict[str, Any] | None:
+        """Why nobody starts it, to be told to the next manager; None where that is not so."""
+        if self.settled is None:
+            return None
+        return {
+            "settled": self.settled,
+            "reason": self.reason,
+            "last_status": self.last_status,
+            "failed_starts": self.failed_starts,
+        }
+
+    def inherit(self, legacy: Mapping[str, Any]) -> None:
+        """Take over from the same companion of an earlier manager what its ``legacy`` was."""
+        self.settled = legacy["settled"]
+        self.reason = legacy["reason"]
+        self.failed_starts = legacy["failed_starts"]
+        if legacy["last_status"] is not None:
+            self._note_status(legacy["last_status"])
 
     # -- transitions -------------------------------------------------------
 
@@ -345,8 +368,11 @@ class CompanionProcess:
         self.pid = None
         self.exited_at = d.now
         self.exit_count += 1
-        self.last_status = d.status
-        code = os.waitstatus_to_exitcode(d.status)
+        self._note_status(d.status)
+
+    def _note_status(self, status: int) -> None:
+        self.last_status = status
+        code = os.waitstatus_to_exitcode(status)
         self.last_exit_code = code if code >= 0 else None
         self.last_exit_signal = -code if code < 0 else None
 
@@ -416,7 +442,7 @@ class CompanionProcess:
     def _note_manual(self, d: Details) -> None:
         if d.manual:
             self.manual_stop = True
-            self.settled = None
+            self.settled = self.reason = None
 
     def _exited_stopping(self, d: Details) -> tuple[Action, ...]:
         self._record_exit(d)

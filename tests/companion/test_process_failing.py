@@ -1,0 +1,679 @@
+# SPDX-License-Identifier: MIT
+"""Companions that fail: which exits bring another start, after which delay, and when nobody tries again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+
+import pytest
+from processtools import (
+    SEGFAULT,
+    T0,
+    backoff,
+    end,
+    failure,
+    make,
+    restarting,
+    run_for,
+    running,
+    start_again,
+    starting,
+    stopping,
+)
+
+from gunicorn.companion.process import (
+    EXITED,
+    GAVE_UP,
+    JITTER,
+    MIN_START_INTERVAL,
+    Action,
+    CompanionProcess,
+    Event,
+    State,
+)
+
+NOW = T0 + 20
+
+# -- autorestart -------------------------------------------------------------
+
+ALWAYS, ON_FAILURE, NEVER = "always", "on-failure", "never"
+STATUSES = {
+    "exit 0": 0,
+    "exit 1": failure(1),
+    "exit 3": failure(3),
+    "SIGKILL": int(signal.SIGKILL),
+    "SIGTERM": int(signal.SIGTERM),
+    "SIGSEGV with a core": SEGFAULT,
+}
+
+
+@pytest.mark.parametrize("begin", [starting, running], ids=["STARTING", "RUNNING"])
+@pytest.mark.parametrize("how", STATUSES)
+@pytest.mark.parametrize("autorestart", [ALWAYS, ON_FAILURE, NEVER])
+def test_which_exits_bring_another_start(autorestart, how, begin):
+    process = begin(autorestart=autorestart)
+    comes_back = autorestart == ALWAYS or (autorestart == ON_FAILURE and how != "exit 0")
+    assert process.handle(Event.EXITED, NOW, status=STATUSES[how])[-1] is Action.KILL
+    # Leftovers of the session are waited for in either case.
+    assert process.state is (State.BACKOFF if comes_back else State.STOPPING)
+    assert process.ending
+    assert process.handle(Event.EMPTY, NOW) == (Action.RELEASE,)
+    assert process.state is (State.BACKOFF if comes_back else State.STOPPED)
+    assert process.settled == (None if comes_back else EXITED)
+    assert process.status_dict(NOW)["reason"] == (None if comes_back else "exited")
+    assert not process.manual_stop
+    if not comes_back:
+        assert process.next_deadline(NOW) is None
+        assert process.due_event(NOW + 1e6) is None
+
+
+@pytest.mark.parametrize("status", [0, failure(2), int(signal.SIGTERM)])
+def test_what_settled_by_itself_says_how_it_ended(status):
+    process = running(autorestart=NEVER)
+    end(process, NOW, status)
+    assert process.description(NOW) == process.last_exit
+    assert process.exit_count == 1
+
+
+def test_leftovers_of_what_settles_are_no_stop_that_timed_out():
+    process = running(autorestart=NEVER)
+    process.handle(Event.EXITED, NOW, status=0)
+    assert process.description(NOW) == "waiting for the processes of pid 42"
+    assert process.due_event(NOW + 1e6) is None
+    assert process.handle(Event.DEADLINE, NOW) == ()
+    assert process.kill_count == 0
+    assert process.next_deadline(NOW) is not None
+
+
+def test_a_failed_start_is_told_where_it_is_not_tried_again():
+    process = starting(autorestart=NEVER)
+    end(process, NOW, failure(1), reason="companion_post_fork: ValueError: no")
+    assert process.description(NOW) == "companion_post_fork: ValueError: no"
+
+
+def test_a_fork_that_was_refused_is_tried_again_even_by_what_is_never_restarted():
+    process = make(autorestart=NEVER)
+    process.handle(Event.START, T0)
+    process.handle(Event.START_FAILED, T0, reason="cannot fork: no memory")
+    assert process.state is State.BACKOFF
+
+
+def settled(reason: str = EXITED) -> CompanionProcess:
+    process = running(autorestart=NEVER) if reason == EXITED else starting(start_retries=1)
+    end(process, T0 + 10 if reason == EXITED else T0 + 0.5)
+    assert (process.state, process.settled) == (State.STOPPED, reason)
+    return process
+
+
+@pytest.mark.parametrize(("status", "done"), [(0, True), (failure(), False), (int(signal.SIGTERM), False)])
+def test_a_job_that_is_done_lets_those_start_that_come_after_it(status, done):
+    process = running(autorestart=NEVER)
+    assert process.has_been_running
+    process.handle(Event.EXITED, NOW, status=status)
+    assert process.has_been_running is done
+    process.handle(Event.EMPTY, NOW)
+    assert process.has_been_running is done
+    process.handle(Event.STOP, NOW, manual=True)
+    assert not process.has_been_running
+
+
+def test_nobody_comes_after_what_merely_waits():
+    for process in (make(), starting(), backoff(), stopping()):
+        assert not process.has_been_running
+
+
+@pytest.mark.parametrize("status", [0, failure(3), SEGFAULT])
+@pytest.mark.parametrize("reason", [EXITED, GAVE_UP])
+def test_the_next_manager_knows_what_has_settled_and_why(reason, status):
+    old = running(autorestart=NEVER) if reason == EXITED else starting(start_retries=1)
+    end(old, T0 + (10 if reason == EXITED else 0.5), status, reason="hook: no" if status == 768 else None)
+    new = CompanionProcess(old.config)
+    assert old.legacy is not None
+    new.inherit(json.loads(json.dumps(old.legacy)))
+    assert new.legacy == old.legacy
+    assert new.description(NOW) == old.description(NOW)
+    assert new.has_been_running is old.has_been_running is (reason == EXITED and status == 0)
+    for key in ("reason", "failed_starts", "last_exit_code", "last_exit_signal"):
+        assert new.status_dict(NOW)[key] == old.status_dict(NOW)[key]
+
+
+def test_what_runs_or_was_stopped_leaves_nothing_to_the_next_manager():
+    for process in (make(), starting(), running(), backoff(), stopping()):
+        assert process.legacy is None
+
+
+@pytest.mark.parametrize("reason", [EXITED, GAVE_UP])
+@pytest.mark.parametrize("event", [Event.START, Event.RESTART])
+def test_what_has_settled_starts_by_command(reason, event):
+    process = settled(reason)
+    process.handle(event, NOW)
+    assert process.can_start(NOW)
+    assert (process.settled, process.reason, process.failed_starts) == (None, None, 0)
+    process.handle(Event.FORKED, NOW, pid=43)
+    assert process.status_dict(NOW)["reason"] is None
+
+
+@pytest.mark.parametrize("reason", [EXITED, GAVE_UP])
+def test_what_has_settled_can_be_stopped_by_command_and_stays_so(reason):
+    process = settled(reason)
+    process.reason = "cannot fork"
+    process.handle(Event.STOP, NOW, manual=True)
+    assert process.description(NOW) == "stopped manually"
+    assert process.settled is None
+    assert process.status_dict(NOW)["reason"] is None
+
+
+@pytest.mark.parametrize("reason", [EXITED, GAVE_UP])
+def test_the_end_of_the_server_changes_nothing_for_what_has_settled(reason):
+    process = settled(reason)
+    process.handle(Event.STOP, NOW)
+    assert (process.state, process.settled) == (State.STOPPED, reason)
+    assert not process.manual_stop
+
+
+@pytest.mark.parametrize("event", [Event.START, Event.RESTART])
+def test_a_start_while_leftovers_of_what_settles_end_comes_when_they_are_gone(event):
+    process = running(autorestart=NEVER)
+    process.handle(Event.EXITED, NOW, status=0)
+    process.handle(event, NOW)
+    process.handle(Event.EMPTY, NOW + 1)
+    assert process.can_start(NOW + 1)
+    assert process.settled is None
+
+
+def test_a_manual_stop_while_leftovers_of_what_settles_end():
+    process = running(autorestart=NEVER)
+    process.handle(Event.EXITED, NOW, status=0)
+    process.handle(Event.STOP, NOW, manual=True)
+    process.handle(Event.EMPTY, NOW + 1)
+    assert process.description(NOW + 1) == "stopped manually"
+
+
+@pytest.mark.parametrize("autorestart", [ALWAYS, ON_FAILURE, NEVER])
+def test_a_stop_and_a_restart_by_command_are_no_exits_to_judge(autorestart):
+    process = stopping(autorestart=autorestart)
+    end(process, NOW, 0)
+    assert process.description(NOW) == "stopped manually"
+    process = restarting(autorestart=autorestart)
+    end(process, NOW, 0)
+    assert process.state is State.STARTING
+
+
+# -- start_retries -----------------------------------------------------------
+
+
+def fail_starts(process: CompanionProcess, count: int) -> None:
+    """*count* starts, each of which dies before it is RUNNING; the first process is there already."""
+    for number in range(count):
+        if number:
+            start_again(process, pid=50 + number)
+        run_for(process, 0.5)
+
+
+@pytest.mark.parametrize("retries", [1, 2, 5])
+def test_that_many_failed_starts_in_a_row_are_the_end(retries):
+    process = starting(start_retries=retries)
+    fail_starts(process, retries - 1)
+    assert process.failed_starts == retries - 1
+    if retries > 1:
+        assert process.state is State.BACKOFF
+        start_again(process)
+    assert process.started_at is not None
+    now = process.started_at + 0.5
+    assert process.handle(Event.EXITED, now, status=failure()) == (Action.GIVE_UP, Action.KILL)
+    assert process.state is State.STOPPING
+    process.handle(Event.EMPTY, now)
+    assert (process.state, process.settled) == (State.STOPPED, GAVE_UP)
+    starts = "1 failed start" if retries == 1 else f"{retries} failed starts"
+    assert process.description(now) == f"gave up after {starts}: exited with status 1"
+    assert process.status_dict(now)["reason"] == "gave up"
+    assert process.next_deadline(now) is None
+
+
+def test_without_start_retries_there_is_no_end():
+    process = starting()
+    fail_starts(process, 50)
+    assert (process.state, process.failed_starts) == (State.BACKOFF, 50)
+
+
+def test_a_refused_fork_counts_and_can_be_the_last():
+    process = make(start_retries=2)
+    process.handle(Event.START, T0)
+    assert process.handle(Event.START_FAILED, T0, reason="cannot fork") == ()
+    process.handle(Event.DELAY_PASSED, T0 + 5)
+    # There is no session to wait for.
+    assert process.handle(Event.START_FAILED, T0 + 5, reason="cannot fork: no memory") == (Action.GIVE_UP,)
+    assert process.state is State.STOPPED
+    assert process.description(T0 + 5) == "gave up after 2 failed starts: cannot fork: no memory"
+
+
+def test_being_running_once_wipes_failed_starts_out():
+    process = starting(start_retries=3)
+    fail_starts(process, 2)
+    start_again(process)
+    run_for(process, 2)
+    assert (process.state, process.failed_starts) == (State.BACKOFF, 0)
+    start_again(process)
+    fail_starts(process, 2)
+    assert process.state is State.BACKOFF
+
+
+@pytest.mark.parametrize("event", [Event.START, Event.RESTART])
+def test_a_command_wipes_failed_starts_out(event):
+    process = starting(start_retries=3)
+    fail_starts(process, 2)
+    process.handle(event, NOW)
+    assert process.failed_starts == 0
+    process.handle(Event.FORKED, NOW, pid=43)
+    fail_starts(process, 2)
+    assert process.state is State.BACKOFF
+
+
+def test_a_restart_while_it_starts_wipes_failed_starts_out():
+    process = starting(start_retries=3)
+    fail_starts(process, 2)
+    start_again(process)
+    process.handle(Event.RESTART, NOW)
+    end(process, NOW)
+    assert (process.state, process.failed_starts) == (State.STARTING, 0)
+
+
+def test_a_restart_while_it_waits_for_others_wipes_failed_starts_out():
+    process = starting(start_retries=3)
+    fail_starts(process, 2)
+    process.held_by = ("db",)
+    process.handle(Event.DELAY_PASSED, NOW)
+    assert process.handle(Event.RESTART, NOW) == ()
+    assert (process.state, process.failed_starts) == (State.STARTING, 0)
+
+
+def test_an_exit_after_startsecs_is_no_failed_start_though_nobody_looked_in_between():
+    process = starting(startsecs=1, start_retries=1)
+    end(process, T0 + 1)
+    assert (process.state, process.failed_starts) == (State.BACKOFF, 0)
+
+
+def test_with_startsecs_of_0_whatever_was_forked_has_started():
+    process = starting(startsecs=0, start_retries=1, restart_delay=0)
+    for number in range(5):
+        run_for(process, 0)
+        assert process.state is State.BACKOFF
+        start_again(process, pid=50 + number)
+
+
+def test_with_startsecs_of_0_a_target_that_is_never_reached_is_a_failed_start():
+    process = starting(startsecs=0, start_retries=2)
+    end(process, T0, failure(), reason="cannot enter /nowhere")
+    start_again(process)
+    end(process, NOW, failure(), reason="cannot enter /nowhere")
+    assert process.description(NOW) == "gave up after 2 failed starts: cannot enter /nowhere"
+
+
+def test_exits_of_what_was_running_are_never_too_many():
+    process = starting(start_retries=1)
+    for number in range(10):
+        run_for(process, 3)
+        start_again(process, pid=50 + number)
+    assert process.state is State.STARTING
+
+
+# -- the delay ---------------------------------------------------------------
+
+
+def delays(process: CompanionProcess, count: int, seconds: float = 0.5) -> list[float]:
+    """The delays after *count* runs of so many seconds."""
+    found = []
+    for number in range(count):
+        ended = run_for(process, seconds)
+        assert process.next_retry_at is not None
+        found.append(round(process.next_retry_at - ended, 6))
+        start_again(process, pid=50 + number)
+    return found
+
+
+def test_without_a_maximum_the_delay_is_always_the_same():
+    assert delays(starting(restart_delay=5), 4) == [5, 5, 5, 5]
+
+
+def test_the_delay_doubles_up_to_its_maximum():
+    process = starting(chance=lambda: 0.0, restart_delay=2, restart_delay_max=20)
+    assert delays(process, 6) == [2, 4, 8, 16, 20, 20]
+
+
+def test_the_delay_is_what_is_shown():
+    process = starting(chance=lambda: 0.0, restart_delay=2, restart_delay_max=20)
+    delays(process, 2)
+    run_for(process, 0.5)
+    assert process.exited_at is not None
+    assert process.description(process.exited_at) == "exited with status 1, retrying in 8s"
+    assert process.delay == 8
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.25, 0.999999, 1.0])
+@pytest.mark.parametrize(
+    ("shortest", "longest"), [(5, 5), (5, 5.1), (0, 30), (0.01, 1e9), (1, 300), (0, 0.001), (1e-9, 1e300)]
+)
+def test_whatever_the_chance_a_delay_is_within_its_bounds(shortest, longest, chance):
+    process = starting(
+        chance=lambda: chance, startsecs=3600, restart_delay=shortest, restart_delay_max=longest
+    )
+    now = T0
+    for number in range(120):
+        process.handle(Event.EXITED, now, status=failure())
+        process.handle(Event.EMPTY, now)
+        assert shortest <= process.delay <= longest
+        if number:
+            full = min(longest, max(shortest, MIN_START_INTERVAL) * 2.0 ** min(number, 100))
+            assert process.delay >= max(shortest, full * (1 - JITTER)) * (1 - 1e-12)
+        assert process.next_retry_at is not None
+        process.handle(Event.DELAY_PASSED, process.next_retry_at)
+        process.started_at = None
+        process.handle(Event.FORKED, now, pid=42)
+
+
+def test_jitter_is_drawn_anew_each_time():
+    draws = itertools.cycle([0.0, 1.0])
+    process = starting(chance=lambda: next(draws), restart_delay=100, restart_delay_max=100_000)
+    found = delays(process, 5)
+    assert found[0] == 100
+    assert [round(delay / 100 / 2**n, 3) for n, delay in enumerate(found)][1:] in (
+        [1.0, 1.0, 1.0, 1.0],
+        [0.9, 0.9, 0.9, 0.9],
+        [1.0, 0.9, 1.0, 0.9],
+        [0.9, 1.0, 0.9, 1.0],
+    )
+
+
+def test_a_run_longer_than_the_delay_starts_over():
+    process = starting(chance=lambda: 0.0, restart_delay=2, restart_delay_max=100)
+    assert delays(process, 3) == [2, 4, 8]
+    assert delays(process, 1, seconds=7.9) == [16]
+    assert delays(process, 1, seconds=16.1) == [2]
+    assert delays(process, 2) == [4, 8]
+
+
+def test_the_first_failure_of_a_long_run_waits_for_the_shortest_delay():
+    process = starting(chance=lambda: 0.0, restart_delay=2, restart_delay_max=100)
+    assert delays(process, 1, seconds=10_000) == [2]
+
+
+def test_a_start_that_fails_late_does_not_start_over():
+    process = starting(chance=lambda: 0.0, restart_delay=2, restart_delay_max=100, startsecs=1000)
+    assert delays(process, 4, seconds=500) == [2, 4, 8, 16]
+
+
+def test_refused_forks_do_not_start_over():
+    process = make(chance=lambda: 0.0, restart_delay=2, restart_delay_max=100)
+    process.handle(Event.START, T0)
+    found, now = [], T0
+    for _ in range(4):
+        process.handle(Event.START_FAILED, now, reason="cannot fork")
+        assert process.next_retry_at is not None
+        found.append(process.next_retry_at - now)
+        now = process.next_retry_at
+        process.handle(Event.DELAY_PASSED, now)
+    assert found == [2, 4, 8, 16]
+
+
+@pytest.mark.parametrize("event", [Event.START, Event.RESTART])
+def test_a_command_starts_the_delay_over(event):
+    process = starting(chance=lambda: 0.0, restart_delay=2, restart_delay_max=100)
+    delays(process, 4)
+    run_for(process, 0.5)
+    assert process.exited_at is not None
+    now = process.exited_at
+    process.handle(event, now)
+    process.handle(Event.FORKED, now, pid=90)
+    assert delays(process, 2) == [2, 4]
+
+
+def test_no_delay_at_all_is_never_a_fork_loop():
+    process = starting(restart_delay=0, startsecs=0)
+    assert delays(process, 5, seconds=0) == [MIN_START_INTERVAL] * 5
+
+
+def test_no_delay_at_all_can_grow():
+    process = starting(chance=lambda: 0.0, restart_delay=0, restart_delay_max=1, startsecs=0)
+    found = delays(process, 8, seconds=0.01)
+    assert found[0] == pytest.approx(MIN_START_INTERVAL - 0.01)
+    assert found[1:] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1, 1, 1])
+
+
+def test_a_maximum_that_reread_takes_away_or_brings():
+    process = starting(chance=lambda: 0.0, restart_delay=2, restart_delay_max=100)
+    grown = process.config
+    assert delays(process, 3) == [2, 4, 8]
+    process.config = make(restart_delay=3).config
+    assert delays(process, 2) == [3, 3]
+    process.config = grown
+    assert delays(process, 1)[0] <= 100
+
+
+# -- not ready in time -------------------------------------------------------
+
+
+def not_ready(**values) -> CompanionProcess:
+    process = starting(ready="notify", start_timeout=30, **values)
+    assert process.due_event(T0 + 29.9) is None
+    assert process.next_deadline(T0) == T0 + 30
+    assert process.due_event(T0 + 30) is Event.NOT_READY
+    assert process.handle(Event.NOT_READY, T0 + 30) == (Action.SIGNAL,)
+    return process
+
+
+def test_ready_by_notify_is_no_matter_of_startsecs():
+    process = starting(ready="notify", startsecs=1)
+    assert process.due_event(T0 + 10) is None
+    process.handle(Event.READY, T0 + 10)
+    assert process.state is State.RUNNING
+    assert process.next_deadline(T0 + 10) is None
+
+
+def test_ready_means_nothing_without_a_process():
+    process = make(ready="notify")
+    process.handle(Event.START, T0)
+    process.handle(Event.READY, T0)
+    assert process.state is State.STARTING
+
+
+def test_ready_by_startsecs_is_no_matter_of_notify():
+    process = starting(ready="startsecs")
+    process.handle(Event.READY, T0 + 0.1)
+    assert process.state is State.STARTING
+
+
+@pytest.mark.parametrize("status", [0, failure(), int(signal.SIGTERM), int(signal.SIGKILL)])
+@pytest.mark.parametrize("autorestart", [ALWAYS, ON_FAILURE, NEVER])
+def test_what_is_not_ready_in_time_has_failed_however_it_ends(autorestart, status):
+    process = not_ready(autorestart=autorestart, stop_timeout=7)
+    assert (process.state, process.stop_deadline) == (State.STOPPING, T0 + 37)
+    assert process.description(T0 + 30) == "pid 42, SIGKILL in 7s"
+    end(process, T0 + 31, status)
+    if autorestart == NEVER:
+        assert (process.state, process.settled) == (State.STOPPED, EXITED)
+        assert process.description(T0 + 31) == "not ready within 30s"
+        assert not process.has_been_running
+    else:
+        assert process.state is State.BACKOFF
+        assert process.description(T0 + 31) == "not ready within 30s, retrying in 5s"
+    assert process.failed_starts == 1
+
+
+def test_not_being_ready_can_be_the_end():
+    process = not_ready(start_retries=1)
+    process.handle(Event.EXITED, T0 + 31, status=0)
+    assert process.handle(Event.EMPTY, T0 + 31) == (Action.RELEASE, Action.GIVE_UP)
+    assert process.description(T0 + 31) == "gave up after 1 failed start: not ready within 30s"
+
+
+def test_an_exit_before_ready_is_a_failed_start_however_late():
+    process = starting(ready="notify", startsecs=0, start_retries=1)
+    end(process, T0 + 20)
+    assert process.settled == GAVE_UP
+
+
+def test_a_start_that_was_not_ready_does_not_start_the_delay_over():
+    process = starting(
+        chance=lambda: 0.0, ready="notify", start_timeout=30, restart_delay=2, restart_delay_max=100
+    )
+    found = []
+    for number in range(3):
+        assert process.started_at is not None
+        now = process.started_at + 30
+        process.handle(Event.NOT_READY, now)
+        end(process, now + 1)
+        found.append(process.delay)
+        start_again(process, pid=50 + number)
+    assert found == [2, 4, 8]
+
+
+def test_start_timeout_changed_by_reread_holds_at_once():
+    process = starting(ready="notify", start_timeout=30)
+    process.config = make(ready="notify", start_timeout=90).config
+    assert process.due_event(T0 + 30) is None
+    process.config = make(ready="startsecs", startsecs=1).config
+    assert process.due_event(T0 + 30) is Event.ALIVE
+
+
+# -- the watchdog ------------------------------------------------------------
+
+
+def hung(**values) -> CompanionProcess:
+    process = running(watchdog=10, **values)
+    assert process.due_event(T0 + 10.9) is None
+    assert process.next_deadline(T0 + 1) == T0 + 11
+    assert process.due_event(T0 + 11) is Event.HUNG
+    assert process.handle(Event.HUNG, T0 + 11) == (Action.ABORT,)
+    return process
+
+
+def test_a_sign_of_life_moves_the_watchdog_on():
+    process = running(watchdog=10)
+    for now in (T0 + 5, T0 + 14, T0 + 23):
+        process.handle(Event.BEAT, now)
+        assert process.due_event(now + 9.9) is None
+        assert process.next_deadline(now) == now + 10
+    assert process.due_event(T0 + 33) is Event.HUNG
+
+
+def test_the_watchdog_waits_for_running():
+    process = starting(watchdog=1, startsecs=100)
+    process.handle(Event.BEAT, T0)
+    assert process.due_event(T0 + 50) is None
+    process.handle(Event.ALIVE, T0 + 100)
+    assert process.due_event(T0 + 100.9) is None
+    assert process.due_event(T0 + 101) is Event.HUNG
+
+
+def test_without_a_watchdog_nobody_is_hung():
+    process = running()
+    process.handle(Event.BEAT, T0 + 5)
+    assert process.due_event(T0 + 1e9) is None
+
+
+def test_the_watchdog_of_an_earlier_process_is_not_the_next_one_s():
+    process = running(watchdog=10, restart_delay=30)
+    end(process, T0 + 5)
+    assert process.due_event(T0 + 20) is None
+    start_again(process)
+    assert process.due_event(T0 + 35.5) is None
+    process.handle(Event.ALIVE, T0 + 36)
+    assert process.watchdog_at == T0 + 46
+
+
+def test_what_is_hung_writes_its_stacks_is_killed_and_tried_again():
+    process = hung()
+    assert process.state is State.STOPPING
+    assert process.stop_deadline is not None
+    assert T0 + 11 < process.stop_deadline < T0 + 20
+    assert process.due_event(process.stop_deadline) is Event.DEADLINE
+    assert process.handle(Event.DEADLINE, process.stop_deadline) == (Action.KILL,)
+    assert process.kill_count == 1
+    end(process, T0 + 14, int(signal.SIGKILL))
+    assert process.state is State.BACKOFF
+    assert process.description(T0 + 14) == "no WATCHDOG=1 for 10s, retrying in 5s"
+    assert process.failed_starts == 0
+
+
+@pytest.mark.parametrize("autorestart", [ALWAYS, ON_FAILURE])
+def test_what_is_hung_has_failed_however_it_ends(autorestart):
+    process = hung(autorestart=autorestart)
+    end(process, T0 + 12, 0)
+    assert process.state is State.BACKOFF
+
+
+def test_what_is_hung_and_never_restarted_says_why_it_is_not_there():
+    process = hung(autorestart=NEVER)
+    end(process, T0 + 12, int(signal.SIGABRT))
+    assert (process.state, process.settled) == (State.STOPPED, EXITED)
+    assert process.description(T0 + 12) == "no WATCHDOG=1 for 10s"
+
+
+def test_leftovers_of_what_was_hung_are_waited_for():
+    process = hung()
+    process.handle(Event.EXITED, T0 + 12, status=int(signal.SIGABRT))
+    assert process.state is State.STOPPING
+    assert process.ending
+    process.handle(Event.EMPTY, T0 + 13)
+    assert process.state is State.BACKOFF
+    assert process.next_retry_at == T0 + 18
+
+
+def test_word_of_a_process_that_ends_changes_nothing():
+    process = hung()
+    deadline = process.stop_deadline
+    for event in (Event.BEAT, Event.READY, Event.HUNG):
+        assert process.handle(event, T0 + 11.5) == ()
+    assert (process.state, process.stop_deadline) == (State.STOPPING, deadline)
+
+
+def test_trigger_is_its_own_word_and_may_come_before_running():
+    process = starting(ready="notify")
+    assert process.handle(Event.HUNG, T0 + 1, reason="asked for by itself") == (Action.ABORT,)
+    end(process, T0 + 2, int(signal.SIGABRT))
+    assert process.description(T0 + 2) == "asked for by itself, retrying in 5s"
+    assert process.failed_starts == 1
+
+
+# -- commands while it fails -------------------------------------------------
+
+
+@pytest.mark.parametrize("fail", [not_ready, hung])
+@pytest.mark.parametrize("exited", [False, True], ids=["alive", "leftovers"])
+def test_a_stop_of_what_is_being_ended_is_a_stop(fail, exited):
+    process = fail(start_retries=1)
+    if exited:
+        process.handle(Event.EXITED, T0 + 31, status=failure())
+    assert process.handle(Event.STOP, T0 + 31, manual=True) == ()
+    if not exited:
+        process.handle(Event.EXITED, T0 + 32, status=failure())
+    process.handle(Event.EMPTY, T0 + 33)
+    assert process.description(T0 + 33) == "stopped manually"
+    assert process.status_dict(T0 + 33)["reason"] is None
+
+
+@pytest.mark.parametrize("fail", [not_ready, hung])
+@pytest.mark.parametrize("event", [Event.START, Event.RESTART])
+def test_a_start_of_what_is_being_ended_does_not_wait_for_the_delay(fail, event):
+    process = fail(start_retries=1)
+    process.handle(event, T0 + 31)
+    end(process, T0 + 32)
+    assert process.can_start(T0 + 32)
+    assert process.failed_starts == 0
+
+
+def test_a_stop_in_backoff_forgets_why():
+    process = backoff()
+    process.reason = "no WATCHDOG=1 for 10s"
+    process.handle(Event.STOP, NOW, manual=True)
+    assert process.status_dict(NOW)["reason"] is None
+
+
+def test_waiting_for_another_server_is_over_when_the_start_fails():
+    process = make()
+    process.handle(Event.START, T0)
+    process.handle(Event.BLOCKED, T0, pid=7)
+    process.handle(Event.START_FAILED, T0 + 1, reason="cannot make its run file: no space")
+    assert process.status_dict(T0 + 1)["waiting_for"] is None
