@@ -104,9 +104,9 @@ class CompanionManager:
         for name in state.get("manual_stop", ()):
             if name in self.processes:
                 self.processes[name].manual_stop = True
-        for name, reason in state.get("settled", {}).items():
+        for name, legacy in state.get("settled", {}).items():
             if name in self.processes:
-                self.processes[name].settled = reason
+                self.processes[name].inherit(legacy)
         self.poller = Poller()
         self.inbox = SignalInbox([getattr(signal, "SIG" + name) for name in SIGNALS])
         self.control: ControlServer | None = None
@@ -293,7 +293,7 @@ class CompanionManager:
         processes = self.processes.items()
         return {
             "manual_stop": sorted(name for name, process in processes if process.manual_stop),
-            "settled": {name: process.settled for name, process in processes if process.settled},
+            "settled": {name: legacy for name, process in processes if (legacy := process.legacy)},
             "scale": {group: list(numbers) for group, numbers in self.scaled.items()},
         }
 
@@ -321,12 +321,13 @@ class CompanionManager:
         """What a dead manager left of a companion that is to be stopped: STOPPING until it is gone."""
         if not self.claims.has_old_self(process.name):
             return
-        manual, settled = process.manual_stop, process.settled
+        manual, legacy = process.manual_stop, process.legacy
         self.send_event(process, Event.START, now)
         with contextlib.suppress(OSError):
             self._claim(process, now)
         self.send_event(process, Event.STOP, now, manual=manual)
-        process.settled = settled
+        if legacy is not None:
+            process.inherit(legacy)
 
     def retry_backoff(self, now: float) -> None:
         """Start what has waited long enough, and for everybody that it has to wait for."""
