@@ -6,6 +6,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from gunicorn import sock
@@ -38,6 +39,8 @@ class Shutdown(Workforce, Companionship):
         def reap_workers(self) -> None: ...
 
         def handle_usr1(self) -> None: ...
+
+        def handle_chld(self, sig: int, frame: FrameType | None) -> None: ...
 
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
         """Stop everything and end the process with *exit_status*."""
@@ -115,6 +118,8 @@ class Shutdown(Workforce, Companionship):
                 self._end_now()
             elif signum == signal.SIGUSR1:
                 self.handle_usr1()
+            elif signum == signal.SIGCHLD:
+                self.handle_chld(signum, None)
 
     def _end_now(self) -> None:
         """A second SIGINT or SIGQUIT: nobody is waited for any more."""

@@ -399,6 +399,7 @@ class ManagerHandle:
         if self.arbiter.companion_manager_pid:
             self.kill_at = now + limit
             self.arbiter.signal_companion_manager(signal.SIGTERM if graceful else signal.SIGINT)
+            self.suspect()
         self._cap = None if graceful else cap
 
     def hasten(self) -> None:
