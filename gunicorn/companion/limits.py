@@ -26,7 +26,8 @@ class Limits:
         """Ask in what is beyond its limit at *now*."""
         for process in processes:
             if process.is_expired(now):
-                self.rolling.ask(process.name, f"it has lived for {process.config.max_lifetime:g}s")
+                reason = f"it has lived for {process.config.max_lifetime:g}s"
+                self.rolling.ask(process.name, reason, process.pid)
         limited = [p for p in processes if p.config.max_memory is not None and p.state is State.RUNNING]
         if not limited:
             self.due = None
@@ -42,7 +43,5 @@ class Limits:
             usage = found.get(process.session or 0)
             limit = process.config.max_memory or 0
             if usage is not None and usage.private > limit:
-                self.rolling.ask(
-                    process.name,
-                    f"its {usage.private / MB:.1f} MB of private memory are over {limit / MB:g} MB",
-                )
+                reason = f"its {usage.private / MB:.1f} MB of private memory are over {limit / MB:g} MB"
+                self.rolling.ask(process.name, reason, process.pid)

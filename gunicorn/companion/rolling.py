@@ -19,8 +19,8 @@ class Rolling:
     """Companions that are to be restarted, in the order in which they were asked in."""
 
     def __init__(self) -> None:
-        # Name to reason; a dict keeps the order.
-        self._waiting: dict[str, str] = {}
+        # Name to reason, and the pid that it is about; a dict keeps the order.
+        self._waiting: dict[str, tuple[str, int | None]] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._waiting
@@ -28,11 +28,14 @@ class Rolling:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def ask(self, name: str, reason: str) -> bool:
-        """Ask for a restart of *name*; False if it waits for one already."""
+    def ask(self, name: str, reason: str, pid: int | None = None) -> bool:
+        """Ask for a restart of *name*; False if it waits for one already.
+
+        With *pid* only as long as that is its process: the next one has done nothing yet.
+        """
         if name in self._waiting:
             return False
-        self._waiting[name] = reason
+        self._waiting[name] = reason, pid
         return True
 
     def drop(self, name: str) -> None:
@@ -47,8 +50,11 @@ class Rolling:
         """
         for name in list(self._waiting):
             process = processes.get(name)
+            pid = self._waiting[name][1]
             if process is None or process.removed or not _has_a_process_to_come(process):
                 # Its next start, if there is one, is the restart.
+                self.drop(name)
+            elif pid not in (None, process.pid):
                 self.drop(name)
         taken: set[str] = set()
         for name in sorted(self._waiting, key=lambda name: processes[name].state is State.RUNNING):
@@ -59,7 +65,7 @@ class Rolling:
                 if group in taken or any(other.state in DOWN for other in others):
                     continue
             taken.add(group)
-            yield process, self._waiting.pop(name)
+            yield process, self._waiting.pop(name)[0]
 
 
 def _has_a_process_to_come(process: CompanionProcess) -> bool:

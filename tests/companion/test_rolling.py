@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: MIT
+"""Restarts that take turns: whose turn it is, and that never two copies are down for them."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from processtools import T0, failure
+
+from gunicorn.companion.config import CompanionConfig, copies
+from gunicorn.companion.process import Action, CompanionProcess, Event, State
+from gunicorn.companion.rolling import DOWN, Rolling
+
+Processes = dict[str, CompanionProcess]
+
+
+def make(numprocs: int | None = 4, name: str = "rq", **values) -> Processes:
+    config = CompanionConfig(name, "app:run", numprocs=numprocs, **values)
+    return {config.name: CompanionProcess(config) for config in copies(config, numprocs)}
+
+
+PIDS = itertools.count(100)
+
+
+def bring(processes: Processes, state: State, *names: str) -> None:
+    """Bring those *names* (or all) that are STOPPED into *state*."""
+    for name in names or processes:
+        process = processes[name]
+        if state is State.STOPPED:
+            continue
+        process.handle(Event.START, T0)
+        process.handle(Event.FORKED, T0, pid=next(PIDS))
+        if state is not State.STARTING:
+            process.handle(Event.ALIVE, T0 + 1)
+        if state is State.BACKOFF:
+            process.handle(Event.EXITED, T0 + 2, status=failure())
+            process.handle(Event.EMPTY, T0 + 2)
+        if state is State.STOPPING:
+            process.handle(Event.STOP, T0 + 2, manual=True)
+        assert process.state is state
+
+
+def running(numprocs: int | None = 4, **values) -> Processes:
+    processes = make(numprocs, **values)
+    bring(processes, State.RUNNING)
+    return processes
+
+
+def turns(rolling: Rolling, processes: Processes) -> list[str]:
+    return [process.name for process, _reason in rolling.turns(processes)]
+
+
+def restart(rolling: Rolling, processes: Processes) -> list[str]:
+    """Whose turn it is, after which they are on their way."""
+    found = [process for process, _reason in rolling.turns(processes)]
+    for process in found:
+        process.handle(Event.RESTART, T0 + 10)
+    return [process.name for process in found]
+
+
+def come_back(process: CompanionProcess) -> None:
+    if process.pid is not None:
+        process.handle(Event.EXITED, T0 + 11, status=0)
+    if process.session is not None:
+        process.handle(Event.EMPTY, T0 + 11)
+    process.handle(Event.FORKED, T0 + 12, pid=900)
+    process.handle(Event.ALIVE, T0 + 13)
+
+
+def test_one_after_the_other_in_the_order_in_which_they_were_asked_for():
+    processes = running(4)
+    rolling = Rolling()
+    order = ["rq:2", "rq:0", "rq:3", "rq:1"]
+    for name in order:
+        assert rolling.ask(name, "by command")
+    for number, name in enumerate(order):
+        assert restart(rolling, processes) == [name]
+        assert name not in rolling
+        process = processes[name]
+        # Nobody else's turn until it is RUNNING again.
+        assert turns(rolling, processes) == []
+        process.handle(Event.EXITED, T0 + 11, status=0)
+        assert turns(rolling, processes) == []
+        process.handle(Event.EMPTY, T0 + 11)
+        assert (process.state, turns(rolling, processes)) == (State.STARTING, [])
+        process.handle(Event.FORKED, T0 + 11, pid=200 + number)
+        assert turns(rolling, processes) == []
+        process.handle(Event.ALIVE, T0 + 12)
+    assert turns(rolling, processes) == []
+    assert not rolling
+
+
+def test_asking_twice_is_asking_once():
+    processes = running(2)
+    rolling = Rolling()
+    assert rolling.ask("rq:0", "first")
+    assert not rolling.ask("rq:0", "second")
+    assert [(process.name, reason) for process, reason in rolling.turns(processes)] == [("rq:0", "first")]
+    assert not rolling
+    assert rolling.ask("rq:0", "third")
+
+
+@pytest.mark.parametrize("state", State)
+def test_whether_another_copy_is_waited_for(state):
+    processes = make(2)
+    bring(processes, State.RUNNING, "rq:0")
+    bring(processes, state, "rq:1")
+    rolling = Rolling()
+    rolling.ask("rq:0", "by command")
+    assert turns(rolling, processes) == ([] if state in DOWN else ["rq:0"])
+    assert ("rq:0" in rolling) is (state in DOWN)
+
+
+def test_one_that_starts_again_and_again_keeps_the_others_up():
+    processes = make(3)
+    bring(processes, State.RUNNING, "rq:0", "rq:2")
+    bring(processes, State.BACKOFF, "rq:1")
+    rolling = Rolling()
+    for name in ("rq:0", "rq:2"):
+        rolling.ask(name, "max_memory")
+    assert turns(rolling, processes) == []
+    processes["rq:1"].handle(Event.STOP, T0 + 5, manual=True)
+    assert restart(rolling, processes) == ["rq:0"]
+    assert turns(rolling, processes) == []
+
+
+def test_a_copy_that_is_down_goes_first_and_the_others_wait_for_it():
+    processes = make(3)
+    bring(processes, State.RUNNING, "rq:0", "rq:1")
+    bring(processes, State.BACKOFF, "rq:2")
+    rolling = Rolling()
+    for name in processes:
+        rolling.ask(name, "by command")
+    assert restart(rolling, processes) == ["rq:2"]
+    assert restart(rolling, processes) == []
+    come_back(processes["rq:2"])
+    assert restart(rolling, processes) == ["rq:0"]
+
+
+def test_all_that_are_down_may_go_together():
+    processes = make(3)
+    bring(processes, State.RUNNING, "rq:0")
+    bring(processes, State.BACKOFF, "rq:1", "rq:2")
+    rolling = Rolling()
+    for name in processes:
+        rolling.ask(name, "by command")
+    assert restart(rolling, processes) == ["rq:1", "rq:2"]
+
+
+def test_sets_take_their_turns_on_their_own():
+    processes = {**running(2), **running(2, name="mail"), **running(None, name="cron")}
+    rolling = Rolling()
+    for name in processes:
+        rolling.ask(name, "by command")
+    assert restart(rolling, processes) == ["rq:0", "mail:0", "cron"]
+    assert restart(rolling, processes) == []
+
+
+def test_a_single_companion_need_wait_for_nobody():
+    processes = running(None)
+    rolling = Rolling()
+    rolling.ask("rq", "max_lifetime")
+    assert restart(rolling, processes) == ["rq"]
+
+
+@pytest.mark.parametrize("state", [State.STOPPED, State.STOPPING])
+def test_what_does_not_run_any_more_needs_no_restart(state):
+    processes = make(2)
+    bring(processes, state, "rq:0")
+    rolling = Rolling()
+    rolling.ask("rq:0", "by command")
+    assert turns(rolling, processes) == []
+    assert not rolling
+
+
+def test_what_has_no_process_yet_needs_no_restart():
+    processes = make(1)
+    processes["rq:0"].handle(Event.START, T0)
+    rolling = Rolling()
+    rolling.ask("rq:0", "by command")
+    assert turns(rolling, processes) == []
+    assert not rolling
+
+
+def test_what_is_starting_may_have_old_code_and_is_restarted():
+    processes = make(1)
+    bring(processes, State.STARTING)
+    rolling = Rolling()
+    rolling.ask("rq:0", "by command")
+    assert turns(rolling, processes) == ["rq:0"]
+
+
+def test_what_was_configured_away_is_forgotten():
+    processes = running(3)
+    rolling = Rolling()
+    for name in processes:
+        rolling.ask(name, "by command")
+    processes["rq:0"].removed = True
+    del processes["rq:1"]
+    assert turns(rolling, processes) == ["rq:2"]
+    assert not rolling
+
+
+def test_drop():
+    rolling = Rolling()
+    rolling.ask("rq", "by command")
+    rolling.drop("rq")
+    rolling.drop("nobody")
+    assert not rolling
+
+
+def test_a_limit_is_about_one_process_and_not_about_the_next():
+    processes = running(2)
+    old = processes["rq:0"].pid
+    rolling = Rolling()
+    rolling.ask("rq:0", "max_lifetime", old)
+    processes["rq:1"].handle(Event.EXITED, T0 + 5, status=failure())
+    assert turns(rolling, processes) == []
+    # It ends by itself meanwhile: its delay is not cut short, and the new one has done nothing.
+    processes["rq:0"].handle(Event.EXITED, T0 + 5, status=failure())
+    assert turns(rolling, processes) == []
+    assert "rq:0" not in rolling
+    assert processes["rq:0"].state is State.BACKOFF
+
+
+def test_a_restart_in_turn_is_an_ordinary_one():
+    processes = running(2, stop_timeout=5, reload_timeout=40)
+    rolling = Rolling()
+    rolling.ask("rq:1", "by command")
+    ((process, _reason),) = rolling.turns(processes)
+    assert process.handle(Event.RESTART, T0 + 10) == (Action.SIGNAL,)
+    assert process.stop_deadline == T0 + 50
+
+
+# -- max_lifetime ------------------------------------------------------------
+
+
+def test_a_lifetime_counts_from_the_fork_and_has_its_share_of_the_jitter():
+    config = CompanionConfig("rq", "app:run", max_lifetime=100, max_lifetime_jitter=20)
+    draws = iter([0.25, 1.0])
+    process = CompanionProcess(config, chance=lambda: next(draws))
+    assert process.expires_at is None
+    process.handle(Event.START, T0)
+    process.handle(Event.FORKED, T0, pid=1)
+    assert process.expires_at == T0 + 105
+    # Not before it is RUNNING, and then when its time has come.
+    assert not process.is_expired(T0 + 200)
+    process.handle(Event.ALIVE, T0 + 1)
+    assert process.next_deadline(T0 + 1) == T0 + 105
+    assert not process.is_expired(T0 + 104.9)
+    assert process.is_expired(T0 + 105)
+    # Its turn may be long in coming; no clock tells when.
+    assert process.next_deadline(T0 + 105) is None
+    process.handle(Event.RESTART, T0 + 105)
+    assert not process.is_expired(T0 + 105)
+    process.handle(Event.EXITED, T0 + 106, status=0)
+    process.handle(Event.EMPTY, T0 + 106)
+    process.handle(Event.FORKED, T0 + 110, pid=2)
+    assert process.expires_at == T0 + 230
+
+
+def test_a_lifetime_that_reread_changes_holds_for_what_runs():
+    processes = running(None)
+    (process,) = processes.values()
+    assert process.expires_at is None
+    process.config = CompanionConfig("rq", "app:run", max_lifetime=50)
+    assert process.is_expired(T0 + 50)
+    process.config = CompanionConfig("rq", "app:run")
+    assert not process.is_expired(T0 + 1e9)
+
+
+def test_copies_that_started_together_do_not_expire_together():
+    processes = running(20, max_lifetime=100, max_lifetime_jitter=50)
+    times = {process.expires_at for process in processes.values()}
+    assert len(times) == 20
+    assert all(T0 + 100 <= moment <= T0 + 150 for moment in times if moment is not None)
