@@ -56,7 +56,7 @@ def sleep_forever():
 
 def after_go():
     begin()
-    wait_for("go")
+    wait_for(f"go.{name()}")
     assert notify(ready=True, status="serving, 0 jobs")
     wait_for("busy")
     assert notify(status="7 \\x1b[31mjobs")
@@ -143,7 +143,7 @@ def from_a_child():
     begin()
     if os.fork() == 0:
         os.setsid()
-        wait_for("go")
+        wait_for(f"go.{name()}")
         notify(ready=True, status="said by a child")
         while True:
             notify(watchdog=True)
@@ -153,7 +153,7 @@ def from_a_child():
 def trigger():
     begin()
     notify(ready=True)
-    wait_for("go")
+    wait_for(f"go.{name()}")
     address = os.environ["NOTIFY_SOCKET"]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.connect("\\0" + address[1:] if address.startswith("@") else address)
@@ -178,7 +178,7 @@ import sdnotify
 
 notifier = sdnotify.SystemdNotifier(debug=True)
 notifier.notify("STATUS=Loading")
-while not os.path.exists("go"):
+while not os.path.exists("go." + os.environ["GUNICORN_COMPANION_NAME"]):
     time.sleep(0.01)
 notifier.notify("READY=1")
 notifier.notify("STATUS=said by sdnotify")
@@ -200,7 +200,7 @@ ONE_LINER = (
     "os.close(w); os.read(r, 1)"
 )
 
-WAIT = "while [ ! -e go ]; do sleep 0.05; done"
+WAIT = "while [ ! -e go.$GUNICORN_COMPANION_NAME ]; do sleep 0.05; done"
 SOCAT = (
     "to=UNIX-SENDTO:$NOTIFY_SOCKET;"
     'case $NOTIFY_SOCKET in @*) to="ABSTRACT-SENDTO:${NOTIFY_SOCKET#@}";; esac;'
@@ -250,7 +250,7 @@ def speaker(target: str, **keys: Any) -> dict[str, Any]:
     return {"name": target, "target": f"speak:{target}", "ready": "notify", **keys}
 
 
-def go(server: Server, name: str = "go") -> None:
+def go(server: Server, name: str) -> None:
     (server.dir / name).touch()
 
 
@@ -269,32 +269,48 @@ def say(address: str, *lines: str) -> None:
 # -- readiness --
 
 
-@pytest.mark.parametrize("speech", SPEAKERS)
-def test_running_only_when_it_says_so(speech: str) -> None:
-    needs, keys = SPEAKERS[speech]
-    if needs == "sdnotify":
-        if importlib.util.find_spec("sdnotify") is None:
-            pytest.skip("sdnotify is not installed")
-    elif needs is not None and not shutil.which(needs):
+def missing(needs: str | None) -> bool:
+    return not (
+        needs is None or shutil.which(needs) or (needs == "sdnotify" and importlib.util.find_spec(needs))
+    )
+
+
+@pytest.fixture(scope="module")
+def speakers() -> Iterator[Server]:
+    """A server with a companion for each way to say it, none of which has said it yet."""
+    companions = [
+        {"name": name, "ready": "notify", **keys}
+        for name, (needs, keys) in SPEAKERS.items()
+        if not missing(needs)
+    ]
+    with speaking(*companions) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", SPEAKERS)
+def test_running_only_when_it_says_so(name: str, speakers: Server) -> None:
+    needs, _ = SPEAKERS[name]
+    if missing(needs):
         pytest.skip(f"no {needs}")
-    with speaking({"name": "it", "ready": "notify", **keys}) as server:
-        first = server.wait_companion("it", "STARTING")
-        # Long after startsecs (0.1 s), by which others would count as RUNNING.
-        wait_until(lambda: time.time() - server.companion("it")["started_at"] > 0.7)
-        assert server.companion("it")["state"] == "STARTING"
-        go(server)
-        entry = server.wait_companion("it")
-        assert entry["pid"] == first["pid"] and entry["restart_count"] == 0
-        text = {"python": "serving, 0 jobs"}.get(speech, "said by ")
-        shown = wait_until(lambda: (e := server.companion("it"))["status_text"] and e)
-        assert shown["status_text"].startswith(text)
-        assert shown["description"].endswith(shown["status_text"])
-        assert "ignored" not in server.log()
+    word = f"go.{name}"
+    first = speakers.wait_companion(name, "STARTING")
+    # Long after startsecs (0.1 s), by which others would count as RUNNING.
+    wait_until(lambda: time.time() - speakers.companion(name)["started_at"] > 0.7)
+    assert speakers.companion(name)["state"] == "STARTING"
+    go(speakers, word)
+    entry = speakers.wait_companion(name)
+    assert entry["pid"] == first["pid"] and entry["restart_count"] == 0
+    text = {"python": "serving, 0 jobs"}.get(name, "said by ")
+    shown = wait_until(
+        lambda: (e := speakers.companion(name)) and str(e["status_text"]).startswith(text) and e
+    )
+    assert shown["description"].endswith(", " + shown["status_text"])
+    assert "ignored" not in speakers.log()
 
 
 def test_the_status_follows_and_is_safe_to_show() -> None:
     with speaking(speaker("after_go")) as server:
-        go(server)
+        go(server, "go.after_go")
         server.wait_companion("after_go")
         go(server, "busy")
         wait_until(lambda: server.companion("after_go")["status_text"] == "7  [31mjobs")
@@ -314,16 +330,16 @@ def test_the_status_follows_and_is_safe_to_show() -> None:
 def test_each_process_must_say_it_itself() -> None:
     """A restart begins with STARTING, an empty status and an address of its own."""
     with speaking(speaker("after_go")) as server:
-        go(server)
+        go(server, "go.after_go")
         old = server.wait_companion("after_go")["pid"]
-        (server.dir / "go").unlink()
+        (server.dir / "go.after_go").unlink()
         os.kill(old, signal.SIGKILL)
         again = server.wait_companion("after_go", "STARTING", without=[old, None])
         assert again["status_text"] in (None, "")
         addresses = wait_until(lambda: len(found := server.log("after_go.address").split()) == 2 and found)
         wait_until(lambda: time.time() - server.companion("after_go")["started_at"] > 0.5)
         assert server.companion("after_go")["state"] == "STARTING"
-        go(server)
+        go(server, "go.after_go")
         server.wait_companion("after_go", without=[old])
         assert len(addresses) == 2
 
@@ -342,7 +358,7 @@ def test_forged_messages_are_ignored() -> None:
         assert victim["state"] == "STARTING" and not victim["status_text"]
         ignored = [line for line in server.log().splitlines() if "ignored" in line]
         assert len(ignored) == 2, "one warning a sender"
-        go(server)
+        go(server, "go.victim")
         assert server.wait_companion("victim")["status_text"] == "serving, 0 jobs"
 
 
@@ -383,14 +399,14 @@ def test_others_wait_until_it_is_ready() -> None:
     with speaking(*companions) as server:
         wait_until(lambda: server.log("db.starts"))
         assert server.companion("web")["description"] == "waiting for db"
-        go(server)
+        go(server, "go.db")
         server.wait_companion("web")
 
 
 def test_ready_is_no_business_of_one_that_counts_seconds() -> None:
     """It may say READY=1, as any program that knows systemd does; ``startsecs`` decides."""
     with speaking(speaker("after_go", ready="startsecs", startsecs=60)) as server:
-        go(server)
+        go(server, "go.after_go")
         wait_until(lambda: server.companion("after_go")["status_text"] == "serving, 0 jobs")
         assert server.companion("after_go")["state"] == "STARTING"
 
@@ -406,62 +422,71 @@ HANGS = {
 }
 
 
+@pytest.fixture(scope="module")
+def hung() -> Iterator[Server]:
+    """A server with companions that hang, each in its way."""
+    keys: dict[str, Any] = {"watchdog": 0.6, "restart_delay": 60}
+    companions = [speaker(name, stderr=f"{name}.err", **keys) for name in HANGS]
+    companions += [speaker(name, **keys) for name in ("hangs_and_ignores", "hangs_with_a_child")]
+    companions += [
+        {"name": "silent", "command": ["sleep", "1000"], **keys},
+        speaker("hangs_in_a_lock", name="again", watchdog=0.6, restart_delay=0.1),
+        speaker("hangs_in_a_lock", name="unwatched"),
+        speaker("trigger", restart_delay=60),
+    ]
+    with speaking(*companions) as server:
+        yield server
+
+
 @pytest.mark.parametrize("name", HANGS)
-def test_a_hung_target_is_dumped_killed_and_started_again(name: str) -> None:
-    with speaking(speaker(name, watchdog=0.6, restart_delay=1.5, stderr="err.log")) as server:
-        pid = pid_that(server, "hangs", name)
-        entry = server.wait_companion(name, "BACKOFF")
-        assert re.fullmatch(r"no WATCHDOG=1 for 0\.6s, retrying in \ds", entry["description"])
-        assert entry["last_exit_signal"] in (signal.SIGABRT, "SIGABRT")
-        assert not is_alive(pid)
-        dump = server.log("err.log")
-        assert "most recent call first" in dump
-        assert f"in {HANGS[name]}" in dump and f"in {name}" in dump
-        server.wait_log("no WATCHDOG=1 for 0.6s")
-        assert server.log(f"{name}.usec").split() == ["600000"]
-        server.wait_companion(name, without=[pid])
+def test_a_hung_target_is_dumped_and_killed(name: str, hung: Server) -> None:
+    pid = pid_that(hung, "hangs", name)
+    entry = hung.wait_companion(name, "BACKOFF")
+    assert re.fullmatch(r"no WATCHDOG=1 for 0\.6s, retrying in \d\ds", entry["description"])
+    assert entry["last_exit_signal"] in (signal.SIGABRT, "SIGABRT")
+    assert (entry["exit_count"], entry["kill_count"]) == (1, 0)
+    assert not is_alive(pid)
+    dump = hung.log(f"{name}.err")
+    assert "most recent call first" in dump
+    assert f"in {HANGS[name]}" in dump and f"in {name}" in dump
+    assert re.search(rf"Companion {name} \(pid {pid}\).*no WATCHDOG=1 for 0\.6s", hung.log())
+    assert hung.log(f"{name}.usec").split() == ["600000"]
 
 
-def test_one_that_ignores_the_abort_is_killed() -> None:
-    with speaking(speaker("hangs_and_ignores", watchdog=0.5, restart_delay=60)) as server:
-        pid = pid_that(server, "hangs", "hangs_and_ignores")
-        stopping = server.wait_companion("hangs_and_ignores", "STOPPING")
-        assert stopping["pid"] == pid
-        entry = server.wait_companion("hangs_and_ignores", "BACKOFF")
-        assert entry["description"].startswith("no WATCHDOG=1 for 0.5s, retrying in")
-        assert entry["kill_count"] == 1 and entry["last_exit_signal"] in (signal.SIGKILL, "SIGKILL")
-        assert not is_alive(pid)
+def test_it_is_started_again(hung: Server) -> None:
+    wait_until(lambda: len(hung.log("again.starts").splitlines()) >= 3, 20)
 
 
-def test_what_a_hung_one_has_started_goes_along() -> None:
-    with speaking(speaker("hangs_with_a_child", watchdog=0.5, restart_delay=60)) as server:
-        child = pid_that(server, "child", "hangs_with_a_child")
-        server.wait_companion("hangs_with_a_child", "BACKOFF")
-        wait_until(lambda: not is_alive(child))
+def test_one_that_ignores_the_abort_is_killed(hung: Server) -> None:
+    pid = pid_that(hung, "hangs", "hangs_and_ignores")
+    entry = hung.wait_companion("hangs_and_ignores", "BACKOFF")
+    assert entry["description"].startswith("no WATCHDOG=1 for 0.6s, retrying in")
+    assert entry["kill_count"] == 1 and entry["last_exit_signal"] in (signal.SIGKILL, "SIGKILL")
+    assert not is_alive(pid)
 
 
-def test_a_program_that_falls_silent_is_killed_as_well() -> None:
-    program = {"name": "it", "command": ["sleep", "1000"], "watchdog": 0.5, "restart_delay": 60}
-    with speaking(program) as server:
-        server.wait_companion("it")
-        entry = server.wait_companion("it", "BACKOFF")
-        assert entry["description"].startswith("no WATCHDOG=1 for 0.5s, retrying in")
+def test_what_a_hung_one_has_started_goes_along(hung: Server) -> None:
+    child = pid_that(hung, "child", "hangs_with_a_child")
+    hung.wait_companion("hangs_with_a_child", "BACKOFF")
+    wait_until(lambda: not is_alive(child))
 
 
-def test_a_hung_one_asks_for_its_end_itself() -> None:
-    with speaking(speaker("trigger", restart_delay=60, stderr="err.log")) as server:
-        server.wait_companion("trigger")
-        go(server)
-        entry = server.wait_companion("trigger", "BACKOFF")
-        assert "WATCHDOG=trigger" in entry["description"]
+def test_a_program_that_falls_silent_is_killed_as_well(hung: Server) -> None:
+    entry = hung.wait_companion("silent", "BACKOFF")
+    assert entry["description"].startswith("no WATCHDOG=1 for 0.6s, retrying in")
 
 
-def test_without_a_watchdog_silence_is_no_fault() -> None:
-    with speaking(speaker("hangs_in_a_lock")) as server:
-        pid = pid_that(server, "hangs", "hangs_in_a_lock")
-        assert server.log("hangs_in_a_lock.usec").split() == ["None"]
-        wait_until(lambda: time.time() - server.companion("hangs_in_a_lock")["started_at"] > 1)
-        assert server.wait_companion("hangs_in_a_lock")["pid"] == pid
+def test_one_asks_for_its_end_itself(hung: Server) -> None:
+    hung.wait_companion("trigger")
+    go(hung, "go.trigger")
+    assert hung.wait_companion("trigger", "BACKOFF")["description"].startswith("it sent WATCHDOG=trigger")
+
+
+def test_without_a_watchdog_silence_is_no_fault(hung: Server) -> None:
+    pid = pid_that(hung, "hangs", "unwatched")
+    assert hung.log("unwatched.usec").split() == ["None"]
+    wait_until(lambda: time.time() - hung.companion("unwatched")["started_at"] > 1)
+    assert hung.wait_companion("unwatched")["pid"] == pid
 
 
 @pytest.fixture
@@ -529,7 +554,7 @@ def test_a_server_that_has_dropped_its_user_listens_in_its_directory() -> None:
         say(address, "READY=1")
         server.wait_log(f"pid {os.getpid()}")
         assert server.companion("after_go")["state"] == "STARTING"
-        go(server)
+        go(server, "go.after_go")
         server.wait_companion("after_go")
 
         manager = server.wait_manager()
@@ -551,7 +576,7 @@ def test_a_program_that_changes_its_user_is_heard() -> None:
     program = {"name": "it", "command": command, "ready": "notify"}
     with speaking(program, prefix_option=prefix) as server:
         server.dir.chmod(0o755)
-        go(server)
+        go(server, "go.it")
         pid = server.wait_companion("it")["pid"]
         assert os.stat(f"/proc/{pid}").st_uid == 65534
 
