@@ -129,6 +129,7 @@ class Arbiter(Shutdown, Succession):
         """Take over the configuration of *app*: at the start, and again at a reload."""
         self.app = app
         self.cfg = app.cfg
+        self.reserve_descriptors()
         if self.log is None:
             self.log = self.cfg.logger_class(self.cfg)
         self.worker_class = self.cfg.worker_class

@@ -27,6 +27,13 @@ class Companionship(Master):
     # The companion with on_give_up = "shutdown" that is not to be started again.
     _given_up: str
 
+    def reserve_descriptors(self) -> None:
+        """Before anything is opened or loaded: keep the numbers free that companions' sockets get."""
+        if any(isinstance(entry, dict) and entry.get("bind") for entry in self.cfg.companion_workers):
+            from gunicorn.companion import sockets
+
+            sockets.reserve(sockets.most(self.cfg.companion_workers))
+
     def check_companions(self, cfg: Any) -> None:
         """Raise ConfigError for companions that could not run; a plain web server imports nothing."""
         if not cfg.companion_workers:

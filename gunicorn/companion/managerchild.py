@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from gunicorn import sock
+from gunicorn.companion import sockets
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.link import Link
 from gunicorn.companion.manager import CompanionManager
@@ -79,6 +80,8 @@ class ManagerChild:
         sock.close_sockets(arbiter.LISTENERS, False)
         for worker in arbiter.WORKERS.values():
             worker.tmp.close()
+        # Those of our listeners, which may have been handed over to the master in just that way.
+        sockets.reserve(sockets.most(cfg.companion_workers))
         set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
         # The change of user made /proc/<pid> root's; memory figures are read there.
         stay_dumpable()

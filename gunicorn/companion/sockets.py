@@ -157,6 +157,15 @@ def reserve(count: int) -> None:
             _RESERVED.add(number)
 
 
+def most(entries: Iterable[Any]) -> int:
+    """The most sockets that one of the entries of `companion_workers` has, checked or not."""
+    binds = [entry.get("bind") for entry in entries if isinstance(entry, dict)]
+    counts = [
+        1 if isinstance(bind, str) else len(bind) for bind in binds if isinstance(bind, str | list | tuple)
+    ]
+    return max(counts, default=0)
+
+
 def release() -> None:
     """In a companion: close what `reserve` holds."""
     for number in [number for number in _RESERVED if _is_placeholder(number)]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from companiontools import run_python
 
-from gunicorn.companion.sockets import Listeners, runs
+from gunicorn.companion.sockets import Listeners, most, runs
 
 
 @pytest.fixture
@@ -153,6 +153,20 @@ def test_a_shorter_queue_of_the_program_before_does_not_last(listeners: Listener
 )
 def test_runs(numbers: list[int], ranges: list[tuple[int, int]]) -> None:
     assert runs(numbers) == ranges
+
+
+@pytest.mark.parametrize(
+    ("binds", "count"),
+    [
+        ([], 0),
+        ([None, []], 0),
+        (["127.0.0.1:1"], 1),
+        ([["a:1", "b:1"], ("c:1",)], 2),
+        ([5, {"a": 1}, ["a:1"]], 1),
+    ],
+)
+def test_the_most_sockets_of_one(binds: list[Any], count: int) -> None:
+    assert most(["no dict", {"name": "a"}, *({"bind": bind} for bind in binds)]) == count
 
 
 # -- the numbers from 3 on, in a process of its own -----------------------------------------

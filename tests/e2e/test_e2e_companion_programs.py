@@ -1,0 +1,474 @@
+# SPDX-License-Identifier: MIT
+"""Companions that are programs, and the sockets that the manager keeps for companions."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import stat
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from e2e_companions import companion_server as jobs_server
+from e2e_companions import entry, overlaps, reconfigure
+from harness import LINUX, Server, free_port, is_alive, wait_until
+
+pytestmark = pytest.mark.skipif(not LINUX, reason="looks at processes by /proc")
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+needs_uvicorn = pytest.mark.skipif(
+    importlib.util.find_spec("uvicorn") is None, reason="uvicorn is not installed"
+)
+
+# How often a companion is restarted under load; more by hand.
+RESTARTS = int(os.environ.get("E2E_RESTARTS", "10"))
+
+
+def companion_server(*companions: dict[str, Any], **settings: Any) -> Server:
+    server = jobs_server(*companions, **settings)
+    # Programs note nothing.
+    server.notes_starts = False
+    return server
+
+
+def program(name: str, *words: str, **keys: Any) -> dict[str, Any]:
+    """A companion that runs *words*."""
+    return {"name": name, "command": list(words), **keys}
+
+
+def ask(address: str, timeout: float = 15.0) -> bytes:
+    """The body of the answer at *address* ("HOST:PORT" or "unix:PATH"), read to its end."""
+    if address.startswith("unix:"):
+        sock = socket.socket(socket.AF_UNIX)
+        place: Any = address.removeprefix("unix:")
+    else:
+        sock = socket.socket()
+        host, _, port = address.rpartition(":")
+        place = (host, int(port))
+    with sock:
+        sock.settimeout(timeout)
+        sock.connect(place)
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        data = b""
+        while chunk := sock.recv(65536):
+            data += chunk
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert head.split()[1:2] == [b"200"], data
+    return body
+
+
+# -- a program in the place of a target --
+
+NODE = """
+const fds = Number(process.env.LISTEN_FDS || 0);
+if (fds !== 1 || Number(process.env.LISTEN_PID) !== process.pid) process.exit(7);
+const server = require("http").createServer((request, response) => response.end(`node ${process.pid}\\n`));
+server.listen({fd: 3}, () => console.log(`it listens: "${process.argv.slice(1).join("|")}"`));
+process.on("SIGTERM", () => server.close(() => process.exit(0)));
+"""
+
+
+@needs_node
+def test_node_serves_on_a_socket_that_it_is_given() -> None:
+    port = free_port()
+    node = program(
+        "socketio", "node", "-e", NODE, "two words", "it's", bind=f"127.0.0.1:{port}", stdout="out"
+    )
+    with companion_server(node) as server:
+        pid = server.wait_companion("socketio")["pid"]
+        assert ask(f"127.0.0.1:{port}") == b"node %d\n" % pid
+        assert server.wait_log("it listens", name="out") == 'it listens: "two words|it\'s"\n'
+        assert server.ask("restart", "socketio")["ok"]
+        after = server.wait_companion("socketio", without=[pid])["pid"]
+        assert ask(f"127.0.0.1:{port}") == b"node %d\n" % after
+        assert not is_alive(pid)
+        assert server.stop() == 0
+        assert "SIGKILL" not in server.log()
+
+
+WORDS = ["two words", "it's", '"', "*", "$HOME", "`id`", "a;b|c&d>e", "new\nline", "", "-x", "\N{SNOWMAN}"]
+
+
+def test_no_shell_reads_the_words_of_a_command() -> None:
+    tell = "import json, sys, time; print(json.dumps(sys.argv[1:]), flush=True); time.sleep(60)"
+    with companion_server(program("words", sys.executable, "-c", tell, *WORDS, stdout="out")) as server:
+        server.wait_companion("words")
+        assert json.loads(server.wait_log("]\n", name="out")) == WORDS
+
+
+def test_the_environment_and_the_descriptors_of_a_program() -> None:
+    """Nothing of the server's: not a variable, a signal, a descriptor; others run beside it."""
+    once: dict[str, Any] = {"autorestart": "never", "after": ["a", "sleeper"], "startsecs": 0}
+    companions = [
+        entry("a", "idle"),
+        program("sleeper", "sleep", "60", bind=f"127.0.0.1:{free_port()}"),
+        program("env", "env", "-0", stdout="env", env={"QUEUE": "mail"}, **once),
+        program("fds", "ls", "-l", "/proc/self/fd", stdout="fds", **once),
+        program("status", "cat", "/proc/self/status", stdout="status", **once),
+    ]
+    with companion_server(*companions, env_option={"SOME": "thing"}) as server:
+        for name in ("env", "fds", "status"):
+            shown = server.wait_companion(name, "STOPPED")
+            assert shown["reason"] == "exited", shown
+        found = dict(part.split("=", 1) for part in server.log("env").split("\0") if part)
+        assert (found["QUEUE"], found["SOME"], found["GUNICORN_COMPANION_NAME"]) == ("mail", "thing", "env")
+        foreign = ("LISTEN_", "WATCHDOG_", "GUNICORN_")
+        ours = {"GUNICORN_COMPANION_NAME", "GUNICORN_TEST_MARKER"}
+        assert {name for name in found if name.startswith(foreign)} == ours
+        lines = [line.split() for line in server.log("fds").splitlines() if "->" in line]
+        files = {int(words[words.index("->") - 1]): words[-1] for words in lines}
+        # The fourth is the directory that is being listed.
+        assert files.pop(0) == "/dev/null" and set(files) == {1, 2, 3} and files[3].startswith("/proc/")
+        status = dict(line.split(":\t") for line in server.log("status").splitlines() if ":\t" in line)
+        assert int(status["SigBlk"], 16) == 0
+        # All but those of the C library's threads.
+        assert int(status["SigIgn"], 16) & ~(0b11 << 31) == 0
+        assert status["NSsid"] == status["NSpid"]
+
+
+def test_a_program_that_is_missing() -> None:
+    """A clear error, BACKOFF, and running as soon as it is there."""
+    with companion_server(
+        program("worker", "bin/worker", "--all", startsecs=0.2), companion_restart_delay=0.2
+    ) as server:
+
+        def told() -> bool:
+            shown = server.companion("worker")
+            return (
+                shown["state"] == "BACKOFF"
+                and "cannot run 'bin/worker': no such file" in shown["description"]
+            )
+
+        server.wait_manager()
+        wait_until(told, 10, "BACKOFF with the reason")
+        server.wait_log("cannot run 'bin/worker': no such file")
+        script = server.write("bin/worker", "#!/bin/nosuch\nexec sleep 60\n")
+        script.chmod(0o755)
+        server.wait_log("bin/worker wants the interpreter /bin/nosuch, which does not exist")
+        # Not written in place: "text file busy" would be another error.
+        server.write("bin/next", "#!/bin/sh\nexec sleep 60\n").chmod(0o755)
+        os.rename(server.dir / "bin/next", script)
+        server.wait_companion("worker")
+        assert server.get("/").status == 200
+
+
+def test_a_program_is_looked_for_in_the_path_of_its_own_environment() -> None:
+    files = {"tools/ours": "#!/bin/sh\necho found > found\nexec sleep 60\n"}
+    server = companion_server(program("tool", "ours"), files_option=files)
+    (server.dir / "tools/ours").chmod(0o755)
+    reconfigure(server, program("tool", "ours", env={"PATH": f"{server.dir}/tools:/usr/bin:/bin"}))
+    with server:
+        server.wait_companion("tool")
+        server.wait_log("found", name="found")
+
+
+def test_a_program_goes_with_the_server_and_its_children_too() -> None:
+    script = "sleep 60 & echo $! > child; wait"
+    with companion_server(program("shell", "sh", "-c", script)) as server:
+        pid = server.wait_companion("shell")["pid"]
+        child = server.read_int("child")
+        assert server.stop() == 0
+        assert not is_alive(pid) and not is_alive(child)
+
+
+# -- sockets --
+
+WEB = '''
+import os
+import signal
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = str(os.getpid()).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+def serve():
+    """http.server on the first socket that it is given; at SIGTERM it answers what it has begun."""
+    assert os.environ["LISTEN_PID"] == str(os.getpid())
+    server = HTTPServer(("", 0), Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = socket.socket(fileno=3)
+    signal.signal(signal.SIGTERM, lambda *args: threading.Thread(target=server.shutdown).start())
+    server.serve_forever(poll_interval=0.02)
+
+
+async def asgi(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    body = str(os.getpid()).encode()
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def shows_its_sockets():
+    kinds = []
+    for number in range(3, 3 + int(os.environ["LISTEN_FDS"])):
+        sock = socket.socket(fileno=number)
+        kinds.append([sock.family.name, sock.getsockname()])
+        sock.detach()
+    with open("sockets.tmp", "w") as file:
+        file.write(repr((kinds, os.environ["LISTEN_FDNAMES"], sorted(os.listdir("/proc/self/fd"), key=int))))
+    os.rename("sockets.tmp", "sockets")
+    signal.pause()
+'''
+FILES = {"web.py": WEB}
+
+
+def http_server(**keys: Any) -> dict[str, Any]:
+    return {"name": "web", "target": "web:serve", **keys}
+
+
+def uvicorn(**keys: Any) -> dict[str, Any]:
+    words = [sys.executable, "-m", "uvicorn", "web:asgi", "--fd", "3", "--log-level", "warning"]
+    return program("web", *words, **keys)
+
+
+class Counting:
+    """Clients that connect again and again, and count how it ends."""
+
+    def __init__(self, address: str, clients: int = 4) -> None:
+        self.address = address
+        self.ends: Counter[str] = Counter()
+        self.pids: set[int] = set()
+        self.longest = 0.0
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            begun = time.monotonic()
+            try:
+                self.pids.add(int(ask(self.address)))
+                self.ends["answered"] += 1
+            except Exception as exc:
+                self.ends[f"{type(exc).__name__}: {exc}"] += 1
+            self.longest = max(self.longest, time.monotonic() - begun)
+            time.sleep(0.002)
+
+    def __enter__(self) -> Counting:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@contextlib.contextmanager
+def counting(server: Server, address: str) -> Iterator[Counting]:
+    assert int(ask(address)) > 0
+    with Counting(address) as clients:
+        yield clients
+
+
+def restart_under_load(server: Server, address: str) -> Counting:
+    pids = [server.wait_companion("web")["pid"]]
+    with counting(server, address) as clients:
+        for _ in range(RESTARTS):
+            assert server.ask("restart", "web")["ok"]
+            pids.append(server.wait_companion("web", without=pids, timeout=30)["pid"])
+            wait_until(lambda: pids[-1] in clients.pids, 20, "an answer of the new one")
+    assert len(set(pids)) == RESTARTS + 1
+    return clients
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_http_server_is_restarted_under_load(kind: str) -> None:
+    server = companion_server(files_option=FILES, companion_startsecs=0)
+    address = f"127.0.0.1:{free_port()}" if kind == "tcp" else f"unix:{server.dir}/web.socket"
+    reconfigure(server, http_server(bind=[address]), companion_startsecs=0)
+    with server:
+        clients = restart_under_load(server, address)
+        assert set(clients.ends) == {"answered"}, clients.ends
+        assert server.stop() == 0
+        assert not os.path.exists(f"{server.dir}/web.socket")
+
+
+@needs_uvicorn
+def test_uvicorn_is_restarted_under_load() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with companion_server(uvicorn(bind=address), files_option=FILES, companion_startsecs=0) as server:
+        clients = restart_under_load(server, address)
+        # Uvicorn closes what it has accepted and not read yet; nobody else is turned away.
+        closed = {end: n for end, n in clients.ends.items() if end != "answered"}
+        assert all("reset by peer" in end or "AssertionError: b''" in end for end in closed), closed
+        assert sum(closed.values()) <= RESTARTS * 4
+
+
+def test_a_client_waits_while_the_companion_is_down() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with companion_server(
+        http_server(bind=address), files_option=FILES, companion_restart_delay=1.0
+    ) as server:
+        old = server.wait_companion("web")["pid"]
+        os.kill(old, 9)
+        wait_until(lambda: server.companion("web")["state"] == "BACKOFF", 10, "BACKOFF")
+        assert int(ask(address)) == server.wait_companion("web", without=[old])["pid"]
+
+
+def test_the_manager_keeps_the_socket_of_a_companion_that_hangs_at_its_start() -> None:
+    """It listens before the companion runs, and accepts nothing itself."""
+    address = f"127.0.0.1:{free_port()}"
+    slow = program(
+        "web", "sh", "-c", "sleep 1; exec " + sys.executable + " -c 'import web; web.serve()'", bind=address
+    )
+    with companion_server(slow, files_option=FILES) as server:
+        server.wait_companion("web", state="STARTING")
+        begun = time.monotonic()
+        assert int(ask(address)) == server.companion("web")["pid"]
+        assert time.monotonic() - begun < 10
+
+
+def test_several_addresses_are_handed_over_in_their_order() -> None:
+    server = companion_server(files_option=FILES)
+    port = free_port()
+    addresses = [f"unix:{server.dir}/a.sock", f"127.0.0.1:{port}", f"unix:{server.dir}/b.sock"]
+    reconfigure(
+        server, {"name": "web", "target": "web:shows_its_sockets", "bind": addresses}, preload_app=True
+    )
+    with server:
+        pid = server.wait_companion("web")["pid"]
+        kinds, names, numbers = eval(server.wait_log("", name="sockets"))
+        assert kinds == [
+            ["AF_UNIX", f"{server.dir}/a.sock"],
+            ["AF_INET", ("127.0.0.1", port)],
+            ["AF_UNIX", f"{server.dir}/b.sock"],
+        ]
+        assert names == "web:web:web"
+        # And the listing's own.
+        assert [int(number) for number in numbers][:6] == [0, 1, 2, 3, 4, 5] and len(numbers) <= 8
+        assert stat.S_ISSOCK(os.stat(server.dir / "a.sock").st_mode)
+        assert is_alive(pid)
+
+
+def test_an_application_that_holds_descriptors_leaves_room_for_the_sockets() -> None:
+    """What it opens while it is preloaded gets other numbers than the sockets will have."""
+    app = """
+        import os
+        held = [open("/etc/passwd") for _ in range(4)]
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            return [str([file.fileno() for file in held]).encode()]
+    """
+    address = f"127.0.0.1:{free_port()}"
+    with companion_server(
+        http_server(bind=[address, f"127.0.0.1:{free_port()}"]),
+        files_option=FILES,
+        app_option=app,
+        preload_app=True,
+        errorlog="error.log",
+        accesslog="access.log",
+    ) as server:
+        pid = server.wait_companion("web")["pid"]
+        assert int(ask(address)) == pid
+        assert not {3, 4} & set(json.loads(server.get("/").text))
+
+
+def test_an_address_that_is_taken() -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with companion_server(
+            http_server(bind=address), files_option=FILES, companion_restart_delay=0.2
+        ) as server:
+            server.wait_manager()
+            wait_until(lambda: f"cannot listen on {address}" in server.companion("web")["description"], 10)
+            assert server.companion("web")["state"] == "BACKOFF"
+            other.close()
+            server.wait_companion("web")
+            assert int(ask(address)) == server.companion("web")["pid"]
+
+
+def test_copies_share_a_socket() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with companion_server(http_server(bind=address, numprocs=3), files_option=FILES) as server:
+        pids = {server.wait_companion(f"web:{index}")["pid"] for index in range(3)}
+        with counting(server, address) as clients:
+            wait_until(lambda: len(clients.pids) > 1, 20, "answers of two copies")
+            assert server.ask("restart", "web:0")["ok"]
+            server.wait_companion("web:0", without=pids)
+            for index in range(3):
+                old = server.companion(f"web:{index}")["pid"]
+                assert server.ask("restart", f"web:{index}")["ok"]
+                server.wait_companion(f"web:{index}", without=[old])
+        assert set(clients.ends) == {"answered"}, clients.ends
+
+
+def test_other_addresses_by_reread() -> None:
+    first, second = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    with companion_server(http_server(bind=first), files_option=FILES) as server:
+        old = server.wait_companion("web")["pid"]
+        reconfigure(server, http_server(bind=[second]))
+        assert server.ask("reread")["restarted"] == ["web"]
+        new = server.wait_companion("web", without=[old])["pid"]
+        assert int(ask(second)) == new
+        with pytest.raises(ConnectionRefusedError):
+            ask(first)
+        reconfigure(server)
+        assert server.ask("reread")["removed"] == ["web"]
+
+        def refused() -> bool:
+            try:
+                ask(second, timeout=0.2)
+            except ConnectionRefusedError:
+                return True
+            except OSError:
+                pass
+            return False
+
+        wait_until(refused, 10, "nobody listening")
+
+
+def test_a_first_socket_by_reread() -> None:
+    """Nothing was reserved when the server started: where the numbers are free it works all the same."""
+    address = f"127.0.0.1:{free_port()}"
+    with companion_server(entry("a", "idle"), files_option=FILES, preload_app=True) as server:
+        server.wait_companion("a")
+        reconfigure(server, entry("a", "idle"), http_server(bind=address), preload_app=True)
+        assert server.ask("reread")["added"] == ["web"]
+        pid = server.wait_companion("web")["pid"]
+        assert int(ask(address)) == pid
+
+
+def test_the_socket_over_an_upgrade_of_the_manager() -> None:
+    """`companion_reload = "all"` replaces the manager: the next one has the address as soon as it is free."""
+    address = f"127.0.0.1:{free_port()}"
+    with companion_server(
+        http_server(bind=address), files_option=FILES, companion_reload="all", companion_restart_delay=0.2
+    ) as server:
+        old, manager = server.wait_companion("web")["pid"], server.wait_manager()
+        assert int(ask(address)) == old
+        server.signal(1)
+        server.wait_manager(without=manager)
+        new = server.wait_companion("web", without=[old])["pid"]
+        assert int(ask(address)) == new
+        assert overlaps(server) == []
