@@ -49,6 +49,8 @@ LAYERS: list[list[str]] = [
         "gunicorn.config",
         "gunicorn.companion.checks",
         "gunicorn.companion.config",
+        "gunicorn.companion.states",
+        "gunicorn.companion.showing",
         "gunicorn.companion.process",
         "gunicorn.companion.reread",
         "gunicorn.companion.rolling",

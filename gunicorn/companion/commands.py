@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,20 @@ def answer(manager: CompanionManager, request: Request) -> Reply:
         return error("internal error; see the server's log")
 
 
+def encoded_answer(manager: CompanionManager, request: Request) -> Reply | bytes:
+    """The same for the socket: the one large and frequent reply comes encoded, for a thousand companions."""
+    if request.get("cmd") == "status" and request.get("name") is None and not request.get("memory"):
+        now, wall = time.monotonic(), time.time()
+        rolling = manager.rolling
+        companions = ",".join(
+            f'{p.status_json(now, wall)[:-1]},"rolling":{"true" if p.name in rolling else "false"}}}'
+            for p in _in_order(manager.processes.values())
+        )
+        server = json.dumps(_server(manager, now), separators=(",", ":"))
+        return f'{{"ok":true,"server":{server},"companions":[{companions}]}}'.encode()
+    return answer(manager, request)
+
+
 # -- names -------------------------------------------------------------------
 
 
@@ -74,19 +89,27 @@ def status(manager: CompanionManager, name: str | None = None, memory: bool = Fa
         processes = chosen(manager.processes, name)
         if not processes:
             raise KeyError(name)
-    ordered = sorted(processes, key=lambda process: (process.config.group, process.config.index or 0))
+    ordered = _in_order(processes)
     shown = []
     for process in ordered:
         one = process.status_dict(now, wall)
         one["rolling"] = process.name in manager.rolling
         shown.append(one)
-    server = {key: value for key, value in manager.server.items() if key != "started"}
-    server["uptime"] = round(now - manager.server["started"], 3) if "started" in manager.server else None
-    server["manager_pid"] = manager.pid
-    reply: Reply = {"ok": True, "server": server, "companions": shown}
+    reply: Reply = {"ok": True, "server": _server(manager, now), "companions": shown}
     if memory:
         _add_memory(reply, ordered, manager.pid)
     return reply
+
+
+def _in_order(processes: Iterable[CompanionProcess]) -> list[CompanionProcess]:
+    return sorted(processes, key=lambda process: (process.config.group, process.config.index or 0))
+
+
+def _server(manager: CompanionManager, now: float) -> dict[str, Any]:
+    server = {key: value for key, value in manager.server.items() if key != "started"}
+    server["uptime"] = round(now - manager.server["started"], 3) if "started" in manager.server else None
+    server["manager_pid"] = manager.pid
+    return server
 
 
 def _add_memory(reply: Reply, processes: list[CompanionProcess], manager_pid: int) -> None:

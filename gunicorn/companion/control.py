@@ -37,7 +37,8 @@ PAUSE = 1.0
 BACKLOG = 256
 ACCEPT_BATCH = 16
 
-Dispatch = Callable[[dict[str, Any]], dict[str, Any]]
+# A reply that comes as bytes is one JSON object already.
+Dispatch = Callable[[dict[str, Any]], "dict[str, Any] | bytes"]
 
 
 class Log(Protocol):
@@ -346,6 +347,10 @@ class ControlServer:
                 more = False
                 break
             reply = self._answer(line)
+            if isinstance(reply, bytes):
+                client.output += reply
+                client.output += b"\n"
+                continue
             subscribes = reply.pop("subscribe", False)
             client.output += encode(reply)
             client.subscribed = client.subscribed or subscribes
@@ -362,7 +367,7 @@ class ControlServer:
         # With requests left over, a client that can be written to is one whose turn comes again.
         self.poller.modify(client.fileno(), wanted | (WRITABLE if client.output or more else 0))
 
-    def _answer(self, line: bytes | None) -> dict[str, Any]:
+    def _answer(self, line: bytes | None) -> dict[str, Any] | bytes:
         if line is None:
             return error(f"a request is at most {MAX_LINE} bytes long")
         try:

@@ -111,7 +111,7 @@ class CompanionManager:
         self.inbox = SignalInbox([getattr(signal, "SIG" + name) for name in SIGNALS])
         self.control: ControlServer | None = None
         if control_path is not None:
-            self.control = ControlServer(control_path, control_mode, self.handle_command, self.poller, log)
+            self.control = ControlServer(control_path, control_mode, self._answer, self.poller, log)
         self.master = MasterLine(link, self.poller, self._hear_master, self._lose_master)
         self.claims = Claims(run_dir, log)
         self.listeners = Listeners(log, umask=umask)
@@ -660,6 +660,11 @@ class CompanionManager:
     def handle_command(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request of the control socket."""
         reply = commands.answer(self, request)
+        self._tell_state()
+        return reply
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any] | bytes:
+        reply = commands.encoded_answer(self, request)
         self._tell_state()
         return reply
 

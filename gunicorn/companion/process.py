@@ -10,8 +10,6 @@ table lacks is a bug in the caller and raises `TransitionError`.
 
 from __future__ import annotations
 
-import enum
-import math
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -19,8 +17,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.unix.process import describe_status
-from gunicorn.unix.signals import signal_name
+from gunicorn.companion.showing import Shown, format_uptime
+from gunicorn.companion.states import EXITED, GAVE_UP, Action, Event, State
+
+__all__ = [
+    "ABORT_TIME",
+    "EXITED",
+    "GAVE_UP",
+    "JITTER",
+    "MIN_START_INTERVAL",
+    "POLL_INTERVAL",
+    "TRANSITIONS",
+    "Action",
+    "CompanionProcess",
+    "Event",
+    "State",
+    "TransitionError",
+    "format_uptime",
+]
 
 # Two starts of one companion are at least this far apart, so that neither a
 # restart_delay of 0 nor a client that repeats "restart" becomes a fork loop.
@@ -36,50 +50,6 @@ ABORT_TIME = 2.0
 # A growing delay is shortened by up to this part of it, at random: what failed
 # together must not come back together.
 JITTER = 0.1
-
-# Why a companion is STOPPED though nobody has stopped it.
-EXITED = "exited"
-GAVE_UP = "gave up"
-
-
-class State(enum.Enum):
-    """What a companion is. The names are supervisord's; no other is ever shown."""
-
-    STOPPED = "STOPPED"
-    STARTING = "STARTING"
-    RUNNING = "RUNNING"
-    BACKOFF = "BACKOFF"
-    STOPPING = "STOPPING"
-
-
-class Event(enum.Enum):
-    """What can happen to a companion."""
-
-    START = "start"
-    STOP = "stop"
-    RESTART = "restart"
-    FORKED = "forked"
-    BLOCKED = "blocked"
-    START_FAILED = "start failed"
-    ALIVE = "alive for startsecs"
-    EXITED = "exited"
-    EMPTY = "session empty"
-    DELAY_PASSED = "delay passed"
-    DEADLINE = "deadline passed"
-    READY = "ready"
-    BEAT = "alive by its own word"
-    NOT_READY = "not ready in time"
-    HUNG = "silent for too long"
-
-
-class Action(enum.Enum):
-    """What the manager has to do about it."""
-
-    SIGNAL = "send the stop signal"
-    KILL = "SIGKILL to every process of the session"
-    RELEASE = "clear the run record"
-    ABORT = "have it write its stacks: SIGABRT"
-    GIVE_UP = "say that it is not tried any more"
 
 
 class TransitionError(Exception):
@@ -99,7 +69,7 @@ class Details:
     manual: bool = False
 
 
-class CompanionProcess:
+class CompanionProcess(Shown):
     """One companion: its configuration, its state, its counters and deadlines.
 
     ``state`` is what is; ``manual_stop``, ``restart_pending``, ``failing`` (it
@@ -158,11 +128,6 @@ class CompanionProcess:
     def restart_delay(self) -> float:
         """Seconds from an unexpected exit to the next start."""
         return self.config.restart_delay
-
-    @property
-    def restart_count(self) -> int:
-        """Starts after the first one, whoever asked for them."""
-        return max(0, self.start_count - 1)
 
     @property
     def has_been_running(self) -> bool:
@@ -537,98 +502,6 @@ class CompanionProcess:
         """Whether it has lived for longer than `max_lifetime`."""
         return self.state is State.RUNNING and self.expires_at is not None and now >= self.expires_at
 
-    # -- what people see ---------------------------------------------------
-
-    def description(self, now: float) -> str:
-        """One phrase in the manner of ``supervisorctl status``."""
-        if self.state is State.RUNNING:
-            return self._describe_running(now)
-        if self.state is State.STARTING:
-            return self._describe_starting(now)
-        if self.state is State.BACKOFF:
-            wait = max(0, math.ceil((self.next_retry_at or now) - now))
-            return f"{self.reason or self.last_exit}, retrying in {wait}s"
-        if self.state is State.STOPPING:
-            return self._describe_stopping(now)
-        return self._describe_stopped()
-
-    def _describe_running(self, now: float) -> str:
-        text = f"pid {self.pid}, uptime {format_uptime(now - (self.started_at or now))}"
-        return f"{text}, {self.status_text}" if self.status_text else text
-
-    def _describe_stopped(self) -> str:
-        if self.manual_stop:
-            return "stopped manually"
-        if self.settled == GAVE_UP:
-            count = f"{self.failed_starts} failed start{'s' if self.failed_starts != 1 else ''}"
-            return f"gave up after {count}: {self.reason or self.last_exit}"
-        if self.settled is not None:
-            return self.reason or self.last_exit
-        return "not started" if self.start_count == 0 else "stopped"
-
-    def _describe_starting(self, now: float) -> str:
-        if self.pid is not None:
-            return self._describe_running(now)
-        if self.held_by:
-            return f"waiting for {', '.join(self.held_by)}"
-        if self.waiting_for is not None:
-            return f"waiting for pid {self.waiting_for}"
-        if self.session is not None:
-            return f"waiting for the processes of pid {self.session}"
-        return "about to start"
-
-    def _describe_stopping(self, now: float) -> str:
-        if self.pid is None:
-            return f"waiting for the processes of pid {self.waiting_for or self.session}"
-        if self.killed or self.stop_deadline is None:
-            return f"pid {self.pid}, SIGKILL sent"
-        return f"pid {self.pid}, SIGKILL in {max(0, math.ceil(self.stop_deadline - now))}s"
-
-    @property
-    def last_exit(self) -> str:
-        """How the last process ended: ``exited with status 1``, ``killed by SIGKILL``."""
-        return "not started" if self.last_status is None else describe_status(self.last_status)
-
-    def status_dict(self, now: float, wall: float | None = None) -> dict[str, Any]:
-        """What ``status`` shows of this companion.
-
-        *wall* is the wall-clock time (seconds since the epoch) at monotonic
-        *now*; with it the times are shown as wall-clock times, without it they
-        are null: a monotonic time means nothing outside this machine.
-        """
-
-        def shown(moment: float | None) -> float | None:
-            return None if moment is None or wall is None else round(wall + moment - now, 3)
-
-        alive = self.pid is not None and self.started_at is not None
-        return {
-            "name": self.name,
-            "group": self.config.group,
-            "index": self.config.index,
-            "state": self.state.value,
-            "pid": self.pid,
-            "description": self.description(now),
-            "uptime": round(now - self.started_at, 3) if alive and self.started_at is not None else None,
-            "autostart": self.config.autostart,
-            "manual_stop": self.manual_stop,
-            "restart_pending": self.restart_pending,
-            "waiting_for": self.waiting_for,
-            "after": list(self.held_by) if self.state is State.STARTING else [],
-            "reason": self.settled or self.reason,
-            "status_text": self.status_text,
-            "failed_starts": self.failed_starts,
-            "restart_count": self.restart_count,
-            "exit_count": self.exit_count,
-            "kill_count": self.kill_count,
-            "last_exit_code": self.last_exit_code,
-            "last_exit_signal": None if self.last_exit_signal is None else signal_name(self.last_exit_signal),
-            "restart_delay": self.restart_delay,
-            "started_at": shown(self.started_at),
-            "exited_at": shown(self.exited_at),
-            "next_retry_at": shown(self.next_retry_at),
-            "stop_deadline": shown(self.stop_deadline),
-        }
-
 
 _Step = Callable[[CompanionProcess, Details], "tuple[Action, ...]"]
 _P = CompanionProcess
@@ -674,14 +547,3 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.STOPPING, Event.EMPTY): _P._empty_stopping,
     (State.STOPPING, Event.DEADLINE): _P._deadline,
 }
-
-
-def format_uptime(seconds: float) -> str:
-    """``03:12:44``, ``1 day, 03:12:44``, ``2 days, 03:12:44``."""
-    minutes, secs = divmod(max(0, int(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    clock = f"{hours:02}:{minutes:02}:{secs:02}"
-    if not days:
-        return clock
-    return f"{days} day{'s' if days != 1 else ''}, {clock}"

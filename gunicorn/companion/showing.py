@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+"""What people and programs see of a companion."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.states import GAVE_UP, State
+from gunicorn.unix.process import describe_status
+from gunicorn.unix.signals import signal_name
+
+
+class Shown:
+    """The face of `CompanionProcess`, of whose fields it reads these."""
+
+    config: CompanionConfig
+    state: State
+    pid: int | None
+    session: int | None
+    waiting_for: int | None
+    held_by: tuple[str, ...]
+    started_at: float | None
+    exited_at: float | None
+    next_retry_at: float | None
+    stop_deadline: float | None
+    manual_stop: bool
+    restart_pending: bool
+    killed: bool
+    settled: str | None
+    reason: str | None
+    status_text: str | None
+    failed_starts: int
+    start_count: int
+    exit_count: int
+    kill_count: int
+    last_status: int | None
+    last_exit_code: int | None
+    last_exit_signal: int | None
+    # The lasting part as JSON, and what it was made of.
+    _lasting_json: tuple[CompanionConfig, tuple[Any, ...], str] | None = None
+
+    @property
+    def restart_count(self) -> int:
+        """Starts after the first one, whoever asked for them."""
+        return max(0, self.start_count - 1)
+
+    def description(self, now: float) -> str:
+        """One phrase in the manner of ``supervisorctl status``."""
+        if self.state is State.RUNNING:
+            return self._describe_running(now)
+        if self.state is State.STARTING:
+            return self._describe_starting(now)
+        if self.state is State.BACKOFF:
+            wait = max(0, math.ceil((self.next_retry_at or now) - now))
+            return f"{self.reason or self.last_exit}, retrying in {wait}s"
+        if self.state is State.STOPPING:
+            return self._describe_stopping(now)
+        return self._describe_stopped()
+
+    def _describe_running(self, now: float) -> str:
+        text = f"pid {self.pid}, uptime {format_uptime(now - (self.started_at or now))}"
+        return f"{text}, {self.status_text}" if self.status_text else text
+
+    def _describe_stopped(self) -> str:
+        if self.manual_stop:
+            return "stopped manually"
+        if self.settled == GAVE_UP:
+            count = f"{self.failed_starts} failed start{'s' if self.failed_starts != 1 else ''}"
+            return f"gave up after {count}: {self.reason or self.last_exit}"
+        if self.settled is not None:
+            return self.reason or self.last_exit
+        return "not started" if self.start_count == 0 else "stopped"
+
+    def _describe_starting(self, now: float) -> str:
+        if self.pid is not None:
+            return self._describe_running(now)
+        if self.held_by:
+            return f"waiting for {', '.join(self.held_by)}"
+        if self.waiting_for is not None:
+            return f"waiting for pid {self.waiting_for}"
+        if self.session is not None:
+            return f"waiting for the processes of pid {self.session}"
+        return "about to start"
+
+    def _describe_stopping(self, now: float) -> str:
+        if self.pid is None:
+            return f"waiting for the processes of pid {self.waiting_for or self.session}"
+        if self.killed or self.stop_deadline is None:
+            return f"pid {self.pid}, SIGKILL sent"
+        return f"pid {self.pid}, SIGKILL in {max(0, math.ceil(self.stop_deadline - now))}s"
+
+    @property
+    def last_exit(self) -> str:
+        """How the last process ended: ``exited with status 1``, ``killed by SIGKILL``."""
+        return "not started" if self.last_status is None else describe_status(self.last_status)
+
+    def status_dict(self, now: float, wall: float | None = None) -> dict[str, Any]:
+        """What ``status`` shows of this companion.
+
+        *wall* is the wall-clock time (seconds since the epoch) at monotonic
+        *now*; with it the times are shown as wall-clock times, without it they
+        are null: a monotonic time means nothing outside this machine.
+        """
+        return {**self._lasting(None if wall is None else wall - now), **self._passing(now)}
+
+    def status_json(self, now: float, wall: float) -> str:
+        """The same as JSON, for a thousand companions at a time: what lasts is kept until it changes."""
+        # A clock that was set is noticed, its last digits are not.
+        offset = round(wall - now, 1)
+        made_of = (
+            self.state,
+            self.pid,
+            self.manual_stop,
+            self.restart_pending,
+            self.waiting_for,
+            self.held_by,
+            self.settled,
+            self.reason,
+            self.status_text,
+            self.failed_starts,
+            self.start_count,
+            self.exit_count,
+            self.kill_count,
+            self.last_status,
+            self.started_at,
+            self.exited_at,
+            self.next_retry_at,
+            self.stop_deadline,
+            offset,
+        )
+        kept = self._lasting_json
+        if kept is None or kept[0] is not self.config or kept[1] != made_of:
+            text = json.dumps(self._lasting(wall - now), separators=(",", ":"))
+            kept = self._lasting_json = self.config, made_of, text
+        description, uptime = self._passing(now).values()
+        shown = "null" if uptime is None else repr(uptime)
+        return f'{kept[2][:-1]},"description":{json.dumps(description)},"uptime":{shown}}}'
+
+    def _passing(self, now: float) -> dict[str, Any]:
+        """What is another with each second."""
+        alive = self.pid is not None and self.started_at is not None
+        return {
+            "description": self.description(now),
+            "uptime": round(now - (self.started_at or 0.0), 3) if alive else None,
+        }
+
+    def _lasting(self, offset: float | None) -> dict[str, Any]:
+        """What stays until something happens. *offset*: from monotonic to wall-clock time."""
+
+        def shown(moment: float | None) -> float | None:
+            return None if moment is None or offset is None else round(moment + offset, 3)
+
+        return {
+            "name": self.config.name,
+            "group": self.config.group,
+            "index": self.config.index,
+            "state": self.state.value,
+            "pid": self.pid,
+            "autostart": self.config.autostart,
+            "manual_stop": self.manual_stop,
+            "restart_pending": self.restart_pending,
+            "waiting_for": self.waiting_for,
+            "after": list(self.held_by) if self.state is State.STARTING else [],
+            "reason": self.settled or self.reason,
+            "status_text": self.status_text,
+            "failed_starts": self.failed_starts,
+            "restart_count": self.restart_count,
+            "exit_count": self.exit_count,
+            "kill_count": self.kill_count,
+            "last_exit_code": self.last_exit_code,
+            "last_exit_signal": None if self.last_exit_signal is None else signal_name(self.last_exit_signal),
+            "restart_delay": self.config.restart_delay,
+            "started_at": shown(self.started_at),
+            "exited_at": shown(self.exited_at),
+            "next_retry_at": shown(self.next_retry_at),
+            "stop_deadline": shown(self.stop_deadline),
+        }
+
+
+def format_uptime(seconds: float) -> str:
+    """``03:12:44``, ``1 day, 03:12:44``, ``2 days, 03:12:44``."""
+    minutes, secs = divmod(max(0, int(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    clock = f"{hours:02}:{minutes:02}:{secs:02}"
+    if not days:
+        return clock
+    return f"{days} day{'s' if days != 1 else ''}, {clock}"

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: MIT
+"""The words for a companion's life: its states, what happens to it, what is done about it."""
+
+from __future__ import annotations
+
+import enum
+
+# Why a companion is STOPPED though nobody has stopped it.
+EXITED = "exited"
+GAVE_UP = "gave up"
+
+
+class State(enum.Enum):
+    """What a companion is. The names are supervisord's; no other is ever shown."""
+
+    STOPPED = "STOPPED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    BACKOFF = "BACKOFF"
+    STOPPING = "STOPPING"
+
+
+class Event(enum.Enum):
+    """What can happen to a companion."""
+
+    START = "start"
+    STOP = "stop"
+    RESTART = "restart"
+    FORKED = "forked"
+    BLOCKED = "blocked"
+    START_FAILED = "start failed"
+    ALIVE = "alive for startsecs"
+    EXITED = "exited"
+    EMPTY = "session empty"
+    DELAY_PASSED = "delay passed"
+    DEADLINE = "deadline passed"
+    READY = "ready"
+    BEAT = "alive by its own word"
+    NOT_READY = "not ready in time"
+    HUNG = "silent for too long"
+
+
+class Action(enum.Enum):
+    """What the manager has to do about it."""
+
+    SIGNAL = "send the stop signal"
+    KILL = "SIGKILL to every process of the session"
+    RELEASE = "clear the run record"
+    ABORT = "have it write its stacks: SIGABRT"
+    GIVE_UP = "say that it is not tried any more"
