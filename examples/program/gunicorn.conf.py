@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: MIT
+"""A shop and a program of another language beside it: start it with ``gunicorn`` in this directory."""
+
+import os
+
+wsgi_app = "shop:app"
+workers = 2
+accesslog = "-"
+
+# Where browsers connect to the live server; a proxy in front would send /events there.
+raw_env = ["LIVE_PORT=" + os.environ.get("LIVE_PORT", "8001")]
+
+companion_workers = [
+    {
+        "name": "live",
+        # No shell reads this: each word is one argument, whatever is in it.
+        "command": ["node", "live.js"],
+        # The first becomes descriptor 3 of the program, the second 4. They are open before it starts and
+        # stay open while it restarts.
+        "bind": [f"127.0.0.1:{os.environ.get('LIVE_PORT', '8001')}", "unix:live.socket"],
+        "stop_timeout": 5,
+    },
+]
