@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""What holds under each worker class alike, as far as the tests of one class do not show it for that."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import time
+
+import pytest
+from harness import Background, Server, wait_until
+from workertools import APP, connect, elapsed, get
+
+
+def conf(kind: str, **settings: object) -> str:
+    library = kind.partition("_")[0]
+    if library in ("gevent", "tornado") and importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    settings = {"worker_class": kind, "graceful_timeout": 10, **settings}
+    if kind == "gthread":
+        settings.setdefault("threads", 2)
+    return "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
+
+
+@pytest.mark.parametrize("kind", ["gevent_pywsgi", "tornado"])
+def test_max_requests_with_idle_connections_delays_nobody(kind: str) -> None:
+    """One worker, and clients that keep their connections: its successor is there before it has gone."""
+    with Server(APP, conf(kind, max_requests=5, keepalive=60)) as server, contextlib.ExitStack() as stack:
+        pids: set[bytes] = set()
+        until = time.monotonic() + 15
+        while len(pids) < 3 and time.monotonic() < until:
+            client = stack.enter_context(connect(server))
+            started = time.monotonic()
+            pids.add(client.ask().body)
+            assert time.monotonic() - started < 1.5
+        assert len(pids) == 3
+
+
+@pytest.mark.parametrize("kind", ["gevent_pywsgi"])
+def test_a_long_request_outlives_the_retirement(kind: str) -> None:
+    """It is longer than `timeout`: who drains still beats its heart."""
+    with Server(APP, conf(kind, max_requests=1, timeout=2, graceful_timeout=20), ready="listen") as server:
+        long = Background(server, "/until?done")
+        wait_until(lambda: server.log("until"))
+        first = server.log("until").split()[0]
+        wait_until(lambda: server.get("/").text != first)
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() > began + 2.5)
+        server.write("done", "")
+        assert long.result().status == 200 and long.reply is not None and long.reply.text == first
+        assert "SIGKILL" not in server.log() and "has not answered" not in server.log()
+
+
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"])
+def test_a_body_that_nobody_reads(kind: str) -> None:
+    """The connection goes on behind it, or is closed; neither the answer nor anybody else suffers."""
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 92160\r\n\r\n"
+    with Server(APP, conf(kind)) as server, contextlib.ExitStack() as stack:
+        for sent in (92160, 92160, 45000):
+            client = stack.enter_context(connect(server))
+            client.send(head + b"x" * sent)
+            if kind != "tornado" or sent == 92160:
+                # Tornado's server reads a body before it asks the application.
+                answer = client.answer()
+                assert answer.status == 200 and answer.body == str(server.workers()[0]).encode()
+                with contextlib.suppress(OSError, EOFError):
+                    client.send(b"x" * (92160 - sent) + get("/flags"))
+                    assert client.answer().body.startswith(b"(")
+            # A plain worker is there for one client alone, but not for long if that one has its answer.
+            assert elapsed(lambda: server.get("/")) < (4 if kind == "sync" else 2)
+
+
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "tornado"])
+def test_nothing_is_logged_in_a_signal_handler(kind: str) -> None:
+    """It may have interrupted the very log call that holds the lock."""
+    watch = """
+import logging, os, signal, sys
+
+def watch(record):
+    codes = {getattr(getattr(signal.getsignal(n), "__func__", signal.getsignal(n)), "__code__", None)
+             for n in signal.valid_signals()} - {None}
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code in codes:
+            with open("in_handlers", "a") as notes:
+                notes.write(f"{frame.f_code.co_name}: {record.getMessage()}\\n")
+        frame = frame.f_back
+    return True
+
+def on_starting(server):
+    server.log.error_log.addFilter(watch)
+    # That it sees what it is to see.
+    before = signal.signal(signal.SIGURG, lambda sig, frame: server.log.info("from a handler"))
+    os.kill(os.getpid(), signal.SIGURG)
+    signal.signal(signal.SIGURG, before)
+"""
+    with Server(APP, conf(kind, workers=2, loglevel="debug", errorlog="error.log") + watch) as server:
+        for sig in (signal.SIGTTIN, signal.SIGUSR1, signal.SIGTTOU, signal.SIGWINCH, signal.SIGCHLD):
+            server.signal(sig)
+        server.wait_workers(2)
+        for sig in (signal.SIGUSR1, signal.SIGTERM, signal.SIGQUIT, signal.SIGABRT):
+            worker = server.workers()[0]
+            os.kill(worker, sig)
+            if sig != signal.SIGUSR1:
+                server.wait_workers(2, without=[worker])
+        old = server.workers()
+        server.signal(signal.SIGHUP)
+        server.wait_workers(2, without=old)
+        assert server.get("/").status == 200
+        assert server.stop() == 0
+        assert server.log("in_handlers").splitlines() == ["<lambda>: from a handler"]
