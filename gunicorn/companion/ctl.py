@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The ``gunicorn-companion`` command: its words, and its end."""
+"""The ``gunicorn-companion`` command: its words, and its end.
+
+It is called from health checks and scripts, often, and so must start quickly: it stands on the standard
+library and the lowest layers alone, and builds of its parser what a call needs.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from gunicorn import __version__
 from gunicorn.companion.ctlclient import DEFAULT_TIMEOUT, OK, SOCKET_VARIABLE, Failure, connect
@@ -21,10 +24,13 @@ INTERRUPTED = 130
 
 NAMES = "by name: 'rq' (with all its copies, if it has numprocs), 'rq:2', or 'all'"
 
+Parser = argparse.ArgumentParser
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    options = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    options = build_parser(words).parse_args(words)
     options.started = time.monotonic()
     try:
         with connect(options.socket, options.timeout) as connection:
@@ -42,66 +48,93 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser(words: Sequence[str]) -> Parser:
+    """The parser for *words*: the commands that are not among them are known by name alone."""
+    parser = Parser(
         prog="gunicorn-companion",
+        formatter_class=Formatter,
         description="See and steer the companion processes of a running server.",
         epilog="Exit status: 0 done (for status: all that should run is RUNNING), 1 refused, or settled "
         "otherwise than asked, 2 wrong usage or no answer, 3 status found a companion that should run and "
         "does not. 'gunicorn-companion COMMAND --help' tells more of a command.",
     )
-    _add_common(
-        parser, socket=os.environ.get(SOCKET_VARIABLE) or None, json=False, timeout=None, no_wait=False
-    )
+    _add_common(parser)
+    socket = os.environ.get(SOCKET_VARIABLE) or None
+    parser.set_defaults(socket=socket, json=False, timeout=None, no_wait=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    # The same after the command; what is absent there leaves what came before it.
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    _add_common(common)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def add(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
-        description = f"{text[0].upper()}{text[1:]}.{' ' + more if more else ''}"
-        return commands.add_parser(name, help=text, description=description, parents=[common])
-
-    _add_status(add)
-    _add_steering(add)
-    _add_waiting(add)
-    _add_others(add)
+    for name, (text, more, add_arguments) in WORDS.items():
+        if name not in words:
+            commands.add_parser(name, help=text, add_help=False)
+            continue
+        description = f"{text[0].upper()}{text[1:]}. {more}"
+        one = commands.add_parser(name, help=text, description=description, formatter_class=Formatter)
+        add_arguments(one)
+        _add_common(one)
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+class Formatter(argparse.HelpFormatter):
+    """Finds the width of the terminal by itself: argparse loads a good deal for that, even without --help."""
+
+    def __init__(
+        self, prog: str, indent_increment: int = 2, max_help_position: int = 24, width: int | None = None
+    ) -> None:
+        super().__init__(prog, indent_increment, max_help_position, width or terminal_width() - 2)
+
+
+def terminal_width() -> int:
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 80
+
+
+# -- options and arguments ---------------------------------------------------
+
+
+def _add_common(parser: Parser) -> None:
+    """What may stand before the command or after it; absent there, it leaves what came before."""
     parser.add_argument(
         "-s",
         "--socket",
         metavar="SOCKET",
+        default=argparse.SUPPRESS,
         help=f"control socket of the server (also ${SOCKET_VARIABLE}; default: the one live socket in "
         "$RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/gunicorn, ~/.gunicorn and /run/*/)",
     )
-    parser.add_argument("--json", action="store_true", help="print the server's replies as they are")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print the server's replies as they are",
+    )
     parser.add_argument(
         "--timeout",
         metavar="S",
         type=_seconds,
+        default=argparse.SUPPRESS,
         help=f"seconds to wait for an answer (default {DEFAULT_TIMEOUT:g}), and for companions to settle "
         "(default: as long as their own limits allow)",
     )
     parser.add_argument(
-        "--no-wait", action="store_true", help="do not wait until companions have started or stopped"
+        "--no-wait",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="do not wait until companions have started or stopped",
     )
-    parser.set_defaults(**defaults)
 
 
-def _add_status(add: Any) -> None:
-    status = add(
-        "status",
-        "show companions, their state and what it means",
-        "Exit status 3: one that should run is not RUNNING.",
-    )
-    status.add_argument(
-        "names", metavar="NAME", nargs="*", help=f"companions to show {NAMES}; all by default"
-    )
-    status.add_argument(
+def _some(parser: Parser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="+", help=f"companions {NAMES}")
+
+
+def _status(parser: Parser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; all by default")
+    parser.add_argument(
         "-v",
         "--verbose",
         action="store_true",
@@ -110,40 +143,28 @@ def _add_status(add: Any) -> None:
     )
 
 
-def _add_steering(add: Any) -> None:
-    for command, text, more in (
-        ("start", "start companions that are stopped", "Returns when they are RUNNING."),
-        ("stop", "stop companions and keep them stopped", "Returns when all their processes are gone."),
-        ("restart", "stop companions and start them again", "Returns when they are RUNNING again."),
-    ):
-        one = add(command, text, more)
-        one.add_argument("names", metavar="NAME", nargs="+", help=f"companions {NAMES}")
-        if command == "restart":
-            one.add_argument(
-                "--rolling",
-                action="store_true",
-                help="one copy at a time, each RUNNING before the next is stopped",
-            )
-    signal = add("signal", "send a signal to companions", "To the companion alone, not to its children.")
-    signal.add_argument("name", metavar="NAME", help=f"companions {NAMES}")
-    signal.add_argument("signal", metavar="SIG", help="its name (HUP, SIGHUP) or number")
-    scale = add(
-        "scale",
-        "change how many copies of a companion run",
-        "Holds until its numprocs is changed in the configuration. The highest index goes first.",
+def _restart(parser: Parser) -> None:
+    _some(parser)
+    parser.add_argument(
+        "--rolling",
+        action="store_true",
+        help="one copy at a time, each RUNNING before the next is stopped",
     )
-    scale.add_argument("name", metavar="NAME", help="a companion with numprocs, by its plain name")
-    scale.add_argument("numprocs", metavar="N", type=_count, help="how many there shall be")
 
 
-def _add_waiting(add: Any) -> None:
-    wait = add(
-        "wait",
-        "wait until companions are in a state",
-        "Exit status 1: one of them is STOPPED and will not get there, or --timeout has passed.",
-    )
-    wait.add_argument("names", metavar="NAME", nargs="+", help=f"companions {NAMES}")
-    wait.add_argument(
+def _signal(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", help=f"companions {NAMES}")
+    parser.add_argument("signal", metavar="SIG", help="its name (HUP, SIGHUP) or number")
+
+
+def _scale(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", help="a companion with numprocs, by its plain name")
+    parser.add_argument("numprocs", metavar="N", type=_count, help="how many there shall be")
+
+
+def _wait(parser: Parser) -> None:
+    _some(parser)
+    parser.add_argument(
         "--state",
         default="RUNNING",
         type=str.upper,
@@ -151,23 +172,62 @@ def _add_waiting(add: Any) -> None:
         help="the state that all of them shall be in (default RUNNING): " + ", ".join(STATES),
         metavar="STATE",
     )
-    add(
-        "events",
+
+
+def _reread(parser: Parser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="tell what would change and leave it at that")
+
+
+def _pid(parser: Parser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; none: the manager")
+
+
+def _nothing(parser: Parser) -> None:
+    pass
+
+
+# What each is for, what else there is to say of it, and what stands behind it.
+WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
+    "status": (
+        "show companions, their state and what it means",
+        "Exit status 3: one that should run is not RUNNING.",
+        _status,
+    ),
+    "start": ("start companions that are stopped", "Returns when they are RUNNING.", _some),
+    "stop": (
+        "stop companions and keep them stopped",
+        "Returns when all their processes are gone.",
+        _some,
+    ),
+    "restart": ("stop companions and start them again", "Returns when they are RUNNING again.", _restart),
+    "signal": ("send a signal to companions", "To the companion alone, not to its children.", _signal),
+    "scale": (
+        "change how many copies of a companion run",
+        "Holds until its numprocs is changed in the configuration. The highest index goes first.",
+        _scale,
+    ),
+    "wait": (
+        "wait until companions are in a state",
+        "Exit status 1: one of them is STOPPED and will not get there, or --timeout has passed.",
+        _wait,
+    ),
+    "events": (
         "print each change of a state as it comes, a line of JSON each",
         "Ends with the server, or by Ctrl-C.",
-    )
-
-
-def _add_others(add: Any) -> None:
-    reread = add(
-        "reread",
+        _nothing,
+    ),
+    "reread": (
         "read the configuration again and apply what changed",
         "Where it has a mistake nothing changes, and the exit status is 1.",
-    )
-    reread.add_argument("--dry-run", action="store_true", help="tell what would change and leave it at that")
-    pid = add("pid", "print the pid of the companion manager, or of companions")
-    pid.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; none: the manager")
-    add("version", "print the version of the running server")
+        _reread,
+    ),
+    "pid": (
+        "print the pid of the companion manager, or of companions",
+        "Exit status 1: a companion has none.",
+        _pid,
+    ),
+    "version": ("print the version of the running server", "For that of the command: --version.", _nothing),
+}
 
 
 def _seconds(text: str) -> float:

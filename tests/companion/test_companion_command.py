@@ -340,6 +340,14 @@ def test_a_path_that_cannot_be(run, tmp_path):
         (["statsu"], "invalid choice: 'statsu'"),
         (["start"], "the following arguments are required: NAME"),
         (["reread", "rq"], "unrecognized arguments: rq"),
+        (["restart", "--rolling"], "the following arguments are required: NAME"),
+        (["signal", "rq"], "the following arguments are required: SIG"),
+        (["scale", "rq"], "the following arguments are required: N"),
+        (["scale", "rq", "many"], "argument N: 'many' is not a number of 0 or more"),
+        (["scale", "rq", "²"], "argument N: '²' is not a number of 0 or more"),
+        (["wait", "rq", "--state", "DEAD"], "argument --state: invalid choice: 'DEAD'"),
+        (["wait", "rq", "--timeout", "-1"], "argument --timeout: '-1' is not a time of 0 or more seconds"),
+        (["events", "rq"], "unrecognized arguments: rq"),
         (["--timeout", "x", "status"], "argument --timeout: 'x' is not a time of 0 or more seconds"),
         (["--timeout", "-1", "status"], "argument --timeout: '-1' is not a time of 0 or more seconds"),
         (["--timeout", "nan", "status"], "argument --timeout: 'nan' is not a time of 0 or more seconds"),
@@ -356,8 +364,33 @@ def test_version_and_help(run):
     assert run("--version") == (0, f"gunicorn-companion {__version__}\n", "")
     code, out, _ = run("--help")
     assert code == 0
-    for word in ("status", "start", "stop", "restart", "reread", "--no-wait", "GUNICORN_COMPANION_SOCKET"):
+    for word in (*ctlcommands.COMMANDS, "--no-wait", "GUNICORN_COMPANION_SOCKET"):
         assert word in out
+
+
+@pytest.mark.parametrize("command", ctlcommands.COMMANDS)
+def test_each_command_has_its_help(run, command):
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: gunicorn-companion {command} ") and "--json" in out
+    options = {"restart": "--rolling", "wait": "--state", "reread": "--dry-run", "status": "--verbose"}
+    assert options.get(command, "") in out
+
+
+@pytest.mark.parametrize(("columns", "width"), [("60", 60), ("200", 200), ("0", 80), ("x", 80), ("", 80)])
+def test_help_fits_the_terminal(columns, width):
+    env = python_env(COLUMNS=columns)
+    command = [sys.executable, "-m", "gunicorn.companion.ctl", "--help"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    assert width - 25 < max(map(len, done.stdout.splitlines())) <= width
+
+
+def test_options_stand_before_the_command_or_after_it(run, short_dir):
+    path = short_dir / "none"
+    for words in (["-s", path, "--timeout", "0", "pid"], ["pid", "--timeout=0", "-s", path]):
+        code, out, err = run(*words)
+        assert (code, out) == (2, "") and err.startswith(f"gunicorn-companion: {path}: No such file")
 
 
 def test_as_a_program_it_exits_with_its_code(short_dir):
@@ -388,7 +421,7 @@ def test_it_loads_little():
     own = [name for name in loaded if name.startswith("gunicorn")]
     parts = ("ctl", "ctlclient", "ctlcommands", "paths", "sdnotify")
     assert own == ["gunicorn", "gunicorn.companion", *(f"gunicorn.companion.{part}" for part in parts)]
-    assert not {"asyncio", "dataclasses", "logging", "subprocess", "inspect"} & set(loaded)
+    assert not {"asyncio", "dataclasses", "inspect", "logging", "shutil", "subprocess"} & set(loaded)
 
 
 @needs_manager
