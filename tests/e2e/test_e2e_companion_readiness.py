@@ -204,7 +204,7 @@ WAIT = "while [ ! -e go.$GUNICORN_COMPANION_NAME ]; do sleep 0.05; done"
 SOCAT = (
     "to=UNIX-SENDTO:$NOTIFY_SOCKET;"
     'case $NOTIFY_SOCKET in @*) to="ABSTRACT-SENDTO:${NOTIFY_SOCKET#@}";; esac;'
-    'printf "READY=1\\nSTATUS=said by socat" | socat -t 1 - "$to"'
+    'printf "READY=1\\nSTATUS=said by socat" | socat -t 5 - "$to"'
 )
 
 #: How it is said, and what must be there for it.
