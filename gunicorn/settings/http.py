@@ -104,10 +104,11 @@ class ProxyProtocol(Setting):
     validator = validate_bool
     default = False
     desc = """\
-        Read the PROXY protocol in front of each connection's first request.
+        Read the PROXY protocol, version 1 or 2, at the beginning of each connection that has it.
 
-        HAProxy, AWS load balancers and stunnel tell the client's address by it. Connections without it
-        are refused.
+        HAProxy, AWS load balancers and stunnel tell the client's address by it. With TLS it is expected
+        in the clear, before the handshake; inside of it only from peers that said nothing before. Of a
+        connection without it the peer is the client, so let nobody but the proxy reach the address.
         """
 
 
