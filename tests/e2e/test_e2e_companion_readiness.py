@@ -430,6 +430,13 @@ def hung() -> Iterator[Server]:
     companions += [speaker(name, **keys) for name in ("hangs_and_ignores", "hangs_with_a_child")]
     companions += [
         {"name": "silent", "command": ["sleep", "1000"], **keys},
+        {
+            "name": "python",
+            "command": [sys.executable, "-c", "import time\ndef asleep(): time.sleep(1000)\nasleep()"],
+            "env": {"PYTHONFAULTHANDLER": "1"},
+            "stderr": "python.err",
+            **keys,
+        },
         speaker("hangs_in_a_lock", name="again", watchdog=0.6, restart_delay=0.1),
         speaker("hangs_in_a_lock", name="unwatched"),
         speaker("trigger", restart_delay=60),
@@ -474,6 +481,9 @@ def test_what_a_hung_one_has_started_goes_along(hung: Server) -> None:
 def test_a_program_that_falls_silent_is_killed_as_well(hung: Server) -> None:
     entry = hung.wait_companion("silent", "BACKOFF")
     assert entry["description"].startswith("no WATCHDOG=1 for 0.6s, retrying in")
+    # What Python itself offers, for a program that is not forked from the master.
+    hung.wait_companion("python", "BACKOFF")
+    assert "in asleep" in hung.log("python.err")
 
 
 def test_one_asks_for_its_end_itself(hung: Server) -> None:
