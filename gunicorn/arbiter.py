@@ -368,6 +368,8 @@ class Arbiter(Shutdown, Succession):
 
     def handle_usr2(self) -> None:
         """Start a new master beside this one."""
+        # The one before may be gone since the loop has looked last.
+        self.maybe_promote_master()
         self.reexec()
 
     def handle_winch(self) -> None:
