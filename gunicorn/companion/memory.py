@@ -12,11 +12,14 @@ those pages to itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import os
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gunicorn.companion import session
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,33 @@ def of_sessions(sessions: Collection[int]) -> dict[int, Memory]:
         if memory is not None:
             found[leader] = memory
     return found
+
+
+def beyond(limits: Mapping[int, int]) -> dict[int, int]:
+    """The private memory of those sessions that have more of it than their limit.
+
+    Private memory is a part of the resident, which the kernel keeps count of; only
+    where that is near the limit it is made to walk through the pages, some
+    milliseconds a process.
+    """
+    found = {}
+    for leader, pids in session.members(limits).items():
+        # The count may be behind by some pages for each processor.
+        if sum(map(resident, pids)) * 4 < limits[leader] * 3:
+            continue
+        memory = of_session(pids)
+        if memory is not None and memory.private > limits[leader]:
+            found[leader] = memory.private
+    return found
+
+
+def resident(pid: int) -> int:
+    """The resident size by /proc/<pid>/statm; 0 where the process is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * PAGE_SIZE
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def totals(companions: Iterable[Memory], manager: int | None = None) -> dict[str, Any]:

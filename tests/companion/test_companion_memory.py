@@ -67,6 +67,8 @@ def test_what_is_not_there():
     assert memory.of_session([4_000_000]) is None
     assert memory.of_sessions([]) == {}
     assert memory.of_sessions([4_000_000]) == {}
+    assert memory.resident(4_000_000) == 0
+    assert memory.beyond({4_000_000: 0}) == {}
     assert memory.totals([], manager=4_000_000)["manager"] is None
 
 
@@ -121,6 +123,11 @@ FAMILY = """
         "told": [[figures(pid)] for pid in children[:2]] + [[figures(children[2]), figures(*grandchildren)]],
         "separate": memory.totals(found.values())["separate"],
         "manager": memory.totals([], os.getpid())["manager"],
+        "resident": [memory.resident(pid) for pid in children],
+        "beyond": [
+            len(memory.beyond({pid: int(found[pid].private * part) for pid in children}))
+            for part in (0.9, 1.1, 100)
+        ],
     }))
     os.close(done[1])
     for pid in children:
@@ -158,3 +165,5 @@ def test_sessions_of_real_processes(user):
     # Four times the block, as four programs of their own would have it.
     assert 4 * 32 * MB < answer["separate"] < 4 * 45 * MB
     assert answer["manager"]["pss"] > 0
+    assert answer["resident"][:2] == pytest.approx([found["rss"] for found in answer["found"][:2]], rel=0.1)
+    assert answer["beyond"] == [3, 0, 0]
