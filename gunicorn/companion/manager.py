@@ -12,11 +12,11 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gunicorn.companion import commands, figures, rereading, session
-from gunicorn.companion.claims import Blocked, Claims
+from gunicorn.companion.claims import Claims
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.control import ControlServer
 from gunicorn.companion.endings import Endings
@@ -28,9 +28,9 @@ from gunicorn.companion.notices import Notice
 from gunicorn.companion.process import POLL_INTERVAL, Action, CompanionProcess, Event, State
 from gunicorn.companion.reread import Scaled, scale
 from gunicorn.companion.rolling import Rolling
-from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.sockets import Listeners
-from gunicorn.companion.spawn import Birth, become_subreaper, spawn
+from gunicorn.companion.spawn import become_subreaper
+from gunicorn.companion.starting import Starter
 from gunicorn.companion.watch import SourceWatch
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_status
@@ -44,8 +44,6 @@ SIGNALS = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "CHLD", "TTIN", "TTOU",
 
 # Seconds that adopted processes are given to be gone after SIGKILL.
 END_OF_ADOPTED = 2.0
-# Companions that are started before others, and the control socket, have their turn.
-STARTS_AT_ONCE = 64
 
 
 def no_hook(manager: Any, companion: CompanionProcess) -> None:
@@ -117,6 +115,7 @@ class CompanionManager:
         self.listeners = Listeners(log, umask=umask)
         self.endings = Endings(self.claims)
         self.hearing = Hearing(self.poller, log, self._take_notice)
+        self.starter = Starter(self)
         self.rolling = Rolling()
         self.limits = Limits(self.rolling)
         self._pids: dict[int, CompanionProcess] = {}
@@ -125,7 +124,7 @@ class CompanionManager:
         self._changed = True
         self._due: float | None = None
         self._files: dict[str, str] = {}
-        self._nofile: tuple[int, int] | None = None
+        self.nofile: tuple[int, int] | None = None
         self._reported_running: int | None = None
         self._told_state: dict[str, Any] = self._state()
 
@@ -165,7 +164,7 @@ class CompanionManager:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            self._nofile = (soft, hard)
+            self.nofile = (soft, hard)
 
     def _close(self) -> None:
         if self.control is not None:
@@ -324,118 +323,36 @@ class CompanionManager:
         manual, legacy = process.manual_stop, process.legacy
         self.send_event(process, Event.START, now)
         with contextlib.suppress(OSError):
-            self._claim(process, now)
+            self.starter.claim(process, now)
         self.send_event(process, Event.STOP, now, manual=manual)
         if legacy is not None:
             process.inherit(legacy)
 
     def retry_backoff(self, now: float) -> None:
         """Start what has waited long enough, and for everybody that it has to wait for."""
-        started = 0
-        for process in list(self.processes.values()):
-            if process.due_event(now) is Event.DELAY_PASSED:
-                self.send_event(process, Event.DELAY_PASSED, now)
-            if process.config.after and process.state is State.STARTING and process.pid is None:
-                process.held_by = self._unmet(process.config.after)
-            if not process.can_start(now):
-                continue
-            if started >= STARTS_AT_ONCE:
-                self._changed = True
-                return
-            self.spawn_process(process)
-            started += 1
-
-    def _unmet(self, after: Iterable[str]) -> tuple[str, ...]:
-        """Those of *after* that have to be waited for."""
-        unmet = []
-        for name in after:
-            found = commands.chosen(self.processes, name)
-            if not found or not all(p.has_been_running for p in found):
-                unmet.append(name)
-        return tuple(unmet)
+        if not self.starter.start_due(now):
+            self._changed = True
 
     def spawn_process(self, process: CompanionProcess) -> None:
         """Fork *process*, unless an older self of it is still there."""
-        now = time.monotonic()
-        config = process.config
-        try:
-            run = self._claim(process, now)
-        except OSError as exc:
-            self._fail_start(process, f"cannot make its run file: {exc.strerror}")
-            return
-        if run is None:
-            return
-        try:
-            listeners = self.listeners.open(config.group, config.bind) if config.bind else []
-            notify = self.hearing.open(process, self.claims.usable_run_dir())
-        except OSError as exc:
-            self._fail_start(process, exc.strerror or str(exc))
-            return
-        self._call_hook("companion_pre_fork", self.pre_fork, process)
-        birth = Birth(
-            config=config,
-            run=run,
-            close=self._descriptors(besides=run),
-            post_fork=lambda: self.post_fork(self, process),
-            nofile=self._nofile,
-            watch=self.watch,
-            listeners=listeners,
-            notify=notify,
-        )
-        try:
-            pid = spawn(birth)
-        except OSError as exc:
-            self._fail_start(process, f"cannot fork: {exc.strerror}")
-            return
-        now = time.monotonic()
+        self.starter.spawn(process)
+
+    def forked(self, process: CompanionProcess, pid: int) -> None:
+        """*process* runs as *pid*."""
         self._pids[pid] = process
-        self.send_event(process, Event.FORKED, now, pid=pid)
+        self.send_event(process, Event.FORKED, time.monotonic(), pid=pid)
         self.log.info("Companion %s runs as pid %d", process.name, pid)
 
-    def _claim(self, process: CompanionProcess, now: float) -> RunFile | None:
-        """The locked run file; None, and the process BLOCKED, while an older self is in the way."""
-        claimed = self.claims.claim(process.name, now, singleton=process.config.singleton)
-        if isinstance(claimed, Blocked):
-            self.send_event(process, Event.BLOCKED, now, pid=claimed.pid, session=claimed.session)
-            return None
-        return claimed
-
-    def _fail_start(self, process: CompanionProcess, reason: str) -> None:
-        self.send_event(process, Event.START_FAILED, time.monotonic(), reason=reason)
-        self._release(process)
-        self.log.error("Companion %s does not start: %s", process.name, reason)
-
-    def _let_go(self, process: CompanionProcess) -> None:
-        """Give up what a start is made with, the right to it last."""
-        self.hearing.close(process.name)
-        group = process.config.group
-        if process.config.bind and all(p.state is State.STOPPED for p in self._copies(group)):
-            # Whoever is started next, by us or by another server, opens them anew.
-            self.listeners.close(group)
-        self.claims.release(process.name)
-
-    def _release(self, process: CompanionProcess) -> None:
-        """Its session is empty. Between two starts the right to start it stays ours."""
-        if process.state is State.STOPPED:
-            self._let_go(process)
-        else:
-            self.claims.clear(process.name)
-            self.hearing.forget(process.name)
-
-    def _copies(self, group: str) -> list[CompanionProcess]:
-        return [process for process in self.processes.values() if process.config.group == group]
-
-    def _call_hook(self, name: str, hook: Hook, process: CompanionProcess) -> None:
+    def call_hook(self, name: str, hook: Hook, process: CompanionProcess) -> None:
         """A hook that raises changes nothing else."""
         try:
             hook(self, process)
         except (Exception, SystemExit):
             self.log.exception("%s failed for companion %s", name, process.name)
 
-    def _descriptors(self, besides: RunFile) -> list[int]:
-        """Every descriptor of the manager's own, for the child to close."""
+    def descriptors(self) -> list[int]:
+        """Every descriptor of the manager's own, which no child of it is to keep."""
         fds = self.claims.descriptors()
-        fds.remove(besides.fd)
         fds.extend(self.inbox.pipe)
         fds.extend(self.hearing.descriptors())
         fds.extend(self.listeners.descriptors())
@@ -491,7 +408,7 @@ class CompanionManager:
         elif action is Action.KILL:
             self.endings.kill(process)
         elif action is Action.RELEASE:
-            self._release(process)
+            self.starter.release(process)
         elif action is Action.GIVE_UP:
             self.log.error(
                 "Companion %s is not tried any more: %s", process.name, process.description(time.monotonic())
@@ -532,7 +449,7 @@ class CompanionManager:
                 reason or describe_status(status),
                 process.delay,
             )
-        self._call_hook("companion_exit", self.on_exit, process)
+        self.call_hook("companion_exit", self.on_exit, process)
 
     def promote_running(self, now: float) -> None:
         """STARTING becomes RUNNING after `startsecs`."""
@@ -691,5 +608,5 @@ class CompanionManager:
     def forget_removed(self) -> None:
         """Let go of what was configured away and has ended."""
         for name in [n for n, p in self.processes.items() if p.removed and p.state is State.STOPPED]:
-            self._let_go(self.processes.pop(name))
+            self.starter.let_go(self.processes.pop(name))
             self.log.info("Companion %s is gone", name)
