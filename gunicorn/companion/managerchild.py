@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ from gunicorn.companion.link import Link
 from gunicorn.companion.manager import CompanionManager
 from gunicorn.companion.places import Places
 from gunicorn.companion.rereading import ConfigUnreadable
-from gunicorn.companion.spawn import stay_dumpable
+from gunicorn.companion.spawn import set_parent_death_signal, stay_dumpable
 from gunicorn.companion.watch import SourceWatch
 from gunicorn.errors import ConfigError
 from gunicorn.glogging import follow
@@ -85,6 +86,8 @@ class ManagerChild:
         set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
         # The change of user made /proc/<pid> root's; memory figures are read there.
         stay_dumpable()
+        # One that is stopped when the arbiter dies would never see it, and hold its companions for ever.
+        set_parent_death_signal(signal.SIGCONT)
         if cfg.umask:
             os.umask(cfg.umask)
         set_process_title("companion manager")

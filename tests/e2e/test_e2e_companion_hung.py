@@ -182,6 +182,19 @@ def test_an_arbiter_that_was_away_blames_nobody() -> None:
         assert "has not answered" not in server.log()
 
 
+def test_one_that_is_stopped_while_its_arbiter_is_killed() -> None:
+    """It goes on, to end what it runs; the next server is not kept waiting."""
+    with two(pings(), companion_run_dir="run/files") as server:
+        before = begin(server)
+        manager = server.wait_manager()
+        os.kill(manager, signal.SIGSTOP)
+        server.kill()
+        wait_until(lambda: not is_alive(manager), 20, "the end of the manager")
+        assert not any(map(is_alive, before.values()))
+        assert server.log("drain.drained").split() == [str(before["drain"])]
+        server.checked = False
+
+
 def test_a_stop_of_the_server_does_not_wait_for_one_that_hangs() -> None:
     """Its companions are asked to end like those of any dead manager, and have their time."""
     with two(pings(kill=1), companion_manager_stop_timeout=60) as server:

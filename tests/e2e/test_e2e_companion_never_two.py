@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from e2e_companions import config_text
 from harness import Server, is_alive, short_tmpdir, wait_until
 
@@ -263,6 +264,7 @@ class World:
         )
 
 
+@pytest.mark.timeout(60 + 5 * EVENTS)
 def test_never_two() -> None:
     world = World(SEED)
     try:
