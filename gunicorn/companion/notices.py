@@ -27,6 +27,9 @@ SUFFIX = ".notify"
 # others, or the control socket, waiting. What is left makes the poller return at once.
 MOST_AT_ONCE = 32
 
+# A queue is shorter: /proc/sys/net/unix/max_dgram_qlen is 10, or 512 where systemd has set it.
+MOST_DISCARDED = 1024
+
 # Senders that are reported over the life of one socket: the log is not theirs to fill.
 MOST_REJECTED = 16
 
@@ -82,6 +85,11 @@ class NoticeSocket:
     def fileno(self) -> int:
         return self._sock.fileno()
 
+    @property
+    def reachable(self) -> bool:
+        """Whether ``address`` still leads here: a file may have been removed, with its directory."""
+        return not self.address.startswith("/") or _is_socket(self.address)
+
     def receive(self, pid: int) -> list[Notice]:
         """What has been said by now by the companion whose leader is *pid*; never blocks.
 
@@ -101,9 +109,7 @@ class NoticeSocket:
                 self._reject(sender)
             elif datagram is not None and (notice := parse(datagram)) != NOTHING:
                 notices.append(notice)
-            for fd in fds:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
+            _close_all(fds)
         return notices
 
     def _receive_one(self) -> tuple[int | None, bytes | None, list[int]]:
@@ -128,6 +134,16 @@ class NoticeSocket:
                 sender = _UCRED.unpack_from(data)[0]
         return sender, None if flags & socket.MSG_TRUNC else datagram, fds
 
+    def discard(self) -> None:
+        """Let go of all that is there now, whoever has said it; never blocks."""
+        # A bound, for those who go on talking.
+        for _ in range(MOST_DISCARDED):
+            try:
+                _, _, fds = self._receive_one()
+            except OSError:
+                return
+            _close_all(fds)
+
     def _reject(self, sender: int) -> None:
         if sender not in self._seen and len(self._seen) < MOST_REJECTED:
             self._seen.add(sender)
@@ -141,12 +157,21 @@ class NoticeSocket:
                 os.unlink(self.address)
 
 
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
 def belongs(sender: int, leader: int) -> bool:
     """Whether *sender* is in the session that *leader* leads, or descends from a process in it.
 
     A process that is gone without a trace can't be shown to; one whose parent hasn't reaped it yet can.
     """
     pid = sender
+    if leader <= 0:
+        # Nobody's leader; but the number of every session outside of our pid namespace.
+        return False
     for _ in range(MOST_ANCESTORS):
         # 0 is the parent of init, or the sender is in a pid namespace that we can't see.
         if pid <= 0:
@@ -210,8 +235,15 @@ def remove_stale(run_dir: str | None) -> None:
     for name in names:
         path = os.path.join(run_dir, name)
         with contextlib.suppress(OSError):
-            if stat.S_ISSOCK(os.lstat(path).st_mode) and _is_deserted(path):
+            if _is_socket(path) and _is_deserted(path):
                 os.unlink(path)
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _is_deserted(path: str) -> bool:

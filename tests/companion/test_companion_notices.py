@@ -362,6 +362,26 @@ def test_receive_does_not_block(notices: NoticeSocket) -> None:
     assert not os.get_inheritable(notices.fileno())
 
 
+def test_what_is_left_of_another_process_is_discarded(companion: Callable[..., Companion]) -> None:
+    old = companion("say(b'READY=1', [0]); say(b'STATUS=old', [0, 0]); stay()")
+    old.wait_said()
+    before = descriptors()
+    old.notices.discard()
+    assert old.hear() == [] and old.notices.rejected == []
+    assert descriptors() == before
+    flood = companion("print('said', flush=True)\nwhile True: say(b'STATUS=noise')")
+    flood.wait_said()
+    flood.notices.discard()
+
+
+def test_nobody_belongs_to_no_leader(companion: Callable[..., Companion]) -> None:
+    """Sessions outside of a pid namespace have the number 0 within it."""
+    it = companion("say(b'READY=1'); stay()")
+    it.wait_said()
+    assert it.notices.receive(0) == []
+    assert it.notices.rejected == [it.pid]
+
+
 # -- addresses --
 
 UNPRIVILEGED = """
@@ -415,6 +435,20 @@ print(json.dumps(answer))
         "kept": True,
         "left": [],
     }
+
+
+def test_a_file_that_was_removed_is_missed(short_dir: Path) -> None:
+    code = """
+notices = NoticeSocket.open(sys.argv[1], "a")
+answer = [notices.reachable]
+os.unlink(notices.address)
+answer.append(notices.reachable)
+notices.close()
+notices = NoticeSocket.open(None, "a")
+answer.append(notices.reachable)
+print(json.dumps(answer))
+"""
+    assert unprivileged(code, str(short_dir)) == [True, False, True]
 
 
 def test_one_that_a_process_of_the_same_number_left(short_dir: Path) -> None:
