@@ -247,3 +247,14 @@ def runs(descriptors: Iterable[int]) -> list[tuple[int, int]]:
         end = number + 1
     found.append((first, end))
     return found
+
+
+def close_ranges(ranges: Iterable[tuple[int, int]], besides: Iterable[int]) -> None:
+    """Close every descriptor of *ranges* that is none of *besides*."""
+    kept = sorted(besides)
+    for first, end in ranges:
+        for number in kept:
+            if first <= number < end:
+                os.closerange(first, number)
+                first = number + 1
+        os.closerange(first, end)

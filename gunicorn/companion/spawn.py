@@ -90,6 +90,10 @@ class _Parent(NamedTuple):
         return cls(pid, session.identity(pid) or "", tuple(n for n in SERVER_VARIABLES if n in os.environ))
 
 
+# Who starts many at once gives the same descriptors along each time.
+_ranges = functools.lru_cache(maxsize=1)(sockets.runs)
+
+
 class _Origin(NamedTuple):
     """Where a child comes from, found out before the fork."""
 
@@ -101,8 +105,7 @@ class _Origin(NamedTuple):
     @classmethod
     def of(cls, birth: Birth) -> _Origin:
         listeners = [each if isinstance(each, int) else each.fileno() for each in birth.listeners]
-        foreign = set(birth.close).difference(listeners, (birth.run.fd,))
-        return cls(_Parent.of(os.getpid()), sockets.runs(foreign), listeners)
+        return cls(_Parent.of(os.getpid()), _ranges(tuple(birth.close)), listeners)
 
 
 def prepare_parent() -> None:
@@ -214,8 +217,7 @@ def _leave_record(birth: Birth, origin: _Origin) -> None:
 
 def _arrange_descriptors(birth: Birth, origin: _Origin) -> None:
     """Close what is the manager's; a Python target gets its sockets."""
-    for first, end in origin.close:
-        os.closerange(first, end)
+    sockets.close_ranges(origin.close, besides=(birth.run.fd, *origin.listeners))
     count = len(origin.listeners)
     birth.run.fd = sockets.lift(birth.run.fd, count)
     if birth.watch is not None:

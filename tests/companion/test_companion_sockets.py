@@ -212,6 +212,20 @@ proc = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="looks at 
 
 
 @proc
+@pytest.mark.parametrize(
+    ("besides", "left"),
+    [([], []), ([5], [5]), ([9, 3, 6], [3, 6, 9]), ([3, 4, 12], [3, 4, 12]), ([1, 8], [8])],
+)
+def test_ranges_are_closed_but_for_some(besides: list[int], left: list[int]) -> None:
+    found = told(
+        "for number in range(3, 13): os.dup2(0, number)\n"
+        f"sockets.close_ranges([(3, 8), (9, 12)], besides={besides})\n"
+        "print(json.dumps({'kinds': {n: '' for n in range(3, 13) if sockets.is_open(n)}}))\n"
+    )
+    assert sorted(found["kinds"]) == sorted({*left, 8, 12})
+
+
+@proc
 def test_reserved_numbers_are_given_to_nobody() -> None:
     found = told("sockets.reserve(2)\nsockets.reserve(2)\nfd = os.dup(0)\nos.close(fd)\ntell(next=fd)")
     assert found == {"kinds": {3: NULL, 4: NULL}, "next": 5}
