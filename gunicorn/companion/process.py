@@ -179,6 +179,7 @@ class CompanionProcess(Shown):
         self.stop_deadline = None
         self.settled = None
         self.reason = None
+        self.held_by = ()
         self.next_retry_at = self._earliest_start(d.now)
         return ()
 
@@ -366,6 +367,7 @@ class CompanionProcess(Shown):
         self.restart_pending = False
         self.next_retry_at = None
         self.reason = None
+        self.held_by = ()
         if self.session is not None:
             # The leader is gone and its leftovers have had their SIGKILL, or an
             # older self is ending by its own deadline: only its end is awaited.

@@ -163,7 +163,7 @@ class Shown:
             "manual_stop": self.manual_stop,
             "restart_pending": self.restart_pending,
             "waiting_for": self.waiting_for,
-            "after": list(self.held_by) if self.state is State.STARTING else [],
+            "after": list(self.held_by),
             "reason": self.settled or self.reason,
             "status_text": self.status_text,
             "failed_starts": self.failed_starts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from socket import socket
 from typing import TYPE_CHECKING
 
 from gunicorn.companion import commands
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 # Companions that are started before others, and the control socket, have their turn.
 STARTS_AT_ONCE = 64
 
+# The right to start, the sockets of `bind`, the address of the notify socket.
+_Prepared = tuple[RunFile, list[socket], str | None]
+
 
 class Starter:
     """Starts the companions of *manager*, and lets go of what each start was made with."""
@@ -29,19 +33,17 @@ class Starter:
     def start_due(self, now: float) -> bool:
         """Start what may be started; False if there is more of it."""
         manager = self.manager
-        started = 0
+        due: list[CompanionProcess] = []
         for process in list(manager.processes.values()):
             if process.due_event(now) is Event.DELAY_PASSED:
                 manager.send_event(process, Event.DELAY_PASSED, now)
             if process.config.after and process.state is State.STARTING and process.pid is None:
                 process.held_by = self._unmet(process.config.after)
-            if not process.can_start(now):
-                continue
-            if started >= STARTS_AT_ONCE:
-                return False
-            self.spawn(process)
-            started += 1
-        return True
+            if process.can_start(now):
+                due.append(process)
+        if due:
+            self.spawn(due[:STARTS_AT_ONCE])
+        return len(due) <= STARTS_AT_ONCE
 
     def _unmet(self, after: Iterable[str]) -> tuple[str, ...]:
         """Those of *after* that have to be waited for."""
@@ -52,41 +54,64 @@ class Starter:
                 unmet.append(name)
         return tuple(unmet)
 
-    def spawn(self, process: CompanionProcess) -> None:
-        """Fork *process*, unless an older self of it is still there."""
+    def spawn(self, processes: Iterable[CompanionProcess]) -> None:
+        """Fork each of *processes*, unless an older self of it is still there.
+
+        Everything that goes before comes first for all of them, then the forks, then what follows: after
+        a fork each page that is written to is copied, so as little as can be happens between two.
+        """
+        manager = self.manager
+        prepared = [(each, its) for each in processes if (its := self._prepare(each)) is not None]
+        close = tuple(manager.descriptors())
+        births = [(each, self._birth(each, its, close)) for each, its in prepared]
+        forked: list[tuple[CompanionProcess, int | OSError, float]] = []
+        for process, birth in births:
+            if manager.pre_fork is not no_hook:
+                manager.call_hook("companion_pre_fork", manager.pre_fork, process)
+                if process.state is not State.STARTING:
+                    continue  # the hook has stopped it
+            try:
+                forked.append((process, spawn(birth), time.monotonic()))
+            except OSError as exc:
+                forked.append((process, exc, 0.0))
+        for process, pid, now in forked:
+            if isinstance(pid, int):
+                manager.forked(process, pid, now)
+            else:
+                self._fail(process, f"cannot fork: {pid.strerror}")
+
+    def _prepare(self, process: CompanionProcess) -> _Prepared | None:
+        """What a start is made with; None where it has to wait, or has failed."""
         manager, config = self.manager, process.config
         try:
             run = self.claim(process, time.monotonic())
         except OSError as exc:
             self._fail(process, f"cannot make its run file: {exc.strerror}")
-            return
+            return None
         if run is None:
-            return
+            return None
         try:
             listeners = manager.listeners.open(config.group, config.bind) if config.bind else []
             # Where the run file has a name, its directory is one to write to.
             run_dir = None if run.path is None else manager.claims.run_dir
-            notify = manager.hearing.open(process, run_dir)
+            return run, listeners, manager.hearing.open(process, run_dir)
         except OSError as exc:
             self._fail(process, exc.strerror or str(exc))
-            return
-        manager.call_hook("companion_pre_fork", manager.pre_fork, process)
-        birth = Birth(
-            config=config,
+            return None
+
+    def _birth(self, process: CompanionProcess, prepared: _Prepared, close: tuple[int, ...]) -> Birth:
+        manager = self.manager
+        run, listeners, notify = prepared
+        return Birth(
+            config=process.config,
             run=run,
-            close=manager.descriptors(),
+            close=close,
             post_fork=lambda: manager.post_fork(manager, process),
             nofile=manager.nofile,
             watch=manager.watch,
             listeners=listeners,
             notify=notify,
         )
-        try:
-            pid = spawn(birth)
-        except OSError as exc:
-            self._fail(process, f"cannot fork: {exc.strerror}")
-            return
-        manager.forked(process, pid)
 
     def claim(self, process: CompanionProcess, now: float) -> RunFile | None:
         """The locked run file; None, and the process BLOCKED, while an older self is in the way."""

@@ -671,6 +671,17 @@ def test_a_stop_in_backoff_forgets_why():
     assert process.status_dict(NOW)["reason"] is None
 
 
+def test_what_is_stopped_is_held_by_nobody():
+    process = make(after=["db"])
+    process.handle(Event.START, T0)
+    process.held_by = ("db",)
+    assert process.description(T0) == "waiting for db"
+    assert (process.can_start(T0 + 9), process.next_deadline(T0)) == (False, None)
+    process.handle(Event.STOP, T0 + 1, manual=True)
+    assert process.status_dict(T0 + 1)["after"] == []
+    assert process.description(T0 + 1) == "stopped manually"
+
+
 def test_waiting_for_another_server_is_over_when_the_start_fails():
     process = make()
     process.handle(Event.START, T0)
