@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from benchmarks.report import number
-from benchmarks.results import Report, Row
+from benchmarks.report import comparison_of, number
+from benchmarks.results import Figure, Report, Row
+from benchmarks.stats import ITSELF
 from benchmarks.svg import Bar, Group, chart
 
 TITLES = {
@@ -27,7 +28,16 @@ def draw(report: Report) -> dict[str, str]:
 
 def _bars(row: Row) -> Group:
     bars = tuple(
-        Bar(figure.label, figure.value.median, number(figure.value.median), ours=index == 0)
+        Bar(figure.label, figure.value.median, _shown(row, figure), ours=index == 0)
         for index, figure in enumerate(row.figures)
     )
     return Group(f"{row.title} [{row.unit}]", bars)
+
+
+def _shown(row: Row, figure: Figure) -> str:
+    """The figure, and beside it what it says: our ratio to it."""
+    compared = comparison_of(row, figure)
+    shown = number(figure.value.median)
+    if compared is None or compared.against == ITSELF:
+        return shown
+    return f"{shown} (ratio {number(compared.ratio.median)})"

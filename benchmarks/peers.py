@@ -110,7 +110,7 @@ class Environments:
                 print(f"setting up {peer.title} …", file=sys.stderr)
                 shutil.rmtree(home, ignore_errors=True)
                 home.parent.mkdir(parents=True, exist_ok=True)
-                _run([sys.executable, "-m", "venv", str(home)])
+                _run([sys.executable, "-I", "-m", "venv", str(home)])
                 _pip(home, "install", *peer.requirements)
                 stamp.write_text(wanted)
             if peer.label == OURS:
@@ -132,7 +132,8 @@ def _install_ours(home: Path, tree: Path) -> None:
 
 
 def _pip(home: Path, *arguments: str) -> None:
-    _run([str(home / "bin" / "python"), "-m", "pip", "-q", "--disable-pip-version-check", *arguments])
+    # Isolated: what lies in the current directory is not taken for installed.
+    _run([str(home / "bin" / "python"), "-I", "-m", "pip", "-q", "--disable-pip-version-check", *arguments])
 
 
 def _run(command: list[str]) -> str:
@@ -154,4 +155,4 @@ def reason(output: str) -> str:
 
 def _version(home: Path, distribution: str) -> str:
     program = f"from importlib.metadata import version; print(version({distribution!r}))"
-    return _run([str(home / "bin" / "python"), "-c", program]).strip()
+    return _run([str(home / "bin" / "python"), "-I", "-c", program]).strip()

@@ -92,7 +92,8 @@ def summary(report: Report) -> list[str]:
     missed = [(row, c) for row, c in judged if not c.met]
     lines = [f"{len(judged) - len(missed)} of {len(judged)} targets met"]
     lines += [
-        f"  not met: {row.name} against {c.against}: {number(c.ratio.median)}, target {c.target}"
+        f"  not met: {row.name}{'' if c.against == ITSELF else f' against {c.against}'}: "
+        f"{number(c.ratio.median)}, target {c.target}"
         for row, c in missed
     ]
     lines += [f"  not measured: {row.name}: {row.error}" for row in report.rows if row.error]
@@ -106,6 +107,7 @@ def rst(report: Report, charts: Iterable[str] = ()) -> str:
     """What the documentation's page includes: by group, the conditions, the chart and the table."""
     parts = [".. Written by ``python -m benchmarks --docs`` from benchmarks.json; not to be edited.", ""]
     there = set(charts)
+    parts += [*_rst_summary(report), ""]
     for group in dict.fromkeys(row.group for row in report.rows):
         heading = HEADINGS.get(group, group)
         parts += [heading, "-" * len(heading), "", *_conditions(report, group), ""]
@@ -118,6 +120,20 @@ def rst(report: Report, charts: Iterable[str] = ()) -> str:
     return "\n".join(parts)
 
 
+def _rst_summary(report: Report) -> list[str]:
+    judged = targets(report)
+    missed = [(row, c) for row, c in judged if not c.met]
+    lines = [
+        f"{len(judged) - len(missed)} of {len(judged)} targets are met{'.' if not missed else '; not met:'}",
+        "",
+    ]
+    for row, c in missed:
+        against = f" against {escape(c.against)}" if c.against != ITSELF else ""
+        shown = number(c.ratio.median) + ("" if against else f" {row.unit}")
+        lines.append(f"* ``{row.name}``{against}: {shown}, the target is {c.target}")
+    return lines
+
+
 HEADINGS = {
     "http": "HTTP",
     "startup": "Starting",
@@ -125,8 +141,10 @@ HEADINGS = {
     "companions": "Companions",
 }
 ALTS = {
-    "http": "Bars: each server's figure as a multiple of Gunicorn 27.0.1's in the same case.",
-    "companions": "Bars: ours and the others' figures in each case of supervision.",
+    "http": "Bars: requests a second, or latency, of each server in each case.",
+    "startup": "Bars: the time that each server takes to start.",
+    "memory": "Bars: private memory of each process.",
+    "companions": "Bars: this server beside bare forks, supervisord and circus in each case.",
 }
 
 
@@ -135,7 +153,9 @@ def _conditions(report: Report, group: str) -> list[str]:
     if not found:
         return []
     machine = found["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    versions = ", ".join(
+        name if version in name else f"{name} {version}" for name, version in found["versions"].items()
+    )
     cores = f"{machine['cores']} cores, {machine['cpu']}, {machine['architecture']}, {machine['system']}"
     where = "on a core of its own" if machine["pinned"] == "yes" else "on the same cores"
     lines = [

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 WIDTH = 860
 LABELS = 190
-VALUES = 90
+VALUES = 150
 BAR, GAP, GROUP_GAP, TITLE = 15, 3, 18, 20
 MARGIN = 16
 

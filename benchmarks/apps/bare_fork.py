@@ -2,8 +2,9 @@
 """The least that a supervisor can do: ``bare_fork.py COUNT`` forks COUNT children that report, and each again
 that dies.
 
-It loads what the companion manager has loaded, since the price of a fork is the size of the process. A child
-sends its pid and the moment before its fork.
+It does so in a process that was forked from one with everything loaded that the arbiter and the companion
+manager have loaded, as they do: the price of a fork is the size of the process. A child sends its pid and the
+moment before its fork.
 """
 
 from __future__ import annotations
@@ -28,14 +29,21 @@ def start() -> None:
         os._exit(0)
 
 
-def main() -> None:
-    gc.collect()
-    gc.freeze()
-    for _ in range(int(sys.argv[1])):
+def supervise(count: int) -> None:
+    for _ in range(count):
         start()
     while True:
         os.wait()
         start()
+
+
+def main() -> None:
+    gc.collect()
+    gc.freeze()
+    pid = os.fork()
+    if pid == 0:
+        supervise(int(sys.argv[1]))
+    os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":
