@@ -15,6 +15,8 @@ import pytest
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.companion.link import Link
+from gunicorn.errors import HaltServer
 
 
 class Embedded(BaseApplication):
@@ -172,3 +174,82 @@ def test_stop_timeout(arbiter: Arbiter, settings: dict[str, Any], expected: floa
     for name, value in {"companion_workers": COMPANIONS, **settings}.items():
         arbiter.cfg.set(name, value)
     assert arbiter.companion_manager_stop_timeout() == expected
+
+
+@pytest.fixture
+def other_end(arbiter: Arbiter, monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
+    """The manager's end of the link to an arbiter that believes to have forked process 5."""
+    ours, theirs = Link.pair()
+    kept = Link(theirs.sock.dup())
+    monkeypatch.setattr(Link, "pair", lambda: (ours, theirs))
+    arbiter.cfg.set("companion_workers", COMPANIONS)
+    with mock.patch("os.fork", return_value=5):
+        arbiter.spawn_companion_manager()
+    yield kept
+    kept.close()
+
+
+def test_the_manager_is_asked_after_what_may_hang_it(arbiter: Arbiter, other_end: Link) -> None:
+    assert arbiter.companions is not None
+    arbiter.manage_companion_manager()
+    assert list(other_end.receive()) == []
+
+    def on_kill(pid: int, sig: int) -> None:
+        # An answer must say that the signal has been dealt with.
+        assert [list(message) for message in other_end.receive()] == [["server", "files"]]
+
+    with mock.patch("os.kill", side_effect=on_kill) as kill:
+        arbiter.reload_companion_manager()
+    kill.assert_called_once_with(5, signal.SIGHUP)
+    assert list(other_end.receive()) == [{"ping": 1}]
+    # It says itself that it rereads, by command: another question, once this one is answered.
+    other_end.send({"pong": 1})
+    other_end.send({"rereading": True})
+    arbiter.manage_companion_manager()
+    assert list(other_end.receive()) == [{"ping": 2}]
+    other_end.send({"rereading": True})
+    arbiter.manage_companion_manager()
+    assert list(other_end.receive()) == []
+    other_end.send({"pong": 2})
+    arbiter.manage_companion_manager()
+    assert list(other_end.receive()) == [{"ping": 3}]
+
+
+def test_a_child_that_was_stopped_may_be_the_manager(arbiter: Arbiter, other_end: Link) -> None:
+    with mock.patch("os.waitpid", side_effect=[(99, 0), (0, 0)]):
+        arbiter.handle_chld(signal.SIGCHLD, None)
+    assert list(other_end.receive()) == []
+    with mock.patch("os.waitpid", return_value=(0, 0)):
+        arbiter.handle_chld(signal.SIGCHLD, None)
+    assert list(other_end.receive()) == [{"ping": 1}]
+
+
+def test_what_the_manager_leaves_behind_reaches_the_next_one_as_it_is(
+    arbiter: Arbiter, other_end: Link
+) -> None:
+    state = {"manual_stop": ["a"], "settled": {"b": "gave up"}, "scale": {"rq": [3, 2]}, "more": None}
+    other_end.send({"state": {"manual_stop": []}})
+    other_end.send({"state": state})
+    other_end.close()
+    with mock.patch("os.waitpid", side_effect=[(5, 9), (0, 0)]):
+        arbiter.reap_workers()
+    assert arbiter.companions is not None
+    assert arbiter.companions.state == state
+
+
+def test_one_that_has_given_up_halts_the_server_unless_it_stops_already(
+    arbiter: Arbiter, other_end: Link
+) -> None:
+    other_end.send({"gave_up": "vital"})
+    other_end.send({"gave_up": "other"})
+    arbiter.manage_companion_manager()
+    with pytest.raises(HaltServer, match="the companion vital has given up") as caught:
+        arbiter.manage_companion_manager()
+    assert caught.value.exit_status == 1
+
+
+def test_during_a_stop_it_halts_nothing(arbiter: Arbiter, other_end: Link) -> None:
+    arbiter._stopping = True
+    other_end.send({"gave_up": "vital"})
+    for _ in range(2):
+        arbiter.manage_companion_manager()
