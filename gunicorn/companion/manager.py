@@ -29,7 +29,7 @@ from gunicorn.companion.process import POLL_INTERVAL, Action, CompanionProcess, 
 from gunicorn.companion.reread import Scaled, scale
 from gunicorn.companion.rolling import Rolling
 from gunicorn.companion.sockets import Listeners
-from gunicorn.companion.spawn import become_subreaper
+from gunicorn.companion.spawn import become_subreaper, prepare_parent
 from gunicorn.companion.starting import Starter
 from gunicorn.companion.watch import SourceWatch
 from gunicorn.unix.poller import Poller
@@ -151,6 +151,7 @@ class CompanionManager:
         if self.watch is not None:
             self.poller.add(self.watch.fileno(), self._on_change)
         self.endings.adopts = become_subreaper()
+        prepare_parent()
         self._raise_file_limit()
         self.hearing.tidy_up(self.claims.run_dir)
         if self.control is not None:
@@ -335,12 +336,12 @@ class CompanionManager:
 
     def spawn_process(self, process: CompanionProcess) -> None:
         """Fork *process*, unless an older self of it is still there."""
-        self.starter.spawn(process)
+        self.starter.spawn([process])
 
-    def forked(self, process: CompanionProcess, pid: int) -> None:
+    def forked(self, process: CompanionProcess, pid: int, now: float) -> None:
         """*process* runs as *pid*."""
         self._pids[pid] = process
-        self.send_event(process, Event.FORKED, time.monotonic(), pid=pid)
+        self.send_event(process, Event.FORKED, now, pid=pid)
         self.log.info("Companion %s runs as pid %d", process.name, pid)
 
     def call_hook(self, name: str, hook: Hook, process: CompanionProcess) -> None:

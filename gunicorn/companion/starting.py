@@ -66,10 +66,9 @@ class Starter:
         births = [(each, self._birth(each, its, close)) for each, its in prepared]
         forked: list[tuple[CompanionProcess, int | OSError, float]] = []
         for process, birth in births:
-            if manager.pre_fork is not no_hook:
-                manager.call_hook("companion_pre_fork", manager.pre_fork, process)
-                if process.state is not State.STARTING:
-                    continue  # the hook has stopped it
+            manager.call_hook("companion_pre_fork", manager.pre_fork, process)
+            if process.state is not State.STARTING:
+                continue  # a hook has stopped it
             try:
                 forked.append((process, spawn(birth), time.monotonic()))
             except OSError as exc:
