@@ -115,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     # A service manager or timeout(1) that ends this command must not leave servers behind.
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    machine.raise_file_limit()
     found = measure(jobs, environments)
     print(report.text_table(found))
     save(found, options)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import resource
 import signal
 import subprocess
 import time
@@ -14,6 +15,8 @@ from pathlib import Path
 
 CAN_PIN = hasattr(os, "sched_setaffinity")
 PROC = Path("/proc/self/smaps_rollup").exists()
+# Not more: there are programs that close every descriptor that they might have.
+FILES = 16384
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -56,6 +59,14 @@ def on_load_cores() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def raise_file_limit() -> None:
+    """1,000 connections or processes are watched: 1,024 descriptors, the usual limit, are too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < FILES:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (FILES if hard < 0 else min(FILES, hard), hard))
 
 
 def describe() -> dict[str, str | int]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks import load, servers
+from benchmarks import load, machine, servers
 from benchmarks.load import Request, Sample
 from benchmarks.peers import Environments, title
 from benchmarks.results import Measured, Row, make_row
@@ -298,7 +298,8 @@ def run_case(case: Case, environments: Environments, runs: int, seconds: float) 
                 except RuntimeError as exc:
                     raise RuntimeError(f"{label}: {exc}; {servers.last_line(server.log())}") from None
                 measured[label].values.append(value)
-                measured[label].cpu.append(cpu)
+                if machine.PROC:
+                    measured[label].cpu.append(cpu)
         for _, server in lineup.values():
             if server.process.poll() is not None:
                 raise RuntimeError(f"{server.label} ended during the measurement")
