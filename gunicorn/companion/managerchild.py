@@ -143,13 +143,18 @@ class ManagerChild:
         """The configuration read anew, for the manager's reread. Raises where it is wrong."""
         # What the arbiter sent before its SIGHUP counts for that one time.
         files = {path: text.encode("latin-1") for path, text in manager.take_files().items()}
+        # Nobody but the arbiter ends a manager whose configuration file never returns.
+        set_parent_death_signal(signal.SIGKILL)
         try:
+            if os.getppid() != self.arbiter.pid:
+                raise ConfigError("the master is gone")
             cfg = self.arbiter.app.fresh_config(files)
         except ConfigError as exc:
             if isinstance(exc.__cause__, PermissionError):
                 raise ConfigUnreadable(str(exc)) from exc
             raise
         finally:
+            set_parent_death_signal(signal.SIGCONT)
             # A configuration file, or what it imports, may have set handlers of its own.
             manager.inbox.install()
         configs = build_companion_configs(cfg)

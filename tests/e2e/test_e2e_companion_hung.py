@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -111,14 +110,13 @@ def test_a_configuration_file_that_never_returns_at_a_reload() -> None:
         server.wait_companion("new")
 
 
-@pytest.mark.parametrize("request_", [{"cmd": "reread"}, {"cmd": "reread", "dry_run": True}])
-def test_a_configuration_file_that_never_returns_at_a_reread(request_: dict[str, Any]) -> None:
+def test_a_configuration_file_that_never_returns_at_a_reread() -> None:
     with two(pings() + HANGS) as server:
         before = begin(server)
         manager = server.wait_manager()
         hang(server)
         with server.control(timeout=20) as control:
-            control.send(json.dumps(request_).encode() + b"\n")
+            control.send(b'{"cmd": "reread", "dry_run": true}\n')
             wait_replaced(server, manager, before)
             assert control.read_line() == b""
 
@@ -182,15 +180,22 @@ def test_an_arbiter_that_was_away_blames_nobody() -> None:
         assert "has not answered" not in server.log()
 
 
-def test_one_that_is_stopped_while_its_arbiter_is_killed() -> None:
-    """It goes on, to end what it runs; the next server is not kept waiting."""
-    with two(pings(), companion_run_dir="run/files") as server:
+@pytest.mark.parametrize("how", ["stopped", "rereading"])
+def test_one_that_hangs_while_its_arbiter_is_killed(how: str) -> None:
+    """What it runs ends, and the next server is not kept waiting."""
+    with two(pings() + HANGS, companion_run_dir="run/files") as server:
         before = begin(server)
         manager = server.wait_manager()
-        os.kill(manager, signal.SIGSTOP)
+        if how == "stopped":
+            os.kill(manager, signal.SIGSTOP)
+        else:
+            hang(server)
+            with server.control() as control:
+                control.send(b'{"cmd": "reread"}\n')
+                server.read_int("hanging")
         server.kill()
         wait_until(lambda: not is_alive(manager), 20, "the end of the manager")
-        assert not any(map(is_alive, before.values()))
+        wait_until(lambda: not any(map(is_alive, before.values())), 20, "the end of the companions")
         assert server.log("drain.drained").split() == [str(before["drain"])]
         server.checked = False
 
