@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from gunicorn.companion import session
 from gunicorn.companion.claims import Claims
@@ -16,29 +16,21 @@ class Endings:
 
     def __init__(self, claims: Claims) -> None:
         self.claims = claims
-        # Whether what dead companions leave behind becomes our child.
-        self.adopts = False
         self._to_kill: set[CompanionProcess] = set()
 
     def kill(self, process: CompanionProcess) -> None:
         """SIGKILL to every process of its session, at the next step."""
         self._to_kill.add(process)
 
-    def step(
-        self, processes: Iterable[CompanionProcess], leaders: Collection[int], now: float
-    ) -> list[CompanionProcess]:
+    def step(self, processes: Iterable[CompanionProcess], now: float) -> list[CompanionProcess]:
         """Kill what must end; return those of *processes* whose session has become empty.
 
-        One look at the process table serves them all, and none is needed where
-        everything below us is one of *leaders*, the pids of our companions.
+        One look at the process table serves them all.
         """
         ending = [p for p in processes if p.ending]
         own = {p for p in {*ending, *self._to_kill} if not self.claims.waits_for_older_self(p.name)}
         self._to_kill.clear()
         empty: list[CompanionProcess] = []
-        if own and self._nothing_adopted(leaders):
-            empty = [p for p in ending if p in own]
-            own.difference_update(empty)
         wanted = {p.session for p in own if p.session is not None} | self.claims.sessions_to_look_at(now)
         if not wanted:
             return empty
@@ -60,12 +52,3 @@ class Endings:
                 empty.append(process)
         self.claims.step_strays(now, wanted, members)
         return empty
-
-    def _nothing_adopted(self, leaders: Collection[int]) -> bool:
-        """Whether no process is left of a companion whose leader is gone.
-
-        All that a dead leader leaves comes to us, its subreaper, and is our child before the
-        leader can be reaped (prctl(2)); so without a child that is no leader there is nothing.
-        """
-        children = session.own_children() if self.adopts else None
-        return children is not None and children.issubset(leaders)

@@ -150,7 +150,7 @@ class CompanionManager:
         self.master.open()
         if self.watch is not None:
             self.poller.add(self.watch.fileno(), self._on_change)
-        self.endings.adopts = become_subreaper()
+        become_subreaper()
         prepare_parent()
         self._raise_file_limit()
         self.hearing.tidy_up(self.claims.run_dir)
@@ -491,7 +491,7 @@ class CompanionManager:
 
     def end_sessions(self, now: float) -> None:
         """SIGKILL to the sessions that must end; EMPTY for those that have."""
-        for process in self.endings.step(self.processes.values(), self._pids.keys(), now):
+        for process in self.endings.step(self.processes.values(), now):
             self.send_event(process, Event.EMPTY, now)
 
     def _end_adopted(self) -> None:

@@ -98,8 +98,11 @@ def _all_sessions() -> list[tuple[int, int]]:
         # getsid() is one call of the kernel; a zombie's session is told apart only where that matters.
         for name in os.listdir("/proc"):
             if name.isdigit():
-                with contextlib.suppress(OSError):
-                    result.append((int(name), os.getsid(int(name))))
+                pid = int(name)
+                try:
+                    result.append((pid, os.getsid(pid)))
+                except OSError:
+                    continue
         return result
     for line in _ps(None, "pid", "stat").splitlines():
         pid, _, state = line.strip().partition(" ")
@@ -123,18 +126,6 @@ def children_of(parent: int) -> list[int]:
         return []
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
     return [pid for pid in pids if (info := read_stat(pid)) is not None and info.ppid == parent]
-
-
-def own_children() -> set[int] | None:
-    """The children of this process, zombies included, at little cost; None where they are not listed."""
-    found: set[int] = set()
-    try:
-        for thread in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{thread}/children", "rb") as file:
-                found.update(map(int, file.read().split()))
-    except OSError:
-        return None
-    return found
 
 
 def owner(pid: int) -> int | None:
