@@ -26,6 +26,9 @@ from gunicorn.companion.ctlclient import (
 
 EVERY = "all"
 
+# Seconds that a server has at least to answer `wait`.
+SHORTEST_ANSWER_TIME = 2.0
+
 # -- status --------------------------------------------------------------------
 
 
@@ -283,6 +286,9 @@ def scale(connection: Connection, options: Namespace) -> int:
 def wait(connection: Connection, options: Namespace) -> int:
     """Until all are in a state at once; at once a failure where one of them won't get there."""
     deadline = _deadline(options)
+    if options.timeout is not None:
+        # It bounds how long is waited for the companions; a look at them has its time.
+        connection.sock.settimeout(max(options.timeout, SHORTEST_ANSWER_TIME))
     seen: set[str] = set()
     with Changes(connection.path) as changes:
         while True:

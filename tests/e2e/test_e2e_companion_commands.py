@@ -12,18 +12,22 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pytest
 from e2e_companions import companion_server, entry, overlaps, pids, reconfigure
 from e2e_users import reachable_for_all
 from harness import Server, wait_until
-from test_e2e_companion_ctl import ctl
+from test_e2e_companion_ctl import ctl as ctl_within
 
 from gunicorn import __version__
 
 MIB = 1024 * 1024
+# A machine may have much else to do.
+PATIENCE = 60.0
+
+T = TypeVar("T")
 
 WORK = '''
 import os, signal, sys, time
@@ -65,6 +69,18 @@ def server_of(*companions: dict[str, Any], **settings: Any) -> Server:
     return companion_server(*companions, files_option={"work.py": WORK}, **settings)
 
 
+def ctl(server: Server, *words: str) -> subprocess.CompletedProcess[str]:
+    return ctl_within(server, *words, timeout=PATIENCE)
+
+
+def up(server: Server, name: str) -> dict[str, Any]:
+    return server.wait_companion(name, timeout=PATIENCE)
+
+
+def until(condition: Callable[[], T], text: str = "") -> T:
+    return wait_until(condition, PATIENCE, text)
+
+
 class Events:
     """``gunicorn-companion events``, followed by a test."""
 
@@ -78,7 +94,7 @@ class Events:
         self.seen: list[dict[str, Any]] = []
         self._rest = b""
         # Once an event has come it listens; what happened before is not told.
-        wait_until(lambda: (server.ask("restart", "canary"), self.take(0.2), self.seen)[2], 20, "an event")
+        until(lambda: (server.ask("restart", "canary"), self.take(0.2), self.seen)[2], "an event")
         self.seen.clear()
 
     def take(self, timeout: float = 0.0) -> None:
@@ -107,7 +123,7 @@ def following(server: Server) -> Iterator[Events]:
 def test_names_mean_one_copy_or_all_of_them() -> None:
     with server_of(entry("db", "idle"), entry("rq", "idle", numprocs=3)) as server:
         for name in ("db", "rq:0", "rq:1", "rq:2"):
-            server.wait_companion(name)
+            up(server, name)
         before = pids(server)
         for names, shown in (
             (["rq"], "rq:0 rq:1 rq:2"),
@@ -146,7 +162,7 @@ def test_scale_moves_only_the_difference() -> None:
         return sorted(server.companions())
 
     with server_of(entry("one", "idle"), entry("rq", "idle", numprocs=2)) as server:
-        server.wait_companion("rq:1")
+        up(server, "rq:1")
         before = pids(server)
         result = ctl(server, "scale", "rq", "4")
         assert (result.returncode, result.stdout) == (0, "rq:2: added\nrq:3: added\n"), result
@@ -158,7 +174,7 @@ def test_scale_moves_only_the_difference() -> None:
         result = ctl(server, "scale", "rq", "1")
         assert result.returncode == 0
         assert sorted(result.stdout.splitlines()) == [f"rq:{n}: removed" for n in (1, 2, 3)]
-        wait_until(lambda: copies() == ["one", "rq:0"])
+        until(lambda: copies() == ["one", "rq:0"])
         assert pids(server) == {"one": before["one"], "rq:0": before["rq:0"]}
         reconfigure(server, entry("one", "idle"), entry("rq", "idle", numprocs=3))
         assert ctl(server, "reread").stdout == "rq:1: added\nrq:2: added\n"
@@ -176,13 +192,13 @@ def test_a_rolling_restart_never_has_two_of_four_down() -> None:
     copies = [f"rq:{n}" for n in range(4)]
     with server_of(entry("canary", "idle"), entry("rq", "idle", numprocs=4, startsecs=0.3)) as server:
         for name in copies:
-            server.wait_companion(name)
+            up(server, name)
         before = pids(server)
         with following(server) as events:
-            result = ctl(server, "restart", "--rolling", "rq", timeout=60)
+            result = ctl(server, "restart", "--rolling", "rq")
             assert result.returncode == 0, result
             assert sorted(result.stdout.splitlines()) == [f"{name}: restarted" for name in copies]
-            wait_until(lambda: (events.take(), events.of("rq:3")[-1:] == [("STARTING", "RUNNING")])[1])
+            until(lambda: (events.take(), events.of("rq:3")[-1:] == [("STARTING", "RUNNING")])[1])
             down: set[str] = set()
             most = 0
             for event in events.seen:
@@ -202,7 +218,7 @@ def test_a_rolling_restart_never_has_two_of_four_down() -> None:
 def test_a_rolling_restart_stands_still_where_a_copy_does_not_come_up() -> None:
     with server_of(entry("rq", "idle", numprocs=3, startsecs=0.2, restart_delay=60)) as server:
         for number in range(3):
-            server.wait_companion(f"rq:{number}")
+            up(server, f"rq:{number}")
         before = pids(server)
         server.write("jobs.py", "1/0")
         result = ctl(server, "restart", "--rolling", "rq")
@@ -215,12 +231,12 @@ def test_a_rolling_restart_stands_still_where_a_copy_does_not_come_up() -> None:
 
 def test_events_tell_every_change() -> None:
     with server_of(entry("canary", "idle"), entry("a", "exit3", autostart=False, restart_delay=60)) as server:
-        server.wait_companion("canary")
+        up(server, "canary")
         with following(server) as events:
             server.ask("start", "a")
-            wait_until(lambda: len(events.of("a")) >= 2)
+            until(lambda: len(events.of("a")) >= 2)
             server.ask("stop", "a")
-            wait_until(lambda: len(events.of("a")) >= 3)
+            until(lambda: len(events.of("a")) >= 3)
             assert events.of("a") == [
                 ("STOPPED", "STARTING"), ("STARTING", "BACKOFF"), ("BACKOFF", "STOPPED"),
             ]  # fmt: skip
@@ -253,7 +269,7 @@ def test_wait_and_its_exit_codes() -> None:
         assert result.stderr.startswith("gunicorn-companion: broken: STOPPED, gave up after ")
         result = ctl(server, "wait", "off", "--timeout", "10")
         assert (result.returncode, result.stderr) == (1, "gunicorn-companion: off: STOPPED, not started\n")
-        result = ctl(server, "wait", "once", "--state", "STOPPED", "--timeout", "0.3")
+        result = ctl(server, "wait", "once", "--state", "STOPPED", "--timeout", "0.5")
         assert result.returncode == 1 and "once: RUNNING, pid " in result.stderr
         server.write("quit", "")
         assert ctl(server, "wait", "once", "--state", "STOPPED").returncode == 0
@@ -270,14 +286,14 @@ def test_wait_and_its_exit_codes() -> None:
 def test_signal() -> None:
     with server_of(job("rq", "hears", numprocs=2), entry("off", "idle", autostart=False)) as server:
         for number in range(2):
-            server.wait_companion(f"rq:{number}")
-            wait_until(lambda number=number: server.log(f"rq:{number}.ready"))
+            up(server, f"rq:{number}")
+            until(lambda number=number: server.log(f"rq:{number}.ready"))
         pid = server.companion("rq:1")["pid"]
         result = ctl(server, "signal", "rq:1", "USR1")
         assert (result.returncode, result.stdout) == (0, f"rq:1 (pid {pid}) gets SIGUSR1\n")
-        wait_until(lambda: server.log("rq:1.heard") == "10\n")
+        until(lambda: server.log("rq:1.heard") == "10\n")
         assert ctl(server, "signal", "rq", "SIGHUP").returncode == 0
-        wait_until(lambda: server.log("rq:0.heard") == "1\n" and server.log("rq:1.heard") == "10\n1\n")
+        until(lambda: server.log("rq:0.heard") == "1\n" and server.log("rq:1.heard") == "10\n1\n")
         assert pids(server)["rq:1"] == pid
         for words in (["off", "HUP"], ["nobody", "HUP"], ["rq", "NOPE"], ["rq", "99"]):
             refused = ctl(server, "signal", *words)
@@ -286,13 +302,13 @@ def test_signal() -> None:
         assert ctl(server, "signal", "rq").returncode == 2
         # By number, too; what dies of it comes back as after any exit.
         assert ctl(server, "signal", "rq:1", "9").returncode == 0
-        server.wait_companion("rq:1", without=[pid])
+        server.wait_companion("rq:1", timeout=PATIENCE, without=[pid])
 
 
 def test_reread_can_be_tried_first() -> None:
     with server_of(entry("same", "idle"), entry("goes", "idle"), entry("other", "idle")) as server:
         for name in ("same", "goes", "other"):
-            server.wait_companion(name)
+            up(server, name)
         before = pids(server)
         changed = [
             entry("same", "idle", stop_timeout=7),
@@ -309,8 +325,8 @@ def test_reread_can_be_tried_first() -> None:
         # And then in earnest: the same, done.
         result = ctl(server, "reread")
         assert (result.returncode, result.stdout) == (0, f"{wanted}same: updated\n".replace("would be ", ""))
-        wait_until(lambda: sorted(server.companions()) == ["comes", "other", "same"])
-        server.wait_companion("comes")
+        until(lambda: sorted(server.companions()) == ["comes", "other", "same"])
+        up(server, "comes")
         assert ctl(server, "reread", "--dry-run").stdout == "nothing would change\n"
         server.write("gunicorn.conf.py", "companion_workers = [{'name': 'a', 'target': 'jobs:idle', 'x': 1}]")
         result = ctl(server, "reread", "--dry-run")
@@ -331,8 +347,8 @@ def test_reread_can_be_tried_first() -> None:
 )
 def test_keys_that_shape_supervision_apply_without_a_restart(keys: dict[str, Any]) -> None:
     with server_of(entry("a", "idle"), entry("b", "idle")) as server:
-        server.wait_companion("a")
-        server.wait_companion("b")
+        up(server, "a")
+        up(server, "b")
         before = pids(server)
         reconfigure(server, entry("a", "idle", **keys), entry("b", "idle"))
         assert ctl(server, "reread", "--dry-run").stdout == "a: would be updated\n"
@@ -341,13 +357,13 @@ def test_keys_that_shape_supervision_apply_without_a_restart(keys: dict[str, Any
         if "autorestart" in keys:
             # It holds for what runs.
             os.kill(before["a"] or 0, 9)
-            assert server.wait_companion("a", "STOPPED")["reason"] == "exited"
+            assert server.wait_companion("a", "STOPPED", PATIENCE)["reason"] == "exited"
             assert ctl(server, "status", "a").returncode == 3
 
 
 def test_pid_and_version() -> None:
     with server_of(entry("rq", "idle", numprocs=2), entry("off", "idle", autostart=False)) as server:
-        first, second = (server.wait_companion(name)["pid"] for name in ("rq:0", "rq:1"))
+        first, second = (up(server, name)["pid"] for name in ("rq:0", "rq:1"))
         assert ctl(server, "pid").stdout == f"{server.manager()}\n"
         assert ctl(server, "pid", "rq").stdout == f"{first}\n{second}\n"
         result = ctl(server, "pid", "rq:1", "off")
@@ -405,8 +421,8 @@ def test_memory_adds_up_with_what_the_kernel_tells(user: str | None) -> None:
     names = ["family", "idle:0", "idle:1", "writes"]
     with server:
         for name in names:
-            server.wait_companion(name)
-        children = wait_until(lambda: len(found := server.log("family.child").split()) == 2 and found)
+            up(server, name)
+        children = until(lambda: len(found := server.log("family.child").split()) == 2 and found)
         processes = {name: [int(pid)] for name, pid in pids(server).items() if pid is not None}
         processes["family"] += [int(pid) for pid in children]
 
@@ -429,7 +445,7 @@ def test_memory_adds_up_with_what_the_kernel_tells(user: str | None) -> None:
             told = figures_of(rollup(manager))["pss"]
             return reply if reply["memory"]["manager"]["pss"] == pytest.approx(told, rel=0.02) else None
 
-        reply = wait_until(agrees, 20, "figures as the kernel tells them")
+        reply = until(agrees, "figures as the kernel tells them")
         assert reply is not None
         memory = {companion["name"]: companion["memory"] for companion in reply["companions"]}
         # The block is shared by all, but for the half that one has written to.
