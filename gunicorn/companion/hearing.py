@@ -34,6 +34,9 @@ class Hearing:
         Raises OSError where it needs one.
         """
         name = process.name
+        if name in self._sockets and not self._sockets[name].reachable:
+            # The run directory was removed, and made again.
+            self.close(name)
         if name not in self._sockets:
             try:
                 self._sockets[name] = NoticeSocket.open(run_dir, name)
@@ -65,8 +68,8 @@ class Hearing:
     def forget(self, name: str) -> None:
         """What the process has left unheard is no business of its successor."""
         notice_socket = self._sockets.get(name)
-        while notice_socket is not None and (notice_socket.receive(0) or notice_socket.rejected):
-            pass
+        if notice_socket is not None:
+            notice_socket.discard()
 
     def close(self, name: str) -> None:
         """The process that would speak is gone."""

@@ -42,6 +42,8 @@ Hook = Callable[[Any, CompanionProcess], Any]
 
 SIGNALS = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "CHLD", "TTIN", "TTOU", "WINCH")
 
+# Seconds after a deadline at which the manager must have been held up itself.
+LATE = 1.0
 # Seconds that adopted processes are given to be gone after SIGKILL.
 END_OF_ADOPTED = 2.0
 
@@ -374,8 +376,8 @@ class CompanionManager:
             self.send_event(process, Event.BEAT, now)
         if notice.ready:
             self.send_event(process, Event.READY, now)
-        if notice.trigger and process.state is State.RUNNING:
-            self.send_event(process, Event.HUNG, now, reason="it sent WATCHDOG=trigger")
+        if notice.trigger and process.pid is not None and process.state is not State.STOPPING:
+            self._end_failing(process, Event.HUNG, now, reason="it sent WATCHDOG=trigger")
 
     # -- events and their consequences ---------------------------------------
 
@@ -467,16 +469,20 @@ class CompanionManager:
                 # It may have spoken while nobody here listened.
                 self.hearing.hear(process)
                 due = process.due_event(now)
-            if due is Event.DEADLINE:
+            if due is Event.HUNG and now > (process.watchdog_at or now) + LATE:
+                # We were held up ourselves, and perhaps it was with us (a paused container).
+                self.send_event(process, Event.BEAT, now)
+            elif due is Event.DEADLINE:
                 self.log.warning(
                     "Companion %s (pid %s) did not stop in time: SIGKILL", process.name, process.pid
                 )
                 self.send_event(process, Event.DEADLINE, now)
             elif due in (Event.NOT_READY, Event.HUNG):
-                self.send_event(process, due, now)
-                self.log.error(
-                    "Companion %s (pid %s) is ended: %s", process.name, process.pid, process.reason
-                )
+                self._end_failing(process, due, now)
+
+    def _end_failing(self, process: CompanionProcess, event: Event, now: float, **details: Any) -> None:
+        self.send_event(process, event, now, **details)
+        self.log.error("Companion %s (pid %s) is ended: %s", process.name, process.pid, process.reason)
 
     def check_limits(self, now: float) -> None:
         """Restart what lives or grows beyond its limit, and what else waits for its turn to be restarted."""

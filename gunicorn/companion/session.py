@@ -105,10 +105,10 @@ def _all_sessions() -> list[tuple[int, int]]:
                     continue
         return result
     for line in _ps(None, "pid", "stat").splitlines():
-        pid, _, state = line.strip().partition(" ")
+        number, _, state = line.strip().partition(" ")
         if not state.strip().startswith("Z"):
             with contextlib.suppress(OSError):
-                result.append((int(pid), os.getsid(int(pid))))
+                result.append((int(number), os.getsid(int(number))))
     return result
 
 

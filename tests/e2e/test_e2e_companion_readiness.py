@@ -152,7 +152,8 @@ def from_a_child():
 
 def trigger():
     begin()
-    notify(ready=True)
+    if name() != "trigger_early":
+        notify(ready=True)
     wait_for(f"go.{name()}")
     address = os.environ["NOTIFY_SOCKET"]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -440,6 +441,7 @@ def hung() -> Iterator[Server]:
         speaker("hangs_in_a_lock", name="again", watchdog=0.6, restart_delay=0.1),
         speaker("hangs_in_a_lock", name="unwatched"),
         speaker("trigger", restart_delay=60),
+        speaker("trigger", name="trigger_early", restart_delay=60),
     ]
     with speaking(*companions) as server:
         yield server
@@ -486,10 +488,12 @@ def test_a_program_that_falls_silent_is_killed_as_well(hung: Server) -> None:
     assert "in asleep" in hung.log("python.err")
 
 
-def test_one_asks_for_its_end_itself(hung: Server) -> None:
-    hung.wait_companion("trigger")
-    go(hung, "go.trigger")
-    assert hung.wait_companion("trigger", "BACKOFF")["description"].startswith("it sent WATCHDOG=trigger")
+@pytest.mark.parametrize(("name", "state"), [("trigger", "RUNNING"), ("trigger_early", "STARTING")])
+def test_one_asks_for_its_end_itself(name: str, state: str, hung: Server) -> None:
+    hung.wait_companion(name, state)
+    go(hung, f"go.{name}")
+    assert hung.wait_companion(name, "BACKOFF")["description"].startswith("it sent WATCHDOG=trigger")
+    assert re.search(rf"Companion {name} .*it sent WATCHDOG=trigger", hung.log())
 
 
 def test_without_a_watchdog_silence_is_no_fault(hung: Server) -> None:
@@ -540,26 +544,28 @@ def test_a_manager_that_was_held_blames_nobody() -> None:
 # -- users, directories --
 
 
-@ROOT_ONLY
-def test_a_server_that_has_dropped_its_user_listens_in_its_directory() -> None:
+def as_nobody(*companions: dict[str, Any]) -> tuple[Server, Path]:
+    """A server (not started) that changes its user, and its runtime directory."""
     nobody = pwd.getpwnam("nobody")
-    server = speaking(
-        speaker("after_go"),
-        user="nobody",
-        group=nobody.pw_gid,
-        prefix_option=reachable_for_all(),
-    )
+    prefix = reachable_for_all()
+    server = speaking(*companions, user="nobody", group=nobody.pw_gid, prefix_option=prefix)
     runtime = server.dir / "rt"
     runtime.mkdir()
     server.env["RUNTIME_DIRECTORY"] = str(runtime)
     for path in (server.dir, runtime):
         os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    return server, runtime
+
+
+@ROOT_ONLY
+def test_a_server_that_has_dropped_its_user_listens_in_its_directory() -> None:
+    server, runtime = as_nobody(speaker("after_go"))
     with server:
         address = wait_until(lambda: server.log("after_go.address").strip())
         info = os.stat(address)
         assert runtime in Path(address).parents
         assert stat.S_ISSOCK(info.st_mode) and stat.S_IMODE(info.st_mode) == 0o600
-        assert info.st_uid == nobody.pw_uid
+        assert info.st_uid == pwd.getpwnam("nobody").pw_uid
         # The permissions do not keep root out; its messages count as little as anybody's.
         say(address, "READY=1")
         server.wait_log(f"pid {os.getpid()}")
@@ -574,6 +580,17 @@ def test_a_server_that_has_dropped_its_user_listens_in_its_directory() -> None:
         wait_until(lambda: not os.path.exists(address), 10, "the dead manager's socket is removed")
         assert server.stop() == 0
         assert not [path for path in runtime.rglob("*") if path.is_socket()]
+
+
+@ROOT_ONLY
+def test_the_directory_of_the_socket_goes_away() -> None:
+    server, _ = as_nobody(speaker("after_go"))
+    with server:
+        go(server, "go.after_go")
+        old = server.wait_companion("after_go")["pid"]
+        shutil.rmtree(os.path.dirname(server.log("after_go.address").strip()))
+        os.kill(old, signal.SIGKILL)
+        server.wait_companion("after_go", without=[old])
 
 
 @ROOT_ONLY
