@@ -8,11 +8,13 @@ import glob
 import importlib.machinery
 import importlib.util
 import logging
+import math
 import os
 import re
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -198,7 +200,9 @@ class InotifyReloader(Reloader):
             directories = self.get_directories()
             events = watchfiles.watch(
                 *sorted(directories),
-                watch_filter=lambda change, path: self._concerns(path),
+                # Here, changes that concern nobody would be passed over without an end of the wait: a log
+                # that is written all the time would put off the look around for ever.
+                watch_filter=None,
                 debounce=SETTLE_MS * 4,
                 step=SETTLE_MS,
                 stop_event=self._stopped,
@@ -207,14 +211,17 @@ class InotifyReloader(Reloader):
                 raise_interrupt=False,
                 recursive=False,
             )
-            fresh = True
+            looked = -math.inf
             for changes in events:
-                # What happened before the watch began has made no event.
-                if changes or fresh:
+                concerned = any(self._concerns(path) for _, path in changes)
+                due = time.monotonic() - looked >= LOOK_AROUND
+                # At first in any case: what happened before the watch began has made no event.
+                if concerned or looked < 0:
                     self.report()
-                fresh = False
-                if self.get_directories() != directories:
-                    break
+                if concerned or due:
+                    looked = time.monotonic()
+                    if self.get_directories() != directories:
+                        break
 
     def get_directories(self) -> set[str]:
         """The directories to watch. Of the standard library nobody edits anything, so it is left out.

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -215,6 +216,41 @@ def test_native_events_that_cannot_be_had(
         path.write_text("three")
         engine.wait(path)
     assert "the limit of watches" in caplog.text
+
+
+@needs_watchfiles
+def test_a_log_beside_the_source_does_not_put_off_the_look_around(tmp_path: Path) -> None:
+    first, later = tmp_path / "one" / "a.txt", tmp_path / "two" / "b.txt"
+    for path in (first, later):
+        path.parent.mkdir()
+        path.write_text("one")
+    done = threading.Event()
+    looks: list[set[str]] = []
+
+    class Watched(InotifyReloader):
+        def get_directories(self) -> set[str]:
+            looks.append(super().get_directories())
+            return looks[-1]
+
+    def write_log() -> None:
+        while not done.wait(0.03):
+            (first.parent / "app.log").write_text("line")
+
+    writer = threading.Thread(target=write_log)
+    writer.start()
+    try:
+        with Engine(Watched, first) as engine:
+            first.write_text("three")
+            engine.wait(first)
+            wait_until(lambda: len(looks) > 1)
+            # In a directory that is not watched yet.
+            engine.reloader.add_extra_file(str(later))
+            later.write_text("three")
+            engine.wait(later)
+            assert str(later.parent) in looks[-1] and str(later.parent) not in looks[0]
+    finally:
+        done.set()
+        writer.join()
 
 
 def test_the_package_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
