@@ -38,10 +38,11 @@ class Limits:
             self._check_memory(limited)
 
     def _check_memory(self, limited: list[CompanionProcess]) -> None:
-        found = memory.of_sessions({p.session for p in limited if p.session is not None})
+        limits = {p.session: p.config.max_memory or 0 for p in limited if p.session is not None}
+        found = memory.beyond(limits)
         for process in limited:
-            usage = found.get(process.session or 0)
-            limit = process.config.max_memory or 0
-            if usage is not None and usage.private > limit:
-                reason = f"its {usage.private / MB:.1f} MB of private memory are over {limit / MB:g} MB"
+            private = found.get(process.session or 0)
+            if private is not None:
+                limit = process.config.max_memory or 0
+                reason = f"its {private / MB:.1f} MB of private memory are over {limit / MB:g} MB"
                 self.rolling.ask(process.name, reason, process.pid)

@@ -589,7 +589,9 @@ class CompanionManager:
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any] | bytes:
         reply = commands.encoded_answer(self, request)
-        self._tell_state()
+        # Most questions change nothing, and what has to be told is gathered from all companions.
+        if self._changed:
+            self._tell_state()
         return reply
 
     def after_command(self) -> None:

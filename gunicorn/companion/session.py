@@ -41,7 +41,7 @@ def read_stat(pid: int) -> Stat | None:
     except OSError:
         return None
     # The command in parentheses may hold spaces and parentheses of its own.
-    values = text[text.rindex(b")") + 2 :].split()
+    values = text[text.rindex(b")") + 2 :].split(None, 20)
     return Stat(values[0].decode(), int(values[1]), int(values[3]), values[19].decode())
 
 
@@ -167,23 +167,3 @@ def _send_to_group(group: int, signum: int) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     return True
-
-
-def memory(pid: int) -> dict[str, int] | None:
-    """Bytes of memory by /proc/<pid>/smaps_rollup: ``rss``, ``pss``, ``private``, ``shared``.
-
-    None where the kernel does not tell, or not us.
-    """
-    sums: dict[str, int] = {}
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
-            for line in file:
-                name, _, rest = line.partition(":")
-                value = rest.split()
-                if len(value) == 2 and value[1] == "kB":
-                    sums[name] = int(value[0]) * 1024
-    except (OSError, ValueError):
-        return None
-    private = sums.get("Private_Clean", 0) + sums.get("Private_Dirty", 0)
-    rss = sums.get("Rss", 0)
-    return {"rss": rss, "pss": sums.get("Pss", 0), "private": private, "shared": rss - private}

@@ -157,11 +157,3 @@ def test_a_stop_as_group_of_what_leads_no_group_yet_reaches_it():
         assert os.getpgid(popen.pid) != popen.pid
         session.ask_to_stop(popen.pid, signal.SIGTERM, as_group=True)
         assert popen.wait(10) == -signal.SIGTERM
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs smaps_rollup")
-def test_memory():
-    figures = session.memory(os.getpid())
-    assert figures["rss"] >= figures["pss"] >= figures["private"] > 1 << 20
-    assert figures["rss"] == figures["private"] + figures["shared"]
-    assert session.memory(4_000_000) is None
