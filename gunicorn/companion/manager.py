@@ -413,9 +413,7 @@ class CompanionManager:
         elif action is Action.RELEASE:
             self.starter.release(process)
         elif action is Action.GIVE_UP:
-            self.log.error(
-                "Companion %s is not tried any more: %s", process.name, process.description(time.monotonic())
-            )
+            self.log.error("Companion %s is not tried any more: %s", process.name, process.verdict)
             if config.on_give_up == "shutdown":
                 self.tell({"gave_up": process.name})
 

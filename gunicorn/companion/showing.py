@@ -67,12 +67,18 @@ class Shown:
     def _describe_stopped(self) -> str:
         if self.manual_stop:
             return "stopped manually"
-        if self.settled == GAVE_UP:
-            count = f"{self.failed_starts} failed start{'s' if self.failed_starts != 1 else ''}"
-            return f"gave up after {count}: {self.reason or self.last_exit}"
         if self.settled is not None:
-            return self.reason or self.last_exit
+            return self.verdict
         return "not started" if self.start_count == 0 else "stopped"
+
+    @property
+    def verdict(self) -> str:
+        """Why it is not started again by itself: ``gave up after 3 failed starts: exited with status 1``."""
+        why = self.reason or self.last_exit
+        if self.settled != GAVE_UP:
+            return why
+        count = f"{self.failed_starts} failed start{'s' if self.failed_starts != 1 else ''}"
+        return f"gave up after {count}: {why}"
 
     def _describe_starting(self, now: float) -> str:
         if self.pid is not None:

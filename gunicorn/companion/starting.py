@@ -37,7 +37,9 @@ class Starter:
         for process in list(manager.processes.values()):
             if process.due_event(now) is Event.DELAY_PASSED:
                 manager.send_event(process, Event.DELAY_PASSED, now)
-            if process.config.after and process.state is State.STARTING and process.pid is None:
+            # What held it up may be in its configuration no more.
+            after = process.config.after or process.held_by
+            if after and process.state is State.STARTING and process.pid is None:
                 process.held_by = self._unmet(process.config.after)
             if process.can_start(now):
                 due.append(process)

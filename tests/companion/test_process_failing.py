@@ -224,9 +224,11 @@ def test_that_many_failed_starts_in_a_row_are_the_end(retries):
     now = process.started_at + 0.5
     assert process.handle(Event.EXITED, now, status=failure()) == (Action.GIVE_UP, Action.KILL)
     assert process.state is State.STOPPING
+    starts = "1 failed start" if retries == 1 else f"{retries} failed starts"
+    # What the log says at this moment, in which leftovers may be waited for.
+    assert process.verdict == f"gave up after {starts}: exited with status 1"
     process.handle(Event.EMPTY, now)
     assert (process.state, process.settled) == (State.STOPPED, GAVE_UP)
-    starts = "1 failed start" if retries == 1 else f"{retries} failed starts"
     assert process.description(now) == f"gave up after {starts}: exited with status 1"
     assert process.status_dict(now)["reason"] == "gave up"
     assert process.next_deadline(now) is None

@@ -42,7 +42,7 @@ NATURE = st.builds(
     ready=st.sampled_from([0.5, 0.0, 3.0, None]),
     beats=st.booleans(),
     leftovers=st.booleans(),
-    kill_takes=st.sampled_from([0.0, 0.0, 0.4]),
+    kill_takes=st.sampled_from([0.0, 0.4]),
     forks=st.sampled_from([True, True, True, False]),
 )
 WHO = st.integers(0, 20)
@@ -61,9 +61,9 @@ def make_configs(db: dict[str, Any] | None, rq: dict[str, Any], numprocs: int) -
 class Companions(RuleBasedStateMachine):
     """What people, clocks and processes do; `World` and its checks are what follows."""
 
-    @initialize(db=st.none() | KEYS, rq=KEYS, numprocs=COPIES)
-    def begin(self, db: dict[str, Any] | None, rq: dict[str, Any], numprocs: int) -> None:
-        self.world = World(make_configs(db, rq, numprocs))
+    @initialize(db=st.none() | KEYS, rq=KEYS, numprocs=COPIES, nature=NATURE)
+    def begin(self, db: dict[str, Any] | None, rq: dict[str, Any], numprocs: int, nature: Nature) -> None:
+        self.world = World(make_configs(db, rq, numprocs), nature=nature)
 
     def name(self, who: int) -> str:
         names = sorted(self.world.processes)
