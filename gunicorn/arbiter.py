@@ -234,8 +234,9 @@ class Arbiter(Shutdown, Succession):
             self.manage_workers()
             while True:
                 self.sleep()
-                self._handle_signals()
+                # First: some signals mean another thing to a master that has yet to take a place.
                 self.maybe_promote_master()
+                self._handle_signals()
                 self.reap_workers()
                 self.murder_workers()
                 self.manage_workers()
@@ -368,8 +369,6 @@ class Arbiter(Shutdown, Succession):
 
     def handle_usr2(self) -> None:
         """Start a new master beside this one."""
-        # The one before may be gone since the loop has looked last.
-        self.maybe_promote_master()
         self.reexec()
 
     def handle_winch(self) -> None:

@@ -115,6 +115,11 @@ class Places:
 
     def choose(self) -> None:
         """Decide where the next manager finds things, and make what it cannot make itself."""
+        if self.inherited and self._hindrance(self.inherited):
+            # So the old master is gone; what it left is of no use, and may be in the way of our own.
+            with contextlib.suppress(OSError):
+                os.rmdir(self.inherited)
+            self.inherited = None
         self.control_path, run_dir = self._resolve()
         if run_dir != self.run_dir:
             self._leave()

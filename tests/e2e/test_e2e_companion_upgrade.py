@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import time
 from pathlib import Path
@@ -11,18 +12,21 @@ from typing import Any
 
 import pytest
 from e2e_companions import companion_server, entry, overlaps, pids_in, reconfigure, starts
-from harness import Control, Server, is_alive, read_proc, wait_until
+from e2e_users import reachable_for_all
+from harness import Control, Server, is_alive, read_proc, status_field, wait_until
 
 
 class Successor:
     """The new master beside the old one, until the test adopts it."""
 
     def __init__(self, server: Server) -> None:
+        mode = server.run_dir.stat().st_mode
+        self.server = Server(directory=server.dir, bind=None, ready=None)
+        server.run_dir.chmod(mode)
         server.signal(signal.SIGUSR2)
         pid = wait_until(server.new_master, 20, "a new master")
         assert pid is not None
         self.pid = pid
-        self.server = Server(directory=server.dir, bind=None, ready=None)
         self.server.adopt(pid)
         self.server.env = server.env
         self.server.configured_control = server.configured_control
@@ -205,6 +209,37 @@ def test_without_run_files_they_start_when_the_old_master_is_gone() -> None:
         assert new.server.manager() is None
         take_over(server, new)
         server.wait_companion("a", without=[old])
+        assert overlaps(server) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_as_another_user_and_as_yet_another() -> None:
+    companions = (entry("a", "idle"),)
+    settings = {"companion_run_dir": "run/files", "companion_control_socket": "c.sock", "user": "nobody"}
+    server = companion_server(*companions, prefix_option=reachable_for_all(), **settings)
+    server.dir.chmod(0o777)
+    server.run_dir.chmod(0o711)
+    server.configured_control = server.dir / "c.sock"
+    with server:
+        old = server.wait_companion("a")["pid"]
+        new = Successor(server)
+        server.wait_log(f"another server runs it (pid {old})")
+        take_over(server, new)
+        old = server.wait_companion("a", without=[old])["pid"]
+        files = next(server.dir.rglob("a.run")).parent
+        assert files.owner() == "nobody"
+        # The next user may not read these.
+        for name in ("a.starts", "a.lock"):
+            (server.dir / name).chmod(0o666)
+        reconfigure(server, *companions, **{**settings, "user": "daemon"})
+        new = Successor(server)
+        server.wait_log("Companions start when the old master is gone")
+        assert new.server.manager() is None and is_alive(old)
+        take_over(server, new)
+        found = server.wait_companion("a", without=[old])
+        assert next(server.dir.rglob("a.run")).owner() == "daemon"
+        assert status_field(found["pid"], "Uid").split()[0] == str(pwd.getpwnam("daemon").pw_uid)
+        assert "No run files" not in server.log()
         assert overlaps(server) == []
 
 
