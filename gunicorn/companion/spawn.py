@@ -49,7 +49,13 @@ SERVER_VARIABLES = (
     "GUNICORN_COMPANION_INDEX",
 )
 
+# Plain numbers: members of an enum are slow, and all of it is done in each child.
 RESET_SIGNALS = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
+# As in a Python program of its own: SIGINT raises, SIGPIPE is an error of write().
+HANDLERS: dict[int, Any] = {
+    int(signal.SIGINT): signal.default_int_handler,
+    int(signal.SIGPIPE): int(signal.SIG_IGN),
+}
 
 
 class StartFailed(Exception):
@@ -166,10 +172,7 @@ def _become(birth: Birth, origin: _Origin) -> None:
     """From a copy of the manager to a companion just before its target."""
     config = birth.config
     os.setsid()
-    # As in a Python program of its own: SIGINT raises, SIGPIPE is an error of write().
-    reset_to_default(
-        RESET_SIGNALS, {signal.SIGINT: signal.default_int_handler, signal.SIGPIPE: signal.SIG_IGN}
-    )
+    reset_to_default(RESET_SIGNALS, HANDLERS)
     _leave_record(birth, origin)
     _arrange_descriptors(birth, origin)
     if birth.nofile is not None:
@@ -198,19 +201,21 @@ def _leave_record(birth: Birth, origin: _Origin) -> None:
         # The manager died before the signal was armed; nobody would end this one.
         os._exit(0)
     pid = os.getpid()
-    record = Record(
-        name=config.name,
-        pid=pid,
-        started=session.identity(pid) or "",
-        session=pid,
-        supervisor=parent.pid,
-        supervisor_started=parent.identity,
-        stop_signal=config.stop_signal,
-        stop_timeout=config.stop_timeout,
-        signalled=signalled,
-    )
+    started = session.identity(pid) or ""
     try:
-        birth.run.write(record)
+        birth.run.write(
+            Record(
+                config.name,
+                pid,
+                started,
+                session=pid,
+                supervisor=parent.pid,
+                supervisor_started=parent.identity,
+                stop_signal=config.stop_signal,
+                stop_timeout=config.stop_timeout,
+                signalled=signalled,
+            )
+        )
     except OSError as exc:
         raise StartFailed(f"cannot write the run file: {exc.strerror}") from None
 
@@ -218,20 +223,25 @@ def _leave_record(birth: Birth, origin: _Origin) -> None:
 def _arrange_descriptors(birth: Birth, origin: _Origin) -> None:
     """Close what is the manager's; a Python target gets its sockets."""
     sockets.close_ranges(origin.close, besides=(birth.run.fd, *origin.listeners))
-    count = len(origin.listeners)
-    birth.run.fd = sockets.lift(birth.run.fd, count)
+    if origin.listeners:
+        _make_room(birth, origin.listeners)
+        if birth.config.command is None:
+            try:
+                sockets.hand_over(origin.listeners)
+            except sockets.Occupied as exc:
+                raise StartFailed(str(exc)) from None
+    sockets.release()
+
+
+def _make_room(birth: Birth, listeners: Sequence[int]) -> None:
+    """Leave the numbers to the sockets that get them, and these as they are to be found."""
+    birth.run.fd = sockets.lift(birth.run.fd, len(listeners))
     if birth.watch is not None:
-        birth.watch.lift(count)
+        birth.watch.lift(len(listeners))
     if birth.config.index is None:
-        for fd in origin.listeners:
+        for fd in listeners:
             # What the program before has set is gone with it. Copies of one program agree, and may run.
             os.set_blocking(fd, True)
-    if birth.config.command is None:
-        try:
-            sockets.hand_over(origin.listeners)
-        except sockets.Occupied as exc:
-            raise StartFailed(str(exc)) from None
-    sockets.release()
 
 
 def _execute(birth: Birth, origin: _Origin) -> NoReturn:

@@ -164,8 +164,10 @@ def reset_to_default(
         if signum not in own:
             _plain.signal(signum, _plain.SIG_DFL)
     for signum, handler in own.items():
-        # Members of the enum are for the function above alone.
-        signal.signal(signum, handler)
+        if isinstance(handler, int):
+            # A member of the enum is not the number that the module below compares with.
+            handler = _plain.SIG_IGN if handler else _plain.SIG_DFL
+        _plain.signal(signum, handler)
 
 
 def unblock_all() -> None:
