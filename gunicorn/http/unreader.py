@@ -68,13 +68,17 @@ class SocketUnreader(Unreader):
             raise ValueError("max_chunk must be positive")
         self.sock = sock
         self.mxchunk = max_chunk
+        #: Whether something was received here; for those who receive a part by themselves.
+        self.asked = False
 
     def chunk(self) -> bytes:
+        self.asked = True
         data: bytes = self.sock.recv(self.mxchunk)
         return data
 
     def _receive(self, limit: int) -> bytes:
         # A body may ask for more at once than a head is worth.
+        self.asked = True
         data: bytes = self.sock.recv(min(limit, READ_SIZE))
         return data
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Threads that wait together and serve what they find: leader and followers.
+"""Threads that take turns at waiting, and serve what they find: leader and followers.
 
-Every thread waits on the one poller. The one that is woken serves the connection it was woken for, and
-then waits again. It is woken for bytes, not for requests: the head of a request is gathered
+The thread that leads waits on the poller and serves what it finds; when that holds it up, another one takes
+the turn. It is woken for bytes, not for requests: the head of a request is gathered
 without waiting, so that a client that sends it slowly occupies no thread, only a place in the poller.
-The main thread serves nobody. It beats the heart, hears signals and ends connections whose time is up.
+The main thread serves nobody. It beats the heart, hears signals, ends connections whose time is up, and is
+the watchman of the turns.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from gunicorn.workers.connections import State, Waiting
 from gunicorn.workers.cycle import Fate
 from gunicorn.workers.polling import make_poller
 from gunicorn.workers.tconn import DaemonThreads, TConn
+from gunicorn.workers.turns import LOOK, Turns
 
 __all__ = ["DaemonThreads", "TConn", "ThreadWorker"]
 
@@ -42,6 +44,9 @@ FAREWELL = {
 # How often it looks whether its accept queue is empty by now: nothing tells.
 DRAIN_TICK = 0.02
 
+# Deadlines of connections are kept to within this, so that not each of a thousand wakes the main thread.
+PUNCTUALITY = 0.1
+
 # How long a connection must have idled to be closed in favour of a new one.
 IDLE_AT_LEAST = 1.0
 
@@ -57,6 +62,7 @@ class ThreadWorker(Worker):
         self.tpool: Any = None
         self.poller: Any = None
         self.waiting: Waiting[TConn] = Waiting()
+        self.turns = Turns(alone=cfg.threads <= 1)
         self.conns: dict[int, TConn] = {}
         self._listeners: dict[int, Any] = {}
         self._names: dict[int, Any] = {}
@@ -108,7 +114,7 @@ class ThreadWorker(Worker):
             listener.setblocking(False)
             self._listeners[listener.fileno()] = listener
             self._names[listener.fileno()] = listener.getsockname()
-            self.poller.watch(listener.fileno())
+            self.poller.watch_listener(listener.fileno())
         for _ in range(max(1, self.cfg.threads)):
             self.tpool.submit(self._follow)
         while self.alive and self.is_parent_alive():
@@ -117,6 +123,7 @@ class ThreadWorker(Worker):
                 self._resume_accepting()
         self.alive = False
         self._retire_gracefully()
+        self.turns.stop()
         self.poller.stop()
         self.tpool.shutdown(False)
 
@@ -127,9 +134,28 @@ class ThreadWorker(Worker):
         if self._request_timeout:
             self._look_for_slow_requests()
         now = time.monotonic()
-        timeout = min(until, self.waiting.nearest(), now + self._beat) - now
-        if self._alarm.poll(max(0, math.ceil(timeout * 1000))):
-            self.drain_pipe()
+        due = self.waiting.nearest()
+        if self.alive:
+            due = max(due, now + PUNCTUALITY)
+        self._wait_and_watch(min(until, due, now + self._beat))
+
+    def _wait_and_watch(self, until: float) -> None:
+        """Wait for a wake-up or *until*, and look after the turns as long as they want it."""
+        turns = self.turns
+        watching = turns.watched
+        while True:
+            left = until - time.monotonic()
+            if watching and left > LOOK:
+                left = LOOK
+            if self._alarm.poll(max(0, math.ceil(left * 1000))):
+                self.drain_pipe()
+                # The leader alone wakes it, too, to have itself watched.
+                if not self.alive or self._paused:
+                    return
+            now = time.monotonic()
+            if now >= until:
+                return
+            watching = turns.look(now)
 
     def murder_keepalived(self) -> None:
         """End the connections that have waited for too long."""
@@ -153,6 +179,7 @@ class ThreadWorker(Worker):
                 self._end(conn, Fate.LINGER)
             elif conn.was in (State.NEW, State.IDLE) and conn.has_input():
                 # It came at the last moment; threads are busy, or just about to see it.
+                self.poller.doubt(conn.fd)
                 self._park(conn, conn.was, time.monotonic() + self._beat)
             else:
                 self._drop(conn)
@@ -206,19 +233,38 @@ class ThreadWorker(Worker):
 
     def _follow(self) -> None:
         """The life of a thread: wait for a turn, serve, wait."""
-        while (fd := self.poller.wait()) is not None:
+        me = threading.get_ident()
+        turns, wait = self.turns, self.poller.wait
+        while turns.leader == me or turns.take(me):
+            turns.working = False
+            fd = wait()
+            if fd is None:
+                return
+            turns.count += 1
+            turns.working = True
+            if not turns.watched:
+                turns.watched = True
+                self.wake()
             try:
-                listener = self._listeners.get(fd)
-                if listener is not None:
-                    self.accept(self._names[fd], listener)
-                    continue
-                conn = self.waiting.claim(fd)
-                # None: the main thread has ended it meanwhile.
-                if conn is not None:
-                    self.on_client_socket_readable(conn, conn.sock)
+                self._attend(fd)
             except BaseException:
                 # A thread that ended would be missed by all requests after this one.
                 self.log.exception("A thread goes on after an error")
+
+    def _attend(self, fd: int) -> None:
+        """See what *fd* has been reported for."""
+        conn = self.waiting.claim(fd)
+        if conn is None:
+            listener = self._listeners.get(fd)
+            if listener is not None:
+                self.accept(self._names[fd], listener)
+                return
+            # It is being served, and more has come; or it was only just put back.
+            self.poller.doubt(fd)
+            conn = self.waiting.claim(fd)
+        # None: whoever has it will look, or it was ended.
+        if conn is not None:
+            self.on_client_socket_readable(conn, conn.sock)
 
     def accept(self, server: Any, listener: Any) -> None:
         """Accept one connection, let another thread accept the next, and serve it if its request is there."""
@@ -231,7 +277,7 @@ class ThreadWorker(Worker):
                 return
             conn = self._take(listener, fd)
             if fd not in self._paused:
-                self.poller.watch(fd)
+                self.poller.watch_listener(fd)
         if conn is not None:
             self.on_client_socket_readable(conn, conn.sock)
 
@@ -245,11 +291,13 @@ class ThreadWorker(Worker):
         except OSError as error:
             if error.errno in accepting.EXHAUSTED:
                 self.log.error("No connection can be accepted: %s", error)
+                self.poller.forget(fd)
                 self._paused.add(fd)
             elif error.errno not in accepting.TRANSIENT:
                 self.log.error("A connection could not be accepted: %s", error)
             return None
         conn = TConn(self.cfg, sock, addr, self._names[fd])
+        self.poller.welcome(conn.fd)
         self.conns[id(conn)] = conn
         conn.state = conn.was = State.HANDSHAKE if self._is_tls else State.NEW
         conn.deadline = time.monotonic() + self._patience
@@ -276,6 +324,7 @@ class ThreadWorker(Worker):
 
     def _pause(self, fd: int) -> None:
         """Accept nothing until a connection ends."""
+        self.poller.forget(fd)
         self._paused.add(fd)
         if len(self.conns) < self.worker_connections:
             # It ended between the look and the note.
@@ -284,7 +333,7 @@ class ThreadWorker(Worker):
     def _resume_accepting(self) -> None:
         while self._paused and self._accepting and len(self.conns) < self.worker_connections:
             with suppress(KeyError, OSError, ValueError):
-                self.poller.watch(self._paused.pop())
+                self.poller.watch_listener(self._paused.pop())
 
     def on_client_socket_readable(self, conn: TConn, client: Any) -> None:
         """Go on with a connection that this thread owns, as far as it can without waiting for the client."""
@@ -318,11 +367,15 @@ class ThreadWorker(Worker):
         """Receive, and serve each request whose head is complete."""
         try:
             while conn.gather():
+                if self.turns.wary:
+                    self.turns.beware(threading.get_ident())
                 keep, _ = self._as_pair(self.enqueue_req(conn), conn)
                 if not keep:
                     return
                 conn.was = State.IDLE
                 if not conn.parser.unreader.pending and not conn.is_tls:
+                    if not conn.is_drained():
+                        self.poller.doubt(conn.fd)
                     self._park(conn, State.IDLE, time.monotonic() + self._keepalive)
                     return
         except (BlockingIOError, ssl.SSLWantReadError):
@@ -422,6 +475,7 @@ class ThreadWorker(Worker):
         if ended:
             self._drop(conn)
         else:
+            self.poller.doubt(conn.fd)
             self._park(conn, State.LINGER, conn.deadline)
 
     def _drop(self, conn: TConn) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""One set of descriptors that many threads wait on, each event going to one of them.
+"""One set of descriptors, waited on by whichever thread has the turn, each event going to one thread.
 
-A descriptor is watched for one event at a time: whoever gets it has it for itself until it is
-watched again. So a thread that finds a request serves it, with no queue and no other thread in between.
+The set tells of what arrives after ``watch()``, and of what is there by then. It may also tell, once, of
+what arrives before the next ``watch()``: the thread that has the connection then has to look again, which is
+what ``doubt()`` is for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,19 @@ from typing import Any, Protocol
 
 class Poller(Protocol):
     def watch(self, fd: int, *, write: bool = False) -> None:
-        """Report *fd* once when it is readable (*write*: writable), hung up or in error."""
+        """Report *fd* once when it is readable (*write*: writable), hung up or in error.
+
+        What had arrived when it was last reported must have been received, or the report be in doubt.
+        """
+
+    def watch_listener(self, fd: int) -> None:
+        """Report *fd* as long as somebody waits to be accepted; at least once for each call."""
+
+    def doubt(self, fd: int) -> None:
+        """Have the next ``watch()`` look whether something is there: not all was received, or a report lost."""
+
+    def welcome(self, fd: int) -> None:
+        """*fd* is a new connection's number; whatever had it before was closed."""
 
     def forget(self, fd: int) -> None:
         """Watch *fd* no longer; before it is closed."""
@@ -33,30 +46,76 @@ class Poller(Protocol):
         """Let go of the system's resources, when nobody waits any more."""
 
 
+# How many events are fetched at once; whoever has the turn next goes on with them.
+_BATCH = 64
+
+if hasattr(select, "epoll"):
+    _READ_EDGE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+    _WRITE_EDGE = select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+    _ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+
 class EpollPoller:
-    """The kernel does it all: it wakes one thread for one event."""
+    """Connections stay in the kernel's set, edge-triggered: once it watches one, that costs nothing more."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._stop_reader, self._stop_writer = os.pipe()
         self._epoll.register(self._stop_reader, select.EPOLLIN)
+        # What the kernel watches each number for; 0 if something may be there of which it tells no more.
+        self._watched: dict[int, int] = {}
+        self._ready: deque[tuple[int, int]] = deque()
 
     def watch(self, fd: int, *, write: bool = False) -> None:
-        events = select.EPOLLONESHOT | (select.EPOLLOUT if write else select.EPOLLIN)
+        self._watch(fd, _WRITE_EDGE if write else _READ_EDGE)
+
+    def watch_listener(self, fd: int) -> None:
+        self._watch(fd, select.EPOLLIN)
+
+    def _watch(self, fd: int, events: int) -> None:
+        known = self._watched.get(fd)
+        if known == events:
+            return
+        # First the note: an event that comes at once, and puts it in doubt, must be the later word.
+        self._watched[fd] = events
         try:
+            if known is None:
+                self._epoll.register(fd, events)
+            else:
+                # Looks, too, whether something is there already.
+                self._epoll.modify(fd, events)
+        except FileExistsError:
             self._epoll.modify(fd, events)
         except FileNotFoundError:
             self._epoll.register(fd, events)
 
+    def doubt(self, fd: int) -> None:
+        if fd in self._watched:
+            self._watched[fd] = 0
+
+    def welcome(self, fd: int) -> None:
+        self._watched.pop(fd, None)
+
     def forget(self, fd: int) -> None:
         # Closing is not enough where the application has forked: the child's copy keeps it in the set.
-        with suppress(OSError, ValueError):
-            self._epoll.unregister(fd)
+        if self._watched.pop(fd, None) is not None:
+            with suppress(OSError, ValueError):
+                self._epoll.unregister(fd)
 
     def wait(self) -> int | None:
         while True:
-            for fd, _ in self._epoll.poll(-1, 1):
-                return None if fd == self._stop_reader else fd
+            try:
+                fd, events = self._ready.popleft()
+            except IndexError:
+                self._ready.extend(self._epoll.poll(-1, _BATCH))
+                continue
+            if fd == self._stop_reader:
+                self._ready.append((fd, events))
+                return None
+            if events & _ENDING:
+                # The end comes with what was sent before it, and is told of only once.
+                self.doubt(fd)
+            return fd
 
     def stop(self) -> None:
         # Never read: it ends the wait of every thread.
@@ -84,6 +143,13 @@ class SelectorPoller:
 
     def watch(self, fd: int, *, write: bool = False) -> None:
         self._change(fd, selectors.EVENT_WRITE if write else selectors.EVENT_READ)
+
+    watch_listener = watch
+
+    def doubt(self, fd: int) -> None:
+        """Nothing: ``watch()`` always looks."""
+
+    welcome = doubt
 
     def forget(self, fd: int) -> None:
         self._change(fd, 0)

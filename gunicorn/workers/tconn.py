@@ -13,7 +13,7 @@ from typing import Any
 
 from gunicorn import sock as listening
 from gunicorn.http.errors import NoMoreData
-from gunicorn.http.parse import HeadGatherer
+from gunicorn.http.parse import HeadGatherer, find_head_end
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.policy import RequestPolicy, policy_for
 from gunicorn.workers import closing
@@ -38,6 +38,7 @@ class TConn:
         self.initialized = False
         self.is_tls = False
         self.gatherer: HeadGatherer | None = None
+        self._received_all = True
         # What is being served, where `request_timeout` limits it: since when, and by which thread.
         self.request: Any = None
         self.since = math.inf
@@ -69,10 +70,9 @@ class TConn:
         Raises BlockingIOError or SSLWantReadError where more has to come, NoMoreData at the end of the
         connection (its ``buf`` says of how much), ParseException for what is no request.
         """
-        unreader = self.parser.unreader
+        parser = self.parser
+        unreader = parser.unreader
         gatherer = self.gatherer
-        if gatherer is None:
-            gatherer = self.gatherer = HeadGatherer(self.parser.policy, first=self.parser.req_count == 0)
         while True:
             if unreader.pending:
                 data = unreader.read()
@@ -80,12 +80,24 @@ class TConn:
                 data = self.sock.recv(_RECEIVE)
             else:
                 data = self.sock.recv(_RECEIVE, socket.MSG_DONTWAIT)
+                unreader.asked = False
+                self._received_all = len(data) < _RECEIVE
+            if gatherer is None:
+                # Nearly always: a whole head in one piece. The parser finds its end again, where one may be.
+                if find_head_end(data) > 0 and not parser.policy.proxy_protocol:
+                    unreader.unread(data)
+                    return True
+                gatherer = self.gatherer = HeadGatherer(parser.policy, first=parser.req_count == 0)
             if not data:
                 raise NoMoreData(bytes(gatherer.buffer))
             if gatherer.feed(data):
                 unreader.unread(bytes(gatherer.buffer))
                 self.gatherer = None
                 return True
+
+    def is_drained(self) -> bool:
+        """Whether all that had arrived when the connection was last reported has been received."""
+        return self._received_all and not self.parser.unreader.asked
 
     @property
     def has_begun(self) -> bool:

@@ -89,6 +89,47 @@ def test_writable_and_the_end_are_events(poller: Any, pair: tuple[socket.socket,
     finish(poller, waiter)
 
 
+def test_in_doubt_it_looks_again(poller: Any, pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    theirs.send(b"xy")
+    waiter = Waiter(poller)
+    poller.watch(ours.fileno())
+    wait_until(lambda: len(waiter.seen) == 1)
+    ours.recv(1)  # not all
+    poller.doubt(ours.fileno())
+    poller.watch(ours.fileno())
+    wait_until(lambda: len(waiter.seen) == 2)
+    finish(poller, waiter)
+
+
+def test_an_end_that_came_with_the_last_bytes_is_told(
+    poller: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    theirs.send(b"x")
+    theirs.shutdown(socket.SHUT_WR)
+    waiter = Waiter(poller)
+    poller.watch(ours.fileno())
+    wait_until(lambda: len(waiter.seen) == 1)
+    assert ours.recv(10) == b"x"
+    poller.watch(ours.fileno())
+    wait_until(lambda: len(waiter.seen) == 2)
+    finish(poller, waiter)
+
+
+def test_a_listener_is_told_of_as_long_as_somebody_waits(poller: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        waiter = Waiter(poller)
+        for _ in range(3):
+            before = len(waiter.seen)
+            with socket.create_connection(listener.getsockname()):
+                poller.watch_listener(listener.fileno())
+                wait_until(lambda before=before: len(waiter.seen) > before)
+                listener.accept()[0].close()
+        poller.forget(listener.fileno())
+        finish(poller, waiter)
+
+
 def test_forgotten_is_not_told(poller: Any, pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     poller.watch(ours.fileno())
@@ -110,6 +151,7 @@ def test_a_number_can_be_watched_again_for_another_socket(poller: Any) -> None:
     waiter = Waiter(poller)
     for turn in range(20):
         ours, theirs = socket.socketpair()
+        poller.welcome(ours.fileno())
         poller.watch(ours.fileno())
         theirs.send(b"x")
         wait_until(lambda turn=turn: len(waiter.seen) == turn + 1)
