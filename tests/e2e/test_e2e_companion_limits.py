@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: MIT
+"""When a companion comes back, when not, and when it must go: autorestart, delays, retries, limits."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import time
+
+import pytest
+from e2e_apps import JOBS
+from e2e_companions import companion_server, entry, pids_in, reconfigure, signals, starts
+from harness import LINUX, Background, Server, wait_until
+
+TARGETS = (
+    JOBS
+    + '''
+def exits():
+    """Once the file <name>.go is there, with the status that is in it."""
+    begin()
+    path = os.path.join(HERE, f"{name()}.go")
+    while not os.path.exists(path):
+        time.sleep(0.02)
+    with open(path) as f:
+        status = int(f.read())
+    os.unlink(path)
+    sys.exit(status)
+
+def grows():
+    """The first of each name takes 80 MB; asked to stop, it works on for a moment."""
+    global held
+    if not os.path.exists(os.path.join(HERE, f"{name()}.starts")):
+        held = bytearray(os.urandom(2**20) * 80)
+    drain()
+'''
+)
+FILES = {"jobs.py": TARGETS}
+
+
+def gaps(server: Server, name: str) -> list[float]:
+    return [later - earlier for (_, earlier), (_, later) in itertools.pairwise(starts(server, name))]
+
+
+def end_with(server: Server, name: str, status: int) -> int:
+    """Let *name* exit; its pid."""
+    pid: int = server.wait_companion(name)["pid"]
+    server.write(f"{name}.go", str(status))
+    return pid
+
+
+def exits(name: str, **keys):
+    return entry(name, "exits", restart_delay=0.1, **keys)
+
+
+# -- autorestart --
+
+
+def test_which_exit_brings_which_companion_back() -> None:
+    kinds = {"keep": "always", "job": "on-failure", "once": "never"}
+    server = companion_server(
+        *(exits(name, autorestart=kind) for name, kind in kinds.items()), files_option=FILES
+    )
+    with server:
+        failed = {name: end_with(server, name, 3) for name in kinds}
+        again = {name: server.wait_companion(name, without=[failed[name]])["pid"] for name in ("keep", "job")}
+        once = server.wait_companion("once", "STOPPED")
+        assert (once["reason"], once["description"]) == ("exited", "exited with status 3")
+        assert once["manual_stop"] is False
+
+        for name in again:
+            end_with(server, name, 0)
+        server.wait_companion("keep", without=[again["keep"]])
+        job = server.wait_companion("job", "STOPPED")
+        assert (job["reason"], job["description"]) == ("exited", "exited with status 0")
+        assert (job["exit_count"], job["restart_count"]) == (2, 1)
+
+        # A signal is a failure, too; and a command starts what has settled.
+        assert server.ask("start", "job")["ok"]
+        pid = server.wait_companion("job", without=[failed["job"], again["job"]])["pid"]
+        os.kill(pid, signal.SIGKILL)
+        server.wait_companion("job", without=[pid])
+
+        # What has settled does so for good: neither SIGHUP nor the end of the manager starts it.
+        server.signal(signal.SIGHUP)
+        server.wait_log("Companions reread")
+        manager = server.wait_manager()
+        os.kill(manager, signal.SIGKILL)
+        server.wait_manager(without=manager)
+        server.wait_companion("keep")
+        once = server.companion("once")
+        assert (once["state"], once["reason"]) == ("STOPPED", "exited")
+        assert once["description"] == "exited with status 3"
+        assert len(starts(server, "once")) == 1
+
+
+# -- delays and retries --
+
+
+def test_delays_grow_up_to_their_maximum() -> None:
+    server = companion_server(
+        entry("job", "exit3", startsecs=5, restart_delay=0.2, restart_delay_max=0.8), files_option=FILES
+    )
+    with server:
+        wait_until(lambda: len(starts(server, "job")) >= 5, 20, "five starts")
+        found = gaps(server, "job")[:4]
+        for gap, least in zip(found, (0.2, 0.36, 0.72, 0.72), strict=True):
+            # What is timed is the target's first line, some milliseconds after the fork.
+            assert gap > least - 0.03, found
+        assert found[0] < 0.36 + found[2]
+        assert server.get("/").status == 200
+
+
+def test_with_no_delay_at_all_an_instant_exit_does_not_spin() -> None:
+    server = companion_server(
+        entry("job", "returns", startsecs=0, restart_delay=0),
+        files_option=FILES,
+    )
+    with server:
+        manager = server.wait_manager()
+        began, cpu = time.monotonic(), cpu_time(manager)
+        wait_until(lambda: len(starts(server, "job")) >= 20, 30, "twenty starts")
+        seconds = time.monotonic() - began
+        found = gaps(server, "job")
+        assert sum(found) > 0.045 * len(found)
+        assert cpu_time(manager) - cpu < 0.8 * seconds
+        # It is RUNNING or in BACKOFF each time, and never counts as a start that failed.
+        assert server.companion("job")["failed_starts"] == 0
+        assert server.get("/").status == 200
+
+
+def cpu_time(pid: int) -> float:
+    with open(f"/proc/{pid}/stat") as f:
+        fields = f.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_after_so_many_failed_starts_it_is_tried_no_more() -> None:
+    keys = {"startsecs": 5, "restart_delay": 0.05, "start_retries": 3}
+    server = companion_server(
+        entry("job", "exit3", **keys),
+        # It never reaches its target.
+        entry("lost", "idle", **keys, cwd="/nowhere/at/all"),
+        # And this one is RUNNING in between: it fails again and again, and is tried again and again.
+        entry("flaky", "returns", startsecs=0, restart_delay=0.05, start_retries=1),
+        files_option=FILES,
+    )
+    with server:
+        found = server.wait_companion("job", "STOPPED")
+        assert found["reason"] == "gave up"
+        assert found["description"] == "gave up after 3 failed starts: exited with status 3"
+        assert found["failed_starts"] == 3
+        lost = server.wait_companion("lost", "STOPPED")
+        assert re.fullmatch(r"gave up after 3 failed starts: .*/nowhere/at/all.*", lost["description"])
+        wait_until(lambda: len(starts(server, "flaky")) > 6, 20, "flaky starts")
+        assert len(starts(server, "job")) == 3
+        assert "Companion job is not tried any more: gave up after 3 failed starts" in server.log()
+        assert server.get("/").status == 200
+
+        # A command gives it as many tries again.
+        assert server.ask("start", "job")["ok"]
+        wait_until(lambda: len(starts(server, "job")) == 6, 10, "six starts")
+        found = server.wait_companion("job", "STOPPED")
+        assert (found["reason"], found["failed_starts"]) == ("gave up", 3)
+
+
+def test_the_server_that_is_pointless_without_it_ends_when_all_have_drained() -> None:
+    server = companion_server(
+        exits("vital", start_retries=2, startsecs=60, on_give_up="shutdown"),
+        entry("queue", "drain", env={"UNTIL": "go-on"}),
+        files_option=FILES,
+    )
+    server.expected_code = 1
+    with server:
+        server.wait_companion("queue")
+        slow = Background(server, "/wait?go-on")
+        wait_until(lambda: server.log("wait.started"), 10, "a request at work")
+        for count in (1, 2):
+            wait_until(lambda count=count: len(starts(server, "vital")) == count, 10, "vital starts")
+            server.write("vital.go", "1")
+        wait_until(lambda: signals(server, "queue"), 10, "queue is asked to stop")
+        # Nobody is in a hurry: both go on with what they do.
+        server.write("go-on", "")
+        assert slow.result().text == "waited"
+        assert server.wait_exit() == 1
+        assert len(pids_in(server, "queue.drained")) == 1
+        assert len(starts(server, "vital")) == 2
+
+
+# -- limits --
+
+
+def lives(server: Server, name: str) -> list[tuple[float, float | None]]:
+    """From each start to when it was asked to stop, if it was."""
+    asked = {pid: moment for pid, _signal, moment in signals(server, name)}
+    return [(moment, asked.get(pid)) for pid, moment in starts(server, name)]
+
+
+def downs(server: Server, *names: str) -> list[tuple[float, float, str]]:
+    """The times in which one was down between two lives, in order."""
+    found = []
+    for name in names:
+        for (_, end), (begin, _) in itertools.pairwise(lives(server, name)):
+            assert end is not None, f"{name} was not asked to stop: {server.log()}"
+            found.append((end, begin, name))
+    return sorted(found)
+
+
+def check_one_at_a_time(server: Server, *names: str) -> None:
+    for (_, back, name), (gone, _, other) in itertools.pairwise(downs(server, *names)):
+        assert back < gone, f"{other} went while {name} was away"
+    found = server.companions()
+    assert [found[name]["kill_count"] for name in names] == [0] * len(names)
+
+
+@pytest.mark.skipif(not LINUX, reason="memory is known on Linux only")
+def test_copies_that_grow_are_restarted_gracefully_one_at_a_time() -> None:
+    server = companion_server(
+        entry("rq", "grows", numprocs=2, max_memory="60M", env={"DRAIN": "0.3"}),
+        entry("other", "drain", max_memory="60M"),
+        files_option=FILES,
+    )
+    with server:
+        names = ("rq:0", "rq:1")
+        wait_until(lambda: all(len(starts(server, name)) == 2 for name in names), 30, lambda: server.log())
+        for name in names:
+            server.wait_companion(name)
+            assert len(pids_in(server, f"{name}.drained")) == 1
+            assert f"Companion {name} restarts: its " in server.log()
+        assert re.search(r"its \d\d\.\d MB of private memory are over 60 MB", server.log())
+        check_one_at_a_time(server, *names)
+        assert len(starts(server, "other")) == 1
+
+
+def test_copies_that_have_lived_long_enough_are_restarted_gracefully_one_at_a_time() -> None:
+    server = companion_server(
+        entry("rq", "drain", numprocs=3, max_lifetime=1.5, max_lifetime_jitter=1, env={"DRAIN": "0.1"}),
+        files_option=FILES,
+    )
+    with server:
+        names = ("rq:0", "rq:1", "rq:2")
+        wait_until(lambda: all(len(starts(server, name)) >= 3 for name in names), 40, lambda: server.log())
+        check_one_at_a_time(server, *names)
+        ages = [end - begin for name in names for begin, end in lives(server, name) if end is not None]
+        # The lifetime counts from the fork, a moment before the target's first line.
+        assert min(ages) > 1.2, ages
+        assert len({round(age, 2) for age in ages}) > 1
+        assert "restarts: it has lived for 1.5s" in server.log()
+
+        # A longer life holds at once for what runs, and nothing else happens to it.
+        reconfigure(server, entry("rq", "drain", numprocs=3, max_lifetime=600, env={"DRAIN": "0.1"}))
+        assert server.ask("reread")["updated"] == list(names)
+        assert server.ask("reread")["unchanged"] == list(names)

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: MIT
+"""Who starts after whom, and the hooks around a start: `after`, companion_pre_fork, companion_exit."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+
+import pytest
+from e2e_apps import JOBS
+from e2e_companions import companion_server, entry, reconfigure, starts
+from harness import Server, wait_until
+
+TARGETS = (
+    JOBS
+    + '''
+from gunicorn.companion import notify
+
+def until_told():
+    """Is ready once the file <name>.go is there."""
+    begin()
+    while not os.path.exists(os.path.join(HERE, f"{name()}.go")):
+        time.sleep(0.02)
+    notify(ready=True)
+    sleep_forever()
+
+def until_told_and_done():
+    """A job: it is done once the file <name>.go is there."""
+    begin()
+    while not os.path.exists(os.path.join(HERE, f"{name()}.go")):
+        time.sleep(0.02)
+'''
+)
+FILES = {"jobs.py": TARGETS}
+
+
+def go(server: Server, name: str) -> None:
+    server.write(f"{name}.go", "")
+
+
+def names_waited_for(server: Server, name: str) -> list[str]:
+    found = server.companion(name)
+    assert found["pid"] is None or not found["after"]
+    after: list[str] = found["after"]
+    return after
+
+
+# -- the order --
+
+
+def test_each_starts_when_those_before_it_run() -> None:
+    """A chain that is configured backwards: the last first, and copies in the middle."""
+    server = companion_server(
+        entry("mail", "idle", after=["rq", "db"]),
+        entry("rq", "until_told", ready="notify", numprocs=2, after=["db"]),
+        entry("db", "until_told", ready="notify"),
+        entry("alone", "idle"),
+        files_option=FILES,
+    )
+    with server:
+        server.wait_companion("alone")
+        found = server.companions()
+        assert found["db"]["state"] == "STARTING" and found["db"]["pid"]
+        for name, after in (("rq:0", ["db"]), ("rq:1", ["db"]), ("mail", ["rq", "db"])):
+            assert (found[name]["state"], found[name]["pid"]) == ("STARTING", None)
+            assert found[name]["after"] == after
+            assert found[name]["description"] == f"waiting for {', '.join(after)}"
+        # Nothing waits blocking.
+        assert server.get("/").status == 200
+        assert starts(server, "rq:0") == []
+
+        go(server, "db")
+        server.wait_companion("db")
+        wait_until(lambda: starts(server, "rq:0") and starts(server, "rq:1"), 10, "the copies start")
+        assert names_waited_for(server, "mail") == ["rq"]
+        go(server, "rq:1")
+        server.wait_companion("rq:1")
+        # One copy is not all of them.
+        assert names_waited_for(server, "mail") == ["rq"]
+        go(server, "rq:0")
+        server.wait_companion("mail")
+        times = [starts(server, name)[0][1] for name in ("db", "rq:0", "mail")]
+        assert times == sorted(times)
+
+        # It is about the start: who runs goes on when those before it go.
+        mail = server.companion("mail")["pid"]
+        server.ask("stop", "db")
+        server.wait_companion("db", "STOPPED")
+        assert server.companion("mail")["pid"] == mail
+        assert server.companion("rq:0")["state"] == "RUNNING"
+        server.ask("restart", "rq:0")
+        wait_until(lambda: names_waited_for(server, "rq:0") == ["db"], 10, "rq:0 waits anew")
+        server.ask("start", "db")
+        server.wait_companion("rq:0")
+
+
+def test_one_that_never_runs_holds_up_those_after_it_and_nothing_else() -> None:
+    server = companion_server(
+        entry("db", "exit3", startsecs=5, restart_delay=0.1),
+        entry("a", "idle", after=["db"]),
+        entry("b", "idle"),
+        files_option=FILES,
+    )
+    with server:
+        server.wait_companion("b")
+        wait_until(lambda: len(starts(server, "db")) >= 4, 10, "four starts of db")
+        assert server.companion("a")["description"] == "waiting for db"
+        assert starts(server, "a") == []
+        assert server.get("/").status == 200
+        # It can be stopped, and so waits for nobody; started, it waits again.
+        server.ask("stop", "a")
+        found = server.wait_companion("a", "STOPPED")
+        assert (found["description"], found["after"]) == ("stopped manually", [])
+        server.ask("start", "a")
+        assert names_waited_for(server, "a") == ["db"]
+        reconfigure(
+            server,
+            entry("db", "idle", startsecs=0.1),
+            entry("a", "idle", after=["db"]),
+            entry("b", "idle"),
+        )
+        assert server.ask("reread")["ok"]
+        server.wait_companion("a")
+        assert len(starts(server, "a")) == 1
+
+
+def test_one_that_is_let_go_by_reread_starts() -> None:
+    stuck = entry("db", "exit3", startsecs=5, restart_delay=60)
+    with companion_server(stuck, entry("a", "idle", after=["db"]), files_option=FILES) as server:
+        server.wait_companion("db", "BACKOFF")
+        reconfigure(server, stuck, entry("a", "idle"))
+        assert server.ask("reread")["updated"] == ["a"]
+        server.wait_companion("a")
+        assert server.companion("db")["state"] == "BACKOFF"
+
+
+def test_after_a_job_that_is_done() -> None:
+    """Migrations first; they are done once, also for a manager that takes over."""
+    server = companion_server(
+        entry("migrate", "until_told_and_done", autorestart="on-failure", startsecs=60),
+        entry("a", "idle", after=["migrate"]),
+        files_option=FILES,
+    )
+    with server:
+        wait_until(lambda: starts(server, "migrate"), 10, "migrate starts")
+        assert names_waited_for(server, "a") == ["migrate"]
+        go(server, "migrate")
+        before = server.wait_companion("a")
+        done = server.wait_companion("migrate", "STOPPED")
+        assert (done["reason"], done["description"]) == ("exited", "exited with status 0")
+
+        manager = server.wait_manager()
+        os.kill(manager, signal.SIGKILL)
+        server.wait_manager(without=manager)
+        server.wait_companion("a", without=[before["pid"]])
+        after = server.companion("migrate")
+        for key in ("state", "reason", "description", "last_exit_code"):
+            assert after[key] == done[key]
+        assert len(starts(server, "migrate")) == 1
+
+
+@pytest.mark.parametrize(
+    ("companions", "said"),
+    [
+        (
+            [entry("a", "idle", after=["databse"]), entry("database", "idle")],
+            "companion 'a': after: no companion named databse: did you mean database?",
+        ),
+        (
+            [
+                entry("a", "idle", after=["b"]),
+                entry("b", "idle", numprocs=2, after=["c"]),
+                entry("c", "idle", after=["b:1"]),
+            ],
+            "after: they wait for each other: b -> c -> b",
+        ),
+        ([entry("a", "idle", after=["a"])], "after: they wait for each other: a -> a"),
+    ],
+    ids=["unknown", "circle", "itself"],
+)
+def test_an_order_that_cannot_be_is_found_before_anything_starts(companions, said) -> None:
+    server = companion_server(*companions, ready_option=None, args_option=["--check-config"])
+    server.expected_code = 1
+    with server:
+        assert server.wait_exit() == 1
+        assert said in server.log()
+        assert "Traceback" not in server.log()
+        assert starts(server, "a") == []
+
+
+# -- hooks --
+
+HOOKS = """
+def _note(hook, manager, companion):
+    import os
+    with open("hooks", "a") as f:
+        f.write(f"{hook} {os.getpid()} {manager.pid} {type(manager).__name__} {companion.name}"
+                f" {companion.state.value} {companion.pid} {companion.last_exit_code}\\n")
+
+def companion_pre_fork(manager, companion):
+    _note("pre_fork", manager, companion)
+
+def companion_post_fork(manager, companion):
+    _note("post_fork", manager, companion)
+
+def companion_exit(manager, companion):
+    _note("exit", manager, companion)
+"""
+
+
+def notes(server: Server, name: str) -> list[list[str]]:
+    """What the hooks noted of one companion, without the type that is always the same."""
+    lines = [line.split() for line in server.log("hooks").splitlines()]
+    assert {line[3] for line in lines} <= {"CompanionManager"}
+    return [[*line[:3], *line[5:]] for line in lines if line[4] == name]
+
+
+def test_each_hook_in_the_right_process_with_the_right_arguments() -> None:
+    server = companion_server(
+        entry("a", "idle"), entry("job", "exit3", restart_delay=60), extra=HOOKS, files_option=FILES
+    )
+    with server:
+        manager = str(server.wait_manager())
+        wait_until(lambda: len(notes(server, "job")) == 3, 10, lambda: server.log("hooks"))
+        (job,) = {pid for pid, _time in starts(server, "job")}
+        assert notes(server, "job") == [
+            ["pre_fork", manager, manager, "STARTING", "None", "None"],
+            ["post_fork", str(job), manager, "STARTING", "None", "None"],
+            # It is over, and all that is known of it is there to read.
+            ["exit", manager, manager, "BACKOFF", "None", "3"],
+        ]
+        pid = server.wait_companion("a")["pid"]
+        server.ask("restart", "a")
+        new = server.wait_companion("a", without=[pid])["pid"]
+        wait_until(lambda: len(notes(server, "a")) == 5, 10, lambda: server.log("hooks"))
+        assert [(line[0], line[1]) for line in notes(server, "a")] == [
+            ("pre_fork", manager),
+            ("post_fork", str(pid)),
+            ("exit", manager),
+            ("pre_fork", manager),
+            ("post_fork", str(new)),
+        ]
+        assert notes(server, "a")[2][3:] == ["STOPPING", "None", "None"]
+        assert server.stop() == 0
+        assert notes(server, "a")[-1][0] == "exit"
+        assert len(notes(server, "job")) == 3
+
+
+@pytest.mark.parametrize("what", ["raise RuntimeError('no thanks')", "import sys; sys.exit(5)"])
+def test_a_hook_that_raises_changes_nothing_else(what) -> None:
+    hooks = "\n".join(
+        f"def companion_{hook}(manager, companion):\n    {what}\n" for hook in ("pre_fork", "exit")
+    )
+    with companion_server(entry("a", "idle"), entry("b", "idle"), extra=hooks) as server:
+        manager = server.wait_manager()
+        pids = [server.wait_companion("a")["pid"]]
+        for _ in range(2):
+            os.kill(pids[-1], signal.SIGKILL)
+            pids.append(server.wait_companion("a", without=pids)["pid"])
+        server.wait_companion("b")
+        assert server.manager() == manager
+        log = server.log()
+        for hook, count in (("companion_pre_fork", 4), ("companion_exit", 2)):
+            found = [line for line in log.splitlines() if hook in line and "companion a" in line]
+            assert len(found) >= count - 1, log
+        for (_, earlier), (_, later) in itertools.pairwise(starts(server, "a")):
+            assert earlier < later
