@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""A page and the copies that work for it: start it with ``gunicorn`` in this directory."""
+
+import os
+
+wsgi_app = "board:app"
+preload_app = True
+accesslog = "-"
+
+companion_workers = [
+    # A job: it makes the table, exits with 0, and rests. A failure is tried again, a while later each time.
+    {
+        "name": "migrate",
+        "target": "chores:migrate",
+        "autorestart": "on-failure",
+        "restart_delay": 1,
+        "restart_delay_max": 30,
+    },
+    # Three of the same, which need the table.
+    {
+        "name": "packer",
+        "target": "chores:pack",
+        "numprocs": 3,
+        "after": ["migrate"],
+        # Old ones go before a leak becomes a problem: one at a time, and not all within the same minute.
+        "max_lifetime": float(os.environ.get("BOARD_LIFETIME", "60")),
+        "max_lifetime_jitter": float(os.environ.get("BOARD_JITTER", "30")),
+        "max_memory": "300M",
+        # Dead within a second, five times in a row: then something is wrong that a sixth time won't cure.
+        "start_retries": 5,
+        "restart_delay": 1,
+    },
+]
+# A packer that is told to stop finishes the parcel in its hands.
+companion_stop_timeout = companion_reload_timeout = 20
+
+
+def companion_exit(manager, companion):
+    # Here an error reporter would be told. It is called in the manager, so be quick.
+    manager.log.info("%s has ended with code %s", companion.name, companion.last_exit_code)
