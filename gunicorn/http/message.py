@@ -83,7 +83,8 @@ class Message:
         """The fields, names in upper case, in the order received."""
         self.fields = None
         if self._headers is None:
-            self._headers = self.head.headers if self.head is not None else []
+            # A list of its own: the head may be another request's, too.
+            self._headers = list(self.head.headers) if self.head is not None else []
         return self._headers
 
     @headers.setter
@@ -131,19 +132,18 @@ class Message:
 
     def should_close(self) -> bool:
         """Whether no further message follows on the connection."""
-        if self.must_close:
-            return True
-        return self.head is None or self.head.should_close
+        return self.must_close or self.head is None or self.head.should_close
 
 
 class Request(Message):
     """One request. Raises ParseException for a bad one, NoMoreData if the peer ends within it.
 
-    On a connection that ended cleanly NoMoreData has an empty ``buf``. *policy* and *proxy_info*
-    (of an earlier request on the connection) spare the work of finding them again.
+    On a connection that ended cleanly NoMoreData has an empty ``buf``. *policy*, *proxy_info*
+    and *last_head* (of the request before it on the connection) spare the work of finding them again.
     """
 
     method = uri = path = query = fragment = ""
+    _last_head: RequestHead | None = None
     proxy_info: ProxyInfo | None = None
     proxy_protocol_info: dict[str, Any] | None = None
 
@@ -156,8 +156,11 @@ class Request(Message):
         *,
         policy: RequestPolicy | None = None,
         proxy_info: ProxyInfo | None = None,
+        last_head: RequestHead | None = None,
     ) -> None:
         self.req_number = req_number
+        if last_head is not None:
+            self._last_head = last_head
         if proxy_info is not None:
             self._set_proxy_info(proxy_info)
         super().__init__(cfg, unreader, peer_addr, policy=policy)
@@ -190,7 +193,11 @@ class Request(Message):
             end = find_head_end(data)
             if end > 0:  # nearly always: the whole head in one piece, and often nothing else
                 block = data if end == len(data) else data[:end]
-                self._take(parse_head(block, policy, policy.forwarded_allow.allows(self.peer_addr)))
+                # Clients repeat themselves: the same bytes of the same peer say the same again.
+                head = self._last_head
+                if head is None or head.block != block:
+                    head = parse_head(block, policy, policy.forwarded_allow.allows(self.peer_addr))
+                self._take(head)
                 return data[end:]
         gatherer = HeadGatherer(policy, first=self.req_number == 1)
         while True:

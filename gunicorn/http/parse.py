@@ -79,6 +79,10 @@ class RequestHead:
         self.path = path
         self.query = query
         self.version = version
+        #: The bytes that it was read from.
+        self.block = b""
+        #: Whether the connection ends with this request (RFC 9112 section 9.3).
+        self.should_close = version <= _V10
         self._lines: list[str] = []
         self._headers: Headers | None = None
 
@@ -93,11 +97,6 @@ class RequestHead:
     @headers.setter
     def headers(self, headers: Headers) -> None:
         self._headers = headers
-
-    @property
-    def should_close(self) -> bool:
-        """Whether the connection ends with this request (RFC 9112 section 9.3)."""
-        return self.version <= _V10 if self.close is None else self.close
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RequestHead) and self._said() == other._said()
@@ -236,7 +235,9 @@ def parse_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> Re
 
     *trusted*: the peer is named by ``forwarded_allow_ips``. Raises ParseException subclasses.
     """
-    return fast_head(block, policy, trusted) or exact_head(block, policy, trusted)
+    head = fast_head(block, policy, trusted) or exact_head(block, policy, trusted)
+    head.block = block
+    return head
 
 
 def fast_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> RequestHead | None:
@@ -516,6 +517,8 @@ def _interpret_connection(head: RequestHead, value: str) -> None:
         head.close = True
     elif "keep-alive" in options and head.close is None:
         head.close = False
+    if head.close is not None:
+        head.should_close = head.close
 
 
 def _interpret_codings(head: RequestHead, codings: list[str]) -> None:

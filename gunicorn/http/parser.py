@@ -63,6 +63,7 @@ class Parser:
                 self.req_count,
                 policy=self.policy,
                 proxy_info=self._proxy_info,
+                last_head=last.head if last is not None else None,
             )
         except NoMoreData as end:
             if end.buf:

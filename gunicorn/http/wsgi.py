@@ -360,7 +360,9 @@ class Response:
     def _take_head(self) -> bytes:
         """The bytes of the head, which the caller sends now."""
         self._settle_request_body()
-        data = head.encode_head("".join(self.default_headers()) + head.field_lines(self.headers))
+        lines = self.default_headers()
+        lines.append(head.field_lines(self.headers))
+        data = head.encode_head("".join(lines))
         self.headers_sent = True
         return data
 

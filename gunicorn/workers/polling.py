@@ -28,7 +28,7 @@ class Poller(Protocol):
         """Report *fd* as long as somebody waits to be accepted; at least once for each call."""
 
     def doubt(self, fd: int) -> None:
-        """Have the next ``watch()`` look whether something is there: not all was received, or a report lost."""
+        """Have the next ``watch()`` look what is there: not all was received, or a report lost."""
 
     def welcome(self, fd: int) -> None:
         """*fd* is a new connection's number; whatever had it before was closed."""

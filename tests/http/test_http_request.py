@@ -240,3 +240,14 @@ def test_reference_constants() -> None:
     assert message.METHOD_BADCHAR_RE.search("GeT")
     assert message.VERSION_RE.fullmatch("HTTP/1.1")
     assert message.RFC9110_5_5_INVALID_AND_DANGEROUS.search("a\0")
+
+
+def test_a_repeated_head_is_read_as_the_first_one_was() -> None:
+    head = b"GET /a HTTP/1.1\r\nHost: h\r\nX: 1\r\n\r\n"
+    parser = RequestParser(make_config(), [head, head, head.replace(b"1\r", b"2\r")], PEER)
+    first = next(parser)
+    first.headers.append(("MINE", "1"))
+    second, third = next(parser), next(parser)
+    assert second.headers == [("HOST", "h"), ("X", "1")]
+    assert third.headers == [("HOST", "h"), ("X", "2")]
+    assert (second.method, second.path, second.req_number) == ("GET", "/a", 2)
