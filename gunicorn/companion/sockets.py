@@ -127,13 +127,6 @@ class Listeners:
         """Those of all groups."""
         return [listener.fileno() for known in self._groups.values() for listener in known.listeners.values()]
 
-    def names(self, group: str) -> list[str]:
-        """The addresses of *group* as they came to be: with the port that the system chose, where it did."""
-        known = self._groups.get(group)
-        if known is None:
-            return []
-        return [str(listener).removeprefix("http://") for listener in known.listeners.values()]
-
 
 def _socket(listener: sock.BaseSocket) -> socket.socket:
     assert listener.sock is not None

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import stat
 import sys
@@ -467,8 +468,29 @@ def test_the_socket_over_an_upgrade_of_the_manager() -> None:
     ) as server:
         old, manager = server.wait_companion("web")["pid"], server.wait_manager()
         assert int(ask(address)) == old
-        server.signal(1)
+        server.signal(signal.SIGHUP)
         server.wait_manager(without=manager)
         new = server.wait_companion("web", without=[old])["pid"]
         assert int(ask(address)) == new
+        assert overlaps(server) == []
+
+
+def test_the_socket_over_an_upgrade_of_the_server() -> None:
+    """Over SIGUSR2 it changes hands with the companion, without a failed start in between."""
+    address = f"127.0.0.1:{free_port()}"
+    with companion_server(http_server(bind=address), files_option=FILES, preload_app=True) as server:
+        old = server.wait_companion("web")["pid"]
+        with counting(server, address) as clients:
+            server.signal(signal.SIGUSR2)
+            server.wait_log("Companion web waits", 20)
+            new_master = server.new_master()
+            assert new_master is not None
+            # Until the old server is told to go, it is the old companion that answers.
+            assert set(clients.ends) == {"answered"} and clients.pids == {old}, clients.ends
+            assert server.stop() == 0
+            server.adopt(new_master)
+            new = server.wait_companion("web", without=[old], timeout=20)["pid"]
+            wait_until(lambda: new in clients.pids, 20, "an answer of the new one")
+        assert clients.pids == {old, new}
+        assert "cannot listen" not in server.log()
         assert overlaps(server) == []
