@@ -190,6 +190,12 @@ def check_numprocs(value: Any) -> int | None:
     return count
 
 
+def _check_some_time(value: Any) -> float:
+    if _check_time(value) == 0:
+        raise ValueError("0 leaves no time")
+    return _check_time(value)
+
+
 def _check_positive_time(value: Any) -> float | None:
     if value is None:
         return None
@@ -277,6 +283,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "after": _check_names,
     "max_memory": _check_size,
     "numprocs": check_numprocs,
+    "start_timeout": _check_some_time,
     **dict.fromkeys(("restart_delay_max", "watchdog", "max_lifetime"), _check_positive_time),
     **dict.fromkeys(
         (
@@ -284,7 +291,6 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
             "reload_timeout",
             "startsecs",
             "restart_delay",
-            "start_timeout",
             "max_lifetime_jitter",
         ),
         _check_time,

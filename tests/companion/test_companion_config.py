@@ -109,6 +109,7 @@ def build(**values) -> CompanionConfig:
         (rq(on_give_up="shutdown"), "on_give_up: never happens without start_retries"),
         (rq(ready="yes"), "ready: 'yes' is none of startsecs, notify"),
         (rq(start_timeout=-1), "start_timeout: -1 is not a time of 0 or more seconds"),
+        (rq(start_timeout=0), "start_timeout: 0 leaves no time"),
         (rq(watchdog=0), "watchdog: 0 leaves no time (None turns it off)"),
         (rq(max_lifetime="1h"), "max_lifetime: '1h' is not a number of seconds"),
         (rq(max_memory="lots"), "max_memory: 'lots' is not a size: a number of bytes, or text like '300M'"),

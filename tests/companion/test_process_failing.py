@@ -531,6 +531,20 @@ def test_a_start_that_was_not_ready_does_not_start_the_delay_over():
     assert found == [2, 4, 8]
 
 
+def test_autorestart_and_retries_changed_by_reread_hold_for_what_runs():
+    process = running()
+    process.config = make(autorestart=NEVER).config
+    end(process, NOW)
+    assert process.settled == EXITED
+    process = starting()
+    fail_starts(process, 4)
+    process.config = make(start_retries=3).config
+    # What waits for its next start has it; then it has failed too often.
+    start_again(process)
+    run_for(process, 0.5)
+    assert process.description(NOW) == "gave up after 5 failed starts: exited with status 1"
+
+
 def test_start_timeout_changed_by_reread_holds_at_once():
     process = starting(ready="notify", start_timeout=30)
     process.config = make(ready="notify", start_timeout=90).config
