@@ -7,6 +7,7 @@ import compileall
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,14 @@ import harness
 import proctools
 import pytest
 
+# To rewrite the asserts of all tests takes each process ten seconds, so what comes of it is kept. Only until
+# they are collected: a test may import, write and import a module within a second.
+_writes_no_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _prepared() -> None:
+    sys.dont_write_bytecode = _writes_no_bytecode
     # Orphans of a test become children of the test process, where the check below finds them.
     harness.become_subreaper()
     # Servers write no bytecode (an application that is rewritten within a second would be read from it), so

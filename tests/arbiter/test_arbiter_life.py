@@ -240,8 +240,9 @@ def test_an_address_in_use_is_a_clear_error() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
+        impatient = "import gunicorn.sock\ngunicorn.sock.RETRY_DELAY = 0.05"
         with TinyServer(
-            HOOKS, bind=None, args=["-b", address], ready=None, pidfile="x.pid", expected_code=1
+            HOOKS, impatient, bind=None, args=["-b", address], ready=None, pidfile="x.pid", expected_code=1
         ) as server:
             assert server.wait_exit(15) == 1
             assert address in server.log()

@@ -59,6 +59,7 @@ def measured_worker(server: Server) -> int:
     return worker
 
 
+@pytest.mark.timeout(max(120, 5 * HUPS))
 @pytest.mark.parametrize("kind", CLASSES)
 def test_reloads_leave_nothing_behind(kind: str) -> None:
     server = companion_server(entry("a", "idle"), worker_class=kind, threads=2, extra=COUNTING)
