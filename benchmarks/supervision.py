@@ -358,7 +358,7 @@ def _command(
         commands["supervisorctl"] = [str(ctl), "-c", str(peer.directory / "supervisord.conf"), "status"]
         targets["supervisorctl"] = Target("<=", 1)
     measured = {label: Measured() for label in commands}
-    for order in rotations(list(commands), runs * 2):
+    for order in rotations(list(commands), runs):
         for label in order:
             before = time.perf_counter()
             done = subprocess.run(commands[label], capture_output=True, text=True, timeout=60)
