@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from e2e_companions import companion_server as jobs_server
 from e2e_companions import entry, overlaps, reconfigure
-from harness import LINUX, Server, free_port, is_alive, wait_until
+from harness import LINUX, Server, descriptors, free_port, is_alive, wait_until
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="looks at processes by /proc")
 
@@ -351,9 +351,8 @@ def test_several_addresses_are_handed_over_in_their_order() -> None:
     server = companion_server(files_option=FILES)
     port = free_port()
     addresses = [f"unix:{server.dir}/a.sock", f"127.0.0.1:{port}", f"unix:{server.dir}/b.sock"]
-    reconfigure(
-        server, {"name": "web", "target": "web:shows_its_sockets", "bind": addresses}, preload_app=True
-    )
+    web = {"name": "web", "target": "web:shows_its_sockets", "bind": addresses}
+    reconfigure(server, web, entry("other", "idle"), preload_app=True)
     with server:
         pid = server.wait_companion("web")["pid"]
         kinds, names, numbers = eval(server.wait_log("", name="sockets"))
@@ -366,6 +365,10 @@ def test_several_addresses_are_handed_over_in_their_order() -> None:
         # And the listing's own.
         assert [int(number) for number in numbers][:6] == [0, 1, 2, 3, 4, 5] and len(numbers) <= 8
         assert stat.S_ISSOCK(os.stat(server.dir / "a.sock").st_mode)
+        # Nor has another companion anything of them.
+        files = descriptors(server.wait_companion("other")["pid"])
+        others = [name for number, name in files.items() if number > 2 and "other.lock" not in name]
+        assert others == [], files
         assert is_alive(pid)
 
 
