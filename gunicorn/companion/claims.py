@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gunicorn.companion import runfile
-from gunicorn.companion.runfile import Orphan, RunFile
+from gunicorn.companion.runfile import Orphan, Record, RunFile
+
+# What another server runs is tried for again after so long, whether or not anything has changed.
+LOOK_AGAIN = 5.0
+# One look at the run directory and at the other server serves for so long.
+GLANCE = 0.02
+# A file system tells no two changes apart that follow so soon, in nanoseconds.
+SAME_MOMENT = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,41 @@ class Blocked:
 
     pid: int | None
     session: int | None = None
+
+
+@dataclass
+class _Glance:
+    """What all that wait for another server have in common, as of *at*."""
+
+    at: float
+    # The time of the run directory's last change: a lock that is released takes its file with it. None
+    # while that is just happening.
+    stamp: int | None
+    _alive: dict[tuple[int, str], bool] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, directory: str | None, now: float) -> _Glance:
+        stamp = None
+        if directory is not None:
+            with contextlib.suppress(OSError):
+                changed = os.stat(directory).st_mtime_ns
+                stamp = changed if abs(time.time_ns() - changed) > SAME_MOMENT else None
+        return cls(now, stamp)
+
+    def supervised(self, record: Record) -> bool:
+        who = record.supervisor, record.supervisor_started
+        if who not in self._alive:
+            self._alive[who] = record.supervised
+        return self._alive[who]
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """One that another server runs: as it was found, and until when that is taken for granted."""
+
+    record: Record
+    stamp: int
+    until: float
 
 
 class Claims:
@@ -37,6 +80,8 @@ class Claims:
         self._strays: dict[str, Orphan] = {}
         # Whose wait for another server has been logged.
         self._waiting: set[str] = set()
+        self._elsewhere: dict[str, _Elsewhere] = {}
+        self._glance = _Glance(float("-inf"), None)
         self._complaint: str | None = None
 
     def held(self, name: str) -> RunFile | None:
@@ -50,6 +95,8 @@ class Claims:
     def claim(self, name: str, now: float, *, singleton: bool = True) -> RunFile | Blocked:
         """The locked, empty run file of *name*, or what is in the way. Raises OSError."""
         run = self._runs.get(name)
+        if run is None and (known := self._still_elsewhere(name, now)) is not None:
+            return Blocked(known.pid)
         if run is None:
             run = self._take(name) if singleton else RunFile.claim(None, name)
             if run is not None:
@@ -67,6 +114,7 @@ class Claims:
             del self._orphans[name]
         if run is None:
             pid = record.pid if record is not None else None
+            self._note_elsewhere(name, record, now)
             if name not in self._waiting:
                 self._waiting.add(name)
                 self.log.info(
@@ -76,6 +124,32 @@ class Claims:
         self._waiting.discard(name)
         run.clear()
         return run
+
+    def _look(self, now: float) -> _Glance:
+        if now >= self._glance.at + GLANCE:
+            self._glance = _Glance.of(self.run_dir, now)
+        return self._glance
+
+    def _still_elsewhere(self, name: str, now: float) -> Record | None:
+        """The record of *name*, while nothing shows that another try to take it would be worth while.
+
+        Many may wait for long, as over an upgrade; a try is several system calls for each.
+        """
+        if name not in self._waiting:
+            return None
+        glance, known = self._look(now), self._elsewhere.get(name)
+        if known is None:
+            return None
+        if now < known.until and known.stamp == glance.stamp and glance.supervised(known.record):
+            return known.record
+        del self._elsewhere[name]
+        return None
+
+    def _note_elsewhere(self, name: str, record: Record | None, now: float) -> None:
+        # As the directory was before the try: what has changed since then is seen the next time.
+        stamp = self._glance.stamp
+        if record is not None and stamp is not None and now < self._glance.at + GLANCE:
+            self._elsewhere[name] = _Elsewhere(record, stamp, now + LOOK_AGAIN)
 
     def _take(self, name: str) -> RunFile | None:
         try:

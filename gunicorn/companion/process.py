@@ -28,6 +28,7 @@ __all__ = [
     "MIN_START_INTERVAL",
     "POLL_INTERVAL",
     "TRANSITIONS",
+    "WAIT_INTERVAL",
     "Action",
     "CompanionProcess",
     "Event",
@@ -43,6 +44,9 @@ MIN_START_INTERVAL = 0.05
 # Members of a session that are nobody's children here give no SIGCHLD; their
 # end is polled for at this interval, only while a session is ending.
 POLL_INTERVAL = 0.05
+
+# What another server runs may run for long; whether it is free is looked at so often.
+WAIT_INTERVAL = 0.25
 
 # Seconds that a hung process is given to write the stacks of its threads, from SIGABRT to SIGKILL.
 ABORT_TIME = 2.0
@@ -212,7 +216,11 @@ class CompanionProcess(Shown):
         supervises it (or holds its record), and we try again in a moment."""
         self.waiting_for = d.pid
         self.session = d.session
-        self.next_retry_at = d.now + POLL_INTERVAL
+        if d.session is not None:
+            self.next_retry_at = d.now + POLL_INTERVAL
+        else:
+            # All that wait are looked at together.
+            self.next_retry_at = (d.now // WAIT_INTERVAL + 1) * WAIT_INTERVAL
         return ()
 
     def _alive(self, d: Details) -> tuple[Action, ...]:
