@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import random
 import signal
 from collections.abc import Callable, Iterable
@@ -294,6 +295,41 @@ class World:
     def _is_current(self, life: Life) -> bool:
         process = self.processes.get(life.name)
         return process is not None and process.pid == life.pid
+
+    def be_replaced(self) -> None:
+        """SIGKILL to the manager: the next one has what the master was told, and old selves to wait for."""
+        manual = {name for name, process in self.processes.items() if process.manual_stop}
+        legacies = {name: legacy for name, p in self.processes.items() if (legacy := p.legacy) is not None}
+        for life in self.lives.values():
+            if not life.empty:
+                self.older[life.name] = OlderSelf(life.pid, self.now + 1.0, orphan=True)
+        self.lives.clear()
+        self.rolling = Rolling()
+        self.limits = Limits(self.rolling)
+        self.counts.clear()
+        # The master lets a second pass between two managers.
+        self.forked_at.clear()
+        self.processes = {c.name: self._new(c) for c in scale(self.configs, self.scaled)}
+        self.at_rest = (manual | legacies.keys()) & self.processes.keys()
+        for name, process in self.processes.items():
+            process.manual_stop = name in manual
+            if name in legacies:
+                process.inherit(json.loads(json.dumps(legacies[name])))
+            if name not in self.at_rest:
+                self.send(process, Event.START)
+            elif self.older_self(name) is not None:
+                self._end_old_self(process)
+
+    def _end_old_self(self, process: CompanionProcess) -> None:
+        older = self.older[process.name]
+        if not older.orphan:
+            return
+        manual, legacy = process.manual_stop, process.legacy
+        self.send(process, Event.START)
+        self.send(process, Event.BLOCKED, pid=older.pid, session=older.pid)
+        self.send(process, Event.STOP, manual=manual)
+        if legacy is not None:
+            process.inherit(legacy)
 
     # -- time ----------------------------------------------------------------------
 

@@ -137,6 +137,11 @@ class Companions(RuleBasedStateMachine):
             self.world.older[name] = OlderSelf(7, self.world.now + min(seconds, 2.5), orphan)
             self.world.settle()
 
+    @rule()
+    def replace_the_manager(self) -> None:
+        self.world.be_replaced()
+        self.world.settle()
+
     # -- clocks --
 
     @rule(seconds=TIME)
