@@ -95,6 +95,10 @@ class Claims:
     def claim(self, name: str, now: float, *, singleton: bool = True) -> RunFile | Blocked:
         """The locked, empty run file of *name*, or what is in the way. Raises OSError."""
         run = self._runs.get(name)
+        if run is not None and not run.in_place:
+            # What it says nobody would find; and somebody else may have made another.
+            self._runs.pop(name).release()
+            run = None
         if run is None and (known := self._still_elsewhere(name, now)) is not None:
             return Blocked(known.pid)
         if run is None:

@@ -152,9 +152,14 @@ class RunFile:
         """Forget the record and keep the lock."""
         os.ftruncate(self.fd, 0)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether it is where others look for it: somebody may have removed it, or its directory."""
+        return self.path is None or _is_same_file(self.fd, self.path)
+
     def release(self) -> None:
         """Clear the record, remove the file, let the lock go."""
-        if self.path is not None:
+        if self.path is not None and self.in_place:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
         # A descendant may hold this description; an unlock is for all who share it.

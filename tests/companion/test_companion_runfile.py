@@ -110,6 +110,18 @@ def test_a_directory_that_went_with_the_server_before_is_made_again(tmp_path):
         RunFile.claim(str(tmp_path / "missing" / "run"), "rq")
 
 
+def test_what_others_made_in_the_place_of_a_removed_file_is_theirs(tmp_path):
+    run = RunFile.claim(str(tmp_path), "rq")
+    assert run.in_place
+    (tmp_path / "rq.run").unlink()
+    other = RunFile.claim(str(tmp_path), "rq")
+    assert other.in_place and not run.in_place
+    run.release()
+    assert other.in_place
+    other.release()
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_file_without_a_name_serves_one_start():
     run, other = RunFile.claim(None, "rq"), RunFile.claim(None, "rq")
     run.write(record())
