@@ -160,6 +160,15 @@ class Lineup:
         self.environments = environments
 
     def ours(self, directory: Path, count: int) -> list[str]:
+        companion = "{'name': f'c{n:04}', 'target': 'webapps:report'}"
+        return self._gunicorn(directory, f"[{companion} for n in range({count})]")
+
+    def bare(self, directory: Path, count: int) -> list[str]:
+        """A companion that forks: the process is as large as the manager, of which it is a copy."""
+        env = f"{{'BENCHMARK_COUNT': '{count}'}}"
+        return self._gunicorn(directory, f"[{{'name': 'bare', 'target': 'webapps:fork_bare', 'env': {env}}}]")
+
+    def _gunicorn(self, directory: Path, companions: str) -> list[str]:
         (directory / "gunicorn.conf.py").write_text(
             "wsgi_app = 'webapps:hello'\n"
             "bind = '127.0.0.1:0'\n"
@@ -167,14 +176,9 @@ class Lineup:
             f"companion_control_socket = {str(directory / 'control')!r}\n"
             f"companion_run_dir = {str(directory / 'run')!r}\n"
             "companion_restart_delay = 0\n"
-            "companion_workers = [\n"
-            f"    {{'name': f'c{{n:04}}', 'target': 'webapps:report'}} for n in range({count})\n"
-            "]\n"
+            f"companion_workers = {companions}\n"
         )
         return [str(self.environments.bin(OURS) / "gunicorn")]
-
-    def bare(self, directory: Path, count: int) -> list[str]:
-        return [str(self.environments.bin(OURS) / "python"), str(servers.APPS / "bare_fork.py"), str(count)]
 
     def supervisord(self, directory: Path, count: int) -> list[str]:
         (directory / "supervisord.conf").write_text(
