@@ -28,10 +28,10 @@ class Parser:
         self.cfg = cfg
         self.policy = policy or policy_for(cfg)
         self.unreader: Unreader
-        if isinstance(source, Unreader):
-            self.unreader = source
-        elif hasattr(source, "recv"):
+        if hasattr(source, "recv"):
             self.unreader = SocketUnreader(source)
+        elif isinstance(source, Unreader):
+            self.unreader = source
         else:
             self.unreader = IterUnreader(source)
         self.mesg: Request | None = None

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What can go wrong when a connection is accepted, and whether somebody waits for it."""
+"""How a connection is accepted, what can go wrong with that, and whether somebody waits for it."""
 
 from __future__ import annotations
 
+import _socket
 import errno
 import select
+import socket
 from typing import Any
 
 #: The connection ended before it was accepted, or another worker has it: no reason to stop accepting.
@@ -16,6 +18,22 @@ EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 # A server that is overloaded has never an empty queue.
 _DRAIN_SECONDS = 5.0
+
+
+# The numbers; asked of the object, they are looked up among the names of an enumeration each time.
+_family = _socket.socket.family.__get__
+_kind = _socket.socket.type.__get__
+_proto = _socket.socket.proto.__get__
+
+
+def accept(listener: Any) -> tuple[Any, Any]:
+    """As ``listener.accept()``, without most of what the standard library adds to the system call."""
+    sock = getattr(listener, "sock", listener)
+    if type(sock) is not socket.socket:
+        accepted: tuple[Any, Any] = listener.accept()
+        return accepted
+    fd, addr = sock._accept()  # type: ignore[attr-defined]
+    return socket.socket(_family(sock), _kind(sock), _proto(sock), fileno=fd), addr
 
 
 def drain_seconds(cfg: Any) -> float:

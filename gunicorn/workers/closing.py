@@ -9,10 +9,13 @@ and what the client still sends is thrown away, within bounds.
 from __future__ import annotations
 
 import _socket
+import fcntl
 import socket
 import struct
+import termios
 import time
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 # A client that has read the answer closes; one that only sends is cut off.
@@ -21,16 +24,30 @@ LINGER_BYTES = 1 << 20
 
 _CHUNK = 65536
 
+_NO_BYTES = struct.pack("@i", 0)
+
+
+@lru_cache(maxsize=4)
+def _timeval(seconds: float) -> bytes:
+    whole = int(seconds)
+    return struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))
+
 
 def set_blocking_timeout(sock: Any, seconds: float) -> None:
     """Let each receive and send wait at most *seconds* (0: for ever) in the kernel.
 
     A timeout of Python's own costs a ``poll()`` for each of them. It fails with BlockingIOError.
     """
-    whole = int(seconds)
-    value = struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))
+    value = _timeval(seconds)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+
+def has_blocking_timeout(sock: Any, seconds: float) -> bool:
+    """Whether ``set_blocking_timeout()`` has been called for *sock*, or, on some systems, its listener."""
+    value = _timeval(seconds)
+    options = socket.SO_RCVTIMEO, socket.SO_SNDTIMEO
+    return all(sock.getsockopt(socket.SOL_SOCKET, option, len(value)) == value for option in options)
 
 
 def peek_now(sock: Any) -> bytes:
@@ -62,10 +79,8 @@ def begin_close(sock: Any, more_expected: bool = False) -> bool:
 
 
 def _has_input(sock: Any) -> bool:
-    try:
-        return bool(peek_now(sock))
-    except BlockingIOError:
-        return False
+    """Whether bytes have arrived that nobody has received; the connection's end is none."""
+    return fcntl.ioctl(sock.fileno(), termios.FIONREAD, _NO_BYTES) != _NO_BYTES
 
 
 def say_goodbye(sock: Any) -> None:

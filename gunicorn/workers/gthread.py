@@ -284,7 +284,7 @@ class ThreadWorker(Worker):
     def _take(self, listener: Any, fd: int) -> TConn | None:
         """A connection from the accept queue, or None."""
         try:
-            sock, addr = listener.accept()
+            sock, addr = accepting.accept(listener)
         except BlockingIOError:
             # Another worker was faster.
             return None

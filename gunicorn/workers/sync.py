@@ -31,11 +31,12 @@ class SyncWorker(Worker):
 
     _tls: Any = None
     _names: dict[Any, Any] = {}
+    _inherits: dict[Any, bool] = {}
     _serving = False
 
     def accept(self, listener: Any) -> None:
         """Accept one connection and serve it. Raises BlockingIOError if none is waiting."""
-        client, addr = listener.accept()
+        client, addr = accepting.accept(listener)
         if self._tls is None:
             self.handle(listener, client, addr)
         else:
@@ -58,11 +59,14 @@ class SyncWorker(Worker):
     def run(self) -> None:
         self.cycle  # noqa: B018 - what it looks up is not for the first client to wait for
         self._tls = listening.ssl_context(self.cfg) if self.cfg.is_ssl else None
+        self._inherits = {}
         self._names = {listener: listener.getsockname() for listener in self.sockets}
         self._greeted: dict[int, tuple[Any, ssl.SSLSocket, Any, float]] = {}
         self._poll = select.poll()
         for listener in self.sockets:
             listener.setblocking(False)
+            if self.timeout:
+                closing.set_blocking_timeout(listener, self.timeout)
             self._poll.register(listener.fileno(), select.POLLIN)
         if self.PIPE:
             self._poll.register(self.PIPE[0], select.POLLIN)
@@ -208,8 +212,8 @@ class SyncWorker(Worker):
         try:
             # Short of the master's timeout, so that a silent client costs itself and not the worker.
             if self._tls is None:
-                if self.timeout:
-                    closing.set_blocking_timeout(client, self.timeout)
+                if self.timeout and not self._inherits.get(listener):
+                    self._set_timeout(listener, client)
             elif not isinstance(client, ssl.SSLSocket):
                 # From a subclass that accepts in its own way.
                 client.settimeout(self.timeout or None)
@@ -234,6 +238,14 @@ class SyncWorker(Worker):
                 closing.reset(client)
             else:
                 closing.close_gracefully(client, more_expected=fate is Fate.LINGER)
+
+    def _set_timeout(self, listener: Any, client: Any) -> None:
+        """Give *client* the timeout, unless it has its listener's, as all after it then do, too."""
+        if listener in self._inherits or not closing.has_blocking_timeout(client, self.timeout):
+            self._inherits[listener] = False
+            closing.set_blocking_timeout(client, self.timeout)
+        else:
+            self._inherits[listener] = True
 
     def _refuse(self, req: Any, client: Any, addr: Any, error: BaseException) -> Fate:
         self.handle_error(req, client, addr, error)
