@@ -8,6 +8,7 @@ forked: the master and the companions stay as they are.
 from __future__ import annotations
 
 import contextlib
+import math
 import ssl
 import sys
 import time
@@ -19,7 +20,9 @@ from typing import Any
 from gunicorn import __version__
 from gunicorn import sock as listening
 from gunicorn.http.errors import RequestTimeout
+from gunicorn.http.parse import find_head_end
 from gunicorn.http.parser import RequestParser
+from gunicorn.http.unreader import READ_SIZE
 from gunicorn.http.wsgi import base_environ
 from gunicorn.workers import accepting
 from gunicorn.workers.base import TICK
@@ -68,6 +71,9 @@ VERSION = f"gunicorn/{__version__} gevent/{gevent.__version__}"
 # For a TLS handshake where `timeout` gives no limit.
 HANDSHAKE_SECONDS = 30.0
 
+# Deadlines of connections are kept to within this, so that not each of a thousand wakes the main greenlet.
+PUNCTUALITY = 0.1
+
 _READ = 1  # of gevent's watchers
 
 
@@ -99,6 +105,7 @@ class GeventWorker(AsyncWorker):
         self.conns: dict[Any, Connection] = {}
         self._servers: dict[Any, Any] = {}
         self._tls: Any = None
+        self._keeps_time = False
         self._patience: float | None = float(self.cfg.timeout) or None
         # The master waits for twice `timeout`.
         self._beat = min(TICK, self.timeout / 2 or TICK)
@@ -159,6 +166,8 @@ class GeventWorker(AsyncWorker):
             self.address_of(listener)
         if self.server_class is not None:
             self._servers = {listener: self._make_server(listener) for listener in self.sockets}
+        # Whether the main greenlet keeps the time of those who wait; else they do, each for itself.
+        self._keeps_time = self._tls is None and self.server_class is None
         self._alarm = gevent.get_hub().loop.io(self.PIPE[0], _READ)
         self._ended = gevent.event.Event()
         acceptors = [gevent.spawn(self._accept_forever, listener) for listener in self.sockets]
@@ -172,9 +181,26 @@ class GeventWorker(AsyncWorker):
         self.notify()
         if self._request_timeout:
             self._look_for_slow_requests()
+        if self._keeps_time:
+            seconds = min(seconds, self._hang_up_overdue())
         with contextlib.suppress(TimeoutError):
             gevent.socket.wait(self._alarm, timeout=seconds)
             self.drain_pipe()
+
+    def _hang_up_overdue(self) -> float:
+        """Hang up who has been silent for too long; in how many seconds the next one will have been."""
+        now = time.monotonic()
+        patience = self._patience or math.inf
+        nearest = min(self.keepalive or patience, patience)
+        for conn in list(self.conns.values()):
+            limit = self.keepalive if conn.state is State.IDLE else patience
+            if conn.state in (State.IDLE, State.NEW):
+                left = conn.since + limit - now
+                if left <= 0:
+                    conn.hang_up()
+                else:
+                    nearest = min(nearest, left)
+        return max(nearest, PUNCTUALITY)
 
     def _look_for_slow_requests(self) -> None:
         """Log where requests hang that take longer than `request_timeout`, and retire."""
@@ -302,7 +328,9 @@ class GeventWorker(AsyncWorker):
             client.close()
 
     def _forget(self, greenlet: Any) -> None:
-        self.conns.pop(greenlet, None)
+        conn = self.conns.pop(greenlet, None)
+        if conn is not None and conn.arrival is not None:
+            conn.arrival.close()
         self._ended.set()
         if not self.alive:
             self.wake()
@@ -371,8 +399,40 @@ class GeventWorker(AsyncWorker):
         conn.request = req
         conn.enter(State.BUSY)
 
+    def _receive(self, conn: Connection, sock: Any, first: bool) -> Any:
+        """The first bytes of a request; empty at the end of the connection, which ``_tick()`` brings in time.
+
+        A timer and a watcher of its own for each wait would cost as much as a request.
+        """
+        plain = getattr(sock, "_sock", sock)
+        if first:
+            conn.enter(State.NEW)
+            # Others may have ended meanwhile: that is to be seen before this one is told whether it may stay.
+            _wait_for_arrival(conn, plain)
+        else:
+            conn.enter(State.IDLE)
+        while True:
+            try:
+                data = plain.recv(READ_SIZE)
+                conn.enter(State.HEAD)
+                return data
+            except BlockingIOError:
+                _wait_for_arrival(conn, plain)
+
     def _next_request(self, parser: RequestParser) -> Any:
         unreader: Any = parser.unreader
+        if self._keeps_time and not unreader.pending:
+            conn = self._connection(unreader.sock)
+            data = self._receive(conn, unreader.sock, first=not parser.req_count)
+            if not data:
+                return None
+            unreader.unread(data)
+            if find_head_end(data) > 0 and not parser.policy.proxy_protocol:
+                # Nearly always: nothing more is waited for, so there is nothing to time.
+                req = next(parser, None)
+                conn.request = req
+                conn.enter(State.BUSY)
+                return req
         if not unreader.pending and not self.await_request(unreader.sock, first=not parser.req_count):
             return None
         req = None
@@ -438,6 +498,13 @@ def _entry_points_read_once() -> Iterator[None]:
         yield
     finally:
         metadata.entry_points = original
+
+
+def _wait_for_arrival(conn: Connection, sock: Any) -> None:
+    hub = gevent.get_hub()
+    if conn.arrival is None:
+        conn.arrival = hub.loop.io(sock.fileno(), _READ)
+    hub.wait(conn.arrival)
 
 
 def _make_cooperative(listener: Any) -> None:

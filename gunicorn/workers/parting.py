@@ -35,6 +35,8 @@ class Connection:
         self.sock = sock
         self.request: Any = None
         self.reported = False
+        #: Tells of what arrives, where the worker keeps one for the connection.
+        self.arrival: Any = None
         self.enter(State.NEW)
 
     def enter(self, state: State) -> None:
