@@ -70,7 +70,7 @@ def build_parser(words: Sequence[str]) -> Parser:
         description = f"{text[0].upper()}{text[1:]}. {more}"
         one = commands.add_parser(name, help=text, description=description, formatter_class=Formatter)
         add_arguments(one)
-        _add_common(one)
+        _add_common(one, waits=name in WAITS)
     return parser
 
 
@@ -96,7 +96,7 @@ def terminal_width() -> int:
 # -- options and arguments ---------------------------------------------------
 
 
-def _add_common(parser: Parser) -> None:
+def _add_common(parser: Parser, waits: bool = True) -> None:
     """What may stand before the command or after it; absent there, it leaves what came before."""
     parser.add_argument(
         "-s",
@@ -124,7 +124,8 @@ def _add_common(parser: Parser) -> None:
         "--no-wait",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="do not wait until companions have started or stopped",
+        # Taken everywhere, and told where it makes a difference.
+        help="do not wait until companions have started or stopped" if waits else argparse.SUPPRESS,
     )
 
 
@@ -193,14 +194,22 @@ WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
         "Exit status 3: one that should run is not RUNNING.",
         _status,
     ),
-    "start": ("start companions that are stopped", "Returns when they are RUNNING.", _some),
+    "start": (
+        "start companions that are stopped, or wait for their next start",
+        "Returns when they are RUNNING.",
+        _some,
+    ),
     "stop": (
         "stop companions and keep them stopped",
         "Returns when all their processes are gone.",
         _some,
     ),
     "restart": ("stop companions and start them again", "Returns when they are RUNNING again.", _restart),
-    "signal": ("send a signal to companions", "To the companion alone, not to its children.", _signal),
+    "signal": (
+        "send a signal to companions",
+        "It goes to the companion alone, not to its children.",
+        _signal,
+    ),
     "scale": (
         "change how many copies of a companion run",
         "Holds until its numprocs is changed in the configuration. The highest index goes first.",
@@ -228,6 +237,10 @@ WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     ),
     "version": ("print the version of the running server", "For that of the command: --version.", _nothing),
 }
+
+
+# The commands that return when companions have settled.
+WAITS = ("start", "stop", "restart", "scale")
 
 
 def _seconds(text: str) -> float:

@@ -120,6 +120,7 @@ class CompanionWorkers(Setting):
     type = _companion_flag
     validator = validate_companion_workers
     default = []
+    flag_help = "A companion process that runs beside the web workers; repeat the flag for more."
     desc = """\
         The companion processes that run beside the web workers, each a dictionary.
 
@@ -342,11 +343,12 @@ class CompanionRestartDelayMax(Setting):
     validator = validate_seconds_or_none
     default_text = "none: the delay stays what it is"
     desc = """\
-        Where the delay between two starts stops to grow; key ``restart_delay_max``.
+        The longest delay before a start, up to which each is twice the one before; key
+        ``restart_delay_max``.
 
-        With it the delay doubles from ``restart_delay`` with each restart, a little at random, so that what
-        waits for the same database does not come back in one moment. A run that lasted longer than the
-        delay before it starts over.
+        The first is ``restart_delay``. They vary a little, at random, so that what waits for the same
+        database does not come back in one moment. After a run that lasted longer than the delay before
+        it, it is ``restart_delay`` again.
         """
 
 
@@ -358,10 +360,11 @@ class CompanionAutorestart(Setting):
     validator = validate_companion_autorestart
     default = "always"
     desc = """\
-        Whether a companion that ends by itself is started again; key ``autorestart``.
+        When a companion that ends by itself is started again: always, on-failure or never; key
+        ``autorestart``.
 
-        ``always``; ``on-failure``, where exit code 0 means that it is done; or ``never``. One that is not
-        started again is STOPPED, with the reason "exited".
+        With ``on-failure`` exit code 0 means that it is done. One that is not started again is STOPPED,
+        with the reason "exited".
         """
 
 
@@ -404,12 +407,12 @@ class CompanionWatchdog(Setting):
     validator = validate_seconds_or_none
     default_text = "none: nobody looks"
     desc = """\
-        The longest silence of a companion that is watched; key ``watchdog``.
+        The seconds that a companion may be silent before it is taken for hung; key ``watchdog``.
 
-        It has to send ``WATCHDOG=1`` at least that often, in systemd's protocol (``WATCHDOG_USEC`` in its
-        environment tells it); half of the time is a good interval. One that is silent is taken for hung: it
-        gets SIGABRT, on which a Python target writes the stacks of its threads to its standard error,
-        then SIGKILL, and is started again after its ``restart_delay``.
+        Once it is RUNNING it has to send ``WATCHDOG=1`` at least that often, in systemd's protocol
+        (``WATCHDOG_USEC`` in its environment tells it); half of the time is a good interval. One that is
+        silent for longer gets SIGABRT, on which a Python target writes the stacks of its threads to its
+        standard error, then SIGKILL, and is started again after its ``restart_delay``.
         """
 
 
@@ -424,7 +427,8 @@ class CompanionMaxMemory(Setting):
         The private memory above which a companion is restarted gracefully; key ``max_memory``.
 
         A number of bytes, or text such as ``300M`` or ``1.5G``. What the companion and its children share
-        with the server does not count. Of several copies one is restarted at a time.
+        with the server does not count. Of several copies one is restarted at a time. On Linux only:
+        elsewhere nobody tells how much memory is private, and the limit has no effect.
         """
 
 
