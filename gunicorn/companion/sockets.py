@@ -186,16 +186,21 @@ def hand_over(sources: Sequence[int], force: bool = False) -> None:
     if not force:
         for number in numbers:
             if number not in sources and is_open(number) and not _is_placeholder(number):
-                raise Occupied(
-                    f"descriptor {number}, where a socket of 'bind' belongs, is held by"
-                    f" {_describe(number)} of the application; a restart of the server keeps it free"
-                )
+                raise Occupied(_occupied(number))
     # One that is in the place of another would be overwritten before its turn.
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, numbers.stop) if fd in numbers else fd for fd in sources]
     for fd, number in zip(lifted, numbers, strict=True):
         os.dup2(fd, number, inheritable=True)
         os.close(fd)
     _RESERVED.difference_update(numbers)
+
+
+def _occupied(number: int) -> str:
+    text = f"descriptor {number}, where a socket of 'bind' belongs, is held by {_describe(number)}"
+    if os.get_inheritable(number):
+        # What Python opens is closed by an exec; what is not, came by one.
+        return f"{text}, which the server was started with"
+    return f"{text} of the application; a restart of the server keeps it free"
 
 
 def is_open(number: int) -> bool:

@@ -311,6 +311,13 @@ except sockets.Occupied as exc:
 
 
 @proc
+def test_what_came_with_the_server_is_told_apart() -> None:
+    code = "os.set_inheritable(os.open('/etc/passwd', os.O_RDONLY), True)\nsock = listener()\n"
+    hand = "try: sockets.hand_over([sock.fileno()])\nexcept sockets.Occupied as exc: tell(error=str(exc))"
+    assert told(code + hand)["error"].endswith("is held by /etc/passwd, which the server was started with")
+
+
+@proc
 def test_before_an_exec_nobody_keeps_anything() -> None:
     found = told(OCCUPIED + "sockets.hand_over([os.dup(sock.fileno()), sock.detach()], force=True)\ntell()")
     assert found["kinds"] == {3: HANDED, 4: HANDED}
