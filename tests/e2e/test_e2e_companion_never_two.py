@@ -19,7 +19,7 @@ import pytest
 from e2e_companions import config_text
 from harness import Server, is_alive, short_tmpdir, wait_until
 
-EVENTS = int(os.environ.get("NEVER_TWO_EVENTS", "25"))
+EVENTS = int(os.environ.get("NEVER_TWO_EVENTS", "26"))
 SEED = int(os.environ.get("NEVER_TWO_SEED", "20"))
 
 #: It holds a lock as long as it lives. The kernel takes the lock away at its death and not before, so whoever
@@ -75,6 +75,8 @@ class World:
         self.draw = random.Random(seed)
         self.dir = short_tmpdir()
         self.history: list[str] = []
+        # Those that are still to come, before each may come again.
+        self.bag: list[Callable[[World], None]] = []
         self.servers: list[Server] = []
         (self.dir / "jobs.py").write_text(JOBS)
         (self.dir / "app.py").write_text(APP)
@@ -218,7 +220,9 @@ class World:
     )
 
     def go(self) -> None:
-        event = self.draw.choice(self.EVENTS)
+        if not self.bag:
+            self.bag = self.draw.sample(self.EVENTS, len(self.EVENTS))
+        event = self.bag.pop()
         self.history.append(f"{time.monotonic():.2f} {event.__name__}")
         event(self)
         if self.draw.random() < 0.7:
