@@ -8,6 +8,7 @@ import select
 import socket
 import ssl
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -17,6 +18,10 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.workers import accepting, closing
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.cycle import Fate, Stopped
+
+# How long a worker that is to end waits for a request, in seconds: of a client that has only connected, or
+# that has sent a part of its head.
+FAREWELL = 1.0
 
 
 class StopWaiting(Exception):
@@ -33,6 +38,8 @@ class SyncWorker(Worker):
     _names: dict[Any, Any] = {}
     _inherits: dict[Any, bool] = {}
     _serving = False
+    # Whose request is waited for.
+    _awaited: Any = None
 
     def accept(self, listener: Any) -> None:
         """Accept one connection and serve it. Raises BlockingIOError if none is waiting."""
@@ -130,6 +137,9 @@ class SyncWorker(Worker):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM, in a request maybe: who comes from now on is refused, not left to wait for its end."""
         super().handle_exit(sig, frame)
+        if self._awaited is not None:
+            # The signal has interrupted the wait, which goes on with what is set now.
+            self._hurry()
         # Before that, run() is about to use them, and then closes them itself.
         for listener in self.sockets if self._serving else ():
             if not accepting.has_queue(listener):
@@ -214,6 +224,9 @@ class SyncWorker(Worker):
             if self._tls is None:
                 if self.timeout and not self._inherits.get(listener):
                     self._set_timeout(listener, client)
+                self._awaited = client
+                if not self.alive:
+                    self._hurry()
             elif not isinstance(client, ssl.SSLSocket):
                 # From a subclass that accepts in its own way.
                 client.settimeout(self.timeout or None)
@@ -223,6 +236,9 @@ class SyncWorker(Worker):
                 req = next(RequestParser(self.cfg, client, addr, policy=self.cycle.policy))
             except StopIteration:
                 return
+            self._awaited = None
+            if not self.alive and self._tls is None:
+                closing.set_blocking_timeout(client, self.timeout)
             answer = self.handle_request(listener, req, client, addr)
             fate = answer if isinstance(answer, Fate) else Fate.CLOSE
         except Stopped:
@@ -234,10 +250,16 @@ class SyncWorker(Worker):
         except Exception as error:
             fate = self._refuse(None, client, addr, error)
         finally:
+            self._awaited = None
             if fate is Fate.RESET:
                 closing.reset(client)
             else:
                 closing.close_gracefully(client, more_expected=fate is Fate.LINGER)
+
+    def _hurry(self) -> None:
+        """Wait only a moment more for a request that has not come yet, because the worker is to end."""
+        with suppress(OSError):
+            closing.set_blocking_timeout(self._awaited, FAREWELL)
 
     def _set_timeout(self, listener: Any, client: Any) -> None:
         """Give *client* the timeout, unless it has its listener's, as all after it then do, too."""

@@ -111,3 +111,27 @@ def on_starting(server):
         assert server.get("/").status == 200
         assert server.stop() == 0
         assert server.log("in_handlers").splitlines() == ["<lambda>: from a handler"]
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT"], ids=["silent", "stalled"])
+def test_a_plain_worker_does_not_wait_at_its_end_for_a_request_that_may_never_come(sent: bytes) -> None:
+    with Server(APP, conf("sync", graceful_timeout=30)) as server, connect(server) as first:
+        first.send(sent)
+        with connect(server) as second:
+            # In the queue behind it, and served as well.
+            second.send(get())
+            server.signal(signal.SIGTERM)
+            assert second.answer().status == 200
+        assert elapsed(server.wait_exit) < 5
+        assert "SIGKILL" not in server.log()
+
+
+def test_a_plain_worker_lets_a_request_come_whole_at_its_end() -> None:
+    with Server(APP, conf("sync", graceful_timeout=30)) as server, connect(server) as client:
+        client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+        server.signal(signal.SIGTERM)
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() > began + 1.5)
+        client.send(b"abc")
+        assert client.answer().body == b"abc"
+        assert server.wait_exit() == 0
