@@ -164,6 +164,14 @@ class Claims:
             # Without a directory to write it down, it still runs.
             return RunFile.claim(None, name)
 
+    def other_owner(self, group: str) -> int | None:
+        """The pid of a copy of *group* that another server runs; None: there is none."""
+        for name, record in runfile.records(self.run_dir).items():
+            mine = record.supervisor == os.getpid()
+            if name.partition(":")[0] == group and not mine and record.supervised and record.runs:
+                return record.pid
+        return None
+
     def clear(self, name: str) -> None:
         """Forget who ran, and keep the right to start the next."""
         run = self._runs.get(name)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import time
 from collections.abc import Iterable
 from socket import socket
@@ -43,9 +45,7 @@ class Starter:
                 process.held_by = self._unmet(process.config.after)
             if process.can_start(now):
                 due.append(process)
-        if due:
-            self.spawn(due[:STARTS_AT_ONCE])
-        return len(due) <= STARTS_AT_ONCE
+        return not due or self.spawn(due)
 
     def _unmet(self, after: Iterable[str]) -> tuple[str, ...]:
         """Those of *after* that have to be waited for."""
@@ -56,14 +56,16 @@ class Starter:
                 unmet.append(name)
         return tuple(unmet)
 
-    def spawn(self, processes: Iterable[CompanionProcess]) -> None:
-        """Fork each of *processes*, unless an older self of it is still there.
+    def spawn(self, processes: Iterable[CompanionProcess]) -> bool:
+        """Fork each of *processes* that no older self is in the way of; False if some are left for later.
 
         Everything that goes before comes first for all of them, then the forks, then what follows: after
         a fork each page that is written to is copied, so as little as can be happens between two.
         """
         manager = self.manager
-        prepared = [(each, its) for each in processes if (its := self._prepare(each)) is not None]
+        found = ((each, its) for each in processes if (its := self._prepare(each)) is not None)
+        # Those that have to wait for somebody take no turn away.
+        prepared = list(itertools.islice(found, STARTS_AT_ONCE))
         close = tuple(manager.descriptors())
         births = [(each, self._birth(each, its, close)) for each, its in prepared]
         forked: list[tuple[CompanionProcess, int | OSError, float]] = []
@@ -80,6 +82,7 @@ class Starter:
                 manager.forked(process, pid, now)
             else:
                 self._fail(process, f"cannot fork: {pid.strerror}")
+        return len(prepared) < STARTS_AT_ONCE
 
     def _prepare(self, process: CompanionProcess) -> _Prepared | None:
         """What a start is made with; None where it has to wait, or has failed."""
@@ -97,7 +100,12 @@ class Starter:
             run_dir = None if run.path is None else manager.claims.run_dir
             return run, listeners, manager.hearing.open(process, run_dir)
         except OSError as exc:
-            self._fail(process, exc.strerror or str(exc))
+            pid = manager.claims.other_owner(config.group) if exc.errno == errno.EADDRINUSE else None
+            if pid is not None:
+                # Over an upgrade copies change hands one by one, and the socket with the last of them.
+                manager.send_event(process, Event.BLOCKED, time.monotonic(), pid=pid)
+            else:
+                self._fail(process, exc.strerror or str(exc))
             return None
 
     def _birth(self, process: CompanionProcess, prepared: _Prepared, close: tuple[int, ...]) -> Birth:
