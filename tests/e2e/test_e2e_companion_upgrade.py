@@ -81,6 +81,33 @@ def test_each_changes_hands_as_soon_as_its_old_self_is_gone() -> None:
         assert overlaps(server) == []
 
 
+def test_copies_wait_while_the_last_of_their_old_selves_has_the_socket(tmp_path: Path) -> None:
+    copies = entry(
+        "rq",
+        "drain",
+        numprocs=2,
+        bind=f"unix:{tmp_path}/s",
+        env={"DRAIN": "5"},
+        stop_timeout=20,
+        start_retries=1,
+    )
+    with companion_server(copies, pidfile="g.pid") as server:
+        old = [server.wait_companion(name)["pid"] for name in ("rq:0", "rq:1")]
+        new = Successor(server)
+        new.wait_waiting("rq:0", old[0])
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: server.companion("rq:0")["state"] == "STOPPING")
+        os.kill(old[0], signal.SIGKILL)
+        # Its turn has come, but the address is not free.
+        new.wait_waiting("rq:0", old[1])
+        assert is_alive(old[1])
+        assert server.wait_exit() == 0
+        server.adopt(new.pid)
+        for name in ("rq:0", "rq:1"):
+            assert server.wait_companion(name, without=old)["failed_starts"] == 0
+        assert overlaps(server) == []
+
+
 def test_a_rollback_leaves_them_where_they_are() -> None:
     with companion_server(entry("a", "idle"), entry("b", "stubborn")) as server:
         old = {name: server.wait_companion(name)["pid"] for name in "ab"}
