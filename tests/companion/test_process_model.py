@@ -195,7 +195,7 @@ EXAMPLES = int(os.environ.get("COMPANION_MODEL_EXAMPLES", "0"))
 
 TestCompanions = Companions.TestCase
 TestCompanions.settings = settings(
-    max_examples=EXAMPLES or 60,
+    max_examples=EXAMPLES or 50,
     stateful_step_count=40,
     derandomize=not EXAMPLES,
     database=None,
