@@ -212,7 +212,8 @@ WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     ),
     "scale": (
         "change how many copies of a companion run",
-        "Holds until its numprocs is changed in the configuration. The highest index goes first.",
+        "Holds until its numprocs is changed in the configuration, or the server starts anew. "
+        "The highest index goes first.",
         _scale,
     ),
     "wait": (
