@@ -162,7 +162,7 @@ def _check_command(value: Any) -> tuple[str, ...] | None:
         return None
     if isinstance(value, str):
         raise ValueError(
-            f"{value!r} is one string, but there is no shell: write it as a list, {shlex.split(value)!r}"
+            f"{value!r} is one string, but there is no shell: write it as a list, {_words(value)!r}"
         )
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"{value!r} is not a list of strings: the program and its arguments")
@@ -172,6 +172,14 @@ def _check_command(value: Any) -> tuple[str, ...] | None:
     if not value[0]:
         raise ValueError("its first word, the program, is empty")
     return tuple(value)
+
+
+def _words(line: str) -> list[str]:
+    """*line* as a shell would take it apart, or at least at its blanks."""
+    try:
+        return shlex.split(line)
+    except ValueError:
+        return line.split()
 
 
 def _check_count(value: Any) -> int | None:
@@ -254,7 +262,8 @@ def _address(text: str) -> str:
 
 
 def _names_port(text: str) -> bool:
-    return re.search(r":\d+\Z", text) is not None
+    # An IPv6 address without brackets ends in such a way, too.
+    return re.search(r":\d+\Z", text) is not None and ("]:" in text or text.count("::") == 0)
 
 
 def _one_of(*words: str) -> Callable[[Any], str]:

@@ -117,6 +117,8 @@ def build(**values) -> CompanionConfig:
         (rq(bind="fd://3"), "bind: 'fd://3': a descriptor is nothing to listen on here"),
         (rq(bind="127.0.0.1"), "bind: '127.0.0.1' names no port"),
         (rq(bind="[::1]"), "bind: '[::1]' names no port"),
+        (rq(bind="::1"), "bind: '::1' names no port"),
+        ({"name": "js", "command": "it's"}, "write it as a list"),
         (rq(bind="unix:"), "bind: 'unix:' names no path"),
         (rq(bind=9000), "bind: 9000 is not a list of addresses"),
         (rq(after=["db"]), "companion 'rq': after: no companion named db"),
