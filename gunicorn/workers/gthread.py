@@ -51,6 +51,16 @@ PUNCTUALITY = 0.1
 IDLE_AT_LEAST = 1.0
 
 
+def _time_spent(thread: int) -> float:
+    """The time of the processor that *thread* has had, in seconds; 0 if that is not to be known."""
+    if not thread or not hasattr(time, "pthread_getcpuclockid"):
+        return 0.0
+    try:
+        return time.clock_gettime(time.pthread_getcpuclockid(thread))
+    except OSError:
+        return 0.0
+
+
 class ThreadWorker(Worker):
     """Serves requests in `threads` threads and keeps up to `worker_connections` connections."""
 
@@ -68,6 +78,8 @@ class ThreadWorker(Worker):
         self._names: dict[int, Any] = {}
         self._paused: set[int] = set()
         self._accepting = False
+        # Of several workers each takes one at a time, so that a burst is spread over them.
+        self._accepts_bursts: bool = cfg.workers == 1
         self._accept_lock = threading.Lock()
         self._tls: ssl.SSLContext | None = None
         self._keepalive = float(cfg.keepalive)
@@ -155,7 +167,7 @@ class ThreadWorker(Worker):
             now = time.monotonic()
             if now >= until:
                 return
-            watching = turns.look(now)
+            watching = turns.look(now, _time_spent(turns.leader))
 
     def murder_keepalived(self) -> None:
         """End the connections that have waited for too long."""
@@ -276,6 +288,8 @@ class ThreadWorker(Worker):
                 self._pause(fd)
                 return
             conn = self._take(listener, fd)
+            if conn is not None and self._accepts_bursts and self.poller.has_more():
+                self._take_burst(listener, fd)
             if fd not in self._paused:
                 self.poller.watch_listener(fd)
         if conn is not None:
@@ -310,6 +324,11 @@ class ThreadWorker(Worker):
             self._give_up(conn)
             return None
         return conn
+
+    def _take_burst(self, listener: Any, fd: int) -> None:
+        """Take all who wait to be accepted: their requests are not to wait for another round each."""
+        while len(self.conns) < self.worker_connections and (conn := self._take(listener, fd)):
+            self._park(conn, conn.was, conn.deadline)
 
     def _make_room(self) -> bool:
         """Close the connection that has idled the longest, for a new one; False if none idles.

@@ -39,6 +39,9 @@ class Poller(Protocol):
     def wait(self) -> int | None:
         """The next descriptor that is ready; None once ``stop()`` was called."""
 
+    def has_more(self) -> bool:
+        """Whether more is ready than ``wait()`` has given."""
+
     def stop(self) -> None:
         """End every wait, now and later."""
 
@@ -117,6 +120,9 @@ class EpollPoller:
                 self.doubt(fd)
             return fd
 
+    def has_more(self) -> bool:
+        return bool(self._ready)
+
     def stop(self) -> None:
         # Never read: it ends the wait of every thread.
         os.write(self._stop_writer, b"\0")
@@ -189,6 +195,9 @@ class SelectorPoller:
             self._selector.unregister(fd)
         if events:
             self._selector.register(fd, events)
+
+    def has_more(self) -> bool:
+        return bool(self._ready)
 
     def stop(self) -> None:
         self._stopped = True

@@ -18,6 +18,8 @@ import threading
 LOOK = 0.002
 #: When the watchman himself was late, the machine is busy and a wait says little, unless it is this long.
 SURELY = 0.01
+#: For how long a request may compute. Another thread would only compete with it for the interpreter.
+COMPUTING = 0.05
 #: For how long there is nothing to do before he rests: the next request often comes soon.
 RESTLESS = 0.02
 
@@ -46,7 +48,7 @@ class Turns:
         # Locked as long as somebody leads; those who stand by wait for it.
         self._baton = threading.Lock()
         self._seen = 0
-        self._since = self._looked = 0.0
+        self._since = self._spent = self._looked = 0.0
 
     def take(self, me: int) -> bool:
         """Wait until it is the turn of *me*; False once ``stop()`` was called."""
@@ -77,8 +79,11 @@ class Turns:
         if self.pass_on(me):
             self.wary -= 1
 
-    def look(self, now: float) -> bool:
-        """Called by the watchman: pass the turn on if its holder is held up. False if he may rest."""
+    def look(self, now: float, spent: float = 0.0) -> bool:
+        """Called by the watchman: pass the turn on if its holder is held up. False if he may rest.
+
+        *spent*: how much time of the processor the leader has had, ever, where that is known.
+        """
         late = now - self._looked > 2 * LOOK
         self._looked = now
         if self._alone:
@@ -86,15 +91,22 @@ class Turns:
         if self.count != self._seen:
             self._seen = self.count
             self._since = now
+            self._spent = spent
         elif not self.working:
             if now - self._since > RESTLESS:
                 self.watched = False
                 # It may have begun to work, and seen that it was watched.
                 self.watched = self.working
-        elif now - self._since > (SURELY if late else LOOK / 2) and self.pass_on(self.leader):
+        elif self._is_held_up(now, spent, late):
             self._since = now
-            self._learn()
+            if self.pass_on(self.leader):
+                self._learn()
         return self.watched
+
+    def _is_held_up(self, now: float, spent: float, late: bool) -> bool:
+        waited = now - self._since
+        idle = waited - max(0.0, spent - self._spent)
+        return waited > COMPUTING or idle > (SURELY if late else LOOK / 2)
 
     def _learn(self) -> None:
         """Decide for how many requests to be wary. A thread may just not have been given the processor."""

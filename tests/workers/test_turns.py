@@ -8,7 +8,7 @@ import threading
 import pytest
 from proctools import wait_until
 
-from gunicorn.workers.turns import LOOK, RESTLESS, SURELY, Turns
+from gunicorn.workers.turns import COMPUTING, LOOK, RESTLESS, SURELY, Turns
 
 A, B, C = 1, 2, 3
 
@@ -43,6 +43,18 @@ def test_a_leader_that_is_held_up_loses_its_turn() -> None:
     assert turns.leader == 0
     assert turns.take(B)
     assert turns.leader == B
+
+
+def test_a_leader_that_computes_is_not_held_up_for_a_while() -> None:
+    turns, now = leading(), LOOK
+    serve(turns)
+    turns.look(now, 1.0)
+    while now < COMPUTING:
+        now += LOOK
+        turns.look(now, 1.0 + now * 0.99)
+        assert turns.leader == A
+    turns.look(now + LOOK, 1.0 + now)
+    assert turns.leader == 0
 
 
 def test_a_leader_that_waits_is_not_held_up_and_the_watchman_may_rest() -> None:
