@@ -82,6 +82,7 @@ class Arbiter(Shutdown, Succession):
         self.companion_manager_pid = 0
         self.companions = None
         self.inherited_run_dir = None
+        self.inherited_state = {}
 
         self.inbox = None
         self.poller = Poller()
@@ -167,6 +168,7 @@ class Arbiter(Shutdown, Succession):
             raise HaltServer(str(exc)) from exc
         self.master_pid, self.systemd = given.master_pid, given.systemd
         self.inherited_run_dir = given.companion_run_dir
+        self.inherited_state = given.companion_state
         self.unit.open(os.environ, self.pid)
         handoff.forget(os.environ)
         try:

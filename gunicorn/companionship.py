@@ -24,6 +24,8 @@ class Companionship(Master):
 
     # Where the old master's companions leave their records; see ``companion.places.Places``.
     inherited_run_dir: str | None
+    # And what was asked of them by command.
+    inherited_state: dict[str, Any]
     # The companion with on_give_up = "shutdown" that is not to be started again.
     _given_up: str
 

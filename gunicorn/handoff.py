@@ -3,20 +3,24 @@
 
 Two ways exist. An old master passes ``GUNICORN_PID`` (itself), ``GUNICORN_FD`` (numbers, separated by
 commas), and with companions ``GUNICORN_COMPANION_RUN_DIR`` (where they leave their records, so that
-those of the new master wait for them). A service manager passes ``LISTEN_PID`` (who is meant) and
+those of the new master wait for them) and ``GUNICORN_COMPANION_STATE`` (what was asked of them by command,
+as JSON). A service manager passes ``LISTEN_PID`` (who is meant) and
 ``LISTEN_FDS`` (how many, from 3 on); a master that was started so passes them on in the same way.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 SD_LISTEN_FDS_START = 3
 
 MASTER_PID = "GUNICORN_PID"
 MASTER_FDS = "GUNICORN_FD"
 COMPANION_RUN_DIR = "GUNICORN_COMPANION_RUN_DIR"
+COMPANION_STATE = "GUNICORN_COMPANION_STATE"
 LISTEN_PID = "LISTEN_PID"
 LISTEN_FDS = "LISTEN_FDS"
 WATCHDOG_PID = "WATCHDOG_PID"
@@ -28,13 +32,15 @@ class Inherited:
     """What a master was given at its start: the master it is to replace (0: none), and its sockets.
 
     *companion_run_dir*: where the old master's companions leave their records; "" for nowhere, none where
-    it has no companions.
+    it has no companions. *companion_state*: which of them were stopped by command, and how many copies of
+    which were asked for.
     """
 
     master_pid: int = 0
     fds: tuple[int, ...] = ()
     systemd: bool = False
     companion_run_dir: str | None = None
+    companion_state: dict[str, Any] = field(default_factory=dict)
 
 
 def inherited(environ: Mapping[str, str], pid: int) -> Inherited:
@@ -45,15 +51,16 @@ def inherited(environ: Mapping[str, str], pid: int) -> Inherited:
     """
     master_pid = _number(environ.get(MASTER_PID, ""))
     run_dir = environ.get(COMPANION_RUN_DIR) if master_pid else None
+    state = _state(environ.get(COMPANION_STATE, "")) if master_pid else {}
     count = listen_fd_count(environ, pid)
     if count:
         fds = tuple(range(SD_LISTEN_FDS_START, SD_LISTEN_FDS_START + count))
-        return Inherited(master_pid, fds, True, run_dir)
+        return Inherited(master_pid, fds, True, run_dir, state)
     if not master_pid:
         return Inherited()
     names = [name for name in environ.get(MASTER_FDS, "").split(",") if name.strip()]
     try:
-        return Inherited(master_pid, tuple(int(name) for name in names), False, run_dir)
+        return Inherited(master_pid, tuple(int(name) for name in names), False, run_dir, state)
     except ValueError:
         raise ValueError(f"{MASTER_FDS}={environ[MASTER_FDS]!r} is not a list of descriptors") from None
 
@@ -67,7 +74,7 @@ def listen_fd_count(environ: Mapping[str, str], pid: int) -> int:
 
 def forget(environ: MutableMapping[str, str]) -> None:
     """Remove what ``inherited()`` has read: it is not for the children of this process."""
-    for name in (MASTER_PID, MASTER_FDS, COMPANION_RUN_DIR, *LISTEN_VARIABLES):
+    for name in (MASTER_PID, MASTER_FDS, COMPANION_RUN_DIR, COMPANION_STATE, *LISTEN_VARIABLES):
         environ.pop(name, None)
 
 
@@ -79,6 +86,7 @@ def reexec_environment(
     systemd_pid: int | None = None,
     pid: int | None = None,
     companion_run_dir: str | None = None,
+    companion_state: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """*environ* for the successor of the master *master_pid*, which gets the sockets *fds*.
 
@@ -93,6 +101,7 @@ def reexec_environment(
     result[MASTER_PID] = str(master_pid)
     if companion_run_dir is not None:
         result[COMPANION_RUN_DIR] = companion_run_dir
+        result[COMPANION_STATE] = json.dumps(companion_state or {}, separators=(",", ":"))
     numbers = list(fds)
     if systemd_pid is not None:
         result[LISTEN_PID] = str(systemd_pid)
@@ -106,3 +115,12 @@ def _number(text: str) -> int:
     """A count or a pid; 0 for what is not one."""
     text = text.strip()
     return int(text) if text.isascii() and text.isdecimal() else 0
+
+
+def _state(text: str) -> dict[str, Any]:
+    """What an old master says of its companions; nothing where that is no object."""
+    try:
+        state = json.loads(text)
+    except ValueError:
+        return {}
+    return state if isinstance(state, dict) else {}

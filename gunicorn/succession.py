@@ -49,6 +49,7 @@ class Succession(Master):
                 systemd_pid=pid if self.systemd else None,
                 pid=pid,
                 companion_run_dir=self._told_run_dir(),
+                companion_state=self._told_state(),
             )
             os.chdir(self.START_CTX["cwd"])
             os.execvpe(self.START_CTX[0], self.START_CTX["args"], environ)
@@ -59,6 +60,11 @@ class Succession(Master):
 
     def _told_run_dir(self) -> str | None:
         return self.companions.places.told_successor() if self.companions is not None else None
+
+    def _told_state(self) -> dict[str, Any]:
+        """What was asked by command holds on; what has ended or given up is tried with the new code."""
+        state = self.companions.state if self.companions is not None else {}
+        return {name: state[name] for name in ("manual_stop", "scale") if name in state}
 
     def maybe_promote_master(self) -> None:
         """Take the place of the old master once it is gone."""

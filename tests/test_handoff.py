@@ -41,6 +41,13 @@ from gunicorn.handoff import Inherited, forget, inherited, listen_fd_count, reex
             Inherited(7, (3,), True, "/run/x"),
         ),
         ({"GUNICORN_COMPANION_RUN_DIR": "/run/x"}, Inherited()),
+        (
+            {"GUNICORN_PID": "7", "GUNICORN_COMPANION_STATE": '{"manual_stop":["rq"]}'},
+            Inherited(7, companion_state={"manual_stop": ["rq"]}),
+        ),
+        ({"GUNICORN_PID": "7", "GUNICORN_COMPANION_STATE": "[]"}, Inherited(7)),
+        ({"GUNICORN_PID": "7", "GUNICORN_COMPANION_STATE": "{"}, Inherited(7)),
+        ({"GUNICORN_COMPANION_STATE": '{"manual_stop":["rq"]}'}, Inherited()),
     ],
 )
 def test_inherited(environ: dict[str, str], expected: Inherited) -> None:
@@ -55,6 +62,7 @@ def test_descriptors_that_are_no_numbers() -> None:
 def test_forget() -> None:
     environ = {"GUNICORN_PID": "1", "GUNICORN_FD": "2", "LISTEN_FDNAMES": "x", "LISTEN_PID": "3", "HOME": "/"}
     environ["GUNICORN_COMPANION_RUN_DIR"] = "/run/x"
+    environ["GUNICORN_COMPANION_STATE"] = "{}"
     forget(environ)
     assert environ == {"HOME": "/"}
 

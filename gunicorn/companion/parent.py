@@ -54,7 +54,7 @@ class ManagerHandle:
     def __init__(self, arbiter: Any) -> None:
         self.arbiter = arbiter
         self.link: Link | None = None
-        self.state: dict[str, Any] = {}
+        self.state: dict[str, Any] = dict(arbiter.inherited_state)
         self.spawned_at: float | None = None
         # When the manager is killed, if it was told to end.
         self.kill_at: float | None = None

@@ -86,6 +86,7 @@ def test_beside_an_old_master_there_is_a_manager_where_each_sees_the_other_s_rec
     arbiter.cfg.set("companion_workers", COMPANIONS)
     arbiter.master_pid = os.getppid()
     arbiter.inherited_run_dir = run_dir and run_dir.format(tmp=short_dir)
+    arbiter.inherited_state = {}
     with mock.patch.object(arbiter, "spawn_companion_manager") as spawn:
         arbiter.manage_companion_manager()
         assert spawn.called is spawned

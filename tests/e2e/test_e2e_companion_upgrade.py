@@ -81,6 +81,21 @@ def test_each_changes_hands_as_soon_as_its_old_self_is_gone() -> None:
         assert overlaps(server) == []
 
 
+def test_what_was_asked_by_command_holds_for_the_new_master() -> None:
+    with companion_server(entry("a", "idle"), entry("rq", "idle", numprocs=1), pidfile="g.pid") as server:
+        old = [server.wait_companion(name)["pid"] for name in ("a", "rq:0")]
+        with server.control() as control:
+            assert control.ask("stop", name="a")["ok"]
+            assert control.ask("scale", name="rq", numprocs=2)["ok"]
+        server.wait_companion("rq:1")
+        new = Successor(server)
+        new.wait_waiting("rq:0", old[1])
+        take_over(server, new)
+        server.wait_companion("rq:0", without=old)
+        server.wait_companion("rq:1", without=old)
+        assert server.companion("a")["description"] == "stopped manually"
+
+
 def test_copies_wait_while_the_last_of_their_old_selves_has_the_socket(tmp_path: Path) -> None:
     copies = entry(
         "rq",
