@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import logging.config
 import os
 import stat
 import sys
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from gunicorn import accesslog
 from gunicorn.accesslog import SafeAtoms
 from gunicorn.errors import ConfigError
-from gunicorn.syslog import SYSLOG_FACILITIES, SyslogHandler, parse_syslog_address
+from gunicorn.syslog import SYSLOG_FACILITIES, parse_syslog_address
 
 __all__ = ["CONFIG_DEFAULTS", "SYSLOG_FACILITIES", "Logger", "SafeAtoms", "loggers", "parse_syslog_address"]
 
@@ -214,7 +212,7 @@ class Logger:
     def _get_gunicorn_handler(self, log: logging.Logger) -> logging.Handler | None:
         """The handler that a file setting has put on *log*, or none."""
         for handler in log.handlers:
-            if _is_own(handler) and not isinstance(handler, SyslogHandler):
+            if _is_own(handler) and isinstance(handler, (LogStream, LogFile)):
                 return handler
         return None
 
@@ -247,6 +245,8 @@ class Logger:
             kind, address = parse_syslog_address(cfg.syslog_addr)
         except RuntimeError as error:
             raise ConfigError(str(error)) from error
+        from gunicorn.sysloghandler import SyslogHandler
+
         handler = SyslogHandler(address, facility, kind)
         handler.setFormatter(logging.Formatter(f"gunicorn.{program}.{name}: {fmt}"))
         handler._gunicorn = True
@@ -392,6 +392,12 @@ def _all_or_nothing() -> Iterator[list[logging.Handler]]:
 
 def _apply_logconfig(cfg: Any) -> None:
     _drop_logconfig()
+    if not (cfg.logconfig_dict or cfg.logconfig_json or cfg.logconfig):
+        return
+    # Not with the module: what it brings along (sockets, pickles) is most of what logging takes at a start.
+    import json
+    import logging.config
+
     before = {id(handler) for log in loggers() for handler in log.handlers}
     try:
         if cfg.logconfig_dict:
@@ -399,10 +405,8 @@ def _apply_logconfig(cfg: Any) -> None:
         elif cfg.logconfig_json:
             with open(cfg.logconfig_json, encoding="utf-8") as file:
                 logging.config.dictConfig({**CONFIG_DEFAULTS, **json.load(file)})
-        elif cfg.logconfig:
-            _apply_logconfig_file(cfg.logconfig)
         else:
-            return
+            _apply_logconfig_file(cfg.logconfig)
     except Exception as error:
         # The standard library's errors name only the place; the reason is their cause.
         cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
@@ -418,6 +422,8 @@ def _apply_logconfig(cfg: Any) -> None:
 def _apply_logconfig_file(path: str) -> None:
     if not os.path.exists(path):
         raise FileNotFoundError("there is no such file")
+    import logging.config
+
     logging.config.fileConfig(
         path,
         defaults={"__file__": path, "here": os.path.dirname(os.path.abspath(path))},

@@ -10,7 +10,6 @@ as JSON). A service manager passes ``LISTEN_PID`` (who is meant) and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +100,9 @@ def reexec_environment(
     result[MASTER_PID] = str(master_pid)
     if companion_run_dir is not None:
         result[COMPANION_RUN_DIR] = companion_run_dir
+        # Here and below: most servers are started by hand, and this module is part of every start.
+        import json
+
         result[COMPANION_STATE] = json.dumps(companion_state or {}, separators=(",", ":"))
     numbers = list(fds)
     if systemd_pid is not None:
@@ -119,6 +121,10 @@ def _number(text: str) -> int:
 
 def _state(text: str) -> dict[str, Any]:
     """What an old master says of its companions; nothing where that is no object."""
+    if not text:
+        return {}
+    import json
+
     try:
         state = json.loads(text)
     except ValueError:

@@ -64,6 +64,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.pidfile",
         "gunicorn.glogging",
         "gunicorn.syslog",
+        "gunicorn.sysloghandler",
         "gunicorn.instrument.*",
         "gunicorn.debug",
         "gunicorn.reloader",
