@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from types import BuiltinFunctionType
 from typing import Any
 
 from gunicorn import sock as listening
@@ -51,9 +52,14 @@ PUNCTUALITY = 0.1
 IDLE_AT_LEAST = 1.0
 
 
+def _is_plain(function: object) -> bool:
+    return isinstance(function, BuiltinFunctionType)
+
+
 def _time_spent(thread: int) -> float:
     """The time of the processor that *thread* has had, in seconds; 0 if that is not to be known."""
-    if not thread or not hasattr(time, "pthread_getcpuclockid"):
+    # Of threads that a library has put in their place the system would take the numbers for addresses.
+    if not thread or not hasattr(time, "pthread_getcpuclockid") or not _is_plain(threading.get_ident):
         return 0.0
     try:
         return time.clock_gettime(time.pthread_getcpuclockid(thread))
