@@ -115,10 +115,16 @@ def _server(manager: CompanionManager, now: float) -> dict[str, Any]:
 def _add_memory(reply: Reply, processes: list[CompanionProcess], manager_pid: int) -> None:
     sessions = {p.session for p in processes if p.pid is not None and p.session is not None}
     found = memory_of.of_sessions(sessions)
+    usages = []
     for process, one in zip(processes, reply["companions"], strict=True):
         usage = found.get(process.session or 0) if process.pid is not None else None
+        if usage is None and process.pid is not None:
+            # Just after its fork it is not in its session yet.
+            usage = memory_of.of_process(process.pid)
         one["memory"] = None if usage is None else usage.as_dict()
-    reply["memory"] = memory_of.totals(found.values(), manager_pid)
+        if usage is not None:
+            usages.append(usage)
+    reply["memory"] = memory_of.totals(usages, manager_pid)
 
 
 def state_event(process: CompanionProcess, before: State, now: float) -> Reply:
