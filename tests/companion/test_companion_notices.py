@@ -411,7 +411,7 @@ speak(notices.address)
 answer = {
     "address": notices.address, "pid": os.getpid(), "mode": stat.S_IMODE(info.st_mode),
     "is_socket": stat.S_ISSOCK(info.st_mode), "umask": os.umask(0),
-    "heard": len(notices.receive(os.getsid(0))), "rejected": notices.rejected,
+    "heard": len(notices.receive(os.getpid())), "rejected": notices.rejected,
 }
 if not (child := os.fork()):
     notices.close()
@@ -456,7 +456,7 @@ def test_one_that_a_process_of_the_same_number_left(short_dir: Path) -> None:
 first = NoticeSocket.open(sys.argv[1], "a")
 second = NoticeSocket.open(sys.argv[1], "a")
 speak(second.address)
-print(json.dumps([first.address == second.address, len(second.receive(os.getsid(0)))]))
+print(json.dumps([first.address == second.address, len(second.receive(os.getpid()))]))
 second.close()
 """
     assert unprivileged(code, str(short_dir)) == [True, 1]
@@ -489,7 +489,7 @@ if directory and len(directory) > 100:
     os.mkdir(directory)
 notices = NoticeSocket.open(directory, "a" * 200)
 speak(notices.address)
-print(json.dumps([notices.address, len(notices.receive(os.getsid(0)))]))
+print(json.dumps([notices.address, len(notices.receive(os.getpid()))]))
 notices.close()
 """
     address, heard = unprivileged(code, str(short_dir))
