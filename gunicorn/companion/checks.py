@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from gunicorn.addresses import parse_address
+from gunicorn.settings.companion import AUTORESTART_WAYS
 
 Target = Callable[[], Any] | str
 
@@ -284,7 +285,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "stop_signal": _check_signal,
     "stdout": _check_stdout,
     "stderr": _check_output,
-    "autorestart": _one_of("always", "on-failure", "never"),
+    "autorestart": _one_of(*AUTORESTART_WAYS),
     "start_retries": _check_count,
     "on_give_up": _one_of("ignore", "shutdown"),
     "ready": _one_of("startsecs", "notify"),

@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 from gunicorn import sock
 from gunicorn.companion import sockets
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
+from gunicorn.companion.ending import flush
 from gunicorn.companion.link import Link
 from gunicorn.companion.manager import CompanionManager
-from gunicorn.companion.places import Places
+from gunicorn.companion.places import ArbitersPart, Places
 from gunicorn.companion.rereading import ConfigUnreadable
 from gunicorn.companion.spawn import set_parent_death_signal, stay_dumpable
 from gunicorn.companion.watch import SourceWatch
@@ -25,7 +26,7 @@ from gunicorn.unix.process import set_owner_process, set_process_title
 from gunicorn.unix.signals import reset_to_default
 
 
-class ManagerChild:
+class ManagerChild(ArbitersPart):
     """What the forked child does; nothing of it happens in the arbiter."""
 
     def __init__(
@@ -47,14 +48,6 @@ class ManagerChild:
         self._fresh: Any = None
         self._log_cfg: Any = None
 
-    @property
-    def cfg(self) -> Any:
-        return self.arbiter.cfg
-
-    @property
-    def log(self) -> Any:
-        return self.arbiter.log
-
     def run(self) -> NoReturn:
         """From a copy of the arbiter to the companion manager, to its end."""
         code = 1
@@ -65,11 +58,7 @@ class ManagerChild:
         except Exception:
             self.log.exception("The companion manager fails")
         finally:
-            for stream in (sys.stdout, sys.stderr):
-                try:
-                    stream.flush()
-                except Exception:
-                    pass
+            flush()
             os._exit(code)
 
     def _become_manager(self) -> None:

@@ -19,7 +19,7 @@ from gunicorn.companion import runfile, session
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.link import Link
 from gunicorn.companion.managerchild import ManagerChild
-from gunicorn.companion.places import ARBITERS_ALONE, Places, application
+from gunicorn.companion.places import ARBITERS_ALONE, ArbitersPart, Places, application
 from gunicorn.companion.process import POLL_INTERVAL
 from gunicorn.companion.pulse import Pulse
 from gunicorn.companion.runfile import Orphan, Record
@@ -48,7 +48,7 @@ FIXED_SETTINGS = (
 )
 
 
-class ManagerHandle:
+class ManagerHandle(ArbitersPart):
     """The arbiter's record of the companion manager, across its restarts."""
 
     def __init__(self, arbiter: Any) -> None:
@@ -73,14 +73,6 @@ class ManagerHandle:
         self._reload_told = False
         # At a quick stop, what every timeout is capped at.
         self._cap: float | None = None
-
-    @property
-    def cfg(self) -> Any:
-        return self.arbiter.cfg
-
-    @property
-    def log(self) -> Any:
-        return self.arbiter.log
 
     # -- from one manager to the next ----------------------------------------
 

@@ -85,7 +85,21 @@ class DirectoryUse:
             self.fd = -1
 
 
-class Places:
+class ArbitersPart:
+    """Lives by the configuration of its arbiter, and writes to the log, that are there at the moment."""
+
+    arbiter: Any
+
+    @property
+    def cfg(self) -> Any:
+        return self.arbiter.cfg
+
+    @property
+    def log(self) -> Any:
+        return self.arbiter.log
+
+
+class Places(ArbitersPart):
     """The control socket's path and the run directory of one server; None where there can be none.
 
     *inherited* is the run directory of the master that this one is to succeed: the same counts for
@@ -102,14 +116,6 @@ class Places:
         self._use: DirectoryUse | None = None
         self._usable = True
         self._complained = False
-
-    @property
-    def cfg(self) -> Any:
-        return self.arbiter.cfg
-
-    @property
-    def log(self) -> Any:
-        return self.arbiter.log
 
     # -- which ---------------------------------------------------------------
 

@@ -136,10 +136,8 @@ def spawn(birth: Birth) -> int:
     while it still has the manager's handlers.
     """
     origin = _Origin.of(birth)
-    for stream in (sys.stdout, sys.stderr):
-        # What is buffered must be written once, not by both.
-        with contextlib.suppress(Exception):
-            stream.flush()
+    # What is buffered must be written once, not by both.
+    flush()
     with blocked_signals():
         pid = os.fork()
         if pid == 0:

@@ -19,7 +19,8 @@ from companiontools import answer_of, python_env
 from harness import wait_until
 
 from gunicorn import __version__
-from gunicorn.companion import ctlcommands, paths, session
+from gunicorn.companion import ctl, ctlcommands, paths, session
+from gunicorn.companion.states import State
 
 needs_manager = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
 
@@ -412,6 +413,10 @@ def test_a_reader_that_stops_reading_is_no_fault(managed):
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_its_words_for_states_are_those_of_the_server():
+    assert tuple(state.value for state in State) == ctl.STATES
 
 
 def test_it_loads_little():
