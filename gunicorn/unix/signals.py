@@ -144,9 +144,6 @@ def blocked_signals() -> Iterator[set[int]]:
         _plain.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-block_all_signals = blocked_signals
-
-
 def reset_to_default(
     signals: Iterable[int] | None = None, handlers: Mapping[int, Handler] | None = None
 ) -> None:
