@@ -53,6 +53,7 @@ class Worker:
         self.cfg = cfg
         self.log = log
         self.booted = False
+        self._loading = False
         self.aborted = False
         self.alive = True
         self.reloader: Any = None
@@ -112,6 +113,7 @@ class Worker:
 
     def load_wsgi(self) -> None:
         """Set ``wsgi``; with `reload`, for an application that does not load, to a page that says why."""
+        self._loading = True
         try:
             self.wsgi = self.app.wsgi()
         except (Exception, SystemExit) as error:
@@ -126,6 +128,8 @@ class Worker:
                     self.reloader.add_extra_file(path)
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
             self.wsgi = make_fail_app(text.encode("utf-8", "backslashreplace"))
+        finally:
+            self._loading = False
 
     # -- reloading -----------------------------------------------------------------------
 
@@ -195,6 +199,14 @@ class Worker:
         self.alive = False
         if not self.booted:
             # It serves nobody yet, and an application may take long to load.
+            self._insist(sig, frame)
+            raise Stopped(0)
+
+    def _insist(self, sig: int, frame: FrameType | None) -> None:
+        """End a load by an exception that, where a finalizer runs just then, Python takes no notice of."""
+        if self._loading:
+            signal.signal(signal.SIGALRM, self._insist)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
             raise Stopped(0)
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
