@@ -317,13 +317,13 @@ class Body:
 class _NoBody(Body):
     """Of a request that has none. It has no state, so one serves them all."""
 
-    __slots__ = ()
-
-    finished = True
-    remaining = 0
+    # In places of its own: what is asked of every request is found sooner there than in the class.
+    __slots__ = ("finished", "remaining")
 
     def __init__(self) -> None:
         super().__init__(io.BytesIO())
+        self.finished = True  # type: ignore[misc]
+        self.remaining = 0  # type: ignore[misc]
 
     def read(self, size: int | None = None) -> bytes:
         self.getsize(size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from .errors import InvalidHeader, InvalidHeaderName
 from .grammar import FIELD_VALUE_RE, STATUS_RE, TOKEN_RE
@@ -104,9 +104,10 @@ def forbids_length(method: str, code: int | None) -> bool:
     return code < 200 or code == 204 or (method == "CONNECT" and code < 300)
 
 
-def field_lines(headers: Iterable[tuple[str, str]]) -> str:
+def field_lines(headers: Collection[tuple[str, str]]) -> str:
     """*headers*, already checked, as lines."""
-    return "".join([f"{name}: {value}\r\n" for name, value in headers])
+    # Joined by C, pair for pair: a string of a class of its own could say something else when formatted.
+    return "\r\n".join(map(": ".join, headers)) + "\r\n" if headers else ""
 
 
 def encode_head(lines: str) -> bytes:

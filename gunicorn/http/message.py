@@ -12,10 +12,10 @@ from . import grammar
 from .body import NO_BODY, Body, ChunkedReader, EOFReader, LengthReader
 from .errors import ForbiddenProxyRequest, InvalidProxyLine, LimitRequestLine, NoMoreData, ParseException
 from .parse import (
+    HEAD_END,
     Headers,
     HeadGatherer,
     RequestHead,
-    find_head_end,
     parse_fields,
     parse_head,
     parse_request_line,
@@ -54,9 +54,12 @@ DRAIN_LIMIT = 256 * 1024
 
 
 class Message:
-    """What requests have in common with any other message; reads itself from *unreader* at once."""
+    """What requests have in common with any other message; reads itself from *unreader* at once.
 
-    # Of nearly every message, so that nothing is stored for it.
+    It is the *req_number*-th of its connection. *policy*, *proxy_info* and *last_head* (of the one before it)
+    spare the work of finding them again.
+    """
+
     version: tuple[int, int] = (1, 0)
     must_close = False
     head: RequestHead | None = None
@@ -65,14 +68,27 @@ class Message:
     _headers: Headers | None = None
 
     def __init__(
-        self, cfg: Any, unreader: Unreader, peer_addr: Any, *, policy: RequestPolicy | None = None
+        self,
+        cfg: Any,
+        unreader: Unreader,
+        peer_addr: Any,
+        req_number: int = 1,
+        policy: RequestPolicy | None = None,
+        proxy_info: ProxyInfo | None = None,
+        last_head: RequestHead | None = None,
     ) -> None:
         self.cfg = cfg
         self.unreader = unreader
         self.peer_addr = self.remote_addr = peer_addr
+        self.req_number = req_number
         self.policy = policy = policy or policy_for(cfg)
         self.scheme = policy.default_scheme
         self.body: Body
+        self._last_head = last_head
+        # Asked for in every request, and until Python 3.12 found slowly where only the class has them.
+        self.must_close = False
+        self.proxy_info = proxy_info
+        self.proxy_protocol_info = proxy_info.as_dict() if proxy_info is not None else None
         rest = self.parse(unreader)
         if rest:
             unreader.unread(rest)
@@ -138,32 +154,11 @@ class Message:
 class Request(Message):
     """One request. Raises ParseException for a bad one, NoMoreData if the peer ends within it.
 
-    On a connection that ended cleanly NoMoreData has an empty ``buf``. *policy*, *proxy_info*
-    and *last_head* (of the request before it on the connection) spare the work of finding them again.
+    On a connection that ended cleanly NoMoreData has an empty ``buf``.
     """
 
     method = uri = path = query = fragment = ""
-    _last_head: RequestHead | None = None
-    proxy_info: ProxyInfo | None = None
-    proxy_protocol_info: dict[str, Any] | None = None
-
-    def __init__(
-        self,
-        cfg: Any,
-        unreader: Unreader,
-        peer_addr: Any,
-        req_number: int = 1,
-        *,
-        policy: RequestPolicy | None = None,
-        proxy_info: ProxyInfo | None = None,
-        last_head: RequestHead | None = None,
-    ) -> None:
-        self.req_number = req_number
-        if last_head is not None:
-            self._last_head = last_head
-        if proxy_info is not None:
-            self._set_proxy_info(proxy_info)
-        super().__init__(cfg, unreader, peer_addr, policy=policy)
+    expects_continue = False
 
     @cached_property
     def limit_request_line(self) -> int:
@@ -175,11 +170,6 @@ class Request(Message):
         return self.policy.forwarded_allow.allows(self.peer_addr)
 
     @property
-    def expects_continue(self) -> bool:
-        """Whether the client waits for 100 (Continue) before it sends its body."""
-        return self.head is not None and self.head.expect_continue
-
-    @property
     def wants_upgrade(self) -> bool:
         """Whether the client asks for another protocol on this connection."""
         if self.fields is not None:
@@ -189,16 +179,17 @@ class Request(Message):
     def parse(self, unreader: Unreader) -> bytes:
         policy = self.policy
         data = unreader.read()
-        if not policy.proxy_protocol or self.req_number > 1:
-            end = find_head_end(data)
-            if end > 0:  # nearly always: the whole head in one piece, and often nothing else
-                block = data if end == len(data) else data[:end]
-                # Clients repeat themselves: the same bytes of the same peer say the same again.
-                head = self._last_head
-                if head is None or head.block != block:
-                    head = parse_head(block, policy, policy.forwarded_allow.allows(self.peer_addr))
-                self._take(head)
-                return data[end:]
+        # At 0 there would be empty lines, which the gatherer skips.
+        if (end := data.find(HEAD_END)) > 0 and (not policy.proxy_protocol or self.req_number > 1):
+            # Nearly always: the whole head in one piece, and often nothing else.
+            end += len(HEAD_END)
+            block = data if end == len(data) else data[:end]
+            # Clients repeat themselves: the same bytes of the same peer say the same again.
+            head = self._last_head
+            if head is None or head.block != block:
+                head = parse_head(block, policy, policy.forwarded_allow.allows(self.peer_addr))
+            self._take(head)
+            return data[end:]
         gatherer = HeadGatherer(policy, first=self.req_number == 1)
         while True:
             if not data:
@@ -218,11 +209,12 @@ class Request(Message):
         self.uri = head.target
         self.path = head.path
         self.query = head.query
-        if head.fragment:
-            self.fragment = head.fragment
+        self.fragment = head.fragment
         self.version = head.version
         self.fields = head.fields
         self.scheme = head.scheme
+        #: Whether the client waits for 100 (Continue) before it sends its body.
+        self.expects_continue = head.expect_continue
 
     def _set_proxy_info(self, info: ProxyInfo | None) -> None:
         self.proxy_info = info

@@ -38,6 +38,9 @@ MAX_EMPTY_LINES = 2
 
 _BARE_LF_RE = re.compile(rb"(?<!\r)\n")
 
+# All but CR and LF.
+_UNPRINTABLE = bytes(code for code in range(256) if not chr(code).isprintable() and code not in b"\r\n")
+
 _FAST_LINE_RE = re.compile(
     r"([A-Z]{3,20}) ((/[^\x00-\x20\x7f?#]*)(?:\?([^\x00-\x20\x7f#]*))?) HTTP/1\.([01])"
 )
@@ -56,29 +59,46 @@ _V10, _V11 = (1, 0), (1, 1)
 class RequestHead:
     """What the head of a request says. Text has one character for each byte received."""
 
-    method: str
-    target: str  # as sent
-    path: str  # "*" and "" for the asterisk and authority forms
-    query: str
-    version: tuple[int, int]
-    fragment: str = ""
-    authority: str | None = None  # of the absolute and authority forms; overrides Host
-    host: str | None = None
-    content_length: int | None = None
-    chunked: bool = False
-    scheme: str = "http"
-    # What Connection asks for; None leaves it to the version's default.
-    close: bool | None = None
-    expect_continue: bool = False
-    # The fields as an environ has them, where that needs no thought: each once, no underscore in a name.
-    fields: dict[str, str] | None = None
+    # All in the object itself: until Python 3.12, what only the class has is found slowly.
+    __slots__ = (
+        "_headers",
+        "_lines",
+        "authority",
+        "block",
+        "chunked",
+        "close",
+        "content_length",
+        "expect_continue",
+        "fields",
+        "fragment",
+        "host",
+        "method",
+        "path",
+        "query",
+        "scheme",
+        "should_close",
+        "target",
+        "version",
+    )
 
     def __init__(self, method: str, target: str, path: str, query: str, version: tuple[int, int]) -> None:
         self.method = method
-        self.target = target
-        self.path = path
+        self.target = target  # as sent
+        self.path = path  # "*" and "" for the asterisk and authority forms
         self.query = query
         self.version = version
+        self.fragment = ""
+        #: Of the absolute and authority forms; overrides Host.
+        self.authority: str | None = None
+        self.host: str | None = None
+        self.content_length: int | None = None
+        self.chunked = False
+        self.scheme = "http"
+        #: What Connection asks for; None leaves it to the version's default.
+        self.close: bool | None = None
+        self.expect_continue = False
+        #: The fields as an environ has them, where that needs no thought: each once, no underscore in a name.
+        self.fields: dict[str, str] | None = None
         #: The bytes that it was read from.
         self.block = b""
         #: Whether the connection ends with this request (RFC 9112 section 9.3).
@@ -244,9 +264,12 @@ def fast_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> Req
     """As exact_head for an ordinary, sound head; None where one must look line by line."""
     text = block.decode("latin-1")
     lines = text.split("\r\n")
-    # A CR or LF by itself is not printable, nor is any other control. White space that would have to be
-    # taken off a value, a tab and most of what is not ASCII are rare enough for the exact way.
-    if not "".join(lines).isprintable() or ":  " in text or " \r\n" in text:
+    # White space that would have to be taken off a value, a tab and most of what is not ASCII are rare enough
+    # for the exact way. Where each CR and LF is a part of a line's end, none is by itself.
+    ends = len(lines) - 1
+    if block.count(b"\r") != ends or block.count(b"\n") != ends:
+        return None
+    if len(block.translate(None, _UNPRINTABLE)) != len(block) or ":  " in text or " \r\n" in text:
         return None
     match = _FAST_LINE_RE.fullmatch(lines[0])
     if match is None or lines[-1] or lines[-2]:

@@ -61,9 +61,9 @@ class Parser:
                 self.unreader,
                 self.source_addr,
                 self.req_count,
-                policy=self.policy,
-                proxy_info=self._proxy_info,
-                last_head=last.head if last is not None else None,
+                self.policy,
+                self._proxy_info,
+                last.head if last is not None else None,
             )
         except NoMoreData as end:
             if end.buf:

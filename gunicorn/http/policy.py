@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from .environ import header_key
@@ -27,7 +28,7 @@ class AllowList:
     ``*`` trusts everyone. Raises ValueError for an entry that is no address and no network.
     """
 
-    __slots__ = ("_addresses", "_anyone", "_networks")
+    __slots__ = ("_addresses", "_anyone", "_in_networks", "_networks")
 
     def __init__(self, entries: str | Iterable[str]) -> None:
         if isinstance(entries, str):
@@ -36,6 +37,8 @@ class AllowList:
         self._anyone = "*" in names
         self._networks = [ipaddress.ip_network(name, strict=False) for name in names if name != "*"]
         self._addresses = frozenset(names)
+        # Each request asks, and few peers have many of them: proxies.
+        self._in_networks = lru_cache(maxsize=256)(self._in_network)
 
     def allows(self, peer: PeerAddress) -> bool:
         """Whether *peer*, an address as the socket module gives it, is trusted."""
@@ -45,7 +48,7 @@ class AllowList:
         host = peer[0]
         if host in self._addresses:
             return True
-        return bool(self._networks) and self._in_network(host)
+        return bool(self._networks) and self._in_networks(host)
 
     def _in_network(self, host: str) -> bool:
         try:

@@ -13,12 +13,10 @@ class Unreader:
     """Bytes from ``chunk()``, which subclasses give, before them whatever was put back."""
 
     def __init__(self) -> None:
-        self._pending = b""
-
-    @property
-    def pending(self) -> int:
-        """How many bytes can be read without asking the source."""
-        return len(self._pending)
+        #: What can be read without asking the source.
+        self.pending = b""
+        #: What the connection's requests have in common for an application; whoever makes environs keeps it.
+        self.common: Any = None
 
     def chunk(self) -> bytes:
         """The next bytes of the source, at least one; empty at its end."""
@@ -29,9 +27,9 @@ class Unreader:
         if size is not None and not isinstance(size, int):
             raise TypeError(f"size must be an int or None, not {type(size).__name__}")
         if size is None or size < 0:
-            if not self._pending:
+            if not self.pending:
                 return self.chunk()
-            data, self._pending = self._pending, b""
+            data, self.pending = self.pending, b""
             return data
         parts: list[bytes] = []
         while size > 0:
@@ -44,14 +42,14 @@ class Unreader:
 
     def read_some(self, limit: int = READ_SIZE) -> bytes:
         """At least one byte and at most *limit*, waiting only for the first; empty at the end."""
-        data = self._pending or self._receive(limit)
-        self._pending = data[limit:]
+        data = self.pending or self._receive(limit)
+        self.pending = data[limit:]
         return data[:limit]
 
     def unread(self, data: bytes) -> None:
         """Put *data* back: it is read next."""
         if data:
-            self._pending = bytes(data) + self._pending
+            self.pending = bytes(data) + self.pending
 
     def _receive(self, limit: int) -> bytes:
         return self.chunk()

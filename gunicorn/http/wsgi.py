@@ -51,6 +51,10 @@ _PLAIN_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 _default_headers: dict[tuple[Any, ...], list[str]] = {}
 _DEFAULT_HEADERS_MAX = 64
 
+# Headers that were found sound and that say nothing to the server. Most responses of an application have them.
+_plain_headers: set[tuple[str, str]] = set()
+_PLAIN_HEADERS_MAX = 256
+
 # Above this, joining head and content costs more than a second send.
 JOIN_LIMIT = 256 * 1024
 
@@ -112,20 +116,43 @@ def _base_for(cfg: Any) -> _Base:
     return base
 
 
+class _Common:
+    """What is the same in the environ of every request of a connection."""
+
+    __slots__ = ("cfg", "client", "environ", "has_server", "script_name", "server", "sock")
+
+    def __init__(self, sock: Any, client: Any, server: Any, cfg: Any) -> None:
+        self.sock, self.client, self.server, self.cfg = sock, client, server, cfg
+        base = _base_for(cfg)
+        self.script_name = base.script_name
+        self.environ = environ = base.environ.copy()
+        environ["gunicorn.socket"] = sock
+        environment.add_client(environ, client)
+        #: Behind a Unix socket each request names its server itself.
+        self.has_server = environment.split_server(server) is not None
+        if self.has_server:
+            environment.add_server(environ, server, "")
+
+    def is_of(self, sock: Any, client: Any, server: Any, cfg: Any) -> bool:
+        """Whether this was made of the same objects."""
+        return self.sock is sock and self.client is client and self.server is server and self.cfg is cfg
+
+
 def default_environ(req: Any, sock: Any, cfg: Any) -> dict[str, Any]:
     """The base environ and what the request line says."""
-    return _fill(base_environ(cfg), req, sock)
+    environ = base_environ(cfg)
+    environ["gunicorn.socket"] = sock
+    _add_request(environ, req)
+    return environ
 
 
-def _fill(environ: dict[str, Any], req: Any, sock: Any) -> dict[str, Any]:
+def _add_request(environ: dict[str, Any], req: Any) -> None:
     version = req.version
     environ["wsgi.input"] = req.body
-    environ["gunicorn.socket"] = sock
     environ["REQUEST_METHOD"] = req.method
     environ["QUERY_STRING"] = req.query
     environ["RAW_URI"] = req.uri
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if version == (1, 1) else "HTTP/{}.{}".format(*version)
-    return environ
 
 
 def proxy_environ(req: Any) -> dict[str, str]:
@@ -147,43 +174,46 @@ def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Res
 
     Raises ConfigurationProblem if the path does not lie below SCRIPT_NAME.
     """
-    resp = Response(req, sock, cfg)
-    base = _base_for(cfg)
-    environ = _fill(base.environ.copy(), req, sock)
-    fields = getattr(req, "fields", None)
+    common: _Common | None = req.unreader.common
+    if common is None or not common.is_of(sock, client, server, cfg):
+        common = req.unreader.common = _Common(sock, client, server, cfg)
+    environ = common.environ.copy()
+    _add_request(environ, req)
+    fields = req.fields
     if fields is not None:
         # It was read the fast way: these are all, an absolute target and underscores not among them.
         environ.update(fields)
-        _set_paths(environ, req.path, base.script_name)
+        path = req.path
+        if common.script_name or "%" in path:
+            environ["SCRIPT_NAME"], environ["PATH_INFO"] = environment.split_script_name(
+                path, common.script_name
+            )
+        else:
+            environ["SCRIPT_NAME"] = ""
+            environ["PATH_INFO"] = path
     else:
-        environment.add_headers(environ, req.headers)
-        authority = getattr(getattr(req, "head", None), "authority", None)
-        if authority is not None:
-            # RFC 9112 section 3.2.2: the target's host counts, whatever Host says.
-            environ["HTTP_HOST"] = authority
-        _set_forwarded_paths(environ, req, base.script_name)
-    environ["wsgi.url_scheme"] = scheme = req.scheme
-    environment.add_client(environ, client)
-    environment.add_server(environ, server, scheme)
+        _add_exactly(environ, req, common.script_name)
+    environ["wsgi.url_scheme"] = req.scheme
+    if not common.has_server:
+        environment.add_server(environ, server, req.scheme)
     if req.proxy_protocol_info:
         environ.update(proxy_environ(req))
+    resp = Response(req, sock, cfg)
     if req.expects_continue and not req.body.finished:
         req.body.before_read = resp.send_continue
     environ["wsgi.early_hints"] = resp.send_early_hints
     return resp, environ
 
 
-def _set_paths(environ: dict[str, Any], path: str, script_name: str) -> None:
-    if script_name or "%" in path:
-        environ["SCRIPT_NAME"], environ["PATH_INFO"] = environment.split_script_name(path, script_name)
-    else:
-        environ["SCRIPT_NAME"] = ""
-        environ["PATH_INFO"] = path
-
-
-def _set_forwarded_paths(environ: dict[str, Any], req: Any, script_name: str) -> None:
-    """SCRIPT_NAME and PATH_INFO: a trusted proxy's word, else from the path and the configuration."""
+def _add_exactly(environ: dict[str, Any], req: Any, script_name: str) -> None:
+    """Add the fields and the paths of a request that was not read the fast way."""
+    environment.add_headers(environ, req.headers)
+    authority = req.head.authority if req.head is not None else None
+    if authority is not None:
+        # RFC 9112 section 3.2.2: the target's host counts, whatever Host says.
+        environ["HTTP_HOST"] = authority
     path_info = None
+    # A trusted proxy's word, else from the path and the configuration.
     if ("HTTP_SCRIPT_NAME" in environ or "HTTP_PATH_INFO" in environ) and req.trusted_peer:
         forwarded = req.policy.forwarder_headers
         for name, value in req.headers:
@@ -194,7 +224,7 @@ def _set_forwarded_paths(environ: dict[str, Any], req: Any, script_name: str) ->
     if path_info is not None:
         environ["SCRIPT_NAME"], environ["PATH_INFO"] = script_name.rstrip("/"), path_info
     else:
-        _set_paths(environ, req.path, script_name)
+        environ["SCRIPT_NAME"], environ["PATH_INFO"] = environment.split_script_name(req.path, script_name)
 
 
 def _make_default_headers(
@@ -220,6 +250,16 @@ def _make_default_headers(
     return lines
 
 
+def _remembered(header: tuple[str, str]) -> tuple[str, str]:
+    """*header*, which is plain, and not to be examined again unless it is one of many."""
+    if len(header[1]) < 128 and type(header[0]) is str and type(header[1]) is str:
+        if len(_plain_headers) >= _PLAIN_HEADERS_MAX:
+            # Those that never come again, such as dates, must not keep the others out.
+            _plain_headers.clear()
+        _plain_headers.add(header)
+    return header
+
+
 class Response:
     """What an application answers to *req*, sent over *sock* as it comes.
 
@@ -227,25 +267,23 @@ class Response:
     ``status_code`` the number of ``status``. Errors of the socket pass through.
     """
 
-    # What every response begins with, so that nothing is stored for it.
-    status: str | None = None
-    status_code: int | None = None
-    headers_sent = False
-    chunked = False
-    must_close = False
-    response_length: int | None = None
-    sent = 0
-    upgrade = False
-    _own_names: tuple[str, ...] = ()  # of server and date, those that the application sets
-    _app_closes = False
-    _has_body = True
-
     def __init__(self, req: Any, sock: Any, cfg: Any) -> None:
         self.req = req
         self.sock = sock
         self.cfg = cfg
         self.version = SERVER
+        self.status: str | None = None
+        self.status_code: int | None = None
         self.headers: list[tuple[str, str]] = []
+        self.headers_sent = False
+        self.chunked = False
+        self.must_close = False
+        self.response_length: int | None = None
+        self.sent = 0
+        self.upgrade = False
+        self._own_names: tuple[str, ...] = ()  # of server and date, those that the application sets
+        self._app_closes = False
+        self._has_body = True
 
     def force_close(self) -> None:
         """Let the connection end with this response."""
@@ -283,17 +321,27 @@ class Response:
         self.status_code = code
         self.process_headers(headers)
         self.status = status
-        self._settle_framing(code)
+        if code not in _PLAIN_CODES or self.req.method not in _PLAIN_METHODS:
+            self._settle_framing(code)
+        self.chunked = self.response_length is None and self.is_chunked()
         return self.write
 
     def process_headers(self, headers: Iterable[tuple[str, str]]) -> None:
         """Check *headers* and take from them what may go out and what concerns the connection."""
         upgrades: list[tuple[str, str]] = []
         kept = self.headers
-        check = head.check_header
-        for name, value in headers:
-            lower, value = check(name, value)
-            if lower not in _SPECIAL or self._takes(lower, value):
+        for pair in headers:
+            try:
+                if pair in _plain_headers:
+                    kept.append(pair)
+                    continue
+            except TypeError:
+                pass  # a list in place of a tuple
+            name, value = pair
+            lower, value = head.check_header(name, value)
+            if lower not in _SPECIAL:
+                kept.append(_remembered((name, value)))
+            elif self._takes(lower, value):
                 kept.append((name, value))
             elif lower == "upgrade":
                 upgrades.append((name, value))
@@ -319,14 +367,12 @@ class Response:
 
     def _settle_framing(self, code: int) -> None:
         method = self.req.method
-        if code not in _PLAIN_CODES or method not in _PLAIN_METHODS:
-            self._has_body = head.has_body(method, code)
-            if head.forbids_length(method, code) and self.response_length is not None:
-                self.response_length = None
-                self.headers = [pair for pair in self.headers if pair[0].lower() != "content-length"]
-            if code < 200 or (method == "CONNECT" and code < 300):
-                self._app_closes = True  # what follows on the connection is no HTTP of ours
-        self.chunked = self.is_chunked()
+        self._has_body = head.has_body(method, code)
+        if head.forbids_length(method, code) and self.response_length is not None:
+            self.response_length = None
+            self.headers = [pair for pair in self.headers if pair[0].lower() != "content-length"]
+        if code < 200 or (method == "CONNECT" and code < 300):
+            self._app_closes = True  # what follows on the connection is no HTTP of ours
 
     def is_chunked(self) -> bool:
         """Whether the content goes out chunked: of unknown length, to a client that knows how."""
@@ -359,18 +405,15 @@ class Response:
 
     def _take_head(self) -> bytes:
         """The bytes of the head, which the caller sends now."""
-        self._settle_request_body()
-        lines = self.default_headers()
-        lines.append(head.field_lines(self.headers))
-        data = head.encode_head("".join(lines))
+        if not self.req.body.finished:
+            self._settle_request_body()
+        data = head.encode_head("".join(self.default_headers()) + head.field_lines(self.headers))
         self.headers_sent = True
         return data
 
     def _settle_request_body(self) -> None:
         """Say close now if what is left of the request's body could not be drained later."""
         body = self.req.body
-        if body.finished:
-            return
         if body.before_read is not None and not self.req.unreader.pending:
             # RFC 9110 section 10.1.1: without a 100 nobody knows whether the body will come.
             body.before_read = None

@@ -20,6 +20,10 @@ class State(enum.Enum):
     LINGER = enum.auto()  # answered for good; what the client still sends is thrown away
 
 
+# An attribute of an enumeration costs as much as a call, and one of a module hardly anything.
+_BUSY = State.BUSY
+
+
 class Waiter(Protocol):
     fd: int
     state: State
@@ -53,7 +57,7 @@ class Waiting(Generic[C]):
         """Take out the connection of *fd*; None if somebody else was faster."""
         conn = self._by_fd.pop(fd, None)
         if conn is not None:
-            conn.was, conn.state = conn.state, State.BUSY
+            conn.was, conn.state = conn.state, _BUSY
         return conn
 
     def snapshot(self) -> Iterable[C]:

@@ -39,6 +39,10 @@ class Fate(enum.Enum):
     RESET = enum.auto()  # to be closed so that the client sees that the content was cut short
 
 
+# An attribute of an enumeration costs as much as a call, and one of a module hardly anything.
+_KEEP, _CLOSE, _LINGER = Fate.KEEP, Fate.CLOSE, Fate.LINGER
+
+
 class Cycle:
     """Runs the requests of one worker; what each would look up in its configuration is looked up once."""
 
@@ -66,7 +70,7 @@ class Cycle:
         answered here; nothing is raised but what ends the process or the greenlet.
         """
         worker = self.worker
-        started = time.monotonic()
+        started = time.monotonic() if self.wants_access else 0.0
         resp: Any = None
         environ: dict[str, Any] = {}
         try:
@@ -81,7 +85,13 @@ class Cycle:
             if not (keep and worker.alive):
                 resp.force_close()
             self._respond(environ, resp)
-            fate = self._after(req, resp)
+            if resp.should_close():
+                fate = _CLOSE if req.body.finished else _LINGER
+            # Only what has arrived: nobody waits for a client that sends what nobody wants.
+            elif req.body.finished or req.drain(timeout=0):
+                fate = _KEEP
+            else:
+                fate = _LINGER
         except self.passing:
             raise
         except BaseException as error:
@@ -109,18 +119,8 @@ class Cycle:
             resp.close()
         finally:
             # PEP 3333: whatever happened.
-            close = getattr(result, "close", None)
-            if close is not None:
-                close()
-
-    def _after(self, req: Any, resp: Any) -> Fate:
-        """The fate of a connection whose response is complete."""
-        if resp.should_close():
-            return Fate.CLOSE if req.body.finished else Fate.LINGER
-        # Only what has arrived: nobody waits for a client that sends what nobody wants.
-        if req.body.finished or req.drain(timeout=0):
-            return Fate.KEEP
-        return Fate.LINGER
+            if hasattr(result, "close"):
+                result.close()
 
     def _failed(self, error: BaseException, req: Any, resp: Any, sock: Any, addr: Any) -> Fate:
         """Log why a request failed, answer it if its response has not begun, return the connection's fate."""

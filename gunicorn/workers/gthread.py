@@ -51,6 +51,10 @@ PUNCTUALITY = 0.1
 # How long a connection must have idled to be closed in favour of a new one.
 IDLE_AT_LEAST = 1.0
 
+# An attribute of an enumeration costs as much as a call, and one of a module hardly anything.
+_HANDSHAKE, _IDLE, _LINGER = State.HANDSHAKE, State.IDLE, State.LINGER
+_FATE_KEEP, _FATE_LINGER = Fate.KEEP, Fate.LINGER
+
 
 def _is_plain(function: object) -> bool:
     return isinstance(function, BuiltinFunctionType)
@@ -89,6 +93,7 @@ class ThreadWorker(Worker):
         self._accept_lock = threading.Lock()
         self._tls: ssl.SSLContext | None = None
         self._keepalive = float(cfg.keepalive)
+        self._keeps_alive = self._keepalive > 0
         self._patience = float(cfg.timeout) or math.inf
         self._is_tls: bool = cfg.is_ssl
         self._request_timeout = float(cfg.request_timeout)
@@ -363,9 +368,9 @@ class ThreadWorker(Worker):
     def on_client_socket_readable(self, conn: TConn, client: Any) -> None:
         """Go on with a connection that this thread owns, as far as it can without waiting for the client."""
         try:
-            if conn.was is State.LINGER:
+            if conn.was is _LINGER:
                 self._discard(conn)
-            elif conn.was is not State.HANDSHAKE or self._shake_hands(conn):
+            elif conn.was is not _HANDSHAKE or self._shake_hands(conn):
                 self._gather_and_serve(conn)
         except BaseException:
             self.log.exception("A connection is given up")
@@ -394,14 +399,15 @@ class ThreadWorker(Worker):
             while conn.gather():
                 if self.turns.wary:
                     self.turns.beware(threading.get_ident())
-                keep, _ = self._as_pair(self.enqueue_req(conn), conn)
-                if not keep:
+                answer = self.enqueue_req(conn)
+                # A subclass may give the truth alone.
+                if not (answer[0] if isinstance(answer, tuple) else answer):
                     return
-                conn.was = State.IDLE
+                conn.was = _IDLE
                 if not conn.parser.unreader.pending and not conn.is_tls:
                     if not conn.is_drained():
                         self.poller.doubt(conn.fd)
-                    self._park(conn, State.IDLE, time.monotonic() + self._keepalive)
+                    self._park(conn, _IDLE, time.monotonic() + self._keepalive)
                     return
         except (BlockingIOError, ssl.SSLWantReadError):
             self._wait_for_more(conn)
@@ -428,29 +434,30 @@ class ThreadWorker(Worker):
 
     def enqueue_req(self, conn: TConn) -> Any:
         """Serve the request that has arrived on *conn*, in this thread."""
-        if conn.is_tls:
-            conn.sock.settimeout(self._patience if self._patience < math.inf else None)
+        if not conn.is_tls:
+            return self.handle(conn)
+        conn.sock.settimeout(self._patience if self._patience < math.inf else None)
         answer = self.handle(conn)
-        if conn.is_tls and conn.sock.fileno() >= 0:
+        if conn.sock.fileno() >= 0:
             conn.sock.settimeout(0)
         return answer
 
     def handle(self, conn: TConn) -> tuple[bool, TConn]:
         """Parse and serve the next request of *conn*; whether the connection goes on, and *conn*."""
-        fate = Fate.LINGER
+        fate = _FATE_LINGER
         req = None
         try:
-            req = next(conn.parser)
+            req = conn.parser.__next__()
             if self._request_timeout:
                 conn.request, conn.thread, conn.since = req, threading.get_ident(), time.monotonic()
             answer = self.handle_request(req, conn)
-            fate = answer if isinstance(answer, Fate) else Fate.KEEP if answer else Fate.CLOSE
+            fate = answer if isinstance(answer, Fate) else _FATE_KEEP if answer else Fate.CLOSE
         except StopIteration:
             fate = Fate.CLOSE
         except Exception as error:
             self.handle_error(req, conn.sock, conn.client, error)
         conn.since = math.inf
-        if fate is Fate.KEEP:
+        if fate is _FATE_KEEP:
             return True, conn
         self._end(conn, fate)
         return False, conn
@@ -458,7 +465,7 @@ class ThreadWorker(Worker):
     def handle_request(self, req: Any, conn: TConn) -> Fate | bool:
         """Have the application answer *req*; returns what becomes of the connection."""
         # Without a free place for others, nobody keeps his.
-        keep = self._keepalive > 0 and len(self.conns) < self.worker_connections
+        keep = self._keeps_alive and len(self.conns) < self.worker_connections
         return self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
 
     # -- ends ----------------------------------------------------------------------------
@@ -525,7 +532,3 @@ class ThreadWorker(Worker):
             self._resume_accepting()
         if not self.alive:
             self.wake()
-
-    def _as_pair(self, answer: Any, conn: TConn) -> tuple[bool, TConn]:
-        """What ``handle()`` of a subclass has returned."""
-        return answer if isinstance(answer, tuple) else (bool(answer), conn)

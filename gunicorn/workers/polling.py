@@ -70,15 +70,16 @@ class EpollPoller:
         self._ready: deque[tuple[int, int]] = deque()
 
     def watch(self, fd: int, *, write: bool = False) -> None:
-        self._watch(fd, _WRITE_EDGE if write else _READ_EDGE)
+        events = _WRITE_EDGE if write else _READ_EDGE
+        if self._watched.get(fd) != events:
+            self._watch(fd, events)
 
     def watch_listener(self, fd: int) -> None:
-        self._watch(fd, select.EPOLLIN)
+        if self._watched.get(fd) != select.EPOLLIN:
+            self._watch(fd, select.EPOLLIN)
 
     def _watch(self, fd: int, events: int) -> None:
         known = self._watched.get(fd)
-        if known == events:
-            return
         # First the note: an event that comes at once, and puts it in doubt, must be the later word.
         self._watched[fd] = events
         try:

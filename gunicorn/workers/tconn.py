@@ -13,7 +13,7 @@ from typing import Any
 
 from gunicorn import sock as listening
 from gunicorn.http.errors import NoMoreData
-from gunicorn.http.parse import HeadGatherer, find_head_end
+from gunicorn.http.parse import HEAD_END, HeadGatherer
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.policy import RequestPolicy, policy_for
 from gunicorn.workers import closing
@@ -84,8 +84,8 @@ class TConn:
                 self._received_all = len(data) < _RECEIVE
             if gatherer is None:
                 # Nearly always: a whole head in one piece. The parser finds its end again, where one may be.
-                if find_head_end(data) > 0 and not parser.policy.proxy_protocol:
-                    unreader.unread(data)
+                if data.find(HEAD_END) > 0 and not parser.policy.proxy_protocol:
+                    unreader.pending = data
                     return True
                 gatherer = self.gatherer = HeadGatherer(parser.policy, first=parser.req_count == 0)
             if not data:

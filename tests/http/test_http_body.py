@@ -25,7 +25,7 @@ def test_unreader_gives_back_what_was_put_back_first() -> None:
     unreader.unread(b"bc")
     unreader.unread(b"")
     unreader.unread(b"a")
-    assert unreader.pending == 3
+    assert len(unreader.pending) == 3
     assert unreader.read(0) == b""
     assert unreader.read(2) == b"ab"
     assert unreader.read(3) == b"cde"
