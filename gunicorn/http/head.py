@@ -85,13 +85,6 @@ def _check_name(name: str) -> str:
     return lower
 
 
-def check_content_length(value: str) -> int:
-    """The length that an application states. Raises InvalidHeader for what is no length."""
-    if not (value.isascii() and value.isdecimal() and len(value) < 20):  # CONTENT_LENGTH_RE, sooner known
-        raise InvalidHeader(f"Content-Length: {value}")
-    return int(value)
-
-
 def has_body(method: str, code: int | None) -> bool:
     """Whether a response may have content (RFC 9110 sections 6.4.1, 9.3.2, 15.3.5, 15.4.5)."""
     return method != "HEAD" and (code is None or (code >= 200 and code not in (204, 304)))

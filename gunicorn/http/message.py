@@ -178,7 +178,11 @@ class Request(Message):
 
     def parse(self, unreader: Unreader) -> bytes:
         policy = self.policy
-        data = unreader.read()
+        data = unreader.pending
+        if data:
+            unreader.pending = b""
+        else:
+            data = unreader.read()
         # At 0 there would be empty lines, which the gatherer skips.
         if (end := data.find(HEAD_END)) > 0 and (not policy.proxy_protocol or self.req_number > 1):
             # Nearly always: the whole head in one piece, and often nothing else.

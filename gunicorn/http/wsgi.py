@@ -133,10 +133,6 @@ class _Common:
         if self.has_server:
             environment.add_server(environ, server, "")
 
-    def is_of(self, sock: Any, client: Any, server: Any, cfg: Any) -> bool:
-        """Whether this was made of the same objects."""
-        return self.sock is sock and self.client is client and self.server is server and self.cfg is cfg
-
 
 def default_environ(req: Any, sock: Any, cfg: Any) -> dict[str, Any]:
     """The base environ and what the request line says."""
@@ -175,7 +171,7 @@ def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Res
     Raises ConfigurationProblem if the path does not lie below SCRIPT_NAME.
     """
     common: _Common | None = req.unreader.common
-    if common is None or not common.is_of(sock, client, server, cfg):
+    if common is None or common.sock is not sock or common.client is not client or common.cfg is not cfg:
         common = req.unreader.common = _Common(sock, client, server, cfg)
     environ = common.environ.copy()
     _add_request(environ, req)
@@ -284,6 +280,8 @@ class Response:
         self._own_names: tuple[str, ...] = ()  # of server and date, those that the application sets
         self._app_closes = False
         self._has_body = True
+        #: Whether the head that was sent says that the connection ends.
+        self.announced_close = False
 
     def force_close(self) -> None:
         """Let the connection end with this response."""
@@ -338,7 +336,10 @@ class Response:
             except TypeError:
                 pass  # a list in place of a tuple
             name, value = pair
-            lower, value = head.check_header(name, value)
+            if name == "Content-Length" and type(value) is str and value.isdecimal():
+                lower = "content-length"  # nearly always there, and examined below
+            else:
+                lower, value = head.check_header(name, value)
             if lower not in _SPECIAL:
                 kept.append(_remembered((name, value)))
             elif self._takes(lower, value):
@@ -351,7 +352,9 @@ class Response:
     def _takes(self, lower: str, value: str) -> bool:
         """Note what a header says of the connection or the framing; whether it goes out as it is."""
         if lower == "content-length":
-            length = head.check_content_length(value)
+            if not (value.isascii() and value.isdecimal() and len(value) < 20):  # as CONTENT_LENGTH_RE has it
+                raise InvalidHeader(f"Content-Length: {value}")
+            length = int(value)
             known, self.response_length = self.response_length, length
             if known is not None and known != length:
                 raise InvalidHeader(f"Content-Length: {known}, {value}")
@@ -382,8 +385,13 @@ class Response:
 
     def default_headers(self) -> list[str]:
         """The status line and the headers that the server adds, as lines."""
+        closes = self.announced_close = self.should_close()
+        if self.upgrade:
+            # After 101 the connection is the new protocol's, and no word about its end is ours.
+            connection = "upgrade, close" if closes and self.status_code != 101 else "upgrade"
+        else:
+            connection = "close" if closes else "keep-alive"
         date = head.current_date()
-        connection = self._connection_options()
         key = date, self.status, self.req.version, self.version, connection, self.chunked, self._own_names
         lines = _default_headers.get(key)
         if lines is None:
@@ -391,12 +399,6 @@ class Response:
                 _default_headers.clear()
             lines = _default_headers[key] = _make_default_headers(*key)
         return list(lines)
-
-    def _connection_options(self) -> str:
-        if not self.upgrade:
-            return "close" if self.should_close() else "keep-alive"
-        # After 101 the connection is the new protocol's, and no word about its end is ours.
-        return "upgrade, close" if self.status_code != 101 and self.should_close() else "upgrade"
 
     def send_headers(self) -> None:
         """Send the head, unless that is done."""
@@ -407,7 +409,9 @@ class Response:
         """The bytes of the head, which the caller sends now."""
         if not self.req.body.finished:
             self._settle_request_body()
-        data = head.encode_head("".join(self.default_headers()) + head.field_lines(self.headers))
+        lines = self.default_headers()
+        lines.append(head.field_lines(self.headers))
+        data = head.encode_head("".join(lines))
         self.headers_sent = True
         return data
 

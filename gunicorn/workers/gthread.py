@@ -97,6 +97,7 @@ class ThreadWorker(Worker):
         self._patience = float(cfg.timeout) or math.inf
         self._is_tls: bool = cfg.is_ssl
         self._request_timeout = float(cfg.request_timeout)
+        self._serve: Any = None
         # The master waits for twice `timeout`.
         self._beat = min(TICK, self.timeout / 2 or TICK)
 
@@ -127,7 +128,8 @@ class ThreadWorker(Worker):
     # -- the main thread -----------------------------------------------------------------
 
     def run(self) -> None:
-        self.cycle  # noqa: B018 - what it looks up is not for the first client to wait for
+        # What it looks up is not for the first client to wait for.
+        self._serve = self.cycle.serve
         if self._is_tls:
             self._tls = listening.ssl_context(self.cfg)
         self._alarm = select.poll()
@@ -405,7 +407,8 @@ class ThreadWorker(Worker):
                     return
                 conn.was = _IDLE
                 if not conn.parser.unreader.pending and not conn.is_tls:
-                    if not conn.is_drained():
+                    if not conn.received_all or conn.parser.unreader.asked:
+                        # Something may be there of which the poller has told already.
                         self.poller.doubt(conn.fd)
                     self._park(conn, _IDLE, time.monotonic() + self._keepalive)
                     return
@@ -466,7 +469,8 @@ class ThreadWorker(Worker):
         """Have the application answer *req*; returns what becomes of the connection."""
         # Without a free place for others, nobody keeps his.
         keep = self._keeps_alive and len(self.conns) < self.worker_connections
-        return self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
+        serve = self._serve or self.cycle.serve
+        return serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
 
     # -- ends ----------------------------------------------------------------------------
 

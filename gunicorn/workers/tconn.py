@@ -38,7 +38,8 @@ class TConn:
         self.initialized = False
         self.is_tls = False
         self.gatherer: HeadGatherer | None = None
-        self._received_all = True
+        #: Whether ``gather()`` has received all that had arrived.
+        self.received_all = True
         # What is being served, where `request_timeout` limits it: since when, and by which thread.
         self.request: Any = None
         self.since = math.inf
@@ -81,7 +82,7 @@ class TConn:
             else:
                 data = self.sock.recv(_RECEIVE, socket.MSG_DONTWAIT)
                 unreader.asked = False
-                self._received_all = len(data) < _RECEIVE
+                self.received_all = len(data) < _RECEIVE
             if gatherer is None:
                 # Nearly always: a whole head in one piece. The parser finds its end again, where one may be.
                 if data.find(HEAD_END) > 0 and not parser.policy.proxy_protocol:
@@ -94,10 +95,6 @@ class TConn:
                 unreader.unread(bytes(gatherer.buffer))
                 self.gatherer = None
                 return True
-
-    def is_drained(self) -> bool:
-        """Whether all that had arrived when the connection was last reported has been received."""
-        return self._received_all and not self.parser.unreader.asked
 
     @property
     def has_begun(self) -> bool:
