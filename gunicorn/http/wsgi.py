@@ -51,7 +51,7 @@ _PLAIN_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 _default_headers: dict[tuple[Any, ...], list[str]] = {}
 _DEFAULT_HEADERS_MAX = 64
 
-# Headers that were found sound and that say nothing to the server. Most responses of an application have them.
+# Headers that were found sound and say nothing to the server. Most responses of an application have them.
 _plain_headers: set[tuple[str, str]] = set()
 _PLAIN_HEADERS_MAX = 256
 
