@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import pwd
 import random
 import sys
+from collections.abc import Callable
+from typing import cast
 
 from gunicorn.unix.signals import signal_name
 
@@ -129,8 +132,21 @@ def describe_status(status: int) -> str:
 
 def set_process_title(title: str) -> None:
     """Show as ``gunicorn: title`` in process listings, where setproctitle is installed."""
+    setproctitle = _setproctitle()
+    if setproctitle is not None:
+        setproctitle(f"gunicorn: {title}")
+
+
+def can_set_title() -> bool:
+    """Whether `set_process_title` does anything."""
+    return _setproctitle() is not None
+
+
+@functools.cache
+def _setproctitle() -> Callable[[str], None] | None:
+    """Looked for once, by the master: Python does not remember that an import fails."""
     try:
         from setproctitle import setproctitle
     except ImportError:
-        return
-    setproctitle(f"gunicorn: {title}")
+        return None
+    return cast("Callable[[str], None]", setproctitle)

@@ -22,6 +22,11 @@ Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 # module below return the numbers.
 _plain: Any = sys.modules.get("_signal", signal)
 _ALL = tuple(sorted(map(int, signal.valid_signals())))
+_SIG_BLOCK, _SIG_SETMASK = int(signal.SIG_BLOCK), int(signal.SIG_SETMASK)
+# As names of this module: in a child that was just forked each object that is touched is a page that is
+# copied, and to look an attribute up touches two.
+_sigmask, _signal, _set_wakeup_fd = _plain.pthread_sigmask, _plain.signal, _plain.set_wakeup_fd
+_SIG_DFL, _SIG_IGN = _plain.SIG_DFL, _plain.SIG_IGN
 
 
 def signal_name(signum: int) -> str:
@@ -137,11 +142,21 @@ def blocked_signals() -> Iterator[set[int]]:
 
     The value is the mask as it was before, for a child that needs another end.
     """
-    mask = _plain.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+    mask = block_all()
     try:
-        yield set(mask)
+        yield mask
     finally:
-        _plain.pthread_sigmask(signal.SIG_SETMASK, mask)
+        set_mask(mask)
+
+
+def block_all() -> set[int]:
+    """Hold back every signal of this thread; return the mask as it was, for `set_mask`."""
+    return _sigmask(_SIG_BLOCK, _ALL)  # type: ignore[no-any-return]
+
+
+def set_mask(mask: Iterable[int]) -> None:
+    """Let come what is not in *mask*."""
+    _sigmask(_SIG_SETMASK, mask)
 
 
 def reset_to_default(
@@ -153,20 +168,20 @@ def reset_to_default(
     ignored (``SIGPIPE``, and what ``nohup`` set) or handled in C stays. *handlers* are set
     instead of the default where given.
     """
-    drop_wakeup_fd()
+    _set_wakeup_fd(-1)
     if signals is None:
         signals = [signum for signum in _ALL if callable(_plain.getsignal(signum))]
     own = handlers or {}
     for signum in signals:
         if signum not in own:
-            _plain.signal(signum, _plain.SIG_DFL)
+            _signal(signum, _SIG_DFL)
     for signum, handler in own.items():
         if isinstance(handler, int):
             # A member of the enum is not the number that the module below compares with.
-            handler = _plain.SIG_IGN if handler else _plain.SIG_DFL
-        _plain.signal(signum, handler)
+            handler = _SIG_IGN if handler else _SIG_DFL
+        _signal(signum, handler)
 
 
 def unblock_all() -> None:
     """Clear the signal mask, for a child that starts a program of its own."""
-    _plain.pthread_sigmask(signal.SIG_SETMASK, ())
+    set_mask(())
