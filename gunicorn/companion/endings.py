@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from gunicorn.companion import session
 from gunicorn.companion.claims import Claims
@@ -16,16 +16,18 @@ class Endings:
 
     def __init__(self, claims: Claims) -> None:
         self.claims = claims
+        # Set where what loses its parent below us becomes our child: prctl(2), PR_SET_CHILD_SUBREAPER.
+        self.children: session.OwnChildren | None = None
         self._to_kill: set[CompanionProcess] = set()
 
     def kill(self, process: CompanionProcess) -> None:
         """SIGKILL to every process of its session, at the next step."""
         self._to_kill.add(process)
 
-    def step(self, processes: Iterable[CompanionProcess], now: float) -> list[CompanionProcess]:
+    def step(self, processes: Collection[CompanionProcess], now: float) -> list[CompanionProcess]:
         """Kill what must end; return those of *processes* whose session has become empty.
 
-        One look at the process table serves them all.
+        One look at the process table serves them all, and mostly it takes none.
         """
         ending = [p for p in processes if p.ending]
         own = {p for p in {*ending, *self._to_kill} if not self.claims.waits_for_older_self(p.name)}
@@ -34,7 +36,7 @@ class Endings:
         wanted = {p.session for p in own if p.session is not None} | self.claims.sessions_to_look_at(now)
         if not wanted:
             return empty
-        members = session.members(wanted)
+        members = {} if self._nothing_is_left(own, wanted, processes) else session.members(wanted)
         for process in own:
             if process.pid is not None:
                 # Before the others, for whose death it would have an answer; and just after its
@@ -52,3 +54,27 @@ class Endings:
                 empty.append(process)
         self.claims.step_strays(now, wanted, members)
         return empty
+
+    def descriptors(self) -> list[int]:
+        return [self.children.fd] if self.children is not None and self.children.fd >= 0 else []
+
+    def close(self) -> None:
+        if self.children is not None:
+            self.children.close()
+
+    def _nothing_is_left(
+        self, own: Iterable[CompanionProcess], wanted: set[int], processes: Iterable[CompanionProcess]
+    ) -> bool:
+        """Whether the sessions *wanted* are empty: their leaders are gone, and nobody was adopted from them.
+
+        A session is inherited by fork alone, so whoever is in one descends from its leader. When the
+        leader can be waited for, each of its children has been given to the nearest ancestor that adopts,
+        which is us, and so with whoever dies of those below. If all our children are companions
+        that we have forked, there is no such child, and nobody below one.
+        """
+        if self.children is None or wanted != {
+            p.session for p in own if p.pid is None and p.waiting_for is None
+        }:
+            return False
+        children = self.children.read()
+        return children is not None and children <= {p.pid for p in processes}

@@ -152,7 +152,8 @@ class CompanionManager:
         self.master.open()
         if self.watch is not None:
             self.poller.add(self.watch.fileno(), self._on_change)
-        become_subreaper()
+        if become_subreaper():
+            self.endings.children = session.OwnChildren()
         prepare_parent()
         self._raise_file_limit()
         self.hearing.tidy_up(self.claims.run_dir)
@@ -175,6 +176,7 @@ class CompanionManager:
         self.listeners.close_all()
         if self.finished:
             self._end_adopted()
+        self.endings.close()
         self.inbox.close()
 
     def step(self, now: float) -> None:
@@ -360,6 +362,7 @@ class CompanionManager:
         fds.extend(self.hearing.descriptors())
         fds.extend(self.listeners.descriptors())
         fds.extend(self.master.descriptors())
+        fds.extend(self.endings.descriptors())
         if self.watch is not None:
             fds.append(self.watch.fileno())
         if self.control is not None:
@@ -434,8 +437,7 @@ class CompanionManager:
         if process is None:
             return
         run = self.claims.held(process.name)
-        record = run.read() if run is not None else None
-        reason = record.error if record is not None and record.pid == pid else None
+        reason = run.error_of(pid) if run is not None else None
         # Its last words.
         self.hearing.hear(process)
         asked = process.state is State.STOPPING

@@ -30,6 +30,14 @@ class Stat(NamedTuple):
 
 def read_stat(pid: int) -> Stat | None:
     """None where there is no such process (or no /proc)."""
+    values = _read_stat(pid)
+    if values is None:
+        return None
+    return Stat(values[0].decode(), int(values[1]), int(values[3]), values[19].decode())
+
+
+def _read_stat(pid: int) -> list[bytes] | None:
+    """The fields that follow the command's name."""
     # Not by open(): a file object takes longer to make than the kernel takes to answer, and this is
     # asked for each process of the machine, and in each child that was just forked.
     try:
@@ -41,8 +49,7 @@ def read_stat(pid: int) -> Stat | None:
     except OSError:
         return None
     # The command in parentheses may hold spaces and parentheses of its own.
-    values = text[text.rindex(b")") + 2 :].split(None, 20)
-    return Stat(values[0].decode(), int(values[1]), int(values[3]), values[19].decode())
+    return text[text.rindex(b")") + 2 :].split(None, 20)
 
 
 @functools.cache
@@ -61,10 +68,10 @@ def identity(pid: int) -> str | None:
     A zombie counts as gone: it runs nothing any more.
     """
     if HAVE_PROC:
-        info = read_stat(pid)
-        if info is None or info.state in "ZX":
+        values = _read_stat(pid)
+        if values is None or values[0] in (b"Z", b"X"):
             return None
-        return f"{boot_id()}/{info.start}"
+        return f"{boot_id()}/{values[19].decode()}"
     return _ps(pid, "lstart") if _ps(pid, "stat")[:1] not in ("", "Z") else None
 
 
@@ -126,6 +133,40 @@ def children_of(parent: int) -> list[int]:
         return []
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
     return [pid for pid in pids if (info := read_stat(pid)) is not None and info.ppid == parent]
+
+
+class OwnChildren:
+    """The kernel's list of the children of this process (Linux), zombies included.
+
+    Those that the main thread has forked, and all that this process has adopted. The kernel warns that the
+    list may lack somebody: it is handed out in pieces, each of which goes on after so many entries, and where
+    one of those before has left meanwhile, one is passed over. From our own list nobody leaves but by our
+    own wait(2), and who is new in it comes last; so read here, between two waits, it is exact.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.fd = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            # There is no /proc, it is that of other numbers, or the kernel was built without the list.
+            self.fd = -1
+
+    def read(self) -> set[int] | None:
+        """None where they are not known."""
+        if self.fd < 0:
+            return None
+        text = b""
+        try:
+            while piece := os.pread(self.fd, 65536, len(text)):
+                text += piece
+        except OSError:
+            return None
+        return set(map(int, text.split()))
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 def owner(pid: int) -> int | None:
