@@ -54,6 +54,9 @@ _DEFAULT_HEADERS_MAX = 64
 # Headers that were found sound and say nothing to the server. Most responses of an application have them.
 _plain_headers: set[tuple[str, str]] = set()
 _PLAIN_HEADERS_MAX = 256
+_PLAIN_VALUE_MAX = 128
+# Secrets, and not the same twice.
+_OF_ONE_CLIENT = frozenset({"set-cookie", "www-authenticate", "authentication-info"})
 
 # Above this, joining head and content costs more than a second send.
 JOIN_LIMIT = 256 * 1024
@@ -246,14 +249,13 @@ def _make_default_headers(
     return lines
 
 
-def _remembered(header: tuple[str, str]) -> tuple[str, str]:
-    """*header*, which is plain, and not to be examined again unless it is one of many."""
-    if len(header[1]) < 128 and type(header[0]) is str and type(header[1]) is str:
+def _remember(name: str, value: str) -> None:
+    """Have a header that is plain not examined again, unless it is one of many."""
+    if type(name) is str and type(value) is str:
         if len(_plain_headers) >= _PLAIN_HEADERS_MAX:
             # Those that never come again, such as dates, must not keep the others out.
             _plain_headers.clear()
-        _plain_headers.add(header)
-    return header
+        _plain_headers.add((name, value))
 
 
 class Response:
@@ -341,7 +343,9 @@ class Response:
             else:
                 lower, value = head.check_header(name, value)
             if lower not in _SPECIAL:
-                kept.append(_remembered((name, value)))
+                kept.append((name, value))
+                if len(value) < _PLAIN_VALUE_MAX and lower not in _OF_ONE_CLIENT:
+                    _remember(name, value)
             elif self._takes(lower, value):
                 kept.append((name, value))
             elif lower == "upgrade":
