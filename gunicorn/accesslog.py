@@ -12,12 +12,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 Environ = Mapping[str, Any]
-#: What gives one atom: of the response, the request, the environ and the duration.
-Getter = Callable[[Any, Any, Environ, timedelta], Any]
-Line = Callable[[Any, Any, Environ, timedelta], str]
+#: Gives the line of one request, with its end: of the response, the request, the environ and the duration.
+Line = Callable[[Any, Any, Environ, timedelta], bytes]
 
 ABSENT = "-"
 
@@ -68,17 +68,16 @@ class SafeAtoms(dict[str, Any]):
 
 def status_code(resp: Any) -> Any:
     """``200`` of a response whose status is ``200 OK``."""
-    status = resp.status
+    return _code_of(resp.status)
+
+
+@lru_cache(maxsize=64)
+def _code_of(status: Any) -> Any:
     if isinstance(status, bytes):
         status = status.decode("latin-1")
     if isinstance(status, str):
         return status.split(None, 1)[0] if status.strip() else ABSENT
     return status
-
-
-def request_line(environ: Environ) -> str:
-    get = environ.get
-    return f"{get('REQUEST_METHOD')} {get('RAW_URI')} {get('SERVER_PROTOCOL')}"
 
 
 def basic_user(environ: Environ) -> str | None:
@@ -116,7 +115,7 @@ def all_atoms(
     resp: Any, req: Any, environ: Environ, duration: timedelta, now: str, user: str | None
 ) -> dict[str, Any]:
     """Every atom of one request, unescaped, header fields and variables under lower-case names."""
-    atoms = {name: getter(resp, req, environ, duration) for name, getter in _PLAIN.items()}
+    atoms: dict[str, Any] = _plain_atoms()(resp, req, environ, duration)
     atoms["t"] = now
     atoms["u"] = user or ABSENT
     for name, value in header_pairs(req):
@@ -128,30 +127,42 @@ def all_atoms(
     return atoms
 
 
-def _sent(resp: Any) -> Any:
-    return getattr(resp, "sent", None)
-
-
-#: The atoms that need nothing but their arguments.
-_PLAIN: dict[str, Getter] = {
-    "h": lambda resp, req, environ, duration: environ.get("REMOTE_ADDR", ABSENT),
-    "l": lambda resp, req, environ, duration: ABSENT,
-    "r": lambda resp, req, environ, duration: request_line(environ),
-    "s": lambda resp, req, environ, duration: status_code(resp),
-    "m": lambda resp, req, environ, duration: environ.get("REQUEST_METHOD"),
-    "U": lambda resp, req, environ, duration: environ.get("PATH_INFO"),
-    "q": lambda resp, req, environ, duration: environ.get("QUERY_STRING"),
-    "H": lambda resp, req, environ, duration: environ.get("SERVER_PROTOCOL"),
-    "b": lambda resp, req, environ, duration: ABSENT if _sent(resp) is None else str(_sent(resp)),
-    "B": lambda resp, req, environ, duration: _sent(resp),
-    "f": lambda resp, req, environ, duration: environ.get("HTTP_REFERER", ABSENT),
-    "a": lambda resp, req, environ, duration: environ.get("HTTP_USER_AGENT", ABSENT),
-    "T": lambda resp, req, environ, duration: microseconds(duration) // 1_000_000,
-    "M": lambda resp, req, environ, duration: microseconds(duration) // 1000,
-    "D": lambda resp, req, environ, duration: microseconds(duration),
-    "L": lambda resp, req, environ, duration: "{}.{:06}".format(*divmod(microseconds(duration), 1_000_000)),
-    "p": lambda resp, req, environ, duration: f"<{os.getpid()}>",
+#: The atoms that need nothing but what an access log is told, as expressions: in one function together
+#: they cost a fraction of what a function for each would.
+_PLAIN = {
+    "h": "get('REMOTE_ADDR', '-')",
+    "l": "'-'",
+    "r": 'f\'{get("REQUEST_METHOD")} {get("RAW_URI")} {get("SERVER_PROTOCOL")}\'',
+    "s": "code_of(resp.status)",
+    "m": "get('REQUEST_METHOD')",
+    "U": "get('PATH_INFO')",
+    "q": "get('QUERY_STRING')",
+    "H": "get('SERVER_PROTOCOL')",
+    "b": "'-' if (sent := getattr(resp, 'sent', None)) is None else str(sent)",
+    "B": "getattr(resp, 'sent', None)",
+    "f": "get('HTTP_REFERER', '-')",
+    "a": "get('HTTP_USER_AGENT', '-')",
+    "T": "microseconds(duration) // 1_000_000",
+    "M": "microseconds(duration) // 1000",
+    "D": "microseconds(duration)",
+    "L": "'{}.{:06}'.format(*divmod(microseconds(duration), 1_000_000))",
+    "p": "f'<{getpid()}>'",
 }
+
+_FUNCTION = """\
+def function(resp, req, environ, duration):
+    get = environ.get
+"""
+_LINE = """\
+    data = {text}.encode("utf-8", "backslashreplace")
+    # Mostly nothing needs to be escaped, and that is seen sooner for all at once.
+    if data.translate(MARKED).count(0) == {marked}:
+        return data
+    return {safe_text}.encode("utf-8", "backslashreplace")
+"""
+
+# Whatever may have to be escaped becomes a zero.
+_MARKED = bytes(byte if 32 <= byte < 127 and chr(byte) not in '"\\' else 0 for byte in range(256))
 
 
 def compile_format(fmt: str, now: Callable[[], str], user: Callable[[Environ], str | None]) -> Line | None:
@@ -160,7 +171,7 @@ def compile_format(fmt: str, now: Callable[[], str], user: Callable[[Environ], s
     None for a format that mixes in what is no named conversion: what that means is for ``%`` to say.
     """
     template: list[str] = []
-    getters: list[Getter] = []
+    values: list[str] = []
     position = 0
     for match in _CONVERSION_RE.finditer(fmt):
         template.append(fmt[position : match.start()])
@@ -171,58 +182,83 @@ def compile_format(fmt: str, now: Callable[[], str], user: Callable[[Environ], s
         if match["key"] is None:
             return None
         template.append("%" + match["spec"] + match["type"])
-        getters.append(_getter(match["key"], now, user))
+        values.append(_expression(match["key"], verified=user is not basic_user))
     template.append(fmt[position:])
     if "%" in fmt[position:] or any("%" in part for part in template[::2]):
         return None
-    return _joined("".join(template), tuple(getters))
-
-
-def _joined(template: str, getters: tuple[Getter, ...]) -> Line:
-    quotes = template.count('"')
-
-    def line(resp: Any, req: Any, environ: Environ, duration: timedelta) -> str:
-        values = [get(resp, req, environ, duration) for get in getters]
-        text = template % tuple(values)
-        # Mostly nothing needs to be escaped, and that is seen sooner for all at once.
-        if text.isascii() and text.isprintable() and text.count('"') == quotes and "\\" not in text:
-            return text
-        return template % tuple([escape(value) if isinstance(value, str) else value for value in values])
-
+    # The compiler takes a literal apart that is filled in at once.
+    text = "".join(template) + "\n"
+    literal = repr(text)
+    line: Line = _function(
+        _LINE.format(
+            text=_filled(literal, values),
+            marked=text.encode("utf-8", "backslashreplace").translate(_MARKED).count(0),
+            safe_text=_filled(literal, [f"safe({value})" for value in values]),
+        ),
+        {"now": now, "user": user},
+    )
     return line
 
 
-def _getter(key: str, now: Callable[[], str], user: Callable[[Environ], str | None]) -> Getter:
+def _filled(literal: str, values: Iterable[str]) -> str:
+    return f"({literal} % ({''.join(f'{value}, ' for value in values)}))"
+
+
+def _function(body: str, names: Mapping[str, Any]) -> Any:
+    """A function of what an access log is told of a request; its *body* may use what is below and *names*."""
+    there = {
+        "code_of": _code_of,
+        "field": _field,
+        "getpid": os.getpid,
+        "MARKED": _MARKED,
+        "microseconds": microseconds,
+        "safe": _safe,
+        "variable": _variable,
+        **names,
+    }
+    exec(_FUNCTION + body, there)
+    return there["function"]
+
+
+@lru_cache(maxsize=1)
+def _plain_atoms() -> Any:
+    pairs = ", ".join(f"{name!r}: {expression}" for name, expression in _PLAIN.items())
+    return _function(f"    return {{{pairs}}}\n", {})
+
+
+def _expression(key: str, verified: bool) -> str:
+    """What gives the atom *key*; of a user that is not *verified* only if the client names one."""
     if key == "t":
-        return lambda resp, req, environ, duration: now()
+        return "now()"
     if key == "u":
-        return lambda resp, req, environ, duration: user(environ) or ABSENT
+        found = f"user(environ) or {ABSENT!r}"
+        return found if verified else f"({found}) if 'HTTP_AUTHORIZATION' in environ else {ABSENT!r}"
     if key in _PLAIN:
         return _PLAIN[key]
     kind = key.rpartition("}")[2]
     if key.startswith("{") and kind in ("i", "o", "e"):
         name = key[1 : key.rindex("}")]
-        return _variable(name) if kind == "e" else _field(name.lower(), of_request=kind == "i")
-    return lambda resp, req, environ, duration: ABSENT
+        if kind == "e":
+            return f"variable(environ, {name!r})"
+        return f"field({'req' if kind == 'i' else 'resp'}, {name.lower()!r})"
+    return repr(ABSENT)
 
 
-def _field(name: str, of_request: bool) -> Getter:
-    def field(resp: Any, req: Any, environ: Environ, duration: timedelta) -> Any:
-        found: Any = ABSENT
-        for key, value in header_pairs(req if of_request else resp):
-            if key.lower() == name:
-                found = value
-        return found
-
-    return field
+def _safe(value: Any) -> Any:
+    return escape(value) if isinstance(value, str) else value
 
 
-def _variable(name: str) -> Getter:
-    def variable(resp: Any, req: Any, environ: Environ, duration: timedelta) -> Any:
-        for key in (name, name.upper(), name.lower()):
-            if key in environ:
-                value = environ[key]
-                return value if isinstance(value, (str, int, float)) else str(value)
-        return ABSENT
+def _field(message: Any, name: str) -> Any:
+    found: Any = ABSENT
+    for key, value in header_pairs(message):
+        if key.lower() == name:
+            found = value
+    return found
 
-    return variable
+
+def _variable(environ: Environ, name: str) -> Any:
+    for key in (name, name.upper(), name.lower()):
+        if key in environ:
+            value = environ[key]
+            return value if isinstance(value, (str, int, float)) else str(value)
+    return ABSENT

@@ -83,23 +83,22 @@ class LogFile(logging.FileHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.write_line(self.format(record))
+            self.write_line(f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
         except RecursionError:
             raise
         except Exception:
             self.handleError(record)
 
-    def write_line(self, line: str) -> None:
-        data = f"{line}\n".encode("utf-8", "backslashreplace")
+    def write_line(self, line: bytes) -> None:
         if self.stream is None:
             # Configuring the standard library's way closes every handler there is.
             self.stream = self._open()
-        fd = _fileno(self)
-        while True:
-            written = os.write(fd, data)
-            if written == len(data):
-                return
-            data = data[written:]
+        # Below all buffers.
+        file = self.stream.buffer.raw  # type: ignore[attr-defined]
+        while (written := file.write(line)) != len(line):
+            if written is None:
+                raise BlockingIOError("nobody takes what is in the log's pipe")
+            line = line[written:]
 
 
 class LogStream(_StreamHandler):
@@ -107,13 +106,10 @@ class LogStream(_StreamHandler):
 
     _gunicorn = False
 
-    def write_line(self, line: str) -> None:
-        self.acquire()
-        try:
-            self.stream.write(line + self.terminator)
-            self.flush()
-        finally:
-            self.release()
+    def write_line(self, line: bytes) -> None:
+        with self.lock:  # type: ignore[union-attr]
+            self.stream.write(line.decode())
+            self.stream.flush()
 
 
 def _fileno(handler: logging.FileHandler) -> int:
@@ -151,7 +147,8 @@ class Logger:
     # For subclasses whose own setup() does not come here.
     _logs_access = False
     _line: accesslog.Line | None = None
-    _now: tuple[int, str] = (0, "")
+    _direct: LogFile | LogStream | None = None
+    _now: tuple[float, str] = (0.0, "")
 
     def __init__(self, cfg: Any) -> None:
         self.error_log = logging.getLogger("gunicorn.error")
@@ -209,7 +206,7 @@ class Logger:
         elif _uncaptured:
             _restore_stdio()
 
-    def _get_gunicorn_handler(self, log: logging.Logger) -> logging.Handler | None:
+    def _get_gunicorn_handler(self, log: logging.Logger) -> LogFile | LogStream | None:
         """The handler that a file setting has put on *log*, or none."""
         for handler in log.handlers:
             if _is_own(handler) and isinstance(handler, (LogStream, LogFile)):
@@ -292,11 +289,15 @@ class Logger:
         self._format = cfg.access_log_format
         self._line = None
         if type(self).atoms is Logger.atoms:
-            self._line = accesslog.compile_format(self._format, self.now, self._get_user)
+            own = type(self)._get_user is not Logger._get_user
+            user = self._get_user if own else accesslog.basic_user
+            self._line = accesslog.compile_format(self._format, self.now, user)
         # Only our own file or stream with nothing done to it can be given finished lines. Everyone else
         # gets records that carry the atoms, which JSON formatters read.
+        self._direct = None
         handler = self._get_gunicorn_handler(self.access_log)
-        self._plain = handler.formatter if handler and self.access_fmt == Logger.access_fmt else None
+        if self._line is not None and self.access_fmt == Logger.access_fmt and handler is not None:
+            self._direct, self._plain = handler, handler.formatter
 
     @property
     def wants_access(self) -> bool:
@@ -309,32 +310,35 @@ class Logger:
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: timedelta) -> None:
         """Write the line of one request, if there is an access log."""
-        if not self._logs_access:
+        log = self.access_log
+        if not self._logs_access or not log.isEnabledFor(logging.INFO):
             return
         try:
-            if self._line is not None and (handler := self._direct_handler()) is not None:
+            handler = self._direct
+            if handler is not None and self._line is not None and self._is_plain(log, handler):
                 handler.write_line(self._line(resp, req, environ, request_time))
             else:
-                atoms = SafeAtoms(self.atoms(resp, req, environ, request_time))
-                self.access_log.info(self._format, atoms)
+                log.info(self._format, SafeAtoms(self.atoms(resp, req, environ, request_time)))
         except Exception:
             self.error("The access log failed:\n%s", traceback.format_exc())
 
-    def _direct_handler(self) -> LogFile | LogStream | None:
-        """The one handler of the access log, if a finished line is all that it needs."""
-        log = self.access_log
-        if self._plain is None or len(log.handlers) != 1 or log.filters or log.propagate:
-            return None
-        handler = log.handlers[0]
-        if handler.formatter is not self._plain or handler.filters or not log.isEnabledFor(logging.INFO):
-            return None
-        return handler if isinstance(handler, (LogFile, LogStream)) else None
+    def _is_plain(self, log: logging.Logger, handler: logging.Handler) -> bool:
+        """Whether all that becomes of a record is *handler*'s line; the application may have seen to more."""
+        return (
+            log.handlers == [handler]
+            and not log.filters
+            and not log.propagate
+            and handler.formatter is self._plain
+            and not handler.filters
+            and handler.level <= logging.INFO
+        )
 
     def now(self) -> str:
         """The local time as the atom ``t`` shows it."""
-        second = int(time.time())
-        known, text = self._now
-        if known != second:
+        now = time.time()
+        second, text = self._now
+        if not second <= now < second + 1:
+            second = now // 1
             at = time.localtime(second)
             # Not %b, which would follow the locale.
             text = time.strftime(f"[%d/{_MONTHS[at.tm_mon - 1]}/%Y:%H:%M:%S %z]", at)

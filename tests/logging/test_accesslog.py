@@ -39,7 +39,9 @@ def line(fmt: str, **changes: Any) -> str:
     args = {"resp": RESPONSE, "req": REQUEST, "environ": ENVIRON, "duration": DURATION, **changes}
     compiled = compile_format(fmt, lambda: NOW, basic_user)
     assert compiled is not None
-    text = compiled(args["resp"], args["req"], args["environ"], args["duration"])
+    data = compiled(args["resp"], args["req"], args["environ"], args["duration"])
+    assert data.endswith(b"\n")
+    text = data[:-1].decode()
     atoms = all_atoms(
         args["resp"], args["req"], args["environ"], args["duration"], NOW, basic_user(args["environ"])
     )
@@ -147,6 +149,34 @@ def test_nothing_can_be_forged(text: str, expected: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "fmt",
+    [
+        '\t"%(m)s"\\ caf\xe9 \u2028 %%',
+        '\'%(m)s\' """ {0} {m} \\n',
+        "%(m)10s|%(m)-10s|%(m).2s|%(m)r",
+        "%({a'b}i)s%({a\"b\\}o)s%({'}e)s",
+        "%(')s%(m)s%(\")s",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", 'G"T', "G\nT", "G\\T", "G\xe9T"])
+def test_any_format_says_what_it_says(fmt: str, method: str) -> None:
+    line(fmt, environ={"REQUEST_METHOD": method})
+
+
+def test_text_that_is_no_text() -> None:
+    compiled = compile_format("%(m)s", lambda: NOW, basic_user)
+    assert compiled is not None
+    assert compiled(RESPONSE, REQUEST, {"REQUEST_METHOD": "\udc80"}, DURATION) == b"\\udc80\n"
+
+
+def test_a_user_of_the_callers_own() -> None:
+    compiled = compile_format("%(u)s", lambda: NOW, lambda environ: environ.get("USER"))
+    assert compiled is not None
+    assert compiled(RESPONSE, REQUEST, {"USER": "me"}, DURATION) == b"me\n"
+    assert compiled(RESPONSE, REQUEST, {}, DURATION) == b"-\n"
+
+
 def test_unused_atoms_cost_nothing() -> None:
     class Untouchable:
         def __getattr__(self, name: str) -> Any:
@@ -157,7 +187,7 @@ def test_unused_atoms_cost_nothing() -> None:
 
     compiled = compile_format("%(m)s", unwanted, unwanted)
     assert compiled is not None
-    assert compiled(Untouchable(), Untouchable(), {"REQUEST_METHOD": "GET"}, timedelta(0)) == "GET"
+    assert compiled(Untouchable(), Untouchable(), {"REQUEST_METHOD": "GET"}, timedelta(0)) == b"GET\n"
 
 
 @pytest.mark.parametrize("fmt", ["%s", "%(a)", "50%", "%(a)s and %"])

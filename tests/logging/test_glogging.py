@@ -60,6 +60,14 @@ def access(logger: Logger, **environ: str) -> None:
     logger.access(RESPONSE, REQUEST, {**ENVIRON, **environ}, timedelta(milliseconds=3))
 
 
+def only_handler(logger: Logger) -> Any:
+    """The access log's, after pytest's own are gone, with which each line would be a record."""
+    log = logger.access_log
+    own = [handler for handler in log.handlers if isinstance(handler, (glogging.LogFile, glogging.LogStream))]
+    log.handlers[:] = own
+    return own[0]
+
+
 def test_error_log_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "error.log"
     logger = Logger(config(errorlog=str(path), loglevel="warning"))
@@ -106,6 +114,7 @@ def test_access_log_only_where_asked_for(tmp_path: Path, capsys: Any) -> None:
 
 def test_access_log_on_standard_output(capsys: Any) -> None:
     logger = Logger(config(accesslog="-"))
+    only_handler(logger)
     access(logger)
     out = capsys.readouterr().out
     assert out.startswith("127.0.0.1 - - [") and out.endswith('] "GET / HTTP/1.1" 200 12 "-" "probe"\n')
@@ -114,6 +123,7 @@ def test_access_log_on_standard_output(capsys: Any) -> None:
 def test_one_request_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     logger = Logger(config(accesslog=str(path)))
+    only_handler(logger)
     access(logger, HTTP_USER_AGENT='x" 200\n127.0.0.1 - forged', RAW_URI="/\x1b[2J")
     assert path.read_text().count("\n") == 1 and "\x1b" not in path.read_text()
 
@@ -132,6 +142,7 @@ def test_a_subclass_may_add_atoms(tmp_path: Path) -> None:
 def test_a_format_that_fails_is_said_and_harms_no_request(tmp_path: Path) -> None:
     error, path = tmp_path / "error.log", tmp_path / "access.log"
     logger = Logger(config(accesslog=str(path), errorlog=str(error), access_log_format="%(m)d"))
+    only_handler(logger)
     access(logger)
     assert path.read_text() == "" and "TypeError" in error.read_text()
 
@@ -145,11 +156,121 @@ def test_records_carry_the_atoms_for_handlers_of_others(tmp_path: Path) -> None:
             self.seen.append((record.args["m"], record.args["{accept}i"], record.getMessage()))
 
     logger = Logger(config(accesslog=str(tmp_path / "access.log"), access_log_format="%(m)s"))
+    only_handler(logger)
     handler = Json()
     logger.access_log.addHandler(handler)
     access(logger)
     assert handler.seen == [("GET", "*/*", "GET")]
     assert (tmp_path / "access.log").read_text() == "GET\n"
+
+
+class Marked(logging.Formatter):
+    """An application's own, which reads the atoms."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        assert isinstance(record.args, dict)
+        return f"own {record.args['m']} {record.getMessage()}"
+
+
+@pytest.mark.parametrize("output", ["file", "-"])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda log, handler: log.setLevel(logging.WARNING), ""),
+        (lambda log, handler: log.setLevel(logging.NOTSET) or log.setLevel(logging.DEBUG), "GET /\n"),
+        (lambda log, handler: handler.setLevel(logging.WARNING), ""),
+        (lambda log, handler: logging.disable(logging.INFO), ""),
+        (lambda log, handler: setattr(log, "disabled", True), ""),
+        (lambda log, handler: log.addFilter(lambda record: False), ""),
+        (lambda log, handler: log.addFilter(lambda record: record.args["r"] != "/none"), "GET /\n"),
+        (lambda log, handler: handler.addFilter(lambda record: False), ""),
+        (lambda log, handler: handler.setFormatter(Marked()), "own GET GET /\n"),
+        (lambda log, handler: log.removeHandler(handler), ""),
+    ],
+    ids=[
+        *("level", "lower-level", "handler-level", "disable", "disabled"),
+        *("filter", "open-filter", "handler-filter", "formatter", "removed"),
+    ],
+)
+def test_what_an_application_changes_meanwhile(
+    tmp_path: Path, capfd: Any, output: str, change: Any, expected: str
+) -> None:
+    path = tmp_path / "access.log"
+    logger = Logger(
+        config(accesslog=str(path) if output == "file" else output, access_log_format="%(m)s %(U)s")
+    )
+    log = logger.access_log
+    handler = only_handler(logger)
+    if output == "-":
+        handler.setStream(path.open("w"))
+    try:
+        access(logger, PATH_INFO="/")
+        assert path.read_text() == "GET /\n"
+        change(log, handler)
+        access(logger, PATH_INFO="/")
+        assert path.read_text() == "GET /\n" + expected
+    finally:
+        logging.disable(logging.NOTSET)
+        log.disabled = False
+        log.filters.clear()
+        handler.close()
+        log.removeHandler(handler)
+
+
+def test_a_line_of_an_unchanged_log_is_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = Logger(config(accesslog=str(tmp_path / "access.log"), access_log_format="%(m)s"))
+    only_handler(logger)
+    monkeypatch.setattr(logger.access_log, "handle", None)
+    access(logger)
+    assert (tmp_path / "access.log").read_text() == "GET\n"
+
+
+def test_lines_go_on_to_loggers_above(tmp_path: Path) -> None:
+    seen = []
+
+    class Above(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record.getMessage())
+
+    logger = Logger(config(accesslog=str(tmp_path / "access.log"), access_log_format="%(m)s"))
+    only_handler(logger)
+    handler = Above()
+    above = logging.getLogger("gunicorn")
+    above.addHandler(handler)
+    try:
+        logger.access_log.propagate = True
+        access(logger)
+    finally:
+        logger.access_log.propagate = False
+        above.removeHandler(handler)
+    assert seen == ["GET"] and (tmp_path / "access.log").read_text() == "GET\n"
+
+
+def test_a_file_that_is_opened_anew_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    logger = Logger(config(accesslog=str(path), access_log_format="%(m)s"))
+    handler = only_handler(logger)
+    # As configuring the standard library's way does.
+    handler.close()
+    access(logger)
+    handler.stream.close()
+    handler.stream = path.open("a")
+    access(logger)
+    assert path.read_text() == "GET\nGET\n"
+
+
+def test_a_pipe_that_nobody_reads_holds_up_nobody(tmp_path: Path) -> None:
+    pipe, error = tmp_path / "pipe", tmp_path / "error.log"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    logger = Logger(config(accesslog=str(pipe), errorlog=str(error)))
+    handler = only_handler(logger)
+    # Some program that shares it may do so.
+    os.set_blocking(handler.stream.fileno(), False)
+    for _ in range(3):
+        access(logger, HTTP_USER_AGENT="x" * 60000)
+    assert "BlockingIOError" in error.read_text()
+    os.close(reading)
 
 
 def test_time_is_the_clock_s_and_english() -> None:
@@ -222,6 +343,19 @@ def test_reopen_follows_the_name(tmp_path: Path) -> None:
     old = (tmp_path / "error.log.1").read_text()
     assert "first" in old and "second" in old and "third" not in old
     assert path.read_text().count("\n") == 1 and "third" in path.read_text()
+
+
+def test_reopen_moves_the_access_log(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    logger = Logger(config(accesslog=str(path), access_log_format="%(U)s"))
+    only_handler(logger)
+    access(logger, PATH_INFO="/one")
+    path.rename(tmp_path / "old")
+    access(logger, PATH_INFO="/two")
+    logger.reopen_files()
+    access(logger, PATH_INFO="/three")
+    assert (tmp_path / "old").read_text() == "/one\n/two\n"
+    assert path.read_text() == "/three\n"
 
 
 def test_reopen_while_threads_log_loses_no_line(tmp_path: Path) -> None:
