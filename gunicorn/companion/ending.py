@@ -98,8 +98,13 @@ def forget_inherited_exit_handlers() -> None:
 
     `multiprocessing` does likewise in its children. The handlers that belong to
     the standard library itself are registered again, for what this process will
-    give them to do.
+    give them to do. Where the parent has done so, and nothing has been registered
+    since, nothing is left to do.
     """
+    global _standard
+    util = sys.modules.get("multiprocessing.util")
+    if util is None and atexit._ncallbacks() == _standard:
+        return
     atexit._clear()
     registry: dict[Any, Any] = getattr(weakref.finalize, "_registry", {})
     for info in registry.values():
@@ -107,9 +112,13 @@ def forget_inherited_exit_handlers() -> None:
     # The next finalize object registers the class's handler, which was just cleared.
     weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
     atexit.register(logging.shutdown)
-    util = sys.modules.get("multiprocessing.util")
     if util is not None:
         util._finalizer_registry.clear()
         # Children of the master's: this process must neither join nor terminate them.
         sys.modules["multiprocessing.process"]._children.clear()
         atexit.register(util._exit_function)
+    _standard = atexit._ncallbacks()
+
+
+# How many handlers were registered when none was left but those of the standard library.
+_standard = -1

@@ -30,6 +30,8 @@ ARBITERS_ALONE: weakref.WeakSet[Closable] = weakref.WeakSet()
 
 
 def _close_in_child() -> None:
+    if not ARBITERS_ALONE:
+        return
     for thing in list(ARBITERS_ALONE):
         thing.close()
     ARBITERS_ALONE.clear()

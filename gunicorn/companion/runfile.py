@@ -29,6 +29,8 @@ from gunicorn.companion import session
 SUFFIX = ".run"
 _quoted = json.encoder.encode_basestring_ascii
 MAX_RECORD = 64 * 1024
+# The end of the record of a start that has not failed.
+_NO_ERROR = b', "error": null}\n'
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,12 @@ class Record:
     error: str | None = None
 
     def to_bytes(self) -> bytes:
-        """JSON, put together by hand: each companion writes one at its start, and the general way would
-        cost more than the rest of the file.
-        """
-        error = "null" if self.error is None else _quoted(self.error)
-        text = (
-            f'{{"name": {_quoted(self.name)}, "pid": {self.pid}, "started": {_quoted(self.started)},'
-            f' "session": {self.session}, "supervisor": {self.supervisor},'
-            f' "supervisor_started": {_quoted(self.supervisor_started)},'
-            f' "stop_signal": {int(self.stop_signal)}, "stop_timeout": {float(self.stop_timeout)!r},'
-            f' "signalled": {"true" if self.signalled else "false"}, "error": {error}}}\n'
+        form = record_form(
+            self.name, self.supervisor, self.supervisor_started, self.stop_signal, self.stop_timeout
         )
-        return text.encode()
+        error = "null" if self.error is None else _quoted(self.error)
+        signalled = "true" if self.signalled else "false"
+        return (form % (self.pid, _quoted(self.started)[1:-1], self.session, signalled, error)).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Record | None:
@@ -95,6 +91,28 @@ class Record:
     def runs(self) -> bool:
         """Whether the recorded process itself lives."""
         return session.is_alive(self.pid, self.started)
+
+
+def record_form(
+    name: str, supervisor: int, supervisor_started: str, stop_signal: int, stop_timeout: float
+) -> str:
+    """A record as JSON, for ``%`` with the rest of it: pid, started, session, signalled, error.
+
+    ``started`` goes between quotes, the last two are JSON.
+
+    By hand, and most of it before the fork: each companion writes one at its start, and the general
+    way would cost more than the rest of the file.
+    """
+    supervised = f'"supervisor": {supervisor}, "supervisor_started": {_quoted(supervisor_started)}'
+    stop = f'"stop_signal": {int(stop_signal)}, "stop_timeout": {float(stop_timeout)!r}'
+    return (
+        f'{{"name": {_percent(_quoted(name))}, "pid": %d, "started": "%s", "session": %d,'
+        f' {_percent(supervised)}, {stop}, "signalled": %s, "error": %s}}\n'
+    )
+
+
+def _percent(text: str) -> str:
+    return text.replace("%", "%%")
 
 
 class RunFile:
@@ -143,8 +161,19 @@ class RunFile:
     def read(self) -> Record | None:
         return Record.from_bytes(os.pread(self.fd, MAX_RECORD, 0))
 
+    def error_of(self, pid: int) -> str | None:
+        """Why the start of *pid* failed, where it has said so. Hardly one has, and that is quickly seen."""
+        data = os.pread(self.fd, MAX_RECORD, 0)
+        if data.endswith(_NO_ERROR):
+            return None
+        record = Record.from_bytes(data)
+        return record.error if record is not None and record.pid == pid else None
+
     def write(self, record: Record) -> None:
-        data = record.to_bytes()
+        self.fill(record.to_bytes())
+
+    def fill(self, data: bytes) -> None:
+        """Have *data*, a record as bytes, in the file."""
         os.pwrite(self.fd, data, 0)
         os.ftruncate(self.fd, len(data))
 

@@ -159,6 +159,11 @@ def most(entries: Iterable[Any]) -> int:
     return max(counts, default=0)
 
 
+def holds_numbers() -> bool:
+    """Whether `release` has anything to do."""
+    return bool(_RESERVED)
+
+
 def release() -> None:
     """In a companion: close what `reserve` holds."""
     for number in [number for number in _RESERVED if _is_placeholder(number)]:
@@ -247,12 +252,14 @@ def runs(descriptors: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
-def close_ranges(ranges: Iterable[tuple[int, int]], besides: Iterable[int]) -> None:
-    """Close every descriptor of *ranges* that is none of *besides*."""
+def without(ranges: Iterable[tuple[int, int]], besides: Iterable[int]) -> list[tuple[int, int]]:
+    """*ranges* but for the descriptors *besides*."""
     kept = sorted(besides)
+    found = []
     for first, end in ranges:
         for number in kept:
             if first <= number < end:
-                os.closerange(first, number)
+                found.append((first, number))
                 first = number + 1
-        os.closerange(first, end)
+        found.append((first, end))
+    return [(first, end) for first, end in found if first < end]

@@ -10,25 +10,28 @@ import functools
 import importlib
 import io
 import os
-import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from faulthandler import is_enabled as faulthandler_is_enabled
+from os import closerange, getpid, getppid, setsid
+from resource import RLIMIT_NOFILE, setrlimit
 from socket import socket
 from typing import Any, NamedTuple, NoReturn
 
-from gunicorn.companion import session, sockets
+from gunicorn.companion import sockets
 from gunicorn.companion.checks import Target, describe_target
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.ending import flush, forget_inherited_exit_handlers, run_to_the_end
 from gunicorn.companion.program import CannotRun, execute
-from gunicorn.companion.runfile import Record, RunFile
+from gunicorn.companion.runfile import RunFile, record_form
+from gunicorn.companion.session import identity
 from gunicorn.companion.watch import SourceWatch
 from gunicorn.reloader import loaded_sources
-from gunicorn.unix.process import set_process_title
-from gunicorn.unix.signals import blocked_signals, reset_to_default, unblock_all
+from gunicorn.unix.process import can_set_title, set_process_title
+from gunicorn.unix.signals import block_all, reset_to_default, set_mask
 
 # prctl(2), <linux/prctl.h>
 PR_SET_PDEATHSIG = 1
@@ -69,8 +72,8 @@ class Birth:
 
     config: CompanionConfig
     run: RunFile
-    # Descriptors of the manager: the child closes them, but for those that are named below.
-    close: Iterable[int]
+    # Descriptors of the manager, in ranges: the child closes them, but for those that are named here.
+    close: Sequence[tuple[int, int]]
     # Called in the child just before the target: the companion_post_fork hook.
     post_fork: Callable[[], Any]
     # The soft limit of open files as the server was started with.
@@ -83,45 +86,58 @@ class Birth:
     notify: str | None = None
 
 
-class _Parent(NamedTuple):
-    """What a child has to know of its parent, found out once."""
+class Plan(NamedTuple):
+    """What a child does with its birth, found out before the fork.
 
-    pid: int
-    identity: str
-    # Of SERVER_VARIABLES those that are set.
-    unwanted: tuple[str, ...]
+    What a child only reads it shares with the manager; each page that it writes to is copied, and to call
+    a function is to count references to it.
+    """
 
-    @classmethod
-    @functools.lru_cache(maxsize=1)
-    def of(cls, pid: int) -> _Parent:
-        return cls(pid, session.identity(pid) or "", tuple(n for n in SERVER_VARIABLES if n in os.environ))
-
-
-# Who starts many at once gives the same descriptors along each time.
-_ranges = functools.lru_cache(maxsize=1)(sockets.runs)
-
-
-class _Origin(NamedTuple):
-    """Where a child comes from, found out before the fork."""
-
-    parent: _Parent
+    birth: Birth
+    parent: int
     # Ranges of descriptors to close, and the sockets to hand over.
     close: list[tuple[int, int]]
     listeners: list[int]
+    # Whether the master holds numbers for sockets of other companions.
+    reserved: bool
+    # Of SERVER_VARIABLES those that are set, and what is set instead.
+    unwanted: list[str]
+    variables: list[tuple[str, str]]
+    # Its record, but for what it says of itself.
+    record: str
+    # None where there is no way to set it.
+    title: str | None
 
     @classmethod
-    def of(cls, birth: Birth) -> _Origin:
+    def of(cls, birth: Birth) -> Plan:
+        config, pid = birth.config, os.getpid()
         listeners = [each if isinstance(each, int) else each.fileno() for each in birth.listeners]
-        return cls(_Parent.of(os.getpid()), _ranges(tuple(birth.close)), listeners)
+        return cls(
+            birth,
+            pid,
+            sockets.without(birth.close, (birth.run.fd, *listeners)),
+            listeners,
+            sockets.holds_numbers(),
+            [name for name in SERVER_VARIABLES if name in os.environ],
+            [*variables_of(birth).items(), *config.env.items()],
+            record_form(config.name, pid, _identity(pid), config.stop_signal, config.stop_timeout),
+            f"companion [{config.name}]" if can_set_title() else None,
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def _identity(pid: int) -> str:
+    return identity(pid) or ""
 
 
 def prepare_parent() -> None:
-    """Do once what every child would have to do otherwise: streams as companions have them.
+    """Do once what every child would have to do otherwise: streams and exit handlers as companions have them.
 
-    For a process that does nothing but run companions, and reads nothing.
+    For a process that does nothing but run companions, reads nothing, and runs no handler at its exit.
     """
     global _prepared
     _settle_streams()
+    forget_inherited_exit_handlers()
     _prepared = (sys.stdin, sys.stdout, sys.stderr)
 
 
@@ -129,30 +145,32 @@ def prepare_parent() -> None:
 _prepared: tuple[Any, ...] = ()
 
 
-def spawn(birth: Birth) -> int:
+def spawn(plan: Plan) -> int:
     """Fork the companion and return its pid. Raises OSError where the fork is refused.
 
     Every signal is blocked across the fork, so that none reaches the child
     while it still has the manager's handlers.
     """
-    origin = _Origin.of(birth)
     # What is buffered must be written once, not by both.
     flush()
-    with blocked_signals():
+    mask = block_all()
+    try:
         pid = os.fork()
         if pid == 0:
-            _child(birth, origin)
+            _child(plan)
+    finally:
+        set_mask(mask)
     return pid
 
 
-def _child(birth: Birth, origin: _Origin) -> NoReturn:
+def _child(plan: Plan) -> NoReturn:
     """The whole life of the child. No path leads back: not an exception, not a `finally` above."""
-    code = 1
+    code, birth = 1, plan.birth
     try:
         try:
-            _become(birth, origin)
+            _become(plan)
             if birth.config.command is not None:
-                _execute(birth, origin)
+                _execute(plan)
         except StartFailed as exc:
             _report(birth.run, str(exc))
         except BaseException as exc:
@@ -160,30 +178,61 @@ def _child(birth: Birth, origin: _Origin) -> NoReturn:
             traceback.print_exc()
             _report(birth.run, _one_line(exc))
         else:
-            code = run_target(birth)
+            # Run as a program of its own would be.
+            code = run_to_the_end(functools.partial(_load, birth))
         flush()
     finally:
         # The only way out.
         os._exit(code)
 
 
-def _become(birth: Birth, origin: _Origin) -> None:
-    """From a copy of the manager to a companion just before its target."""
+def _become(plan: Plan) -> None:
+    """From a copy of the manager to a companion just before its target.
+
+    What is done each time is done here and not in functions of its own, by names of this module: for
+    each function, and each attribute, some more pages would be copied.
+    """
+    birth, run = plan.birth, plan.birth.run
     config = birth.config
-    os.setsid()
+    setsid()
     reset_to_default(RESET_SIGNALS, HANDLERS)
-    _leave_record(birth, origin)
-    _arrange_descriptors(birth, origin)
+    # From here on this process ends with its parent.
+    signalled = _PRCTL is not None and _PRCTL(PR_SET_PDEATHSIG, config.stop_signal, 0, 0, 0) == 0
+    if getppid() != plan.parent:
+        # The manager died before the signal was armed; nobody would end this one.
+        os._exit(0)
+    pid = getpid()
+    record = plan.record % (pid, identity(pid) or "", pid, "true" if signalled else "false", "null")
+    try:
+        # And is known.
+        run.fill(record.encode())
+    except OSError as exc:
+        raise StartFailed(f"cannot write the run file: {exc.strerror}") from None
+    for first, end in plan.close:
+        closerange(first, end)
+    if plan.listeners:
+        _take_listeners(plan)
+    if plan.reserved:
+        sockets.release()
     if birth.nofile is not None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, birth.nofile)
+        setrlimit(RLIMIT_NOFILE, birth.nofile)
     forget_inherited_exit_handlers()
-    _set_environment(birth, origin.parent.unwanted)
-    _enter(config.cwd)
-    _redirect(config)
+    for name in plan.unwanted:
+        os.environ.pop(name, None)
+    if plan.listeners:
+        os.environ["LISTEN_PID"] = str(pid)
+    for name, value in plan.variables:
+        os.environ[name] = value
+    if config.cwd is not None:
+        _enter(config.cwd)
+    if config.stdout or config.stderr or _prepared != (sys.stdin, sys.stdout, sys.stderr):
+        _redirect(config)
     if config.command is None:
-        set_process_title(f"companion [{config.name}]")
-        _arm_faulthandler(config)
-    unblock_all()
+        if plan.title is not None:
+            set_process_title(plan.title)
+        if config.watchdog is not None or faulthandler_is_enabled():
+            _arm_faulthandler()
+    set_mask(())
     try:
         birth.post_fork()
     except Exception as exc:
@@ -191,45 +240,14 @@ def _become(birth: Birth, origin: _Origin) -> None:
         raise StartFailed(f"companion_post_fork: {_one_line(exc)}") from None
 
 
-def _leave_record(birth: Birth, origin: _Origin) -> None:
-    """From here on this process is known, and ends with its parent."""
-    config = birth.config
-    signalled = set_parent_death_signal(config.stop_signal)
-    parent = origin.parent
-    if os.getppid() != parent.pid:
-        # The manager died before the signal was armed; nobody would end this one.
-        os._exit(0)
-    pid = os.getpid()
-    started = session.identity(pid) or ""
-    try:
-        birth.run.write(
-            Record(
-                config.name,
-                pid,
-                started,
-                session=pid,
-                supervisor=parent.pid,
-                supervisor_started=parent.identity,
-                stop_signal=config.stop_signal,
-                stop_timeout=config.stop_timeout,
-                signalled=signalled,
-            )
-        )
-    except OSError as exc:
-        raise StartFailed(f"cannot write the run file: {exc.strerror}") from None
-
-
-def _arrange_descriptors(birth: Birth, origin: _Origin) -> None:
-    """Close what is the manager's; a Python target gets its sockets."""
-    sockets.close_ranges(origin.close, besides=(birth.run.fd, *origin.listeners))
-    if origin.listeners:
-        _make_room(birth, origin.listeners)
-        if birth.config.command is None:
-            try:
-                sockets.hand_over(origin.listeners)
-            except sockets.Occupied as exc:
-                raise StartFailed(str(exc)) from None
-    sockets.release()
+def _take_listeners(plan: Plan) -> None:
+    """Make room for the sockets of `bind`; a Python target gets them."""
+    _make_room(plan.birth, plan.listeners)
+    if plan.birth.config.command is None:
+        try:
+            sockets.hand_over(plan.listeners)
+        except sockets.Occupied as exc:
+            raise StartFailed(str(exc)) from None
 
 
 def _make_room(birth: Birth, listeners: Sequence[int]) -> None:
@@ -243,26 +261,26 @@ def _make_room(birth: Birth, listeners: Sequence[int]) -> None:
             os.set_blocking(fd, True)
 
 
-def _execute(birth: Birth, origin: _Origin) -> NoReturn:
+def _execute(plan: Plan) -> NoReturn:
     """Become the program of `command`. Until then what the hook uses stays where it is."""
-    assert birth.config.command is not None
+    command = plan.birth.config.command
+    assert command is not None
     flush()
-    sockets.hand_over(origin.listeners, force=True)
+    sockets.hand_over(plan.listeners, force=True)
     try:
-        execute(birth.config.command, os.environ, sockets.FIRST + len(origin.listeners))
+        execute(command, os.environ, sockets.FIRST + len(plan.listeners))
     except CannotRun as exc:
         raise StartFailed(str(exc)) from None
 
 
-def _arm_faulthandler(config: CompanionConfig) -> None:
+def _arm_faulthandler() -> None:
     """The watchdog's SIGABRT has every thread's stack written to stderr.
 
     What the master had armed was undone with its other signal handlers.
     """
-    if config.watchdog is not None or faulthandler.is_enabled():
-        # It would take itself for armed still, and do nothing.
-        faulthandler.disable()
-        faulthandler.enable(2)
+    # It would take itself for armed still, and do nothing.
+    faulthandler.disable()
+    faulthandler.enable(2)
 
 
 def set_parent_death_signal(signum: int) -> bool:
@@ -287,8 +305,8 @@ def _load_prctl() -> Callable[..., int] | None:
         function = ctypes.CDLL(None).prctl
     except (OSError, AttributeError):
         return None
-    function.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
-    function.restype = ctypes.c_int
+    # Without types for the arguments: to be converted by them, each is made an object first, and these
+    # small numbers arrive alike. The result is an int in any case.
     return function
 
 
@@ -300,15 +318,8 @@ def _prctl(option: int, value: int) -> bool:
     return _PRCTL is not None and _PRCTL(option, value, 0, 0, 0) == 0
 
 
-def _set_environment(birth: Birth, unwanted: Iterable[str]) -> None:
-    for name in unwanted:
-        os.environ.pop(name, None)
-    for name, value in (*variables_of(birth, os.getpid()).items(), *birth.config.env.items()):
-        os.environ[name] = value
-
-
-def variables_of(birth: Birth, pid: int) -> dict[str, str]:
-    """What a companion is told of itself: ours, and those of systemd's protocols."""
+def variables_of(birth: Birth) -> dict[str, str]:
+    """What a companion is told of itself: ours, and those of systemd's protocols but for LISTEN_PID."""
     config = birth.config
     found = {"GUNICORN_COMPANION_NAME": config.name}
     if config.index is not None:
@@ -320,16 +331,13 @@ def variables_of(birth: Birth, pid: int) -> dict[str, str]:
         found["WATCHDOG_USEC"] = str(max(1, round(config.watchdog * 1_000_000)))
     count = len(birth.listeners)
     if count:
-        found["LISTEN_PID"] = str(pid)
         found["LISTEN_FDS"] = str(count)
         # As with a .socket unit of several addresses: each has the unit's name.
         found["LISTEN_FDNAMES"] = ":".join([config.group] * count)
     return found
 
 
-def _enter(directory: str | None) -> None:
-    if directory is None:
-        return
+def _enter(directory: str) -> None:
     try:
         os.chdir(directory)
     except OSError as exc:
@@ -421,7 +429,8 @@ def import_target(target: Target) -> Callable[[], Any]:
     if not isinstance(target, str):
         return target
     module_name, _, attributes = target.partition(":")
-    found: Any = importlib.import_module(module_name)
+    # One that the preloaded application has imported is there already.
+    found: Any = sys.modules.get(module_name) or importlib.import_module(module_name)
     for attribute in attributes.split("."):
         try:
             found = getattr(found, attribute)
@@ -430,11 +439,6 @@ def import_target(target: Target) -> Callable[[], Any]:
     if not callable(found):
         raise StartFailed(f"{target} is not callable")
     return found  # type: ignore[no-any-return]
-
-
-def run_target(birth: Birth) -> int:
-    """Run the target as a program of its own would be run; return its exit code."""
-    return run_to_the_end(lambda: _load(birth))
 
 
 def _load(birth: Birth) -> Callable[[], Any] | None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
+import os
 import time
 from collections.abc import Iterable
 from socket import socket
@@ -14,7 +16,8 @@ from gunicorn.companion import commands
 from gunicorn.companion.claims import Blocked
 from gunicorn.companion.process import CompanionProcess, Event, State
 from gunicorn.companion.runfile import RunFile
-from gunicorn.companion.spawn import Birth, spawn
+from gunicorn.companion.sockets import runs
+from gunicorn.companion.spawn import Birth, Plan, spawn
 
 if TYPE_CHECKING:
     from gunicorn.companion.manager import CompanionManager
@@ -66,17 +69,19 @@ class Starter:
         found = ((each, its) for each in processes if (its := self._prepare(each)) is not None)
         # Those that have to wait for somebody take no turn away.
         prepared = list(itertools.islice(found, STARTS_AT_ONCE))
-        close = tuple(manager.descriptors())
-        births = [(each, self._birth(each, its, close)) for each, its in prepared]
+        close = runs(manager.descriptors())
+        plans = [(each, Plan.of(self._birth(each, its, close))) for each, its in prepared]
         forked: list[tuple[CompanionProcess, int | OSError, float]] = []
-        for process, birth in births:
+        for process, plan in plans:
             manager.call_hook("companion_pre_fork", manager.pre_fork, process)
             if process.state is not State.STARTING:
                 continue  # a hook has stopped it
             try:
-                forked.append((process, spawn(birth), time.monotonic()))
+                forked.append((process, spawn(plan), time.monotonic()))
             except OSError as exc:
                 forked.append((process, exc, 0.0))
+        # The new ones go first, if they are on our core: what follows has time.
+        os.sched_yield()
         for process, pid, now in forked:
             if isinstance(pid, int):
                 manager.forked(process, pid, now)
@@ -108,14 +113,14 @@ class Starter:
                 self._fail(process, exc.strerror or str(exc))
             return None
 
-    def _birth(self, process: CompanionProcess, prepared: _Prepared, close: tuple[int, ...]) -> Birth:
+    def _birth(self, process: CompanionProcess, prepared: _Prepared, close: list[tuple[int, int]]) -> Birth:
         manager = self.manager
         run, listeners, notify = prepared
         return Birth(
             config=process.config,
             run=run,
             close=close,
-            post_fork=lambda: manager.post_fork(manager, process),
+            post_fork=functools.partial(manager.post_fork, manager, process),
             nofile=manager.nofile,
             watch=manager.watch,
             listeners=listeners,

@@ -142,6 +142,22 @@ def escapes() -> None:
     rest()
 
 
+def hides_a_child() -> None:
+    """Its child leaves the session and so outlives it; what that one has forked before is still in it."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        hidden = os.fork()
+        if hidden == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            rest()
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.write(write, b"%d" % hidden)
+        rest()
+    tell(f"left {int(os.read(read, 20))}")
+    sys.exit(7)
+
+
 def becomes_sleep() -> None:
     os.execvp("sleep", ["sleep", "60"])
 

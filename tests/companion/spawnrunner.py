@@ -17,7 +17,8 @@ import spawntargets
 
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.runfile import RunFile
-from gunicorn.companion.spawn import Birth, spawn
+from gunicorn.companion.sockets import runs
+from gunicorn.companion.spawn import Birth, Plan, spawn
 
 
 def serve() -> None:
@@ -54,7 +55,7 @@ def run(plan: dict[str, Any]) -> None:
     birth = Birth(
         config=CompanionConfig(plan["config"].pop("name", "rq"), target, **plan["config"]),
         run=file,
-        close=names.get("close", ()),
+        close=runs(names.get("close", ())),
         post_fork=names["hook"],
         nofile=plan["nofile"],
         listeners=names.get("listeners", ()),
@@ -62,7 +63,7 @@ def run(plan: dict[str, Any]) -> None:
     )
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        pid = spawn(birth)
+        pid = spawn(Plan.of(birth))
     finally:
         # No path of the child leads back to here.
         with open(plan["result"] + f".{os.getpid()}", "w"):

@@ -185,7 +185,9 @@ def test_startsecs(managed):
     assert server.wait("rq")["uptime"] >= 0.4
 
 
-@pytest.mark.parametrize(("target", "code"), [("forks_and_dies", 5), ("double_forks", 6)])
+@pytest.mark.parametrize(
+    ("target", "code"), [("forks_and_dies", 5), ("double_forks", 6), ("hides_a_child", 7)]
+)
 def test_what_it_leaves_in_its_session_goes_before_the_next_start(managed, target, code):
     server = managed(f"workers = [dict(name='rq', target=T.{target}, restart_delay=0)]")
     left = [int(server.wait_told("rq", "left", count)) for count in (1, 2)]

@@ -55,6 +55,24 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     run.release()
 
 
+def test_odd_texts_survive_the_form_of_a_record(tmp_path):
+    run = RunFile.claim(str(tmp_path), "rq")
+    written = record(name='100% "a\\b"', started='%s "', supervisor_started="50%d", error="%(x)s")
+    run.write(written)
+    assert run.read() == written
+    run.release()
+
+
+def test_the_error_is_that_of_the_process_that_is_asked_about(tmp_path):
+    run = RunFile.claim(str(tmp_path), "rq")
+    assert run.error_of(DEAD) is None
+    for error in (None, "a reason", 'null}"', ', "error": null}\n'):
+        run.write(record(error=error))
+        assert run.error_of(DEAD) == error
+        assert run.error_of(DEAD - 1) is None
+    run.release()
+
+
 def test_the_file_is_only_for_its_user(tmp_path):
     old = os.umask(0)
     try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -122,6 +123,57 @@ def test_children_include_zombies(family):
     os.kill(family.child, signal.SIGKILL)
     wait_until(lambda: not is_alive(family.child))
     assert family.child in session.children_of(family.leader)
+
+
+OWN_CHILDREN = """
+import json, os, signal
+from gunicorn.companion.session import OwnChildren
+from gunicorn.companion.spawn import become_subreaper
+
+assert become_subreaper()
+own, found = OwnChildren(), []
+found.append(own.read() == set())
+# More than the kernel hands out at once, one of them a zombie.
+pids = set()
+for _ in range(800):
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    pids.add(pid)
+os.kill(min(pids), signal.SIGKILL)
+os.waitid(os.P_PID, min(pids), os.WEXITED | os.WNOWAIT)
+found.append(own.read() == pids)
+# One that we adopt is there as soon as its parent can be waited for.
+read, write = os.pipe()
+middle = os.fork()
+if middle == 0:
+    if os.fork() == 0:
+        os.write(write, b"%d" % os.getpid())
+        signal.pause()
+    os._exit(0)
+adopted = int(os.read(read, 20))
+os.waitpid(middle, 0)
+found.append(own.read() == pids | {adopted})
+for pid in pids | {adopted}:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+found.append(own.read() == set())
+own.close()
+found.append(own.read() is None)
+print(json.dumps(found), flush=True)
+"""
+
+
+@pytest.mark.skipif(
+    not os.path.exists(f"/proc/self/task/{os.getpid()}/children"),
+    reason="the kernel keeps no list of children",
+)
+def test_own_children_are_all_of_them():
+    script = Script(OWN_CHILDREN, start_new_session=True)
+    try:
+        assert json.loads(script.line(60.0)) == [True] * 5
+    finally:
+        script.end()
 
 
 def test_a_signal_to_nobody_is_no_error():

@@ -239,6 +239,32 @@ def test_the_masters_exit_handlers_do_not_run(tmp_path, run):
     ]
 
 
+@pytest.mark.parametrize(
+    "register",
+    [
+        "atexit.register(late)",
+        "weakref.finalize(kept, late)",
+        "import multiprocessing.util; multiprocessing.util.Finalize(None, late, exitpriority=1)",
+    ],
+)
+@pytest.mark.parametrize("prepared_before", [True, False])
+def test_nor_those_that_came_while_companions_were_started(run, register, prepared_before):
+    steps = ["prepare_parent()", register]
+    before = f"""
+        import atexit, os, weakref
+        from gunicorn.companion.spawn import prepare_parent
+        class Thing: pass
+        kept = Thing()
+        def late(): os.write(1, b"late %d\\n" % os.getpid())
+        {"; ".join(steps if prepared_before else steps[::-1])}
+    """
+    end = run("registers_exit_handlers", before=before)
+    assert end.code == 0
+    own = ["own atexit", "own finalize", "own multiprocessing"]
+    parents = [f"late {end.parent}"] if prepared_before else []
+    assert sorted(end.out.splitlines()) == sorted([*own, *parents])
+
+
 def test_an_exit_handler_that_fails_stops_no_other(run):
     end = run("exit_handler_that_fails")
     assert (end.code, end.out) == (0, "the other one\n")
