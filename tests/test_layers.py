@@ -17,6 +17,7 @@ LAYERS: list[list[str]] = [
     [
         "gunicorn",
         "gunicorn.errors",
+        "gunicorn.maybessl",
         "gunicorn.unix.*",
         "gunicorn.http.grammar",
         "gunicorn.http.errors",
