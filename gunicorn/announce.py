@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from gunicorn.handoff import WATCHDOG_PID
 
@@ -37,8 +37,7 @@ class Phase(enum.Enum):
     HANDING_OVER = "handing over"
 
 
-@dataclass(frozen=True)
-class Situation:
+class Situation(NamedTuple):
     """What counts of the server at one moment.
 
     *ready*: all workers that are wanted have booted, under the current configuration. *successor*: the
@@ -139,7 +138,7 @@ class Announcer:
         if situation.successor and not situation.waiting:
             # Not before: until then a roll-back would leave the service with a main process that is gone.
             return f"MAINPID={situation.successor}"
-        return self.step(now, replace(situation, stopping=True))
+        return self.step(now, situation._replace(stopping=True))
 
     # -- when --------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.errors import ConfigError, HaltServer
@@ -25,7 +26,7 @@ class Companionship(Master):
     # Where the old master's companions leave their records; see ``companion.places.Places``.
     inherited_run_dir: str | None
     # And what was asked of them by command.
-    inherited_state: dict[str, Any]
+    inherited_state: Mapping[str, Any]
     # The companion with on_give_up = "shutdown" that is not to be started again.
     _given_up: str
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,9 @@ class Config:
         """A parser for all flags; what is not given is None. ``args`` is what is left: the application."""
         import argparse
 
-        parser = argparse.ArgumentParser(prog=self.prog, usage=self.usage)
+        # Each option that is added makes a formatter to look at it, which would ask for the terminal's width.
+        formatter = functools.partial(argparse.HelpFormatter, width=80)
+        parser = argparse.ArgumentParser(prog=self.prog, usage=self.usage, formatter_class=formatter)
         parser.add_argument(
             "-v",
             "--version",
@@ -101,6 +104,7 @@ class Config:
             for setting in options:
                 assert group is not None
                 setting.add_option(group)
+        parser.formatter_class = argparse.HelpFormatter
         return parser
 
     def _by_section(self) -> list[tuple[str, list[Setting]]]:

@@ -11,8 +11,8 @@ as JSON). A service manager passes ``LISTEN_PID`` (who is meant) and
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 SD_LISTEN_FDS_START = 3
 
@@ -26,8 +26,7 @@ WATCHDOG_PID = "WATCHDOG_PID"
 LISTEN_VARIABLES = (LISTEN_PID, LISTEN_FDS, "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
-@dataclass(frozen=True)
-class Inherited:
+class Inherited(NamedTuple):
     """What a master was given at its start: the master it is to replace (0: none), and its sockets.
 
     *companion_run_dir*: where the old master's companions leave their records; "" for nowhere, none where
@@ -39,7 +38,7 @@ class Inherited:
     fds: tuple[int, ...] = ()
     systemd: bool = False
     companion_run_dir: str | None = None
-    companion_state: dict[str, Any] = field(default_factory=dict)
+    companion_state: Mapping[str, Any] = MappingProxyType({})
 
 
 def inherited(environ: Mapping[str, str], pid: int) -> Inherited:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 
 
 class Pidfile:
@@ -33,6 +32,8 @@ class Pidfile:
         self.pid = pid
 
     def _write(self, pid: int) -> None:
+        import tempfile  # a start without a pid file does without
+
         directory = os.path.dirname(self.fname) or os.curdir
         try:
             fd, draft = tempfile.mkstemp(prefix=".pid-", dir=directory)

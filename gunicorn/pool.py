@@ -8,7 +8,7 @@ argument, and carries the answers out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # An unasked end within this many seconds of the fork is a failed start.
 YOUNG = 1.0
@@ -23,29 +23,39 @@ ABORT_GRACE = 1.0
 SPAWN_BATCH = 4
 
 
-@dataclass
 class WorkerRecord:
     """The master's side of one worker process."""
 
-    pid: int
-    age: int
-    spawned_at: float
-    # The heartbeat as the master made it; a later one is the worker's own, and shows that it has booted.
-    first_beat: float = 0.0
-    booted: bool = False
-    # Started under a configuration that a reload has replaced.
-    outdated: bool = False
-    # Told to end, once.
-    retiring: bool = False
-    # Has said by itself that it takes no more work: it is as good as gone, but for what it finishes.
-    leaving: bool = False
-    # The deadline for its SIGKILL; then the moment when it got that.
-    kill_at: float | None = None
-    killed_at: float | None = None
+    def __init__(
+        self,
+        pid: int,
+        age: int,
+        spawned_at: float,
+        first_beat: float = 0.0,
+        *,
+        booted: bool = False,
+        outdated: bool = False,
+        retiring: bool = False,
+        leaving: bool = False,
+    ) -> None:
+        self.pid = pid
+        self.age = age
+        self.spawned_at = spawned_at
+        # The heartbeat as the master made it; a later one is the worker's own, and shows that it has booted.
+        self.first_beat = first_beat
+        self.booted = booted
+        # Started under a configuration that a reload has replaced.
+        self.outdated = outdated
+        # Told to end, once.
+        self.retiring = retiring
+        # Has said by itself that it takes no more work: it is as good as gone, but for what it finishes.
+        self.leaving = leaving
+        # The deadline for its SIGKILL; then the moment when it got that.
+        self.kill_at: float | None = None
+        self.killed_at: float | None = None
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """How many workers to start, which to tell to end, and whether old ones wait for new ones to boot."""
 
     spawn: int = 0

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import glob
 import os
-import random
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from types import FrameType
 from typing import Any
 
@@ -61,6 +60,8 @@ class Worker:
         self.nr = 0
         self.max_requests: int = sys.maxsize
         if cfg.max_requests > 0:
+            import random
+
             # So that not all workers retire in the same second.
             self.max_requests = cfg.max_requests + random.randint(0, cfg.max_requests_jitter)
         self.tmp = WorkerTmp(cfg)
@@ -236,13 +237,10 @@ class Worker:
         self.log.info("The master is gone, %s ends", self)
         return False
 
-    @property
+    @cached_property
     def cycle(self) -> Cycle:
         """The request cycle for this worker; made when it is first needed, after the fork."""
-        found: Cycle | None = self.__dict__.get("_cycle")
-        if found is None:
-            found = self.__dict__["_cycle"] = self.cycle_class(self)
-        return found
+        return self.cycle_class(self)
 
     def retire(self) -> None:
         """Called once `max_requests` have been served: finish and end, to be replaced by a fresh worker."""
@@ -273,6 +271,8 @@ class Worker:
 
 def _awaited(error: BaseException) -> list[str]:
     """The files that a failed import came through, and all modules beside them: one may be missing."""
+    import glob
+
     paths = []
     seen: BaseException | None = error
     while seen is not None:

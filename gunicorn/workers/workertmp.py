@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import tempfile
 import time
 from typing import Any
 
@@ -74,6 +73,8 @@ def _unnamed_file(directory: str | None) -> int:
             return os.memfd_create("gunicorn-heartbeat", os.MFD_CLOEXEC)
         except OSError:
             pass  # not allowed in this sandbox
+    import tempfile
+
     fd, path = tempfile.mkstemp(prefix="wgunicorn-", dir=directory)
     if not IS_CYGWIN:
         os.unlink(path)
