@@ -30,7 +30,7 @@ from gunicorn.companion.reread import Scaled, scale
 from gunicorn.companion.rolling import Rolling
 from gunicorn.companion.sockets import Listeners
 from gunicorn.companion.spawn import become_subreaper, prepare_parent
-from gunicorn.companion.starting import Starter
+from gunicorn.companion.starting import Starter, no_hook
 from gunicorn.companion.watch import SourceWatch
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_status
@@ -46,10 +46,6 @@ SIGNALS = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "CHLD", "TTIN", "TTOU",
 LATE = 1.0
 # Seconds that adopted processes are given to be gone after SIGKILL.
 END_OF_ADOPTED = 2.0
-
-
-def no_hook(manager: Any, companion: CompanionProcess) -> None:
-    """The default of every hook."""
 
 
 class CompanionManager:

@@ -14,16 +14,23 @@ from gunicorn.companion import sockets
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.ending import flush
 from gunicorn.companion.link import Link
-from gunicorn.companion.manager import CompanionManager
+from gunicorn.companion.manager import CompanionManager, Hook
 from gunicorn.companion.places import ArbitersPart, Places
 from gunicorn.companion.rereading import ConfigUnreadable
 from gunicorn.companion.spawn import set_parent_death_signal, stay_dumpable
+from gunicorn.companion.starting import no_hook
 from gunicorn.companion.watch import SourceWatch
 from gunicorn.errors import ConfigError
 from gunicorn.glogging import follow
 from gunicorn.reloader import reloader_engines
 from gunicorn.unix.process import set_owner_process, set_process_title
 from gunicorn.unix.signals import reset_to_default
+
+
+def _hook(cfg: Any, name: str) -> Hook:
+    """The hook of *cfg*; `no_hook` where none is configured, so that it need not be called."""
+    setting = cfg.settings[name]
+    return no_hook if setting.get() is setting.default else setting.get()
 
 
 class ManagerChild(ArbitersPart):
@@ -95,9 +102,9 @@ class ManagerChild(ArbitersPart):
             control_path=self.places.control_path,
             control_mode=cfg.companion_control_socket_mode,
             run_dir=self.places.run_dir,
-            pre_fork=cfg.companion_pre_fork,
-            post_fork=cfg.companion_post_fork,
-            on_exit=cfg.companion_exit,
+            pre_fork=_hook(cfg, "companion_pre_fork"),
+            post_fork=_hook(cfg, "companion_post_fork"),
+            on_exit=_hook(cfg, "companion_exit"),
             umask=cfg.umask,
             graceful_timeout=cfg.graceful_timeout,
             server={**self.server, "started": self.arbiter.started_at},
@@ -148,8 +155,8 @@ class ManagerChild(ArbitersPart):
             manager.inbox.install()
         configs = build_companion_configs(cfg)
         self._fresh = cfg
-        manager.pre_fork = cfg.companion_pre_fork
-        manager.post_fork = cfg.companion_post_fork
-        manager.on_exit = cfg.companion_exit
+        manager.pre_fork = _hook(cfg, "companion_pre_fork")
+        manager.post_fork = _hook(cfg, "companion_post_fork")
+        manager.on_exit = _hook(cfg, "companion_exit")
         manager.graceful_timeout = cfg.graceful_timeout
         return configs

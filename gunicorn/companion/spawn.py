@@ -74,8 +74,8 @@ class Birth:
     run: RunFile
     # Descriptors of the manager, in ranges: the child closes them, but for those that are named here.
     close: Sequence[tuple[int, int]]
-    # Called in the child just before the target: the companion_post_fork hook.
-    post_fork: Callable[[], Any]
+    # Called in the child just before the target: the companion_post_fork hook, if there is one.
+    post_fork: Callable[[], Any] | None
     # The soft limit of open files as the server was started with.
     nofile: tuple[int, int] | None = None
     # In development: has the manager restart it when a file that it has loaded changes.
@@ -149,10 +149,8 @@ def spawn(plan: Plan) -> int:
     """Fork the companion and return its pid. Raises OSError where the fork is refused.
 
     Every signal is blocked across the fork, so that none reaches the child
-    while it still has the manager's handlers.
+    while it still has the manager's handlers. What is buffered must have been written.
     """
-    # What is buffered must be written once, not by both.
-    flush()
     mask = block_all()
     try:
         pid = os.fork()
@@ -233,11 +231,12 @@ def _become(plan: Plan) -> None:
         if config.watchdog is not None or faulthandler_is_enabled():
             _arm_faulthandler()
     set_mask(())
-    try:
-        birth.post_fork()
-    except Exception as exc:
-        traceback.print_exc()
-        raise StartFailed(f"companion_post_fork: {_one_line(exc)}") from None
+    if birth.post_fork is not None:
+        try:
+            birth.post_fork()
+        except Exception as exc:
+            traceback.print_exc()
+            raise StartFailed(f"companion_post_fork: {_one_line(exc)}") from None
 
 
 def _take_listeners(plan: Plan) -> None:

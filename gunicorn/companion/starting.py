@@ -10,10 +10,11 @@ import os
 import time
 from collections.abc import Iterable
 from socket import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.companion import commands
 from gunicorn.companion.claims import Blocked
+from gunicorn.companion.ending import flush
 from gunicorn.companion.process import CompanionProcess, Event, State
 from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.sockets import runs
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 # Companions that are started before others, and the control socket, have their turn.
 STARTS_AT_ONCE = 64
+
+
+def no_hook(manager: Any, companion: CompanionProcess) -> None:
+    """The default of every hook."""
+
 
 # The right to start, the sockets of `bind`, the address of the notify socket.
 _Prepared = tuple[RunFile, list[socket], str | None]
@@ -72,10 +78,15 @@ class Starter:
         close = runs(manager.descriptors())
         plans = [(each, Plan.of(self._birth(each, its, close))) for each, its in prepared]
         forked: list[tuple[CompanionProcess, int | OSError, float]] = []
+        # What is buffered must be written once, not by parent and child.
+        flush()
+        hooked = manager.pre_fork is not no_hook
         for process, plan in plans:
-            manager.call_hook("companion_pre_fork", manager.pre_fork, process)
-            if process.state is not State.STARTING:
-                continue  # a hook has stopped it
+            if hooked:
+                manager.call_hook("companion_pre_fork", manager.pre_fork, process)
+                if process.state is not State.STARTING:
+                    continue  # the hook has stopped it
+                flush()
             try:
                 forked.append((process, spawn(plan), time.monotonic()))
             except OSError as exc:
@@ -114,13 +125,13 @@ class Starter:
             return None
 
     def _birth(self, process: CompanionProcess, prepared: _Prepared, close: list[tuple[int, int]]) -> Birth:
-        manager = self.manager
+        manager, hook = self.manager, self.manager.post_fork
         run, listeners, notify = prepared
         return Birth(
             config=process.config,
             run=run,
             close=close,
-            post_fork=functools.partial(manager.post_fork, manager, process),
+            post_fork=None if hook is no_hook else functools.partial(hook, manager, process),
             nofile=manager.nofile,
             watch=manager.watch,
             listeners=listeners,

@@ -24,8 +24,9 @@ from companiontools import make_cfg
 
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.link import Link
-from gunicorn.companion.manager import CompanionManager, no_hook
+from gunicorn.companion.manager import CompanionManager
 from gunicorn.companion.rereading import ConfigUnreadable
+from gunicorn.companion.starting import no_hook
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.signals import SignalInbox, blocked_signals, reset_to_default, unblock_all
 

@@ -16,6 +16,7 @@ from typing import Any
 import spawntargets
 
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.ending import flush
 from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.sockets import runs
 from gunicorn.companion.spawn import Birth, Plan, spawn
@@ -62,6 +63,7 @@ def run(plan: dict[str, Any]) -> None:
         notify=names.get("notify"),
     )
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    flush()
     try:
         pid = spawn(Plan.of(birth))
     finally:
