@@ -164,9 +164,11 @@ class Lineup:
         return self._gunicorn(directory, f"[{companion} for n in range({count})]")
 
     def bare(self, directory: Path, count: int) -> list[str]:
-        """A companion that forks: the process is as large as the manager, of which it is a copy."""
+        """A companion that forks: a copy of the manager, and as large, as that one has as many companions."""
         env = f"{{'BENCHMARK_COUNT': '{count}'}}"
-        return self._gunicorn(directory, f"[{{'name': 'bare', 'target': 'webapps:fork_bare', 'env': {env}}}]")
+        bare = f"{{'name': 'bare', 'target': 'webapps:fork_bare', 'env': {env}}}"
+        idle = "{'name': f'c{n:04}', 'target': 'webapps:report', 'autostart': False}"
+        return self._gunicorn(directory, f"[{bare}, *({idle} for n in range(1, {count}))]")
 
     def _gunicorn(self, directory: Path, companions: str) -> list[str]:
         (directory / "gunicorn.conf.py").write_text(
