@@ -23,7 +23,7 @@ class Parser:
     mesg_class: type[Request] = Request
 
     def __init__(
-        self, cfg: Any, source: Any, source_addr: Any, *, policy: RequestPolicy | None = None
+        self, cfg: Any, source: Any, source_addr: Any, policy: RequestPolicy | None = None
     ) -> None:
         self.cfg = cfg
         self.policy = policy or policy_for(cfg)

@@ -80,7 +80,9 @@ def begin_close(sock: Any, more_expected: bool = False) -> bool:
 
 def _has_input(sock: Any) -> bool:
     """Whether bytes have arrived that nobody has received; the connection's end is none."""
-    return fcntl.ioctl(sock.fileno(), termios.FIONREAD, _NO_BYTES) != _NO_BYTES
+    count = bytearray(_NO_BYTES)  # bytes that cannot be changed would be taken only after two errors
+    fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
+    return count != _NO_BYTES
 
 
 def say_goodbye(sock: Any) -> None:

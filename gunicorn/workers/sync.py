@@ -233,7 +233,7 @@ class SyncWorker(Worker):
                 client = listening.ssl_wrap_socket(client, self.cfg)
             req = None
             try:
-                req = next(RequestParser(self.cfg, client, addr, policy=self.cycle.policy))
+                req = next(RequestParser(self.cfg, client, addr, self.cycle.policy))
             except StopIteration:
                 return
             self._awaited = None
