@@ -59,6 +59,9 @@ class Master:
                 "Start them in post_fork, or in companion_post_fork",
                 ", ".join(threads),
             )
+        if self.cfg.is_ssl:
+            # Here once, and not in each worker that makes a context.
+            import ssl  # noqa: F401
         if self.cfg.preload_app and self.cfg.gc_freeze:
             # What is frozen no collection visits: its pages stay shared, as nobody writes into them.
             gc.collect()

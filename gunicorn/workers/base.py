@@ -14,7 +14,8 @@ from functools import cached_property
 from types import FrameType
 from typing import Any
 
-from gunicorn.unix.process import close_on_exec, seed, set_non_blocking, set_owner_process
+from gunicorn.http.policy import policy_for
+from gunicorn.unix.process import close_on_exec, set_non_blocking, set_owner_process
 from gunicorn.workers.cycle import Cycle, Stopped
 from gunicorn.workers.workertmp import WorkerTmp
 
@@ -65,6 +66,8 @@ class Worker:
             # So that not all workers retire in the same second.
             self.max_requests = cfg.max_requests + random.randint(0, cfg.max_requests_jitter)
         self.tmp = WorkerTmp(cfg)
+        # Before the fork, once for all workers: what each would make of it takes memory of its own.
+        policy_for(cfg)
 
     def __str__(self) -> str:
         return f"<Worker {self.pid}>"
@@ -87,8 +90,6 @@ class Worker:
         for name, value in self.cfg.env.items():
             os.environ[name] = value
         set_owner_process(self.cfg.uid, self.cfg.gid, initgroups=self.cfg.initgroups)
-        # A process has its own luck.
-        seed()
         self._open_pipe()
         for listener in self.sockets:
             close_on_exec(listener.fileno())
