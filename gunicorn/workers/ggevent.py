@@ -76,17 +76,33 @@ PUNCTUALITY = 0.1
 
 _READ = 1  # of gevent's watchers
 
+# An attribute of an enumeration costs as much as a call, and one of a module hardly anything.
+_NEW, _IDLE, _HEAD, _BUSY = State.NEW, State.IDLE, State.HEAD, State.BUSY
 
-class TimedOut(Exception):
-    """An application let a ``gevent.Timeout``, which is no Exception, go through."""
+
+class ClientSocket(gevent.socket.socket):  # type: ignore[misc]
+    """gevent's socket, for a connection that was accepted.
+
+    A response mostly fits into the buffer of the system. The library asks for the size of that first,
+    and cuts the response into pieces.
+    """
+
+    def sendall(self, data: Any, flags: int = 0) -> Any:
+        if type(data) is bytes:
+            try:
+                sent = self._sock.send(data, flags)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(data):
+                return None
+            data = memoryview(data)[sent:]
+        return super().sendall(data, flags)
 
 
 class GeventCycle(Cycle):
-    def _respond(self, environ: dict[str, Any], resp: Any) -> None:
-        try:
-            super()._respond(environ, resp)
-        except gevent.Timeout as error:
-            raise TimedOut(str(error)) from error
+    def _failed(self, error: BaseException, *args: Any) -> Fate:
+        _hide_sending(error)
+        return super()._failed(error, *args)
 
 
 class GeventWorker(AsyncWorker):
@@ -303,7 +319,7 @@ class GeventWorker(AsyncWorker):
     def _take(self, listener: Any) -> bool:
         """Begin to serve a connection from the accept queue; False if there is none."""
         try:
-            client, addr = listener.accept()
+            client, addr = _accept(listener.sock)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -405,19 +421,17 @@ class GeventWorker(AsyncWorker):
         A timer and a watcher of its own for each wait would cost as much as a request.
         """
         plain = getattr(sock, "_sock", sock)
-        if first:
-            conn.enter(State.NEW)
-            # Others may have ended meanwhile: that is to be seen before this one is told whether it may stay.
-            _wait_for_arrival(conn, plain)
-        else:
-            conn.enter(State.IDLE)
+        conn.enter(_NEW if first else _IDLE)
         while True:
+            # A request hardly ever comes so soon that a look before the wait would find it. And others may
+            # have ended when the first one comes: that is to be seen before this one is told to stay or not.
+            _wait_for_arrival(conn, plain)
             try:
                 data = plain.recv(READ_SIZE)
-                conn.enter(State.HEAD)
-                return data
             except BlockingIOError:
-                _wait_for_arrival(conn, plain)
+                continue
+            conn.enter(_HEAD)
+            return data
 
     def _next_request(self, parser: RequestParser) -> Any:
         unreader: Any = parser.unreader
@@ -429,9 +443,8 @@ class GeventWorker(AsyncWorker):
             unreader.unread(data)
             if find_head_end(data) > 0 and not parser.policy.proxy_protocol:
                 # Nearly always: nothing more is waited for, so there is nothing to time.
-                req = next(parser, None)
-                conn.request = req
-                conn.enter(State.BUSY)
+                conn.request = req = next(parser, None)
+                conn.enter(_BUSY)
                 return req
         if not unreader.pending and not self.await_request(unreader.sock, first=not parser.req_count):
             return None
@@ -505,6 +518,24 @@ def _wait_for_arrival(conn: Connection, sock: Any) -> None:
     if conn.arrival is None:
         conn.arrival = hub.loop.io(sock.fileno(), _READ)
     hub.wait(conn.arrival)
+
+
+def _hide_sending(error: BaseException) -> None:
+    """Let *error* have come from the library where it came through a ClientSocket.
+
+    It tells an error of the connection from one of the application.
+    """
+    trace = error.__traceback__
+    while trace is not None and (following := trace.tb_next) is not None:
+        if following.tb_frame.f_code is ClientSocket.sendall.__code__:
+            trace.tb_next = following.tb_next
+        else:
+            trace = following
+
+
+def _accept(listener: Any) -> tuple[Any, Any]:
+    fd, addr = listener._accept()
+    return ClientSocket(listener.family, listener.type, listener.proto, fileno=fd), addr
 
 
 def _make_cooperative(listener: Any) -> None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import ssl
+import struct
 import time
 from collections.abc import Iterator
 
@@ -247,6 +249,49 @@ def test_a_head_has_a_deadline() -> None:
         assert stalled.answer().status == 408
         assert stalled.is_closed() and silent.is_closed()
         assert 1.7 < time.monotonic() - started < 4
+
+
+def test_answers_that_are_larger_than_the_buffers() -> None:
+    size = 20_000_000
+    with Server(APP, conf(timeout=2)) as server, connect(server) as slow, connect(server) as gone:
+        gone.send(get(f"/big?{size}"))
+        slow.send(get(f"/big?{size}"))
+        # Each waits for its reader, and for nobody else.
+        assert elapsed(lambda: server.get("/")) < 2
+        assert slow.sock.recv(1000, socket.MSG_PEEK)
+        whole = bytearray()
+        while not whole.endswith(b"x" * size):
+            whole += slow.sock.recv(1 << 20)
+        assert slow.ask().status == 200
+        log = server.wait_log("failed: timed out")
+        assert f"'GET /big?{size}'" in log and "The application failed" not in log
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            while data := gone.sock.recv(1 << 20):
+                received += len(data)
+        assert received < size
+
+
+def test_who_leaves_before_the_answer_is_no_error() -> None:
+    with Server(APP, conf(loglevel="debug")) as server:
+        with connect(server) as client:
+            client.send(get("/sleep?0.5"))
+            wait_until(lambda: server.log("sleeping"))
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        log = server.wait_log("went away during 'GET /sleep?0.5'")
+        assert "ERROR" not in log and "Traceback" not in log
+
+
+def test_requests_that_come_together_or_in_pieces() -> None:
+    with Server(APP, conf(keepalive=1)) as server, connect(server) as client:
+        for _ in range(2):
+            client.send(get() * 3)
+            assert [client.answer().status for _ in range(3)] == [200] * 3
+            for piece in (b"GET / HT", b"TP/1.1\r\n", b"Host: x\r\n\r\n" + get()[:9], get()[9:]):
+                client.send(piece)
+                time.sleep(0.05)
+            assert [client.answer().status for _ in range(2)] == [200] * 2
+        assert 0.5 < elapsed(client.is_closed) < 4
 
 
 #: A context of the class as it was before anything was patched, as a configuration file makes it.
