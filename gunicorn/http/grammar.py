@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import unquote_to_bytes
 
 # RFC 9110 section 5.6.2: what a token may hold beside letters and digits.
 TOKEN_SPECIALS = r"!#$%&'*+-.^_`|~"
@@ -36,6 +35,7 @@ HOST_RE = re.compile(rf"(?:\[[0-9A-Fa-fvV:.\-_~!$&'()*+,;=%]+\]|{_REG_NAME})(?::
 TARGET_BADCHAR_RE = re.compile(r"[\x00-\x20\x7f]")
 ABSOLUTE_FORM_RE = re.compile(r"[Hh][Tt][Tt][Pp][Ss]?://([^/?#]*)(.*)", re.DOTALL)
 
+_ESCAPE_RE = re.compile(r"%([0-9A-Fa-f]{2})")
 STATUS_RE = re.compile(r"([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 
 # RFC 9112 section 7.1: chunk-size [ chunk-ext ]. Sixteen digits hold any 64-bit size.
@@ -88,4 +88,8 @@ def unquote_to_wsgi_str(string: str) -> str:
     """*string* with its percent escapes resolved, still one character for each byte (PEP 3333)."""
     if "%" not in string:
         return string
-    return unquote_to_bytes(string.encode("latin-1")).decode("latin-1")
+    return _ESCAPE_RE.sub(_resolve, string)
+
+
+def _resolve(escape: re.Match[str]) -> str:
+    return chr(int(escape[1], 16))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from .errors import NoMoreData
@@ -22,9 +21,7 @@ class Parser:
 
     mesg_class: type[Request] = Request
 
-    def __init__(
-        self, cfg: Any, source: Any, source_addr: Any, policy: RequestPolicy | None = None
-    ) -> None:
+    def __init__(self, cfg: Any, source: Any, source_addr: Any, policy: RequestPolicy | None = None) -> None:
         self.cfg = cfg
         self.policy = policy or policy_for(cfg)
         self.unreader: Unreader
@@ -44,7 +41,7 @@ class Parser:
         """Take over what a proxy said before the TLS handshake of *source*, if that was proxied."""
         if getattr(source, "proxy_seen", False):
             # A second PROXY header, behind the handshake, would be the client's.
-            self.policy = replace(self.policy, proxy_protocol=False)
+            self.policy = self.policy.without_proxy_protocol()
             self._proxy_info = source.proxy_info
 
     def __iter__(self) -> Parser:

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-import ipaddress
+import copy
+import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .environ import header_key
+
+if TYPE_CHECKING:
+    import ipaddress
 
 MAX_REQUEST_LINE = 8190
 MAX_HEADERS = 32768
@@ -35,8 +38,12 @@ class AllowList:
             entries = entries.split(",")
         names = [entry.strip() for entry in entries if entry.strip()]
         self._anyone = "*" in names
-        self._networks = [ipaddress.ip_network(name, strict=False) for name in names if name != "*"]
-        self._addresses = frozenset(names)
+        single = {name: _canonical(name) for name in names if name != "*"}
+        addresses = {address for address in single.values() if address}
+        # A dual-stack listener sees IPv4 peers as ::ffff:a.b.c.d.
+        addresses |= {f"::ffff:{address}" for address in addresses if "." in address and ":" not in address}
+        self._addresses = frozenset(addresses)
+        self._networks = [_network(name) for name, address in single.items() if not address]
         # Each request asks, and few peers have many of them: proxies.
         self._in_networks = lru_cache(maxsize=256)(self._in_network)
 
@@ -48,19 +55,38 @@ class AllowList:
         host = peer[0]
         if host in self._addresses:
             return True
+        if "%" in host and host.partition("%")[0] in self._addresses:
+            return True
         return bool(self._networks) and self._in_networks(host)
 
     def _in_network(self, host: str) -> bool:
+        import ipaddress
+
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
         except ValueError:
             return False
-        # A dual-stack listener sees IPv4 peers as ::ffff:a.b.c.d.
         mapped = getattr(address, "ipv4_mapped", None)
         return any(address in net or (mapped is not None and mapped in net) for net in self._networks)
 
 
-@dataclass(frozen=True, slots=True)
+def _canonical(text: str) -> str:
+    """The address *text* as the system writes it, or "" where it is no single address."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            return socket.inet_ntop(family, socket.inet_pton(family, text))
+        except (OSError, ValueError):
+            pass
+    return ""
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    # Most lists have none.
+    import ipaddress
+
+    return ipaddress.ip_network(text, strict=False)
+
+
 class RequestPolicy:
     """Limits, switches and trust that govern how a request is read.
 
@@ -68,43 +94,79 @@ class RequestPolicy:
     without, a field's with its CRLF.
     """
 
-    limit_request_line: int = 4094
-    limit_request_fields: int = 100
-    limit_request_field_size: int = 8190
-    permit_obsolete_folding: bool = False
-    strip_header_spaces: bool = False
-    permit_unconventional_http_method: bool = False
-    permit_unconventional_http_version: bool = False
-    casefold_http_method: bool = False
-    header_map: str = "drop"
-    forwarder_headers: frozenset[str] = frozenset({"SCRIPT_NAME", "PATH_INFO"})
-    secure_scheme_headers: Mapping[str, str] = field(default_factory=dict)
-    forwarded_allow: AllowList = field(default_factory=lambda: AllowList("127.0.0.1,::1"))
-    proxy_protocol: bool = False
-    proxy_allow: AllowList = field(default_factory=lambda: AllowList("127.0.0.1,::1"))
-    default_scheme: str = "http"
-    # Derived, so that the hot path compares plain numbers.
-    max_line: int = field(init=False)
-    max_field: int = field(init=False)
-    max_header_bytes: int = field(init=False)
-    # secure_scheme_headers by the environ's keys. A name with an underscore has none of its own there.
-    scheme_fields: tuple[tuple[str, str], ...] = field(init=False)
+    __slots__ = (
+        "casefold_http_method",
+        "default_scheme",
+        "forwarded_allow",
+        "forwarder_headers",
+        "header_map",
+        "limit_request_field_size",
+        "limit_request_fields",
+        "limit_request_line",
+        "max_field",
+        "max_header_bytes",
+        "max_line",
+        "permit_obsolete_folding",
+        "permit_unconventional_http_method",
+        "permit_unconventional_http_version",
+        "proxy_allow",
+        "proxy_protocol",
+        "scheme_fields",
+        "secure_scheme_headers",
+        "strip_header_spaces",
+    )
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        limit_request_line: int = 4094,
+        limit_request_fields: int = 100,
+        limit_request_field_size: int = 8190,
+        permit_obsolete_folding: bool = False,
+        strip_header_spaces: bool = False,
+        permit_unconventional_http_method: bool = False,
+        permit_unconventional_http_version: bool = False,
+        casefold_http_method: bool = False,
+        header_map: str = "drop",
+        forwarder_headers: frozenset[str] = frozenset({"SCRIPT_NAME", "PATH_INFO"}),
+        secure_scheme_headers: Mapping[str, str] | None = None,
+        forwarded_allow: AllowList | None = None,
+        proxy_protocol: bool = False,
+        proxy_allow: AllowList | None = None,
+        default_scheme: str = "http",
+    ) -> None:
         line, fields, size = normalize_limits(
-            self.limit_request_line, self.limit_request_fields, self.limit_request_field_size
+            limit_request_line, limit_request_fields, limit_request_field_size
         )
-        put = object.__setattr__
-        put(self, "limit_request_line", line)
-        put(self, "limit_request_fields", fields)
-        put(self, "limit_request_field_size", size)
-        put(self, "max_line", line or HARD_MAX_REQUEST_LINE)
-        put(self, "max_field", size or HARD_MAX_HEADER_BYTES)
+        self.limit_request_line = line
+        self.limit_request_fields = fields
+        self.limit_request_field_size = size
+        self.permit_obsolete_folding = permit_obsolete_folding
+        self.strip_header_spaces = strip_header_spaces
+        self.permit_unconventional_http_method = permit_unconventional_http_method
+        self.permit_unconventional_http_version = permit_unconventional_http_version
+        self.casefold_http_method = casefold_http_method
+        self.header_map = header_map
+        self.forwarder_headers = forwarder_headers
+        self.secure_scheme_headers = secure_scheme_headers or {}
+        self.forwarded_allow = forwarded_allow or AllowList("127.0.0.1,::1")
+        self.proxy_protocol = proxy_protocol
+        self.proxy_allow = proxy_allow or AllowList("127.0.0.1,::1")
+        self.default_scheme = default_scheme
+        # Derived, so that the hot path compares plain numbers.
+        self.max_line = line or HARD_MAX_REQUEST_LINE
+        self.max_field = size or HARD_MAX_HEADER_BYTES
         product = fields * (size + 2) + 4 if size else HARD_MAX_HEADER_BYTES
-        put(self, "max_header_bytes", min(product, HARD_MAX_HEADER_BYTES))
+        self.max_header_bytes = min(product, HARD_MAX_HEADER_BYTES)
+        # secure_scheme_headers by the environ's keys. A name with an underscore has none of its own there.
         schemes = self.secure_scheme_headers.items()
-        said = [(header_key(name), value) for name, value in schemes if "_" not in name]
-        put(self, "scheme_fields", tuple(said))
+        self.scheme_fields = tuple([(header_key(name), value) for name, value in schemes if "_" not in name])
+
+    def without_proxy_protocol(self) -> RequestPolicy:
+        """The same, for a connection that has had its PROXY header."""
+        policy = copy.copy(self)
+        policy.proxy_protocol = False
+        return policy
 
     @classmethod
     def from_config(cls, cfg: Any) -> RequestPolicy:

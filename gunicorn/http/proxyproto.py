@@ -6,10 +6,9 @@ Pure: bytes in, the described connection out. Whether the peer may say such thin
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .errors import InvalidProxyLine
 
@@ -23,8 +22,7 @@ V2_MAX_PAYLOAD = 4096
 _PORT_RE = re.compile(r"0|[1-9][0-9]{0,4}")
 
 
-@dataclass(frozen=True, slots=True)
-class ProxyInfo:
+class ProxyInfo(NamedTuple):
     """The connection as the proxy accepted it: *client* is who connected to *proxy*."""
 
     protocol: str
@@ -82,6 +80,8 @@ def parse_v1(line: str) -> ProxyInfo | None:
         return None
     if len(fields) != 6 or fields[1] not in ("TCP4", "TCP6"):
         raise InvalidProxyLine(line)
+    import ipaddress
+
     family = ipaddress.IPv4Address if fields[1] == "TCP4" else ipaddress.IPv6Address
     try:
         client, proxy = str(family(fields[2])), str(family(fields[3]))
@@ -123,6 +123,8 @@ def _v2_addresses(family: int, payload: bytes) -> ProxyInfo | None:
         raise InvalidProxyLine(bytes([family]))
     if len(payload) < 2 * size + 4:
         raise InvalidProxyLine(payload)
+    import ipaddress
+
     ports = struct.unpack_from("!HH", payload, 2 * size)
     client, proxy = (str(ipaddress.ip_address(payload[at : at + size])) for at in (0, size))
     return ProxyInfo(name, client, ports[0], proxy, ports[1])

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import enum
 import errno
-import ssl
 import sys
 import time
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.http import wsgi
 from gunicorn.http.errors import ClientAnswer, NoMoreData, RequestTimeout
 from gunicorn.http.head import error_response
-from gunicorn.http.policy import RequestPolicy
+from gunicorn.http.policy import policy_for
+
+if TYPE_CHECKING:
+    import ssl
+else:
+    from gunicorn import maybessl as ssl
 
 
 class Stopped(SystemExit):
@@ -51,7 +55,7 @@ class Cycle:
         self.worker = worker
         self.cfg = cfg
         self.log = worker.log
-        self.policy = RequestPolicy.from_config(cfg)
+        self.policy = policy_for(cfg)
         self.pre_request = _own_hook(cfg, "pre_request")
         self.post_request = _own_hook(cfg, "post_request")
         # Loggers that are not ours may want to see every request.

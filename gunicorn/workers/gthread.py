@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import math
 import select
-import ssl
 import sys
 import threading
 import time
 from contextlib import suppress
 from types import BuiltinFunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn import sock as listening
 from gunicorn.http.errors import NoMoreData, ParseException, RequestTimeout
@@ -29,6 +28,11 @@ from gunicorn.workers.cycle import Fate
 from gunicorn.workers.polling import make_poller
 from gunicorn.workers.tconn import DaemonThreads, TConn
 from gunicorn.workers.turns import LOOK, Turns
+
+if TYPE_CHECKING:
+    import ssl
+else:
+    from gunicorn import maybessl as ssl
 
 __all__ = ["DaemonThreads", "TConn", "ThreadWorker"]
 

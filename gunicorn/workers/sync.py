@@ -6,11 +6,10 @@ from __future__ import annotations
 import math
 import select
 import socket
-import ssl
 import time
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn import sock as listening
 from gunicorn.http.errors import NoMoreData
@@ -18,6 +17,11 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.workers import accepting, closing
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.cycle import Fate, Stopped
+
+if TYPE_CHECKING:
+    import ssl
+else:
+    from gunicorn import maybessl as ssl
 
 # How long a worker that is to end waits for a request, in seconds: of a client that has only connected, or
 # that has sent a part of its head.

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import math
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn import sock as listening
 from gunicorn.http.errors import NoMoreData
@@ -18,6 +17,11 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.http.policy import RequestPolicy, policy_for
 from gunicorn.workers import closing
 from gunicorn.workers.connections import State
+
+if TYPE_CHECKING:
+    import ssl
+else:
+    from gunicorn import maybessl as ssl
 
 _RECEIVE = 65536
 
