@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import inspect
 import math
 import os
 import pwd
 import re
-import shlex
 import signal
 import stat
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -71,6 +69,8 @@ def parse_signal(value: int | str) -> int:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``stop_sigal: did you mean stop_signal?``; the word alone where nothing is near."""
+    import difflib
+
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"{word}: did you mean {near[0]}?" if near else word
 
@@ -177,6 +177,8 @@ def _check_command(value: Any) -> tuple[str, ...] | None:
 
 def _words(line: str) -> list[str]:
     """*line* as a shell would take it apart, or at least at its blanks."""
+    import shlex
+
     try:
         return shlex.split(line)
     except ValueError:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import shlex
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -98,6 +97,8 @@ class CompanionConfig:
     def target_name(self) -> str:
         """``module:qualname``, whichever form the target has; of a command what a shell would be told."""
         if self.command is not None:
+            import shlex
+
             return shlex.join(self.command)
         return "" if self.target is None else describe_target(self.target)
 

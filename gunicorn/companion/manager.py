@@ -13,7 +13,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.companion import commands, figures, rereading, session
 from gunicorn.companion.claims import Claims
@@ -31,10 +31,12 @@ from gunicorn.companion.rolling import Rolling
 from gunicorn.companion.sockets import Listeners
 from gunicorn.companion.spawn import become_subreaper, prepare_parent
 from gunicorn.companion.starting import Starter, no_hook
-from gunicorn.companion.watch import SourceWatch
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import SignalInbox, signal_name, unblock_all
+
+if TYPE_CHECKING:
+    from gunicorn.companion.watch import SourceWatch
 
 Outcome = tuple[bool, str]
 Configs = list[CompanionConfig]

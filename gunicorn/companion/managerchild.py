@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gunicorn import sock
 from gunicorn.companion import sockets
@@ -19,12 +19,13 @@ from gunicorn.companion.places import ArbitersPart, Places
 from gunicorn.companion.rereading import ConfigUnreadable
 from gunicorn.companion.spawn import set_parent_death_signal, stay_dumpable
 from gunicorn.companion.starting import no_hook
-from gunicorn.companion.watch import SourceWatch
 from gunicorn.errors import ConfigError
 from gunicorn.glogging import follow
-from gunicorn.reloader import reloader_engines
 from gunicorn.unix.process import set_owner_process, set_process_title
 from gunicorn.unix.signals import reset_to_default
+
+if TYPE_CHECKING:
+    from gunicorn.companion.watch import SourceWatch
 
 
 def _hook(cfg: Any, name: str) -> Hook:
@@ -122,6 +123,9 @@ class ManagerChild(ArbitersPart):
         cfg = self.cfg
         if not cfg.reload:
             return None
+        from gunicorn.companion.watch import SourceWatch
+        from gunicorn.reloader import reloader_engines
+
         engine: Any = reloader_engines[cfg.reload_engine]
         # A companion may go into a directory of its own.
         files = [os.path.abspath(path) for path in cfg.reload_extra_files]

@@ -19,7 +19,6 @@ import itertools
 import json
 import os
 import signal
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -207,6 +206,8 @@ def run_path(directory: str, name: str) -> str:
 
 
 def _unnamed_file() -> int:
+    import tempfile
+
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import os
 import signal
-import subprocess
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -120,6 +119,8 @@ def _all_sessions() -> list[tuple[int, int]]:
 
 
 def _ps(pid: int | None, *columns: str) -> str:
+    import subprocess
+
     which = ["-A"] if pid is None else ["-p", str(pid)]
     # An option for each: by POSIX all that follows a "=" in one is that column's header.
     shown = [f"-o{column}=" for column in columns]

@@ -19,7 +19,7 @@ from faulthandler import is_enabled as faulthandler_is_enabled
 from os import closerange, getpid, getppid, setsid
 from resource import RLIMIT_NOFILE, setrlimit
 from socket import socket
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from gunicorn.companion import sockets
 from gunicorn.companion.checks import Target, describe_target
@@ -28,10 +28,11 @@ from gunicorn.companion.ending import flush, forget_inherited_exit_handlers, run
 from gunicorn.companion.program import CannotRun, execute
 from gunicorn.companion.runfile import RunFile, record_form
 from gunicorn.companion.session import identity
-from gunicorn.companion.watch import SourceWatch
-from gunicorn.reloader import loaded_sources
 from gunicorn.unix.process import can_set_title, set_process_title
 from gunicorn.unix.signals import block_all, reset_to_default, set_mask
+
+if TYPE_CHECKING:
+    from gunicorn.companion.watch import SourceWatch
 
 # prctl(2), <linux/prctl.h>
 PR_SET_PDEATHSIG = 1
@@ -444,7 +445,7 @@ def _load(birth: Birth) -> Callable[[], Any] | None:
     """The target, for its call; None where it cannot be imported, which is told."""
     config = birth.config
     assert config.target is not None
-    loaded_before = loaded_sources() if birth.watch is not None else set()
+    loaded_before = set() if birth.watch is None else birth.watch.loaded()
     try:
         target = import_target(config.target)
     except StartFailed as exc:

@@ -16,7 +16,7 @@ from select import PIPE_BUF
 from typing import Any
 
 from gunicorn.companion import sockets
-from gunicorn.reloader import Reloader
+from gunicorn.reloader import Reloader, loaded_sources
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class SourceWatch:
     def lift(self, count: int) -> None:
         """Free the numbers of *count* sockets that are handed over."""
         self._write = sockets.lift(self._write, count)
+
+    def loaded(self) -> set[str]:
+        """The sources that are loaded, for ``begin()``."""
+        return loaded_sources()
 
     def begin(self, inherited: set[str]) -> None:
         """Watch from now on. *inherited*: the sources that were loaded before the target was imported.
