@@ -203,7 +203,9 @@ class Workforce(Master):
         try:
             worker.pid = os.getpid()
             set_process_title(f"worker [{self.proc_name}]")
-            self.log.info("The worker %s starts", worker.pid)
+            # A text: `logging` asks whether a single argument is a Mapping. For a class of which nobody has asked
+            # that yet the answer takes 40 pages of memory, in each worker; of texts the master has asked.
+            self.log.info("The worker %s starts", str(worker.pid))
             self.cfg.post_fork(self, worker)
             worker.init_process()
         except SystemExit as exc:

@@ -15,7 +15,8 @@ from types import FrameType
 from typing import Any
 
 from gunicorn.http.policy import policy_for
-from gunicorn.unix.process import close_on_exec, set_non_blocking, set_owner_process
+from gunicorn.unix.process import set_owner_process
+from gunicorn.unix.signals import reset_to_default
 from gunicorn.workers.cycle import Cycle, Stopped
 from gunicorn.workers.workertmp import WorkerTmp
 
@@ -92,8 +93,8 @@ class Worker:
         set_owner_process(self.cfg.uid, self.cfg.gid, initgroups=self.cfg.initgroups)
         self._open_pipe()
         for listener in self.sockets:
-            close_on_exec(listener.fileno())
-        close_on_exec(self.tmp.fileno())
+            os.set_inheritable(listener.fileno(), False)
+        os.set_inheritable(self.tmp.fileno(), False)
         self.log.close_on_exec()
         self.init_signals()
         if self.cfg.reload:
@@ -110,8 +111,7 @@ class Worker:
         # The instance's own: the class attribute would be shared.
         self.PIPE = list(os.pipe())
         for fd in self.PIPE:
-            set_non_blocking(fd)
-            close_on_exec(fd)
+            os.set_blocking(fd, False)
 
     def load_wsgi(self) -> None:
         """Set ``wsgi``; with `reload`, for an application that does not load, to a page that says why."""
@@ -158,20 +158,19 @@ class Worker:
 
     def init_signals(self) -> None:
         """Install the handlers; ``PIPE[0]`` becomes readable whenever one of them has run."""
-        for signum in self.SIGNALS:
-            # A log rotation comes at any moment, and the default action would end the worker: the
-            # master has left it a handler.
-            if signum != signal.SIGUSR1:
-                signal.signal(signum, signal.SIG_DFL)
-        signal.signal(signal.SIGQUIT, self.handle_quit)
-        signal.signal(signal.SIGINT, self.handle_quit)
-        signal.signal(signal.SIGTERM, self.handle_exit)
-        signal.signal(signal.SIGUSR1, self.handle_usr1)
-        signal.signal(signal.SIGABRT, self.handle_abort)
+        # None goes by way of the default action, which would end a worker that is told to rotate its logs.
+        handlers: dict[int, Any] = {
+            signal.SIGQUIT: self.handle_quit,
+            signal.SIGINT: self.handle_quit,
+            signal.SIGTERM: self.handle_exit,
+            signal.SIGUSR1: self.handle_usr1,
+            signal.SIGABRT: self.handle_abort,
+        }
         # For the master alone; one sent to the whole process group must not end a worker. A handler, because
         # "ignored" would be inherited by the programs that the application starts.
         for signum in (signal.SIGWINCH, signal.SIGHUP, signal.SIGUSR2):
-            signal.signal(signum, self.handle_winch)
+            handlers[signum] = self.handle_winch
+        reset_to_default(self.SIGNALS, handlers)
         # C libraries that do not expect EINTR are not bothered by what does not end the process.
         for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGWINCH, signal.SIGHUP, signal.SIGUSR2):
             signal.siginterrupt(signum, False)
