@@ -7,6 +7,7 @@ import contextlib
 import ssl
 import sys
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 import gevent
@@ -42,10 +43,17 @@ class PyWSGIRequest:
         self.method: str = handler.command or "-"
         self.uri: str = handler.path or "-"
         self.path, self.query = path, query
-        self.headers = [
-            (name[5:].replace("_", "-"), value) for name, value in environ.items() if name.startswith("HTTP_")
-        ]
+        self._environ = environ
         self.remote_addr = self.peer_addr = handler.peer_address or handler.client_address
+
+    @cached_property
+    def headers(self) -> list[tuple[str, str]]:
+        # Hardly anybody asks.
+        return [
+            (name[5:].replace("_", "-"), value)
+            for name, value in self._environ.items()
+            if name.startswith("HTTP_")
+        ]
 
 
 class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
