@@ -91,8 +91,9 @@ class Starter:
                 forked.append((process, spawn(plan), time.monotonic()))
             except OSError as exc:
                 forked.append((process, exc, 0.0))
-        # The new ones go first, if they are on our core: what follows has time.
-        os.sched_yield()
+        if forked and hasattr(os, "sched_yield"):
+            # The new ones go first, if they are on our core: what follows has time.
+            os.sched_yield()
         for process, pid, now in forked:
             if isinstance(pid, int):
                 manager.forked(process, pid, now)
