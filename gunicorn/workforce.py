@@ -203,8 +203,8 @@ class Workforce(Master):
         try:
             worker.pid = os.getpid()
             set_process_title(f"worker [{self.proc_name}]")
-            # A text: `logging` asks whether a single argument is a Mapping. For a class of which nobody has asked
-            # that yet the answer takes 40 pages of memory, in each worker; of texts the master has asked.
+            # A text: `logging` asks whether a single argument is a Mapping. For a class of which nobody has
+            # asked that yet the answer takes 40 pages of memory, in each worker; of texts the master has.
             self.log.info("The worker %s starts", str(worker.pid))
             self.cfg.post_fork(self, worker)
             worker.init_process()
