@@ -39,7 +39,6 @@ class Worker:
         for name in ("ABRT", "HUP", "QUIT", "INT", "TERM", "USR1", "USR2", "WINCH", "CHLD")
     ]
     PIPE: list[int] = []
-    cycle_class: type[Cycle] = Cycle
 
     def __init__(
         self, age: int, ppid: int, sockets: list[Any], app: Any, timeout: float, cfg: Any, log: Any
@@ -240,7 +239,7 @@ class Worker:
     @cached_property
     def cycle(self) -> Cycle:
         """The request cycle for this worker; made when it is first needed, after the fork."""
-        return self.cycle_class(self)
+        return Cycle(self)
 
     def retire(self) -> None:
         """Called once `max_requests` have been served: finish and end, to be replaced by a fresh worker."""

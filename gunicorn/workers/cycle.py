@@ -169,7 +169,7 @@ class Cycle:
         return Fate.LINGER
 
     def _log_access(self, resp: Any, req: Any, environ: dict[str, Any], started: float) -> None:
-        self.log.access(resp, req, environ, timedelta(seconds=time.monotonic() - started))
+        self.log.access(resp, req, environ, timedelta(0, time.monotonic() - started))
 
     def _log_unparsed(self, resp: Unparsed, req: Any, addr: Any) -> None:
         """The line in the access log of a request without environ."""
@@ -233,7 +233,7 @@ def is_disconnect(error: BaseException) -> bool:
 _GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN, errno.EBADF))
 
 # Where reading and writing of a connection pass through between the system and us.
-_PLUMBING = ("socket", "ssl", "gevent")
+_PLUMBING = frozenset(("socket", "ssl", "gevent", "gunicorn.workers.gsocket"))
 _READING = frozenset(f"gunicorn.http.{name}" for name in ("unreader", "body", "chunked", "parse", "message"))
 _WRITING = "gunicorn.http.wsgi"
 
@@ -255,7 +255,7 @@ def _innermost_module(trace: TracebackType | None) -> str:
     found = ""
     while trace is not None:
         name: str = trace.tb_frame.f_globals.get("__name__", "")
-        if name.partition(".")[0] not in _PLUMBING:
+        if name not in _PLUMBING and name.partition(".")[0] not in _PLUMBING:
             found = name
         trace = trace.tb_next
     return found

@@ -28,7 +28,7 @@ from gunicorn.workers import accepting
 from gunicorn.workers.base import TICK
 from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.connections import State
-from gunicorn.workers.cycle import Cycle, Fate
+from gunicorn.workers.cycle import Fate
 from gunicorn.workers.parting import (
     FAREWELL,
     IDLE_AT_LEAST,
@@ -54,6 +54,7 @@ try:
     import gevent.threading
 
     from gunicorn.workers.gpywsgi import GeventResponse, PyWSGIHandler, PyWSGIServer
+    from gunicorn.workers.gsocket import ClientSocket
 except ImportError as error:
     raise RuntimeError(f"the gevent worker classes need the library gevent ({error})") from error
 
@@ -80,31 +81,6 @@ _READ = 1  # of gevent's watchers
 _NEW, _IDLE, _HEAD, _BUSY = State.NEW, State.IDLE, State.HEAD, State.BUSY
 
 
-class ClientSocket(gevent.socket.socket):  # type: ignore[misc]
-    """gevent's socket, for a connection that was accepted.
-
-    A response mostly fits into the buffer of the system. The library asks for the size of that first,
-    and cuts the response into pieces.
-    """
-
-    def sendall(self, data: Any, flags: int = 0) -> Any:
-        if type(data) is bytes:
-            try:
-                sent = self._sock.send(data, flags)
-            except BlockingIOError:
-                sent = 0
-            if sent == len(data):
-                return None
-            data = memoryview(data)[sent:]
-        return super().sendall(data, flags)
-
-
-class GeventCycle(Cycle):
-    def _failed(self, error: BaseException, *args: Any) -> Fate:
-        _hide_sending(error)
-        return super()._failed(error, *args)
-
-
 class GeventWorker(AsyncWorker):
     """Serves up to `worker_connections` connections, each in a greenlet.
 
@@ -114,7 +90,6 @@ class GeventWorker(AsyncWorker):
 
     server_class: Any = None
     wsgi_handler: Any = None
-    cycle_class = GeventCycle
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -518,19 +493,6 @@ def _wait_for_arrival(conn: Connection, sock: Any) -> None:
     if conn.arrival is None:
         conn.arrival = hub.loop.io(sock.fileno(), _READ)
     hub.wait(conn.arrival)
-
-
-def _hide_sending(error: BaseException) -> None:
-    """Let *error* have come from the library where it came through a ClientSocket.
-
-    It tells an error of the connection from one of the application.
-    """
-    trace = error.__traceback__
-    while trace is not None and (following := trace.tb_next) is not None:
-        if following.tb_frame.f_code is ClientSocket.sendall.__code__:
-            trace.tb_next = following.tb_next
-        else:
-            trace = following
 
 
 def _accept(listener: Any) -> tuple[Any, Any]:
