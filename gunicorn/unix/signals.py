@@ -180,6 +180,10 @@ def reset_to_default(
             # A member of the enum is not the number that the module below compares with.
             handler = _SIG_IGN if handler else _SIG_DFL
         _signal(signum, handler)
+    if "gevent.signal" in sys.modules and signal.SIGCHLD in signals:
+        # Where it is patched, the library hears of children by this signal. It has to be told that its handler
+        # is gone, or it would wait for the end of a subprocess for ever.
+        signal.signal(signal.SIGCHLD, own.get(signal.SIGCHLD, signal.SIG_DFL))
 
 
 def unblock_all() -> None:

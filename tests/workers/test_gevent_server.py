@@ -161,6 +161,26 @@ companion_workers = [{"name": "one", "target": companion}]
         assert "gevent could patch" not in server.log()
 
 
+def test_a_preloaded_application_may_have_started_programs() -> None:
+    # The library heard of their ends by a handler, which no child has any more.
+    config = "from gevent import monkey; monkey.patch_all()\n" + conf(preload_app=True)
+    config += """
+import subprocess
+def hello():
+    return subprocess.check_output(["echo", "hello"])
+def companion():
+    import time
+    found = hello()
+    with open("companion", "wb") as f:
+        f.write(found)
+    time.sleep(60)
+companion_workers = [{"name": "one", "target": companion}]
+"""
+    with Server(MORE + "subprocess.check_output(['echo'])\n", config) as server:
+        assert server.get("/program").text == "hello\n"
+        assert wait_until(lambda: server.log("companion")) == "hello\n"
+
+
 def test_a_late_patch_is_told() -> None:
     with Server(APP, conf(preload_app=True)) as server:
         assert "preloaded before gevent could patch" in server.log()
