@@ -317,6 +317,7 @@ class Response:
             # Of an answer that the application takes back, or that could not be sent, nothing is left.
             self.headers, self.response_length = [], None
             self.upgrade = self._app_closes = False
+            self._has_body = True
             self._own_names = ()
         self.status_code = code
         self.process_headers(headers)

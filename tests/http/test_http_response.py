@@ -164,6 +164,20 @@ def test_nothing_is_sent_before_there_is_content() -> None:
         assert "content-type" not in fields
 
 
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified", "103 Early Hints"])
+def test_an_answer_without_content_is_taken_back(status: str) -> None:
+    with Exchange(GET) as exchange:
+        exchange.resp.start_response(status, [TEXT])
+        try:
+            raise LookupError("late")
+        except LookupError:
+            exchange.resp.start_response("500 Oops", [length(2)], sys.exc_info())  # type: ignore[arg-type]
+        exchange.resp.write(b"no")
+        assert not exchange.resp.should_close()
+        line, fields, content = split_response(exchange.answered())
+        assert (line, fields["content-length"], content) == ("HTTP/1.1 500 Oops", "2", b"no")
+
+
 def test_start_response_with_exc_info_after_content_raises_it() -> None:
     with Exchange(GET) as exchange:
         exchange.resp.start_response("200 OK", [TEXT])(b"x")
