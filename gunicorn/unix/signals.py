@@ -181,8 +181,8 @@ def reset_to_default(
             handler = _SIG_IGN if handler else _SIG_DFL
         _signal(signum, handler)
     if "gevent.signal" in sys.modules and signal.SIGCHLD in signals:
-        # Where it is patched, the library hears of children by this signal. It has to be told that its handler
-        # is gone, or it would wait for the end of a subprocess for ever.
+        # Where it is patched, the library hears of children by this signal. It has to be told that its
+        # handler is gone, or it would wait for the end of a subprocess for ever.
         signal.signal(signal.SIGCHLD, own.get(signal.SIGCHLD, signal.SIG_DFL))
 
 
