@@ -75,6 +75,8 @@ class Claims:
         self.run_dir = run_dir
         self.log = log
         self._runs: dict[str, RunFile] = {}
+        # Of these, those whose last process has come to its end: nobody else has written since.
+        self._cleared: set[str] = set()
         self._orphans: dict[str, Orphan] = {}
         # Older selves of what is configured no more.
         self._strays: dict[str, Orphan] = {}
@@ -97,8 +99,11 @@ class Claims:
         run = self._runs.get(name)
         if run is not None and not run.in_place:
             # What it says nobody would find; and somebody else may have made another.
-            self._runs.pop(name).release()
+            self.release(name)
             run = None
+        if run is not None and name in self._cleared:
+            self._cleared.discard(name)
+            return run
         if run is None and (known := self._still_elsewhere(name, now)) is not None:
             return Blocked(known.pid)
         if run is None:
@@ -177,10 +182,12 @@ class Claims:
         run = self._runs.get(name)
         if run is not None:
             run.clear()
+            self._cleared.add(name)
 
     def release(self, name: str) -> None:
         """Give the right up, and the record with it."""
         run = self._runs.pop(name, None)
+        self._cleared.discard(name)
         if run is not None:
             run.release()
 

@@ -13,17 +13,20 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+Given = TypeVar("Given")
 
 
-def run_to_the_end(load: Callable[[], Callable[[], Any] | None]) -> int:
+def run_to_the_end(load: Callable[[Given], Callable[[], Any] | None], given: Given) -> int:
     """Call the target that *load* gives, do what the interpreter does at its end, return the exit code.
 
-    None from *load*: there is nothing to run, which it has told; the code is 1.
+    *load* is called with what is *given*. None from it: there is nothing to run, which it has told; the code
+    is 1.
     """
     code = 0
     try:
-        target = load()
+        target = load(given)
         if target is None:
             return 1
         target()
@@ -102,9 +105,9 @@ def forget_inherited_exit_handlers() -> None:
     since, nothing is left to do.
     """
     global _standard
-    util = sys.modules.get("multiprocessing.util")
-    if util is None and atexit._ncallbacks() == _standard:
+    if not has_inherited_exit_handlers():
         return
+    util = sys.modules.get("multiprocessing.util")
     atexit._clear()
     registry: dict[Any, Any] = getattr(weakref.finalize, "_registry", {})
     for info in registry.values():
@@ -118,6 +121,11 @@ def forget_inherited_exit_handlers() -> None:
         sys.modules["multiprocessing.process"]._children.clear()
         atexit.register(util._exit_function)
     _standard = atexit._ncallbacks()
+
+
+def has_inherited_exit_handlers() -> bool:
+    """Whether there is something to forget."""
+    return "multiprocessing.util" in sys.modules or atexit._ncallbacks() != _standard
 
 
 # How many handlers were registered when none was left but those of the standard library.

@@ -8,6 +8,7 @@ from one wait. Decisions are `CompanionProcess`'s; here they are carried out.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 import signal
@@ -124,6 +125,8 @@ class CompanionManager:
         self._changed = True
         self._due: float | None = None
         self._files: dict[str, str] = {}
+        # What is to be logged, once there is time.
+        self._unsaid: list[Callable[[], Any]] = []
         self.nofile: tuple[int, int] | None = None
         self._reported_running: int | None = None
         self._told_state: dict[str, Any] = self._state()
@@ -165,8 +168,9 @@ class CompanionManager:
         """
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            self.nofile = (soft, hard)
+            if soft != hard:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+                self.nofile = (soft, hard)
 
     def _close(self) -> None:
         if self.control is not None:
@@ -181,14 +185,17 @@ class CompanionManager:
         """One pass: everything that has happened or is due."""
         for signum in self.inbox.drain():
             self._on_signal(signum, now)
-        self.reap_processes()
-        if self.control is not None:
-            self.control.tick(now)
-        # Most wake-ups are a client's, and concern no companion; with a thousand of them a look at each
-        # is what would take the time.
-        if self._changed or (self._due is not None and now >= self._due):
-            # What was reaped just now is past, not to come.
-            self._look_at_all(time.monotonic())
+        try:
+            self.reap_processes()
+            if self.control is not None:
+                self.control.tick(now)
+            # Most wake-ups are a client's, and concern no companion; with a thousand of them a look at each
+            # is what would take the time.
+            if self._changed or (self._due is not None and now >= self._due):
+                # What was reaped just now is past, not to come.
+                self._look_at_all(time.monotonic())
+        finally:
+            self.say()
 
     def _look_at_all(self, now: float) -> None:
         self._changed = False
@@ -443,14 +450,19 @@ class CompanionManager:
         if asked or process.settled is not None:
             self.log.info("Companion %s (pid %d) %s", process.name, pid, reason or describe_status(status))
         else:
-            self.log.warning(
-                "Companion %s (pid %d) %s; it is started again in %.3gs",
-                process.name,
-                pid,
-                reason or describe_status(status),
-                process.delay,
+            # Where it is started again at once, that comes first.
+            text = "Companion %s (pid %d) %s; it is started again in %.3gs"
+            said = reason or describe_status(status)
+            self._unsaid.append(
+                functools.partial(self.log.warning, text, process.name, pid, said, process.delay)
             )
         self.call_hook("companion_exit", self.on_exit, process)
+
+    def say(self) -> None:
+        """Log what there was no time for."""
+        unsaid, self._unsaid = self._unsaid, []
+        for say in unsaid:
+            say()
 
     def promote_running(self, now: float) -> None:
         """STARTING becomes RUNNING after `startsecs`."""

@@ -93,11 +93,16 @@ class Record:
 
 
 def record_form(
-    name: str, supervisor: int, supervisor_started: str, stop_signal: int, stop_timeout: float
+    name: str,
+    supervisor: int,
+    supervisor_started: str,
+    stop_signal: int,
+    stop_timeout: float,
+    start: str = "",
 ) -> str:
     """A record as JSON, for ``%`` with the rest of it: pid, started, session, signalled, error.
 
-    ``started`` goes between quotes, the last two are JSON.
+    ``started`` goes between quotes, where *start* is its beginning; the last two are JSON.
 
     By hand, and most of it before the fork: each companion writes one at its start, and the general
     way would cost more than the rest of the file.
@@ -105,7 +110,7 @@ def record_form(
     supervised = f'"supervisor": {supervisor}, "supervisor_started": {_quoted(supervisor_started)}'
     stop = f'"stop_signal": {int(stop_signal)}, "stop_timeout": {float(stop_timeout)!r}'
     return (
-        f'{{"name": {_percent(_quoted(name))}, "pid": %d, "started": "%s", "session": %d,'
+        f'{{"name": {_percent(_quoted(name))}, "pid": %d, "started": "{_percent(start)}%s", "session": %d,'
         f' {_percent(supervised)}, {stop}, "signalled": %s, "error": %s}}\n'
     )
 

@@ -15,19 +15,24 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from faulthandler import is_enabled as faulthandler_is_enabled
-from os import closerange, getpid, getppid, setsid
+from os import closerange, environ, getpid, getppid, pwrite, setsid
 from resource import RLIMIT_NOFILE, setrlimit
 from socket import socket
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from gunicorn.companion import sockets
 from gunicorn.companion.checks import Target, describe_target
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.ending import flush, forget_inherited_exit_handlers, run_to_the_end
+from gunicorn.companion.ending import (
+    flush,
+    forget_inherited_exit_handlers,
+    has_inherited_exit_handlers,
+    run_to_the_end,
+)
 from gunicorn.companion.program import CannotRun, execute
 from gunicorn.companion.runfile import RunFile, record_form
-from gunicorn.companion.session import identity
+from gunicorn.companion.session import HAVE_PROC, boot_id, identity, own_start
 from gunicorn.unix.process import can_set_title, set_process_title
 from gunicorn.unix.signals import block_all, reset_to_default, set_mask
 
@@ -91,38 +96,58 @@ class Plan(NamedTuple):
     """What a child does with its birth, found out before the fork.
 
     What a child only reads it shares with the manager; each page that it writes to is copied, and to call
-    a function is to count references to it.
+    a function, or to look an attribute up, is to count references in several.
     """
 
     birth: Birth
     parent: int
-    # Ranges of descriptors to close, and the sockets to hand over.
+    stop_signal: int
+    # Its record, but for what it says of itself, and where that is written.
+    record: bytes
+    run_fd: int
+    # Ranges of descriptors to close.
     close: list[tuple[int, int]]
-    listeners: list[int]
-    # Whether the master holds numbers for sockets of other companions.
-    reserved: bool
-    # Of SERVER_VARIABLES those that are set, and what is set instead.
-    unwanted: list[str]
+    # Whether there is more to settle than most companions ask for.
+    special: bool
     variables: list[tuple[str, str]]
-    # Its record, but for what it says of itself.
-    record: str
     # None where there is no way to set it.
     title: str | None
+    # None where it has to be found by the child.
+    target: Callable[[], Any] | None
+    # The sockets to hand over; and of SERVER_VARIABLES those that are set.
+    listeners: list[int]
+    unwanted: list[str]
 
     @classmethod
     def of(cls, birth: Birth) -> Plan:
         config, pid = birth.config, os.getpid()
         listeners = [each if isinstance(each, int) else each.fileno() for each in birth.listeners]
+        unwanted = [name for name in SERVER_VARIABLES if name in os.environ]
+        # All but the number that an own start is counted from.
+        start = f"{boot_id()}/" if HAVE_PROC else ""
+        record = record_form(config.name, pid, _identity(pid), config.stop_signal, config.stop_timeout, start)
         return cls(
             birth,
             pid,
+            int(config.stop_signal),
+            record.encode(),
+            birth.run.fd,
             sockets.without(birth.close, (birth.run.fd, *listeners)),
-            listeners,
-            sockets.holds_numbers(),
-            [name for name in SERVER_VARIABLES if name in os.environ],
+            bool(
+                listeners
+                or unwanted
+                or sockets.holds_numbers()
+                or birth.nofile
+                or config.cwd
+                or config.stdout
+                or config.stderr
+                or _needs_faulthandler(config)
+            ),
             [*variables_of(birth).items(), *config.env.items()],
-            record_form(config.name, pid, _identity(pid), config.stop_signal, config.stop_timeout),
-            f"companion [{config.name}]" if can_set_title() else None,
+            f"companion [{config.name}]" if can_set_title() and config.command is None else None,
+            None if birth.watch is not None else _loaded_target(config.target),
+            listeners,
+            unwanted,
         )
 
 
@@ -140,10 +165,26 @@ def prepare_parent() -> None:
     _settle_streams()
     forget_inherited_exit_handlers()
     _prepared = (sys.stdin, sys.stdout, sys.stderr)
+    _call_once()
 
 
 # The streams of a parent that is prepared.
 _prepared: tuple[Any, ...] = ()
+
+
+def _is_prepared() -> bool:
+    """Whether `prepare_parent` has been called, and nothing has been changed since."""
+    return _prepared == (sys.stdin, sys.stdout, sys.stderr) and not has_inherited_exit_handlers()
+
+
+def _call_once() -> None:
+    """What only a child calls the linker would look up in each child: it does at a function's first call."""
+    getppid()
+    own_start()
+    fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    with contextlib.suppress(OSError):
+        pwrite(fd, b"%d" % fd, 0)
+    closerange(fd, fd + 1)
 
 
 def spawn(plan: Plan) -> int:
@@ -152,85 +193,66 @@ def spawn(plan: Plan) -> int:
     Every signal is blocked across the fork, so that none reaches the child
     while it still has the manager's handlers. What is buffered must have been written.
     """
+    special = plan.special or not _is_prepared()
     mask = block_all()
     try:
         pid = os.fork()
         if pid == 0:
-            _child(plan)
+            _child(plan, special)
     finally:
         set_mask(mask)
     return pid
 
 
-def _child(plan: Plan) -> NoReturn:
+def _child(plan: Plan, special: bool) -> NoReturn:
     """The whole life of the child. No path leads back: not an exception, not a `finally` above."""
-    code, birth = 1, plan.birth
+    code = 1
     try:
         try:
-            _become(plan)
-            if birth.config.command is not None:
-                _execute(plan)
+            _become(plan, special)
         except StartFailed as exc:
-            _report(birth.run, str(exc))
+            _report(plan.birth.run, str(exc))
         except BaseException as exc:
             # What the user's hook raised: shown where he looks for it.
             traceback.print_exc()
-            _report(birth.run, _one_line(exc))
+            _report(plan.birth.run, _one_line(exc))
         else:
             # Run as a program of its own would be.
-            code = run_to_the_end(functools.partial(_load, birth))
+            code = run_to_the_end(_load, plan)
         flush()
     finally:
         # The only way out.
         os._exit(code)
 
 
-def _become(plan: Plan) -> None:
-    """From a copy of the manager to a companion just before its target.
+def _become(plan: Plan, special: bool) -> None:
+    """From a copy of the manager to a companion just before its target, or to the program of `command`.
 
-    What is done each time is done here and not in functions of its own, by names of this module: for
-    each function, and each attribute, some more pages would be copied.
+    What is done each time is done here and not in functions of its own, and by names of this module or of
+    this function: for each function, and each attribute, some more pages would be copied.
     """
-    birth, run = plan.birth, plan.birth.run
-    config = birth.config
+    birth, parent, stop_signal, form, run_fd, close, _, variables, title, *_ = plan
     setsid()
     reset_to_default(RESET_SIGNALS, HANDLERS)
     # From here on this process ends with its parent.
-    signalled = _PRCTL is not None and _PRCTL(PR_SET_PDEATHSIG, config.stop_signal, 0, 0, 0) == 0
-    if getppid() != plan.parent:
+    signalled = _PRCTL is not None and _PRCTL(PR_SET_PDEATHSIG, stop_signal, 0, 0, 0) == 0
+    if getppid() != parent:
         # The manager died before the signal was armed; nobody would end this one.
         os._exit(0)
     pid = getpid()
-    record = plan.record % (pid, identity(pid) or "", pid, "true" if signalled else "false", "null")
     try:
-        # And is known.
-        run.fill(record.encode())
+        # And is known. The file is empty, as it was claimed.
+        pwrite(run_fd, form % (pid, own_start(), pid, b"true" if signalled else b"false", b"null"), 0)
     except OSError as exc:
         raise StartFailed(f"cannot write the run file: {exc.strerror}") from None
-    for first, end in plan.close:
+    for first, end in close:
         closerange(first, end)
-    if plan.listeners:
-        _take_listeners(plan)
-    if plan.reserved:
-        sockets.release()
-    if birth.nofile is not None:
-        setrlimit(RLIMIT_NOFILE, birth.nofile)
-    forget_inherited_exit_handlers()
-    for name in plan.unwanted:
-        os.environ.pop(name, None)
-    if plan.listeners:
-        os.environ["LISTEN_PID"] = str(pid)
-    for name, value in plan.variables:
-        os.environ[name] = value
-    if config.cwd is not None:
-        _enter(config.cwd)
-    if config.stdout or config.stderr or _prepared != (sys.stdin, sys.stdout, sys.stderr):
-        _redirect(config)
-    if config.command is None:
-        if plan.title is not None:
-            set_process_title(plan.title)
-        if config.watchdog is not None or faulthandler_is_enabled():
-            _arm_faulthandler()
+    if special:
+        _settle(plan)
+    for name, value in variables:
+        environ[name] = value
+    if title is not None:
+        set_process_title(title)
     set_mask(())
     if birth.post_fork is not None:
         try:
@@ -238,6 +260,32 @@ def _become(plan: Plan) -> None:
         except Exception as exc:
             traceback.print_exc()
             raise StartFailed(f"companion_post_fork: {_one_line(exc)}") from None
+    if birth.config.command is not None:
+        _execute(plan)
+
+
+def _settle(plan: Plan) -> None:
+    """What only some companions need, or all where the parent is not prepared."""
+    birth, config = plan.birth, plan.birth.config
+    if plan.listeners:
+        _take_listeners(plan)
+    sockets.release()
+    if birth.nofile is not None:
+        setrlimit(RLIMIT_NOFILE, birth.nofile)
+    forget_inherited_exit_handlers()
+    for name in plan.unwanted:
+        environ.pop(name, None)
+    if plan.listeners:
+        environ["LISTEN_PID"] = str(os.getpid())
+    if config.cwd is not None:
+        _enter(config.cwd)
+    _redirect(config)
+    if _needs_faulthandler(config):
+        _arm_faulthandler()
+
+
+def _needs_faulthandler(config: CompanionConfig) -> bool:
+    return config.command is None and (config.watchdog is not None or faulthandler.is_enabled())
 
 
 def _take_listeners(plan: Plan) -> None:
@@ -424,6 +472,16 @@ def _one_line(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {text[0]}" if text else type(exc).__name__
 
 
+def _loaded_target(target: Target | None) -> Callable[[], Any] | None:
+    """The callable, if it is at hand without running any code: one of a module that is loaded."""
+    if not isinstance(target, str):
+        return target
+    module_name, _, name = target.partition(":")
+    module = sys.modules.get(module_name)
+    found = vars(module).get(name) if type(module) is ModuleType else None
+    return found if callable(found) else None
+
+
 def import_target(target: Target) -> Callable[[], Any]:
     """The callable itself; a string is imported now. Raises StartFailed if that finds no callable."""
     if not isinstance(target, str):
@@ -441,21 +499,23 @@ def import_target(target: Target) -> Callable[[], Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _load(birth: Birth) -> Callable[[], Any] | None:
+def _load(plan: Plan) -> Callable[[], Any] | None:
     """The target, for its call; None where it cannot be imported, which is told."""
+    birth, target = plan.birth, plan.target
     config = birth.config
-    assert config.target is not None
     loaded_before = set() if birth.watch is None else birth.watch.loaded()
-    try:
-        target = import_target(config.target)
-    except StartFailed as exc:
-        print(f"companion {config.name}: {exc}", file=sys.stderr)
-        _report(birth.run, str(exc))
-        return None
-    except Exception as exc:
-        traceback.print_exc()
-        _report(birth.run, f"cannot import {describe_target(config.target)}: {_one_line(exc)}")
-        return None
+    if target is None:
+        assert config.target is not None
+        try:
+            target = import_target(config.target)
+        except StartFailed as exc:
+            print(f"companion {config.name}: {exc}", file=sys.stderr)
+            _report(birth.run, str(exc))
+            return None
+        except Exception as exc:
+            traceback.print_exc()
+            _report(birth.run, f"cannot import {describe_target(config.target)}: {_one_line(exc)}")
+            return None
     # From here on the record speaks for this process; the lock is the manager's alone,
     # so that nothing this process leaves behind can hold it.
     birth.run.close()

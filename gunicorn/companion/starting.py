@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import functools
 import itertools
-import os
 import time
 from collections.abc import Iterable
 from socket import socket
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
 # Companions that are started before others, and the control socket, have their turn.
 STARTS_AT_ONCE = 64
+# Seconds that new processes are given before we go on.
+HEAD_START = 0.002
 
 
 def no_hook(manager: Any, companion: CompanionProcess) -> None:
@@ -91,9 +92,11 @@ class Starter:
                 forked.append((process, spawn(plan), time.monotonic()))
             except OSError as exc:
                 forked.append((process, exc, 0.0))
-        if forked and hasattr(os, "sched_yield"):
-            # The new ones go first, if they are on our core: what follows has time.
-            os.sched_yield()
+        if forked:
+            # The new ones go first, if they are on our core: what follows has time. To yield is not enough,
+            # for each of them is a session of its own, which the scheduler may treat as a group.
+            time.sleep(HEAD_START)
+        manager.say()
         for process, pid, now in forked:
             if isinstance(pid, int):
                 manager.forked(process, pid, now)
