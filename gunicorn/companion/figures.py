@@ -8,8 +8,7 @@ makes a metric of it is the logger's business.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gunicorn.companion.process import CompanionProcess, State
 
@@ -19,8 +18,7 @@ BACKOFFS = "gunicorn.companions.backoffs"
 KILLS = "gunicorn.companions.kills"
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """What counts of a companion at one moment."""
 
     state: State

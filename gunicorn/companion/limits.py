@@ -25,7 +25,7 @@ class Limits:
     def check(self, processes: Collection[CompanionProcess], now: float) -> None:
         """Ask in what is beyond its limit at *now*."""
         for process in processes:
-            if process.is_expired(now):
+            if process.config.max_lifetime is not None and process.is_expired(now):
                 reason = f"it has lived for {process.config.max_lifetime:g}s"
                 self.rolling.ask(process.name, reason, process.pid)
         limited = [p for p in processes if p.config.max_memory is not None and p.state is State.RUNNING]

@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.companion import commands, figures, rereading, session
@@ -199,9 +199,10 @@ class CompanionManager:
 
     def _look_at_all(self, now: float) -> None:
         self._changed = False
-        self.enforce_deadlines(now)
+        late = [p for p in self.processes.values() if p.due_event(now) is not None]
+        self.enforce_deadlines(now, late)
         self.end_sessions(now)
-        self.promote_running(now)
+        self.promote_running(now, late)
         self.check_limits(now)
         self.retry_backoff(now)
         self.forget_removed()
@@ -397,6 +398,8 @@ class CompanionManager:
         for action in process.handle(event, now, **details):
             self._act(process, action)
         after = figures.Snapshot.of(process)
+        if before == after:
+            return
         for metric, number in figures.counted(before, after).items():
             extra = figures.counter(metric, number, process.name)
             self.log.debug("Companion %s: %s +%d", process.name, metric, number, extra=extra)
@@ -464,16 +467,16 @@ class CompanionManager:
         for say in unsaid:
             say()
 
-    def promote_running(self, now: float) -> None:
-        """STARTING becomes RUNNING after `startsecs`."""
-        for process in self.processes.values():
+    def promote_running(self, now: float, late: Iterable[CompanionProcess]) -> None:
+        """STARTING becomes RUNNING after `startsecs`. *late*: all for whom something is due."""
+        for process in late:
             if process.due_event(now) is Event.ALIVE:
                 self.send_event(process, Event.ALIVE, now)
                 self.log.debug("Companion %s is RUNNING", process.name)
 
-    def enforce_deadlines(self, now: float) -> None:
-        """End what did not stop, did not become ready, or has fallen silent, in its time."""
-        for process in self.processes.values():
+    def enforce_deadlines(self, now: float, late: Iterable[CompanionProcess]) -> None:
+        """End what of *late* did not stop, did not become ready, or has fallen silent, in its time."""
+        for process in late:
             due = process.due_event(now)
             if due in (Event.NOT_READY, Event.HUNG):
                 # It may have spoken while nobody here listened.

@@ -487,19 +487,17 @@ class CompanionProcess(Shown):
 
     def next_deadline(self, now: float) -> float | None:
         """When the manager must look at this companion again; None: only when something happens."""
-        times: list[float] = []
         coming = self._coming()
-        if coming is not None:
-            times.append(coming[0])
-        if self.ending:
-            times.append(now + POLL_INTERVAL)
-        # Once it has passed, the restart takes its turn, which no clock tells.
-        if self.state is State.RUNNING and self.expires_at is not None and self.expires_at > now:
-            times.append(self.expires_at)
-        about_to_start = self.state is State.STARTING and self.pid is None and self.session is None
-        if about_to_start and self.next_retry_at is not None and not self.held_by:
-            times.append(self.next_retry_at)
-        return min(times, default=None)
+        when = None if coming is None else coming[0]
+        if self.pid is None:
+            if self.session is not None:
+                when = _earlier(when, now + POLL_INTERVAL)
+            elif self.state is State.STARTING and not self.held_by:
+                when = _earlier(when, self.next_retry_at)
+        elif self.state is State.RUNNING and self.expires_at is not None and self.expires_at > now:
+            # Once it has passed, the restart takes its turn, which no clock tells.
+            when = _earlier(when, self.expires_at)
+        return when
 
     @property
     def expires_at(self) -> float | None:
@@ -511,6 +509,10 @@ class CompanionProcess(Shown):
     def is_expired(self, now: float) -> bool:
         """Whether it has lived for longer than `max_lifetime`."""
         return self.state is State.RUNNING and self.expires_at is not None and now >= self.expires_at
+
+
+def _earlier(a: float | None, b: float | None) -> float | None:
+    return a if b is None or (a is not None and a < b) else b
 
 
 _Step = Callable[[CompanionProcess, Details], "tuple[Action, ...]"]

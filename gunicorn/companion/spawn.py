@@ -119,10 +119,11 @@ class Plan(NamedTuple):
     unwanted: list[str]
 
     @classmethod
-    def of(cls, birth: Birth) -> Plan:
+    def of(cls, birth: Birth, unwanted: list[str] | None = None) -> Plan:
+        """*unwanted*: `server_variables`, if at hand."""
         config, pid = birth.config, os.getpid()
         listeners = [each if isinstance(each, int) else each.fileno() for each in birth.listeners]
-        unwanted = [name for name in SERVER_VARIABLES if name in os.environ]
+        unwanted = server_variables() if unwanted is None else unwanted
         # All but the number that an own start is counted from.
         start = f"{boot_id()}/" if HAVE_PROC else ""
         record = record_form(config.name, pid, _identity(pid), config.stop_signal, config.stop_timeout, start)
@@ -149,6 +150,11 @@ class Plan(NamedTuple):
             listeners,
             unwanted,
         )
+
+
+def server_variables() -> list[str]:
+    """Those of SERVER_VARIABLES that are set."""
+    return [name for name in SERVER_VARIABLES if name in environ]
 
 
 @functools.lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ from gunicorn.companion.ending import flush
 from gunicorn.companion.process import CompanionProcess, Event, State
 from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.sockets import runs
-from gunicorn.companion.spawn import Birth, Plan, spawn
+from gunicorn.companion.spawn import Birth, Plan, server_variables, spawn
 
 if TYPE_CHECKING:
     from gunicorn.companion.manager import CompanionManager
@@ -46,12 +46,12 @@ class Starter:
         """Start what may be started; False if there is more of it."""
         manager = self.manager
         due: list[CompanionProcess] = []
-        for process in list(manager.processes.values()):
+        for process in [p for p in manager.processes.values() if p.pid is None]:
             if process.due_event(now) is Event.DELAY_PASSED:
                 manager.send_event(process, Event.DELAY_PASSED, now)
             # What held it up may be in its configuration no more.
             after = process.config.after or process.held_by
-            if after and process.state is State.STARTING and process.pid is None:
+            if after and process.state is State.STARTING:
                 process.held_by = self._unmet(process.config.after)
             if process.can_start(now):
                 due.append(process)
@@ -76,8 +76,8 @@ class Starter:
         found = ((each, its) for each in processes if (its := self._prepare(each)) is not None)
         # Those that have to wait for somebody take no turn away.
         prepared = list(itertools.islice(found, STARTS_AT_ONCE))
-        close = runs(manager.descriptors())
-        plans = [(each, Plan.of(self._birth(each, its, close))) for each, its in prepared]
+        close, unwanted = runs(manager.descriptors()), server_variables()
+        plans = [(each, Plan.of(self._birth(each, its, close), unwanted)) for each, its in prepared]
         forked: list[tuple[CompanionProcess, int | OSError, float]] = []
         # What is buffered must be written once, not by parent and child.
         flush()
