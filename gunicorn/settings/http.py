@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gunicorn.settings.base import Setting
 from gunicorn.settings.validators import (
     validate_bool,
@@ -12,6 +14,14 @@ from gunicorn.settings.validators import (
     validate_string_to_addr_list,
     validate_string_to_list,
 )
+
+
+def validate_scheme_headers(val: Any) -> dict[Any, Any]:
+    fields = validate_dict(val)
+    for name in fields:
+        if not isinstance(name, str):
+            raise TypeError(f"expected the names of header fields, not {name!r}")
+    return fields
 
 
 class LimitRequestLine(Setting):
@@ -63,7 +73,7 @@ class LimitRequestFieldSize(Setting):
 class SecureSchemeHeader(Setting):
     name = "secure_scheme_headers"
     section = "Server Mechanics"
-    validator = validate_dict
+    validator = validate_scheme_headers
     default = {"X-FORWARDED-PROTOCOL": "ssl", "X-FORWARDED-PROTO": "https", "X-FORWARDED-SSL": "on"}
     desc = """\
         The header fields, with their values, by which a trusted proxy says that the client came by HTTPS.

@@ -13,7 +13,7 @@ import pytest
 
 from gunicorn import config as c
 from gunicorn.errors import ConfigError
-from gunicorn.settings import companion
+from gunicorn.settings import companion, http
 
 
 class Plain:
@@ -32,6 +32,7 @@ GOOD: list[tuple[Any, Any, Any]] = [
     (c.validate_bool, "FALSE", False),
     (c.validate_bool, "0", False),
     (c.validate_dict, {"a": 1}, {"a": 1}),
+    (http.validate_scheme_headers, {"X-SSL": "on"}, {"X-SSL": "on"}),
     (c.validate_pos_int, 4, 4),
     (c.validate_pos_int, "5", 5),
     (c.validate_pos_int, "0xFF", 255),
@@ -115,6 +116,7 @@ BAD: list[tuple[Any, Any, type[Exception]]] = [
     (c.validate_bool, "zilch", ValueError),
     (c.validate_bool, 4, TypeError),
     (c.validate_dict, [], TypeError),
+    (http.validate_scheme_headers, {5: "https"}, TypeError),
     (c.validate_pos_int, -1, ValueError),
     (c.validate_pos_int, "-21", ValueError),
     (c.validate_pos_int, "many", ValueError),
