@@ -282,8 +282,8 @@ class Response:
         self._own_names: tuple[str, ...] = ()  # of server and date, those that the application sets
         self._app_closes = False
         self._has_body = True
-        #: Whether the head that was sent says that the connection ends.
-        self.announced_close = False
+        #: Whether the head that was sent says that the connection ends; None if it was made by somebody else.
+        self.announced_close: bool | None = None
 
     def force_close(self) -> None:
         """Let the connection end with this response."""

@@ -89,7 +89,10 @@ class Cycle:
             if not (keep and worker.alive):
                 resp.force_close()
             self._respond(environ, resp)
-            if resp.announced_close or resp.must_close or req.must_close:
+            closes = resp.announced_close
+            if closes is None:
+                closes = resp.should_close()
+            if closes or resp.must_close or req.must_close:
                 fate = _CLOSE if req.body.finished else _LINGER
             # Only what has arrived: nobody waits for a client that sends what nobody wants.
             elif req.body.finished or req.drain(timeout=0):

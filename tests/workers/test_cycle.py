@@ -16,6 +16,7 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http.errors import InvalidHeader, NoMoreData, RequestTimeout
 from gunicorn.http.parser import RequestParser
+from gunicorn.http.wsgi import Response
 from gunicorn.workers.cycle import Cycle, Fate, HandledElsewhere, Stopped
 
 ADDRESS = ("192.0.2.1", 4711)
@@ -95,6 +96,18 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 def hello(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     start_response("200 OK", [("Content-Length", "5")])
     return [b"hello"]
+
+
+def test_a_head_from_elsewhere(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who replaces what makes the head replaces no decision about the connection."""
+    head = ["HTTP/1.1 200 OK\r\n", "X-Mine: 1\r\n"]
+    monkeypatch.setattr(Response, "default_headers", lambda resp: list(head))
+    exchange = Exchange(pair, hello)
+    assert exchange() is Fate.KEEP
+    assert exchange(b"GET / HTTP/1.0\r\n\r\n") is Fate.CLOSE
+    assert exchange.answer() == 2 * b"HTTP/1.1 200 OK\r\nX-Mine: 1\r\nContent-Length: 5\r\n\r\nhello"
 
 
 class Closing:
