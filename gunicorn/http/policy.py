@@ -217,7 +217,8 @@ def policy_for(cfg: Any) -> RequestPolicy:
     if latest is not None and latest[0] is cfg and latest[1] == values:
         return latest[2]
     policy = _build(values)
-    _latest = (cfg, values, policy)
+    # A copy: lists and dicts among them can be changed in place, by a hook in a worker.
+    _latest = (cfg, copy.deepcopy(values), policy)
     return policy
 
 

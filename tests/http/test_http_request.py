@@ -194,6 +194,11 @@ def test_the_policy_follows_the_configuration() -> None:
     assert policy_for(cfg) is first
     cfg.set("limit_request_fields", 7)
     assert policy_for(cfg).limit_request_fields == 7
+    # As a hook in a worker may do, after the master has asked.
+    cfg.forwarded_allow_ips.append("192.0.2.1")
+    assert policy_for(cfg).forwarded_allow.allows(("192.0.2.1", 80))
+    cfg.secure_scheme_headers["X-SSL"] = "on"
+    assert policy_for(cfg).secure_scheme_headers["X-SSL"] == "on"
     assert RequestPolicy.from_config(cfg).limit_request_fields == 7
     assert RequestPolicy.from_config(make_config(header_map="refuse")).header_map == "refuse"
     assert RequestPolicy.from_config(make_config(forwarder_headers="a_b, C_D")).forwarder_headers == {
