@@ -13,9 +13,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from os import closerange, environ, getpid, getppid, pwrite, setsid
+from os import closerange, environ, fork, getpid, getppid, pwrite, setsid
 from resource import RLIMIT_NOFILE, setrlimit
 from socket import socket
 from types import ModuleType
@@ -193,29 +193,37 @@ def _call_once() -> None:
     closerange(fd, fd + 1)
 
 
-def spawn(plan: Plan) -> int:
-    """Fork the companion and return its pid. Raises OSError where the fork is refused.
+def spawn(plans: Iterable[Plan]) -> list[int | OSError]:
+    """Fork a companion for each of *plans*; return their pids, or why a fork was refused.
 
-    Every signal is blocked across the fork, so that none reaches the child
+    Every signal is blocked across the forks, so that none reaches a child
     while it still has the manager's handlers. What is buffered must have been written.
+    Between two forks as little happens as can be: after each, every page that is written to is copied.
     """
-    special = plan.special or not _is_prepared()
+    forked: list[int | OSError] = []
+    prepared = _is_prepared()
     mask = block_all()
     try:
-        pid = os.fork()
-        if pid == 0:
-            _child(plan, special)
+        for plan in plans:
+            try:
+                pid = fork()
+            except OSError as exc:
+                forked.append(exc)
+                continue
+            if pid == 0:
+                _child(plan, prepared)
+            forked.append(pid)
     finally:
         set_mask(mask)
-    return pid
+    return forked
 
 
-def _child(plan: Plan, special: bool) -> NoReturn:
+def _child(plan: Plan, prepared: bool) -> NoReturn:
     """The whole life of the child. No path leads back: not an exception, not a `finally` above."""
     code = 1
     try:
         try:
-            _become(plan, special)
+            _become(plan, prepared)
         except StartFailed as exc:
             _report(plan.birth.run, str(exc))
         except BaseException as exc:
@@ -231,13 +239,13 @@ def _child(plan: Plan, special: bool) -> NoReturn:
         os._exit(code)
 
 
-def _become(plan: Plan, special: bool) -> None:
+def _become(plan: Plan, prepared: bool) -> None:
     """From a copy of the manager to a companion just before its target, or to the program of `command`.
 
     What is done each time is done here and not in functions of its own, and by names of this module or of
     this function: for each function, and each attribute, some more pages would be copied.
     """
-    birth, parent, stop_signal, form, run_fd, close, _, variables, title, *_ = plan
+    birth, parent, stop_signal, form, run_fd, close, special, variables, title, *_ = plan
     setsid()
     reset_to_default(RESET_SIGNALS, HANDLERS)
     # From here on this process ends with its parent.
@@ -253,7 +261,7 @@ def _become(plan: Plan, special: bool) -> None:
         raise StartFailed(f"cannot write the run file: {exc.strerror}") from None
     for first, end in close:
         closerange(first, end)
-    if special:
+    if special or not prepared:
         _settle(plan)
     for name, value in variables:
         environ[name] = value

@@ -7,7 +7,7 @@ import errno
 import functools
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
@@ -78,31 +78,37 @@ class Starter:
         prepared = list(itertools.islice(found, STARTS_AT_ONCE))
         close, unwanted = runs(manager.descriptors()), server_variables()
         plans = [(each, Plan.of(self._birth(each, its, close), unwanted)) for each, its in prepared]
-        forked: list[tuple[CompanionProcess, int | OSError, float]] = []
         # What is buffered must be written once, not by parent and child.
         flush()
-        hooked = manager.pre_fork is not no_hook
-        for process, plan in plans:
-            if hooked:
-                manager.call_hook("companion_pre_fork", manager.pre_fork, process)
-                if process.state is not State.STARTING:
-                    continue  # the hook has stopped it
-                flush()
-            try:
-                forked.append((process, spawn(plan), time.monotonic()))
-            except OSError as exc:
-                forked.append((process, exc, 0.0))
+        if manager.pre_fork is no_hook:
+            pids = spawn([plan for _, plan in plans])
+            forked = [(process, pid) for (process, _), pid in zip(plans, pids, strict=True)]
+        else:
+            forked = list(self._hooked(plans))
+        now = time.monotonic()
         if forked:
             # The new ones go first, if they are on our core: what follows has time. To yield is not enough,
             # for each of them is a session of its own, which the scheduler may treat as a group.
             time.sleep(HEAD_START)
         manager.say()
-        for process, pid, now in forked:
+        for process, pid in forked:
             if isinstance(pid, int):
                 manager.forked(process, pid, now)
             else:
                 self._fail(process, f"cannot fork: {pid.strerror}")
         return len(prepared) < STARTS_AT_ONCE
+
+    def _hooked(
+        self, plans: Iterable[tuple[CompanionProcess, Plan]]
+    ) -> Iterator[tuple[CompanionProcess, int | OSError]]:
+        """Fork each after its `companion_pre_fork`, but for those that it has stopped."""
+        manager = self.manager
+        for process, plan in plans:
+            manager.call_hook("companion_pre_fork", manager.pre_fork, process)
+            if process.state is State.STARTING:
+                flush()
+                [forked] = spawn([plan])
+                yield process, forked
 
     def _prepare(self, process: CompanionProcess) -> _Prepared | None:
         """What a start is made with; None where it has to wait, or has failed."""

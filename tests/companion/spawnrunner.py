@@ -67,7 +67,7 @@ def run(plan: dict[str, Any]) -> None:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     flush()
     try:
-        pid = spawn(Plan.of(birth))
+        [pid] = spawn([Plan.of(birth)])
     finally:
         # No path of the child leads back to here.
         with open(plan["result"] + f".{os.getpid()}", "w"):
