@@ -151,6 +151,9 @@ class RequestPolicy:
         self.secure_scheme_headers = secure_scheme_headers or {}
         self.forwarded_allow = forwarded_allow or AllowList("127.0.0.1,::1")
         self.proxy_protocol = proxy_protocol
+        if proxy_protocol:
+            # What its headers are read with: here once for all workers, and not by each within a request.
+            import ipaddress  # noqa: F401
         self.proxy_allow = proxy_allow or AllowList("127.0.0.1,::1")
         self.default_scheme = default_scheme
         # Derived, so that the hot path compares plain numbers.

@@ -122,6 +122,16 @@ def test_byte_by_byte(plain: Server, case: str) -> None:
         assert client.answer().body == expected(client, found, b"http")
 
 
+@pytest.mark.parametrize("case", ["v1", "v2"])
+def test_nothing_is_imported_for_it(case: str) -> None:
+    """A worker may see no modules any more, after a chroot or without descriptors."""
+    hook = "def post_worker_init(worker):\n    import sys\n    sys.meta_path.clear()"
+    header, found = HEADERS[case]
+    with start("gthread", hook) as server, connect(server) as client:
+        client.send(header + get())
+        assert client.answer().body == expected(client, found, b"http")
+
+
 @pytest.mark.parametrize("case", MALFORMED)
 def test_a_malformed_header(plain: Server, case: str) -> None:
     with connect(plain) as client:
