@@ -221,7 +221,8 @@ class GeventWorker(AsyncWorker):
         self._tick_while_connected(deadline)
         if self.conns:
             self.log.warning("%s ends with %d requests unfinished", self, len(self.conns))
-            gevent.killall(list(self.conns), block=True, timeout=0.2)
+            with contextlib.suppress(gevent.Timeout):  # one may take no notice
+                gevent.killall(list(self.conns), block=True, timeout=0.2)
 
     def _tick_while_connected(self, until: float) -> None:
         while self.conns and (now := time.monotonic()) < until:

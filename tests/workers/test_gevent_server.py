@@ -47,6 +47,14 @@ def app(environ, start_response):
         while data := sock.recv(100):
             sock.sendall(data)
         return ALREADY_HANDLED
+    elif path == "/stubborn":
+        import gevent
+        mark("sleeping")
+        while True:
+            try:
+                gevent.sleep(30)
+            except BaseException:
+                pass
     elif path == "/impatient":
         import gevent
         with gevent.Timeout(0.05):
@@ -370,6 +378,15 @@ def test_the_end_of_patience() -> None:
         assert time.monotonic() - started < 4
         assert client.is_closed()
         assert "1 requests unfinished" in server.log() and "SIGKILL" not in server.log()
+
+
+def test_a_request_that_does_not_let_itself_be_ended() -> None:
+    with Server(MORE, conf(graceful_timeout=2)) as server, connect(server) as client:
+        client.send(get("/stubborn"))
+        wait_until(lambda: server.log("sleeping"))
+        assert server.stop() == 0
+        assert "1 requests unfinished" in server.log()
+        assert "Traceback" not in server.log() and "failed" not in server.log()
 
 
 def test_a_quick_stop() -> None:
