@@ -60,12 +60,11 @@ class Message:
     spare the work of finding them again.
     """
 
-    version: tuple[int, int] = (1, 0)
-    must_close = False
-    head: RequestHead | None = None
+    # Set by whoever reads the head. Until Python 3.12 what a class has, too, is found slowly in its objects.
+    version: tuple[int, int]
+    head: RequestHead | None
     #: The fields as an environ has them; None if that takes thought, or ``headers`` may have been changed.
-    fields: dict[str, str] | None = None
-    _headers: Headers | None = None
+    fields: dict[str, str] | None
 
     def __init__(
         self,
@@ -85,7 +84,8 @@ class Message:
         self.scheme = policy.default_scheme
         self.body: Body
         self._last_head = last_head
-        # Asked for in every request, and until Python 3.12 found slowly where only the class has them.
+        self._headers: Headers | None = None
+        self.head = self.fields = None
         self.must_close = False
         self.proxy_info = proxy_info
         self.proxy_protocol_info = proxy_info.as_dict() if proxy_info is not None else None
@@ -157,8 +157,13 @@ class Request(Message):
     On a connection that ended cleanly NoMoreData has an empty ``buf``.
     """
 
-    method = uri = path = query = fragment = ""
-    expects_continue = False
+    method: str
+    uri: str
+    path: str
+    query: str
+    fragment: str
+    #: Whether the client waits for 100 (Continue) before it sends its body.
+    expects_continue: bool
 
     @cached_property
     def limit_request_line(self) -> int:
@@ -217,7 +222,6 @@ class Request(Message):
         self.version = head.version
         self.fields = head.fields
         self.scheme = head.scheme
-        #: Whether the client waits for 100 (Continue) before it sends its body.
         self.expects_continue = head.expect_continue
 
     def _set_proxy_info(self, info: ProxyInfo | None) -> None:

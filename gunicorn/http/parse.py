@@ -330,7 +330,7 @@ def _take_framing(head: RequestHead, fields: dict[str, str], policy: RequestPoli
         if fields["HTTP_EXPECT"] != "100-continue":
             return False
         head.expect_continue = True
-    return not trusted or _take_scheme(head, fields, policy)
+    return not trusted or policy.scheme_keys.isdisjoint(fields) or _take_scheme(head, fields, policy)
 
 
 def _take_scheme(head: RequestHead, fields: dict[str, str], policy: RequestPolicy) -> bool:

@@ -35,7 +35,8 @@ class Parser:
         self.source_addr = source_addr
         self.req_count = 0
         self._proxy_info: ProxyInfo | None = None
-        self.after_handshake(source)
+        if getattr(source, "proxy_seen", False):
+            self.after_handshake(source)
 
     def after_handshake(self, source: Any) -> None:
         """Take over what a proxy said before the TLS handshake of *source*, if that was proxied."""
@@ -53,7 +54,7 @@ class Parser:
             raise StopIteration
         self.req_count += 1
         try:
-            self.mesg = self.mesg_class(
+            mesg = self.mesg = self.mesg_class(
                 self.cfg,
                 self.unreader,
                 self.source_addr,
@@ -67,8 +68,8 @@ class Parser:
                 raise
             raise StopIteration from None  # the peer ended the connection between two messages
         # A PROXY header speaks for the connection, not for its first request alone.
-        self._proxy_info = self.mesg.proxy_info
-        return self.mesg
+        self._proxy_info = mesg.proxy_info
+        return mesg
 
     next = __next__
 

@@ -112,6 +112,7 @@ class RequestPolicy:
         "proxy_allow",
         "proxy_protocol",
         "scheme_fields",
+        "scheme_keys",
         "secure_scheme_headers",
         "strip_header_spaces",
     )
@@ -164,6 +165,7 @@ class RequestPolicy:
         # secure_scheme_headers by the environ's keys. A name with an underscore has none of its own there.
         schemes = self.secure_scheme_headers.items()
         self.scheme_fields = tuple([(header_key(name), value) for name, value in schemes if "_" not in name])
+        self.scheme_keys = frozenset(key for key, _ in self.scheme_fields)
 
     def without_proxy_protocol(self) -> RequestPolicy:
         """The same, for a connection that has had its PROXY header."""

@@ -59,7 +59,7 @@ class SocketUnreader(Unreader):
     """Reads from a socket, whose timeout holds and whose errors pass through."""
 
     def __init__(self, sock: Any, max_chunk: int = 8192) -> None:
-        super().__init__()
+        Unreader.__init__(self)  # each connection's: a look along the classes would double its price
         if not isinstance(max_chunk, int):
             raise TypeError(f"max_chunk must be an int, not {type(max_chunk).__name__}")
         if max_chunk <= 0:

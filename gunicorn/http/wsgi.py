@@ -96,45 +96,47 @@ _OF_EACH = (
 
 
 class _Base:
-    """The latest base environ: a process has one configuration."""
+    """What is the same in the environ of every request that comes to a server."""
 
-    __slots__ = ("cfg", "environ", "script_name")
+    __slots__ = ("cfg", "environ", "has_server", "script_name")
 
-    def __init__(self, cfg: Any) -> None:
+    def __init__(self, cfg: Any, server: Any) -> None:
         self.cfg = cfg
         # With a place for what every request has: a dict that grows is built again and again.
         self.environ = {**base_environ(cfg), **dict.fromkeys(_OF_EACH)}
         # The system's bytes as WSGI text, to be compared with paths.
         self.script_name = os.fsencode(os.environ.get("SCRIPT_NAME", "")).decode("latin-1")
+        #: Behind a Unix socket each request names its server itself.
+        self.has_server = environment.split_server(server) is not None
+        if self.has_server:
+            environment.add_server(self.environ, server, "")
 
 
-_base: _Base | None = None
+# By the server's address. There are as many as listeners, or as this host has addresses.
+_bases: dict[Any, _Base] = {}
+_BASES_MAX = 64
 
 
-def _base_for(cfg: Any) -> _Base:
-    global _base
-    base = _base
+def _base_for(cfg: Any, server: Any) -> _Base:
+    base = _bases.get(server)
     if base is None or base.cfg is not cfg:
-        _base = base = _Base(cfg)
+        if len(_bases) >= _BASES_MAX:
+            _bases.clear()
+        base = _bases[server] = _Base(cfg, server)
     return base
 
 
 class _Common:
     """What is the same in the environ of every request of a connection."""
 
-    __slots__ = ("cfg", "client", "environ", "has_server", "script_name", "server", "sock")
+    __slots__ = ("base", "cfg", "client", "environ", "sock")
 
     def __init__(self, sock: Any, client: Any, server: Any, cfg: Any) -> None:
-        self.sock, self.client, self.server, self.cfg = sock, client, server, cfg
-        base = _base_for(cfg)
-        self.script_name = base.script_name
+        self.sock, self.client, self.cfg = sock, client, cfg
+        self.base = base = _base_for(cfg, server)
         self.environ = environ = base.environ.copy()
         environ["gunicorn.socket"] = sock
         environment.add_client(environ, client)
-        #: Behind a Unix socket each request names its server itself.
-        self.has_server = environment.split_server(server) is not None
-        if self.has_server:
-            environment.add_server(environ, server, "")
 
 
 def default_environ(req: Any, sock: Any, cfg: Any) -> dict[str, Any]:
@@ -176,6 +178,7 @@ def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Res
     common: _Common | None = req.unreader.common
     if common is None or common.sock is not sock or common.client is not client or common.cfg is not cfg:
         common = req.unreader.common = _Common(sock, client, server, cfg)
+    base = common.base
     environ = common.environ.copy()
     _add_request(environ, req)
     fields = req.fields
@@ -183,17 +186,17 @@ def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Res
         # It was read the fast way: these are all, an absolute target and underscores not among them.
         environ.update(fields)
         path = req.path
-        if common.script_name or "%" in path:
+        if base.script_name or "%" in path:
             environ["SCRIPT_NAME"], environ["PATH_INFO"] = environment.split_script_name(
-                path, common.script_name
+                path, base.script_name
             )
         else:
             environ["SCRIPT_NAME"] = ""
             environ["PATH_INFO"] = path
     else:
-        _add_exactly(environ, req, common.script_name)
+        _add_exactly(environ, req, base.script_name)
     environ["wsgi.url_scheme"] = req.scheme
-    if not common.has_server:
+    if not base.has_server:
         environment.add_server(environ, server, req.scheme)
     if req.proxy_protocol_info:
         environ.update(proxy_environ(req))
@@ -256,6 +259,11 @@ def _remember(name: str, value: str) -> None:
             # Those that never come again, such as dates, must not keep the others out.
             _plain_headers.clear()
         _plain_headers.add((name, value))
+
+
+def _is_length(value: Any) -> bool:
+    """Whether *value* is what CONTENT_LENGTH_RE takes."""
+    return isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < 20
 
 
 class Response:
@@ -339,10 +347,11 @@ class Response:
             except TypeError:
                 pass  # a list in place of a tuple
             name, value = pair
-            if name == "Content-Length" and type(value) is str and value.isdecimal():
-                lower = "content-length"  # nearly always there, and examined below
-            else:
-                lower, value = head.check_header(name, value)
+            if name == "Content-Length" and self.response_length is None and _is_length(value):
+                self.response_length = int(value)  # nearly always there, and seldom the same twice
+                kept.append((name, value))
+                continue
+            lower, value = head.check_header(name, value)
             if lower not in _SPECIAL:
                 kept.append((name, value))
                 if len(value) < _PLAIN_VALUE_MAX and lower not in _OF_ONE_CLIENT:
@@ -357,7 +366,7 @@ class Response:
     def _takes(self, lower: str, value: str) -> bool:
         """Note what a header says of the connection or the framing; whether it goes out as it is."""
         if lower == "content-length":
-            if not (value.isascii() and value.isdecimal() and len(value) < 20):  # as CONTENT_LENGTH_RE has it
+            if not _is_length(value):
                 raise InvalidHeader(f"Content-Length: {value}")
             length = int(value)
             known, self.response_length = self.response_length, length

@@ -66,11 +66,11 @@ def begin_close(sock: Any, more_expected: bool = False) -> bool:
     *more_expected*: the client is known to be still sending.
     """
     try:
-        if not more_expected and not _has_input(sock):
-            say_goodbye(sock)
+        lingers = more_expected or _has_input(sock)
+        say_goodbye(sock)
+        if not lingers:
             sock.close()
             return False
-        say_goodbye(sock)
         sock.shutdown(socket.SHUT_WR)
         return True
     except (OSError, ValueError):

@@ -38,12 +38,14 @@ class SyncWorker(Worker):
     A slow client or a slow application holds the worker, and the master ends it after `timeout`.
     """
 
-    _tls: Any = None
-    _names: dict[Any, Any] = {}
-    _inherits: dict[Any, bool] = {}
-    _serving = False
-    # Whose request is waited for.
-    _awaited: Any = None
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._tls: Any = None
+        self._names: dict[Any, Any] = {}
+        self._inherits: dict[Any, bool] = {}
+        self._serving = False
+        # Whose request is waited for.
+        self._awaited: Any = None
 
     def accept(self, listener: Any) -> None:
         """Accept one connection and serve it. Raises BlockingIOError if none is waiting."""
