@@ -450,16 +450,21 @@ class CompanionManager:
         self.hearing.hear(process)
         asked = process.state is State.STOPPING
         self.send_event(process, Event.EXITED, time.monotonic(), status=status, reason=reason)
-        if asked or process.settled is not None:
-            self.log.info("Companion %s (pid %d) %s", process.name, pid, reason or describe_status(status))
+        delay = None if asked or process.settled is not None else process.delay
+        told = functools.partial(self._tell_exit, process.name, pid, status, reason, delay)
+        if delay is None:
+            told()
         else:
             # Where it is started again at once, that comes first.
-            text = "Companion %s (pid %d) %s; it is started again in %.3gs"
-            said = reason or describe_status(status)
-            self._unsaid.append(
-                functools.partial(self.log.warning, text, process.name, pid, said, process.delay)
-            )
+            self._unsaid.append(told)
         self.call_hook("companion_exit", self.on_exit, process)
+
+    def _tell_exit(self, name: str, pid: int, status: int, reason: str | None, delay: float | None) -> None:
+        said = reason or describe_status(status)
+        if delay is None:
+            self.log.info("Companion %s (pid %d) %s", name, pid, said)
+        else:
+            self.log.warning("Companion %s (pid %d) %s; it is started again in %.3gs", name, pid, said, delay)
 
     def say(self) -> None:
         """Log what there was no time for."""

@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from os import closerange, environ, fork, getpid, getppid, pwrite, setsid
+from os import closerange, environ, getpid, getppid, pwrite, setsid
 from resource import RLIMIT_NOFILE, setrlimit
 from socket import socket
 from types import ModuleType
@@ -206,7 +206,8 @@ def spawn(plans: Iterable[Plan]) -> list[int | OSError]:
     try:
         for plan in plans:
             try:
-                pid = fork()
+                # Looked up: gevent may have replaced it, and has more to do in a child.
+                pid = os.fork()
             except OSError as exc:
                 forked.append(exc)
                 continue
