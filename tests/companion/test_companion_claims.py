@@ -120,3 +120,28 @@ def test_a_directory_that_has_just_changed_proves_nothing(other: Other, tmp_path
     for after in (0, 0.1, 0.2, 0.3):
         os.utime(tmp_path)
         assert tries(claims, "a", after=after) == 1
+
+
+def test_what_was_held_and_cleared_is_had_again_as_it_is(tmp_path: Path) -> None:
+    claims = Claims(str(tmp_path), LOG)
+    now = time.monotonic()
+    run = claims.claim("a", now)
+    assert isinstance(run, RunFile)
+    who = session.identity(os.getpid()) or ""
+    record = Record("a", os.getpid(), who, os.getpid(), os.getpid(), who, signal.SIGTERM, 5.0)
+    for _ in range(2):
+        run.write(record)
+        claims.clear("a")
+        assert claims.claim("a", now) is run
+        assert os.fstat(run.fd).st_size == 0
+    # Without a word that the process has come to its end, what it wrote is looked at.
+    run.write(record)
+    assert claims.claim("a", now) is run
+    assert os.fstat(run.fd).st_size == 0
+    claims.clear("a")
+    os.unlink(tmp_path / "a.run")
+    other = claims.claim("a", now)
+    assert isinstance(other, RunFile)
+    assert other is not run
+    assert other.in_place
+    claims.release("a")

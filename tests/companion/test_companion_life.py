@@ -162,6 +162,21 @@ def test_one_that_is_killed_comes_back(managed):
     assert server.pid("b") == other
 
 
+@pytest.mark.parametrize("delay", [0, 30])
+def test_a_death_is_told_before_the_start_that_follows(managed, delay):
+    server = managed(f"workers = [dict(name='rq', target=T.obey, restart_delay={delay})]")
+    first = server.pid("rq")
+    os.kill(first, signal.SIGKILL)
+    death = f"Companion rq (pid {first}) killed by SIGKILL; it is started again in {delay}s"
+    if delay:
+        # Though nothing follows.
+        wait_until(lambda: death in server.log())
+        server.ok("start", "rq")
+    start = f"Companion rq runs as pid {server.pid('rq', without=[first])}"
+    wait_until(lambda: start in server.log())
+    assert death in server.log()[: server.log().index(start)]
+
+
 def test_two_starts_are_50_ms_apart_whatever_the_delay(managed):
     server = managed("workers = [dict(name='rq', target=T.starts_and_ends, restart_delay=0)]")
     wait_until(lambda: len(server.told("rq")) >= 8)

@@ -18,6 +18,7 @@ from companiontools import HERE, Script
 from harness import is_alive, wait_until
 
 from gunicorn.companion import session
+from gunicorn.companion.spawn import spawn
 
 pytestmark = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
 
@@ -928,3 +929,20 @@ def test_the_streams_of_a_prepared_parent(run, tmp_path):
 def test_a_stream_that_was_replaced_after_it(run):
     end = run("leaves_output_unflushed", before=PREPARED + "import io, sys\nsys.stdout = io.StringIO()\n")
     assert (end.out, end.err) == ("without an end", "nor here")
+
+
+def test_a_fork_that_is_refused_refuses_no_other(monkeypatch):
+    plan: Any = object()
+    error, answers = BlockingIOError("no memory"), iter([1, 2])
+
+    def fork() -> int:
+        # None arrives meanwhile.
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        if (answer := next(answers)) == 1:
+            raise error
+        return answer
+
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    monkeypatch.setattr("os.fork", fork)
+    assert spawn([plan, plan]) == [error, 2]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
