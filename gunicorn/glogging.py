@@ -107,8 +107,13 @@ class LogStream(_StreamHandler):
     _gunicorn = False
 
     def write_line(self, line: bytes) -> None:
+        text = line.decode()
         with self.lock:  # type: ignore[union-attr]
-            self.stream.write(line.decode())
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError:
+                # No client can keep its line out of a log that knows only ASCII.
+                self.stream.write(text.encode("ascii", "backslashreplace").decode())
             self.stream.flush()
 
 

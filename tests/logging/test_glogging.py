@@ -670,3 +670,11 @@ def test_captured_output_goes_where_the_error_log_goes(tmp_path: Path) -> None:
 def test_nothing_is_captured_without_a_file(tmp_path: Path) -> None:
     done = in_a_process('Logger(config(errorlog="-", capture_output=True)); print("printed")', tmp_path)
     assert done.stdout == "printed\n"
+
+
+@pytest.mark.parametrize(("encoding", "expected"), [("utf-8", "caf\xe9\n"), ("ascii", "caf\\xe9\n")])
+def test_a_stream_takes_what_its_encoding_does_not_know(encoding: str, expected: str) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding)
+    glogging.LogStream(stream).write_line("caf\xe9\n".encode())
+    assert raw.getvalue().decode(encoding) == expected
