@@ -107,6 +107,7 @@ class Plan(NamedTuple):
     run_fd: int
     # Ranges of descriptors to close.
     close: list[tuple[int, int]]
+    nofile: tuple[int, int] | None
     # Whether there is more to settle than most companions ask for.
     special: bool
     variables: list[tuple[str, str]]
@@ -134,11 +135,11 @@ class Plan(NamedTuple):
             record.encode(),
             birth.run.fd,
             sockets.without(birth.close, (birth.run.fd, *listeners)),
+            birth.nofile,
             bool(
                 listeners
                 or unwanted
                 or sockets.holds_numbers()
-                or birth.nofile
                 or config.cwd
                 or config.stdout
                 or config.stderr
@@ -246,7 +247,7 @@ def _become(plan: Plan, prepared: bool) -> None:
     What is done each time is done here and not in functions of its own, and by names of this module or of
     this function: for each function, and each attribute, some more pages would be copied.
     """
-    birth, parent, stop_signal, form, run_fd, close, special, variables, title, *_ = plan
+    birth, parent, stop_signal, form, run_fd, close, nofile, special, variables, title, *_ = plan
     setsid()
     reset_to_default(RESET_SIGNALS, HANDLERS)
     # From here on this process ends with its parent.
@@ -262,6 +263,8 @@ def _become(plan: Plan, prepared: bool) -> None:
         raise StartFailed(f"cannot write the run file: {exc.strerror}") from None
     for first, end in close:
         closerange(first, end)
+    if nofile is not None:
+        setrlimit(RLIMIT_NOFILE, nofile)
     if special or not prepared:
         _settle(plan)
     for name, value in variables:
@@ -281,12 +284,10 @@ def _become(plan: Plan, prepared: bool) -> None:
 
 def _settle(plan: Plan) -> None:
     """What only some companions need, or all where the parent is not prepared."""
-    birth, config = plan.birth, plan.birth.config
+    config = plan.birth.config
     if plan.listeners:
         _take_listeners(plan)
     sockets.release()
-    if birth.nofile is not None:
-        setrlimit(RLIMIT_NOFILE, birth.nofile)
     forget_inherited_exit_handlers()
     for name in plan.unwanted:
         environ.pop(name, None)
