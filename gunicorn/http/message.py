@@ -65,6 +65,8 @@ class Message:
     head: RequestHead | None
     #: The fields as an environ has them; None if that takes thought, or ``headers`` may have been changed.
     fields: dict[str, str] | None
+    #: Whether the client waits for 100 (Continue) before it sends its body.
+    expects_continue: bool
 
     def __init__(
         self,
@@ -86,7 +88,8 @@ class Message:
         self._last_head = last_head
         self._headers: Headers | None = None
         self.head = self.fields = None
-        self.must_close = False
+        # The latter for a parse() of somebody else's, who knows nothing of it.
+        self.must_close = self.expects_continue = False
         self.proxy_info = proxy_info
         self.proxy_protocol_info = proxy_info.as_dict() if proxy_info is not None else None
         rest = self.parse(unreader)
@@ -162,8 +165,6 @@ class Request(Message):
     path: str
     query: str
     fragment: str
-    #: Whether the client waits for 100 (Continue) before it sends its body.
-    expects_continue: bool
 
     @cached_property
     def limit_request_line(self) -> int:

@@ -15,6 +15,8 @@ from httpkit import PEER, SERVER, Exchange, make_config, read_request
 from gunicorn.http import environ as environment
 from gunicorn.http import wsgi
 from gunicorn.http.errors import ConfigurationProblem
+from gunicorn.http.message import Request
+from gunicorn.http.unreader import IterUnreader, Unreader
 
 
 def environ_of(raw: str, peer: Any = PEER, server: Any = SERVER, **settings: Any) -> dict[str, Any]:
@@ -271,3 +273,20 @@ def test_file_wrapper() -> None:
     wrapper.close()
     assert file.closed
     assert not hasattr(wsgi.FileWrapper(type("NoClose", (), {"read": None})()), "close")
+
+
+def test_a_request_that_reads_itself_in_another_way() -> None:
+    """What parse() sets in the reference interface is enough."""
+
+    class Own(Request):
+        def parse(self, unreader: Unreader) -> bytes:
+            self.method, self.uri, self.version = unreader.read().decode(), "/x?q", (1, 1)
+            self.path, self.query, self.fragment = "/x", "q", ""
+            self.headers = [("HOST", "h")]
+            return b""
+
+    request = Own(make_config(), IterUnreader([b"GET"]), PEER)
+    environ = wsgi.create(request, None, PEER, SERVER, request.cfg)[1]
+    check_environ(environ)
+    assert (environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["HTTP_HOST"]) == ("GET", "/x", "h")
+    assert request.should_close()
