@@ -97,9 +97,12 @@ def on_starting(server):
     signal.signal(signal.SIGURG, before)
 """
     with Server(APP, conf(kind, workers=2, loglevel="debug", errorlog="error.log") + watch) as server:
-        for sig in (signal.SIGTTIN, signal.SIGUSR1, signal.SIGTTOU, signal.SIGWINCH, signal.SIGCHLD):
+        # One worker more and one less, each waited for: who is told to end later must still be there.
+        for sig, count in ((signal.SIGTTIN, 3), (signal.SIGTTOU, 2)):
             server.signal(sig)
-        server.wait_workers(2)
+            server.wait_workers(count)
+        for sig in (signal.SIGUSR1, signal.SIGWINCH, signal.SIGCHLD):
+            server.signal(sig)
         for sig in (signal.SIGUSR1, signal.SIGTERM, signal.SIGQUIT, signal.SIGABRT):
             worker = server.workers()[0]
             os.kill(worker, sig)
