@@ -40,9 +40,8 @@ _BARE_LF_RE = re.compile(rb"(?<!\r)\n")
 
 _UNPRINTABLE = bytes(code for code in range(256) if not chr(code).isprintable())
 
-_FAST_LINE_RE = re.compile(
-    r"([A-Z]{3,20}) ((/[^\x00-\x20\x7f?#]*)(?:\?([^\x00-\x20\x7f#]*))?) HTTP/1\.([01])"
-)
+_ORDINARY_METHOD_RE = re.compile("[A-Z]{3,20}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 # Clients choose what these remember, so they must not grow with them.
 _KEYS: dict[str, str] = {}  # name as sent -> key in the environ
@@ -53,6 +52,7 @@ _HOSTS_MAX = 64
 _FRAMING = frozenset({"HOST", "CONTENT-LENGTH", "TRANSFER-ENCODING", "CONNECTION", "EXPECT"})
 
 _V10, _V11 = (1, 0), (1, 1)
+_VERSIONS = {"HTTP/1.0": _V10, "HTTP/1.1": _V11}
 
 
 class RequestHead:
@@ -269,13 +269,19 @@ def fast_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> Req
         return None
     if ":  " in text or " \r\n" in text:
         return None
-    match = _FAST_LINE_RE.fullmatch(lines[0])
-    if match is None or lines[-1] or lines[-2]:
+    parts = lines[0].split(" ")
+    if len(parts) != 3 or lines[-1] or lines[-2]:
         return None
-    method, target, path, query, minor = match.groups("")
+    method, target, protocol = parts
+    version = _VERSIONS.get(protocol)
+    if version is None or target[:1] != "/" or "#" in target:
+        return None
+    if method not in _METHODS and (method == "CONNECT" or not _ORDINARY_METHOD_RE.fullmatch(method)):
+        return None
+    path, _, query = target.partition("?")
     line_length = len(lines[0])
     lines = lines[1:-2]
-    if line_length > policy.max_line or method == "CONNECT" or len(lines) > policy.limit_request_fields:
+    if line_length > policy.max_line or len(lines) > policy.limit_request_fields:
         return None
     if len(block) - line_length - 2 > policy.max_field:
         return None
@@ -288,7 +294,7 @@ def fast_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> Req
         fields[key] = value
     if len(fields) != len(lines):
         return None
-    head = RequestHead(method, target, path, query, _V11 if minor == "1" else _V10)
+    head = RequestHead(method, target, path, query, version)
     head._lines = lines
     head.fields = fields
     head.scheme = policy.default_scheme
