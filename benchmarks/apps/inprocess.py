@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""Have a worker serve a number of requests in this process, by itself: ``python inprocess.py CASE COUNT``.
+
+The client is a socket that has the next request whenever it is asked; nothing is waited for, and no two runs
+differ but by COUNT. Ends with an error if not every request has been answered well.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import cycle
+from typing import Any
+
+import webapps  # type: ignore[import-not-found]  # beside this file, which is run by itself
+
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from gunicorn.workers.connections import State
+from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.polling import make_poller
+from gunicorn.workers.sync import SyncWorker
+from gunicorn.workers.tconn import TConn
+
+SERVER, CLIENT = ("127.0.0.1", 8000), ("127.0.0.1", 50000)
+SMALL = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n"
+# As a browser sends them, and no two alike that come one after the other.
+LARGE = [
+    b"GET /books/%d?page=%d HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n"
+    b"User-Agent: Mozilla/5.0 (X11; Linux x86_64) Gecko\r\n"
+    b"Accept: text/html,application/xhtml+xml,*/*;q=0.8\r\nAccept-Language: en-US,en;q=0.5\r\n"
+    b"Accept-Encoding: gzip, deflate, br\r\nReferer: http://127.0.0.1:8000/books\r\nDNT: 1\r\n"
+    b"Cookie: session=abcdef0123456789; theme=dark\r\n\r\n" % (number, number)
+    for number in range(8)
+]
+#: The worker, the requests, and whether there is an access log.
+CASES: dict[str, tuple[str, list[bytes], bool]] = {
+    "gthread": ("gthread", [SMALL], False),
+    "gthread-headers": ("gthread", LARGE, False),
+    "gthread-access-log": ("gthread", [SMALL], True),
+    "sync": ("sync", [SMALL], False),
+    "sync-access-log": ("sync", [SMALL], True),
+}
+
+
+class Client:
+    """Has the next request whenever it is asked for one, and counts good answers."""
+
+    def __init__(self, requests: Iterator[bytes], descriptor: int) -> None:
+        self.requests = requests
+        self.descriptor = descriptor
+        self.answered = 0
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        return next(self.requests)
+
+    def sendall(self, data: bytes) -> None:
+        self.answered += data.endswith(webapps.HELLO)
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def close(self) -> None:
+        pass
+
+
+def serve(case: str, count: int) -> int:
+    """Serve *count* requests of *case*; returns how many were answered well."""
+    worker_class, requests, logs = CASES[case]
+    ours, theirs = socket.socketpair()
+    # On a disk or not, a file is what an access log costs its server.
+    with ours, theirs, tempfile.NamedTemporaryFile(prefix="access-") as log:
+        client = Client(cycle(requests), ours.fileno())
+        cfg = Config()
+        cfg.set("worker_class", worker_class)
+        cfg.set("accesslog", log.name if logs else None)
+        if worker_class == "gthread":
+            cfg.set("threads", 8)
+            serve_kept(cfg, client, count)
+        else:
+            serve_each(cfg, client, count)
+    return client.answered
+
+
+def serve_kept(cfg: Config, client: Client, count: int) -> None:
+    """All on one connection, from the report that it is readable to the next wait."""
+    worker: Any = ThreadWorker(0, os.getpid(), [], None, 30, cfg, Logger(cfg))
+    worker.wsgi = webapps.hello
+    worker.poller = make_poller()
+    conn = TConn(cfg, client, CLIENT, SERVER)
+    conn.init(None, worker.cycle.policy)
+    worker.conns[id(conn)] = conn
+    worker.waiting.park(conn, State.NEW, time.monotonic() + 3600)
+    for _ in range(count):
+        worker._attend(conn.fd)
+    worker.poller.close()
+
+
+def serve_each(cfg: Config, client: Client, count: int) -> None:
+    """Each on a connection of its own, from its acceptance to its end."""
+    listener = object()
+    worker: Any = SyncWorker(0, os.getpid(), [listener], None, 30, cfg, Logger(cfg))
+    worker.wsgi = webapps.hello
+    worker._names, worker._inherits = {listener: SERVER}, {listener: True}
+    for _ in range(count):
+        worker.handle(listener, client, CLIENT)
+
+
+if __name__ == "__main__":
+    wanted = int(sys.argv[2])
+    answered = serve(sys.argv[1], wanted)
+    if answered != wanted:
+        sys.exit(f"{answered} of {wanted} requests were answered well")
