@@ -21,6 +21,7 @@ from gunicorn.companion.spawn import set_parent_death_signal, stay_dumpable
 from gunicorn.companion.starting import no_hook
 from gunicorn.errors import ConfigError
 from gunicorn.glogging import follow
+from gunicorn.settings.hooks import own_hook
 from gunicorn.unix.process import set_owner_process, set_process_title
 from gunicorn.unix.signals import reset_to_default
 
@@ -29,9 +30,8 @@ if TYPE_CHECKING:
 
 
 def _hook(cfg: Any, name: str) -> Hook:
-    """The hook of *cfg*; `no_hook` where none is configured, so that it need not be called."""
-    setting = cfg.settings[name]
-    return no_hook if setting.get() is setting.default else setting.get()
+    found: Hook | None = own_hook(cfg, name)
+    return found or no_hook
 
 
 class ManagerChild(ArbitersPart):

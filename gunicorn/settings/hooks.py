@@ -9,6 +9,13 @@ from gunicorn.settings.base import Setting
 from gunicorn.settings.validators import validate_callable, validate_post_request
 
 
+def own_hook(cfg: Any, name: str) -> Any:
+    """The hook *name* of *cfg*; None for the default, which does nothing and need not be called."""
+    setting = cfg.settings[name]
+    hook = setting.get()
+    return None if hook is setting.default else hook
+
+
 class OnStarting(Setting):
     name = "on_starting"
     section = "Server Hooks"

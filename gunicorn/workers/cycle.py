@@ -16,6 +16,7 @@ from gunicorn.http import wsgi
 from gunicorn.http.errors import ClientAnswer, NoMoreData, RequestTimeout
 from gunicorn.http.head import error_response
 from gunicorn.http.policy import policy_for
+from gunicorn.settings.hooks import own_hook
 
 if TYPE_CHECKING:
     import ssl
@@ -56,8 +57,8 @@ class Cycle:
         self.cfg = cfg
         self.log = worker.log
         self.policy = policy_for(cfg)
-        self.pre_request = _own_hook(cfg, "pre_request")
-        self.post_request = _own_hook(cfg, "post_request")
+        self.pre_request = own_hook(cfg, "pre_request")
+        self.post_request = own_hook(cfg, "post_request")
         # Loggers that are not ours may want to see every request.
         self.wants_access: bool = getattr(worker.log, "wants_access", True)
         greenlet = sys.modules.get("greenlet")
@@ -199,13 +200,6 @@ class Unparsed:
         self.status = status
         self.headers: list[tuple[str, str]] = []
         self.sent = self.response_length = sent
-
-
-def _own_hook(cfg: Any, name: str) -> Any:
-    """The hook *name*, or None if it is the default, which does nothing."""
-    setting = cfg.settings[name]
-    hook = setting.get()
-    return None if hook is type(setting).default else hook
 
 
 def _send_error(sock: Any, status: int, reason: str, text: str, head_only: bool = False) -> int:
