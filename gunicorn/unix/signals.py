@@ -116,15 +116,15 @@ class SignalInbox:
         if not pipe:
             return
         if self._pid == os.getpid():
-            drop_wakeup_fd(pipe[1])
+            _drop_wakeup_fd(pipe[1])
         for fd in pipe:
             os.close(fd)
 
 
-def drop_wakeup_fd(only: int | None = None) -> None:
-    """Let go of the wake-up descriptor; with *only*, if it is that one."""
+def _drop_wakeup_fd(own: int) -> None:
+    """Let go of the wake-up descriptor, if it is *own*."""
     current = signal.set_wakeup_fd(-1)
-    if only is not None and current not in (-1, only):
+    if current not in (-1, own):
         signal.set_wakeup_fd(current, warn_on_full_buffer=False)
 
 
