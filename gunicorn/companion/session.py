@@ -43,12 +43,13 @@ def _read_stat(pid: int) -> list[bytes] | None:
     """The fields that follow the command's name."""
     # Not by open(): a file object takes longer to make than the kernel takes to answer, and this is
     # asked for each process of the machine, and in each child that was just forked.
+    # And by names of this module, for the sake of the latter: see `Plan`.
     try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_file(f"/proc/{pid}/stat", _FLAGS)
         try:
-            text = os.read(fd, 4096)
+            text = read(fd, 4096)
         finally:
-            os.close(fd)
+            close(fd)
     except OSError:
         return None
     # The command in parentheses may hold spaces and parentheses of its own.
@@ -82,15 +83,8 @@ def own_start() -> bytes:
     """What the `identity` of this process has after that of the boot. Each companion asks it first of all."""
     if not HAVE_PROC:
         return (identity(getpid()) or "").encode()
-    # By names of this module: see `Plan`.
-    try:
-        fd = open_file("/proc/self/stat", _FLAGS)
-        # More than comes before the field.
-        text = read(fd, 1024)
-        close(fd)
-    except OSError:
-        return b""
-    return text[text.rindex(b")") + 2 :].split(None, 20)[19]
+    values = _read_stat(getpid())
+    return b"" if values is None else values[19]
 
 
 def is_alive(pid: int, who: str) -> bool:
