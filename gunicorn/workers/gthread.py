@@ -97,11 +97,9 @@ class ThreadWorker(Worker):
         self._accept_lock = threading.Lock()
         self._tls: ssl.SSLContext | None = None
         self._keepalive = float(cfg.keepalive)
-        self._keeps_alive = self._keepalive > 0
         self._patience = float(cfg.timeout) or math.inf
         self._is_tls: bool = cfg.is_ssl
         self._request_timeout = float(cfg.request_timeout)
-        self._serve: Any = None
         # The master waits for twice `timeout`.
         self._beat = min(TICK, self.timeout / 2 or TICK)
 
@@ -132,8 +130,7 @@ class ThreadWorker(Worker):
     # -- the main thread -----------------------------------------------------------------
 
     def run(self) -> None:
-        # What it looks up is not for the first client to wait for.
-        self._serve = self.cycle.serve
+        self.cycle  # noqa: B018 - what it looks up is not for the first client to wait for
         if self._is_tls:
             self._tls = listening.ssl_context(self.cfg)
         self._alarm = select.poll()
@@ -472,9 +469,8 @@ class ThreadWorker(Worker):
     def handle_request(self, req: Any, conn: TConn) -> Fate | bool:
         """Have the application answer *req*; returns what becomes of the connection."""
         # Without a free place for others, nobody keeps his.
-        keep = self._keeps_alive and len(self.conns) < self.worker_connections
-        serve = self._serve or self.cycle.serve
-        return serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
+        keep = self._keepalive > 0 and len(self.conns) < self.worker_connections
+        return self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
 
     # -- ends ----------------------------------------------------------------------------
 
