@@ -41,10 +41,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if unknown := [case for case in options.cases if case not in CASES]:
         parser.error(f"there is no case {', '.join(unknown)}; there are {', '.join(CASES)}")
+    trees = [tree.resolve() for tree in options.tree or [ROOT]]
+    for tree in trees:
+        if not (tree / "gunicorn" / "__init__.py").exists():
+            # An installed one would be measured in its place.
+            parser.error(f"there is no server in {tree}")
     if shutil.which("valgrind") is None:
         sys.exit("this needs valgrind: install it from your distribution")
     for case in options.cases or CASES:
-        counts = [instructions(case, tree.resolve()) for tree in options.tree or [ROOT]]
+        try:
+            counts = [instructions(case, tree) for tree in trees]
+        except RuntimeError as exc:
+            sys.exit(str(exc))
         print(row(CASES[case], counts), flush=True)
 
 

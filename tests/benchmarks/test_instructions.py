@@ -40,6 +40,7 @@ def test_the_table_compares_with_the_first_tree() -> None:
     ("arguments", "path", "told"),
     [
         (["nothing"], os.environ.get("PATH", ""), "there is no case nothing; there are gthread,"),
+        (["--tree", "docs"], os.environ.get("PATH", ""), f"there is no server in {ROOT / 'docs'}"),
         (["sync"], "", "this needs valgrind"),
     ],
 )
