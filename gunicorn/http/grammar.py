@@ -70,9 +70,9 @@ def list_members(value: str) -> list[str]:
     return [member for part in value.lower().split(",") if (member := part.strip(" \t"))]
 
 
-def bytes_to_str(data: bytes | str) -> str:
-    """Text of *data* as WSGI has it: one character for each byte."""
-    return data if isinstance(data, str) else data.decode("latin-1")
+def bytes_to_str(b: bytes | str) -> str:
+    """Text of *b* as WSGI has it: one character for each byte."""
+    return b if isinstance(b, str) else b.decode("latin-1")
 
 
 def to_bytestring(value: object, encoding: str = "utf8") -> bytes:

@@ -91,10 +91,10 @@ def chown(path: str, uid: int, gid: int) -> None:
     os.chown(path, uid, gid)
 
 
-def unlink(path: str) -> None:
-    """Remove *path* if it is there."""
+def unlink(filename: str) -> None:
+    """Remove *filename* if it is there."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        os.unlink(path)
+        os.unlink(filename)
 
 
 def seed() -> None:
