@@ -30,6 +30,12 @@ INVALID: Any = object()
 # More copies of one companion than anybody means.
 MAX_NUMPROCS = 10_000
 
+# A file name has at most 255 bytes, and that of a run file or notify socket is longer than the companion's.
+MAX_NAME = 200
+
+# Less private memory than the smallest process has: such a limit is a number whose unit was forgotten.
+MIN_MEMORY = 2**20
+
 
 def describe_target(target: Target) -> str:
     """A target's name: the string itself, or ``module:qualname`` of a callable."""
@@ -78,6 +84,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def _check_name(value: Any) -> str:
     if not isinstance(value, str) or not NAME_RE.fullmatch(value):
         raise ValueError(f"{value!r} is not made of letters, digits, '.', '_' and '-'")
+    if value.startswith("-"):
+        raise ValueError(f"{value!r} begins with '-', so that commands would take it for an option")
+    if len(value) > MAX_NAME:
+        raise ValueError(f"it has {len(value)} characters, and at most {MAX_NAME} fit into a file name")
     if value == "all":
         # `gunicorn-companion stop all` means every companion.
         raise ValueError("'all' stands for every companion in commands")
@@ -189,12 +199,16 @@ def _check_count(value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{value!r} is not a number from 1 on")
+        raise ValueError(f"{value!r} is not a number of 1 or more")
     return value
 
 
 def check_numprocs(value: Any) -> int | None:
     """The number of copies; none: one process under its plain name. Raises ValueError."""
+    if value == 0 and isinstance(value, int) and not isinstance(value, bool):
+        raise ValueError(
+            "0 is not a number of 1 or more: to have none run, stop it or set autostart to False"
+        )
     count = _check_count(value)
     if count is not None and count > MAX_NUMPROCS:
         raise ValueError(f"{count} is more than {MAX_NUMPROCS}")
@@ -227,6 +241,10 @@ def _check_size(value: Any) -> int | None:
         raise ValueError(f"{value!r} is not a size: a number of bytes, or text like '300M' or '1.5G'")
     if size < 1:
         raise ValueError(f"{value!r} leaves no memory (None turns the limit off)")
+    if size < MIN_MEMORY:
+        unit_forgotten = str(size) == str(value).strip() and size <= 2**17
+        hint = f": write '{size}M'" if unit_forgotten else ""
+        raise ValueError(f"{value!r} is {size} bytes, and every process has more than 1M{hint}")
     return size
 
 

@@ -255,8 +255,9 @@ def _seconds(text: str) -> float:
 
 
 def _count(text: str) -> int:
+    # What else there is to say of 0, the server says.
     if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(text)
 
 

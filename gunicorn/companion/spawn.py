@@ -59,6 +59,9 @@ SERVER_VARIABLES = (
     "GUNICORN_COMPANION_INDEX",
 )
 
+# Has a Python program write its output at once.
+UNBUFFERED = "PYTHONUNBUFFERED"
+
 # Plain numbers: members of an enum are slow, and all of it is done in each child.
 RESET_SIGNALS = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 # As in a Python program of its own: SIGINT raises, SIGPIPE is an error of write().
@@ -393,6 +396,9 @@ def variables_of(birth: Birth) -> dict[str, str]:
     if config.watchdog is not None:
         # Without WATCHDOG_PID: a wrapper that stays would keep its program from beating.
         found["WATCHDOG_USEC"] = str(max(1, round(config.watchdog * 1_000_000)))
+    if config.command is not None and UNBUFFERED not in environ:
+        # Where its output is no terminal, Python keeps 8 KiB of it, which a SIGKILL would lose.
+        found[UNBUFFERED] = "1"
     count = len(birth.listeners)
     if count:
         found["LISTEN_FDS"] = str(count)

@@ -426,9 +426,9 @@ class CompanionMaxMemory(Setting):
     desc = """\
         The private memory above which a companion is restarted gracefully; key ``max_memory``.
 
-        A number of bytes, or text such as ``300M`` or ``1.5G``. What the companion and its children share
-        with the server does not count. Of several copies one is restarted at a time. On Linux only:
-        elsewhere nobody tells how much memory is private, and the limit has no effect.
+        Text such as ``300M`` or ``1.5G``, or a number of bytes, at least 1 MiB. What the companion and
+        its children share with the server does not count. Of several copies one is restarted at a time.
+        On Linux only: elsewhere nobody tells how much memory is private, and the limit has no effect.
         """
 
 

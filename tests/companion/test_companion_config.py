@@ -72,6 +72,9 @@ def build(**values) -> CompanionConfig:
         (rq(name="a/b"), "companion 'a/b': name: 'a/b' is not made of letters, digits, '.', '_' and '-'"),
         (rq(name="rq\n"), "companion 'rq\\n': name: 'rq\\n' is not made of letters"),
         (rq(name="rq:1"), "companion 'rq:1': name: 'rq:1' is not made of letters"),
+        (rq(name="-x"), "name: '-x' begins with '-', so that commands would take it for an option"),
+        (rq(name="--json"), "name: '--json' begins with '-'"),
+        (rq(name="r" * 201), "name: it has 201 characters, and at most 200 fit into a file name"),
         (rq(name=7), "companion #0: name: 7 is not made of letters"),
         (rq(name="all"), "companion 'all': name: 'all' stands for every companion in commands"),
         (rq(target="app"), "companion 'rq': target: 'app' is not of the form 'module:callable'"),
@@ -96,15 +99,18 @@ def build(**values) -> CompanionConfig:
         ({"name": "js", "command": [""]}, "command: its first word, the program, is empty"),
         ({"name": "js", "command": ["a", 7]}, "command: 7 cannot be an argument of a program"),
         ({"name": "js", "command": ["a\0b"]}, "cannot be an argument of a program"),
-        (rq(numprocs=0), "companion 'rq': numprocs: 0 is not a number from 1 on"),
-        (rq(numprocs=True), "numprocs: True is not a number from 1 on"),
-        (rq(numprocs=1.5), "numprocs: 1.5 is not a number from 1 on"),
+        (
+            rq(numprocs=0),
+            "companion 'rq': numprocs: 0 is not a number of 1 or more: to have none run, stop it",
+        ),
+        (rq(numprocs=True), "numprocs: True is not a number of 1 or more"),
+        (rq(numprocs=1.5), "numprocs: 1.5 is not a number of 1 or more"),
         (rq(numprocs=10_001), "numprocs: 10001 is more than 10000"),
         (rq(autorestart="no"), "autorestart: 'no' is none of always, on-failure, never"),
         (rq(autorestart=True), "autorestart: True is none of always, on-failure, never"),
         (rq(restart_delay_max=1), "restart_delay_max: 1 is less than restart_delay, 5"),
         (rq(restart_delay_max=0), "restart_delay_max: 0 leaves no time (None turns it off)"),
-        (rq(start_retries=0), "start_retries: 0 is not a number from 1 on"),
+        (rq(start_retries=0), "start_retries: 0 is not a number of 1 or more"),
         (rq(on_give_up="stop"), "on_give_up: 'stop' is none of ignore, shutdown"),
         (rq(on_give_up="shutdown"), "on_give_up: never happens without start_retries"),
         (rq(ready="yes"), "ready: 'yes' is none of startsecs, notify"),
@@ -114,6 +120,13 @@ def build(**values) -> CompanionConfig:
         (rq(max_lifetime="1h"), "max_lifetime: '1h' is not a number of seconds"),
         (rq(max_memory="lots"), "max_memory: 'lots' is not a size: a number of bytes, or text like '300M'"),
         (rq(max_memory=0), "max_memory: 0 leaves no memory"),
+        (
+            rq(max_memory=300),
+            "max_memory: 300 is 300 bytes, and every process has more than 1M: write '300M'",
+        ),
+        (rq(max_memory="300"), "max_memory: '300' is 300 bytes, and every process has more than 1M: write"),
+        (rq(max_memory="300K"), "max_memory: '300K' is 307200 bytes, and every process has more than 1M"),
+        (rq(max_memory=2**20 - 1), "max_memory: 1048575 is 1048575 bytes, and every process has more than"),
         (rq(bind="fd://3"), "bind: 'fd://3': a descriptor is nothing to listen on here"),
         (rq(bind="127.0.0.1"), "bind: '127.0.0.1' names no port"),
         (rq(bind="[::1]"), "bind: '[::1]' names no port"),
@@ -349,7 +362,7 @@ def test_targets_that_may_be(target):
     assert build(target=target).target is target
 
 
-@pytest.mark.parametrize("name", ["a", "A-1", "rq.default_2", "-", ".."])
+@pytest.mark.parametrize("name", ["a", "A-1", "rq.default_2", "_-", "..", "r" * 200])
 def test_names_that_may_be(name):
     assert build(name=name).name == name
 
@@ -506,10 +519,10 @@ def test_an_address_has_one_companion():
     [
         ("300M", 300 * 2**20),
         ("1.5G", 3 * 2**29),
-        ("64 kb", 65536),
-        ("64KiB", 65536),
-        (4096, 4096),
-        ("10", 10),
+        ("2048 kb", 2**21),
+        ("1024KiB", 2**20),
+        (2**20, 2**20),
+        ("2000000", 2_000_000),
     ],
 )
 def test_sizes(given, size):

@@ -105,6 +105,13 @@ def test_stop_start_restart(managed):
     gone(first, second)
 
 
+def test_the_longest_name_can_be_started(managed):
+    name = "n" * 200
+    server = managed(f"workers = [dict(name='{name}', target=T.obey, numprocs=1, ready='startsecs')]")
+    server.wait(f"{name}:0", timeout=5)
+    assert (server.run_dir / f"{name}:0.run").exists()
+
+
 def test_during_a_stop_nothing_starts_and_a_restart_can_be_cancelled(managed):
     server = managed("workers = [dict(name='rq', target=T.drain)]")
     pid = server.pid("rq")

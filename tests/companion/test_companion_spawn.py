@@ -693,6 +693,20 @@ def test_the_environment_of_a_program(run):
     assert "GUNICORN_COMPANION_INDEX" not in found
 
 
+@pytest.mark.parametrize(
+    ("environ", "env", "value"),
+    [
+        ({}, {}, "1"),
+        # Empty is off, whoever says so.
+        ({}, {"PYTHONUNBUFFERED": ""}, ""),
+        ({"PYTHONUNBUFFERED": ""}, {}, ""),
+    ],
+)
+def test_a_python_program_writes_its_output_at_once_unless_told_otherwise(run, environ, env, value):
+    found = program_facts(run, env=env, environ=environ)["environ"]
+    assert found["PYTHONUNBUFFERED"] == value
+
+
 def test_the_record_of_a_program_stays_true(run, tmp_path):
     show = f"import json; print(open({str(tmp_path / 'rq.run')!r}).read())"
     end = command(run, sys.executable, "-c", show, run_dir=str(tmp_path))
