@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gunicorn.loading import getcwd
 
@@ -23,6 +24,50 @@ class Start(NamedTuple):
     @classmethod
     def here(cls) -> Start:
         return cls(sys.argv[1:], getcwd(), dict(os.environ))
+
+
+class Surroundings(NamedTuple):
+    """What a process that is forked now inherits: environment, import path, working directory."""
+
+    environ: Mapping[str, str]
+    path: list[str]
+    # Device and inode of the directory; None where it cannot be looked at. Its name does not tell
+    # whether a symbolic link on the way to it was switched.
+    directory: tuple[int, int] | None
+
+    @classmethod
+    def here(cls, *more: str) -> Surroundings:
+        """*more*: directories that are to be on the import path, too."""
+        path = [entry for entry in sys.path if isinstance(entry, str)]
+        path[:0] = [entry for entry in more if entry not in path]
+        try:
+            info = os.stat(".")
+        except OSError:
+            return cls(dict(os.environ), path, None)
+        return cls(dict(os.environ), path, (info.st_dev, info.st_ino))
+
+    def changes_since(self, before: Surroundings) -> dict[str, Any]:
+        """What a process that was forked at *before* lacks, as JSON can carry it."""
+        changes: dict[str, Any] = {}
+        if environ := environ_changes(before.environ, self.environ):
+            changes["environ"] = environ
+        if self.path != before.path:
+            changes["path"] = self.path
+        if self.directory not in (None, before.directory):
+            with contextlib.suppress(OSError):
+                changes["directory"] = os.getcwd()
+        return changes
+
+
+def follow_surroundings(changes: Mapping[str, Any]) -> None:
+    """Make *changes* (see `Surroundings`) in this process, the directory last. Raises OSError for that."""
+    apply_environ(changes.get("environ", {}))
+    if "path" in changes:
+        sys.path[:] = changes["path"]
+    # A path that leads through a link to another release now may well show the same time of change.
+    importlib.invalidate_caches()
+    if "directory" in changes:
+        os.chdir(changes["directory"])
 
 
 class Effects:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from gunicorn.app.start import follow_surroundings
 from gunicorn.companion import commands, figures, rereading, session
 from gunicorn.companion.claims import Claims
 from gunicorn.companion.config import CompanionConfig
@@ -56,6 +57,7 @@ class CompanionManager:
 
     *load_configs* reads the configuration anew and returns the companions in it;
     it raises with a text for people (`ConfigUnreadable` where the file may not be read).
+    *adopt_config* is called when what it has read is to count.
     *follow_log* is called at a SIGHUP, which may have changed where the log goes.
     *control_path*: none, no control socket. *run_dir*: none, no run files.
     *server* is what ``status`` tells of the server; ``started`` in it is
@@ -70,6 +72,7 @@ class CompanionManager:
         log: Any,
         *,
         load_configs: Callable[[], Configs] | None = None,
+        adopt_config: Callable[[], Any] = lambda: None,
         follow_log: Callable[[], Any] | None = None,
         control_path: str | None = None,
         control_mode: int = 0o600,
@@ -86,6 +89,7 @@ class CompanionManager:
     ) -> None:
         self.log = log
         self.load_configs = load_configs
+        self.adopt_config = adopt_config
         self.follow_log = follow_log or log.reopen_files
         self.pre_fork = pre_fork
         self.post_fork = post_fork
@@ -265,8 +269,22 @@ class CompanionManager:
     def _hear_master(self, message: dict[str, Any]) -> None:
         self.server.update(message.get("server", {}))
         self._files.update(message.get("files", {}))
+        if changes := message.get("surroundings"):
+            self._follow_surroundings(changes)
         if "ping" in message:
             self.tell({"pong": message["ping"]})
+
+    def _follow_surroundings(self, changes: Mapping[str, Any]) -> None:
+        """A reload has changed the environment, the import path or the directory of the master."""
+        try:
+            follow_surroundings(changes)
+        except OSError as exc:
+            self.log.warning(
+                "Companions start in the directory from before the reload until their manager is replaced:"
+                " the user of the companions cannot enter %s: %s",
+                changes["directory"],
+                exc.strerror,
+            )
 
     def _lose_master(self) -> None:
         self.log.warning("The master is gone; companions are stopped")

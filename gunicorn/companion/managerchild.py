@@ -52,7 +52,8 @@ class ManagerChild(ArbitersPart):
         self.places = places
         self.server = server
         self.state = state
-        # The configuration that was read last, and the one that the log follows.
+        # The configuration that was read last, the last one that counts, and the one that the log follows.
+        self._read: Any = None
         self._fresh: Any = None
         self._log_cfg: Any = None
 
@@ -93,12 +94,13 @@ class ManagerChild(ArbitersPart):
         cfg = self.cfg
         directory = os.path.abspath(cfg.chdir)
         if directory not in sys.path:
-            # Targets by name are found where the application is.
+            # As `ManagerHandle` tells it after a reload.
             sys.path.insert(0, directory)
         manager = CompanionManager(
             self.configs,
             self.log,
             load_configs=lambda: self._load(manager),
+            adopt_config=lambda: self._adopt(manager),
             follow_log=self._follow_log,
             control_path=self.places.control_path,
             control_mode=cfg.companion_control_socket_mode,
@@ -158,9 +160,13 @@ class ManagerChild(ArbitersPart):
             # A configuration file, or what it imports, may have set handlers of its own.
             manager.inbox.install()
         configs = build_companion_configs(cfg)
-        self._fresh = cfg
+        self._read = cfg
+        return configs
+
+    def _adopt(self, manager: CompanionManager) -> None:
+        """The configuration that was read last counts from now on."""
+        cfg = self._fresh = self._read
         manager.pre_fork = _hook(cfg, "companion_pre_fork")
         manager.post_fork = _hook(cfg, "companion_post_fork")
         manager.on_exit = _hook(cfg, "companion_exit")
         manager.graceful_timeout = cfg.graceful_timeout
-        return configs

@@ -15,6 +15,7 @@ import time
 from typing import Any, NoReturn
 
 from gunicorn import __version__
+from gunicorn.app.start import Surroundings
 from gunicorn.companion import runfile, session
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.link import Link
@@ -45,6 +46,9 @@ FIXED_SETTINGS = (
     "companion_control_socket",
     "companion_control_socket_mode",
     "companion_run_dir",
+    "reload",
+    "reload_engine",
+    "reload_extra_files",
 )
 
 
@@ -69,6 +73,8 @@ class ManagerHandle(ArbitersPart):
         self._promised: list[float] = []
         self._socket_checked_at = 0.0
         self._fixed: dict[str, Any] = {}
+        # Environment, import path and directory of the manager, as it was given them.
+        self._surroundings = Surroundings({}, [], None)
         self._server: dict[str, Any] = {}
         self._reload_told = False
         # At a quick stop, what every timeout is capped at.
@@ -102,6 +108,7 @@ class ManagerHandle(ArbitersPart):
         self.link = ours
         ARBITERS_ALONE.add(ours)
         self._fixed = {name: getattr(self.cfg, name) for name in FIXED_SETTINGS}
+        self._surroundings = self._look_around()
         # Asked of the listeners while they are open: the manager closes its copies.
         self._server = self._describe_server()
         return theirs
@@ -148,6 +155,10 @@ class ManagerHandle(ArbitersPart):
             "application": application(self.arbiter),
             "addresses": [str(listener) for listener in self.arbiter.LISTENERS],
         }
+
+    def _look_around(self) -> Surroundings:
+        # Targets by name are found where the application is.
+        return Surroundings.here(os.path.abspath(self.cfg.chdir))
 
     def run_manager(self, theirs: Link) -> NoReturn:
         """In the forked child: be the manager, to the end of the process."""
@@ -245,7 +256,14 @@ class ManagerHandle(ArbitersPart):
                 ", ".join(differ),
             )
         if self.link is not None:
-            self.link.send({"server": self._describe_server(), "files": self._files_to_hand_over()})
+            before, self._surroundings = self._surroundings, self._look_around()
+            self.link.send(
+                {
+                    "server": self._describe_server(),
+                    "files": self._files_to_hand_over(),
+                    "surroundings": self._surroundings.changes_since(before),
+                }
+            )
         self._reload_told = changed_names
         self.arbiter.signal_companion_manager(signal.SIGHUP)
         # After the signal: the answer shows that the manager is through with it.

@@ -45,6 +45,7 @@ def reread(manager: CompanionManager, *, dry_run: bool = False) -> dict[str, Any
     if dry_run:
         found = difference(manager.processes, scale(configs, dict(manager.scaled)))
         return {"ok": True, "dry_run": True, **found.as_dict()}
+    manager.adopt_config()
     result = manager.reread_config(configs)
     manager.tell({"reread": {config.name: config.fingerprint for config in configs}})
     manager.after_command()

@@ -197,7 +197,7 @@ def test_the_manager_is_asked_after_what_may_hang_it(arbiter: Arbiter, other_end
 
     def on_kill(pid: int, sig: int) -> None:
         # An answer must say that the signal has been dealt with.
-        assert [list(message) for message in other_end.receive()] == [["server", "files"]]
+        assert [list(message) for message in other_end.receive()] == [["server", "files", "surroundings"]]
 
     with mock.patch("os.kill", side_effect=on_kill) as kill:
         arbiter.reload_companion_manager()

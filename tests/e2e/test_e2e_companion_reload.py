@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import time
 from typing import Any
@@ -20,6 +22,7 @@ from e2e_companions import (
     signals,
     starts,
 )
+from e2e_users import reachable_for_all
 from harness import Server, is_alive, load, wait_until
 
 TWO = [entry("a", "idle"), entry("b", "idle")]
@@ -363,3 +366,140 @@ def test_hup_gives_new_code_to_restarted_companions_without_preload() -> None:
         assert server.ask("restart", "report")["ok"]
         server.wait_companion("report", without=[first or 0])
         assert '"new": 1' in wait_until(lambda: server.log("report.json"))
+
+
+# -- a release behind a symbolic link --
+
+JOB = """
+import json, os, time
+from pathlib import Path
+
+import lib
+
+def run():
+    here = Path(os.environ["NOTES"]) / os.environ["GUNICORN_COMPANION_NAME"]
+    note = {"release": RELEASE, "cwd": os.getcwd(), "lib": lib.NAME,
+            "raw": os.environ.get("RAW"), "file": os.environ.get("FROM_FILE")}
+    here.with_suffix(".new").write_text(json.dumps(note))
+    here.with_suffix(".new").rename(here.with_suffix(".note"))
+    while True:
+        time.sleep(1000)
+
+if __name__ == "__main__":
+    run()
+"""
+
+
+def release_server(*more: dict[str, Any], **settings: Any) -> Server:
+    server = Server("", "", ["--chdir", "current"])
+    web = "import os\ndef app(environ, start):\n    start('200 OK', [])\n    return [os.getcwd().encode()]\n"
+    for release in ("r1", "r2"):
+        server.write(f"{release}/app.py", web)
+        server.write(f"{release}/job.py", f"RELEASE = {release!r}\n{JOB}")
+        server.write(f"{release}/lib/lib.py", f"NAME = {release!r}\n")
+    switch(server, "r1", *more, **settings)
+    return server
+
+
+def switch(server: Server, release: str, *more: dict[str, Any], **settings: Any) -> None:
+    link = server.dir / "link"
+    link.symlink_to(release)
+    link.rename(server.dir / "current")
+    library = str(server.dir / release / "lib")
+    companions = [
+        {"name": "t", "target": "job:run"},
+        {"name": "c", "command": ["python3", "job.py"], "env": {"PYTHONPATH": library}},
+        *more,
+    ]
+    extra = f"import os\nos.environ['FROM_FILE'] = {release!r}\n"
+    raw_env = [f"RAW={release}", f"NOTES={server.dir}"]
+    options: dict[str, Any] = {"raw_env": raw_env, "pythonpath": library, **settings}
+    server.write("gunicorn.conf.py", config_text(*companions, extra=extra, **options))
+
+
+def note_of(server: Server, name: str, command: str = "") -> dict[str, Any]:
+    """What the companion *name* sees; with *command*, after that."""
+    path = server.dir / f"{name}.note"
+    if command:
+        path.unlink(missing_ok=True)
+        assert server.ask(command, name)["ok"]
+    wait_until(path.exists, 10, f"{name} has started")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def seen(server: Server, release: str) -> dict[str, Any]:
+    return {
+        "release": release,
+        "cwd": str(server.dir / release),
+        "lib": release,
+        "raw": release,
+        "file": release,
+    }
+
+
+def test_after_a_hup_companions_start_in_the_new_release() -> None:
+    with release_server() as server:
+        for name in ("t", "c"):
+            assert note_of(server, name) == seen(server, "r1")
+        manager = server.wait_manager()
+        switch(server, "r2", {"name": "new", "target": "job:run"})
+        hup(server)
+        assert server.get("/").text == str(server.dir / "r2")
+        shutil.rmtree(server.dir / "r1")
+        assert note_of(server, "new") == seen(server, "r2")
+        for name in ("t", "new"):
+            assert note_of(server, name, "restart") == seen(server, "r2")
+        wait_until(lambda: server.companion("c")["state"] == "RUNNING")
+        (server.dir / "t.note").unlink()
+        os.kill(server.companion("t")["pid"], signal.SIGKILL)
+        assert note_of(server, "t") == seen(server, "r2")
+        # A change of `env` restarts by itself.
+        assert note_of(server, "c") == seen(server, "r2")
+        assert server.manager() == manager
+        # The next manager has it from the master.
+        (server.dir / "t.note").unlink()
+        os.kill(manager, signal.SIGKILL)
+        assert note_of(server, "t") == seen(server, "r2")
+        assert "keep the old" not in server.log()
+
+
+def test_a_variable_that_is_set_no_more_is_gone() -> None:
+    with release_server() as server:
+        note_of(server, "t")
+        switch(server, "r2", raw_env=[f"NOTES={server.dir}"])
+        hup(server)
+        assert note_of(server, "t", "restart") == {**seen(server, "r2"), "raw": None}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes the user")
+def test_a_directory_that_the_companions_may_not_enter_is_told() -> None:
+    where = {"name": "where", "command": ["sh", "-c", "echo in $PWD; exec sleep 1000"]}
+    settings = {"user": "nobody", "preload_app": True}
+    server = companion_server(where, **settings, prefix_option=reachable_for_all())
+    server.notes_starts = False
+    server.run_dir.chmod(0o755)
+    with server:
+        server.wait_log(f"in {server.dir}")
+        closed = server.dir / "closed"
+        closed.mkdir(mode=0o700)
+        reconfigure(server, where, **settings, chdir=str(closed))
+        hup(server)
+        server.wait_log(f"cannot enter {closed}: Permission denied")
+        pid = server.companion("where")["pid"]
+        assert server.ask("restart", "where")["ok"]
+        server.wait_companion("where", without=[pid])
+        assert f"in {closed}" not in server.log()
+
+
+def test_a_dry_run_changes_nothing() -> None:
+    hook = "def companion_exit(manager, companion):\n    manager.log.info('hook {}')\n"
+    with companion_server(*TWO, extra=hook.format("one")) as server:
+        settled(server, "a", "b")
+        reconfigure(server, *TWO, extra=hook.format("two"))
+        assert server.ask("reread", dry_run=True)["ok"]
+        assert server.ask("restart", "a")["ok"]
+        server.wait_log("hook one")
+        assert server.ask("reread")["ok"]
+        assert server.ask("restart", "a")["ok"]
+        server.wait_log("hook two")
