@@ -18,6 +18,9 @@ from .parse import parse_fields
 from .policy import RequestPolicy
 from .unreader import READ_SIZE, Unreader
 
+# Less is read from a buffer: frames of Git or protobuf are asked for four bytes at a time.
+SMALL_READ = 8192
+
 
 class Reader(Protocol):
     def read(self, size: int, /) -> bytes: ...
@@ -258,7 +261,9 @@ class Body:
             return b""
         self._begin()
         if self._buffer is None:
-            return self.reader.read(wanted)
+            if wanted >= SMALL_READ or wanted >= (self.remaining or 0) or self._some == self.reader.read:
+                return self.reader.read(wanted)
+            self._buffer = io.BytesIO(self._some(READ_SIZE))
         data = self._buffer.read(wanted)
         if len(data) == wanted:
             return data

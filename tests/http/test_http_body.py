@@ -119,6 +119,39 @@ def test_body_read(body: Callable[[], Body]) -> None:
     assert some.readlines() == []
 
 
+def test_small_reads_of_a_body_receive_as_much_as_there_is() -> None:
+    class Counting(IterUnreader):
+        received = 0
+
+        def chunk(self) -> bytes:
+            self.received += 1
+            return super().chunk()
+
+    unreader = Counting([b"0123456789" * 100] * 4 + [b"TAIL"])
+    body = Body(LengthReader(unreader, 4000))
+    content = b""
+    while data := body.read(7):
+        content += data
+    assert content == b"0123456789" * 400 and unreader.received == 4
+    # What follows is not the body's.
+    assert body.finished and unreader.read() == b"TAIL"
+
+
+def test_small_reads_do_not_wait_for_more_than_they_ask_for() -> None:
+    a, b = socket.socketpair()
+    with a, b:
+        b.settimeout(0)
+        a.sendall(b"abcdef")
+        body = Body(LengthReader(SocketUnreader(b), 100))
+        assert body.read(4) == b"abcd"
+        assert body.read(2) == b"ef"
+        with pytest.raises(BlockingIOError):
+            body.read(1)
+        a.close()
+        with pytest.raises(NoMoreData):
+            body.read(4)
+
+
 def test_body_lines(body: Callable[[], Body]) -> None:
     lines = [b"first\n", b"second line\n", b"\n", b"last"]
     assert list(body()) == lines
