@@ -494,7 +494,7 @@ def _check_value(value: str) -> None:
 
 def _keeps_underscore(name: str, policy: RequestPolicy, trusted: bool) -> bool:
     """What becomes of a name with an underscore, which in the environ looks like one with a dash."""
-    if trusted and (name in policy.forwarder_headers or "*" in policy.forwarder_headers):
+    if trusted and policy.forwards(name):
         return True
     if policy.header_map == "refuse":
         raise InvalidHeaderName(name)
@@ -523,9 +523,11 @@ def _interpret(head: RequestHead, policy: RequestPolicy, trusted: bool) -> None:
             elif name == "TRANSFER-ENCODING":
                 codings = (codings or []) + [part.strip(" \t") for part in value.lower().split(",")]
             elif head.version >= (1, 1):  # Expect; RFC 9110 section 10.1.1: ignored from HTTP/1.0
-                if value.lower() != "100-continue":
-                    raise ExpectationFailed(value)
-                head.expect_continue = True
+                # It is a list, though hardly any client sends more than this.
+                for expectation in grammar.list_members(value):
+                    if expectation != "100-continue":
+                        raise ExpectationFailed(expectation)
+                    head.expect_continue = True
         elif scheme_headers and name in scheme_headers:
             scheme = "https" if value == scheme_headers[name] else "http"
             if seen_scheme is not None and seen_scheme != scheme:

@@ -167,6 +167,10 @@ class RequestPolicy:
         self.scheme_fields = tuple([(header_key(name), value) for name, value in schemes if "_" not in name])
         self.scheme_keys = frozenset(key for key, _ in self.scheme_fields)
 
+    def forwards(self, name: str) -> bool:
+        """Whether a trusted proxy may send the header *name*, which has an underscore."""
+        return name in self.forwarder_headers or "*" in self.forwarder_headers
+
     def without_proxy_protocol(self) -> RequestPolicy:
         """The same, for a connection that has had its PROXY header."""
         policy = copy.copy(self)

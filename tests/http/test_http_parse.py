@@ -147,6 +147,22 @@ VALID: list[tuple[str, bytes, dict[str, Any], dict[str, Any]]] = [
     ("length", b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0012\r\n\r\n", {}, {"content_length": 12}),
     ("chunked", b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: Chunked\r\n\r\n", {}, {"chunked": True}),
     ("expect", b"PUT / HTTP/1.1\r\nHost: h\r\nExpect: 100-Continue\r\n\r\n", {}, {"expect_continue": True}),
+    *[
+        (
+            f"expect {value!a}",
+            b"PUT / HTTP/1.1\r\nHost: h\r\nExpect:" + value + b"\r\n\r\n",
+            {},
+            {"expect_continue": expected},
+        )
+        for value, expected in (
+            (b" 100-continue, 100-Continue", True),
+            (b" 100-continue,", True),
+            (b",, 100-continue ,", True),
+            (b" 100-continue\r\nExpect: 100-continue", True),
+            (b"", False),
+            (b" ,", False),
+        )
+    ],
     ("expect in 1.0", b"PUT / HTTP/1.0\r\nExpect: miracles\r\n\r\n", {}, {"expect_continue": False}),
     (
         "underscore dropped",
@@ -424,6 +440,7 @@ INVALID: list[tuple[str, bytes, dict[str, Any], type[Exception], int]] = [
     ],
     ("chunked in 1.0", b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", {}, e.InvalidHeader, 400),
     ("expectation", LINE + b"Expect: 200-ok\r\n\r\n", {}, e.ExpectationFailed, 417),
+    ("expectation in a list", LINE + b"Expect: 100-continue, x\r\n\r\n", {}, e.ExpectationFailed, 417),
     ("underscore refused", LINE + b"A_B: 1\r\n\r\n", {"header_map": "refuse"}, e.InvalidHeaderName, 400),
     (
         "schemes at odds",
