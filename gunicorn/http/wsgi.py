@@ -214,19 +214,13 @@ def _add_exactly(environ: dict[str, Any], req: Any, script_name: str) -> None:
     if authority is not None:
         # RFC 9112 section 3.2.2: the target's host counts, whatever Host says.
         environ["HTTP_HOST"] = authority
-    path_info = None
-    # A trusted proxy's word, else from the path and the configuration.
-    if ("HTTP_SCRIPT_NAME" in environ or "HTTP_PATH_INFO" in environ) and req.trusted_peer:
-        forwarded = req.policy.forwarder_headers
+    # A trusted proxy's word, else the configuration's. No header replaces the path: a proxy that lets
+    # unknown fields through has looked at the request line alone.
+    if "HTTP_SCRIPT_NAME" in environ and req.trusted_peer and req.policy.forwards("SCRIPT_NAME"):
         for name, value in req.headers:
-            if name == "SCRIPT_NAME" and name in forwarded:
+            if name == "SCRIPT_NAME":
                 script_name = value
-            elif name == "PATH_INFO" and name in forwarded:
-                path_info = value
-    if path_info is not None:
-        environ["SCRIPT_NAME"], environ["PATH_INFO"] = script_name.rstrip("/"), path_info
-    else:
-        environ["SCRIPT_NAME"], environ["PATH_INFO"] = environment.split_script_name(req.path, script_name)
+    environ["SCRIPT_NAME"], environ["PATH_INFO"] = environment.split_script_name(req.path, script_name)
 
 
 def _make_default_headers(

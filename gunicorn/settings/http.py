@@ -216,11 +216,13 @@ class ForwarderHeaders(Setting):
     validator = validate_string_to_list
     default = "SCRIPT_NAME,PATH_INFO"
     desc = """\
-        Header fields that a proxy in ``forwarded_allow_ips`` may send to set a variable of the environ,
-        with commas in between.
+        Header fields with an underscore that are taken from a proxy in ``forwarded_allow_ips``, with
+        commas in between.
 
-        They are names of variables without ``HTTP_``, in upper case. A proxy mounts an application under a
-        path by ``SCRIPT_NAME``. From anybody else ``header_map`` decides.
+        They are names of variables without ``HTTP_``, in upper case: ``REMOTE_USER`` sets
+        ``HTTP_REMOTE_USER``. A proxy mounts an application under a path by ``SCRIPT_NAME``; the path is that
+        of the request line, and ``PATH_INFO`` sets ``HTTP_PATH_INFO`` alone. From anybody else
+        ``header_map`` decides. A proxy must remove from its clients' requests what it does not set itself.
         """
 
 

@@ -188,8 +188,18 @@ MOUNTED = "GET /m/x HTTP/1.0\nScript_Name: /m\n"
 def test_paths_of_a_trusted_proxy() -> None:
     environ = environ_of(MOUNTED + "\n")
     assert (environ["SCRIPT_NAME"], environ["PATH_INFO"]) == ("/m", "/x")
-    environ = environ_of(MOUNTED + "Path_Info: /other\n\n")
-    assert (environ["SCRIPT_NAME"], environ["PATH_INFO"]) == ("/m", "/other")
+    environ = environ_of(MOUNTED + "\n", forwarder_headers="*")
+    assert (environ["SCRIPT_NAME"], environ["PATH_INFO"]) == ("/m", "/x")
+
+
+@pytest.mark.parametrize("name", ["PATH_INFO", "Path_Info", "path-info"])
+@pytest.mark.parametrize("settings", [{}, {"header_map": "dangerous"}, {"forwarder_headers": "*"}])
+def test_no_header_replaces_the_path(name: str, settings: dict[str, Any]) -> None:
+    """A proxy has looked at the request line."""
+    for raw in (f"GET /m/x HTTP/1.0\n{name}: /admin\n\n", MOUNTED + f"{name}: /admin\n\n"):
+        environ = environ_of(raw, **settings)
+        assert environ["SCRIPT_NAME"] + environ["PATH_INFO"] == "/m/x"
+        assert environ["HTTP_PATH_INFO"] == "/admin"
 
 
 @pytest.mark.parametrize(
