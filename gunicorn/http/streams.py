@@ -80,11 +80,20 @@ def file_span(filelike: Any) -> tuple[int, int] | None:
     if type(filelike) not in _PLAIN_FILES or type(raw) is not io.FileIO:
         return None
     try:
-        status = os.fstat(filelike.fileno())
+        fd = filelike.fileno()
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or not (status.st_blocks or _ends_at(fd, status.st_size)):
+            return None
         # The object's own position: a buffered reader's descriptor is ahead of it.
         offset = filelike.tell()
     except (OSError, ValueError):
         return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
     return offset, max(0, status.st_size - offset)
+
+
+def _ends_at(fd: int, size: int) -> bool:
+    """Whether a file that takes no place on a disk has *size* bytes, as its status says.
+
+    Files in /proc say 0, and those in /sys the size of a page: what they hold is made by reading.
+    """
+    return len(os.pread(fd, 2, max(0, size - 1))) == min(size, 1)

@@ -264,7 +264,8 @@ class Response:
     """What an application answers to *req*, sent over *sock* as it comes.
 
     ``sent`` counts bytes of content, ``response_length`` is the Content-Length or None,
-    ``status_code`` the number of ``status``. Errors of the socket pass through.
+    ``status_code`` the number of ``status``, ``has_body`` whether content may go out.
+    Errors of the socket pass through.
     """
 
     def __init__(self, req: Any, sock: Any, cfg: Any) -> None:
@@ -283,7 +284,7 @@ class Response:
         self.upgrade = False
         self._own_names: tuple[str, ...] = ()  # of server and date, those that the application sets
         self._app_closes = False
-        self._has_body = True
+        self.has_body = True
         #: Whether the head that was sent says that the connection ends; None if it was made by somebody else.
         self.announced_close: bool | None = None
 
@@ -296,7 +297,7 @@ class Response:
         if self.must_close or self._app_closes or self.req.should_close():
             return True
         # With no other end, the end of the connection is the end of the content.
-        return self.response_length is None and not self.chunked and self._has_body
+        return self.response_length is None and not self.chunked and self.has_body
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
@@ -319,7 +320,7 @@ class Response:
             # Of an answer that the application takes back, or that could not be sent, nothing is left.
             self.headers, self.response_length = [], None
             self.upgrade = self._app_closes = False
-            self._has_body = True
+            self.has_body = True
             self._own_names = ()
         self.status_code = code
         self.process_headers(headers)
@@ -378,7 +379,7 @@ class Response:
 
     def _settle_framing(self, code: int) -> None:
         method = self.req.method
-        self._has_body = head.has_body(method, code)
+        self.has_body = head.has_body(method, code)
         if head.forbids_length(method, code) and self.response_length is not None:
             self.response_length = None
             self.headers = [pair for pair in self.headers if pair[0].lower() != "content-length"]
@@ -387,7 +388,7 @@ class Response:
 
     def is_chunked(self) -> bool:
         """Whether the content goes out chunked: of unknown length, to a client that knows how."""
-        if self.response_length is not None or not self._has_body or self.req.version <= (1, 0):
+        if self.response_length is not None or not self.has_body or self.req.version <= (1, 0):
             return False
         return not (self.req.method == "CONNECT" and (self.status_code or 0) < 300)
 
@@ -449,7 +450,7 @@ class Response:
             size = len(arg)
         if not size:
             return
-        if not self._has_body:
+        if not self.has_body:
             self.send_headers()
             return
         self.sent += size
@@ -473,7 +474,8 @@ class Response:
 
     def sendfile(self, respiter: FileWrapper) -> bool:
         """Let the system copy the file; False, with nothing sent, where it cannot."""
-        if not self.can_sendfile():
+        # A chunk's size would have to be kept, whatever comes of the file.
+        if self.chunked or not self.can_sendfile():
             return False
         span = file_span(respiter.filelike)
         if span is None:
@@ -481,22 +483,14 @@ class Response:
         offset, count = span
         if self.response_length is not None:
             count = min(count, self.response_length - self.sent)
-        if not self._has_body or count <= 0:
+        if not self.has_body or count <= 0:
             self.send_headers()
             return True
         if not self.headers_sent:
             # Held back by the system until the file's first bytes join it.
             self.sock.sendall(self._take_head(), _MSG_MORE)
-        if self.chunked:
-            self.sock.sendall(b"%x\r\n" % count, _MSG_MORE)
-        sent = self.sock.sendfile(respiter.filelike, offset, count)
-        self.sent += sent
-        if sent < count:
-            # The file became shorter meanwhile; the length that was announced cannot be kept.
-            self.must_close = True
-            self.chunked = False
-        elif self.chunked:
-            self.sock.sendall(b"\r\n")
+        # Fewer, if the file became shorter meanwhile: close() notices.
+        self.sent += self.sock.sendfile(respiter.filelike, offset, count)
         return True
 
     def write_file(self, respiter: FileWrapper) -> None:
@@ -507,11 +501,13 @@ class Response:
         if not self.sendfile(respiter):
             for item in respiter:
                 self.write(item)
+                if self.sent == self.response_length or not self.has_body:
+                    break
 
     def _adopt_file_length(self, respiter: FileWrapper) -> None:
         if self.headers_sent or self.response_length is not None:
             return
-        if not (self._has_body or self.req.method == "HEAD") or self.status_code in (204, 304):
+        if not (self.has_body or self.req.method == "HEAD") or self.status_code in (204, 304):
             return
         span = file_span(respiter.filelike)
         if span is not None and not head.forbids_length(self.req.method, self.status_code):
@@ -528,7 +524,7 @@ class Response:
             self.sock.sendall(data + LAST_CHUNK if self.chunked else data)
         elif self.chunked:
             self.sock.sendall(LAST_CHUNK)
-        if self._has_body and self.response_length is not None and self.sent < self.response_length:
+        if self.has_body and self.response_length is not None and self.sent < self.response_length:
             # The client waits for the rest; only the end of the connection tells it that none comes.
             self.must_close = True
 

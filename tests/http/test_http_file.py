@@ -124,6 +124,47 @@ def test_empty_file(path: Path) -> None:
     assert not exchange.resp.should_close()
 
 
+def kernel_file(path: str) -> tuple[Any, bytes]:
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+        size = os.stat(path).st_size
+    except OSError:
+        pytest.skip(f"there is no {path}")
+    assert content and len(content) != size
+    return open(path, "rb"), content
+
+
+@pytest.mark.parametrize("sendfile", [True, False])
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("path", ["/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"])
+def test_files_whose_size_is_not_that_of_their_status(path: str, announced: bool, sendfile: bool) -> None:
+    file, expected = kernel_file(path)
+    with file:
+        headers = [("Content-Length", str(len(expected)))] if announced else []
+        fields, content, exchange = serve(file, headers, sendfile=sendfile)
+    if not announced:
+        assert fields["transfer-encoding"] == "chunked"
+        expected = b"%x\r\n%b\r\n0\r\n\r\n" % (len(expected), expected)
+    assert content == expected
+    assert not exchange.resp.should_close()
+
+
+def test_a_file_of_holes_alone(path: Path) -> None:
+    path.write_bytes(b"")
+    os.truncate(path, 100_000)
+    with path.open("rb") as file:
+        fields, content, _ = serve(file)
+    assert fields["content-length"] == "100000" and content == bytes(100_000)
+
+
+def test_no_more_of_an_endless_file_than_was_announced() -> None:
+    for request in (GET, HEAD):
+        with open("/dev/zero", "rb") as file:
+            _, content, _ = serve(file, [("Content-Length", "100000")], request)
+        assert content == (bytes(100_000) if request is GET else b"")
+
+
 def test_temporary_files() -> None:
     for make in (tempfile.TemporaryFile, tempfile.NamedTemporaryFile):
         with make() as file:
