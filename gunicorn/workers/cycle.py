@@ -106,7 +106,8 @@ class Cycle:
             # An application may let anything through: CancelledError, what sys.exit() raises.
             fate = self._failed(error, req, resp, sock, addr)
         if resp is not None:
-            if self.wants_access:
+            # None: what was said on a connection that the application took over, only that one knows.
+            if self.wants_access and resp.status is not None:
                 self._log_access(resp, req, environ, started)
             if self.post_request is not None:
                 self._call_post_request(req, environ, resp)
@@ -123,6 +124,9 @@ class Cycle:
                 resp.write_file(result)
             else:
                 for item in result:
+                    # PEP 3333: an iterable may be endless, or slow. What follows the last yield still runs.
+                    if resp.sent == resp.response_length or not resp.has_body:
+                        break
                     resp.write(item)
             resp.close()
         finally:
@@ -134,6 +138,10 @@ class Cycle:
         """Log why a request failed, answer it if its response has not begun, return the connection's fate."""
         where = f"{getattr(req, 'method', '-')} {getattr(req, 'uri', '-')}"
         from_client = raised_by_connection(error)
+        if resp is None and from_client:
+            return self.answer_error(req, sock, addr, error)
+        if isinstance(error, StopIteration) and resp is not None and not resp.headers_sent:
+            return self._let_go(error, req, where)
         if from_client and is_disconnect(error):
             self.log.debug("The client %s went away during %s: %s", shown(addr), ascii(where), error)
             return Fate.CLOSE
@@ -145,12 +153,26 @@ class Cycle:
             delimited = resp.chunked or resp.response_length is not None
             return Fate.CLOSE if delimited else Fate.RESET
         status, reason, text = answer_for(error if from_client else None)
+        # Without a response, the application may have taken the connection over: no page belongs there.
+        taken = resp is not None and resp.status is None and _may_leave_http(req)
+        sent = 0 if taken else _send_error(sock, status, reason, text, _is_head(req))
         if resp is not None:
             resp.status, resp.status_code, resp.headers = f"{status} {reason}", status, []
-        sent = _send_error(sock, status, reason, text, head_only=getattr(req, "method", "") == "HEAD")
-        if resp is not None:
             resp.sent = sent
-        return Fate.LINGER
+        elif self.wants_access:
+            self._log_unparsed(Unparsed(f"{status} {reason}", sent), req, addr)
+        return Fate.CLOSE if taken else Fate.LINGER
+
+    def _let_go(self, error: StopIteration, req: Any, where: str) -> Fate:
+        """Close a connection whose application has answered on its own, as StopIteration says.
+
+        Libraries such as flask-sock, which speak WebSocket on ``gunicorn.socket``, end so. Where the client
+        has not asked for another protocol, it may as well be a ``next()`` that found nothing.
+        """
+        if not _may_leave_http(req):
+            text = "The application ended %s by StopIteration; nothing more is sent"
+            self.log.warning(text, ascii(where), exc_info=_exc_info(error))
+        return Fate.CLOSE
 
     def answer_error(self, req: Any, sock: Any, addr: Any, error: BaseException) -> Fate:
         """Answer a request that could not be read, log it, and return the fate of its connection."""
@@ -167,7 +189,7 @@ class Cycle:
         else:
             self.log.error("A request from %s failed", shown(addr), exc_info=_exc_info(error))
             status, reason, text = answer_for(None)
-        sent = _send_error(sock, status, reason, text)
+        sent = _send_error(sock, status, reason, text, _is_head(req))
         if self.wants_access:
             self._log_unparsed(Unparsed(f"{status} {reason}", sent), req, addr)
         return Fate.LINGER
@@ -211,6 +233,15 @@ def _send_error(sock: Any, status: int, reason: str, text: str, head_only: bool 
     return 0 if head_only else len(data) - end
 
 
+def _may_leave_http(req: Any) -> bool:
+    """Whether the client has asked for something else than HTTP to follow on its connection."""
+    return req.method == "CONNECT" or bool(req.wants_upgrade)
+
+
+def _is_head(req: Any) -> bool:
+    return getattr(req, "method", "") == "HEAD"
+
+
 def answer_for(error: BaseException | None) -> tuple[int, str, str]:
     """Status, reason and text of the answer to *error*; none is the application's."""
     if isinstance(error, TimeoutError | BlockingIOError):
@@ -231,7 +262,9 @@ _GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOW
 
 # Where reading and writing of a connection pass through between the system and us.
 _PLUMBING = frozenset(("socket", "ssl", "gevent", "gunicorn.workers.gsocket"))
-_READING = frozenset(f"gunicorn.http.{name}" for name in ("unreader", "body", "chunked", "parse", "message"))
+_READING = frozenset(
+    f"gunicorn.http.{name}" for name in ("unreader", "body", "chunked", "parse", "message", "environ")
+)
 _WRITING = "gunicorn.http.wsgi"
 
 

@@ -275,7 +275,6 @@ def raising(error: BaseException) -> Any:
         KeyboardInterrupt(),
         asyncio.CancelledError(),
         GeneratorExit(),
-        StopIteration(),
         # Ends of connections of the application's own.
         ConnectionResetError("a backend"),
         BrokenPipeError("a backend"),
@@ -292,6 +291,139 @@ def test_whatever_the_application_raises_is_a_500(pair: Any, error: BaseExceptio
     answer = exchange.answer()
     assert answer.startswith(b"HTTP/1.1 500 Internal Server Error\r\n") and b"Connection: close" in answer
     assert b"wrong" not in answer and b"backend" not in answer
+
+
+UPGRADE = b"GET /path HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"
+CONNECT = b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n"
+
+
+class FailingResult:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __iter__(self) -> Iterator[bytes]:
+        raise self.error
+
+    def __repr__(self) -> str:
+        return f"FailingResult({self.error!r})"
+
+
+def taking_over(end: Any) -> Any:
+    """An application that answers on the socket itself, and then raises *end*, or returns it."""
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        environ["gunicorn.socket"].sendall(b"taken")
+        if isinstance(end, BaseException):
+            raise end
+        if end == "closed":
+            environ["gunicorn.socket"].close()
+            raise StopIteration
+        return end
+
+    return app
+
+
+@pytest.mark.parametrize("request_", [GET, UPGRADE, CONNECT], ids=["plain", "upgrade", "connect"])
+@pytest.mark.parametrize("end", [StopIteration(), FailingResult(StopIteration()), "closed"], ids=repr)
+def test_stop_iteration_says_that_the_connection_was_taken_over(pair: Any, request_: bytes, end: Any) -> None:
+    calls: list[Any] = []
+    exchange = Exchange(pair, taking_over(end), post_request=lambda *arguments: calls.append(arguments))
+    assert exchange(request_) is Fate.CLOSE
+    assert exchange.answer() == b"taken"
+    log = exchange.worker.log
+    # Where nobody asked for another protocol, it may be a mistake, and that must be found.
+    assert log.levels() == (["warning"] if request_ is GET else [])
+    assert log.accesses == [] and len(calls) == 1
+
+
+@pytest.mark.parametrize("request_", [UPGRADE, CONNECT], ids=["upgrade", "connect"])
+@pytest.mark.parametrize("end", [ValueError(), None, [], FailingResult(ValueError()), SystemExit()], ids=repr)
+def test_no_page_is_sent_into_another_protocol(pair: Any, request_: bytes, end: Any) -> None:
+    exchange = Exchange(pair, taking_over(end))
+    assert exchange(request_) is Fate.CLOSE
+    assert exchange.answer() == b"taken"
+    assert exchange.worker.log.levels() == ["error"]
+    assert exchange.worker.log.accesses[0][:2] == ("500 Internal Server Error", 0)
+
+
+def test_an_upgrade_that_the_application_answers_as_http_may_fail_as_http(pair: Any) -> None:
+    exchange = Exchange(pair, answering(FailingResult(ValueError())))
+    assert exchange(UPGRADE) is Fate.LINGER
+    assert exchange.answer().startswith(b"HTTP/1.1 500 ")
+
+
+def test_stop_iteration_within_a_response_cuts_it(pair: Any) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", "5")])(b"he")
+        raise StopIteration
+
+    exchange = Exchange(pair, app)
+    assert exchange() is Fate.CLOSE
+    assert exchange.answer().endswith(b"\r\n\r\nhe") and exchange.worker.log.levels() == ["error"]
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_a_path_outside_of_script_name_is_not_the_applications_failure(pair: Any, method: bytes) -> None:
+    exchange = Exchange(pair, raising(AssertionError()), forwarded_allow_ips="192.0.2.1")
+    data = method + b" /other HTTP/1.1\r\nHost: x\r\nSCRIPT_NAME: /sub\r\n\r\n"
+    assert exchange(data) is Fate.LINGER
+    text = "configuration problem: path '/other' does not lie below SCRIPT_NAME '/sub'"
+    assert exchange.worker.log.lines == [("warning", f"Bad request from 192.0.2.1: {text}")]
+    answer = exchange.answer()
+    assert answer.startswith(b"HTTP/1.1 500 ") and answer.endswith(b"\r\n\r\n") is (method == b"HEAD")
+    assert len(exchange.worker.log.accesses) == 1
+
+
+class Counting:
+    """An endless result that counts what is taken of it."""
+
+    def __init__(self, item: bytes = b"12345") -> None:
+        self.item = item
+        self.taken = self.closed = 0
+
+    def __iter__(self) -> Counting:
+        return self
+
+    def __next__(self) -> bytes:
+        self.taken += 1
+        return self.item
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "length", "taken"),
+    [
+        ("GET", "200 OK", 15, 4),
+        ("GET", "200 OK", 13, 4),
+        ("GET", "200 OK", 0, 1),
+        ("HEAD", "200 OK", 15, 1),
+        ("HEAD", "200 OK", None, 1),
+        ("GET", "204 No Content", None, 1),
+        ("GET", "304 Not Modified", 15, 1),
+    ],
+)
+def test_no_more_is_taken_of_a_result_than_can_be_sent(
+    pair: Any, method: str, status: str, length: int | None, taken: int
+) -> None:
+    result = Counting()
+    headers = [("Content-Length", str(length))] if length is not None else []
+    exchange = Exchange(pair, answering(result, status, headers))
+    assert exchange(GET.replace(b"GET", method.encode())) is Fate.KEEP
+    assert (result.taken, result.closed) == (taken, 1)
+    content = exchange.answer().partition(b"\r\n\r\n")[2]
+    assert content == (b"12345" * 3)[:length] * (method == "GET" and status == "200 OK")
+
+
+def test_what_follows_the_last_yield_runs(pair: Any) -> None:
+    done = []
+
+    def result() -> Iterator[bytes]:
+        yield b"hello"
+        done.append(True)
+
+    assert Exchange(pair, answering(result()))() is Fate.KEEP and done
 
 
 @pytest.mark.parametrize("error", [Stopped(0), HandledElsewhere()], ids=repr)
