@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A load generator in Python: ``python -m benchmarks.client PORT FILE``, the request's bytes in FILE.
+"""A load generator in Python: ``python -m benchmarks.client PORT FILE``, the requests in FILE, sent in turn.
 
 One thread over ``epoll`` or what there is in its place. Without ``--rate`` each connection sends its next
 request when the last is answered. With it requests are due at even intervals, whatever the server does; one
@@ -18,7 +18,8 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 
 from benchmarks.stats import percentile
@@ -78,9 +79,9 @@ class Answer:
 class Client:
     """One connection and the request that is under way on it."""
 
-    def __init__(self, port: int, request: bytes, selector: selectors.BaseSelector) -> None:
+    def __init__(self, port: int, requests: Iterator[bytes], selector: selectors.BaseSelector) -> None:
         self.port = port
-        self.request = request
+        self.requests = requests
         self.selector = selector
         self.sock: socket.socket | None = None
         self.answer = Answer()
@@ -88,10 +89,10 @@ class Client:
         self.due = 0.0
 
     def begin(self, due: float) -> None:
-        """Send the request; its time counts from *due*."""
+        """Send the next request; its time counts from *due*."""
         self.due = due
         self.answer = Answer()
-        self.unsent = memoryview(self.request)
+        self.unsent = memoryview(next(self.requests))
         if self.sock is None:
             self.sock = socket.create_connection(("127.0.0.1", self.port), 10)
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -144,9 +145,12 @@ class Client:
 class Run:
     """A load of *seconds* on *connections*, paced where there is a *rate*."""
 
-    def __init__(self, port: int, request: bytes, connections: int, seconds: float, rate: float | None):
+    def __init__(
+        self, port: int, requests: Sequence[bytes], connections: int, seconds: float, rate: float | None
+    ):
         self.selector = selectors.DefaultSelector()
-        self.clients = [Client(port, request, self.selector) for _ in range(connections)]
+        in_turn = cycle(requests)
+        self.clients = [Client(port, in_turn, self.selector) for _ in range(connections)]
         self.seconds = seconds
         self.rate = rate
         self.latencies: list[float] = []
@@ -218,6 +222,12 @@ class Run:
         return done
 
 
+def read_requests(path: Path) -> list[bytes]:
+    """What ``load.Request.write`` has written."""
+    with path.open("rb") as file:
+        return [file.read(int(size)) for size in iter(file.readline, b"")]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.client", description=__doc__)
     parser.add_argument("port", type=int)
@@ -226,7 +236,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--rate", type=float, help="requests a second; default: as many as are answered")
     options = parser.parse_args(argv)
-    run = Run(options.port, options.file.read_bytes(), options.connections, options.seconds, options.rate)
+    requests = read_requests(options.file)
+    run = Run(options.port, requests, options.connections, options.seconds, options.rate)
     json.dump(run(), sys.stdout)
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,22 +16,17 @@ from typing import Any
 
 from benchmarks.peers import ROOT
 
-# wrk calls done() at its end; the figures go to stderr, its own report to stdout. A chunked body cannot be
-# left to wrk, which would give its length.
+# The requests are made in advance and sent in turn. wrk calls done() at its end; the figures go to stderr,
+# its own report to stdout.
 WRK_SCRIPT = """
-local file = io.open("{body}", "rb")
-local body = file:read("*a")
+local file, requests, last = io.open("{file}", "rb"), {{}}, 0
+for size in function() return file:read("*l") end do
+  requests[#requests + 1] = file:read(tonumber(size))
+end
 file:close()
-wrk.method = "{method}"
-{headers}
-if {chunked} then
-  local whole
-  function request()
-    whole = whole or (wrk.format(wrk.method, wrk.path, wrk.headers, nil) .. body)
-    return whole
-  end
-elseif #body > 0 then
-  wrk.body = body
+function request()
+  last = last % #requests + 1
+  return requests[last]
 end
 function done(summary, latency, requests)
   io.stderr:write(string.format(
@@ -41,31 +37,79 @@ function done(summary, latency, requests)
 end
 """
 
+# So many requests are made in advance, fewer where their bodies are large: more than there are connections.
+VARIANTS, PREPARED_BYTES = 997, 64 << 20
+# As a proxy passes them on. With Host there are eight.
+PROXIED = {
+    "User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+    "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",
+    "Accept-Encoding": "gzip, deflate, br, zstd",
+    "Cookie": "session={id}; theme=dark",
+    "X-Forwarded-For": "{address}",
+    "X-Forwarded-Proto": "http",
+    "X-Request-ID": "{id}",
+}
+
 
 @dataclass(frozen=True)
 class Request:
-    """One request, the same each time."""
+    """A kind of request. No two heads in a row are alike: only a load generator repeats itself.
 
-    path: str = "/"
+    In the path and in the values of headers ``{number}``, ``{page}``, ``{id}`` and ``{address}`` vary.
+    """
+
+    path: str = "/books/{number}?page={page}"
     method: str = "GET"
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=lambda: PROXIED)
     body: bytes = b""
     chunked: bool = False
+
+    @property
+    def variants(self) -> int:
+        """How many different ones there are."""
+        return max(5, min(VARIANTS, PREPARED_BYTES // (len(self.body) + 1024)))
 
     def framed_body(self) -> bytes:
         return chunks(self.body) if self.chunked else self.body
 
-    def head(self, host: str) -> bytes:
-        lines = [f"{self.method} {self.path} HTTP/1.1", f"Host: {host}"]
-        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+    def head(self, n: int, host: str) -> bytes:
+        """The head of number *n*."""
+        lines = [f"{self.method} {fill(self.path, n)} HTTP/1.1", f"Host: {host}"]
+        lines += [f"{name}: {fill(value, n)}" for name, value in self.headers.items()]
         if self.chunked:
             lines.append("Transfer-Encoding: chunked")
         elif self.body:
             lines.append(f"Content-Length: {len(self.body)}")
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
-    def to_bytes(self, host: str) -> bytes:
-        return self.head(host) + self.framed_body()
+    def to_bytes(self, n: int, host: str) -> bytes:
+        return self.head(n, host) + self.framed_body()
+
+    def write(self, file: Path, host: str) -> None:
+        """All of them, the length of each in a line before it."""
+        with file.open("wb") as out:
+            for n in range(self.variants):
+                raw = self.to_bytes(n, host)
+                out.write(b"%d\n%b" % (len(raw), raw))
+
+
+def number(n: int) -> int:
+    """The number that request *n* has in its path."""
+    return n + 1
+
+
+def page(n: int) -> int:
+    """The page that request *n* asks for in its query."""
+    return n % 13 + 1
+
+
+def fill(text: str, n: int) -> str:
+    """*text* as request *n* has it."""
+    unique = str(uuid.UUID(int=(n + 1) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128)))
+    values = {"number": number(n), "page": page(n), "id": unique, "address": f"198.51.100.{n % 254 + 1}"}
+    for name, value in values.items():
+        text = text.replace("{" + name + "}", str(value))
+    return text
 
 
 def chunks(body: bytes, size: int = 16 * 1024) -> bytes:
@@ -111,15 +155,16 @@ def open_loop(port: int, request: Request, connections: int, seconds: float, rat
 
 
 def _run_wrk(directory: Path, port: int, request: Request, connections: int, seconds: float) -> Sample:
-    script = directory / "load.lua"
-    body = directory / "body"
-    body.write_bytes(request.framed_body())
-    script.write_text(lua_script(request, body))
+    script, requests = directory / "load.lua", directory / "requests"
+    request.write(requests, f"127.0.0.1:{port}")
+    script.write_text(WRK_SCRIPT.format(file=requests))
     # It knows whole seconds alone.
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s"]
-    url = f"http://127.0.0.1:{port}{request.path}"
     done = subprocess.run(
-        [*command, "-s", str(script), url], capture_output=True, text=True, timeout=seconds + 60
+        [*command, "-s", str(script), f"http://127.0.0.1:{port}/"],
+        capture_output=True,
+        text=True,
+        timeout=seconds + 60,
     )
     try:
         return Sample(**json.loads(done.stderr.strip().splitlines()[-1]))
@@ -127,34 +172,13 @@ def _run_wrk(directory: Path, port: int, request: Request, connections: int, sec
         raise RuntimeError(f"wrk failed: {(done.stderr or done.stdout).strip()[:300]}") from None
 
 
-def lua_script(request: Request, body: Path) -> str:
-    """A script for wrk that sends *request*, the body of which is in the file *body*."""
-    headers = dict(request.headers)
-    if request.chunked:
-        headers["Transfer-Encoding"] = "chunked"
-    return WRK_SCRIPT.format(
-        body=body,
-        method=request.method,
-        chunked="true" if request.chunked else "false",
-        headers="\n".join(
-            f"wrk.headers[{lua_string(name)}] = {lua_string(value)}" for name, value in headers.items()
-        ),
-    )
-
-
-def lua_string(text: str) -> str:
-    """A literal of Lua; what is not plain is written as decimal escapes, which hold every byte."""
-    plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 -_/:;.,=+*()<>!?&%#@"
-    return '"' + "".join(chr(b) if chr(b) in plain else f"\\{b:03}" for b in text.encode("latin-1")) + '"'
-
-
 def run_client(
     port: int, request: Request, connections: int, seconds: float, rate: float | None = None
 ) -> Sample:
     """The own generator, in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as name:
-        file = Path(name) / "request"
-        file.write_bytes(request.to_bytes(f"127.0.0.1:{port}"))
+        file = Path(name) / "requests"
+        request.write(file, f"127.0.0.1:{port}")
         command = [sys.executable, "-m", "benchmarks.client", str(port), str(file)]
         command += ["--connections", str(connections), "--seconds", str(seconds)]
         if rate is not None:

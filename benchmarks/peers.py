@@ -20,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "ours"
 INSTALL_LIMIT = 600.0
+# Whose views are measured under each server.
+FRAMEWORKS = ("flask", "django")
 
 
 class NotAvailable(Exception):
@@ -40,14 +42,17 @@ class Peer:
 PEERS = {
     peer.label: peer
     for peer in (
-        Peer(OURS, "this server", ("setuptools>=61.2", "wheel", "gevent", "flask"), "gunicorn"),
+        Peer(OURS, "this server", ("setuptools>=61.2", "wheel", "gevent", *FRAMEWORKS), "gunicorn"),
         Peer(
-            "gunicorn27", "Gunicorn 27.0.1", ("gunicorn==27.0.1", "gevent", "flask", "packaging"), "gunicorn"
+            "gunicorn27",
+            "Gunicorn 27.0.1",
+            ("gunicorn==27.0.1", "gevent", "packaging", *FRAMEWORKS),
+            "gunicorn",
         ),
-        Peer("gunicorn23", "Gunicorn 23.0.0", ("gunicorn==23.0.0", "gevent", "flask"), "gunicorn"),
-        Peer("waitress", "waitress", ("waitress", "flask"), "waitress"),
-        Peer("uwsgi", "uWSGI", ("uwsgi", "flask"), "uWSGI"),
-        Peer("granian", "Granian", ("granian", "flask"), "granian"),
+        Peer("gunicorn23", "Gunicorn 23.0.0", ("gunicorn==23.0.0", "gevent", *FRAMEWORKS), "gunicorn"),
+        Peer("waitress", "waitress", ("waitress", *FRAMEWORKS), "waitress"),
+        Peer("uwsgi", "uWSGI", ("uwsgi", *FRAMEWORKS), "uWSGI"),
+        Peer("granian", "Granian", ("granian", *FRAMEWORKS), "granian"),
         Peer("supervisor", "supervisord", ("supervisor",), "supervisor"),
         Peer("circus", "circus", ("circus",), "circus"),
     )

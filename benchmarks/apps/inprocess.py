@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Have a worker serve a number of requests in this process, by itself: ``python inprocess.py CASE COUNT``.
+"""Have a worker serve COUNT requests in this process, by itself: ``python inprocess.py CASE COUNT FILE``.
 
-The client is a socket that has the next request whenever it is asked; nothing is waited for, and no two runs
-differ but by COUNT. Ends with an error if not every request has been answered well.
+The client is a socket that has the next request of those in FILE (each after a line with its length) whenever
+it is asked; nothing is waited for, and no two runs differ but by COUNT. Ends with an error if not every
+request has been answered well.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -27,23 +28,12 @@ from gunicorn.workers.sync import SyncWorker
 from gunicorn.workers.tconn import TConn
 
 SERVER, CLIENT = ("127.0.0.1", 8000), ("127.0.0.1", 50000)
-SMALL = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n"
-# As a browser sends them, and no two alike that come one after the other.
-LARGE = [
-    b"GET /books/%d?page=%d HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n"
-    b"User-Agent: Mozilla/5.0 (X11; Linux x86_64) Gecko\r\n"
-    b"Accept: text/html,application/xhtml+xml,*/*;q=0.8\r\nAccept-Language: en-US,en;q=0.5\r\n"
-    b"Accept-Encoding: gzip, deflate, br\r\nReferer: http://127.0.0.1:8000/books\r\nDNT: 1\r\n"
-    b"Cookie: session=abcdef0123456789; theme=dark\r\n\r\n" % (number, number)
-    for number in range(8)
-]
-#: The worker, the requests, and whether there is an access log.
-CASES: dict[str, tuple[str, list[bytes], bool]] = {
-    "gthread": ("gthread", [SMALL], False),
-    "gthread-headers": ("gthread", LARGE, False),
-    "gthread-access-log": ("gthread", [SMALL], True),
-    "sync": ("sync", [SMALL], False),
-    "sync-access-log": ("sync", [SMALL], True),
+#: The worker, and whether there is an access log.
+CASES: dict[str, tuple[str, bool]] = {
+    "gthread": ("gthread", False),
+    "gthread-access-log": ("gthread", True),
+    "sync": ("sync", False),
+    "sync-access-log": ("sync", True),
 }
 
 
@@ -68,9 +58,9 @@ class Client:
         pass
 
 
-def serve(case: str, count: int) -> int:
-    """Serve *count* requests of *case*; returns how many were answered well."""
-    worker_class, requests, logs = CASES[case]
+def serve(case: str, count: int, requests: Sequence[bytes]) -> int:
+    """Serve *count* requests in turn as *case* says; returns how many were answered well."""
+    worker_class, logs = CASES[case]
     ours, theirs = socket.socketpair()
     # On a disk or not, a file is what an access log costs its server.
     with ours, theirs, tempfile.NamedTemporaryFile(prefix="access-") as log:
@@ -112,6 +102,8 @@ def serve_each(cfg: Config, client: Client, count: int) -> None:
 
 if __name__ == "__main__":
     wanted = int(sys.argv[2])
-    answered = serve(sys.argv[1], wanted)
+    with open(sys.argv[3], "rb") as file:
+        sent = [file.read(int(size)) for size in iter(file.readline, b"")]
+    answered = serve(sys.argv[1], wanted, sent)
     if answered != wanted:
         sys.exit(f"{answered} of {wanted} requests were answered well")

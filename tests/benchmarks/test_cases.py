@@ -55,13 +55,13 @@ HELLO_HEADERS = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": 
     ],
 )
 def test_answers_are_checked(status: int, headers: dict[str, str], body: bytes, problem: str) -> None:
-    found = web.wrong(CASES["gthread-hello"], status, headers, body)
+    found = web.wrong(CASES["gthread-hello"], 0, status, headers, body)
     assert found.startswith(problem) and bool(found) == bool(problem)
 
 
 def test_a_body_that_is_not_even_of_its_type_is_wrong() -> None:
     assert "the wrong body" in web.wrong(
-        CASES["gthread-flask"], 200, {"Content-Type": "application/json"}, b"{"
+        CASES["gthread-flask"], 0, 200, {"Content-Type": "application/json"}, b"{"
     )
 
 

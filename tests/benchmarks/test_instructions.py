@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import instructions
+from benchmarks.load import Request
 from benchmarks.peers import ROOT
 
 
@@ -19,14 +21,16 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("case", instructions.CASES)
-def test_each_request_of_a_case_is_answered(case: str) -> None:
-    done = run(str(instructions.DRIVER), case, "25")
+def test_each_request_of_a_case_is_answered(case: str, tmp_path: Path) -> None:
+    Request().write(tmp_path / "requests", "127.0.0.1:8000")
+    done = run(str(instructions.DRIVER), case, "25", str(tmp_path / "requests"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_an_answer_that_is_not_well_is_told() -> None:
     wrong = "inprocess.webapps.hello = lambda environ, start: (start('200 OK', []), [b'something else'])[1]"
-    script = f"import inprocess; {wrong}; print(inprocess.serve('sync', 3))"
+    sent = "[b'GET / HTTP/1.1\\r\\nHost: h\\r\\n\\r\\n']"
+    script = f"import inprocess; {wrong}; print(inprocess.serve('sync', 3, {sent}))"
     done = run("-c", script, PYTHONPATH=f"{instructions.DRIVER.parent}{os.pathsep}{ROOT}")
     assert done.stdout == "0\n", done.stderr
 

@@ -11,45 +11,57 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import client, load
+from benchmarks import client, load, web
 from benchmarks.load import Request
 
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+REQUESTS = [Request().to_bytes(n, "127.0.0.1") for n in range(5)]
 CLOSING = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
+
+
+PLAIN: dict[str, str] = {}
 
 
 @pytest.mark.parametrize(
     ("request_", "raw"),
     [
-        (Request(), b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"),
+        (Request("/", headers=PLAIN), b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"),
         (
-            Request("/a?b", "POST", {"X-Y": "z"}, b"body"),
-            b"POST /a?b HTTP/1.1\r\nHost: h\r\nX-Y: z\r\nContent-Length: 4\r\n\r\nbody",
+            Request("/{number}?{page}", "POST", {"X-Y": "{address}"}, b"{id}"),
+            b"POST /6?6 HTTP/1.1\r\nHost: h\r\nX-Y: 198.51.100.6\r\nContent-Length: 4\r\n\r\n{id}",
         ),
         (
-            Request(method="POST", body=b"body", chunked=True),
+            Request("/", "POST", PLAIN, b"body", chunked=True),
             b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
         ),
     ],
 )
 def test_requests_as_bytes(request_: Request, raw: bytes) -> None:
-    assert request_.to_bytes("h") == raw
+    assert request_.to_bytes(5, "h") == raw
+
+
+@pytest.mark.parametrize("case", web.cases(), ids=lambda case: case.name)
+def test_no_two_heads_of_a_case_are_alike(case: web.Case) -> None:
+    request = case.request
+    heads = {request.head(n, "h") for n in range(request.variants)}
+    assert len(heads) == request.variants > case.connections
+    # In all that varies behind a proxy, not in one place alone.
+    first, second = (request.head(n, "h").split(b"\r\n") for n in range(2))
+    changed = {line.partition(b":")[0] for line, other in zip(first, second, strict=True) if line != other}
+    assert {b"Cookie", b"X-Request-ID"} < changed and any(line.startswith(b"X-") for line in changed)
+    assert first[0].split(b"?")[0] != second[0].split(b"?")[0]
+
+
+def test_all_requests_are_written_and_read_again(tmp_path: Path) -> None:
+    request = Request(method="POST", body=b"1\n2\n3")
+    request.write(tmp_path / "requests", "h")
+    expected = [request.to_bytes(n, "h") for n in range(request.variants)]
+    assert client.read_requests(tmp_path / "requests") == expected
 
 
 def test_a_body_in_chunks() -> None:
     assert load.chunks(b"abcde", 2) == b"2\r\nab\r\n2\r\ncd\r\n1\r\ne\r\n0\r\n\r\n"
     assert load.chunks(b"") == b"0\r\n\r\n"
-
-
-def test_text_for_lua() -> None:
-    assert load.lua_string('a"b\\c\nd') == '"a\\034b\\092c\\010d"'
-
-
-def test_the_script_for_wrk_knows_whether_the_body_is_chunked() -> None:
-    file = Path("/nowhere/body")
-    assert "if false then" in load.lua_script(Request(method="POST", body=b"x"), file)
-    script = load.lua_script(Request(method="POST", body=b"x", chunked=True), file)
-    assert "if true then" in script and 'wrk.headers["Transfer-Encoding"] = "chunked"' in script
 
 
 @pytest.mark.parametrize(
@@ -118,8 +130,7 @@ def once(connection: socket.socket) -> None:
 
 
 def run(port: int, seconds: float = 0.2, rate: float | None = None) -> dict[str, float]:
-    raw = Request().to_bytes("127.0.0.1")
-    return client.Run(port, raw, 2, seconds, rate)()
+    return client.Run(port, REQUESTS, 2, seconds, rate)()
 
 
 @pytest.mark.parametrize("handle", [keep_alive, once])
@@ -163,8 +174,7 @@ def test_a_request_counts_from_when_it_was_due() -> None:
             connection.sendall(HELLO)
 
     with serving(stalls) as port:
-        raw = Request().to_bytes("127.0.0.1")
-        figures = client.Run(port, raw, 1, 0.5, 100)()
+        figures = client.Run(port, REQUESTS, 1, 0.5, 100)()
     assert figures["requests"] == 50
     # Thirty requests were due during the stall: their median cannot be short.
     assert figures["p50"] > 0.05
