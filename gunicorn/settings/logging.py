@@ -242,7 +242,7 @@ class StatsdHost(Setting):
     validator = validate_statsd_address
     desc = """\
         The statsd server that metrics are sent to: ``HOST[:PORT]``, the port 8125 by default, or
-        ``unix://PATH``.
+        ``unix://PATH``, or ``unix:PATH``.
         """
 
 

@@ -15,6 +15,7 @@ from gunicorn.settings.validators import (
     validate_list_string,
     validate_pos_int,
     validate_string,
+    validate_umask,
     validate_user,
 )
 
@@ -219,13 +220,13 @@ class Umask(Setting):
     cli = ["-m", "--umask"]
     meta = "INT"
     type = auto_int
-    validator = validate_pos_int
+    validator = validate_umask
     default = 0
     desc = """\
-        The mask of permission bits that files made by the server don't get.
+        Permission bits removed from files that the server creates (umask).
 
-        On the command line ``022``, ``0o22`` and ``18`` are the same; in a file write ``0o22``. It also
-        decides the mode of Unix sockets in ``bind``: with 0 everybody may connect.
+        On the command line ``022``, ``0o22`` and ``18`` are the same; in a file write ``0o22`` or
+        ``"022"``. It also decides the mode of Unix sockets in ``bind``: with 0 everybody may connect.
         """
 
 

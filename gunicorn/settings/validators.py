@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
@@ -20,7 +21,12 @@ from gunicorn.errors import ConfigError
 RELOAD_ENGINES = ("auto", "poll", "inotify")
 HEADER_MAP_WAYS = ("drop", "refuse", "dangerous")
 _TRUE = ("true", "yes", "on", "1")
+_PROTOCOL_TLS = 2  # ssl.PROTOCOL_TLS, without an import of ssl
+_TLS_VERSION = re.compile(r"(PROTOCOL_)?(TLS|SSL)v?[0-9._]*(_METHOD|_CLIENT|_SERVER)?", re.IGNORECASE)
 _FALSE = ("false", "no", "off", "0")
+PROXY_PROTOCOL_MODES = ("v1", "v2", "auto")
+#: What may follow the flag ``--proxy-protocol``.
+PROXY_PROTOCOL_WORDS = PROXY_PROTOCOL_MODES + _TRUE + _FALSE
 
 
 def _kind(val: Any) -> str:
@@ -38,6 +44,14 @@ def validate_bool(val: Any) -> bool | None:
     if word in _FALSE:
         return False
     raise ValueError(f"expected true or false, not {val!r}")
+
+
+def validate_proxy_protocol(val: Any) -> bool | None:
+    """A boolean, or a mode of later Gunicorns: both versions are read in each that is not ``off``."""
+    word = val.strip().lower() if isinstance(val, str) else ""
+    if word in PROXY_PROTOCOL_MODES:
+        return True
+    return validate_bool(val)
 
 
 def validate_dict(val: Any) -> dict[Any, Any]:
@@ -65,6 +79,16 @@ def validate_pos_int(val: Any) -> int:
     return number
 
 
+def validate_umask(val: Any) -> int:
+    """A mask of permission bits; digits as text are octal, as in a shell."""
+    if isinstance(val, str) and val.strip().isdecimal():
+        try:
+            return int(val, 8)
+        except ValueError:
+            raise ValueError(f"expected a mask in octal, such as 022, not {val!r}") from None
+    return validate_pos_int(val)
+
+
 def validate_string(val: Any) -> str | None:
     if val is None:
         return None
@@ -75,8 +99,8 @@ def validate_string(val: Any) -> str | None:
 
 def validate_file_exists(val: Any) -> str | None:
     path = validate_string(val)
-    if path is None:
-        return None
+    if not path:
+        return path  # as of a variable of the environment that is empty
     if _is_missing(path):
         raise ValueError(f"file {path!r} does not exist (seen from {os.getcwd()})")
     return path
@@ -297,14 +321,17 @@ def validate_chdir(val: Any) -> str:
 
 
 def validate_statsd_address(val: Any) -> tuple[str, int] | str | None:
-    """``HOST[:PORT]`` as (host, port), port 8125 by default; ``unix://PATH`` as the path."""
+    """``HOST[:PORT]`` as (host, port), port 8125 by default; ``unix:PATH`` and ``unix://PATH`` as the path.
+
+    Only where digits follow, ``unix:7777``, is it the port of a host with that name.
+    """
     text = validate_string(val)
     if text is None:
         return None
-    if text.startswith("unix://"):
-        path = text[len("unix://") :]
+    if text.startswith("unix:") and not text[len("unix:") :].isdecimal():
+        path = text[len("unix:") :].removeprefix("//")
         if not path:
-            raise TypeError("expected unix://PATH with a path")
+            raise TypeError("expected unix:PATH or unix://PATH with a path")
         return path
     try:
         address = parse_address(text, default_port="8125")
@@ -312,10 +339,8 @@ def validate_statsd_address(val: Any) -> tuple[str, int] | str | None:
         raise TypeError(f"expected HOST[:PORT] or unix://PATH, not {text!r}: {error}") from None
     if isinstance(address, int):
         raise TypeError(f"expected HOST[:PORT] or unix://PATH, not {text!r}")
-    if isinstance(address, str):  # "unix:7777" is the port 7777 of a host that is named unix
+    if isinstance(address, str):
         host, _, port = text.partition(":")
-        if not port.isdecimal():
-            raise TypeError(f"expected HOST[:PORT] or unix://PATH, not {text!r}")
         return host, int(port)
     return address
 
@@ -350,10 +375,20 @@ def validate_seconds(val: Any) -> int | float:
 
 
 def validate_ssl_version(val: Any) -> int:
-    """A protocol constant of the ``ssl`` module, or its name with or without ``PROTOCOL_``."""
+    """A protocol constant of the ``ssl`` module, or its name with or without ``PROTOCOL_``.
+
+    None and versions for which this Python has no constant, such as ``TLSv1_3``, are the one that negotiates.
+    """
+    if val is None:
+        return _PROTOCOL_TLS
     if isinstance(val, int) and not isinstance(val, bool):
-        return val
-    return _ssl_constant(val, "PROTOCOL_")
+        return int(val)
+    try:
+        return _ssl_constant(val, "PROTOCOL_")
+    except ValueError:
+        if not val.strip() or _TLS_VERSION.fullmatch(val.strip()):
+            return _PROTOCOL_TLS
+        raise
 
 
 def validate_cert_reqs(val: Any) -> int:
