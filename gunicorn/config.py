@@ -86,9 +86,11 @@ class Config:
         """A parser for all flags; what is not given is None. ``args`` is what is left: the application."""
         import argparse
 
+        from gunicorn.settings.commandline import Parser
+
         # Each option that is added makes a formatter to look at it, which would ask for the terminal's width.
         formatter = functools.partial(argparse.HelpFormatter, width=80)
-        parser = argparse.ArgumentParser(prog=self.prog, usage=self.usage, formatter_class=formatter)
+        parser = Parser(prog=self.prog, usage=self.usage, formatter_class=formatter)
         parser.add_argument(
             "-v",
             "--version",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class HaltServer(BaseException):
     """Ends the arbiter's loop: *reason* goes to the log, *exit_status* to the shell.
@@ -22,6 +24,20 @@ class HaltServer(BaseException):
 
 class ConfigError(Exception):
     """The configuration is wrong; the text names what to change."""
+
+
+def all_mistakes(where: str, mistakes: Sequence[str]) -> str:
+    """One message for *mistakes*: a line for each where there are several."""
+    if len(mistakes) == 1:
+        return f"{where}: {mistakes[0]}"
+    return "\n  ".join([f"{where}: {len(mistakes)} mistakes:", *mistakes])
+
+
+def on_one_line(message: str) -> str:
+    """*message* for a log or a status line, the mistakes in it with semicolons in between."""
+    lines = [" ".join(line.split()) for line in message.splitlines()]
+    first, *rest = [line for line in lines if line] or [""]
+    return f"{first} {'; '.join(rest)}" if rest else first
 
 
 class AppImportError(Exception):

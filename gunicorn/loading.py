@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.errors import AppImportError
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     import ast
     from types import ModuleType
 
+# Flags of a code object, as in `inspect`, whose import takes several percent of a start.
+CO_VARARGS, CO_COROUTINE = 0x04, 0x80
 DEFAULT_WORKER = "gunicorn.workers.sync.SyncWorker"
+ASGI_WORKER = "uvicorn_worker.UvicornWorker"
+_ASGI_NAMES = ("asgi", "egg:gunicorn#asgi", "gunicorn.workers.gasgi.asgiworker")
+_ASGI = f"for ASGI use that of an ASGI server: -k {ASGI_WORKER} (package uvicorn-worker)"
 _EVENTLET_NAMES = ("eventlet", "egg:gunicorn#eventlet", "gunicorn.workers.geventlet.eventletworker")
 _EVENTLET = "the eventlet worker is not supported, as eventlet is no longer maintained; use 'gevent' instead"
 
@@ -167,6 +173,46 @@ def _call_factory(factory: Any, name: str, args: list[Any], kwargs: dict[str, An
         raise
 
 
+def is_asgi(app: Any) -> bool:
+    """Whether *app* must be an ASGI application: called with scope, receive and send, which two cannot hold.
+
+    A coroutine function never is a WSGI application, even if it takes any number of arguments. What a class,
+    a decorator or a C extension hides is not looked into.
+    """
+    function, bound = app, 0
+    if not isinstance(app, FunctionType):
+        function = app.__func__ if isinstance(app, MethodType) else type(app).__call__
+        bound = 1
+    if not isinstance(function, FunctionType) or isinstance(app, type):
+        return False
+    code = function.__code__
+    most = code.co_argcount - bound
+    least = most - len(function.__defaults__ or ())
+    if code.co_flags & CO_COROUTINE:
+        return least <= 3 and (most >= 3 or bool(code.co_flags & CO_VARARGS))
+    return least == 3
+
+
+def check_protocol(app: Any, worker_class: Any) -> None:
+    """Raise AppImportError where *app* speaks ASGI and *worker_class*, as configured, is one of ours: WSGI.
+
+    Somebody's own class may serve what it likes, although it derives from one of ours.
+    """
+    if not is_asgi(app):
+        return
+    chosen = load_class(worker_class)
+    if chosen.__module__.startswith("gunicorn.workers."):
+        raise AppImportError(
+            f"{_name_of(app)} is an ASGI application, and the worker class {chosen.__name__} serves WSGI; "
+            f"use -k {ASGI_WORKER} (package uvicorn-worker)"
+        )
+
+
+def _name_of(app: Any) -> str:
+    named = app if hasattr(app, "__qualname__") else type(app)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
 # -- classes -----------------------------------------------------------------------------------
 
 
@@ -183,6 +229,8 @@ def load_class(uri: Any, default: str = DEFAULT_WORKER, section: str = "gunicorn
     uri = uri.strip() or default
     if uri.lower() in _EVENTLET_NAMES:
         raise RuntimeError(_EVENTLET)
+    if section == "gunicorn.workers" and uri.lower() in _ASGI_NAMES:
+        raise RuntimeError(f"{uri!r} is no worker class here; {_ASGI}")
     if uri.startswith("egg:"):
         distribution, _, name = uri[len("egg:") :].partition("#")
         if distribution == "gunicorn":  # its own entry points are the aliases

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gunicorn import pool, sock
-from gunicorn.errors import ConfigError, HaltServer
+from gunicorn.errors import ConfigError, HaltServer, on_one_line
 from gunicorn.glogging import follow
 from gunicorn.pidfile import Pidfile
 
@@ -121,7 +121,7 @@ def _renew_log(arbiter: Any, old_cfg: Any, cfg: Any, undo: contextlib.ExitStack)
 
 def one_line(exc: BaseException) -> str:
     """What an error says, for one line of the log; with its kind, where the text says little without."""
-    text = " ".join(str(exc).split())
+    text = on_one_line(str(exc))
     if isinstance(exc, SystemExit):
         return f"it asked to exit ({text})" if text else "it asked to exit"
     if isinstance(exc, ConfigError | RuntimeError | sock.BindError) and text:

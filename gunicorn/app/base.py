@@ -12,6 +12,7 @@ from gunicorn.app import configfile
 from gunicorn.app.start import Start, apply_environ, as_at_start
 from gunicorn.config import Config
 from gunicorn.errors import AppImportError, ConfigError
+from gunicorn.loading import check_protocol
 from gunicorn.settings.server import ConfigFile
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class BaseApplication:
         """The WSGI callable, loaded on the first call."""
         if self.callable is None:
             self.callable = self.load()
+            check_protocol(self.callable, self.cfg.settings["worker_class"].get())
         return self.callable
 
     def fresh_config(self, files: Mapping[str, bytes] | None = None) -> Config:

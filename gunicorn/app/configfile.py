@@ -11,8 +11,9 @@ from types import ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 from gunicorn.config import Config
-from gunicorn.errors import ConfigError
+from gunicorn.errors import ConfigError, all_mistakes
 from gunicorn.settings.base import KNOWN_SETTINGS
+from gunicorn.settings.foreign import RENAMED_KEYS, key_hint, setting_hint
 
 COMPANION_PREFIX = "companion_"
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -173,7 +174,7 @@ def apply_source(cfg: Config, source: ConfigSource) -> None:
         if name in cfg.settings:
             problem = _set(cfg, name, value)
         elif name.startswith(COMPANION_PREFIX) and not isinstance(value, ModuleType):
-            problem = f"{name} is not a setting{did_you_mean(name, companion_names(cfg))}"
+            problem = _unknown_companion_setting(cfg, name)
         else:
             continue
         if problem:
@@ -196,7 +197,7 @@ def apply_companion_source(cfg: Config, source: ConfigSource) -> None:
         elif name in cfg.settings:
             problem = f"{name} cannot be set here: only companion_* settings can; move it to the main file"
         elif name.startswith(COMPANION_PREFIX):
-            problem = f"{name} is not a setting{did_you_mean(name, companion_names(cfg))}"
+            problem = _unknown_companion_setting(cfg, name)
         if problem:
             problems.append((name, problem))
     _report(source, problems)
@@ -226,7 +227,7 @@ def _report(source: ConfigSource, problems: list[tuple[str, str]]) -> None:
         where = f"{source.label}, line {line}" if line else source.label
         raise ConfigError(f"{where}: {problem}")
     items = [f"line {line}: {problem}" if line else problem for line, problem in told]
-    raise ConfigError(f"{source.label}: {len(items)} mistakes: " + "; ".join(items))
+    raise ConfigError(all_mistakes(source.label, items))
 
 
 def defined_at(source: ConfigSource) -> dict[str, int]:
@@ -265,6 +266,15 @@ def _outer_nodes(node: Any) -> Iterable[Any]:
 # -- names that nearly fit ---------------------------------------------------------------------
 
 
+def _unknown_companion_setting(cfg: Config, name: str) -> str:
+    key = name[len(COMPANION_PREFIX) :].lower()
+    renamed = COMPANION_PREFIX + RENAMED_KEYS.get(key, key)
+    if renamed != name and renamed in cfg.settings:
+        return f"{name} is not a setting: here it is {renamed}"
+    hint = key_hint(key)
+    return f"{name} is not a setting" + (f": {hint}" if hint else did_you_mean(name, companion_names(cfg)))
+
+
 def companion_names(cfg: Config) -> list[str]:
     return [name for name in cfg.settings if name.startswith(COMPANION_PREFIX)]
 
@@ -282,7 +292,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def near_misses(cfg: Config) -> list[str]:
-    """A warning for each name in the files that is no setting but nearly one."""
+    """A warning for each name in the files that is nearly a setting, or is one of a later Gunicorn."""
     known = [cls.name for cls in KNOWN_SETTINGS if cls.name in cfg.settings]
     warnings = []
     for source in cfg.sources:
@@ -291,10 +301,13 @@ def near_misses(cfg: Config) -> list[str]:
             # What is not defined in the text itself came by `import *` and is somebody else's.
             if name.startswith("_") or name in cfg.settings or isinstance(value, ModuleType):
                 continue
-            near = nearest(name, [text for text in known if text], cutoff=0.75)
-            if near and name in lines:
+            if name not in lines:
+                continue
+            hint = setting_hint(name)
+            near = None if hint else nearest(name, [text for text in known if text], cutoff=0.75)
+            if hint or near:
+                way = f": {hint}" if hint else f"; did you mean {near}?"
                 warnings.append(
-                    f"{source.label}, line {lines[name]}: {name} is not a setting and has no effect; "
-                    f"did you mean {near}?"
+                    f"{source.label}, line {lines[name]}: {name} is not a setting and has no effect{way}"
                 )
     return warnings

@@ -24,7 +24,7 @@ class WSGIApplication(Application):
             self._use_paste(opts.paste)
         elif args:
             if len(args) > 1:
-                parser.error(f"one application is served, not {len(args)}: {' '.join(args)}")
+                parser.error(f"expected one application, got {len(args)}: {' '.join(args)}")
             self.cfg.set("default_proc_name", args[0])
             self.app_uri = args[0]
         return None

@@ -17,6 +17,7 @@ from typing import Any
 
 from gunicorn.addresses import parse_address
 from gunicorn.settings.companion import AUTORESTART_WAYS
+from gunicorn.settings.foreign import autorestart_hint
 
 Target = Callable[[], Any] | str
 
@@ -296,6 +297,13 @@ def _one_of(*words: str) -> Callable[[Any], str]:
     return check
 
 
+def _check_autorestart(value: Any) -> str:
+    hint = autorestart_hint(value)
+    if hint and value not in AUTORESTART_WAYS:
+        raise ValueError(f"{value!r}: here it is {hint!r}")
+    return _one_of(*AUTORESTART_WAYS)(value)
+
+
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "name": _check_name,
     "target": _check_target,
@@ -305,7 +313,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "stop_signal": _check_signal,
     "stdout": _check_stdout,
     "stderr": _check_output,
-    "autorestart": _one_of(*AUTORESTART_WAYS),
+    "autorestart": _check_autorestart,
     "start_retries": _check_count,
     "on_give_up": _one_of("ignore", "shutdown"),
     "ready": _one_of("startsecs", "notify"),

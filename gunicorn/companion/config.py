@@ -21,6 +21,8 @@ from gunicorn.companion.checks import (
     output_problems,
     parse_signal,
 )
+from gunicorn.errors import all_mistakes
+from gunicorn.settings.foreign import key_hint
 
 # The keys that have a global default `companion_<key>`.
 GLOBAL_KEYS = (
@@ -121,6 +123,12 @@ class CompanionConfig:
         return f"{self.config_hash}/{float(self.restart_delay)}"
 
 
+def unknown_key(key: str) -> str:
+    """*key* with what to write in its place: what another program's key is here, or the nearest of ours."""
+    hint = key_hint(key)
+    return f"{key}: {hint}" if hint else did_you_mean(key, KNOWN_KEYS)
+
+
 KNOWN_KEYS = tuple(f.name for f in fields(CompanionConfig) if f.name != "index")
 
 
@@ -166,7 +174,7 @@ def build_companion_configs(cfg: Any) -> list[CompanionConfig]:
     problems.extend(_order_problems(entries, configs))
     problems.extend(_address_problems(configs))
     if problems:
-        raise ValueError("invalid companion configuration: " + "; ".join(problems))
+        raise ValueError(all_mistakes("invalid companion configuration", problems))
     return [copy for config in configs for copy in copies(config, config.numprocs)]
 
 
@@ -195,10 +203,10 @@ def _build_one(
         problems.append(f"{label}: target: missing")
         values["target"] = INVALID
     elif entry.get("target") is not None and entry.get("command") is not None:
-        problems.append(f"{label}: target: there is a command, too, and a companion has one of the two")
+        problems.append(f"{label}: target: give either target or command, not both")
     for key, value in entry.items():
         if key not in KNOWN_KEYS:
-            problems.append(f"{label}: unknown key {did_you_mean(str(key), KNOWN_KEYS)}")
+            problems.append(f"{label}: unknown key {unknown_key(str(key))}")
         elif values.get(key) is not INVALID or value is not None:
             values[key] = _checked(key, value, f"{label}: {key}", problems)
     _merge_env(values, defaults)

@@ -12,6 +12,7 @@ from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.control import error
 from gunicorn.companion.process import CompanionProcess, Event
 from gunicorn.companion.reread import Difference, difference, scale
+from gunicorn.errors import on_one_line
 
 if TYPE_CHECKING:
     from gunicorn.companion.manager import CompanionManager
@@ -53,7 +54,7 @@ def reread(manager: CompanionManager, *, dry_run: bool = False) -> dict[str, Any
 
 
 def _refuse(manager: CompanionManager, reason: str) -> dict[str, Any]:
-    manager.log.error("Companions keep their configuration: %s", reason)
+    manager.log.error("Companions keep their configuration: %s", on_one_line(reason))
     return {**error(reason), "kept_old_config": True}
 
 

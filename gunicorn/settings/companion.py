@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from gunicorn.settings.base import Setting
+from gunicorn.settings.foreign import autorestart_hint
 from gunicorn.settings.validators import (
     validate_bool,
     validate_callable,
@@ -83,6 +84,9 @@ def validate_companion_reload(val: Any) -> str:
 
 
 def validate_companion_autorestart(val: Any) -> str:
+    hint = autorestart_hint(val)
+    if hint and val not in AUTORESTART_WAYS:
+        raise ValueError(f"{val!r}: here it is {hint!r}")
     text = validate_string(val)
     if text not in AUTORESTART_WAYS:
         raise ValueError(f"expected one of {', '.join(AUTORESTART_WAYS)}, not {val!r}")

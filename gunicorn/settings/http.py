@@ -11,6 +11,7 @@ from gunicorn.settings.validators import (
     validate_dict,
     validate_header_map_behaviour,
     validate_pos_int,
+    validate_proxy_protocol,
     validate_string_to_addr_list,
     validate_string_to_list,
 )
@@ -110,11 +111,16 @@ class ProxyProtocol(Setting):
     name = "proxy_protocol"
     section = "Server Mechanics"
     cli = ["--proxy-protocol"]
-    action = "store_true"
-    validator = validate_bool
+    meta = "MODE"
+    nargs = "?"
+    const = "true"
+    validator = validate_proxy_protocol
     default = False
     desc = """\
         Read the PROXY protocol, version 1 or 2, at the beginning of each connection that has it.
+
+        True or False; the flag alone is True. Both versions are told apart by themselves, so that the words
+        ``v1``, ``v2`` and ``auto`` of later Gunicorns are True, too, and ``off`` is False.
 
         HAProxy, AWS load balancers and stunnel tell the client's address by it. With TLS it is expected
         in the clear, before the handshake; inside of it only from peers that said nothing before. Of a

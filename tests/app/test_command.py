@@ -207,6 +207,59 @@ def test_near_misses_are_warned_of(here: Path) -> None:
     assert len(done.stderr.splitlines()) == 4
 
 
+LATER = """
+import protocol
+dirty_apps = ["ml:App"]
+http_protocols = "h2,h1"
+control_socket_mode = 0o660
+def on_dirty_starting(arbiter): pass
+"""
+
+
+def test_settings_of_later_versions_are_warned_of(here: Path) -> None:
+    (here / "protocol.py").write_text("")
+    (here / "gunicorn.conf.py").write_text(LATER)
+    done = gunicorn(here, "--check-config", "shop:app")
+    assert done.returncode == 0
+    found = r"Warning: .*gunicorn\.conf\.py, line (\d+): (\w+) is not a setting and has no effect: (.*)"
+    warned = re.findall(found, done.stderr)
+    assert [(line, name) for line, name, _ in warned] == [
+        ("3", "dirty_apps"),
+        ("4", "http_protocols"),
+        ("5", "control_socket_mode"),
+        ("6", "on_dirty_starting"),
+    ]
+    assert warned[2][2].endswith("companion_control_socket_mode")
+    assert len(done.stderr.splitlines()) == 4
+
+
+def test_each_mistake_has_a_line_of_its_own(here: Path) -> None:
+    companions = [
+        {"name": "rq", "target": "jobs:run", "directory": "/srv", "stopwaitsecs": 60, "user": "rq"},
+        {"name": "tick", "command": "tick --fast"},
+    ]
+    (here / "gunicorn.conf.py").write_text(f"companion_workers = {companions!r}\n")
+    done = gunicorn(here, "--check-config", "shop:app")
+    assert done.returncode == 1
+    head, *lines = done.stderr.splitlines()
+    assert head == "Error: invalid companion configuration: 4 mistakes:"
+    assert lines[:2] == [
+        "  companion 'rq': unknown key directory: here it is cwd",
+        "  companion 'rq': unknown key stopwaitsecs: here it is stop_timeout",
+    ]
+    assert [line.split(": ")[0] for line in lines] == ["  companion 'rq'"] * 3 + ["  companion 'tick'"]
+
+
+@pytest.mark.parametrize("args", [["--check-config"], ["--bind", "127.0.0.1:0"]])
+def test_an_asgi_application_under_a_wsgi_class(here: Path, args: list[str]) -> None:
+    (here / "live.py").write_text("async def app(scope, receive, send): ...\n")
+    done = gunicorn(here, *args, "live:app")
+    assert done.returncode in (1, 4)
+    assert "live:app is an ASGI application" in done.stderr
+    assert "-k uvicorn_worker.UvicornWorker" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_near_misses_are_nobodys_business_otherwise(here: Path) -> None:
     (here / "gunicorn.conf.py").write_text(NEAR + "raise SystemExit('read to the end')\n")
     done = gunicorn(here, "shop:app")

@@ -244,6 +244,12 @@ MISTAKES = {
         "line 1: companion_stop_tiemout is not",
         "did you mean companion_stop_timeout",
     ],
+    "companion_directory = '/srv'\n": ["companion_directory is not a setting: here it is companion_cwd"],
+    "companion_stopwaitsecs = 9\n": [
+        "companion_stopwaitsecs is not a setting: here it is companion_stop_timeout"
+    ],
+    "companion_autorestart = 'unexpected'\n": ["'unexpected': here it is 'on-failure'"],
+    "companion_user = 'rq'\n": ["companion_user is not a setting: companions run as the server's user"],
     "companion_workers = 'a'\n": ["companion_workers = 'a'", "list of dicts"],
     "user = 'no-such-user-here'\n": ["line 1: user", "no-such-user-here"],
     "workers = -3\ntimeout = 'x'\ncompanion_startsec = 1\n": [
@@ -272,7 +278,10 @@ def test_a_mistake_in_the_file_ends_the_start_with_one_message(
         start("-c", "conf.py")
     assert info.value.code == 1
     err = capsys.readouterr().err
-    (message,) = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert err.count("\nError: ") + err.startswith("Error: ") == 1
+    message = f"\n{err}".partition("\nError: ")[2]
+    # Each of several mistakes has a line of its own.
+    assert message.count("\n  line ") == (3 if "3 mistakes" in MISTAKES[text] else 0)
     for said in MISTAKES[text]:
         assert said in message
     # What leads to the mistake in the user's file is shown, what leads to the file is not.
@@ -342,6 +351,7 @@ def test_values_that_are_refused(
     [
         ("--foo=bar", 2, ["unrecognized arguments: --foo=bar", "GUNICORN_CMD_ARGS"]),
         ("--workers -3", 1, ["GUNICORN_CMD_ARGS: --workers -3"]),
+        ("--dirty-workers 2", 2, ["--dirty-workers: there are no dirty workers", "GUNICORN_CMD_ARGS"]),
         ("--name 'open", 1, ["GUNICORN_CMD_ARGS", "quotation"]),
     ],
 )
@@ -359,6 +369,64 @@ def test_mistakes_in_cmd_args(
     assert info.value.code == code
     err = capsys.readouterr().err
     assert all(part in err for part in said)
+
+
+# What `gunicorn` of the versions 24 to 27 takes, and what is said of each here.
+LATER_FLAGS = {
+    ("--dirty-app", "ml:App"): "--dirty-app: there are no dirty workers",
+    ("--http-protocols", "h2,h1"): "--http-protocols: HTTP/1.1 only",
+    ("--http2-cleartext=both",): "--http2-cleartext=both: HTTP/1.1 only",
+    ("--control-socket", "x.ctl"): "companion_control_socket",
+    ("--no-control-socket",): "--no-control-socket: gunicorn-companion has a socket of its own",
+    ("--asgi-loop", "uvloop"): "uvicorn_worker.UvicornWorker",
+    ("--uwsgi-allow-from", "*"): "--uwsgi-allow-from: HTTP only",
+    ("--protocol=uwsgi",): "proxy_pass",
+    ("--enable-backlog-metric",): "ss -ltn",
+    ("--wrokers", "3"): "--wrokers: did you mean --workers?",
+}
+
+
+@pytest.mark.parametrize("flags", LATER_FLAGS)
+def test_flags_of_later_versions(
+    start: Any, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as info:
+        start(*flags, "app:app", kind=WSGIApplication)
+    assert info.value.code == 2
+    assert LATER_FLAGS[flags] in capsys.readouterr().err
+
+
+def test_several_flags_are_told_line_by_line(start: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        start("--dirty-app", "ml:App", "--root-path=/shop", "--frob", "app:app")
+    err = capsys.readouterr().err
+    assert "unrecognized arguments: --dirty-app --root-path=/shop --frob\n" in err
+    assert "\n  --dirty-app: " in err and "\n  --root-path=/shop: " in err
+
+
+@pytest.mark.parametrize(
+    ("args", "value", "uri"),
+    [
+        (["--proxy-protocol", "app:app"], True, "app:app"),
+        (["app:app", "--proxy-protocol"], True, "app:app"),
+        (["--proxy-prot", "app:app"], True, "app:app"),
+        (["--proxy-protocol", "v2", "app:app"], True, "app:app"),
+        (["--proxy-protocol", "auto", "--reload", "app:app"], True, "app:app"),
+        (["--proxy-protocol=v1", "app:app"], True, "app:app"),
+        (["--proxy-protocol", "off", "app:app"], False, "app:app"),
+        (["--proxy-protocol", "--", "v2"], True, "v2"),
+    ],
+)
+def test_the_modes_of_proxy_protocol(start: Any, args: list[str], value: bool, uri: str) -> None:
+    app = start(*args, kind=WSGIApplication)
+    assert app.cfg.proxy_protocol is value
+    assert app.app_uri == uri
+
+
+def test_a_wrong_mode_of_proxy_protocol(start: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        start("--proxy-protocol=v3", "app:app")
+    assert "--proxy-protocol 'v3': expected true or false, not 'v3'" in capsys.readouterr().err
 
 
 def test_a_module_named_like_a_companion_setting_is_no_mistake(start: Any, here: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from gunicorn.errors import AppImportError
-from gunicorn.loading import getcwd, import_app, load_class, load_entry_point
+from gunicorn.loading import check_protocol, getcwd, import_app, is_asgi, load_class, load_entry_point
 
 MODULE = """
     HOST = "localhost"
@@ -147,6 +148,97 @@ def test_what_is_wrong(modules: Path, uri: str, error: type[Exception], said: st
         assert not isinstance(info.value, AppImportError)
 
 
+# -- ASGI ----------------------------------------------------------------------------------------
+
+
+async def asgi(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+async def asgi_of_any_arguments(*args: Any) -> None: ...
+
+
+def asgi_in_front_of_another(scope: Any, receive: Any, send: Any) -> Any:
+    return asgi(scope, receive, send)
+
+
+class AsgiSite:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+    async def method(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+
+def wsgi(environ: Any, start_response: Any) -> list[bytes]:
+    return []
+
+
+def wsgi_with_an_option(environ: Any, start_response: Any, debug: bool = False) -> list[bytes]:
+    return []
+
+
+def decorated(*args: Any, **kwargs: Any) -> Any:
+    return wsgi(*args, **kwargs)
+
+
+class WsgiSite:
+    def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
+        return []
+
+    def method(self, environ: Any, start_response: Any) -> list[bytes]:
+        return []
+
+
+class WsgiResponse:
+    """One is made for each request."""
+
+    def __init__(self, environ: Any, start_response: Any, more: Any = None) -> None: ...
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+
+async def aiohttp_factory() -> None: ...
+
+
+ASGI = [asgi, asgi_of_any_arguments, asgi_in_front_of_another, AsgiSite(), AsgiSite().method]
+WSGI = [
+    wsgi,
+    wsgi_with_an_option,
+    decorated,
+    WsgiSite(),
+    WsgiSite().method,
+    WsgiResponse,
+    AsgiSite,
+    functools.partial(wsgi),
+    functools.partial(asgi),
+    print,
+    aiohttp_factory,
+]
+
+
+@pytest.mark.parametrize("app", ASGI)
+def test_an_asgi_application_is_refused_by_our_worker_classes(app: Any) -> None:
+    assert is_asgi(app)
+    for worker_class in ("sync", "gthread", "gunicorn.workers.sync.SyncWorker"):
+        with pytest.raises(AppImportError, match=r"an ASGI application.*-k uvicorn_worker\.UvicornWorker"):
+            check_protocol(app, worker_class)
+    # What somebody's own class serves is for that class to know.
+    check_protocol(app, Own)
+
+
+@pytest.mark.parametrize("app", WSGI)
+def test_what_may_be_wsgi_is_left_alone(app: Any) -> None:
+    assert not is_asgi(app)
+    check_protocol(app, "sync")
+
+
+def test_applications_of_frameworks() -> None:
+    fastapi = pytest.importorskip("fastapi")
+    starlette = pytest.importorskip("starlette.applications")
+    flask = pytest.importorskip("flask")
+    assert is_asgi(fastapi.FastAPI()) and is_asgi(starlette.Starlette())
+    assert not is_asgi(flask.Flask(__name__))
+
+
 class Own:
     pass
 
@@ -168,6 +260,9 @@ def test_load_class(uri: Any) -> None:
         ("eventlet", "gevent"),
         ("egg:gunicorn#eventlet", "gevent"),
         (3, "3"),
+        ("asgi", "-k uvicorn_worker.UvicornWorker"),
+        ("gunicorn.workers.gasgi.ASGIWorker", "-k uvicorn_worker.UvicornWorker"),
+        ("egg:gunicorn#asgi", "-k uvicorn_worker.UvicornWorker"),
     ],
 )
 def test_classes_that_are_not_there(modules: Path, uri: Any, said: str) -> None:

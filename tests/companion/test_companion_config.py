@@ -13,7 +13,8 @@ import pytest
 from companiontools import answer_of, make_cfg
 
 from gunicorn.companion.checks import describe_target, did_you_mean, parse_signal
-from gunicorn.companion.config import KNOWN_KEYS, CompanionConfig, build_companion_configs
+from gunicorn.companion.config import KNOWN_KEYS, CompanionConfig, build_companion_configs, unknown_key
+from gunicorn.settings import foreign
 
 
 def work():
@@ -48,7 +49,11 @@ def problems(*workers, **settings) -> list[str]:
         build_companion_configs(make_cfg(*workers, **settings))
     head, _, rest = str(caught.value).partition(": ")
     assert head == "invalid companion configuration"
-    return rest.split("; ")
+    count, *lines = rest.split("\n  ")
+    if not lines:
+        return [rest]
+    assert count == f"{len(lines)} mistakes:"
+    return lines
 
 
 def build(**values) -> CompanionConfig:
@@ -90,7 +95,7 @@ def build(**values) -> CompanionConfig:
         (rq(stop_sigal="TERM"), "companion 'rq': unknown key stop_sigal: did you mean stop_signal?"),
         (rq(comand=["node"]), "companion 'rq': unknown key comand: did you mean command?"),
         (rq(index=2), "companion 'rq': unknown key index"),
-        (rq(command=["node"]), "companion 'rq': target: there is a command, too"),
+        (rq(command=["node"]), "companion 'rq': target: give either target or command, not both"),
         (
             {"name": "js", "command": "node a.js"},
             "but there is no shell: write it as a list, ['node', 'a.js']",
@@ -106,8 +111,11 @@ def build(**values) -> CompanionConfig:
         (rq(numprocs=True), "numprocs: True is not a number of 1 or more"),
         (rq(numprocs=1.5), "numprocs: 1.5 is not a number of 1 or more"),
         (rq(numprocs=10_001), "numprocs: 10001 is more than 10000"),
-        (rq(autorestart="no"), "autorestart: 'no' is none of always, on-failure, never"),
-        (rq(autorestart=True), "autorestart: True is none of always, on-failure, never"),
+        (rq(autorestart="sometimes"), "autorestart: 'sometimes' is none of always, on-failure, never"),
+        (rq(autorestart="no"), "autorestart: 'no': here it is 'never'"),
+        (rq(autorestart=True), "autorestart: True: here it is 'always'"),
+        (rq(autorestart=False), "autorestart: False: here it is 'never'"),
+        (rq(autorestart="unexpected"), "autorestart: 'unexpected': here it is 'on-failure'"),
         (rq(restart_delay_max=1), "restart_delay_max: 1 is less than restart_delay, 5"),
         (rq(restart_delay_max=0), "restart_delay_max: 0 leaves no time (None turns it off)"),
         (rq(start_retries=0), "start_retries: 0 is not a number of 1 or more"),
@@ -245,6 +253,52 @@ def test_nothing_configured_is_nothing():
 def test_the_nearest_name_is_told(word, text):
     assert did_you_mean(word, KNOWN_KEYS) == text
     assert did_you_mean("zzz", KNOWN_KEYS) == "zzz"
+
+
+# The keys of supervisord's [program:x] that are not keys here.
+SUPERVISORD = [
+    "directory",
+    "environment",
+    "exitcodes",
+    "killasgroup",
+    "numprocs_start",
+    "priority",
+    "process_name",
+    "redirect_stderr",
+    "serverurl",
+    "startretries",
+    "stopasgroup",
+    "stopsignal",
+    "stopwaitsecs",
+    "umask",
+    "user",
+    "stdout_logfile",
+    "stdout_logfile_maxbytes",
+    "stdout_logfile_backups",
+    "stdout_capture_maxbytes",
+    "stdout_events_enabled",
+    "stdout_syslog",
+    "stderr_logfile",
+    "stderr_logfile_maxbytes",
+    "stderr_logfile_backups",
+    "stderr_capture_maxbytes",
+    "stderr_events_enabled",
+    "stderr_syslog",
+]
+
+
+@pytest.mark.parametrize("key", SUPERVISORD)
+def test_a_key_of_supervisord_is_told_what_it_is_here(key):
+    (found,) = problems(rq(**{key: "x"}))
+    assert found.startswith(f"companion 'rq': unknown key {key}: ")
+    assert "did you mean" not in found
+
+
+def test_what_other_programs_keys_are_here_exists():
+    assert set(foreign.RENAMED_KEYS.values()) <= set(KNOWN_KEYS)
+    assert not set(KNOWN_KEYS) & (set(foreign.RENAMED_KEYS) | set(foreign.OTHER_KEYS))
+    assert unknown_key("stopwaitsecs") == "stopwaitsecs: here it is stop_timeout"
+    assert unknown_key("WorkingDirectory") == "WorkingDirectory: here it is cwd"
 
 
 # -- what is built -----------------------------------------------------------------

@@ -79,8 +79,9 @@ def test_nothing_changed(managed):
         ("from nosuchmodule import workers", "No module named 'nosuchmodule'"),
         (
             "workers = [dict(name='rq', target=T.obey, stop_timeout=-1), dict(name='b')]",
-            "invalid companion configuration: companion 'rq': stop_timeout: -1 is not a time of 0 or more"
-            " seconds; companion 'b': target: missing",
+            "invalid companion configuration: 2 mistakes:\n"
+            "  companion 'rq': stop_timeout: -1 is not a time of 0 or more seconds\n"
+            "  companion 'b': target: missing",
         ),
     ],
 )
@@ -93,7 +94,9 @@ def test_what_is_wrong_changes_nothing(managed, config, error):
     reply = server.ask("reread")
     assert reply == {"ok": False, "error": reply["error"], "kept_old_config": True}
     assert reply["error"] == error
-    assert f"Companions keep their configuration: {error}" in server.log()
+    # Together on one line of the log.
+    line = error.replace(":\n  ", ": ").replace("\n  ", "; ")
+    assert f"Companions keep their configuration: {line}" in server.log()
     assert server.pid("rq") == pid
     assert set(server.status()) == {"rq", "off"}
     assert server.events("message") == []

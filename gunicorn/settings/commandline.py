@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""The parser of the command line: argparse's, with a word about flags that it does not know."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from gunicorn.settings.foreign import flag_hint
+from gunicorn.settings.validators import PROXY_PROTOCOL_WORDS
+
+_PROXY_PROTOCOL = "--proxy-protocol"
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose errors tell what to write in place of a flag that there is not."""
+
+    def parse_args(  # type: ignore[override]  # typed as overloads that all come to this
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
+        found, unknown = self.parse_known_args(_with_modes(given), namespace)
+        # What follows a flag that is not known is no mistake by itself.
+        unknown = [word for word in unknown if word.startswith("-")] or unknown
+        if unknown:
+            lines = [f"unrecognized arguments: {' '.join(unknown)}"]
+            lines += [hint for hint in map(self._hint, unknown) if hint]
+            self.error("\n  ".join(lines))
+        return found
+
+    def _hint(self, argument: str) -> str | None:
+        if not argument.startswith("--"):
+            return None
+        hint = flag_hint(argument)
+        if hint:
+            return f"{argument}: {hint}"
+        import difflib
+
+        flag = argument.partition("=")[0]
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.75)
+        return f"{argument}: did you mean {near[0]}?" if near else None
+
+
+def _with_modes(args: list[str]) -> list[str]:
+    """*args* with ``--proxy-protocol`` and the mode that may follow it in one word.
+
+    Left to argparse, the flag alone would take the name of the application for its mode.
+    """
+    joined: list[str] = []
+    for index, word in enumerate(args):
+        if word == "--":
+            return joined + args[index:]
+        if joined and joined[-1] == _PROXY_PROTOCOL and word in PROXY_PROTOCOL_WORDS:
+            joined[-1] = f"{_PROXY_PROTOCOL}={word}"
+        else:
+            joined.append(_PROXY_PROTOCOL if _is_proxy_protocol(word) else word)
+    return [f"{word}=true" if word == _PROXY_PROTOCOL else word for word in joined]
+
+
+def _is_proxy_protocol(word: str) -> bool:
+    # Flags may be shortened as long as they are unambiguous.
+    return word.startswith("--proxy-p") and _PROXY_PROTOCOL.startswith(word)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""What is called otherwise here: settings of Gunicorn 24 to 27, keys of supervisord and others.
+
+Read only where a name is unknown, so that the message can say what to write in its place.
+"""
+
+from __future__ import annotations
+
+_BY_ASGI_WORKER = (
+    'the worker class decides: worker_class = "uvicorn_worker.UvicornWorker", or a class derived from it '
+    "with options in CONFIG_KWARGS"
+)
+_DIRTY = "there are no dirty workers; a companion (companion_workers) runs beside the web workers"
+_HTTP2 = "HTTP/1.1 only; let the proxy in front speak HTTP/2 to clients"
+_CONTROL = "gunicorn-companion has a socket of its own: "
+_ROTATION = "no file is rotated here; use logrotate with copytruncate"
+_NO_LISTENERS = "there are no event listeners; `gunicorn-companion events` prints what happens"
+_NO_USER = "companions run as the server's user; change it in the command: setpriv --reuid NAME PROGRAM"
+
+#: Settings of Gunicorn 24 to 27 that this server has not, each with what to do.
+SETTINGS = {
+    "asgi_loop": _BY_ASGI_WORKER,
+    "asgi_lifespan": _BY_ASGI_WORKER,
+    "asgi_disconnect_grace_period": _BY_ASGI_WORKER,
+    "websocket_max_message_size": _BY_ASGI_WORKER,
+    "root_path": f"for ASGI {_BY_ASGI_WORKER}; for WSGI the proxy sends SCRIPT_NAME (forwarder_headers)",
+    "http_parser": "there is one parser, in Python",
+    "http_protocols": _HTTP2,
+    "http2_max_concurrent_streams": _HTTP2,
+    "http2_initial_window_size": _HTTP2,
+    "http2_max_frame_size": _HTTP2,
+    "http2_max_header_list_size": _HTTP2,
+    "http2_cleartext": _HTTP2,
+    "protocol": "HTTP only; in nginx write proxy_pass, not uwsgi_pass",
+    "uwsgi_allow_ips": "HTTP only; proxies are named in forwarded_allow_ips",
+    "enable_backlog_metric": "there is no such metric; `ss -ltn` shows the accept queue",
+    "control_socket": _CONTROL + "companion_control_socket",
+    "control_socket_mode": _CONTROL + "companion_control_socket_mode",
+    "control_socket_disable": _CONTROL + 'companion_control_socket = "" turns it off',
+    "dirty_apps": _DIRTY,
+    "dirty_workers": _DIRTY,
+    "dirty_timeout": _DIRTY,
+    "dirty_threads": _DIRTY,
+    "dirty_graceful_timeout": _DIRTY,
+    "on_dirty_starting": _DIRTY,
+    "dirty_post_fork": _DIRTY,
+    "dirty_worker_init": _DIRTY,
+    "dirty_worker_exit": _DIRTY,
+}
+
+# Where a flag is not its setting's name with dashes.
+_FLAGS = {
+    "uwsgi_allow_from": "uwsgi_allow_ips",
+    "no_control_socket": "control_socket_disable",
+    "dirty_app": "dirty_apps",
+}
+
+#: Keys of a process under supervisord and others, by the key that they are here.
+RENAMED_KEYS = {
+    # supervisord
+    "directory": "cwd",
+    "environment": "env",
+    "socket": "bind",
+    "startretries": "start_retries",
+    "stderr_logfile": "stderr",
+    "stdout_logfile": "stdout",
+    "stopasgroup": "stop_as_group",
+    "stopsignal": "stop_signal",
+    "stopwaitsecs": "stop_timeout",
+    # circus, pm2, compose files and units of systemd
+    "cmd": "command",
+    "depends_on": "after",
+    "entrypoint": "command",
+    "exec": "command",
+    "execstart": "command",
+    "graceful_timeout": "stop_timeout",
+    "instances": "numprocs",
+    "kill_timeout": "stop_timeout",
+    "max_age": "max_lifetime",
+    "max_age_variance": "max_lifetime_jitter",
+    "max_memory_restart": "max_memory",
+    "max_retry": "start_retries",
+    "numprocesses": "numprocs",
+    "replicas": "numprocs",
+    "restart": "autorestart",
+    "script": "command",
+    "stop_children": "stop_as_group",
+    "stop_grace_period": "stop_timeout",
+    "working_dir": "cwd",
+    "working_directory": "cwd",
+    "workingdirectory": "cwd",
+}
+
+#: Those that have no single key here, with what to do.
+OTHER_KEYS = {
+    # supervisord, [program:x]
+    "exitcodes": 'with "autorestart": "on-failure" exit code 0 is the expected one',
+    "killasgroup": "always so: at stop_timeout the children are killed as well",
+    "numprocs_start": "copies are numbered from 0; GUNICORN_COMPANION_INDEX tells each its number",
+    "priority": "what must run before it is named in after",
+    "process_name": "of several copies (numprocs) the names are NAME:0, NAME:1 and so on",
+    "redirect_stderr": 'here it is "stderr": "stdout"',
+    "serverurl": "gunicorn-companion finds the server by itself",
+    "umask": 'the server\'s holds; change it in the command: ["sh", "-c", "umask 027; exec PROGRAM"]',
+    "user": _NO_USER,
+    # supervisord, [eventlistener:x], [fcgi-program:x] and [group:x]
+    "buffer_size": _NO_LISTENERS,
+    "events": _NO_LISTENERS,
+    "programs": "groups are the copies of one companion (numprocs)",
+    "result_handler": _NO_LISTENERS,
+    "socket_backlog": "the server's setting backlog",
+    "socket_mode": "the server's setting umask decides",
+    "socket_owner": "a socket belongs to the user that companions run as",
+    # circus, pm2, compose files
+    "args": "the arguments follow the program in command, a list",
+    "copy_env": "always so",
+    "gid": _NO_USER,
+    "group": _NO_USER,
+    "timeout": "start_timeout, stop_timeout or watchdog",
+    "uid": _NO_USER,
+}
+
+_AUTORESTART = {
+    "true": "always",
+    "false": "never",
+    "unexpected": "on-failure",
+    "no": "never",
+    "yes": "always",
+}
+
+
+def setting_hint(name: str) -> str | None:
+    """What to do in place of the setting *name* of Gunicorn 24 to 27; None if it is none."""
+    return SETTINGS.get(name)
+
+
+def flag_hint(flag: str) -> str | None:
+    """The same for a flag such as ``--dirty-app``."""
+    name = flag.partition("=")[0].lstrip("-").replace("-", "_")
+    return SETTINGS.get(_FLAGS.get(name, name))
+
+
+def key_hint(key: str) -> str | None:
+    """What another program's key of a process is here; None if it is not known."""
+    key = key.lower()
+    if key in RENAMED_KEYS:
+        return f"here it is {RENAMED_KEYS[key]}"
+    if key in OTHER_KEYS:
+        return OTHER_KEYS[key]
+    if not key.startswith(("stdout_", "stderr_")):
+        return None
+    if "logfile_" in key:
+        return _ROTATION
+    return "what a companion writes goes to a file (stdout, stderr) or to the server's own output"
+
+
+def autorestart_hint(value: object) -> str | None:
+    """The word for one of supervisord's values of ``autorestart``, or compose's of ``restart``."""
+    return _AUTORESTART.get(str(value).lower())
