@@ -103,6 +103,7 @@ class Arbiter(Shutdown, Succession):
         self._halt_reason = ""
         self._given_up = ""
         self._reaped = 0
+        self._served = False
 
         # A successor starts as this process did: its command line, working directory, environment.
         # The original arguments keep ``-m gunicorn`` and what the interpreter itself was given.
@@ -179,6 +180,10 @@ class Arbiter(Shutdown, Succession):
         self.pidfile = self.make_pidfile(self.cfg.pidfile)
         self.cfg.on_starting(self)
         self._started = True
+        try:
+            sock.check_tls(self.cfg)
+        except ConfigError as exc:
+            raise HaltServer(str(exc)) from exc
         if not self.LISTENERS:
             self.LISTENERS = sock.create_sockets(self.cfg, self.log, given.fds)
         same = len(self.cfg.address) == len(self.LISTENERS)

@@ -140,6 +140,11 @@ def halt_reason(
     return None
 
 
+def serves(record: WorkerRecord) -> bool:
+    """Whether a worker takes requests and is meant to go on."""
+    return record.booted and not (record.retiring or record.leaving)
+
+
 class Pacing:
     """Spaces the starts of workers that die as soon as they are started."""
 

@@ -46,6 +46,8 @@ def switch_configuration(arbiter: Any) -> None:
         pidfile = _new_pidfile(arbiter, old_cfg, cfg, undo)
         _renew_log(arbiter, old_cfg, cfg, undo)
         arbiter.setup(app)
+        # With the environment of the new configuration, which the hook may look at.
+        sock.check_tls(cfg)
         arbiter.check_worker_class()
         undo.pop_all()
     if listeners is not arbiter.LISTENERS:

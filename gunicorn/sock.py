@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.errors import HaltServer
+from gunicorn.errors import ConfigError, HaltServer
+from gunicorn.unix.process import failure_as
 
 if TYPE_CHECKING:
     import ssl
@@ -330,24 +331,87 @@ def ssl_context(conf: Any) -> ssl.SSLContext:
 
     The hook is given the configuration and a function that makes the default context: certificate and
     key, the client certificates asked for, the authorities, the ciphers. With ``proxy_protocol`` its
-    sockets take a PROXY header before the handshake.
+    sockets take a PROXY header before the handshake. Raises ConfigError with the setting that is wrong.
     """
+    step = _HOOK
 
     def default_ssl_context_factory() -> ssl.SSLContext:
+        nonlocal step
         import ssl
 
+        step = "ca_certs"
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=conf.ca_certs)
-        context.load_cert_chain(certfile=conf.certfile, keyfile=conf.keyfile)
+        step = "certfile"
+        # Without a callback OpenSSL asks for the password on the terminal: each process, at each reload.
+        context.load_cert_chain(certfile=conf.certfile, keyfile=conf.keyfile, password=_no_password)
         context.verify_mode = conf.cert_reqs
+        step = "ciphers"
         if conf.ciphers:
             context.set_ciphers(conf.ciphers)
+        step = _HOOK
         return context
 
     hook: Callable[[Any, Callable[[], ssl.SSLContext]], ssl.SSLContext] = conf.ssl_context
-    context = hook(conf, default_ssl_context_factory)
-    if conf.proxy_protocol:
-        context.sslsocket_class = tls_socket_class(conf, context.sslsocket_class)
+    try:
+        context = hook(conf, default_ssl_context_factory)
+        if conf.proxy_protocol:
+            context.sslsocket_class = tls_socket_class(conf, context.sslsocket_class)
+    except Exception as exc:
+        raise ConfigError(_explain_tls(conf, step, exc)) from exc
     return context
+
+
+_HOOK = "the hook ssl_context"
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted, and the server has nobody to ask for the password")
+
+
+def _explain_tls(conf: Any, step: str, exc: Exception) -> str:
+    """One line for what went wrong at *step* of making a TLS context: the setting, the file, the reason."""
+    text = " ".join(str(exc).split())
+    if step == _HOOK:
+        return f"{step} failed: {type(exc).__name__}: {text}"
+    if step == "ciphers":
+        return f"ciphers {conf.ciphers!r} cannot be used: {text}"
+    names = ["ca_certs"] if step == "ca_certs" else ["certfile", "keyfile"]
+    for name in names:
+        path = getattr(conf, name)
+        if not path:
+            continue
+        try:
+            # OpenSSL does not say which of the files it cannot read.
+            with open(path, "rb") as file:
+                empty = not file.read(1)
+        except FileNotFoundError:
+            return f"{name} {path!r} does not exist"
+        except OSError as error:
+            return f"{name} {path!r} cannot be read: {error.strerror}"
+        if empty:
+            return f"{name} {path!r} is empty"
+    if step == "certfile" and not conf.certfile:
+        return "keyfile is set, but certfile is not"
+    reason = getattr(exc, "reason", None) or ""
+    if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+        text = "the key belongs to another certificate"
+    elif step == "certfile" and ("PEM" in reason or "PEM" in text):
+        text = f"no certificate with its private key was found in PEM form ({text})"
+    shown = " with ".join(f"{name} {getattr(conf, name)!r}" for name in names if getattr(conf, name))
+    return f"{shown} cannot be used: {text}"
+
+
+def check_tls(conf: Any) -> None:
+    """Make the TLS context once, with the rights that a worker will have. Raises ConfigError."""
+    if not conf.is_ssl:
+        return
+    if os.geteuid() == 0 and (conf.uid or conf.gid):
+        # Root may read the key of anybody; the workers' user perhaps not.
+        reason = failure_as(conf.uid, conf.gid, conf.initgroups, lambda: ssl_context(conf))
+        if reason:
+            raise ConfigError(f"{reason} (as user {conf.uid}, group {conf.gid}, which the workers run as)")
+    else:
+        ssl_context(conf)
 
 
 def tls_socket_class(conf: Any, base: Any) -> Any:

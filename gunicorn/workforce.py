@@ -6,6 +6,7 @@ What the pool needs is decided in ``gunicorn.pool``; here it is carried out.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,13 +14,16 @@ import time
 from typing import Any
 
 from gunicorn import pool
-from gunicorn.errors import AppImportError
+from gunicorn.errors import AppImportError, ConfigError
 from gunicorn.master import Master
 from gunicorn.unix.process import describe_status, exit_code, set_process_title, term_signal
 from gunicorn.unix.signals import blocked_signals, reset_to_default
 
 # How long an old worker waits for its successor to boot, if no worker timeout says it.
 BOOT_WAIT = 30.0
+
+# What the system refuses now and may grant later.
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
 
 
 class Workforce(Master):
@@ -36,6 +40,8 @@ class Workforce(Master):
     _records: dict[int, pool.WorkerRecord]
     _pacing: pool.Pacing
     _reported_workers: int | None
+    # Whether a worker of this master has ever booted: from then on a failed start is one to repeat.
+    _served: bool
 
     def _record(self, pid: int) -> pool.WorkerRecord:
         """The record of one of ``WORKERS``."""
@@ -51,12 +57,20 @@ class Workforce(Master):
         return [self._record(pid) for pid in self.WORKERS]
 
     def _plan(self, now: float) -> pool.Plan:
+        return pool.plan(self._fresh_records(), self.num_workers, now, self.timeout or BOOT_WAIT)
+
+    def _fresh_records(self) -> list[pool.WorkerRecord]:
+        """All records, with what the workers have said since the last look."""
         records = self._all_records()
         for record in records:
-            if not record.booted:
-                record.booted = self._last_beat(record.pid) not in (None, record.first_beat)
+            self._note_boot(record)
             record.leaving = record.leaving or self._says_it_leaves(record.pid)
-        return pool.plan(records, self.num_workers, now, self.timeout or BOOT_WAIT)
+        return records
+
+    def _note_boot(self, record: pool.WorkerRecord) -> None:
+        if not record.booted:
+            record.booted = self._last_beat(record.pid) not in (None, record.first_beat)
+            self._served = self._served or record.booted
 
     def _last_beat(self, pid: int) -> float | None:
         try:
@@ -103,8 +117,8 @@ class Workforce(Master):
     def _bury_worker(self, pid: int, status: int) -> tuple[str, int] | None:
         """Account for the end of a worker; return why and how that ends the server, if it does."""
         record = self._record(pid)
-        if not record.booted:
-            record.booted = self._last_beat(pid) not in (None, record.first_beat)
+        self._note_boot(record)
+        silent = self._left_silently(pid)
         worker = self.WORKERS.pop(pid)
         del self._records[pid]
         now = time.monotonic()
@@ -114,12 +128,31 @@ class Workforce(Master):
         self._log_end(pid, status, asked=record.retiring)
         worker.tmp.close()
         self._hook("child_exit", self, worker)
-        return pool.halt_reason(
-            exit_code(status),
+        code = exit_code(status)
+        if silent and code is not None and not record.booted:
+            self.log.error(
+                "The worker %s ended without a word before it had booted: by os._exit() in the application?",
+                pid,
+            )
+            code = code if self._served else self.WORKER_BOOT_ERROR
+        reason = pool.halt_reason(
+            code,
             record.booted,
             boot_error=self.WORKER_BOOT_ERROR,
             load_error=self.APP_LOAD_ERROR,
         )
+        if reason is not None and any(pool.serves(other) for other in self._fresh_records()):
+            if not self._stopping:
+                self.log.error("No end of the server, whose other workers serve: %s", reason[0])
+            return None
+        return reason
+
+    def _left_silently(self, pid: int) -> bool:
+        """Whether a worker ended without coming to the end of `_run_worker`, which would have said so."""
+        try:
+            return getattr(self.WORKERS[pid].tmp, "leaving", None) is False
+        except (OSError, ValueError):
+            return False
 
     def _log_end(self, pid: int, status: int, *, asked: bool) -> None:
         log = self.log.debug if asked or status == 0 else self.log.error
@@ -157,19 +190,23 @@ class Workforce(Master):
         """Fork one worker and return its pid; 0 if the system refuses. In the worker, it does not return."""
         self.prepare_to_fork()
         self.worker_age += 1
-        worker = self.worker_class(
-            self.worker_age, self.pid, self.LISTENERS, self.app, self.timeout / 2.0, self.cfg, self.log
-        )
-        first_beat = worker.tmp.last_update()
+        try:
+            worker = self.worker_class(
+                self.worker_age, self.pid, self.LISTENERS, self.app, self.timeout / 2.0, self.cfg, self.log
+            )
+            first_beat = worker.tmp.last_update()
+        except Exception as exc:
+            # Its heartbeat file, for one, for which there may be no descriptor just now.
+            if not self._served:
+                raise
+            return self._refuse_start(exc)
         self._hook("pre_fork", self, worker)
         with blocked_signals():
             try:
                 pid = os.fork()
             except OSError as exc:
-                self.log.error("A worker cannot be started: %s", exc)
-                self._pacing.start_failed(time.monotonic())
                 worker.tmp.close()
-                return 0
+                return self._refuse_start(exc)
             if pid == 0:
                 self._leave_master(worker)
         if pid == 0:
@@ -178,6 +215,13 @@ class Workforce(Master):
         self.WORKERS[pid] = worker
         self._records[pid] = pool.WorkerRecord(pid, worker.age, time.monotonic(), first_beat=first_beat)
         return pid
+
+    def _refuse_start(self, exc: Exception) -> int:
+        """Log why no worker was started, and have the next attempt wait."""
+        unexpected = exc if not isinstance(exc, OSError) else None
+        self.log.error("A worker cannot be started: %s", exc, exc_info=unexpected)
+        self._pacing.start_failed(time.monotonic())
+        return 0
 
     def _leave_master(self, worker: Any) -> None:
         """In the new worker, while signals are held back: let go of what is the master's alone."""
@@ -214,11 +258,14 @@ class Workforce(Master):
             self.log.error("The application cannot be loaded: %s", exc)
             self.log.debug("Where it failed:", exc_info=True)
             status = self.APP_LOAD_ERROR
-        except BaseException:
+        except BaseException as exc:
             self.log.exception("The worker %s failed", worker.pid)
-            status = 255 if worker.booted else self.WORKER_BOOT_ERROR
+            again = worker.booted or (self._served and _may_pass(exc))
+            status = 255 if again else self.WORKER_BOOT_ERROR
         try:
             self.log.info("The worker %s ends", worker.pid)
+            if hasattr(worker.tmp, "leave"):
+                worker.tmp.leave()
             worker.tmp.close()
             self.cfg.worker_exit(self, worker)
         except Exception:
@@ -240,3 +287,9 @@ class Workforce(Master):
             if worker is not None:
                 worker.tmp.close()
                 self._hook("child_exit", self, worker)
+
+
+def _may_pass(exc: BaseException) -> bool:
+    """Whether what failed the start of a worker may be gone at the next: the configuration was good."""
+    # ConfigError: certificates that are just being replaced.
+    return isinstance(exc, ConfigError | MemoryError) or (isinstance(exc, OSError) and exc.errno in EXHAUSTED)

@@ -16,7 +16,7 @@ from unittest import mock
 import pytest
 
 from gunicorn import sock
-from gunicorn.errors import HaltServer
+from gunicorn.errors import ConfigError, HaltServer
 
 
 @pytest.fixture(autouse=True)
@@ -381,6 +381,52 @@ class TestTls:
         config = tls(certificate, **{name: "/nothing/of/that/name", "address": [("127.0.0.1", 0)]})
         with pytest.raises(HaltServer, match=f"{name} '/nothing"):
             sock.create_sockets(config, mock.Mock())
+
+    @pytest.mark.parametrize(
+        "settings, said",
+        [
+            ({"certfile": "junk"}, "certfile .*junk' with keyfile .*PEM"),
+            ({"keyfile": "junk"}, "certfile .* with keyfile .*junk'.*PEM"),
+            ({"keyfile": None}, "certfile .*PEM"),
+            ({"certfile": None}, "keyfile is set, but certfile is not"),
+            ({"certfile": "empty"}, "certfile .*empty' is empty"),
+            ({"keyfile": "other.pem"}, "the key belongs to another certificate"),
+            ({"keyfile": "locked.pem"}, "the key is encrypted"),
+            ({"ca_certs": "junk"}, "ca_certs .*junk' cannot be used"),
+            ({"ca_certs": "empty"}, "ca_certs .*empty' is empty"),
+            ({"ca_certs": "missing"}, "ca_certs .*missing' does not exist"),
+            ({"ca_certs": "."}, "ca_certs .* cannot be read: Is a directory"),
+            ({"ciphers": "NONE-SUCH"}, "ciphers 'NONE-SUCH' cannot be used"),
+            (
+                {"ssl_context": lambda config, factory: 1 / 0},
+                "the hook ssl_context failed: ZeroDivisionError",
+            ),
+        ],
+    )
+    def test_what_cannot_be_used_is_named_in_one_line(
+        self, certificate: tuple[str, str], tmp_path: Path, settings: dict[str, Any], said: str
+    ) -> None:
+        (tmp_path / "junk").write_text("nonsense")
+        (tmp_path / "empty").write_text("")
+        key = settings.get("keyfile")
+        if key in ("other.pem", "locked.pem"):
+            lock = " -aes256 -pass pass:x" if key == "locked.pem" else ""
+            command = f"openssl genpkey -algorithm RSA -out {tmp_path / key}{lock}"
+            subprocess.run(command.split(), check=True, capture_output=True)
+        files = ("certfile", "keyfile", "ca_certs")
+        given = {k: str(tmp_path / v) if v and k in files else v for k, v in settings.items()}
+        with pytest.raises(ConfigError, match=said) as told:
+            sock.check_tls(tls(certificate, uid=os.geteuid(), gid=os.getegid(), **given))
+        assert "\n" not in str(told.value)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run workers as somebody else")
+    def test_a_key_that_the_workers_may_not_read(self, certificate: tuple[str, str]) -> None:
+        os.chmod(certificate[1], 0o600)
+        config = tls(certificate, uid=65534, gid=65534, initgroups=False)
+        with pytest.raises(ConfigError, match=r"file .* cannot be read: Permission denied .as user 65534"):
+            sock.check_tls(config)
+        assert os.geteuid() == 0
+        sock.check_tls(tls(certificate, uid=0, gid=0, initgroups=False))
 
 
 def test_ssl_is_only_imported_where_it_is_used() -> None:

@@ -25,8 +25,9 @@ def check(app: Application) -> int:
         print(f"Error: {problem}", file=sys.stderr)
     app.extend_python_path()
     os.environ.update(app.cfg.env)
+    usable = _tls(app.cfg)
     loaded = _application(app)
-    return 1 if problems or not loaded else 0
+    return 1 if problems or not usable or not loaded else 0
 
 
 def _settings(cfg: Config) -> list[str]:
@@ -52,6 +53,17 @@ def _companions(cfg: Config) -> list[str]:
     except ValueError as error:
         return [str(error)]
     return []
+
+
+def _tls(cfg: Config) -> bool:
+    from gunicorn.sock import check_tls
+
+    try:
+        check_tls(cfg)
+    except ConfigError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _application(app: Application) -> bool:

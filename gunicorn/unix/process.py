@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import cast
 
-from gunicorn.unix.signals import signal_name
+from gunicorn.unix.signals import blocked_signals, signal_name
 
 REDIRECT_TO = getattr(os, "devnull", "/dev/null")
 
@@ -84,6 +84,32 @@ def set_owner_process(uid: int, gid: int, initgroups: bool = False) -> None:
             os.setgid(gid)
     if uid and uid != os.getuid():
         os.setuid(uid)
+
+
+def failure_as(uid: int, gid: int, initgroups: bool, attempt: Callable[[], object]) -> str:
+    """Call *attempt* in a child process with that owner; what it raised, as text, or "" if it did not."""
+    reading, writing = os.pipe()
+    # Signals stay blocked in the child: their handlers are this process's.
+    with blocked_signals():
+        pid = os.fork()
+        if pid == 0:
+            text = "the check ended early"
+            try:
+                set_owner_process(uid, gid, initgroups)
+                attempt()
+                text = ""
+            except BaseException as exc:
+                text = str(exc) or type(exc).__name__
+            finally:
+                os.write(writing, text.encode("utf-8", "backslashreplace")[:4096])
+                os._exit(0)
+    os.close(writing)
+    try:
+        with open(reading, "rb") as file:
+            return file.read().decode("utf-8", "replace")
+    finally:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
 
 
 def chown(path: str, uid: int, gid: int) -> None:

@@ -14,6 +14,7 @@ from functools import cached_property
 from types import FrameType
 from typing import Any
 
+from gunicorn.errors import AppImportError
 from gunicorn.http.policy import policy_for
 from gunicorn.unix.process import set_owner_process
 from gunicorn.unix.signals import reset_to_default
@@ -52,7 +53,9 @@ class Worker:
         self.timeout = timeout
         self.cfg = cfg
         self.log = log
+        # Whether it serves; until then its end is a failed start.
         self.booted = False
+        self._running = False
         self._loading = False
         self.aborted = False
         self.alive = True
@@ -73,7 +76,11 @@ class Worker:
         return f"<Worker {self.pid}>"
 
     def notify(self) -> None:
-        """Beat the heart: the master ends a worker that has not done so for ``timeout`` seconds."""
+        """Beat the heart: the master ends a worker that has not done so for ``timeout`` seconds.
+
+        The first beat in ``run()`` says that the worker serves: until then the master keeps its predecessor.
+        """
+        self.booted = self._running
         self.tmp.notify()
 
     def run(self) -> None:
@@ -102,8 +109,7 @@ class Worker:
         if self.reloader is not None:
             self.reloader.start()
         self.cfg.post_worker_init(self)
-        self.booted = True
-        self.notify()
+        self._running = True
         self.run()
 
     def _open_pipe(self) -> None:
@@ -120,6 +126,8 @@ class Worker:
         except (Exception, SystemExit) as error:
             # A module that calls sys.exit() is one more that waits for its fix.
             if not self.cfg.reload or isinstance(error, Stopped):
+                if type(error) is SystemExit:
+                    raise AppImportError(_asked_to_exit(error)) from error
                 raise
             from gunicorn.compat import make_fail_app
 
@@ -197,7 +205,7 @@ class Worker:
             # Classes from elsewhere have their loop call this for both.
             self.handle_quit(sig, frame)
         self.alive = False
-        if not self.booted:
+        if not self._running:
             # It serves nobody yet, and an application may take long to load.
             self._insist(sig, frame)
             raise Stopped(0)
@@ -266,6 +274,12 @@ class Worker:
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that could not be read, or that failed before its response began, and log why."""
         self.cycle.answer_error(req, client, addr, exc)
+
+
+def _asked_to_exit(error: SystemExit) -> str:
+    """What the master is told of an application that calls ``sys.exit()`` while it is loaded."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"it asked to exit, with {error.code!r}, in {last.filename}, line {last.lineno}"
 
 
 def _awaited(error: BaseException) -> list[str]:

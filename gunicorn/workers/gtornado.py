@@ -104,6 +104,8 @@ class TornadoWorker(Worker):
             listener.setblocking(False)
             self._listeners[listener.fileno()] = listener
             self.ioloop.add_handler(listener.fileno(), self._accept, IOLoop.READ)
+        # The first beat of a periodic callback would be late for a predecessor that waits for it.
+        self.notify()
         self.ioloop.start()
         for callback in callbacks:
             callback.stop()

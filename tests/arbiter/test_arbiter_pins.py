@@ -12,7 +12,7 @@ import pytest
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
-from gunicorn.errors import HaltServer
+from gunicorn.errors import ConfigError, HaltServer
 
 
 class App(BaseApplication):
@@ -210,6 +210,49 @@ def test_a_boot_error_halts_after_all_are_reaped(arbiter: Arbiter, code: int) ->
         arbiter.reap_workers()
     assert halt.value.exit_status == code
     assert all(worker.tmp.close.called for worker in workers.values())
+
+
+def test_a_boot_error_halts_nothing_while_others_serve(arbiter: Arbiter) -> None:
+    arbiter.WORKERS = {42: mock.Mock(age=1), 43: mock.Mock(age=2)}
+    arbiter.WORKERS[42].tmp.last_update.return_value = 1.0
+    assert not arbiter._record(42).booted
+    arbiter.WORKERS[42].tmp.last_update.return_value = 2.0
+    with mock.patch("os.waitpid", side_effect=[(43, 3 << 8), (0, 0)]):
+        arbiter.reap_workers()
+    assert list(arbiter.WORKERS) == [42]
+    # The next start waits a moment.
+    arbiter.num_workers = 2
+    with mock.patch("os.fork") as fork:
+        arbiter.spawn_workers()
+    assert not fork.called
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_heartbeat_file_that_cannot_be_made(arbiter: Arbiter, served: bool) -> None:
+    """Before the first worker has booted there is nothing to save; afterwards there is."""
+    arbiter.worker_class = mock.Mock(side_effect=OSError(errno.EMFILE, "too many"))
+    arbiter._served = served
+    if not served:
+        with pytest.raises(OSError, match="too many"):
+            arbiter.spawn_worker()
+        return
+    for _ in range(3):
+        arbiter.spawn_workers()
+    assert arbiter.worker_class.call_count == 1 and arbiter.WORKERS == {}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "x"), MemoryError(), ConfigError("certfile")])
+@pytest.mark.parametrize("served, code", [(False, 3), (True, 255)])
+def test_what_the_system_refuses_a_worker_is_tried_again(
+    arbiter: Arbiter, error: Exception, served: bool, code: int
+) -> None:
+    arbiter._served = served
+    worker = mock.Mock(booted=False)
+    worker.init_process.side_effect = error
+    arbiter.worker_class = mock.Mock(return_value=worker)
+    with mock.patch("os.fork", return_value=0), pytest.raises(SystemExit) as exit_:
+        arbiter.spawn_worker()
+    assert exit_.value.code == code
 
 
 def test_murder_is_an_abort_and_then_a_kill(arbiter: Arbiter) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from e2e_apps import WEB
-from harness import Server, all_procs, children_of, is_alive, session_of, wait_until
+from harness import DEFAULT_APP, Server, all_procs, children_of, is_alive, session_of, wait_until
+from workertools import make_certificate
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -84,6 +85,60 @@ def test_no_application_at_all_is_an_error() -> None:
     with server:
         assert server.wait_exit() != 0
         assert "Traceback" not in server.log()
+
+
+@pytest.mark.parametrize(
+    "how, kind, code, said",
+    [
+        ("sys.exit(7)", "sync", 4, "it asked to exit, with 7, in "),
+        ("sys.exit(0)", "gevent", 4, "it asked to exit, with 0, in "),
+        ("os._exit(7)", "gthread", 3, "by os._exit() in the application?"),
+        ("os._exit(0)", "sync", 3, "by os._exit() in the application?"),
+    ],
+)
+def test_an_application_that_exits_on_import(how: str, kind: str, code: int, said: str) -> None:
+    status, log = failing(f"import os, sys\n{how}", f"worker_class = {kind!r}")
+    assert status == code
+    assert said in log
+
+
+def test_a_heartbeat_directory_that_is_gone_ends_no_healthy_server() -> None:
+    beats = "import os\nos.makedirs('beats', exist_ok=True)\nworker_tmp_dir = 'beats'\nworkers = 2"
+    with Server(config=beats) as server:
+        first, second = server.wait_workers(2)
+        os.rename(server.dir / "beats", server.dir / "elsewhere")
+        server.signal(signal.SIGKILL, first)
+        server.wait_log("A worker cannot be started: [Errno 2]")
+        assert server.get().text == str(second)
+        os.rename(server.dir / "elsewhere", server.dir / "beats")
+        server.wait_workers(2, without=[first])
+
+
+def test_certificates_that_cannot_be_used_end_a_start_and_no_server(short_dir: Path) -> None:
+    cert, key = make_certificate(short_dir)
+    good = Path(cert).read_text()
+    tls = f"certfile, keyfile = {cert!r}, {key!r}\nworkers = 2\nworker_class = 'gevent'"
+    tls += """
+def ssl_context(config, default_ssl_context_factory):
+    context = default_ssl_context_factory()
+    print("loaded", flush=True)
+    return context
+"""
+    # By the master, and by both workers.
+    with Server(config=tls, ready=lambda server: server.log().count("loaded") == 3) as server:
+        old = server.wait_workers(2)
+        Path(cert).write_text("broken")
+        server.signal(signal.SIGHUP)
+        server.wait_log("all stays as it was: certfile")
+        status, log = failing(DEFAULT_APP, tls)
+        assert status == 1 and "Traceback" not in log and f"certfile {cert!r}" in log
+        done = run("--check-config", "--certfile", cert, "--keyfile", key, "app:app", cwd=server.dir)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert server.workers() == old
+        Path(cert).write_text(good)
+        server.signal(signal.SIGHUP)
+        server.wait_workers(2, without=old)
+        assert "failed" not in server.log()
 
 
 def test_post_worker_init_that_raises_is_a_boot_error() -> None:

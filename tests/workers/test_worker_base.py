@@ -17,6 +17,7 @@ import pytest
 from harness import kill_quietly, wait_until
 
 from gunicorn.config import Config
+from gunicorn.errors import AppImportError
 from gunicorn.glogging import Logger
 from gunicorn.sock import TCPSocket
 from gunicorn.workers.base import Stopped, Worker
@@ -160,7 +161,7 @@ def test_what_is_ready_when_it_runs(spawn: Callable[..., Child]) -> None:
         "hook False[]",
         "wsgi the application",
         "env open=all day",
-        "booted True",
+        "booted False",
         "inheritable [False, False]",
         "listener False",
     ]
@@ -190,6 +191,30 @@ def test_an_application_that_does_not_load_ends_the_worker(spawn: Callable[..., 
         raise ImportError("no such thing")
 
     assert spawn(app=App(load)).exit_code() == 99
+
+
+def test_an_application_that_asks_to_exit_does_not_load(spawn: Callable[..., Child]) -> None:
+    class Telling(Noting):
+        def init_process(self) -> None:
+            try:
+                super().init_process()
+            except AppImportError as error:
+                self.note(str(error))
+
+    child = spawn(Telling, app=App(lambda: sys.exit("no database")))
+    assert child.exit_code() == 0
+    assert child.text().startswith("it asked to exit, with 'no database', in ")
+
+
+def test_one_that_fails_before_its_loop_has_not_booted(spawn: Callable[..., Child]) -> None:
+    class Failing(Noting):
+        def run(self) -> None:
+            raise RuntimeError(f"no context for TLS, booted {self.booted}")
+
+    child = spawn(Failing)
+    first = child.worker.tmp.last_update()
+    assert child.exit_code() == 99
+    assert child.worker.tmp.last_update() == first
 
 
 def test_with_reload_it_is_shown_instead(spawn: Callable[..., Child]) -> None:
