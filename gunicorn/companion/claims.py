@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gunicorn.companion import runfile
@@ -184,6 +184,15 @@ class Claims:
             run.clear()
             self._cleared.add(name)
 
+    def note_group_signalled(self, name: str, pid: int) -> None:
+        """The process group of *pid* was asked to end, and is not to be asked again by a next manager."""
+        run = self._runs.get(name)
+        record = None if run is None else run.read()
+        # Just after its fork it has not written its record yet.
+        if run is not None and record is not None and record.pid == pid:
+            with contextlib.suppress(OSError):
+                run.write(replace(record, group_signalled=True))
+
     def release(self, name: str) -> None:
         """Give the right up, and the record with it."""
         run = self._runs.pop(name, None)
@@ -220,11 +229,9 @@ class Claims:
 
     def find_strays(self, known: Iterable[str], now: float) -> None:
         """Begin to end what a dead manager left under names that are not *known* any more."""
-        known = set(known)
-        for name, orphan in runfile.orphans(self.run_dir, now).items():
-            if name not in known:
-                self.log.info("Ending %s (pid %d), which is configured no more", name, orphan.record.pid)
-                self._strays[name] = orphan
+        for name, orphan in runfile.orphans(self.run_dir, now, known).items():
+            self.log.info("Ending %s (pid %d), which is configured no more", name, orphan.record.pid)
+            self._strays[name] = orphan
 
     @property
     def has_strays(self) -> bool:

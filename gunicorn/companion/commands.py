@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import __version__
@@ -136,6 +136,17 @@ def state_event(process: CompanionProcess, before: State, now: float) -> Reply:
         "from": before.value,
         "to": process.state.value,
         "pid": process.pid,
+        "description": process.description(now),
+    }
+
+
+def leftovers_event(process: CompanionProcess, pids: Sequence[int], now: float) -> Reply:
+    """What subscribers of ``events`` are sent when processes that a companion has left behind are killed."""
+    return {
+        "event": "leftovers killed",
+        "time": round(time.time(), 3),
+        "name": process.name,
+        "pids": list(pids),
         "description": process.description(now),
     }
 

@@ -4,18 +4,28 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from gunicorn.companion import session
 from gunicorn.companion.claims import Claims
 from gunicorn.companion.process import CompanionProcess
 
+# What a companion has left behind is given so long to see that it is alone, as helpers do whose pipe ends.
+GRACE = 0.05
+
 
 class Endings:
-    """Knows which sessions are to be killed. *claims* knows the older selves that are ended, too."""
+    """Knows which sessions are to be killed. *claims* knows the older selves that are ended, too.
 
-    def __init__(self, claims: Claims) -> None:
+    *on_kill* is told of each companion whose leftovers get SIGKILL, with their pids.
+    """
+
+    def __init__(self, claims: Claims, on_kill: Callable[[CompanionProcess, Sequence[int]], None]) -> None:
         self.claims = claims
+        self.on_kill = on_kill
+        # The leftovers of a session, and when they were seen first; and who of them has had SIGKILL.
+        self._seen: dict[int, float] = {}
+        self._killed: dict[int, set[int]] = {}
         # Set where what loses its parent below us becomes our child: prctl(2), PR_SET_CHILD_SUBREAPER.
         self.children: session.OwnChildren | None = None
         self._to_kill: set[CompanionProcess] = set()
@@ -38,12 +48,8 @@ class Endings:
             return empty
         members = {} if self._nothing_is_left(own, wanted, processes) else session.members(wanted)
         for process in own:
-            if process.pid is not None:
-                # Before the others, for whose death it would have an answer; and just after its
-                # fork it is not in its session yet.
-                session.send(process.pid, signal.SIGKILL)
-            for pid in members.get(process.session or 0, ()):
-                session.send(pid, signal.SIGKILL)
+            if not process.draining:
+                self._kill(process, members.get(process.session or 0, ()), now)
         for process in ending:
             if process in own:
                 gone = process.session not in members
@@ -52,8 +58,29 @@ class Endings:
                 gone = older in wanted and self.claims.step_older_self(process.name, now, members)
             if gone:
                 empty.append(process)
+                self._seen.pop(process.session or 0, None)
+                self._killed.pop(process.session or 0, None)
         self.claims.step_strays(now, wanted, members)
         return empty
+
+    def _kill(self, process: CompanionProcess, members: Sequence[int], now: float) -> None:
+        leader, number = process.pid, process.session or 0
+        if leader is not None:
+            # Before the others, for whose death it would have an answer; and just after its
+            # fork it is not in its session yet.
+            session.send(leader, signal.SIGKILL)
+        leftovers = [pid for pid in members if pid != leader]
+        early = leftovers and now < self._seen.setdefault(number, now) + GRACE
+        if early and leader is None and not process.killed:
+            return
+        killed = self._killed.setdefault(number, set())
+        fresh = [pid for pid in leftovers if pid not in killed]
+        if fresh:
+            killed.update(fresh)
+            # Told before: dead processes have no names.
+            self.on_kill(process, fresh)
+        for pid in leftovers:
+            session.send(pid, signal.SIGKILL)
 
     def descriptors(self) -> list[int]:
         return [self.children.fd] if self.children is not None and self.children.fd >= 0 else []

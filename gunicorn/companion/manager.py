@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.start import follow_surroundings
@@ -118,7 +118,7 @@ class CompanionManager:
         self.master = MasterLine(link, self.poller, self._hear_master, self._lose_master)
         self.claims = Claims(run_dir, log)
         self.listeners = Listeners(log, umask=umask)
-        self.endings = Endings(self.claims)
+        self.endings = Endings(self.claims, self._tell_leftovers)
         self.hearing = Hearing(self.poller, log, self._take_notice)
         self.starter = Starter(self)
         self.rolling = Rolling()
@@ -435,8 +435,10 @@ class CompanionManager:
                 "Companion %s (pid %d) gets %s", process.name, process.pid, signal_name(config.stop_signal)
             )
             session.ask_to_stop(process.pid, config.stop_signal, config.stop_as_group)
+            if config.stop_as_group:
+                self.claims.note_group_signalled(process.name, process.pid)
         elif action is Action.ABORT and process.pid is not None:
-            session.ask_to_stop(process.pid, signal.SIGABRT)
+            session.ask_to_stop(process.pid, signal.SIGABRT, config.stop_as_group)
         elif action is Action.KILL:
             self.endings.kill(process)
         elif action is Action.RELEASE:
@@ -461,6 +463,8 @@ class CompanionManager:
         """*pid* has ended with the wait status *status*; one that is no companion is ignored."""
         process = self._pids.pop(pid, None)
         if process is None:
+            # One that was adopted: perhaps the last of a session that is let finish.
+            self._changed = self._changed or any(p.draining for p in self.processes.values())
             return
         run = self.claims.held(process.name)
         reason = run.error_of(pid) if run is not None else None
@@ -535,6 +539,16 @@ class CompanionManager:
         """SIGKILL to the sessions that must end; EMPTY for those that have."""
         for process in self.endings.step(self.processes.values(), now):
             self.send_event(process, Event.EMPTY, now)
+
+    def _tell_leftovers(self, process: CompanionProcess, pids: Sequence[int]) -> None:
+        """Say what is killed with the session of *process*, or after it."""
+        now = time.monotonic()
+        whom = ", ".join(f"{pid} {session.command_name(pid)}".rstrip() for pid in pids)
+        how = "is killed, and with it" if process.pid is not None else "is gone and has left behind"
+        self.log.warning("Companion %s (pid %s) %s %s: SIGKILL", process.name, process.session, how, whom)
+        self.send_event(process, Event.LEFTOVERS_KILLED, now, count=len(pids))
+        if self.control is not None and self.control.has_subscribers:
+            self.control.broadcast(commands.leftovers_event(process, pids, now))
 
     def _end_adopted(self) -> None:
         """What called setsid() and lost its parent has become our child; it goes with us."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.runfile import DRAIN_INTERVAL
 from gunicorn.companion.showing import Shown, format_uptime
 from gunicorn.companion.states import EXITED, GAVE_UP, Action, Event, State
 
@@ -71,6 +72,7 @@ class Details:
     reason: str | None = None
     timeout: float | None = None
     manual: bool = False
+    count: int = 0
 
 
 class CompanionProcess(Shown):
@@ -102,6 +104,9 @@ class CompanionProcess(Shown):
         self.failing = False
         self.removed = False
         self.killed = False
+        # The whole process group was asked to end, and has until `stop_deadline`, whether or not its leader
+        # has left before.
+        self.group_asked = False
         self.settled: str | None = None
         self.held_by: tuple[str, ...] = ()
         self.watchdog_at: float | None = None
@@ -117,6 +122,8 @@ class CompanionProcess(Shown):
         self.start_count = 0
         self.exit_count = 0
         self.kill_count = 0
+        # Processes that it has left behind at its end, which got SIGKILL.
+        self.leftovers_killed = 0
         self.last_status: int | None = None
         self.last_exit_code: int | None = None
         self.last_exit_signal: int | None = None
@@ -180,6 +187,7 @@ class CompanionProcess(Shown):
         self.restart_pending = False
         self.failing = False
         self.killed = False
+        self.group_asked = False
         self.stop_deadline = None
         self.settled = None
         self.reason = None
@@ -259,6 +267,7 @@ class CompanionProcess(Shown):
         self.failing = True
         self.restart_pending = False
         self.killed = False
+        self.group_asked = self.config.stop_as_group
         self.reason = reason
         self.stop_deadline = deadline
 
@@ -357,6 +366,7 @@ class CompanionProcess(Shown):
         self.restart_pending = False
         self.failing = False
         self.killed = False
+        self.group_asked = self.config.stop_as_group
         self.stop_deadline = d.now + (self.config.stop_timeout if d.timeout is None else d.timeout)
         return (Action.SIGNAL,)
 
@@ -423,7 +433,8 @@ class CompanionProcess(Shown):
         self._record_exit(d)
         if not self.failing:
             self.reason = d.reason
-        return (Action.KILL,)
+        # A launcher may be gone at once. Those who do the work were asked with it, and finish it.
+        return () if self.draining else (Action.KILL,)
 
     def _deadline(self, d: Details) -> tuple[Action, ...]:
         if self.killed:
@@ -431,6 +442,10 @@ class CompanionProcess(Shown):
         self.killed = True
         self.kill_count += 1
         return (Action.KILL,)
+
+    def _leftovers_killed(self, d: Details) -> tuple[Action, ...]:
+        self.leftovers_killed += d.count
+        return ()
 
     def _empty(self, d: Details) -> tuple[Action, ...]:
         """The session that was still ending is gone: the next start is free."""
@@ -454,6 +469,11 @@ class CompanionProcess(Shown):
     def ending(self) -> bool:
         """Whether leftovers of a session are being waited for (they give no SIGCHLD)."""
         return self.pid is None and self.session is not None
+
+    @property
+    def draining(self) -> bool:
+        """Whether leftovers of its session are let finish: they were asked to end, as it was."""
+        return self.state is State.STOPPING and self.ending and self.group_asked and not self.killed
 
     def can_start(self, now: float) -> bool:
         """Whether the manager should fork it now."""
@@ -491,7 +511,7 @@ class CompanionProcess(Shown):
         when = None if coming is None else coming[0]
         if self.pid is None:
             if self.session is not None:
-                when = _earlier(when, now + POLL_INTERVAL)
+                when = _earlier(when, now + (DRAIN_INTERVAL if self.draining else POLL_INTERVAL))
             elif self.state is State.STARTING and not self.held_by:
                 when = _earlier(when, self.next_retry_at)
         elif self.state is State.RUNNING and self.expires_at is not None and self.expires_at > now:
@@ -537,6 +557,7 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.STARTING, Event.HUNG): _P._hung_starting,
     (State.STARTING, Event.EXITED): _P._exited,
     (State.STARTING, Event.EMPTY): _P._empty,
+    (State.STARTING, Event.LEFTOVERS_KILLED): _P._leftovers_killed,
     (State.RUNNING, Event.START): _P._nothing,
     (State.RUNNING, Event.RESTART): _P._restart,
     (State.RUNNING, Event.STOP): _P._stop,
@@ -548,6 +569,7 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.BACKOFF, Event.RESTART): _P._start_afresh,
     (State.BACKOFF, Event.STOP): _P._stop_or_settle,
     (State.BACKOFF, Event.EMPTY): _P._empty,
+    (State.BACKOFF, Event.LEFTOVERS_KILLED): _P._leftovers_killed,
     (State.BACKOFF, Event.DELAY_PASSED): _P._want_start,
     (State.STOPPING, Event.START): _P._come_back,
     (State.STOPPING, Event.RESTART): _P._come_back,
@@ -557,5 +579,6 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.STOPPING, Event.HUNG): _P._nothing,
     (State.STOPPING, Event.EXITED): _P._exited_stopping,
     (State.STOPPING, Event.EMPTY): _P._empty_stopping,
+    (State.STOPPING, Event.LEFTOVERS_KILLED): _P._leftovers_killed,
     (State.STOPPING, Event.DEADLINE): _P._deadline,
 }

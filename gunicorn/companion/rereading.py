@@ -111,4 +111,11 @@ def _record_limits(manager: CompanionManager, process: CompanionProcess) -> None
     record = run.read() if run is not None else None
     if run is not None and record is not None and record.pid == process.pid:
         config = process.config
-        run.write(replace(record, stop_signal=config.stop_signal, stop_timeout=config.stop_timeout))
+        run.write(
+            replace(
+                record,
+                stop_signal=config.stop_signal,
+                stop_timeout=config.stop_timeout,
+                stop_as_group=config.stop_as_group,
+            )
+        )

@@ -19,17 +19,20 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from gunicorn.companion import session
 
 SUFFIX = ".run"
 _quoted = json.encoder.encode_basestring_ascii
 MAX_RECORD = 64 * 1024
+# Seconds between two looks at a session whose leader is gone and whose others are let finish.
+DRAIN_INTERVAL = 0.25
 # The end of the record of a start that has not failed.
 _NO_ERROR = b', "error": null}\n'
+# Fields that records did not have from the beginning.
+_LATER_FIELDS = {"stop_as_group": False, "group_signalled": False}
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,25 @@ class Record:
     stop_timeout: float
     # The stop signal has been sent, or the kernel sends it when the supervisor dies.
     signalled: bool = False
+    # It is meant for the whole process group; and has been sent to it, which the kernel does not do.
+    stop_as_group: bool = False
+    group_signalled: bool = False
     # Why the start failed, where it did.
     error: str | None = None
 
     def to_bytes(self) -> bytes:
         form = record_form(
-            self.name, self.supervisor, self.supervisor_started, self.stop_signal, self.stop_timeout
+            self.name,
+            self.supervisor,
+            self.supervisor_started,
+            self.stop_signal,
+            self.stop_timeout,
+            as_group=self.stop_as_group,
+            group_signalled=self.group_signalled,
         )
         error = "null" if self.error is None else _quoted(self.error)
-        signalled = "true" if self.signalled else "false"
-        return (form % (self.pid, _quoted(self.started)[1:-1], self.session, signalled, error)).encode()
+        started, signalled = _quoted(self.started)[1:-1], _flag(self.signalled)
+        return (form % (self.pid, started, self.session, signalled, error)).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Record | None:
@@ -64,6 +76,8 @@ class Record:
             return None
         try:
             values = json.loads(data)
+            # What a server of an earlier version wrote, which is upgraded now, has no such fields.
+            values = {**_LATER_FIELDS, **values}
             record = cls(**{f.name: values[f.name] for f in fields(cls)})
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
@@ -78,7 +92,7 @@ class Record:
             and all(isinstance(text, str) for text in texts)
             and type(self.stop_timeout) in (int, float)
             and self.stop_timeout >= 0
-            and type(self.signalled) is bool
+            and all(type(flag) is bool for flag in (self.signalled, self.stop_as_group, self.group_signalled))
         )
 
     @property
@@ -99,6 +113,9 @@ def record_form(
     stop_signal: int,
     stop_timeout: float,
     start: str = "",
+    *,
+    as_group: bool = False,
+    group_signalled: bool = False,
 ) -> str:
     """A record as JSON, for ``%`` with the rest of it: pid, started, session, signalled, error.
 
@@ -108,11 +125,18 @@ def record_form(
     way would cost more than the rest of the file.
     """
     supervised = f'"supervisor": {supervisor}, "supervisor_started": {_quoted(supervisor_started)}'
-    stop = f'"stop_signal": {int(stop_signal)}, "stop_timeout": {float(stop_timeout)!r}'
+    stop = (
+        f'"stop_signal": {int(stop_signal)}, "stop_timeout": {float(stop_timeout)!r},'
+        f' "stop_as_group": {_flag(as_group)}, "group_signalled": {_flag(group_signalled)}'
+    )
     return (
         f'{{"name": {_percent(_quoted(name))}, "pid": %d, "started": "{_percent(start)}%s", "session": %d,'
         f' {_percent(supervised)}, {stop}, "signalled": %s, "error": %s}}\n'
     )
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def _percent(text: str) -> str:
@@ -266,9 +290,10 @@ class Orphan:
     ``step`` is called at intervals until it returns True. One that had its
     parent-death signal is only waited for, others get their stop signal once;
     what is left of the session once the leader is gone, or at the deadline, gets
-    SIGKILL. With *uid* only that user's processes are touched: the records lie in a
-    directory of the companions' user, who must not be able to make a privileged
-    master kill for him.
+    SIGKILL. With `stop_as_group` the others are asked like the leader, and have
+    until the deadline like it. With *uid* only that user's processes are touched:
+    the records lie in a directory of the companions' user, who must not be able to
+    make a privileged master kill for him.
     """
 
     def __init__(
@@ -282,21 +307,42 @@ class Orphan:
         self.record = record
         self.uid = uid
         self.deadline = now + (record.stop_timeout if timeout is None else timeout)
-        if not self._may_touch(record.pid):
-            return
-        if not record.signalled:
-            if record.runs:
-                session.ask_to_stop(record.pid, record.stop_signal)
-            if run is not None:
-                # A next manager, should this one die too, must not send it again.
-                run.write(replace(record, signalled=True))
-        elif record.runs:
+        # When others than the leader are looked for, while those are let finish.
+        self._look_at = now
+        if record.runs:
+            if not self._may_touch(record.pid):
+                return
             # A stopped process handles its parent-death signal only once it continues.
-            session.send(record.pid, signal.SIGCONT)
+            session.ask_to_stop(record.pid, signal.SIGCONT if record.signalled else record.stop_signal)
+        elif self._is_strangers():
+            return
+        if record.stop_as_group and not record.group_signalled:
+            self._ask_the_others()
+        if run is not None and not (record.signalled and record.group_signalled is record.stop_as_group):
+            # A next manager, should this one die too, must not send it again.
+            run.write(replace(record, signalled=True, group_signalled=record.stop_as_group))
+
+    def _ask_the_others(self) -> None:
+        """The stop signal to the process group but for its leader, which is asked by itself."""
+        leader = self.record.pid
+        for pid in session.members({self.record.session}).get(self.record.session, ()):
+            with contextlib.suppress(OSError):
+                if pid != leader and os.getpgid(pid) == leader and self._may_touch(pid):
+                    session.ask_to_stop(pid, self.record.stop_signal)
+
+    def _is_strangers(self) -> bool:
+        """Whether somebody else has the leader's number now.
+
+        The kernel does not give out the number of a session that still has members; or it never was a
+        companion's.
+        """
+        return not self.record.runs and session.identity(self.record.pid) is not None
 
     def drains(self, now: float) -> bool:
         """Whether it is let finish its work: nothing is due but to wait."""
-        return now < self.deadline and self.record.runs and self._may_touch(self.record.pid)
+        if now >= self.deadline or not self._may_touch(self.record.pid):
+            return False
+        return self.record.runs or now < self._look_at
 
     def step(self, now: float, members: Mapping[int, list[int]] | None = None) -> bool:
         """Do what is due; True when the session is empty. *members*: `session.members`, if at hand."""
@@ -304,17 +350,23 @@ class Orphan:
             if now >= self.deadline:
                 self.kill(members)
             return False
-        if session.identity(self.record.pid) is not None:
-            # The number belongs to a stranger now, and the kernel does not give out
-            # the number of a session that still has members; or it never was a companion's.
+        if self._is_strangers():
             return True
+        if self.record.stop_as_group and now < self.deadline:
+            if now >= self._look_at or members is not None:
+                self._look_at = now + DRAIN_INTERVAL
+                return not self._members(members)
+            return False
         return not self.kill(members)
+
+    def _members(self, members: Mapping[int, list[int]] | None) -> list[int]:
+        if members is None:
+            members = session.members({self.record.session})
+        return [pid for pid in members.get(self.record.session, []) if self._may_touch(pid)]
 
     def kill(self, members: Mapping[int, list[int]] | None = None) -> bool:
         """SIGKILL to every member; False where there is none."""
-        if members is None:
-            members = session.members({self.record.session})
-        pids = [pid for pid in members.get(self.record.session, []) if self._may_touch(pid)]
+        pids = self._members(members)
         for pid in pids:
             session.send(pid, signal.SIGKILL)
         return bool(pids)
@@ -323,10 +375,14 @@ class Orphan:
         return self.uid is None or session.owner(pid) == self.uid
 
 
-def orphans(directory: str | None, now: float, **kwargs: Any) -> dict[str, Orphan]:
-    """An `Orphan` for each recorded session of *directory* whose supervisor is dead."""
+def orphans(directory: str | None, now: float, known: Iterable[str] = ()) -> dict[str, Orphan]:
+    """An `Orphan` for each recorded session of *directory* whose supervisor is dead, but for names *known*.
+
+    For those it is made when they are to start: to make one is to send the stop signal.
+    """
+    skipped = frozenset(known)
     return {
-        name: Orphan(record, now, **kwargs)
+        name: Orphan(record, now)
         for name, record in records(directory).items()
-        if not record.supervised
+        if name not in skipped and not record.supervised
     }

@@ -39,6 +39,17 @@ def read_stat(pid: int) -> Stat | None:
     return Stat(values[0].decode(), int(values[1]), int(values[3]), values[19].decode())
 
 
+def command_name(pid: int) -> str:
+    """The name of the program that *pid* runs, as ``ps`` shows it; empty where that is not to be had."""
+    if not HAVE_PROC:
+        return os.path.basename(_ps(pid, "comm"))
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
 def _read_stat(pid: int) -> list[bytes] | None:
     """The fields that follow the command's name."""
     # Not by open(): a file object takes longer to make than the kernel takes to answer, and this is

@@ -29,6 +29,7 @@ class Shown:
     manual_stop: bool
     restart_pending: bool
     killed: bool
+    group_asked: bool
     settled: str | None
     reason: str | None
     status_text: str | None
@@ -36,6 +37,7 @@ class Shown:
     start_count: int
     exit_count: int
     kill_count: int
+    leftovers_killed: int
     last_status: int | None
     last_exit_code: int | None
     last_exit_signal: int | None
@@ -93,10 +95,14 @@ class Shown:
 
     def _describe_stopping(self, now: float) -> str:
         if self.pid is None:
-            return f"waiting for the processes of pid {self.waiting_for or self.session}"
+            text = f"waiting for the processes of pid {self.waiting_for or self.session}"
+            return f"{text}, {self._describe_deadline(now)}" if self.group_asked and not self.killed else text
         if self.killed or self.stop_deadline is None:
             return f"pid {self.pid}, SIGKILL sent"
-        return f"pid {self.pid}, SIGKILL in {max(0, math.ceil(self.stop_deadline - now))}s"
+        return f"pid {self.pid}, {self._describe_deadline(now)}"
+
+    def _describe_deadline(self, now: float) -> str:
+        return f"SIGKILL in {max(0, math.ceil((self.stop_deadline or now) - now))}s"
 
     @property
     def last_exit(self) -> str:
@@ -130,6 +136,7 @@ class Shown:
             self.start_count,
             self.exit_count,
             self.kill_count,
+            self.leftovers_killed,
             self.last_status,
             self.started_at,
             self.exited_at,
@@ -176,6 +183,7 @@ class Shown:
             "restart_count": self.restart_count,
             "exit_count": self.exit_count,
             "kill_count": self.kill_count,
+            "leftovers_killed": self.leftovers_killed,
             "last_exit_code": self.last_exit_code,
             "last_exit_signal": None if self.last_exit_signal is None else signal_name(self.last_exit_signal),
             "restart_delay": self.config.restart_delay,

@@ -130,7 +130,15 @@ class Plan(NamedTuple):
         unwanted = server_variables() if unwanted is None else unwanted
         # All but the number that an own start is counted from.
         start = f"{boot_id()}/" if HAVE_PROC else ""
-        record = record_form(config.name, pid, _identity(pid), config.stop_signal, config.stop_timeout, start)
+        record = record_form(
+            config.name,
+            pid,
+            _identity(pid),
+            config.stop_signal,
+            config.stop_timeout,
+            start,
+            as_group=config.stop_as_group,
+        )
         return cls(
             birth,
             pid,

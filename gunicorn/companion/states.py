@@ -38,6 +38,7 @@ class Event(enum.Enum):
     BEAT = "alive by its own word"
     NOT_READY = "not ready in time"
     HUNG = "silent for too long"
+    LEFTOVERS_KILLED = "what it left behind was killed"
 
 
 class Action(enum.Enum):

@@ -295,8 +295,9 @@ class CompanionStopAsGroup(Setting):
     desc = """\
         Send the stop signal to the companion's whole process group; key ``stop_as_group``.
 
-        For shells and launchers, which don't pass a signal on. A job worker that forks should get it
-        alone, so that the job at hand is finished.
+        For shells and launchers, which don't pass a signal on. The companion is stopped when all of
+        them are gone, and what is left after its time is killed. A job worker that forks should get the
+        signal alone, so that the job at hand is finished.
         """
 
 

@@ -180,6 +180,21 @@ def launcher() -> None:
     tell("launcher ends")
 
 
+def leaves_at_once() -> None:
+    """As a shell or npm: gone as soon as it is asked, while its child has a job to finish."""
+    child = os.fork()
+    if child == 0:
+        signals: list[int] = []
+        signal.signal(signal.SIGTERM, lambda signum, frame: (signals.append(signum), tell("asked")))
+        tell(f"child {os.getpid()}")
+        while not (signals and allowed()):
+            time.sleep(0.01)
+        tell("finished")
+        os._exit(0)
+    tell(f"runs {os.getpid()}")
+    rest()
+
+
 def slow_stop() -> None:
     """Takes half a second to end."""
 

@@ -43,6 +43,7 @@ class Nature:
     ready: float | None = 0.5
     beats: bool = True
     leftovers: bool = False  # another process of its session outlives it
+    rest_obeys: float | None = None  # what that takes to end, if it is asked
     kill_takes: float = 0.0  # as in an uninterruptible wait
     forks: bool = True  # False: the fork itself is refused
 
@@ -162,11 +163,14 @@ class World:
             assert life is not None
             if life.nature.obeys is not None:
                 self.at(self.now + life.nature.obeys, lambda: self.die(life, 0))
+            if life.nature.rest_obeys is not None and process.config.stop_as_group:
+                self.at(self.now + life.nature.rest_obeys, lambda: setattr(life, "leftovers", False))
         elif action is Action.ABORT:
             assert life is not None
             if life.nature.obeys is not None:
                 self.die(life, int(signal.SIGABRT))
         elif action is Action.KILL:
+            assert not process.draining
             if process.session in self.lives:
                 self.kill(self.lives[process.session])
         elif action is Action.RELEASE:
@@ -218,7 +222,10 @@ class World:
             life = self.lives.get(process.session or 0)
             if life is None or life.empty:
                 self.send(process, Event.EMPTY)
+            elif process.draining:
+                assert self.now < (process.stop_deadline or 0), "let finish for ever"
             else:
+                self.send(process, Event.LEFTOVERS_KILLED, count=1)
                 self.kill(life)
 
     def _take_turns(self) -> None:

@@ -258,8 +258,10 @@ def test_a_job_is_let_finish_with_its_children(managed):
     server.go_on()
     found = server.wait("rq", "STOPPED")
     assert (found["last_exit_code"], found["kill_count"]) == (0, 0)
-    # What is left when the leader is gone goes at once.
+    # What is left when the leader is gone goes at once, which is told.
     assert not is_alive(child)
+    assert found["leftovers_killed"] == 1
+    assert f"Companion rq (pid {pid}) is gone and has left behind {child} " in server.log()
 
 
 @pytest.mark.parametrize("as_group", [False, True])
@@ -274,6 +276,78 @@ def test_stop_as_group(managed, as_group):
     assert found["kill_count"] == (0 if as_group else 1)
     assert server.told("rq")[1:] == (["child obeys", "launcher ends"] if as_group else [])
     assert not is_alive(child)
+
+
+@pytest.mark.parametrize("way", ["stop", "restart", "reread", "term", "usr2"])
+def test_a_group_finishes_its_work_though_its_leader_is_gone(managed, way):
+    server = managed("workers = [dict(name='rq', target=T.leaves_at_once, stop_as_group=True)]")
+    pid = server.pid("rq")
+    child = int(server.wait_told("rq", "child"))
+    if way in ("stop", "restart"):
+        server.ok(way, "rq")
+    elif way == "reread":
+        server.configure("workers = [dict(name='other', target=T.obey)]")
+        assert server.ok("reread")["removed"] == ["rq"]
+    else:
+        server.signal(signal.SIGTERM if way == "term" else signal.SIGUSR2)
+    server.wait_told("rq", "asked")
+    waits = f"waiting for the processes of pid {pid}, SIGKILL in "
+    wait_until(lambda: server.wait("rq", "STOPPING")["description"].startswith(waits))
+    assert is_alive(child)
+    server.go_on()
+    server.wait_told("rq", "finished")
+    gone(child)
+    if way == "stop":
+        assert server.wait("rq", "STOPPED")["kill_count"] == 0
+    elif way == "restart":
+        server.pid("rq", without=[pid])
+    elif way == "reread":
+        wait_until(lambda: "Companion rq is gone" in server.log())
+    else:
+        server.wait_end()
+    assert server.told("rq").count("asked") == 1
+    assert "SIGKILL" not in server.log()
+
+
+def test_a_group_that_does_not_finish_is_killed_at_the_deadline(managed):
+    server = managed(
+        "workers = [dict(name='rq', target=T.leaves_at_once, stop_as_group=True, stop_timeout=0.4)]"
+    )
+    server.pid("rq")
+    child = int(server.wait_told("rq", "child"))
+    begun = time.monotonic()
+    server.ok("stop", "rq")
+    found = server.wait("rq", "STOPPED")
+    assert time.monotonic() - begun >= 0.4
+    assert (found["kill_count"], found["leftovers_killed"]) == (1, 1)
+    assert not is_alive(child)
+
+
+def test_a_second_int_ends_a_group_at_once(managed):
+    server = managed(
+        "workers = [dict(name='rq', target=T.leaves_at_once, stop_as_group=True)]", graceful_timeout=60
+    )
+    pid = server.pid("rq")
+    child = int(server.wait_told("rq", "child"))
+    server.signal(signal.SIGTERM)
+    gone(pid)
+    server.signal(signal.SIGINT)
+    server.wait_end()
+    assert not is_alive(child)
+
+
+def test_subscribers_are_told_of_leftovers_that_are_killed(managed):
+    server = managed("workers = [dict(name='rq', target=T.drain)]")
+    pid = server.pid("rq")
+    child = int(server.wait_told("rq", f"runs {pid} with"))
+    server.go_on()
+    with Control(server.socket) as control:
+        assert control.ask("events")["ok"]
+        server.ok("stop", "rq")
+        event = control.read_reply()
+        while event.get("event") != "leftovers killed":
+            event = control.read_reply()
+    assert (event["name"], event["pids"]) == ("rq", [child])
 
 
 def test_other_stop_signals(managed):

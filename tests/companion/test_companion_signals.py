@@ -190,6 +190,41 @@ def test_a_successor_kills_at_the_stop_timeout_what_ignores_its_signal(managed):
     assert not is_alive(old) and not is_alive(child)
 
 
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_a_successor_lets_a_group_finish_whose_leader_is_gone(managed, asked_before):
+    server = managed("workers = [dict(name='rq', target=T.leaves_at_once, stop_as_group=True)]")
+    old = server.pid("rq")
+    child = int(server.wait_told("rq", "child"))
+    if asked_before:
+        server.ok("restart", "rq")
+        server.wait_told("rq", "asked")
+    server.kill_manager()
+    gone(old)
+    server.respawn()
+    # The kernel has asked the leader alone.
+    server.wait_told("rq", "asked")
+    assert server.status()["rq"]["waiting_for"] == old
+    assert is_alive(child)
+    server.go_on()
+    server.pid("rq", without=[None, old])
+    assert server.told("rq").count("asked") == 1
+    assert "finished" in server.told("rq")
+    assert not is_alive(child)
+
+
+def test_a_successor_kills_at_the_stop_timeout_a_group_that_does_not_finish(managed):
+    server = managed(
+        "workers = [dict(name='rq', target=T.leaves_at_once, stop_as_group=True, stop_timeout=0.5)]"
+    )
+    old = server.pid("rq")
+    child = int(server.wait_told("rq", "child"))
+    server.kill_manager()
+    server.respawn()
+    server.pid("rq", without=[None, old])
+    assert not is_alive(child)
+    assert "finished" not in server.told("rq")
+
+
 def test_a_limit_that_was_reread_counts_for_the_successor(managed):
     server = managed("workers = [dict(name='rq', target=T.ignore, stop_timeout=60)]")
     old = server.pid("rq")

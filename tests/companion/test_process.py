@@ -55,6 +55,7 @@ OUTCOMES = {
     (State.STARTING, Event.HUNG): (State.STOPPING, (Action.ABORT,)),
     (State.STARTING, Event.EXITED): (State.BACKOFF, (Action.KILL,)),
     (State.STARTING, Event.EMPTY): (State.STARTING, (Action.RELEASE,)),
+    (State.STARTING, Event.LEFTOVERS_KILLED): (State.STARTING, ()),
     (State.RUNNING, Event.START): (State.RUNNING, ()),
     (State.RUNNING, Event.RESTART): (State.STOPPING, (Action.SIGNAL,)),
     (State.RUNNING, Event.STOP): (State.STOPPING, (Action.SIGNAL,)),
@@ -66,6 +67,7 @@ OUTCOMES = {
     (State.BACKOFF, Event.RESTART): (State.STARTING, ()),
     (State.BACKOFF, Event.STOP): (State.STOPPED, (Action.RELEASE,)),
     (State.BACKOFF, Event.EMPTY): (State.BACKOFF, (Action.RELEASE,)),
+    (State.BACKOFF, Event.LEFTOVERS_KILLED): (State.BACKOFF, ()),
     (State.BACKOFF, Event.DELAY_PASSED): (State.STARTING, ()),
     (State.STOPPING, Event.START): (State.STOPPING, ()),
     (State.STOPPING, Event.RESTART): (State.STOPPING, ()),
@@ -75,6 +77,7 @@ OUTCOMES = {
     (State.STOPPING, Event.HUNG): (State.STOPPING, ()),
     (State.STOPPING, Event.EXITED): (State.STOPPING, (Action.KILL,)),
     (State.STOPPING, Event.EMPTY): (State.STOPPED, (Action.RELEASE,)),
+    (State.STOPPING, Event.LEFTOVERS_KILLED): (State.STOPPING, ()),
     (State.STOPPING, Event.DEADLINE): (State.STOPPING, (Action.KILL,)),
 }
 
@@ -153,6 +156,59 @@ def test_a_stop_keeps_it_stopped_only_when_the_session_is_empty():
     assert process.state is State.STOPPED
     assert process.description(NOW) == "stopped manually"
     assert process.next_deadline(NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("event", "limit"),
+    [(Event.STOP, 70), (Event.RESTART, 40), (Event.HUNG, 12), (Event.NOT_READY, 70)],
+    ids=lambda v: getattr(v, "name", ""),
+)
+def test_a_group_that_was_asked_to_stop_has_the_time_of_its_leader(event, limit):
+    make_one = starting if event is Event.NOT_READY else running
+    process = make_one(stop_as_group=True)
+    process.handle(event, T0 + 10)
+    assert process.handle(Event.EXITED, T0 + 11, status=0) == ()
+    assert process.draining
+    assert process.state is State.STOPPING
+    assert process.description(T0 + 11) == f"waiting for the processes of pid 42, SIGKILL in {limit - 11}s"
+    assert process.due_event(T0 + limit - 0.1) is None
+    assert process.due_event(T0 + limit) is Event.DEADLINE
+    assert process.handle(Event.DEADLINE, T0 + limit) == (Action.KILL,)
+    assert not process.draining
+    assert process.kill_count == 1
+
+
+def test_a_group_that_was_asked_to_stop_and_is_gone_in_time_is_not_killed():
+    process = running(stop_as_group=True)
+    process.handle(Event.RESTART, T0 + 10)
+    process.handle(Event.EXITED, T0 + 11, status=0)
+    process.handle(Event.EMPTY, T0 + 20)
+    assert (process.state, process.kill_count) == (State.STARTING, 0)
+    assert process.can_start(T0 + 20)
+
+
+def test_a_quicker_stop_counts_for_a_group_whose_leader_is_gone():
+    process = running(stop_as_group=True)
+    process.handle(Event.STOP, T0 + 10)
+    process.handle(Event.EXITED, T0 + 11, status=0)
+    process.handle(Event.STOP, T0 + 12, timeout=0)
+    assert process.due_event(T0 + 12) is Event.DEADLINE
+
+
+@pytest.mark.parametrize("make_one", [starting, running])
+def test_of_a_group_that_nobody_has_asked_nothing_is_let_finish(make_one):
+    process = make_one(stop_as_group=True)
+    assert process.handle(Event.EXITED, T0 + 11, status=0) == (Action.KILL,)
+    assert not process.draining
+
+
+def test_leftovers_that_were_killed_are_counted_apart():
+    process = stopping()
+    process.handle(Event.EXITED, NOW, status=0)
+    process.handle(Event.LEFTOVERS_KILLED, NOW, count=2)
+    process.handle(Event.EMPTY, NOW)
+    shown = process.status_dict(NOW)
+    assert (shown["kill_count"], shown["leftovers_killed"]) == (0, 2)
 
 
 def test_sigkill_at_the_deadline_is_counted_once():

@@ -28,6 +28,7 @@ KEYS = st.fixed_dictionaries(
         "restart_delay_max": st.sampled_from([None, 8, 40]),
         "ready": st.sampled_from(["startsecs", "notify"]),
         "watchdog": st.sampled_from([None, 6]),
+        "stop_as_group": st.booleans(),
         "max_lifetime": st.sampled_from([None, 30]),
         "env": st.sampled_from([{}, {"A": "1"}]),
     }
@@ -42,6 +43,7 @@ NATURE = st.builds(
     ready=st.sampled_from([0.5, 0.0, 3.0, None]),
     beats=st.booleans(),
     leftovers=st.booleans(),
+    rest_obeys=st.sampled_from([None, 0.0, 2.0, 9.0]),
     kill_takes=st.sampled_from([0.0, 0.4]),
     forks=st.sampled_from([True, True, True, False]),
 )
