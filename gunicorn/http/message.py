@@ -56,15 +56,12 @@ DRAIN_LIMIT = 256 * 1024
 class Message:
     """What requests have in common with any other message; reads itself from *unreader* at once.
 
-    It is the *req_number*-th of its connection. *policy*, *proxy_info* and *last_head* (of the one before it)
-    spare the work of finding them again.
+    It is the *req_number*-th of its connection. *policy* and *proxy_info* are found if they are not given.
     """
 
     # Set by whoever reads the head. Until Python 3.12 what a class has, too, is found slowly in its objects.
     version: tuple[int, int]
     head: RequestHead | None
-    #: The fields as an environ has them; None if that takes thought, or ``headers`` may have been changed.
-    fields: dict[str, str] | None
     #: Whether the client waits for 100 (Continue) before it sends its body.
     expects_continue: bool
 
@@ -76,7 +73,6 @@ class Message:
         req_number: int = 1,
         policy: RequestPolicy | None = None,
         proxy_info: ProxyInfo | None = None,
-        last_head: RequestHead | None = None,
     ) -> None:
         self.cfg = cfg
         self.unreader = unreader
@@ -85,9 +81,8 @@ class Message:
         self.policy = policy = policy or policy_for(cfg)
         self.scheme = policy.default_scheme
         self.body: Body
-        self._last_head = last_head
         self._headers: Headers | None = None
-        self.head = self.fields = None
+        self.head = None
         # The latter for a parse() of somebody else's, who knows nothing of it.
         self.must_close = self.expects_continue = False
         self.proxy_info = proxy_info
@@ -100,16 +95,18 @@ class Message:
     @property
     def headers(self) -> Headers:
         """The fields, names in upper case, in the order received."""
-        self.fields = None
         if self._headers is None:
-            # A list of its own: the head may be another request's, too.
-            self._headers = list(self.head.headers) if self.head is not None else []
+            self._headers = self.head.headers if self.head is not None else []
         return self._headers
 
     @headers.setter
     def headers(self, headers: Headers) -> None:
-        self.fields = None
         self._headers = headers
+
+    @property
+    def fields(self) -> dict[str, str] | None:
+        """The fields as an environ has them; None if that takes thought, or ``headers`` may be changed."""
+        return self.head.fields if self._headers is None and self.head is not None else None
 
     @cached_property
     def trailers(self) -> Headers:
@@ -194,11 +191,7 @@ class Request(Message):
             # Nearly always: the whole head in one piece, and often nothing else.
             end += len(HEAD_END)
             block = data if end == len(data) else data[:end]
-            # Clients repeat themselves: the same bytes of the same peer say the same again.
-            head = self._last_head
-            if head is None or head.block != block:
-                head = parse_head(block, policy, policy.forwarded_allow.allows(self.peer_addr))
-            self._take(head)
+            self._take(parse_head(block, policy, policy.forwarded_allow.allows(self.peer_addr)))
             return data[end:]
         gatherer = HeadGatherer(policy, first=self.req_number == 1)
         while True:
@@ -221,7 +214,6 @@ class Request(Message):
         self.query = head.query
         self.fragment = head.fragment
         self.version = head.version
-        self.fields = head.fields
         self.scheme = head.scheme
         self.expects_continue = head.expect_continue
 

@@ -98,8 +98,6 @@ class RequestHead:
         self.expect_continue = False
         #: The fields as an environ has them, where that needs no thought: each once, no underscore in a name.
         self.fields: dict[str, str] | None = None
-        #: The bytes that it was read from.
-        self.block = b""
         #: Whether the connection ends with this request (RFC 9112 section 9.3).
         self.should_close = version <= _V10
         self._lines: list[str] = []
@@ -254,9 +252,7 @@ def parse_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> Re
 
     *trusted*: the peer is named by ``forwarded_allow_ips``. Raises ParseException subclasses.
     """
-    head = fast_head(block, policy, trusted) or exact_head(block, policy, trusted)
-    head.block = block
-    return head
+    return fast_head(block, policy, trusted) or exact_head(block, policy, trusted)
 
 
 def fast_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> RequestHead | None:

@@ -55,13 +55,7 @@ class Parser:
         self.req_count += 1
         try:
             mesg = self.mesg = self.mesg_class(
-                self.cfg,
-                self.unreader,
-                self.source_addr,
-                self.req_count,
-                self.policy,
-                self._proxy_info,
-                last.head if last is not None else None,
+                self.cfg, self.unreader, self.source_addr, self.req_count, self.policy, self._proxy_info
             )
         except NoMoreData as end:
             if end.buf:

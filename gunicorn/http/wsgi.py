@@ -51,13 +51,6 @@ _PLAIN_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 _default_headers: dict[tuple[Any, ...], list[str]] = {}
 _DEFAULT_HEADERS_MAX = 64
 
-# Headers that were found sound and say nothing to the server. Most responses of an application have them.
-_plain_headers: set[tuple[str, str]] = set()
-_PLAIN_HEADERS_MAX = 256
-_PLAIN_VALUE_MAX = 128
-# Secrets, and not the same twice.
-_OF_ONE_CLIENT = frozenset({"set-cookie", "www-authenticate", "authentication-info"})
-
 # Above this, joining head and content costs more than a second send.
 JOIN_LIMIT = 256 * 1024
 
@@ -246,15 +239,6 @@ def _make_default_headers(
     return lines
 
 
-def _remember(name: str, value: str) -> None:
-    """Have a header that is plain not examined again, unless it is one of many."""
-    if type(name) is str and type(value) is str:
-        if len(_plain_headers) >= _PLAIN_HEADERS_MAX:
-            # Those that never come again, such as dates, must not keep the others out.
-            _plain_headers.clear()
-        _plain_headers.add((name, value))
-
-
 def _is_length(value: Any) -> bool:
     """Whether *value* is what CONTENT_LENGTH_RE takes."""
     return isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < 20
@@ -334,24 +318,13 @@ class Response:
         """Check *headers* and take from them what may go out and what concerns the connection."""
         upgrades: list[tuple[str, str]] = []
         kept = self.headers
-        for pair in headers:
-            try:
-                if pair in _plain_headers:
-                    kept.append(pair)
-                    continue
-            except TypeError:
-                pass  # a list in place of a tuple
-            name, value = pair
+        for name, value in headers:
             if name == "Content-Length" and self.response_length is None and _is_length(value):
                 self.response_length = int(value)  # nearly always there, and seldom the same twice
                 kept.append((name, value))
                 continue
             lower, value = head.check_header(name, value)
-            if lower not in _SPECIAL:
-                kept.append((name, value))
-                if len(value) < _PLAIN_VALUE_MAX and lower not in _OF_ONE_CLIENT:
-                    _remember(name, value)
-            elif self._takes(lower, value):
+            if lower not in _SPECIAL or self._takes(lower, value):
                 kept.append((name, value))
             elif lower == "upgrade":
                 upgrades.append((name, value))
