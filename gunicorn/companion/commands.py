@@ -13,6 +13,7 @@ from gunicorn.companion import memory as memory_of
 from gunicorn.companion import rereading, session
 from gunicorn.companion.checks import check_numprocs, did_you_mean, parse_signal
 from gunicorn.companion.control import error
+from gunicorn.companion.order import chosen, in_order
 from gunicorn.companion.process import CompanionProcess, State
 from gunicorn.unix.signals import signal_name
 
@@ -48,7 +49,7 @@ def encoded_answer(manager: CompanionManager, request: Request) -> Reply | bytes
         rolling = manager.rolling
         companions = ",".join(
             f'{p.status_json(now, wall)[:-1]},"rolling":{"true" if p.name in rolling else "false"}}}'
-            for p in _in_order(manager.processes.values())
+            for p in in_order(manager.processes.values())
         )
         server = json.dumps(_server(manager, now), separators=(",", ":"))
         return f'{{"ok":true,"server":{server},"companions":[{companions}]}}'.encode()
@@ -58,20 +59,13 @@ def encoded_answer(manager: CompanionManager, request: Request) -> Reply | bytes
 # -- names -------------------------------------------------------------------
 
 
-def chosen(processes: Mapping[str, CompanionProcess], name: str) -> list[CompanionProcess]:
-    """Who is meant by ``rq``, ``rq:2`` or ``rq:*``: one, or all copies in their order; empty: nobody."""
-    if name in processes:
-        return [processes[name]]
-    group = name.removesuffix(":*")
-    found = [p for p in processes.values() if p.config.group == group]
-    return sorted(found, key=lambda process: process.config.index or 0)
-
-
 def _named(manager: CompanionManager, request: Request) -> list[CompanionProcess]:
     name = request.get("name")
     if not isinstance(name, str):
         raise LookupError("'name' is missing: which companion?")
     found = chosen(manager.processes, name)
+    if not found and any(character in name for character in "*?["):
+        raise LookupError(f"no companion matches {name}")
     if not found:
         known = {*manager.processes, *(p.config.group for p in manager.processes.values())}
         raise LookupError(f"no companion named {did_you_mean(name, known)}")
@@ -89,7 +83,7 @@ def status(manager: CompanionManager, name: str | None = None, memory: bool = Fa
         processes = chosen(manager.processes, name)
         if not processes:
             raise KeyError(name)
-    ordered = _in_order(processes)
+    ordered = in_order(processes)
     shown = []
     for process in ordered:
         one = process.status_dict(now, wall)
@@ -99,10 +93,6 @@ def status(manager: CompanionManager, name: str | None = None, memory: bool = Fa
     if memory:
         _add_memory(reply, ordered, manager.pid)
     return reply
-
-
-def _in_order(processes: Iterable[CompanionProcess]) -> list[CompanionProcess]:
-    return sorted(processes, key=lambda process: (process.config.group, process.config.index or 0))
 
 
 def _server(manager: CompanionManager, now: float) -> dict[str, Any]:
@@ -178,7 +168,7 @@ def _steer(manager: CompanionManager, request: Request) -> Reply:
     command = request["cmd"]
     processes = _named(manager, request)
     if manager.stopping and command != "stop":
-        return error("the server is stopping")
+        return error(manager.why_nothing_starts)
     methods = {
         "start": manager.start_process,
         "stop": manager.stop_process,
@@ -187,14 +177,20 @@ def _steer(manager: CompanionManager, request: Request) -> Reply:
     method = methods[command]
     if command == "restart" and request.get("rolling"):
         method = manager.restart_in_turn
-    outcomes = [method(process.name) for process in processes]
+    there = {"start": State.RUNNING, "stop": State.STOPPED}.get(command)
+    already = [process.name for process in processes if process.state is there]
+    outcomes = {process.name: method(process.name) for process in processes}
     manager.after_command()
-    ok = all(good for good, _ in outcomes)
-    message = "; ".join(text for good, text in outcomes if ok or not good)
-    reply: Reply = {"ok": ok, "message": message}
-    if request["name"] not in manager.processes:
-        reply["names"] = [process.name for process in processes]
-    return reply if ok else {**reply, **error(message)}
+    accepted = [name for name, (good, _) in outcomes.items() if good]
+    reply: Reply = {"ok": True, "message": "; ".join(outcomes[name][1] for name in accepted)}
+    if len(accepted) < len(outcomes):
+        # What was not refused goes on.
+        reply.update(error("; ".join(text for good, text in outcomes.values() if not good)))
+    if request["name"] not in outcomes:
+        reply["names"] = accepted
+    if already:
+        reply["already"] = already
+    return reply
 
 
 def _signal(manager: CompanionManager, request: Request) -> Reply:
@@ -217,11 +213,11 @@ def _signal(manager: CompanionManager, request: Request) -> Reply:
 
 def _scale(manager: CompanionManager, request: Request) -> Reply:
     if manager.stopping:
-        return error("the server is stopping")
+        return error(manager.why_nothing_starts)
     processes = [process for process in _named(manager, request) if not process.removed]
     group = request["name"].removesuffix(":*")
     if not processes or processes[0].config.numprocs is None or processes[0].config.group != group:
-        return error(f"{request['name']} is no set of copies: it has no numprocs")
+        return error(f"{request['name']} cannot be scaled: it has no numprocs")
     number = check_numprocs(request.get("numprocs"))
     if number is None:
         return error("'numprocs' is missing: how many?")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from gunicorn import __version__
 from gunicorn.companion.ctlclient import DEFAULT_TIMEOUT, OK, SOCKET_VARIABLE, Failure, connect
-from gunicorn.companion.ctlcommands import COMMANDS
+from gunicorn.companion.ctlcommands import COMMANDS, DONE
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -169,8 +169,10 @@ def _wait(parser: Parser) -> None:
         "--state",
         default="RUNNING",
         type=str.upper,
-        choices=STATES,
-        help="the state that all of them shall be in (default RUNNING): " + ", ".join(STATES),
+        choices=(*STATES, DONE),
+        help="the state that all of them shall be in (default RUNNING, or done): "
+        + ", ".join(STATES)
+        + "; DONE: STOPPED by themselves with exit status 0, their work done",
         metavar="STATE",
     )
 
@@ -196,7 +198,7 @@ WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     ),
     "start": (
         "start companions that are stopped, or wait for their next start",
-        "Returns when they are RUNNING.",
+        "Returns when they are RUNNING, or done; with 1 where one waits for another one that is stopped.",
         _some,
     ),
     "stop": (
@@ -218,7 +220,8 @@ WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     ),
     "wait": (
         "wait until companions are in a state",
-        "Exit status 1: one of them is STOPPED and will not get there, or --timeout has passed.",
+        "Exit status 1: one of them will not get there by itself (it is STOPPED, or waits for one that is), "
+        "or --timeout has passed.",
         _wait,
     ),
     "events": (

@@ -26,6 +26,9 @@ from gunicorn.companion.ctlclient import (
 
 EVERY = "all"
 
+# What `wait` takes beside the states: STOPPED because its work is done, and not for a failure or by command.
+DONE = "DONE"
+
 # Seconds that a server has at least to answer `wait`.
 SHORTEST_ANSWER_TIME = 2.0
 
@@ -86,9 +89,32 @@ def runs_as_it_should(companion: Reply) -> bool:
         return bool(state == "RUNNING")
     if companion.get("reason") == "exited":
         # By itself, and its configuration does not want it back.
-        return bool(companion.get("last_exit_code") == 0)
+        return is_done(companion)
     # To have given up is a failure, whoever had started it.
     return not companion["autostart"] and companion.get("reason") != "gave up"
+
+
+def is_done(companion: Reply) -> bool:
+    """Whether it has done its work and rests."""
+    # A server that is older than this command does not tell.
+    well = companion.get("reason") == "exited" and companion.get("last_exit_code") == 0
+    return companion["state"] == "STOPPED" and bool(companion.get("done", well))
+
+
+def has_come_to(companion: Reply, wanted: str) -> bool:
+    """Whether it is in the state *wanted*; one that has done its work counts as RUNNING, too."""
+    if wanted in (DONE, "RUNNING") and is_done(companion):
+        return True
+    return bool(companion["state"] == wanted)
+
+
+def never_comes_to(companion: Reply, wanted: str) -> bool:
+    """Whether it will not come to the state *wanted*, which it is not in, unless somebody helps."""
+    if companion["state"] == "STOPPED":
+        return not companion.get("rolling")
+    if wanted == DONE and companion.get("autorestart") == "always":
+        return True
+    return wanted in (DONE, "RUNNING") and bool(companion.get("stuck"))
 
 
 # -- memory --------------------------------------------------------------------
@@ -149,34 +175,37 @@ def steer(connection: Connection, options: Namespace) -> int:
     """start, stop or restart, then wait until each has settled."""
     rolling = bool(getattr(options, "rolling", False))
     request = {"cmd": options.command, **({"rolling": True} if rolling else {})}
-    names, code = _send_each(connection, options, request, _expand(connection, options.names))
+    accepted, code = _send_each(connection, options, request, _expand(connection, options.names))
     wanted = "STOPPED" if options.command == "stop" else "RUNNING"
     done = {"start": "started", "stop": "stopped", "restart": "restarted"}[options.command]
-    if not options.no_wait and not _settle(
-        connection, options, dict.fromkeys(names, (wanted, done)), rolling
-    ):
+    goals = {name: (wanted, f"already {done}" if already else done) for name, already in accepted.items()}
+    if not options.no_wait and not _settle(connection, options, goals, rolling):
         code = REFUSED
     return code
 
 
 def _send_each(
     connection: Connection, options: Namespace, request: Reply, names: list[str]
-) -> tuple[list[str], int]:
-    """Send *request* for each of *names*: those that it was accepted for, copies by name; the exit code."""
+) -> tuple[dict[str, bool], int]:
+    """Send *request* for each of *names*; return whom it was accepted for, and the exit code.
+
+    Copies are named one by one, each with whether it was already as was asked. A set may be refused in part.
+    """
     code = OK
-    accepted: dict[str, None] = {}
+    accepted: dict[str, bool] = {}
     for name in names:
         reply = connection.ask(**request, name=name)
         if options.json:
             print(json.dumps(reply))
-        if reply.get("ok"):
-            accepted.update(dict.fromkeys(reply.get("names") or [name]))
-            if options.no_wait and not options.json:
-                print(reply.get("message"))
-        else:
+        already = reply.get("already", ())
+        for each in reply.get("names") or ([name] if reply.get("ok") else []):
+            accepted.setdefault(each, each in already)
+        if options.no_wait and not options.json and reply.get("message"):
+            print(reply["message"])
+        if not reply.get("ok"):
             code = REFUSED
             _complain(refusal(reply))
-    return list(accepted), code
+    return accepted, code
 
 
 def _expand(connection: Connection, names: list[str]) -> list[str]:
@@ -221,7 +250,8 @@ def _settle(
             if not goals:
                 return good
             if deadline is not None and time.monotonic() >= deadline:
-                raise Failure(f"not settled in time: {', '.join(goals)}")
+                late = (f"{name} ({_state_of(found.get(name))})" for name in goals)
+                raise Failure(f"not settled in time: {', '.join(late)}")
             changes.wait(deadline)
 
 
@@ -240,17 +270,25 @@ def _look(connection: Connection, names: list[str]) -> dict[str, Reply]:
 def _has_settled(companion: Reply | None) -> bool:
     if companion is None:
         return True
-    return companion["state"] not in ("STARTING", "STOPPING") and not companion.get("rolling")
+    if companion["state"] == "STARTING":
+        # It would be waited for without end.
+        return bool(companion.get("stuck"))
+    return companion["state"] != "STOPPING" and not companion.get("rolling")
+
+
+def _state_of(companion: Reply | None) -> str:
+    if companion is None:
+        return "STOPPED, it is configured no more"
+    return f"{companion['state']}, {describe(companion)}"
 
 
 def _tell(options: Namespace, name: str, companion: Reply | None, wanted: str, done: str) -> bool:
-    state = "STOPPED" if companion is None else companion["state"]
-    if state == wanted:
+    if wanted == "STOPPED" if companion is None else has_come_to(companion, wanted):
         if not options.json:
-            print(f"{name}: {done}")
+            finished = companion is not None and companion["state"] != wanted
+            print(f"{name}: {'done' if finished else done}")
         return True
-    description = companion["description"] if companion is not None else "it is configured no more"
-    _complain(f"{name}: {state}, {description}")
+    _complain(f"{name}: {_state_of(companion)}")
     return False
 
 
@@ -293,21 +331,23 @@ def wait(connection: Connection, options: Namespace) -> int:
     with Changes(connection.path) as changes:
         while True:
             found = _look_at(connection, options.names, seen if options.state == "STOPPED" else set())
-            others = {name: one for name, one in found.items() if one["state"] != options.state}
+            others = [one for one in found.values() if not has_come_to(one, options.state)]
             if not others:
                 break
-            stuck = [one for one in others.values() if one["state"] == "STOPPED" and not one.get("rolling")]
+            stuck = [one for one in others if never_comes_to(one, options.state)]
             late = deadline is not None and time.monotonic() >= deadline
-            for companion in stuck or (others.values() if late else ()):
-                _complain(f"{companion['name']}: {companion['state']}, {describe(companion)}")
+            for companion in stuck or (others if late else ()):
+                endless = options.state == DONE and companion.get("autorestart") == "always"
+                more = "; it is never done, as its autorestart is 'always'" if endless else ""
+                _complain(f"{companion['name']}: {_state_of(companion)}{more}")
             if stuck or late:
                 return REFUSED
             changes.wait(deadline)
     if options.json:
         print(json.dumps({"ok": True, "companions": list(found.values())}, indent=2))
     else:
-        for name in found:
-            print(f"{name}: {options.state}")
+        for name, companion in found.items():
+            print(f"{name}: {DONE if is_done(companion) and options.state == 'RUNNING' else options.state}")
     return OK
 
 

@@ -99,6 +99,8 @@ class CompanionManager:
         self.watch = watch
         self.pid = os.getpid()
         self.stopping = False
+        # Whether the stop makes room for another manager, and the server goes on.
+        self.replaced = False
         state = state or {}
         self.scaled: Scaled = {group: (n, before) for group, (n, before) in state.get("scale", {}).items()}
         self.processes: dict[str, CompanionProcess] = {
@@ -570,11 +572,30 @@ class CompanionManager:
         """Start a companion that is stopped or waits for its next start."""
         process = self.processes[name]
         if process.state is State.STOPPING:
-            return False, f"{name} is stopping; retry"
-        if process.state in (State.STARTING, State.RUNNING):
+            return self._is_stopping(process)
+        if process.state is State.RUNNING:
             return True, f"{name} runs already"
+        if process.state is State.STARTING:
+            return True, self._is_starting(process)
         self.send_event(process, Event.START, time.monotonic())
         return True, f"{name} is starting"
+
+    @property
+    def why_nothing_starts(self) -> str:
+        """What is told to those who ask for a start while all companions stop."""
+        if self.replaced:
+            return "all companions are being restarted, with their manager; retry later"
+        return "the server is stopping"
+
+    def _is_stopping(self, process: CompanionProcess) -> Outcome:
+        """The refusal of a start, with the time that it may still take."""
+        return False, f"{process.name} is stopping; retry later ({process.description(time.monotonic())})"
+
+    def _is_starting(self, process: CompanionProcess) -> str:
+        """``rq is starting already``, or what it waits for."""
+        if process.pid is not None:
+            return f"{process.name} is starting already"
+        return f"{process.name} is {process.description(time.monotonic())}"
 
     def stop_process(self, name: str) -> Outcome:
         """Stop a companion and keep it stopped."""
@@ -589,16 +610,20 @@ class CompanionManager:
         """Stop a companion within its `reload_timeout` and start it again."""
         process = self.processes[name]
         if process.state is State.STOPPING:
-            return False, f"{name} is stopping; retry"
+            return self._is_stopping(process)
+        # Without a process its restart is the start that it waits for.
+        coming = process.state is State.STARTING and process.pid is None
         self.send_event(process, Event.RESTART, time.monotonic())
         process.manual_stop = False
-        return True, f"{name} is restarting"
+        return True, self._is_starting(process) if coming else f"{name} is restarting"
 
     def restart_in_turn(self, name: str) -> Outcome:
         """Restart a companion as soon as no other copy of it is down for that."""
         process = self.processes[name]
         if process.state is State.STOPPED:
             return self.start_process(name)
+        if process.state is State.STOPPING or (process.state is State.STARTING and process.pid is None):
+            return self.restart_process(name)
         self.rolling.ask(name, "by command, in turn")
         return True, f"{name} is restarting, when its turn comes"
 
@@ -608,8 +633,11 @@ class CompanionManager:
         Repeated without *timeout* it changes nothing: a service manager signals every
         process of the unit, and the arbiter does it too.
         """
+        if not reload:
+            self.replaced = False
         if self.stopping and timeout is None:
             return
+        self.replaced = reload
         now = time.monotonic()
         self.stopping = self._changed = True
         if reload:

@@ -84,8 +84,8 @@ class CompanionProcess(Shown):
     ``pid`` is the child of this manager, or None. ``session`` is the session that
     must be empty before the next start; it outlives ``pid`` while leftovers end.
     ``waiting_for`` is the pid of an older self that somebody else started,
-    ``held_by`` names companions that must be RUNNING first. All times are
-    monotonic seconds. *chance* gives numbers from 0 to 1.
+    ``held_by`` names companions that must be RUNNING first, ``stuck`` says which of them
+    won't be, and why. All times are monotonic seconds. *chance* gives numbers from 0 to 1.
     """
 
     def __init__(self, config: CompanionConfig, chance: Callable[[], float] = random.random) -> None:
@@ -109,6 +109,7 @@ class CompanionProcess(Shown):
         self.group_asked = False
         self.settled: str | None = None
         self.held_by: tuple[str, ...] = ()
+        self.stuck: str | None = None
         self.watchdog_at: float | None = None
         # Its share of `max_lifetime_jitter`, drawn at the fork; `expires_at` follows the configuration.
         self.luck = 0.0
@@ -143,10 +144,7 @@ class CompanionProcess(Shown):
     @property
     def has_been_running(self) -> bool:
         """Whether those that come after it may start: it is RUNNING, or has done its work and is done."""
-        if self.state is State.RUNNING:
-            return True
-        # With a reason it had to be ended, however well it exited then.
-        return self.settled == EXITED and self.last_exit_code == 0 and self.reason is None
+        return self.state is State.RUNNING or self.done
 
     @property
     def legacy(self) -> dict[str, Any] | None:
@@ -191,7 +189,7 @@ class CompanionProcess(Shown):
         self.stop_deadline = None
         self.settled = None
         self.reason = None
-        self.held_by = ()
+        self.held_by, self.stuck = (), None
         self.next_retry_at = self._earliest_start(d.now)
         return ()
 
@@ -280,13 +278,15 @@ class CompanionProcess(Shown):
         return self._try_again(d)
 
     def _exited(self, d: Details) -> tuple[Action, ...]:
-        if self.state is State.STARTING:
-            # With `startsecs` of 0, or a manager that was busy, RUNNING may have been due and not
-            # been seen; a reason says that the target was never reached.
-            was_running = d.reason is None and self.due_event(d.now) is Event.ALIVE
-            self.failed_starts = 0 if was_running else self.failed_starts + 1
+        # With `startsecs` of 0, or a manager that was busy, RUNNING may have been due and not
+        # been seen; a reason says that the target was never reached.
+        was_running = d.reason is None and self.due_event(d.now) is Event.ALIVE
         self._record_exit(d)
         self.reason = d.reason
+        if self.state is State.STARTING:
+            # A job that is done has not failed, however quick it was.
+            well = was_running or (self.last_exit_code == 0 and not self._comes_back and d.reason is None)
+            self.failed_starts = 0 if well else self.failed_starts + 1
         actions = self._try_again(d) if self._comes_back else self._settle(EXITED)
         return (*actions, Action.KILL)
 
@@ -385,7 +385,7 @@ class CompanionProcess(Shown):
         self.restart_pending = False
         self.next_retry_at = None
         self.reason = None
-        self.held_by = ()
+        self.held_by, self.stuck = (), None
         if self.session is not None:
             # The leader is gone and its leftovers have had their SIGKILL, or an
             # older self is ending by its own deadline: only its end is awaited.

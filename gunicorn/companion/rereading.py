@@ -28,7 +28,7 @@ def reread(manager: CompanionManager, *, dry_run: bool = False) -> dict[str, Any
     With *dry_run* nothing changes at all, and the difference is only told.
     """
     if manager.stopping:
-        return error("the server is stopping")
+        return error(manager.why_nothing_starts)
     if manager.load_configs is None:
         return {**error("this manager has no configuration to read"), "kept_old_config": True}
     # Configuration files are programs, and one may never return.

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.states import GAVE_UP, State
+from gunicorn.companion.states import EXITED, GAVE_UP, State
 from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import signal_name
 
@@ -22,6 +22,7 @@ class Shown:
     session: int | None
     waiting_for: int | None
     held_by: tuple[str, ...]
+    stuck: str | None
     started_at: float | None
     exited_at: float | None
     next_retry_at: float | None
@@ -48,6 +49,12 @@ class Shown:
     def restart_count(self) -> int:
         """Starts after the first one, whoever asked for them."""
         return max(0, self.start_count - 1)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has done its work, and is not to come back."""
+        # With a reason it had to be ended, however well it exited then.
+        return self.settled == EXITED and self.last_exit_code == 0 and self.reason is None
 
     def description(self, now: float) -> str:
         """One phrase in the manner of ``supervisorctl status``."""
@@ -86,7 +93,7 @@ class Shown:
         if self.pid is not None:
             return self._describe_running(now)
         if self.held_by:
-            return f"waiting for {', '.join(self.held_by)}"
+            return f"waiting for {self.stuck or ', '.join(self.held_by)}"
         if self.waiting_for is not None:
             return f"waiting for pid {self.waiting_for}"
         if self.session is not None:
@@ -129,6 +136,7 @@ class Shown:
             self.restart_pending,
             self.waiting_for,
             self.held_by,
+            self.stuck,
             self.settled,
             self.reason,
             self.status_text,
@@ -173,10 +181,13 @@ class Shown:
             "state": self.state.value,
             "pid": self.pid,
             "autostart": self.config.autostart,
+            "autorestart": self.config.autorestart,
+            "done": self.done,
             "manual_stop": self.manual_stop,
             "restart_pending": self.restart_pending,
             "waiting_for": self.waiting_for,
             "after": list(self.held_by),
+            "stuck": self.stuck,
             "reason": self.settled or self.reason,
             "status_text": self.status_text,
             "failed_starts": self.failed_starts,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.companion import commands
+from gunicorn.companion import order
 from gunicorn.companion.claims import Blocked
 from gunicorn.companion.ending import flush
 from gunicorn.companion.process import CompanionProcess, Event, State
@@ -45,26 +45,15 @@ class Starter:
     def start_due(self, now: float) -> bool:
         """Start what may be started; False if there is more of it."""
         manager = self.manager
-        due: list[CompanionProcess] = []
-        for process in [p for p in manager.processes.values() if p.pid is None]:
+        idle = [p for p in manager.processes.values() if p.pid is None]
+        for process in idle:
             if process.due_event(now) is Event.DELAY_PASSED:
                 manager.send_event(process, Event.DELAY_PASSED, now)
-            # What held it up may be in its configuration no more.
-            after = process.config.after or process.held_by
-            if after and process.state is State.STARTING:
-                process.held_by = self._unmet(process.config.after)
-            if process.can_start(now):
-                due.append(process)
+        # What held it up may be in its configuration no more.
+        waiting = [p for p in idle if p.state is State.STARTING and (p.config.after or p.held_by)]
+        order.hold(manager.processes, waiting)
+        due = [process for process in idle if process.can_start(now)]
         return not due or self.spawn(due)
-
-    def _unmet(self, after: Iterable[str]) -> tuple[str, ...]:
-        """Those of *after* that have to be waited for."""
-        unmet = []
-        for name in after:
-            found = commands.chosen(self.manager.processes, name)
-            if not found or not all(p.has_been_running for p in found):
-                unmet.append(name)
-        return tuple(unmet)
 
     def spawn(self, processes: Iterable[CompanionProcess]) -> bool:
         """Fork each of *processes* that no older self is in the way of; False if some are left for later.

@@ -136,6 +136,9 @@ def test_status_of_nothing(managed, run):
         ({"state": "STOPPED", "reason": "gave up", "autostart": False}, False),
         ({"state": "STOPPED", "reason": "gave up", "manual_stop": True}, True),
         ({"state": "BACKOFF", "reason": "exited with status 3"}, False),
+        # Ended for it was not ready in time, however politely it went.
+        ({"state": "STOPPED", "reason": "exited", "last_exit_code": 0, "done": False}, False),
+        ({"state": "STOPPED", "reason": "exited", "last_exit_code": 0, "done": True}, True),
     ],
 )
 def test_what_runs_as_it_should(companion, good):
@@ -164,7 +167,9 @@ def test_it_waits_until_companions_have_settled(managed, run):
     code, out, _ = run("-s", server.socket, "stop", "all")
     assert (code, sorted(out.splitlines())) == (0, ["b: stopped", "rq: stopped"])
     # To be stopped already is no fault.
-    assert run("-s", server.socket, "stop", "rq") == (0, "rq: stopped\n", "")
+    assert run("-s", server.socket, "stop", "rq") == (0, "rq: already stopped\n", "")
+    assert run("-s", server.socket, "start", "rq", "b")[1] == "b: started\nrq: started\n"
+    assert run("-s", server.socket, "start", "rq") == (0, "rq: already started\n", "")
 
 
 @needs_manager
@@ -174,9 +179,14 @@ def test_it_need_not_wait(managed, run):
     server.wait_told("rq", "runs")
     assert run("-s", server.socket, "--no-wait", "restart", "rq") == (0, "rq is restarting\n", "")
     code, out, err = run("-s", server.socket, "--no-wait", "start", "rq")
-    assert (code, out, err) == (1, "", "gunicorn-companion: rq is stopping; retry\n")
+    assert (code, out) == (1, "")
+    shown = r"pid \d+, SIGKILL in \d+s"
+    assert re.fullmatch(rf"gunicorn-companion: rq is stopping; retry later \({shown}\)\n", err)
+    code, out, err = run("-s", server.socket, "--no-wait", "restart", "--rolling", "rq")
+    assert (code, out) == (1, "") and "rq is stopping; retry later" in err
     code, out, err = run("-s", server.socket, "--timeout", "0.2", "stop", "rq")
-    assert (code, err) == (2, "gunicorn-companion: not settled in time: rq\n")
+    assert code == 2
+    assert re.fullmatch(rf"gunicorn-companion: not settled in time: rq \(STOPPING, {shown}\)\n", err)
     code, out, _ = run("-s", server.socket, "--json", "--no-wait", "stop", "rq")
     assert (code, json.loads(out)) == (0, {"ok": True, "message": "rq is stopping"})
 
@@ -189,6 +199,90 @@ def test_what_settles_otherwise_than_asked_is_told(managed, run):
     code, out, err = run("-s", server.socket, "start", "rq")
     assert (code, out) == (1, "")
     assert re.fullmatch(r"gunicorn-companion: rq: BACKOFF, exited with status 3, retrying in \d\ds\n", err)
+
+
+JOBS = """
+    settings = dict(restart_delay=0.1, stop_timeout=20, reload_timeout=20, startsecs=1)
+    workers = [
+        dict(name="job", target=T.exit_0, autorestart="on-failure"),
+        dict(name="rq", target=T.obey, after=["job"], startsecs=0),
+    ]
+"""
+
+
+@needs_manager
+def test_a_job_that_has_done_its_work_is_as_it_should_be(managed, run):
+    server = managed(JOBS)
+    rq = server.pid("rq")
+    job = server.status()["job"]
+    assert (job["state"], job["done"], job["failed_starts"]) == ("STOPPED", True, 0)
+    assert run("-s", server.socket, "start", "job") == (0, "job: done\n", "")
+    assert server.status()["job"]["exit_count"] == 2
+    code, out, err = run("-s", server.socket, "restart", "all")
+    assert (code, sorted(out.splitlines()), err) == (0, ["job: done", "rq: restarted"], "")
+    assert server.pid("rq") != rq
+    assert run("-s", server.socket, "wait", "all") == (0, "job: DONE\nrq: RUNNING\n", "")
+    assert run("-s", server.socket, "wait", "job", "--state", "done") == (0, "job: DONE\n", "")
+    assert run("-s", server.socket, "status")[0] == 0
+    code, out, err = run("-s", server.socket, "wait", "rq", "--state", "DONE")
+    assert (code, out) == (1, "")
+    assert err.endswith("it is never done, as its autorestart is 'always'\n")
+    # To have been stopped by command is no success.
+    run("-s", server.socket, "stop", "job")
+    code, out, err = run("-s", server.socket, "wait", "job", "--state", "DONE")
+    assert (code, out, err) == (1, "", "gunicorn-companion: job: STOPPED, stopped manually\n")
+
+
+@needs_manager
+def test_what_waits_for_one_that_gave_up_is_not_waited_for(managed, run):
+    server = managed(JOBS.replace("T.exit_0,", "T.exit_3, start_retries=1,"))
+    server.wait("job", "STOPPED")
+    why = "job, which gave up after 1 failed start: exited with status 3"
+    wait_until(lambda: server.status()["rq"]["stuck"] == why, 20, lambda: server.status()["rq"])
+    line = f"gunicorn-companion: rq: STARTING, waiting for {why}\n"
+    code, out, err = run("-s", server.socket, "status")
+    assert code == 3 and f"rq    STARTING   waiting for {why}\n" in out
+    for words in (["wait", "rq"], ["start", "rq"], ["restart", "rq"], ["restart", "--rolling", "rq"]):
+        assert run("-s", server.socket, *words) == (1, "", line), words
+    assert run("-s", server.socket, "start", "rq", "--no-wait") == (0, f"rq is waiting for {why}\n", "")
+    assert run("-s", server.socket, "restart", "rq", "--no-wait") == (0, f"rq is waiting for {why}\n", "")
+    # A job that is tried again and fails again is told, and so is what came after it.
+    code, out, err = run("-s", server.socket, "restart", "all")
+    assert (code, out) == (1, "")
+    assert sorted(err.splitlines(keepends=True)) == [
+        "gunicorn-companion: job: STOPPED, gave up after 1 failed start: exited with status 3\n",
+        line,
+    ]
+
+
+@needs_manager
+def test_a_set_that_is_stopping_in_part_is_restarted_in_part(managed, run):
+    server = managed("workers = [dict(name='n', target=T.drain, numprocs=3)]")
+    for index in range(3):
+        server.pid(f"n:{index}")
+        server.wait_told(f"n:{index}", "runs")
+    pids = {name: one["pid"] for name, one in server.status().items()}
+    assert run("-s", server.socket, "stop", "n:1", "--no-wait")[0] == 0
+    code, out, err = run("-s", server.socket, "restart", "n", "--no-wait")
+    assert (code, out) == (1, "n:0 is restarting; n:2 is restarting\n")
+    assert re.fullmatch(r"gunicorn-companion: n:1 is stopping; retry later \(pid \d+, .*\)\n", err)
+    server.go_on()
+    for name in ("n:0", "n:2"):
+        server.wait(name, without=[pids[name]])
+    assert server.wait("n:1", "STOPPED")["manual_stop"]
+
+
+@needs_manager
+def test_names_by_a_pattern(managed, run):
+    names = ("worker-1", "worker-2", "clock")
+    server = managed(f"workers = [dict(name=n, target=T.obey, autostart=False) for n in {names}]")
+    code, out, err = run("-s", server.socket, "start", "worker-*")
+    assert (code, out, err) == (0, "worker-1: started\nworker-2: started\n", "")
+    code, out, _ = run("-s", server.socket, "status", "w*")
+    assert (code, [line.split()[0] for line in out.splitlines()]) == (0, ["worker-1", "worker-2"])
+    assert run("-s", server.socket, "stop", "x*") == (
+        1, "", "gunicorn-companion: no companion matches x*\n"
+    )  # fmt: skip
 
 
 @needs_manager

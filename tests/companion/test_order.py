@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""Which companions a name means, and what holds one that comes after others."""
+
+from __future__ import annotations
+
+import pytest
+from processtools import T0, end, failure, run_for, start_again
+
+from gunicorn.companion.config import CompanionConfig, copies
+from gunicorn.companion.order import chosen, hold
+from gunicorn.companion.process import CompanionProcess, Event, State
+
+Processes = dict[str, CompanionProcess]
+
+
+def make(name: str, numprocs: int | None = None, **values) -> Processes:
+    config = CompanionConfig(name, "app:run", numprocs=numprocs, **values)
+    return {config.name: CompanionProcess(config) for config in copies(config, numprocs)}
+
+
+def started(name: str, **values) -> Processes:
+    processes = make(name, **values)
+    for process in processes.values():
+        process.handle(Event.START, T0)
+        if not process.config.after:
+            process.handle(Event.FORKED, T0, pid=42)
+    return processes
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("db", ["db"]),
+        ("rq", ["rq:0", "rq:1"]),
+        ("rq:1", ["rq:1"]),
+        ("rq:*", ["rq:0", "rq:1"]),
+        ("worker-*", ["worker-1", "worker-2"]),
+        ("worker-?", ["worker-1", "worker-2"]),
+        ("*[q1]", ["rq:1", "worker-1"]),
+        ("*", ["db", "rq:0", "rq:1", "worker-1", "worker-2"]),
+        ("rq:[1-9]", ["rq:1"]),
+        ("work", []),
+        ("rq:2", []),
+        ("x*", []),
+    ],
+)
+def test_what_a_name_means(name, names):
+    processes = {**make("worker-2"), **make("rq", 2), **make("db"), **make("worker-1")}
+    assert [process.name for process in chosen(processes, name)] == names
+
+
+def test_one_that_may_still_come_is_waited_for():
+    processes = {**started("a"), **started("b", after=("a",))}
+    a, b = processes.values()
+    hold(processes, [b])
+    assert (b.held_by, b.stuck, b.description(T0)) == (("a",), None, "waiting for a")
+    run_for(a, 0.5)
+    assert a.state is State.BACKOFF
+    hold(processes, [b])
+    assert (b.held_by, b.stuck) == (("a",), None)
+    start_again(a)
+    a.handle(Event.ALIVE, T0 + 10)
+    hold(processes, [b])
+    assert (b.held_by, b.stuck) == ((), None)
+
+
+def gives_up(process: CompanionProcess) -> None:
+    run_for(process, 0.5)
+
+
+def is_stopped(process: CompanionProcess) -> None:
+    process.handle(Event.STOP, T0 + 1, manual=True)
+    end(process, T0 + 1, 0)
+
+
+def is_killed(process: CompanionProcess) -> None:
+    end(process, T0 + 1, 9)
+
+
+def fails(process: CompanionProcess) -> None:
+    end(process, T0 + 1, failure(3))
+
+
+def is_not_ready(process: CompanionProcess) -> None:
+    process.handle(Event.NOT_READY, T0 + 60)
+    end(process, T0 + 60, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "happens", "why"),
+    [
+        ({"start_retries": 1}, gives_up, "gave up after 1 failed start: exited with status 1"),
+        ({}, is_stopped, "was stopped by command"),
+        ({"autorestart": "never"}, fails, "has ended: exited with status 3"),
+        ({"autorestart": "never"}, is_killed, "has ended: killed by SIGKILL"),
+        ({"autorestart": "never", "ready": "notify"}, is_not_ready, "has ended: not ready within 60s"),
+    ],
+)
+def test_one_that_won_t_come_is_told_with_the_reason(values, happens, why):
+    # Those that wait for one that waits are first in the table: what they wait for is found out later.
+    processes = {
+        **started("c", after=("b",)),
+        **started("b", after=("a",)),
+        **started("a", **values),
+    }
+    c, b, a = processes.values()
+    happens(a)
+    assert a.state is State.STOPPED and not a.done
+    hold(processes, [c, b])
+    assert b.description(T0) == f"waiting for a, which {why}"
+    assert c.description(T0) == f"waiting for b, which waits for a, which {why}"
+    told = b.status_dict(T0)
+    assert (told["state"], told["after"], told["stuck"]) == ("STARTING", ["a"], f"a, which {why}")
+    # Somebody starts it: there is hope again.
+    a.handle(Event.START, T0 + 100)
+    hold(processes, [c, b])
+    assert (b.stuck, c.stuck) == (None, None)
+    assert c.held_by == ("b",)
+
+
+def test_a_job_that_is_done_holds_nobody_up():
+    processes = {**started("a", autorestart="on-failure"), **started("b", after=("a",))}
+    a, b = processes.values()
+    end(a, T0 + 0.1, 0)
+    assert a.done and a.failed_starts == 0
+    hold(processes, [b])
+    assert (b.held_by, b.stuck) == ((), None)
+
+
+def test_of_a_set_the_copy_is_named_and_what_was_configured_away_is_missing():
+    processes = {**started("rq", numprocs=3), **started("b", after=("rq", "off", "gone"))}
+    processes.update(make("off"))
+    b = processes["b"]
+    for name in ("rq:0", "rq:2"):
+        processes[name].handle(Event.ALIVE, T0 + 1)
+    is_stopped(processes["rq:2"])
+    hold(processes, [b])
+    assert b.held_by == ("rq", "off", "gone")
+    assert b.stuck == (
+        "rq:2, which was stopped by command; off, which is not started; gone, which is not there any more"
+    )
+    b.handle(Event.STOP, T0 + 2, manual=True)
+    assert (b.held_by, b.stuck) == ((), None)
