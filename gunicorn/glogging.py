@@ -6,19 +6,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import stat
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TextIO
 
 from gunicorn import accesslog
 from gunicorn.accesslog import SafeAtoms
 from gunicorn.errors import ConfigError
 from gunicorn.syslog import SYSLOG_FACILITIES, parse_syslog_address
+from gunicorn.unix import trust
+from gunicorn.unix.trust import Owner
 
 __all__ = ["CONFIG_DEFAULTS", "SYSLOG_FACILITIES", "Logger", "SafeAtoms", "loggers", "parse_syslog_address"]
 
@@ -59,7 +61,8 @@ _uncaptured: dict[int, int] = {}
 
 def loggers() -> list[logging.Logger]:
     """Every logger there is, the root logger first."""
-    existing = logging.root.manager.loggerDict.values()
+    # A copy, made in one step: threads may ask for new loggers meanwhile.
+    existing = list(logging.root.manager.loggerDict.values())
     return [logging.root, *(log for log in existing if isinstance(log, logging.Logger))]
 
 
@@ -78,8 +81,19 @@ class LogFile(logging.FileHandler):
 
     _gunicorn = False
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, owner: Owner | None = None) -> None:
+        self._owner = owner
         super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace")
+
+    def _open(self) -> TextIOWrapper:
+        fd = trust.open_file(self.baseFilename, _flags("a"), owner=self._owner)
+        try:
+            stream = open(fd, "a", encoding=self.encoding, errors=self.errors)  # noqa: SIM115
+        except BaseException:
+            os.close(fd)
+            raise
+        assert isinstance(stream, TextIOWrapper)
+        return stream
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -365,7 +379,7 @@ class Logger:
             try:
                 _reopen(handler, self.cfg)
             except OSError as error:
-                self.error("Log file %s stays as it is: %s", handler.baseFilename, error)
+                self.error("Log file %s stays as it is: %s", handler.baseFilename, error.strerror or error)
         if self.logfile is not None:
             _redirect_stdio(self.logfile.fileno())
 
@@ -453,22 +467,19 @@ def _drop_logconfig() -> None:
 
 def _open_log(path: str, cfg: Any) -> LogFile:
     try:
-        handler = LogFile(path)
+        return LogFile(path, _owner(cfg))
     except OSError as error:
         raise ConfigError(f"log file {path!r} cannot be opened: {error.strerror or error}") from error
-    _give_to_user(_fileno(handler), cfg)
-    return handler
 
 
-def _give_to_user(fd: int, cfg: Any) -> None:
-    """Make a log file that root has opened belong to the user who must open it again after a rotation."""
-    uid, gid = cfg.uid, cfg.gid
-    if os.geteuid() != 0 or (uid, gid) == (os.geteuid(), os.getegid()):
-        return
-    found = os.fstat(fd)
-    # Never a device, a pipe or a terminal: those are not ours.
-    if stat.S_ISREG(found.st_mode) and (found.st_uid, found.st_gid) != (uid, gid):
-        os.fchown(fd, uid, gid)
+def _owner(cfg: Any) -> Owner | None:
+    """Whom log files belong to that root opens: the user who must open them again after a rotation."""
+    wanted = (cfg.uid, cfg.gid)
+    return wanted if os.geteuid() == 0 and wanted != (0, os.getegid()) else None
+
+
+def _flags(mode: str) -> int:
+    return os.O_WRONLY | os.O_CREAT | (os.O_APPEND if "a" in mode else os.O_TRUNC)
 
 
 def _file_handlers() -> list[logging.FileHandler]:
@@ -482,14 +493,24 @@ def _file_handlers() -> list[logging.FileHandler]:
 
 
 def _reopen(handler: logging.FileHandler, cfg: Any) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if "a" in handler.mode else os.O_TRUNC)
-    fd = os.open(handler.baseFilename, flags, 0o666)
+    target = _fileno(handler)
+    if "a" in handler.mode and _is_at(target, handler.baseFilename):
+        return
+    # Without waiting for the reader of a named pipe: that would hold up the whole process.
+    fd = trust.open_file(handler.baseFilename, _flags(handler.mode) | os.O_NONBLOCK, owner=_owner(cfg))
     try:
-        _give_to_user(fd, cfg)
-        target = _fileno(handler)
+        os.set_blocking(fd, True)
         os.dup2(fd, target, inheritable=os.get_inheritable(target))
     finally:
         os.close(fd)
+
+
+def _is_at(fd: int, path: str) -> bool:
+    """Whether *path* still leads to the open file: nothing to open anew, and perhaps no right to."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except OSError:
+        return False
 
 
 def _redirect_stdio(fd: int) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.unix.process import failure_as
+from gunicorn.unix.trust import Untrusted, give_socket
 
 if TYPE_CHECKING:
     import ssl
@@ -153,7 +154,8 @@ class UnixSocket(BaseSocket):
         finally:
             os.umask(before)
         self.take_path()
-        os.chown(self.cfg_addr, self.conf.uid, self.conf.gid)
+        if not _is_abstract(self.cfg_addr):
+            give_socket(os.fsdecode(self.cfg_addr), (self.conf.uid, self.conf.gid))
 
     def take_path(self) -> None:
         self._file = _file_identity(self.cfg_addr)
@@ -281,7 +283,7 @@ def _explain(exc: OSError) -> str:
     reason = exc.strerror or str(exc)
     if exc.errno == errno.EADDRINUSE:
         return f"{reason} (is another server running there?)"
-    if exc.errno in (errno.EACCES, errno.EPERM):
+    if exc.errno in (errno.EACCES, errno.EPERM) and not isinstance(exc, Untrusted):
         return f"{reason} (ports below 1024, and directories of others, need privileges)"
     if exc.errno == errno.EADDRNOTAVAIL:
         return f"{reason} (no interface of this host has that address)"

@@ -125,6 +125,26 @@ def test_the_owner_of_a_unix_socket(opened: Any, short_dir: Path) -> None:
     assert (info.st_uid, info.st_gid) == (65534, 65534)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("kind", ["link", "hard link"])
+def test_what_takes_the_place_of_a_unix_socket_is_not_given_away(
+    opened: Any, short_dir: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    secret, path = short_dir / "secret", short_dir / "s"
+    secret.touch()
+
+    class Raced(sock.UnixSocket):
+        def take_path(self) -> None:
+            super().take_path()
+            path.unlink()
+            os.link(secret, path) if kind == "hard link" else path.symlink_to(secret)
+
+    monkeypatch.setattr(sock, "UnixSocket", Raced)
+    with pytest.raises(sock.HaltServer, match="replaced as soon as it was made"):
+        opened(str(path), uid=65534, gid=65534)
+    assert secret.stat().st_uid == 0
+
+
 def test_a_stale_file_is_replaced(opened: Any, short_dir: Path) -> None:
     path = str(short_dir / "s")
     with socket.socket(socket.AF_UNIX) as dead:

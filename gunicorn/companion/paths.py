@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import pwd
 import stat
 from collections.abc import Mapping
+
+from gunicorn.unix import trust
 
 SOCKET_PATTERN = "companion-*.sock"
 
@@ -80,15 +83,7 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
         closed = _closed_ancestor(path, uid, gid) if uid != os.geteuid() else None
         if closed is not None:
             raise Unusable(f"{path}: user {uid} may not enter {closed}")
-        umask = os.umask(0o077)  # a chmod() afterwards would follow a link
-        try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            pass
-        else:
-            _give(path, uid, gid)
-        finally:
-            os.umask(umask)
+        trust.make_directory(path, (uid, gid))
         info = os.stat(path)
     except OSError as exc:
         raise Unusable(f"{path}: {exc.strerror}") from None
@@ -105,19 +100,31 @@ def hand_over_run_files(directory: str, suffix: str, uid: int, gid: int) -> None
     if os.geteuid() != 0 or uid == 0:
         return
     try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                regular = entry.is_file(follow_symlinks=False) and entry.name.endswith(suffix)
-                if regular and entry.stat(follow_symlinks=False).st_uid == 0:
-                    _give(entry.path, uid, gid)
+        fd = trust.open_directory(directory)
     except OSError:
-        pass  # the manager says what it cannot open
+        return  # the manager says what it cannot open
+    try:
+        for name in os.listdir(fd):
+            if name.endswith(suffix):
+                with contextlib.suppress(OSError):
+                    _give_run_file(name, fd, uid, gid)
+    finally:
+        os.close(fd)
 
 
-def _give(path: str, uid: int, gid: int) -> None:
-    if os.geteuid() == 0 and uid != 0:
-        # Not following links: the directory above may belong to that user.
-        os.chown(path, uid, gid, follow_symlinks=False)
+def _give_run_file(name: str, directory: int, uid: int, gid: int) -> None:
+    # The directory may be that user's, who can put anything there under any name: a link to a file of
+    # root's, a second name for one, a pipe that keeps us waiting.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+        return
+    fd = os.open(name, flags, dir_fd=directory)
+    try:
+        info = os.fstat(fd)
+        if stat.S_ISREG(info.st_mode) and info.st_uid == 0 and info.st_nlink == 1:
+            os.fchown(fd, uid, gid)
+    finally:
+        os.close(fd)
 
 
 def _closed_ancestor(path: str, uid: int, gid: int) -> str | None:
@@ -163,8 +170,14 @@ def _hand_over_runtime_directory(path: str, uid: int, gid: int) -> None:
     Where that is root and the server changes its user itself, the server does the
     giving. Nothing directly below / is anybody's alone.
     """
+    if os.geteuid() != 0 or uid == 0:
+        return
     try:
-        if os.path.dirname(os.path.realpath(path)) != "/" and os.stat(path).st_uid == os.geteuid():
-            _give(path, uid, gid)
+        fd = trust.open_directory(path)
+        try:
+            if os.path.dirname(os.path.realpath(path)) != "/" and os.fstat(fd).st_uid == 0:
+                os.fchown(fd, uid, gid)
+        finally:
+            os.close(fd)
     except OSError as exc:
         raise Unusable(f"{path}: {exc.strerror}") from None

@@ -35,6 +35,7 @@ from gunicorn.companion.runfile import RunFile, record_form
 from gunicorn.companion.session import HAVE_PROC, boot_id, identity, own_start
 from gunicorn.unix.process import can_set_title, set_process_title
 from gunicorn.unix.signals import block_all, reset_to_default, set_mask
+from gunicorn.unix.trust import open_file
 
 if TYPE_CHECKING:
     from gunicorn.companion.watch import SourceWatch
@@ -434,7 +435,7 @@ def _redirect(config: CompanionConfig) -> None:
             continue
         try:
             # Not to wait for the reader of a named pipe: a stop would have to wait as well.
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+            fd = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK)
             os.set_blocking(fd, True)
         except OSError as exc:
             raise StartFailed(f"cannot open {key} {path}: {exc.strerror}") from None

@@ -149,7 +149,36 @@ def test_run_files_that_root_left_are_given_to_the_user(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     os.chown(tmp_path / "other.run", 1, 1)
     (tmp_path / "link.run").symlink_to("/etc/hostname")
+    # Where the system lets anybody make a second name for any file.
+    secret = tmp_path.parent / "secret"
+    secret.touch()
+    os.link(secret, tmp_path / "hard.run")
+    os.mkfifo(tmp_path / "pipe.run")
     paths.hand_over_run_files(str(tmp_path), ".run", 65534, 65534)
     owners = {path.name: path.lstat().st_uid for path in tmp_path.iterdir()}
-    assert owners == {"mailer.run": 65534, "notes.txt": 0, "other.run": 1, "link.run": 0}
+    assert owners == {
+        "mailer.run": 65534,
+        "notes.txt": 0,
+        "other.run": 1,
+        "link.run": 0,
+        "hard.run": 0,
+        "pipe.run": 0,
+    }
     assert os.stat("/etc/hostname").st_uid == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be misled into giving files away")
+def test_a_link_of_the_user_s_leads_root_nowhere(short_dir: Path) -> None:
+    short_dir.chmod(0o755)
+    home, other = short_dir / "home", short_dir / "other"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    other.mkdir()
+    (other / "mailer.run").touch()
+    (home / ".gunicorn").symlink_to(other)
+    os.lchown(home / ".gunicorn", 65534, 65534)
+    paths.hand_over_run_files(str(home / ".gunicorn"), ".run", 65534, 65534)
+    assert (other / "mailer.run").stat().st_uid == 0
+    with pytest.raises(paths.Unusable, match="root does not use it"):
+        paths.prepare_directory(str(home / ".gunicorn" / "run"), 65534, 65534)
+    assert not (other / "run").exists()

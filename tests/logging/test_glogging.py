@@ -427,6 +427,82 @@ def test_files_belong_to_the_user_who_must_open_them_again(tmp_path: Path) -> No
     assert path.stat().st_uid == 65534
 
 
+@pytest.fixture
+def of_nobody(short_dir: Path) -> Path:
+    """A log directory of the user that the server changes to."""
+    short_dir.chmod(0o755)
+    directory = short_dir / "logs"
+    directory.mkdir()
+    os.chown(directory, 65534, 65534)
+    return directory
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be misled into giving files away")
+@pytest.mark.parametrize("kind", ["link", "hard link"])
+def test_nothing_of_root_s_is_given_away_at_a_rotation(of_nobody: Path, tmp_path: Path, kind: str) -> None:
+    secret = of_nobody.parent / "secret"
+    secret.write_text("secret\n")
+    path = of_nobody / "error.log"
+    logger = Logger(config(errorlog=str(path), user=65534, group=65534))
+    path.rename(of_nobody / "error.log.1")
+    if kind == "link":
+        path.symlink_to(secret)
+        os.lchown(path, 65534, 65534)
+    else:
+        os.link(secret, path)
+    logger.reopen_files()
+    logger.info("goes on")
+    assert secret.read_text() == "secret\n" and secret.stat().st_uid == 0
+    old = (of_nobody / "error.log.1").read_text()
+    assert f"Log file {path} stays as it is: root does not use it" in old and "goes on" in old
+    with pytest.raises(ConfigError, match="root does not use it"):
+        Logger(config(errorlog=str(path), user=65534, group=65534))
+    assert secret.read_text() == "secret\n" and secret.stat().st_uid == 0
+
+
+def test_a_file_that_is_in_its_place_is_not_opened_anew(tmp_path: Path) -> None:
+    pipe = tmp_path / "error.log"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    logger = Logger(config(errorlog=str(pipe)))
+    os.close(reader)
+    # To open it would be to wait for a reader.
+    logger.reopen_files()
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    logger.info("first")
+    assert b"first" in os.read(reader, 1000)
+    os.close(reader)
+
+
+def test_a_pipe_that_nobody_reads_takes_the_place_of_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "error.log"
+    logger = Logger(config(errorlog=str(path)))
+    path.rename(tmp_path / "old")
+    os.mkfifo(path)
+    logger.reopen_files()
+    assert "stays as it is" in (tmp_path / "old").read_text()
+
+
+def test_loggers_may_be_made_while_they_are_looked_at() -> None:
+    existing: dict[str, Any] = logging.root.manager.loggerDict
+
+    class Meanwhile:
+        """Another thread's first `getLogger`, at the worst moment."""
+
+        @property
+        def __class__(self) -> Any:
+            existing.setdefault("made meanwhile", logging.getLogger("own"))
+            return logging.PlaceHolder
+
+    existing["a place"] = Meanwhile()
+    try:
+        assert logging.getLogger("own") in glogging.loggers()
+        assert "made meanwhile" in existing
+    finally:
+        existing.pop("a place")
+        existing.pop("made meanwhile", None)
+
+
 # -- logconfig --------------------------------------------------------------------------------
 
 

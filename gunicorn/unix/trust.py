@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: MIT
+"""Files that root opens and gives away, by paths that other users may change.
+
+A directory is *trusted* if only root can change what the names in it, and those on the way to it, lead
+to. Elsewhere a link, a hard link or a device may have been put in the place of a file, to have
+root write to, or give away, what its author could not touch. docs/trust.rst has the rules in full.
+
+For everybody but root all of this is a plain ``open()``: the kernel decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+
+# O_PATH: passing through a directory takes no right to list it.
+_DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# As many links as the kernel follows, path_resolution(7).
+_MOST_LINKS = 40
+# Names for what a process has open already, or that hold nothing.
+_STANDARD_STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/null")
+_STREAM = re.compile(r"/dev/fd/\d+|/proc/(?:self|thread-self|\d+)/fd/\d+")
+
+# The user and group that a file is to belong to.
+Owner = tuple[int, int]
+
+
+class Untrusted(PermissionError):
+    """What root will not open; ``strerror`` says why."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(errno.EPERM, f"root does not use it: {why}", path)
+
+
+class Place:
+    """A name in an open directory, reached without being misled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self.fd = os.open("/", _DIRECTORY)
+        self.name = "."
+        self.trusted = _only_root_writes(os.fstat(self.fd))
+        # Whether the name is one of a stream, for the kernel to follow.
+        self.stream = False
+        # Who must own the file: the user whose link led here.
+        self.link_owner: int | None = None
+        self._links = 0
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def walk(self, path: str, follow: bool) -> None:
+        """Go to the directory of *path*; with *follow* also through a link that its last name is."""
+        if os.path.isabs(path):
+            # Not through anybody's link to any descriptor: that is another way to a file's name.
+            if path in _STANDARD_STREAMS or (self.trusted and is_stream(path)):
+                self.stream, self.name = True, path
+                return
+            # From an untrusted link the way is an untrusted one from its beginning.
+            self._move(os.open("/", _DIRECTORY), self.trusted)
+        parts = [part for part in path.split("/") if part not in ("", ".")] or ["."]
+        for part in parts[:-1]:
+            self._enter(part)
+            if self.stream:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.path)
+        self.name = parts[-1]
+        if not follow:
+            return
+        info = self.info()
+        if info is not None and stat.S_ISLNK(info.st_mode):
+            owner = self._owner_of_link(info)
+            if owner is not None:
+                if self.link_owner not in (None, owner):
+                    raise self.misled(owner)
+                self.link_owner = owner
+            self.trusted = self.holds(info)
+            self.walk(self._target(), follow)
+
+    def info(self) -> os.stat_result | None:
+        """What has the name at the moment, a link itself; None if nothing has."""
+        try:
+            return os.stat(self.name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def holds(self, info: os.stat_result) -> bool:
+        """Whether nobody but root can have put the entry *info* here."""
+        return self.trusted and (info.st_uid == 0 or not os.fstat(self.fd).st_mode & stat.S_ISVTX)
+
+    def _enter(self, name: str) -> None:
+        info = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        trusted = self.holds(info)
+        if not stat.S_ISLNK(info.st_mode):
+            fd = os.open(name, _DIRECTORY, dir_fd=self.fd)
+            self._move(fd, trusted and _only_root_writes(os.fstat(fd)))
+            return
+        owner = self._owner_of_link(info)
+        self.trusted = trusted
+        self.walk(self._target(name), follow=False)
+        if not self.stream:
+            self._enter(self.name)
+            if owner is not None and os.fstat(self.fd).st_uid != owner:
+                raise self.misled(owner)
+
+    def _target(self, name: str | None = None) -> str:
+        self._links += 1
+        if self._links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self.path)
+        return os.readlink(name or self.name, dir_fd=self.fd)
+
+    def _owner_of_link(self, info: os.stat_result) -> int | None:
+        """Who must own what a link leads to; None: its author may lead root anywhere."""
+        if self.holds(info):
+            return None
+        if info.st_nlink > 1:
+            raise Untrusted(self.path, "a link on the way has a second name")
+        return info.st_uid or None
+
+    def misled(self, owner: int) -> Untrusted:
+        return Untrusted(self.path, f"a link of user {owner} leads to what is not that user's")
+
+    def check(self, info: os.stat_result, user: int, made: bool = False) -> None:
+        """Raise Untrusted if the file *info* does not belong here, as root's or *user*'s.
+
+        *made*: just now, by us.
+        """
+        if made:
+            return
+        if self.link_owner not in (None, info.st_uid):
+            raise self.misled(self.link_owner or 0)
+        if self.trusted and self.holds(info):
+            return
+        directory = os.fstat(self.fd)
+        if not (stat.S_ISREG(info.st_mode) or stat.S_ISFIFO(info.st_mode)):
+            raise Untrusted(self.path, "it is no file, in a directory that others may write to")
+        if info.st_nlink != 1:
+            raise Untrusted(self.path, "it has a second name, in a directory that others may write to")
+        if directory.st_mode & stat.S_ISVTX and info.st_uid not in (0, user, directory.st_uid):
+            raise Untrusted(
+                self.path, f"it is user {info.st_uid}'s, in a directory where everybody makes files"
+            )
+
+    def check_before_making(self) -> None:
+        """Raise Untrusted if who has led root here could not make a file here."""
+        if self.link_owner not in (None, os.fstat(self.fd).st_uid):
+            raise self.misled(self.link_owner or 0)
+
+    def _move(self, fd: int, trusted: bool) -> None:
+        os.close(self.fd)
+        self.fd, self.trusted = fd, trusted
+
+
+@contextlib.contextmanager
+def place_of(path: str, follow: bool = True) -> Iterator[Place]:
+    """The directory of *path*, open, and the name in it. Raises OSError, Untrusted among them."""
+    place = Place(path)
+    try:
+        place.walk(place.path, follow)
+        yield place
+    finally:
+        place.close()
+
+
+def is_stream(path: str) -> bool:
+    """Whether *path* is a name for an open descriptor, or /dev/null."""
+    return path in _STANDARD_STREAMS or _STREAM.fullmatch(path) is not None
+
+
+def _only_root_writes(info: os.stat_result) -> bool:
+    """Whether only root makes or replaces names in a directory; in a sticky one, root's names."""
+    return info.st_uid == 0 and (not info.st_mode & 0o022 or bool(info.st_mode & stat.S_ISVTX))
+
+
+def open_file(path: str, flags: int, mode: int = 0o666, owner: Owner | None = None) -> int:
+    """Open *path* for writing; close-on-exec. As root, see that it is what *path* is meant to be.
+
+    With *owner* a regular file that root has made becomes theirs, and so does one that only root can
+    have put there. Raises OSError.
+    """
+    flags |= os.O_CLOEXEC | os.O_NOCTTY
+    if os.geteuid() != 0 or is_stream(os.path.abspath(path)):
+        return os.open(path, flags, mode)
+    with place_of(path) as place:
+        if place.stream:
+            return os.open(place.name, flags, mode)
+        # Nothing of a stranger's file is cut off before it has been looked at.
+        fd, made = _open_or_make(place, flags & ~os.O_TRUNC, mode)
+        try:
+            info = os.fstat(fd)
+            place.check(info, owner[0] if owner is not None else 0, made)
+            sole = stat.S_ISREG(info.st_mode) and info.st_nlink == 1
+            ours = made or (sole and place.holds(info))
+            if owner is not None and ours and (info.st_uid, info.st_gid) != owner:
+                os.fchown(fd, *owner)
+            if flags & os.O_TRUNC and stat.S_ISREG(info.st_mode):
+                os.ftruncate(fd, 0)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
+def _open_or_make(place: Place, flags: int, mode: int) -> tuple[int, bool]:
+    """The open file, and whether it was made now."""
+    # Others may make and remove it in between, but not for ever.
+    for _ in range(10):
+        info = place.info()
+        if info is None and flags & os.O_CREAT:
+            place.check_before_making()
+            with contextlib.suppress(FileExistsError):
+                return os.open(place.name, flags | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=place.fd), True
+            continue
+        if info is not None:
+            # To open a device does something to it: before that.
+            place.check(info, info.st_uid)
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(place.name, flags & ~os.O_CREAT | os.O_NOFOLLOW, dir_fd=place.fd), False
+        if not flags & os.O_CREAT:
+            break
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place.path)
+
+
+def open_directory(path: str) -> int:
+    """Open the directory *path* to read it, misled by nobody; close-on-exec. Raises OSError."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    if os.geteuid() != 0:
+        return os.open(path, flags)
+    with place_of(path) as place:
+        fd = os.open(place.name, flags | os.O_NOFOLLOW, dir_fd=place.fd)
+        if place.link_owner not in (None, os.fstat(fd).st_uid):
+            os.close(fd)
+            raise place.misled(place.link_owner or 0)
+        return fd
+
+
+def make_directory(path: str, owner: Owner) -> None:
+    """Make *path*, mode 0700, for *owner*; do nothing if something is there. Raises OSError."""
+    # By the umask: a chmod() afterwards would follow a link.
+    umask = os.umask(0o077)
+    try:
+        if os.geteuid() != 0:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+            return
+        with place_of(path, follow=False) as place, contextlib.suppress(FileExistsError):
+            os.mkdir(place.name, 0o700, dir_fd=place.fd)
+            _give_empty_directory(place, owner)
+    finally:
+        os.umask(umask)
+
+
+def _give_empty_directory(place: Place, owner: Owner) -> None:
+    if owner[0] == 0:
+        return
+    fd = os.open(place.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd)
+    try:
+        # Whoever may write to the directory above may have put another of root's in its place.
+        if os.fstat(fd).st_uid != 0 or os.listdir(fd):
+            raise Untrusted(place.path, "it was replaced as soon as it was made")
+        os.fchown(fd, *owner)
+    finally:
+        os.close(fd)
+
+
+def give_socket(path: str, owner: Owner) -> None:
+    """Give the socket file *path*, which this process has just made, to *owner*. Raises OSError."""
+    if os.geteuid() != 0:
+        os.chown(path, *owner, follow_symlinks=False)
+        return
+    with place_of(path, follow=False) as place:
+        if not hasattr(os, "O_PATH"):
+            _check_socket(place, place.info())
+            # A moment is left in which the file may be replaced, where the system has no better way.
+            os.chown(place.name, *owner, dir_fd=place.fd, follow_symlinks=False)
+            return
+        fd = os.open(place.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd)
+        try:
+            _check_socket(place, os.fstat(fd))
+            # fchown() refuses such a descriptor, open(2); its name in /proc leads to the same file.
+            os.chown(f"/proc/self/fd/{fd}", *owner)
+        finally:
+            os.close(fd)
+
+
+def _check_socket(place: Place, info: os.stat_result | None) -> None:
+    if info is None or not stat.S_ISSOCK(info.st_mode) or info.st_nlink != 1 or info.st_uid != 0:
+        raise Untrusted(place.path, "it was replaced as soon as it was made")
