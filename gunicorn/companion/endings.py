@@ -46,7 +46,15 @@ class Endings:
         wanted = {p.session for p in own if p.session is not None} | self.claims.sessions_to_look_at(now)
         if not wanted:
             return empty
-        members = {} if self._nothing_is_left(own, wanted, processes) else session.members(wanted)
+        try:
+            members = {} if self._nothing_is_left(own, wanted, processes) else session.members(wanted)
+        except OSError:
+            # No descriptor is left to look with. Whoever can be found without is killed; for the rest
+            # there is the next step.
+            for process in own:
+                if process.pid is not None:
+                    session.send(process.pid, signal.SIGKILL)
+            return empty
         for process in own:
             if not process.draining:
                 self._kill(process, members.get(process.session or 0, ()), now)

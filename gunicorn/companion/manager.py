@@ -33,6 +33,7 @@ from gunicorn.companion.rolling import Rolling
 from gunicorn.companion.sockets import Listeners
 from gunicorn.companion.spawn import become_subreaper, prepare_parent
 from gunicorn.companion.starting import Starter, no_hook
+from gunicorn.unix import spare
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import SignalInbox, signal_name, unblock_all
@@ -162,6 +163,7 @@ class CompanionManager:
         if become_subreaper():
             self.endings.children = session.OwnChildren()
         prepare_parent()
+        spare.keep()
         self._raise_file_limit()
         self.hearing.tidy_up(self.claims.run_dir)
         if self.control is not None:
@@ -389,6 +391,7 @@ class CompanionManager:
         fds.extend(self.listeners.descriptors())
         fds.extend(self.master.descriptors())
         fds.extend(self.endings.descriptors())
+        fds.extend(spare.descriptors())
         if self.watch is not None:
             fds.append(self.watch.fileno())
         if self.control is not None:
@@ -556,7 +559,12 @@ class CompanionManager:
         """What called setsid() and lost its parent has become our child; it goes with us."""
         deadline = time.monotonic() + END_OF_ADOPTED
         while time.monotonic() < deadline:
-            children = session.children_of(os.getpid())
+            try:
+                children = session.children_of(os.getpid())
+            except OSError:
+                # No descriptor is left to look with.
+                known = self.endings.children.read() if self.endings.children is not None else None
+                children = sorted(known or ())
             if not children:
                 return
             for pid in children:

@@ -81,6 +81,15 @@ def of_process(pid: int) -> Memory | None:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             return parse(file.read())
     except OSError:
+        # The main thread has ended, and others go on: what they share, each of them tells.
+        return next(filter(None, map(_of_thread, session.other_threads(pid))), None)
+
+
+def _of_thread(path: str) -> Memory | None:
+    try:
+        with open(f"{path}/smaps_rollup", "rb") as file:
+            return parse(file.read())
+    except OSError:
         return None
 
 
@@ -96,7 +105,7 @@ def of_sessions(sessions: Collection[int]) -> dict[int, Memory]:
     One of which nothing is told is not in the result.
     """
     found = {}
-    for leader, pids in session.members(sessions).items():
+    for leader, pids in _members(sessions).items():
         memory = of_session(pids)
         if memory is not None:
             found[leader] = memory
@@ -111,7 +120,7 @@ def beyond(limits: Mapping[int, int]) -> dict[int, int]:
     milliseconds a process.
     """
     found = {}
-    for leader, pids in session.members(limits).items():
+    for leader, pids in _members(limits).items():
         # The count may be behind by some pages for each processor.
         if sum(map(resident, pids)) * 4 < limits[leader] * 3:
             continue
@@ -121,11 +130,26 @@ def beyond(limits: Mapping[int, int]) -> dict[int, int]:
     return found
 
 
+def _members(sessions: Collection[int]) -> dict[int, list[int]]:
+    """None of them where no descriptor is left to look with: there is a next time."""
+    try:
+        return session.members(sessions)
+    except OSError:
+        return {}
+
+
 def resident(pid: int) -> int:
     """The resident size by /proc/<pid>/statm; 0 where the process is gone."""
+    pages = _resident_pages(f"/proc/{pid}")
+    if not pages:
+        pages = max(map(_resident_pages, session.other_threads(pid)), default=0)
+    return pages * PAGE_SIZE
+
+
+def _resident_pages(path: str) -> int:
     try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * PAGE_SIZE
+        with open(f"{path}/statm", "rb") as file:
+            return int(file.read().split()[1])
     except (OSError, IndexError, ValueError):
         return 0
 

@@ -181,9 +181,9 @@ def belongs(sender: int, leader: int) -> bool:
         try:
             if os.getsid(pid) == leader:
                 return True
+            info = session.read_stat(pid)
         except OSError:
             return False
-        info = session.read_stat(pid)
         if info is None:
             return False
         pid = info.ppid

@@ -25,6 +25,7 @@ from gunicorn.companion.process import POLL_INTERVAL
 from gunicorn.companion.pulse import Pulse
 from gunicorn.companion.runfile import Orphan, Record
 from gunicorn.errors import ConfigError
+from gunicorn.unix import spare
 
 # A manager that dies at once is not started again in a tight loop.
 SPAWN_INTERVAL = 1.0
@@ -101,6 +102,8 @@ class ManagerHandle(ArbitersPart):
     def before_fork(self) -> Link:
         """Make everything that the manager finds made; return its end of the link."""
         self.configs = build_companion_configs(self.cfg)
+        # The manager has it too.
+        spare.keep()
         if not self._places_stay:
             self.places.choose()
         ours, theirs = Link.pair()
@@ -119,7 +122,8 @@ class ManagerHandle(ArbitersPart):
         self.spawned_at = self._socket_checked_at = now = time.monotonic()
         self.pulse = Pulse(now)
         pid = self.arbiter.companion_manager_pid
-        self._ours.add((pid, session.identity(pid) or ""))
+        with contextlib.suppress(OSError):
+            self._ours.add((pid, session.identity(pid) or ""))
         self.kill_at = None
         self._reload_told = False
         assert self.link is not None
@@ -383,10 +387,12 @@ class ManagerHandle(ArbitersPart):
         # Looked at while the manager lives, which the records name.
         records = [record for record in self._records() if record.supervisor == pid and record.supervised]
         self.arbiter.signal_companion_manager(signal.SIGKILL)
-        for members in session.members({record.session for record in records}).values():
-            for member in members:
-                if self._uid() is None or session.owner(member) == self._uid():
-                    session.send(member, signal.SIGKILL)
+        # Where no descriptor is left to find them with, the kernel ends the leaders.
+        with contextlib.suppress(OSError):
+            for members in session.members({record.session for record in records}).values():
+                for member in members:
+                    if self._uid() is None or session.owner(member) == self._uid():
+                        session.send(member, signal.SIGKILL)
 
     def _records(self) -> list[Record]:
         """The records of this server's companions, and none of another server's."""

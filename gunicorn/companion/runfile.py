@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 
 from gunicorn.companion import session
+from gunicorn.unix import spare
 
 SUFFIX = ".run"
 _quoted = json.encoder.encode_basestring_ascii
@@ -256,12 +257,16 @@ def peek(directory: str | None, name: str) -> Record | None:
     # The directory is the companions' user's. A master that is root waits on no pipe and
     # follows no link that he may have put there.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
+
+    def read() -> bytes:
         fd = os.open(run_path(directory, name), flags)
         try:
-            return Record.from_bytes(os.read(fd, MAX_RECORD))
+            return os.read(fd, MAX_RECORD)
         finally:
             os.close(fd)
+
+    try:
+        return Record.from_bytes(spare.call(read))
     except OSError:
         return None
 
@@ -272,7 +277,7 @@ def records(directory: str | None) -> dict[str, Record]:
     if directory is None:
         return found
     try:
-        names = os.listdir(directory)
+        names = spare.call(lambda: os.listdir(directory))
     except OSError:
         return found
     for file_name in names:
@@ -309,13 +314,24 @@ class Orphan:
         self.deadline = now + (record.stop_timeout if timeout is None else timeout)
         # When others than the leader are looked for, while those are let finish.
         self._look_at = now
+        self._run = run
+        self._begun = False
+        with contextlib.suppress(OSError):
+            self._begin()
+
+    def _begin(self) -> None:
+        """Ask it to end. Raises OSError where no descriptor is left to look with."""
+        record, run = self.record, self._run
         if record.runs:
             if not self._may_touch(record.pid):
+                self._begun = True
                 return
             # A stopped process handles its parent-death signal only once it continues.
             session.ask_to_stop(record.pid, signal.SIGCONT if record.signalled else record.stop_signal)
         elif self._is_strangers():
+            self._begun = True
             return
+        self._begun = True
         if record.stop_as_group and not record.group_signalled:
             self._ask_the_others()
         if run is not None and not (record.signalled and record.group_signalled is record.stop_as_group):
@@ -340,12 +356,24 @@ class Orphan:
 
     def drains(self, now: float) -> bool:
         """Whether it is let finish its work: nothing is due but to wait."""
-        if now >= self.deadline or not self._may_touch(self.record.pid):
+        try:
+            if now >= self.deadline or not self._may_touch(self.record.pid):
+                return False
+        except OSError:
             return False
         return self.record.runs or now < self._look_at
 
     def step(self, now: float, members: Mapping[int, list[int]] | None = None) -> bool:
         """Do what is due; True when the session is empty. *members*: `session.members`, if at hand."""
+        try:
+            return self._step(now, members)
+        except OSError:
+            # No descriptor is left to look with: it is not known to be gone.
+            return False
+
+    def _step(self, now: float, members: Mapping[int, list[int]] | None) -> bool:
+        if not self._begun:
+            self._begin()
         if self.record.runs and self._may_touch(self.record.pid):
             if now >= self.deadline:
                 self.kill(members)

@@ -17,6 +17,8 @@ from os import close, getpid, read
 from os import open as open_file
 from typing import NamedTuple
 
+from gunicorn.unix import spare
+
 HAVE_PROC = os.path.exists("/proc/self/stat")
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC
@@ -28,15 +30,24 @@ class Stat(NamedTuple):
     state: str
     ppid: int
     session: int
+    threads: int
     start: str
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is more than a zombie."""
+        return self.state not in "ZX" or self.threads > 1
 
 
 def read_stat(pid: int) -> Stat | None:
-    """None where there is no such process (or no /proc)."""
+    """None where there is no such process (or no /proc).
+
+    Raises OSError where no descriptor is left to ask.
+    """
     values = _read_stat(pid)
     if values is None:
         return None
-    return Stat(values[0].decode(), int(values[1]), int(values[3]), values[19].decode())
+    return Stat(values[0].decode(), int(values[1]), int(values[3]), int(values[17]), values[19].decode())
 
 
 def command_name(pid: int) -> str:
@@ -56,15 +67,41 @@ def _read_stat(pid: int) -> list[bytes] | None:
     # asked for each process of the machine, and in each child that was just forked.
     # And by names of this module, for the sake of the latter: see `Plan`.
     try:
-        fd = open_file(f"/proc/{pid}/stat", _FLAGS)
-        try:
-            text = read(fd, 4096)
-        finally:
-            close(fd)
-    except OSError:
-        return None
+        text = _stat_text(pid)
+    except OSError as exc:
+        if exc.errno not in spare.EXHAUSTED:
+            return None
+        # Nothing is known then, least of all that it is gone.
+        text = spare.call(functools.partial(_text_or_nothing, pid))
+        if not text:
+            return None
     # The command in parentheses may hold spaces and parentheses of its own.
     return text[text.rindex(b")") + 2 :].split(None, 20)
+
+
+def _stat_text(pid: int) -> bytes:
+    fd = open_file(f"/proc/{pid}/stat", _FLAGS)
+    try:
+        return read(fd, 4096)
+    finally:
+        close(fd)
+
+
+def _text_or_nothing(pid: int) -> bytes:
+    try:
+        return _stat_text(pid)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""
+
+
+def other_threads(pid: int) -> list[str]:
+    """The /proc directories of its threads, where the main one has ended and they go on."""
+    with contextlib.suppress(OSError):
+        info = read_stat(pid)
+        if info is not None and info.state in "ZX":
+            directory = f"/proc/{pid}/task"
+            return [f"{directory}/{name}" for name in os.listdir(directory) if name != str(pid)]
+    return []
 
 
 @functools.cache
@@ -80,13 +117,12 @@ def boot_id() -> str:
 def identity(pid: int) -> str | None:
     """A string that no other process ever has for this pid; None: no such live process.
 
-    A zombie counts as gone: it runs nothing any more.
+    A zombie counts as gone: it runs nothing any more, unless it is the main thread of others that go on.
+    Raises OSError where no descriptor is left to ask.
     """
     if HAVE_PROC:
-        values = _read_stat(pid)
-        if values is None or values[0] in (b"Z", b"X"):
-            return None
-        return f"{boot_id()}/{values[19].decode()}"
+        info = read_stat(pid)
+        return f"{boot_id()}/{info.start}" if info is not None and info.runs else None
     return _ps(pid, "lstart") if _ps(pid, "stat")[:1] not in ("", "Z") else None
 
 
@@ -100,11 +136,29 @@ def own_start() -> bytes:
 
 def is_alive(pid: int, who: str) -> bool:
     """Whether the process that had *pid* when ``identity`` gave *who* still runs."""
-    return identity(pid) == who
+    try:
+        return identity(pid) == who
+    except OSError:
+        # To wait for a stranger is better than to take for gone what lives.
+        return exists(pid)
+
+
+def exists(pid: int) -> bool:
+    """Whether the number is a process's, a zombie's included."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def members(sessions: Collection[int]) -> dict[int, list[int]]:
-    """The live processes of each of *sessions*; a session without any is not in the result."""
+    """The live processes of each of *sessions*; a session without any is not in the result.
+
+    Raises OSError where no descriptor is left to look with.
+    """
     found: dict[int, list[int]] = {}
     if not sessions:
         return found
@@ -119,14 +173,14 @@ def _runs(pid: int) -> bool:
     if not HAVE_PROC:
         return True
     info = read_stat(pid)
-    return info is not None and info.state not in "ZX"
+    return info is not None and info.runs
 
 
 def _all_sessions() -> list[tuple[int, int]]:
     result = []
     if HAVE_PROC:
         # getsid() is one call of the kernel; a zombie's session is told apart only where that matters.
-        for name in os.listdir("/proc"):
+        for name in _list_proc():
             if name.isdigit():
                 pid = int(name)
                 try:
@@ -140,6 +194,10 @@ def _all_sessions() -> list[tuple[int, int]]:
             with contextlib.suppress(OSError):
                 result.append((int(number), os.getsid(int(number))))
     return result
+
+
+def _list_proc() -> list[str]:
+    return spare.call(lambda: os.listdir("/proc"))
 
 
 def _ps(pid: int | None, *columns: str) -> str:
@@ -156,7 +214,7 @@ def children_of(parent: int) -> list[int]:
     """The children of *parent*, zombies included; empty where there is no /proc."""
     if not HAVE_PROC:
         return []
-    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    pids = (int(name) for name in _list_proc() if name.isdigit())
     return [pid for pid in pids if (info := read_stat(pid)) is not None and info.ppid == parent]
 
 
@@ -195,18 +253,22 @@ class OwnChildren:
 
 
 def owner(pid: int) -> int | None:
-    """The real user id of a process; None where it is gone."""
+    """The real user id of a process; None where it is gone. Raises OSError where no descriptor is left."""
     if not HAVE_PROC:
         text = _ps(pid, "ruid")
         return int(text) if text.isdigit() else None
-    try:
+
+    def read_lines() -> list[bytes]:
         with open(f"/proc/{pid}/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"Uid:"):
-                    return int(line.split()[1])
-    except OSError:
-        pass
-    return None
+            return file.readlines()
+
+    try:
+        lines = spare.call(read_lines)
+    except OSError as exc:
+        if exc.errno in spare.EXHAUSTED:
+            raise
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith(b"Uid:")), None)
 
 
 def send(pid: int, signum: int) -> bool:

@@ -35,6 +35,7 @@ from gunicorn.companion.runfile import RunFile, record_form
 from gunicorn.companion.session import HAVE_PROC, boot_id, identity, own_start
 from gunicorn.unix.process import can_set_title, set_process_title
 from gunicorn.unix.signals import block_all, reset_to_default, set_mask
+from gunicorn.unix.spare import forget as forget_spare
 from gunicorn.unix.trust import open_file
 
 if TYPE_CHECKING:
@@ -275,6 +276,7 @@ def _become(plan: Plan, prepared: bool) -> None:
         raise StartFailed(f"cannot write the run file: {exc.strerror}") from None
     for first, end in close:
         closerange(first, end)
+    forget_spare()
     if nofile is not None:
         setrlimit(RLIMIT_NOFILE, nofile)
     if special or not prepared:

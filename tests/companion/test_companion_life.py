@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import time
 
@@ -221,6 +222,36 @@ def test_what_it_leaves_in_its_session_goes_before_the_next_start(managed, targe
     server.ok("stop", "rq")
     server.wait("rq", "STOPPED")
     gone(*left)
+
+
+def test_a_manager_without_a_descriptor_left_goes_on(managed):
+    server = managed("""
+        workers = [
+            dict(name="rq", target=T.ignore, restart_delay=0),
+            dict(name="stubborn", target=T.ignore, stop_timeout=0.3),
+            dict(name="calm", target=T.obey),
+        ]
+    """)
+    calm, rq = server.pid("calm"), server.pid("rq")
+    child = int(server.wait_told("rq", f"runs {rq} with"))
+    stubborn = server.pid("stubborn")
+    server.wait_told("stubborn", "runs")
+    limit = resource.prlimit(server.manager, resource.RLIMIT_NOFILE)
+    with Control(server.socket) as control:
+        server.ok("status")
+        used = descriptors(server.manager)
+        lowest = next(fd for fd in range(4096) if fd not in used)
+        resource.prlimit(server.manager, resource.RLIMIT_NOFILE, (lowest, limit[1]))
+        try:
+            os.kill(rq, signal.SIGKILL)
+            control.ask("stop", "stubborn")
+            gone(child, stubborn)
+        finally:
+            resource.prlimit(server.manager, resource.RLIMIT_NOFILE, limit)
+    server.pid("rq", without=[rq])
+    server.wait("stubborn", "STOPPED")
+    assert server.peer() == server.manager
+    assert server.pid("calm") == calm
 
 
 def test_what_left_the_session_goes_with_the_manager(managed):

@@ -15,11 +15,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
-from companiontools import Script, answer_of, python_env, run_python
+from companiontools import Script, answer_of, no_descriptor_left, python_env, run_python
 from harness import is_alive, session_of, wait_until
 
 from gunicorn.companion import runfile, session
 from gunicorn.companion.runfile import Orphan, Record, RunFile
+from gunicorn.unix import spare
 
 DEAD = 4_000_000  # above the highest pid that there can be
 
@@ -424,6 +425,68 @@ def test_one_that_ignores_its_signal_is_killed_at_its_deadline(companion):
     run_to_its_end(orphan, now + 60)
     assert companion.popen.wait(10) == -signal.SIGKILL
     assert session_of(companion.pid) == []
+
+
+@pytest.mark.parametrize("companion", ["drain"], indirect=True)
+def test_one_that_cannot_be_looked_at_is_not_gone_and_is_asked_later(companion):
+    now = time.monotonic()
+    spare.forget()
+    with no_descriptor_left():
+        orphan = Orphan(companion.record, now, uid=os.getuid())
+        assert not orphan.drains(now)
+        assert orphan.step(now) is False
+    assert orphan.step(now) is False
+    assert companion.line() == "TERM"
+    companion.go_on()
+    run_to_its_end(orphan, now)
+    assert session_of(companion.pid) == []
+
+
+# As a shell with a job: gone as soon as it is asked, while its child finishes something.
+LAUNCHER = """
+import os, signal, sys, time
+if os.fork() == 0:
+    signal.signal(signal.SIGTERM, lambda *args: os.write(1, b"asked\\n"))
+    os.write(1, b"%d\\n" % os.getpid())
+    os.read(0, 1)
+    os._exit(0)
+while True:
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("way", ["finishes", "is late", "was asked before"])
+def test_a_group_has_until_the_deadline_and_is_asked_though_the_kernel_has_asked_its_leader(way):
+    script = Script(LAUNCHER, start_new_session=True)
+    try:
+        child = int(script.line())
+        before = way == "was asked before"
+        given = record(script.pid, signalled=True, stop_as_group=True, group_signalled=before)
+        os.kill(script.pid, signal.SIGTERM)
+        script.popen.wait(20)
+        now = time.monotonic()
+        orphan = Orphan(given, now)
+        if not before:
+            assert script.line() == "asked"
+        assert [orphan.step(now + later) for later in (0, 1, 59.9)] == [False, False, False]
+        # Between two looks at the processes a while passes.
+        assert orphan.drains(now + 59.95)
+        if way == "is late":
+            run_to_its_end(orphan, now + 60)
+        else:
+            script.go_on()
+            wait_until(lambda: not is_alive(child))
+            assert orphan.step(now + 59.99, session.members({script.pid}))
+        assert session_of(script.pid) == []
+        assert script.line() == ""
+    finally:
+        script.end()
+
+
+def test_a_record_of_an_earlier_version_is_one():
+    values = json.loads(record(stop_as_group=True, group_signalled=True).to_bytes())
+    del values["stop_as_group"], values["group_signalled"]
+    assert Record.from_bytes(json.dumps(values).encode()) == record()
 
 
 @pytest.mark.parametrize("companion", ["ignore"], indirect=True)

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from companiontools import Script
+from companiontools import Script, no_descriptor_left
 from harness import is_alive, read_proc, session_of, wait_until
 
-from gunicorn.companion import session
+from gunicorn.companion import memory, session
+from gunicorn.unix import spare
 
 # A leader that has a child in its process group, one in a group of its own, and one in a session of its own;
 # it prints their pids and waits.
@@ -80,6 +81,73 @@ def test_a_zombie_is_no_member_and_has_no_identity(source):
         wait_until(lambda: read_proc(popen.pid).state == "Z")
         assert session.members({popen.pid}) == {}
         assert session.identity(popen.pid) is None
+
+
+# The main thread has ended, which the kernel shows as a zombie; another goes on.
+HEADLESS = """
+import ctypes, os, threading, time
+def go_on():
+    held = bytearray(30_000_000)
+    os.write(1, b"%d\\n" % len(held))
+    time.sleep(60)
+threading.Thread(target=go_on).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+@pytest.fixture
+def headless() -> Iterator[Script]:
+    script = Script(HEADLESS, start_new_session=True)
+    script.line()
+    wait_until(lambda: (info := session.read_stat(script.pid)) is not None and info.state == "Z")
+    yield script
+    script.end()
+
+
+@pytest.mark.skipif(not session.HAVE_PROC, reason="ps does not tell")
+def test_a_process_whose_main_thread_has_ended_lives(headless):
+    assert session.identity(headless.pid) is not None
+    assert session.members({headless.pid}) == {headless.pid: [headless.pid]}
+    found = memory.of_process(headless.pid)
+    assert found is not None and found.private > 30_000_000
+    assert memory.resident(headless.pid) > 30_000_000
+    os.kill(headless.pid, signal.SIGKILL)
+    wait_until(lambda: session.identity(headless.pid) is None)
+
+
+@pytest.fixture(params=["spare", "no spare"])
+def exhausted(request) -> Iterator[bool]:
+    """Whether there is one in reserve, where there is no other."""
+    has_spare = request.param == "spare"
+    spare.forget()
+    if has_spare:
+        spare.keep()
+    yield has_spare
+    for fd in spare.descriptors():
+        os.close(fd)
+    spare.forget()
+
+
+@pytest.mark.skipif(not session.HAVE_PROC, reason="ps takes more than a descriptor")
+def test_without_a_descriptor_what_lives_is_not_taken_for_gone(family, exhausted):
+    who = session.identity(family.leader)
+    uid = os.getuid()
+    if exhausted:
+        with no_descriptor_left():
+            found = session.members({family.leader}), session.children_of(family.leader)
+            assert session.identity(family.leader) == who
+            assert session.owner(family.leader) == uid
+            assert session.identity(2**22 + 1) is None
+        assert {*found[0][family.leader]} == {family.leader, family.child, family.other_group}
+        assert {*found[1]} == {family.child, family.other_group, family.other_session}
+        return
+    with no_descriptor_left():
+        assert session.is_alive(family.leader, who)
+        for ask in (session.identity, session.read_stat, session.owner, session.children_of):
+            with pytest.raises(OSError, match="Too many open files"):
+                ask(family.leader)
+        with pytest.raises(OSError, match="Too many open files"):
+            session.members({family.leader})
 
 
 def test_an_identity_is_that_of_one_process(source, family):
