@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType, TracebackType
 from typing import Any, NamedTuple
 
+from gunicorn import redact
 from gunicorn.config import Config
 from gunicorn.errors import ConfigError, all_mistakes
 from gunicorn.settings.base import KNOWN_SETTINGS
@@ -49,6 +50,29 @@ def given(files: Mapping[str, bytes]) -> Iterator[None]:
         _given = before
 
 
+# From 3 on, as many as nobody names addresses in `bind` of one companion.
+_LOW_DESCRIPTORS = 16
+
+
+@contextlib.contextmanager
+def _low_descriptors_taken() -> Iterator[None]:
+    """Within the block what is opened gets none of the lowest numbers.
+
+    These are for the sockets of companions, whose number is known only when the file has been read. What
+    stays open for the life of the process, such as libffi's own library once ctypes is imported, would
+    hold one for ever.
+    """
+    taken: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while not taken or taken[-1] < 2 + _LOW_DESCRIPTORS:
+                taken.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
+
+
 # -- running -----------------------------------------------------------------------------------
 
 
@@ -61,6 +85,7 @@ def read_config(location: str, directory: str) -> ConfigSource:
     return read_file(os.path.join(directory, location))
 
 
+@_low_descriptors_taken()
 def read_file(path: str) -> ConfigSource:
     """Run the file at *path*, as the module ``__config__``. Raises ConfigError."""
     source = _given.get(path)
@@ -87,6 +112,7 @@ def read_file(path: str) -> ConfigSource:
     return ConfigSource(path, path, vars(module))
 
 
+@_low_descriptors_taken()
 def read_module(name: str) -> ConfigSource:
     """Run the module *name* afresh, wherever it was imported before. Raises ConfigError."""
     import importlib.machinery
@@ -213,7 +239,7 @@ def _set(cfg: Config, name: str, value: Any) -> str | None:
 
 
 def shorten(value: Any) -> str:
-    text = repr(value)
+    text = repr(redact.in_value(value))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

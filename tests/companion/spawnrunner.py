@@ -13,6 +13,7 @@ import signal
 import sys
 from typing import Any
 
+import lownumbers  # before what imports ctypes
 import spawntargets
 
 from gunicorn.companion.config import CompanionConfig
@@ -20,6 +21,8 @@ from gunicorn.companion.ending import flush
 from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.sockets import runs
 from gunicorn.companion.spawn import Birth, Plan, spawn
+
+lownumbers.give_back()
 
 
 def serve() -> None:

@@ -61,9 +61,12 @@ def facts():
     files = {}
     for name in os.listdir("/proc/self/fd"):
         try:
-            files[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            path = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
-            pass  # the directory itself, which is being listed
+            continue  # the directory itself, which is being listed
+        # Where ctypes is imported, libffi from 3.5 on keeps its library open, for what it maps later.
+        if not os.path.basename(path).startswith("libffi.so"):
+            files[int(name)] = path
     print(
         json.dumps(
             {
