@@ -6,9 +6,10 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gunicorn import __version__
+from gunicorn import __version__, redact
 from gunicorn.addresses import Address, parse_address
 from gunicorn.loading import load_class
 from gunicorn.settings import *  # noqa: F403 - every setting and validator is importable from here
@@ -49,11 +50,16 @@ class Config:
         self.noted: dict[str, Any] = {}
 
     def __str__(self) -> str:
+        return self.shown({})
+
+    def shown(self, derived: Mapping[str, Any]) -> str:
+        """A line for each setting, secrets hidden; *derived*: values in the place of those that were set."""
         width = max(map(len, self.settings))
-        return "\n".join(
-            f"{name:<{width}} = {(setting.formatter or _shown)(setting.get())}"
-            for name, setting in sorted(self.settings.items())
-        )
+        lines = []
+        for name, setting in sorted(self.settings.items()):
+            value = redact.in_value(derived.get(name, setting.get()))
+            lines.append(f"{name:<{width}} = {(setting.formatter or _shown)(value)}")
+        return "\n".join(lines)
 
     def __getattr__(self, name: str) -> Any:
         # Asked for before __init__ has run by copy and pickle.
@@ -117,7 +123,9 @@ class Config:
 
     # -- what follows from the settings ------------------------------------------------------
 
-    def _worker_uri(self) -> Any:
+    @property
+    def worker_uri(self) -> Any:
+        """The worker class as it is configured, or the threaded one in its place."""
         uri = self.settings["worker_class"].get()
         # A class of one's own is left alone; the plain one has a threaded sister.
         if uri in SYNC_WORKERS and self.threads > 1:
@@ -127,7 +135,7 @@ class Config:
     @property
     def worker_class_str(self) -> str:
         """The worker class as people name it: its alias, path or the name of the class."""
-        uri = self._worker_uri()
+        uri = self.worker_uri
         if isinstance(uri, type):
             return uri.__name__
         return "gthread" if uri == THREAD_WORKER else str(uri)
@@ -135,7 +143,7 @@ class Config:
     @property
     def worker_class(self) -> type[Any]:
         """The worker class itself; its class method ``setup()`` has been called. Raises RuntimeError."""
-        worker_class = load_class(self._worker_uri())
+        worker_class = load_class(self.worker_uri)
         if hasattr(worker_class, "setup"):
             worker_class.setup()
         return worker_class

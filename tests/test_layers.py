@@ -17,6 +17,7 @@ LAYERS: list[list[str]] = [
     [
         "gunicorn",
         "gunicorn.errors",
+        "gunicorn.redact",
         "gunicorn.maybessl",
         "gunicorn.unix.*",
         "gunicorn.http.grammar",

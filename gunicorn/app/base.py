@@ -247,11 +247,11 @@ class Application(BaseApplication):
 
     def run(self) -> None:
         """Check or print the configuration if that is asked for, else detach if that is, and serve."""
-        if self.cfg.print_config:
-            print(self.cfg, flush=True)
         if self.cfg.print_config or self.cfg.check_config:
-            from gunicorn.app.check import check
+            from gunicorn.app.check import check, derived
 
+            if self.cfg.print_config:
+                print(self.cfg.shown(derived(self)), flush=True)
             sys.exit(check(self))
         if self.cfg.spew:
             _spew()

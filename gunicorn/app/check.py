@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.configfile import near_misses, user_traceback
 from gunicorn.config import Config
@@ -28,6 +28,23 @@ def check(app: Application) -> int:
     usable = _tls(app.cfg)
     loaded = _application(app)
     return 1 if problems or not usable or not loaded else 0
+
+
+def derived(app: Application) -> dict[str, Any]:
+    """What the server works with where another value, or none, was set; by the name of the setting."""
+    cfg = app.cfg
+    found: dict[str, Any] = {"proc_name": cfg.proc_name, "worker_class": cfg.worker_uri}
+    uri = getattr(app, "app_uri", None)
+    if uri and cfg.paste is None:
+        found["wsgi_app"] = uri
+    if not cfg.companion_workers:
+        return found
+    from gunicorn.companion.parent import planned
+
+    try:
+        return {**found, **planned(app)}
+    except ValueError:  # a mistake in the companions, which the check tells
+        return found
 
 
 def _settings(cfg: Config) -> list[str]:

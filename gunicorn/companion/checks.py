@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from gunicorn import redact
 from gunicorn.addresses import parse_address
 from gunicorn.settings.companion import AUTORESTART_WAYS
 from gunicorn.settings.foreign import autorestart_hint
@@ -160,10 +161,11 @@ def _check_env(value: Any) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ValueError(f"{value!r} is not a dict of strings to strings")
+        raise ValueError(f"{redact.in_value(value)!r} is not a dict of strings to strings")
     for name, text in value.items():
         if not isinstance(name, str) or not isinstance(text, str):
-            raise ValueError(f"{name!r}: {text!r} is not a string to a string")
+            shown = redact.in_value({name: text})
+            raise ValueError(f"{name!r}: {shown[name]!r} is not a string to a string")
         if not name or "=" in name or "\0" in name + text:
             raise ValueError(f"{name!r} cannot be an environment variable")
     return dict(value)
@@ -174,10 +176,13 @@ def _check_command(value: Any) -> tuple[str, ...] | None:
         return None
     if isinstance(value, str):
         raise ValueError(
-            f"{value!r} is one string, but there is no shell: write it as a list, {_words(value)!r}"
+            f"{redact.in_value(value)!r} is one string, but there is no shell: write it as a list, "
+            f"{redact.in_value(_words(value))!r}"
         )
     if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError(f"{value!r} is not a list of strings: the program and its arguments")
+        raise ValueError(
+            f"{redact.in_value(value)!r} is not a list of strings: the program and its arguments"
+        )
     for word in value:
         if not isinstance(word, str) or "\0" in word:
             raise ValueError(f"{word!r} cannot be an argument of a program")

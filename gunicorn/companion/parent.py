@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from gunicorn import __version__
@@ -51,6 +52,34 @@ FIXED_SETTINGS = (
     "reload_engine",
     "reload_extra_files",
 )
+
+
+class _Planned:
+    """In place of the arbiter, where nothing is started."""
+
+    inherited_run_dir = None
+    inherited_state: Mapping[str, Any] = {}
+    companion_manager_pid = 0
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.cfg = app.cfg
+
+
+def planned(app: Any) -> dict[str, Any]:
+    """The values that follow from the settings, by name, if the server of *app* is started now.
+
+    Raises ValueError for companions that are wrong.
+    """
+    handle = ManagerHandle(_Planned(app))
+    handle.configs = build_companion_configs(app.cfg)
+    control, run_dir = handle.places.planned()
+    return {
+        "companion_control_socket": control,
+        "companion_run_dir": run_dir,
+        "companion_manager_stop_timeout": handle.stop_timeout(),
+        "companion_manager_reload_timeout": handle.reload_timeout(),
+    }
 
 
 class ManagerHandle(ArbitersPart):

@@ -164,6 +164,20 @@ def usable_default_directory(environ: Mapping[str, str], uid: int, gid: int) -> 
     raise Unusable("; ".join(problems) or "there is no home directory")
 
 
+def likely_default_directory(environ: Mapping[str, str], uid: int, gid: int) -> str | None:
+    """The same as far as it can be told without making anything; None where there seems to be none."""
+    for directory in default_directories(environ, uid):
+        there = directory if os.path.isdir(directory) else os.path.dirname(directory)
+        try:
+            if _closed_ancestor(there, uid, gid) is None and _may(
+                os.stat(there), uid, gid, os.W_OK | os.X_OK
+            ):
+                return directory
+        except OSError:
+            continue
+    return None
+
+
 def _hand_over_runtime_directory(path: str, uid: int, gid: int) -> None:
     """systemd makes $RUNTIME_DIRECTORY for this unit alone, and gives it to the unit's user.
 

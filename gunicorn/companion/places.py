@@ -135,6 +135,17 @@ class Places(ArbitersPart):
         self.chosen = True
         self._enter()
 
+    def planned(self) -> tuple[str | None, str | None]:
+        """Where a server that is started now would have the two; nothing is made. ``PID`` is the master's."""
+        cfg = self.cfg
+        default = paths.likely_default_directory(os.environ, cfg.uid, cfg.gid)
+        control: str | None = cfg.companion_control_socket
+        if control:
+            control = os.path.abspath(control)
+        elif control is None and default is not None:
+            control = os.path.join(default, paths.SOCKET_PATTERN.replace("*", "PID"))
+        return control, self._resolve_run_dir(cfg.companion_run_dir, default)
+
     def told_successor(self) -> str | None:
         """What a successor is told of the run directory; see `inherited`."""
         if not self.chosen:

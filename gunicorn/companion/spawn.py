@@ -21,6 +21,7 @@ from socket import socket
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from gunicorn import redact
 from gunicorn.companion import sockets
 from gunicorn.companion.checks import Target, describe_target
 from gunicorn.companion.config import CompanionConfig
@@ -494,6 +495,7 @@ def _text(number: int, mode: str) -> io.TextIOWrapper:
 
 def _report(run: RunFile, reason: str) -> None:
     """Leave the reason where the manager reads it when it reaps this process."""
+    reason = redact.in_text(reason)
     with contextlib.suppress(Exception):
         record = run.read()
         if record is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gunicorn import redact
 from gunicorn.settings.base import Setting
 from gunicorn.settings.foreign import autorestart_hint
 from gunicorn.settings.validators import (
@@ -26,13 +27,14 @@ def validate_companion_workers(val: Any) -> list[dict[str, Any]]:
         return []
     if not isinstance(val, (list, tuple)):
         raise TypeError(
-            f"expected a list of dicts, one for each companion, not {val!r} ({type(val).__name__})"
+            f"expected a list of dicts, one for each companion, not {redact.in_value(val)!r} "
+            f"({type(val).__name__})"
         )
     for index, entry in enumerate(val):
         if not isinstance(entry, dict):
             raise TypeError(
-                f"expected a list of dicts, one for each companion; number {index} is {entry!r} "
-                f"({type(entry).__name__})"
+                f"expected a list of dicts, one for each companion; number {index} is "
+                f"{redact.in_value(entry)!r} ({type(entry).__name__})"
             )
     return list(val)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
 
+from gunicorn import redact
 from gunicorn.addresses import parse_address
 from gunicorn.errors import ConfigError
 
@@ -30,7 +31,7 @@ PROXY_PROTOCOL_WORDS = PROXY_PROTOCOL_MODES + _TRUE + _FALSE
 
 
 def _kind(val: Any) -> str:
-    return f"{val!r} ({type(val).__name__})"
+    return f"{redact.in_value(val)!r} ({type(val).__name__})"
 
 
 def validate_bool(val: Any) -> bool | None:

@@ -125,6 +125,58 @@ def test_print_config(here: Path) -> None:
     assert shown["chdir"] == str(here)
 
 
+def test_print_config_shows_what_counts(here: Path) -> None:
+    done = gunicorn(here, "--print-config", "--threads", "3", "shop:app")
+    shown = dict(re.split(r" += ", line, maxsplit=1) for line in done.stdout.splitlines())
+    assert shown["worker_class"] == "gunicorn.workers.gthread.ThreadWorker"
+    assert shown["wsgi_app"] == shown["proc_name"] == "shop:app"
+    wrong = gunicorn(here, "--print-config", "--companion-worker", "a b=shop:make", "shop:app")
+    assert wrong.returncode == 1 and "companion_run_dir" in wrong.stdout
+
+
+SECRETS = """
+raw_env = ["SECRET_KEY=sesame1", "DATABASE_URL=postgres://shop:sesame2@db/shop", "MODE=live"]
+companion_env = {"DATABASE_PASSWORD": "sesame3", "QUEUE": "mail"}
+companion_workers = [
+    {"name": "rq", "command": ["rq", "--url", "redis://:sesame4@queue/0", "--password", "sesame5"],
+     "env": {"API_TOKEN": "sesame6", "QUEUE": "mail"}},
+]
+statsd_prefix = "shop"
+syslog_addr = "udp://log:sesame7@host:514"
+"""
+
+
+def test_what_is_printed_has_no_secrets(here: Path) -> None:
+    (here / "gunicorn.conf.py").write_text(SECRETS)
+    done = gunicorn(here, "--print-config", "shop:app")
+    assert "sesame" not in done.stdout + done.stderr
+    for kept in ("SECRET_KEY=***", "postgres://shop:***@db/shop", "MODE=live", "'QUEUE': 'mail'"):
+        assert kept in done.stdout
+    (here / "gunicorn.conf.py").write_text(SECRETS + "workers = 0\nwsgi_app = 'crash:app'\n")
+    done = gunicorn(here, "--log-level", "debug", "--preload", "--bind", "127.0.0.1:0")
+    assert "The configuration is:" in done.stderr and "SECRET_KEY=***" in done.stderr
+    assert "sesame" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "raw_env = ['SECRET_KEY=sesame', 'B']",
+        "raw_env = {'SECRET_KEY': 'sesame'}",
+        "companion_env = ['SECRET_KEY=sesame']",
+        "companion_env = {'PASSWORD': b'sesame'}\ncompanion_workers = [{'name': 'a', 'target': 'shop:app'}]",
+        "companion_workers = [{'name': 'a', 'env': 'PASSWORD=sesame', 'target': 'shop:app'}]",
+        "companion_workers = [{'name': 'a', 'command': 'job --password=sesame'}]",
+        "companion_workers = {'name': 'a', 'env': {'PASSWORD': 'sesame'}}",
+    ],
+)
+def test_a_mistake_is_told_without_secrets(here: Path, line: str) -> None:
+    (here / "gunicorn.conf.py").write_text(f"{line}\n")
+    done = gunicorn(here, "--check-config", "shop:app")
+    assert done.returncode == 1
+    assert "***" in done.stderr and "sesame" not in done.stderr
+
+
 def test_print_config_checks_as_well(here: Path) -> None:
     done = gunicorn(here, "--print-config", "shop:ap")
     assert done.returncode == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import stat
@@ -110,6 +111,17 @@ def test_help_and_print_config_show_them(short_dir: Path) -> None:
         assert name in lines, name
     assert "12.5" in lines["companion_startsecs"]
     assert "jobs:idle" in lines["companion_workers"]
+    # What follows from others is worked out, and nothing is made for it.
+    run = str(short_dir / "gunicorn")
+    assert lines["companion_control_socket"].endswith(f" = {run}/companion-PID.sock")
+    assert re.fullmatch(rf"companion_run_dir += {run}/run-[0-9a-f]{{16}}", lines["companion_run_dir"])
+    assert re.fullmatch(
+        r"companion_manager_stop_timeout += 70(\.0)?", lines["companion_manager_stop_timeout"]
+    )
+    assert re.fullmatch(
+        r"companion_manager_reload_timeout += 70(\.0)?", lines["companion_manager_reload_timeout"]
+    )
+    assert not os.path.exists(run)
 
 
 @pytest.mark.parametrize("how", ["line", "environment"])

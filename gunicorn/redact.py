@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""Keeps passwords and keys out of what is logged and printed of a configuration. *Pure.*
+
+What a value is can only be told by the name that it has, and by its place in a URL.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+HIDDEN = "***"
+
+_WORDS = frozenset(
+    (
+        *("pass", "passwd", "password", "passphrase", "passcode", "pw", "pwd", "pin", "otp", "salt"),
+        *("secret", "secrets", "token", "tokens", "key", "keys", "private", "signature", "pat", "jwt"),
+        *("credential", "credentials", "creds", "auth", "authorization", "cookie"),
+    )
+)
+# Where the words of a name are written together: PGPASSWORD, authtoken.
+_ENDINGS = ("password", "passwd", "passphrase", "secret", "token", "apikey", "accesskey", "secretkey")
+# The shell's variables for directories.
+_NO_SECRETS = ("PWD", "OLDPWD")
+
+_WORD_RE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_ASSIGNMENT_RE = re.compile(r"(--?)?([A-Za-z_][A-Za-z0-9_.-]*)=(.*)", re.DOTALL)
+# In running text a value ends where a query string, a list or a line goes on.
+_INLINE_RE = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)=([^\s&;,]+)")
+_URL_PASSWORD_RE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*):[^\s]*@")
+_URL_TOKEN_RE = re.compile(r"(https?://)[^\s:/@]+@", re.IGNORECASE)
+
+
+def is_secret(name: str) -> bool:
+    """Whether *name* looks like that of a password, a key or the like: ``SECRET_KEY``, ``pgPassword``."""
+    if name in _NO_SECRETS:
+        return False
+    words = [word.lower() for word in _WORD_RE.findall(name)]
+    return any(word in _WORDS or word.endswith(_ENDINGS) for word in words)
+
+
+def in_text(text: str) -> str:
+    """*text* without the passwords in its URLs and the secrets in its ``name=value``."""
+    if "=" in text:
+        text = _INLINE_RE.sub(lambda found: f"{found[1]}={HIDDEN}" if is_secret(found[1]) else found[0], text)
+    if "://" in text:
+        text = _URL_TOKEN_RE.sub(rf"\1{HIDDEN}@", _URL_PASSWORD_RE.sub(rf"\1:{HIDDEN}@", text))
+    return text
+
+
+def in_value(value: Any) -> Any:
+    """*value* in the same shape, for people to see: lists, dicts and ``KEY=VALUE`` texts without secrets."""
+    if isinstance(value, str):
+        return _assignment(value)
+    if isinstance(value, dict):
+        return {
+            name: HIDDEN if is_secret(str(name)) and not _says_little(item) else in_value(item)
+            for name, item in value.items()
+        }
+    if type(value) is list:
+        return list(_items(value))
+    if type(value) is tuple:
+        return tuple(_items(value))
+    return value
+
+
+def _says_little(value: Any) -> bool:
+    return value is None or isinstance(value, bool) or value in ("", (), [], {})
+
+
+def _items(values: Iterable[Any]) -> Iterable[Any]:
+    hide = False
+    for value in values:
+        if hide and isinstance(value, str) and not value.startswith("-"):
+            yield HIDDEN
+        else:
+            yield in_value(value)
+        # The argument of a flag may be a word of its own: --password x.
+        hide = isinstance(value, str) and value.startswith("-") and "=" not in value and is_secret(value)
+
+
+def _assignment(text: str) -> str:
+    found = _ASSIGNMENT_RE.fullmatch(text)
+    if found is None or not found[3]:
+        return in_text(text)
+    head = f"{found[1] or ''}{found[2]}="
+    return head + (HIDDEN if is_secret(found[2]) else in_text(found[3]))
