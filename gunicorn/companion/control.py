@@ -36,6 +36,8 @@ RETRY_INTERVAL = 10.0
 PAUSE = 1.0
 BACKLOG = 256
 ACCEPT_BATCH = 16
+# Descriptors that are held back for clients: with all others used up by companions, people ask why.
+RESERVE = 4
 
 # A reply that comes as bytes is one JSON object already.
 Dispatch = Callable[[dict[str, Any]], "dict[str, Any] | bytes"]
@@ -116,6 +118,33 @@ def remove_stale(path: str) -> None:
     raise OSError(errno.EADDRINUSE, "another server listens there")
 
 
+class Reserve:
+    """Descriptors that hold nothing: some to have when the process has used up all others."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.fds: list[int] = []
+
+    def fill(self) -> None:
+        """Take as many as there should be, or can be."""
+        while len(self.fds) < self.size:
+            try:
+                self.fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            except OSError:
+                return
+
+    def release(self) -> bool:
+        """Let go of one, for the next call that needs one; False if none is left."""
+        if not self.fds:
+            return False
+        os.close(self.fds.pop())
+        return True
+
+    def release_all(self) -> None:
+        while self.release():
+            pass
+
+
 class Client:
     """One connection: what it sent and has not been read, what it is owed."""
 
@@ -155,18 +184,23 @@ class ControlServer:
         self._complaint: str | None = None
         # Whether it is as it should be that another server still has the path.
         self.patient = False
+        self.reserve = Reserve(RESERVE)
 
     # -- the socket file ---------------------------------------------------
 
     def open(self, now: float) -> bool:
         """Listen, if that is possible; True if it was."""
         self.next_attempt = None
+        # Two are needed for a moment: a probe of what is there, and the socket.
+        self.reserve.release_all()
         try:
             listener = self._listen()
         except OSError as exc:
             self._complain(exc.strerror or str(exc))
             self.next_attempt = now + RETRY_INTERVAL
             return False
+        finally:
+            self.reserve.fill()
         self._complaint = None
         self.listener = listener
         self.poller.add(listener.fileno(), self._on_connection)
@@ -256,10 +290,11 @@ class ControlServer:
         for client in list(self.clients.values()):
             self._send(client)
             self._drop(client)
+        self.reserve.release_all()
 
     def descriptors(self) -> list[int]:
         """All open descriptors, for a forked child to close."""
-        fds = list(self.clients)
+        fds = [*self.clients, *self.reserve.fds]
         if self.listener is not None:
             fds.append(self.listener.fileno())
         return fds
@@ -275,7 +310,9 @@ class ControlServer:
                 sock, _ = self.listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError:
+            except OSError as exc:
+                if exc.errno in (errno.EMFILE, errno.ENFILE) and self.reserve.release():
+                    continue
                 # Readable for ever, and not to be accepted: wait for a moment, or until one of ours ends.
                 self.poller.remove(self.listener.fileno())
                 self.next_attempt = time.monotonic() + PAUSE
@@ -310,6 +347,7 @@ class ControlServer:
             # Unread bytes would turn the close into a reset at the other end.
             sock.recv(MAX_LINE)
         sock.close()
+        self.reserve.fill()
 
     def _on_client(self, client: Client, events: int) -> None:
         if events & WRITABLE and not self._send(client):
@@ -419,4 +457,6 @@ class ControlServer:
             return
         self.poller.remove(fd)
         client.sock.close()
+        # Before a companion takes what has become free.
+        self.reserve.fill()
         self._accept_again()

@@ -8,13 +8,23 @@ library and the lowest layers alone, and builds of its parser what a call needs.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 
 from gunicorn import __version__
-from gunicorn.companion.ctlclient import DEFAULT_TIMEOUT, OK, SOCKET_VARIABLE, Failure, connect
+from gunicorn.companion.ctlclient import (
+    DEFAULT_TIMEOUT,
+    NO_ANSWER,
+    OK,
+    SOCKET_VARIABLE,
+    Failure,
+    complain,
+    connect,
+    discard,
+)
 from gunicorn.companion.ctlcommands import COMMANDS, DONE
 
 __all__ = ["COMMANDS", "build_parser", "main"]
@@ -30,22 +40,44 @@ Parser = argparse.ArgumentParser
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
+    _prepare_output()
+    try:
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # `gunicorn-companion status | head -1`
+        discard(sys.stdout)
+        return OK
+    except OSError as exc:
+        discard(sys.stdout)
+        complain(f"cannot write the answer: {exc.strerror or exc}")
+        return NO_ANSWER
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _run(words: Sequence[str]) -> int:
     options = build_parser(words).parse_args(words)
     options.started = time.monotonic()
     try:
         with connect(options.socket, options.timeout) as connection:
-            code = COMMANDS[options.command](connection, options)
-        sys.stdout.flush()
-        return code
+            return COMMANDS[options.command](connection, options)
     except Failure as exc:
-        print(f"gunicorn-companion: {exc}", file=sys.stderr)
+        complain(exc)
         return exc.code
-    except BrokenPipeError:
-        # `gunicorn-companion status | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-    except KeyboardInterrupt:
-        return INTERRUPTED
+
+
+def _prepare_output() -> None:
+    """Have somewhere to write to, whatever the command was started with."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # Closed, as by `>&-`: the exit status may be all that is asked for.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a companion says of itself may be in letters that the terminal does not know.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def build_parser(words: Sequence[str]) -> Parser:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 from typing import Any
 
@@ -58,6 +59,9 @@ class Connection:
             self.sock.sendall(json.dumps(request).encode() + b"\n")
         except TimeoutError:
             raise Failure(f"no answer from {self.path} in time") from None
+        except (BrokenPipeError, ConnectionResetError):
+            # A server that has too many connections says so unasked, and closes this one.
+            pass
         except OSError as exc:
             raise Failure(f"{self.path}: {exc.strerror}") from None
         try:
@@ -74,6 +78,8 @@ class Connection:
             line = self.file.readline()
         except TimeoutError:
             raise Failure(f"no answer from {self.path} in time") from None
+        except ConnectionResetError:
+            line = b""
         except OSError as exc:
             raise Failure(f"{self.path}: {exc.strerror}") from None
         if not line.endswith(b"\n"):
@@ -88,6 +94,22 @@ class Connection:
         return reply
 
 
+def complain(text: object) -> None:
+    """Tell it on stderr, if that can be written to."""
+    try:
+        print(f"gunicorn-companion: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
+
+
+def discard(stream: Any) -> None:
+    """Let what *stream* still holds go nowhere: the interpreter writes it at its end."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):
+        pass
+
+
 def refusal(reply: Reply) -> str:
     return str(reply.get("error") or reply.get("message") or "refused")
 
@@ -100,9 +122,10 @@ class Changes:
     """
 
     def __init__(self, path: str) -> None:
-        self._sock: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock: socket.socket | None = None
         self._looked = time.monotonic()
         try:
+            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._sock.settimeout(1.0)
             self._sock.connect(path)
             self._sock.sendall(b'{"cmd": "events"}\n')
@@ -180,6 +203,8 @@ def connect(path: str | None, timeout: float | None) -> Connection:
                 "no running companion manager found in $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/gunicorn, "
                 "~/.gunicorn or /run/*/; is the server running, as this user? (-s names its socket)"
             )
+        except BlockingIOError:
+            problem = f"{path or 'the server'}: too many others wait for an answer"
         except (FileNotFoundError, ConnectionRefusedError) as exc:
             problem = f"{path}: {exc.strerror}; is the server running, with companions configured?"
         except OSError as exc:
@@ -207,6 +232,9 @@ def _find(timeout: float) -> Connection | None:
     for path in paths.candidate_sockets(os.environ, os.getuid()):
         try:
             live.append(_open(path, timeout))
+        except BlockingIOError:
+            # It lives, and may be the only one.
+            raise
         except OSError:
             continue
     if len(live) <= 1:

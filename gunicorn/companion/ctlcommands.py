@@ -21,6 +21,7 @@ from gunicorn.companion.ctlclient import (
     Connection,
     Failure,
     Reply,
+    complain,
     refusal,
 )
 
@@ -204,7 +205,7 @@ def _send_each(
             print(reply["message"])
         if not reply.get("ok"):
             code = REFUSED
-            _complain(refusal(reply))
+            complain(refusal(reply))
     return accepted, code
 
 
@@ -212,10 +213,6 @@ def _expand(connection: Connection, names: list[str]) -> list[str]:
     if EVERY not in names:
         return list(dict.fromkeys(names))
     return [companion["name"] for companion in connection.must(cmd="status")["companions"]]
-
-
-def _complain(text: str) -> None:
-    print(f"gunicorn-companion: {text}", file=sys.stderr)
 
 
 def _deadline(options: Namespace) -> float | None:
@@ -245,7 +242,7 @@ def _settle(
                 good = _tell(options, name, companion, wanted, done) and good
             if rolling and not good and goals:
                 # The others wait for one that does not come up, and it may never.
-                _complain(f"not restarted yet: {', '.join(goals)}")
+                complain(f"not restarted yet: {', '.join(goals)}")
                 return False
             if not goals:
                 return good
@@ -288,7 +285,7 @@ def _tell(options: Namespace, name: str, companion: Reply | None, wanted: str, d
             finished = companion is not None and companion["state"] != wanted
             print(f"{name}: {'done' if finished else done}")
         return True
-    _complain(f"{name}: {_state_of(companion)}")
+    complain(f"{name}: {_state_of(companion)}")
     return False
 
 
@@ -339,7 +336,7 @@ def wait(connection: Connection, options: Namespace) -> int:
             for companion in stuck or (others if late else ()):
                 endless = options.state == DONE and companion.get("autorestart") == "always"
                 more = "; it is never done, as its autorestart is 'always'" if endless else ""
-                _complain(f"{companion['name']}: {_state_of(companion)}{more}")
+                complain(f"{companion['name']}: {_state_of(companion)}{more}")
             if stuck or late:
                 return REFUSED
             changes.wait(deadline)
@@ -413,7 +410,7 @@ def show_pid(connection: Connection, options: Namespace) -> int:
     for name, companion in companions.items():
         if companion["pid"] is None:
             code = REFUSED
-            _complain(f"{name} has no process: {companion['state']}, {companion['description']}")
+            complain(f"{name} has no process: {companion['state']}, {companion['description']}")
         elif not options.json:
             print(companion["pid"])
     return code

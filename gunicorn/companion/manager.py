@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.start import follow_surroundings
@@ -397,6 +397,18 @@ class CompanionManager:
         if self.control is not None:
             fds.extend(self.control.descriptors())
         return fds
+
+    @contextlib.contextmanager
+    def spare_descriptors(self) -> Iterator[None]:
+        """Have some to read files with, even if companions have used up the others."""
+        if self.control is None:
+            yield
+            return
+        self.control.reserve.release_all()
+        try:
+            yield
+        finally:
+            self.control.reserve.fill()
 
     # -- what companions say ---------------------------------------------------
 

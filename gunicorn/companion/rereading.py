@@ -34,7 +34,8 @@ def reread(manager: CompanionManager, *, dry_run: bool = False) -> dict[str, Any
     # Configuration files are programs, and one may never return.
     manager.tell({"rereading": True})
     try:
-        configs = manager.load_configs()
+        with manager.spare_descriptors():
+            configs = manager.load_configs()
     except ConfigUnreadable as exc:
         if not dry_run:
             manager.tell({"unreadable": True})

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import functools
 import itertools
+import resource
 import time
 from collections.abc import Iterable, Iterator
 from socket import socket
@@ -30,6 +31,15 @@ HEAD_START = 0.002
 
 def no_hook(manager: Any, companion: CompanionProcess) -> None:
     """The default of every hook."""
+
+
+def _explain(exc: OSError) -> str:
+    """What the system says; of a limit also how high it is and where it is set."""
+    text = exc.strerror or str(exc)
+    if exc.errno != errno.EMFILE:
+        return text
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f"{text} (the limit is {limit}: LimitNOFILE=, ulimit -n)"
 
 
 # The right to start, the sockets of `bind`, the address of the notify socket.
@@ -65,15 +75,17 @@ class Starter:
         found = ((each, its) for each in processes if (its := self._prepare(each)) is not None)
         # Those that have to wait for somebody take no turn away.
         prepared = list(itertools.islice(found, STARTS_AT_ONCE))
-        close, unwanted = runs(manager.descriptors()), server_variables()
-        plans = [(each, Plan.of(self._birth(each, its, close), unwanted)) for each, its in prepared]
-        # What is buffered must be written once, not by parent and child.
-        flush()
-        if manager.pre_fork is no_hook:
-            pids = spawn([plan for _, plan in plans])
-            forked = [(process, pid) for (process, _), pid in zip(plans, pids, strict=True)]
-        else:
-            forked = list(self._hooked(plans))
+        # What has got its own descriptors now is not to fail for want of one to read with for a moment.
+        with manager.spare_descriptors():
+            close, unwanted = runs(manager.descriptors()), server_variables()
+            plans = [(each, Plan.of(self._birth(each, its, close), unwanted)) for each, its in prepared]
+            # What is buffered must be written once, not by parent and child.
+            flush()
+            if manager.pre_fork is no_hook:
+                pids = spawn([plan for _, plan in plans])
+                forked = [(process, pid) for (process, _), pid in zip(plans, pids, strict=True)]
+            else:
+                forked = list(self._hooked(plans))
         now = time.monotonic()
         if forked:
             # The new ones go first, if they are on our core: what follows has time. To yield is not enough,
@@ -105,7 +117,7 @@ class Starter:
         try:
             run = self.claim(process, time.monotonic())
         except OSError as exc:
-            self._fail(process, f"cannot make its run file: {exc.strerror}")
+            self._fail(process, f"cannot make its run file: {_explain(exc)}")
             return None
         if run is None:
             return None
@@ -120,7 +132,7 @@ class Starter:
                 # Over an upgrade copies change hands one by one, and the socket with the last of them.
                 manager.send_event(process, Event.BLOCKED, time.monotonic(), pid=pid)
             else:
-                self._fail(process, exc.strerror or str(exc))
+                self._fail(process, _explain(exc))
             return None
 
     def _birth(self, process: CompanionProcess, prepared: _Prepared, close: list[tuple[int, int]]) -> Birth:

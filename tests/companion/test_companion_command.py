@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from companiontools import answer_of, python_env
@@ -20,6 +21,7 @@ from harness import wait_until
 
 from gunicorn import __version__
 from gunicorn.companion import ctl, ctlcommands, paths, session
+from gunicorn.companion.control import MAX_CONNECTIONS
 from gunicorn.companion.states import State
 
 needs_manager = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
@@ -509,6 +511,58 @@ def test_a_reader_that_stops_reading_is_no_fault(managed):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def shell(command: str, server: Any) -> tuple[int, str]:
+    """The exit status and stderr of the command with an output as *command* has it."""
+    program = f"{sys.executable} -m gunicorn.companion.ctl -s {server.socket}"
+    done = subprocess.run(
+        ["sh", "-c", command.format(program)], env=python_env(), stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, timeout=30,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+@needs_manager
+def test_an_output_that_cannot_be_written_to(managed):
+    server = managed("workers = [dict(name='rq', target=T.exit_3, restart_delay=60)]")
+    server.wait("rq", "BACKOFF")
+    line = "gunicorn-companion: cannot write the answer: No space left on device\n"
+    for words in ("status", "--json status", "pid", "wait rq --state BACKOFF", "--help", "stop --help"):
+        assert shell(f"{{}} {words} > /dev/full", server) == (2, line), words
+    # Nowhere to write to, but the exit status tells.
+    assert shell("{} status >&-", server) == (3, "")
+    assert shell("{} status >&- 2>&-", server) == (3, "")
+    assert shell("{} stop rq --no-wait >&-", server) == (0, "")
+    assert shell("{} start nobody 2> /dev/full", server) == (1, "")
+    # Were stdout taken in the place of a closed stderr, it would get the error.
+    assert shell("{} start nobody 2>&- | grep -c . >&2", server) == (1, "0\n")
+
+
+@needs_manager
+def test_letters_that_the_output_does_not_know(managed):
+    server = managed("workers = [dict(name='rq', target=T.obey, cwd='/nonexistent/\\u2603')]")
+    server.wait("rq", "BACKOFF")
+    assert shell("PYTHONIOENCODING=ascii {} status | grep -q 2603", server) == (0, "")
+
+
+@needs_manager
+def test_a_server_that_has_too_many_connections_says_so(managed, run):
+    server = managed("workers = []")
+    held = []
+    try:
+        for _ in range(MAX_CONNECTIONS):
+            held.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            held[-1].connect(str(server.socket))
+        # Each of them has been accepted when the last one is answered.
+        held[-1].sendall(b'{"cmd": "version"}\n')
+        assert held[-1].recv(100)
+        line = f"gunicorn-companion: too many connections (the limit is {MAX_CONNECTIONS})\n"
+        for _ in range(20):
+            assert run("-s", server.socket, "status") == (1, "", line)
+    finally:
+        for each in held:
+            each.close()
+
+
 def test_its_words_for_states_are_those_of_the_server():
     assert tuple(state.value for state in State) == ctl.STATES
 
@@ -537,5 +591,4 @@ def test_a_server_that_ends_meanwhile_is_told(managed, run):
     thread.start()
     code, _, err = run("-s", server.socket, "stop", "rq")
     thread.join(20)
-    assert code == 2
-    assert "the server closed the connection" in err or "Broken pipe" in err or "reset" in err
+    assert (code, err) == (2, f"gunicorn-companion: {server.socket}: the server closed the connection\n")

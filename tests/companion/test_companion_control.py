@@ -369,15 +369,30 @@ def test_a_connection_beyond_the_limit_is_told_so_and_closed(served, many_descri
     assert served.connect().alive()
 
 
-def test_without_a_free_descriptor_it_pauses_and_goes_on(served, monkeypatch):
+def test_without_a_free_descriptor_it_serves_from_its_reserve_then_pauses_and_goes_on(served, monkeypatch):
     monkeypatch.setattr(control, "PAUSE", 0.0)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    kept_back = [served.connect() for _ in range(control.RESERVE)]
     waiting = served.connect()
-    waiting.send(b'{"cmd": "ping"}\n')
+    for each in (*kept_back, waiting):
+        each.send(b'{"cmd": "ping"}\n')
     lowest = os.dup(0)
     os.close(lowest)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
     try:
+        served.settle()
+        assert all(each.reply()["ok"] for each in kept_back)
+        # One that goes gives back what it had, and the next one gets it: not somebody else.
+        kept_back.pop().sock.close()
+        served.pump(lambda: len(served.server.clients) < control.RESERVE)
+        with pytest.raises(OSError, match="Too many open files"):
+            os.dup(0)
+        served.settle()
+        assert waiting.reply()["ok"]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        waiting = served.connect()
+        waiting.send(b'{"cmd": "ping"}\n')
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
         assert served.poller.wait(0) == 1
         # The listener is readable and cannot be served: no loop may turn on it.
         assert served.poller.wait(0) == 0
@@ -639,7 +654,7 @@ def test_what_is_in_the_way_is_one_warning_and_stays(short_dir, prepare, reason)
     (warning,) = bench.log.warnings
     assert warning == f"No control socket for companions at {bench.path}: {reason}"
     assert bench.server.next_attempt == 21.0
-    assert bench.server.descriptors() == []
+    assert bench.server.descriptors() == bench.server.reserve.fds
     bench.server.close()
 
 
@@ -696,11 +711,11 @@ def test_the_descriptors_are_all_told(served):
     clients = [served.connect() for _ in range(3)]
     served.settle()
     fds = served.server.descriptors()
-    assert len(fds) == 4
+    assert len(fds) == 4 + control.RESERVE
     assert all(not os.get_inheritable(fd) for fd in fds)
     for client in clients:
         client.sock.close()
     served.server.close()
     if before:
-        # The listener, too, was open before.
-        assert len(set(os.listdir("/proc/self/fd"))) == len(before) - 1
+        # The listener and the reserve, too, were open before.
+        assert len(set(os.listdir("/proc/self/fd"))) == len(before) - 1 - control.RESERVE

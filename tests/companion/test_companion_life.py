@@ -114,6 +114,28 @@ def test_the_longest_name_can_be_started(managed):
     assert (server.run_dir / f"{name}:0.run").exists()
 
 
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="sets the limit of another process")
+def test_companions_that_use_up_the_descriptors_leave_some_to_be_asked_by(managed):
+    server = managed("workers = [dict(name='n', target=T.obey, autostart=False, numprocs=40)]")
+    used = len(os.listdir(f"/proc/{server.manager}/fd"))
+    limit = used + 20
+    resource.prlimit(server.manager, resource.RLIMIT_NOFILE, (limit, limit))
+    reply = server.ask("start", "n")
+    assert reply["ok"], server.log()
+    states = {name: (one["state"], one["description"]) for name, one in server.status().items()}
+    running = [name for name, (state, _) in states.items() if state in ("STARTING", "RUNNING")]
+    failed = [text for state, text in states.values() if state == "BACKOFF"]
+    assert running and failed and len(running) + len(failed) == 40
+    what, hint = "(run file|notify socket)", f"\\(the limit is {limit}: LimitNOFILE="
+    assert all(re.match(f"cannot make its {what}: Too many open files {hint}", t) for t in failed), failed
+    # The way out: fewer of them, by configuration or by command.
+    server.configure("workers = [dict(name='n', target=T.obey, autostart=False, numprocs=3)]")
+    assert len(server.ok("reread")["removed"]) == 37
+    wait_until(lambda: sorted(server.status()) == ["n:0", "n:1", "n:2"], 20, server.log)
+    for name in ("n:0", "n:1", "n:2"):
+        server.pid(name)
+
+
 def test_during_a_stop_nothing_starts_and_a_restart_can_be_cancelled(managed):
     server = managed("workers = [dict(name='rq', target=T.drain)]")
     pid = server.pid("rq")
