@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -18,31 +19,59 @@ KNOWN_SETTINGS: list[type[Setting]] = []
 
 #: The sections in the order in which ``--help`` and the documentation show them.
 SECTIONS = (
-    "Config File",
-    "Server Socket",
-    "Worker Processes",
-    "Security",
-    "Debugging",
-    "Server Mechanics",
-    "Logging",
-    "Process Naming",
-    "Server Hooks",
-    "SSL",
-    "Companion Processes",
+    CONFIG_FILE := "Config File",
+    SERVER_SOCKET := "Server Socket",
+    WORKER_PROCESSES := "Worker Processes",
+    SECURITY := "Security",
+    DEBUGGING := "Debugging",
+    SERVER_MECHANICS := "Server Mechanics",
+    LOGGING := "Logging",
+    PROCESS_NAMING := "Process Naming",
+    SERVER_HOOKS := "Server Hooks",
+    SSL := "SSL",
+    COMPANION_PROCESSES := "Companion Processes",
 )
 
 
 def dedent(text: str) -> str:
-    """*text* without the indentation that its lines share; ``textwrap`` costs more to import."""
+    """*text* without the indentation that its lines share; ``textwrap`` costs more to import.
+
+    As in a docstring, the first line may begin right behind the quotes.
+    """
     lines = text.expandtabs().strip("\n").rstrip().splitlines()
-    margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
-    return "\n".join(line[margin:].rstrip() for line in lines)
+    indented = [line for line in lines[1 if text[:1].strip() else 0 :] if line.strip()]
+    margin = min((len(line) - len(line.lstrip()) for line in indented), default=0)
+    return "\n".join((line[margin:] if line in indented else line).rstrip() for line in lines)
+
+
+def described(clsname: str, attrs: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a setting whose class statement has *given* as keywords; its docstring is the manual.
+
+    *name* follows from the name of the class where it is not given, and *flags* (separated by spaces; None
+    for a setting of files alone) from the name. Raises TypeError for a keyword that no setting has.
+    """
+    name = given.pop("name", None) or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", clsname)
+    name = name.lower()
+    flags = given.pop("flags", f"--{name.replace('_', '-')}")
+    unknown = given.keys() - Setting.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"{clsname}: a setting has no {', '.join(sorted(unknown))}")
+    cli = flags.split() if flags else None
+    return {**attrs, "name": name, "cli": cli, "desc": attrs.get("__doc__"), **given}
 
 
 class SettingMeta(type):
-    """Registers each named subclass of Setting and prepares its class attributes."""
+    """Registers each subclass of Setting that has a name, and prepares its class attributes.
 
-    def __new__(mcs, clsname: str, bases: tuple[type, ...], attrs: dict[str, Any]) -> SettingMeta:
+    What is regular about a setting is said in keywords of the class statement (see `described`); a class
+    without keywords sets all attributes itself.
+    """
+
+    def __new__(
+        mcs, clsname: str, bases: tuple[type, ...], attrs: dict[str, Any], **given: Any
+    ) -> SettingMeta:
+        if given:
+            attrs = described(clsname, attrs, given)
         # A plain function in a class body would bind to the instance when it is
         # asked for. `type` is left alone: `auto_int(_, x)` counts on being bound.
         for key in ("validator", "default"):

@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 from gunicorn import redact
-from gunicorn.settings.base import Setting
+from gunicorn.settings.base import COMPANION_PROCESSES, Setting
 from gunicorn.settings.foreign import autorestart_hint
+from gunicorn.settings.kinds import Flag, Seconds, Text, hook
 from gunicorn.settings.validators import (
     validate_bool,
-    validate_callable,
     validate_dict,
     validate_pos_int,
     validate_seconds,
@@ -117,512 +117,366 @@ def _env_flag(_: Any, text: str) -> tuple[str, str]:
     return key, value
 
 
-class CompanionWorkers(Setting):
-    name = "companion_workers"
-    section = "Companion Processes"
-    cli = ["--companion-worker"]
-    meta = "NAME=MODULE:CALLABLE"
-    action = "append"
-    type = _companion_flag
-    validator = validate_companion_workers
-    default = []
-    flag_help = "A companion process that runs beside the web workers; repeat the flag for more."
-    desc = """\
-        The companion processes that run beside the web workers, each a dictionary.
+class CompanionWorkers(
+    Setting,
+    section=COMPANION_PROCESSES,
+    flags="--companion-worker",
+    meta="NAME=MODULE:CALLABLE",
+    action="append",
+    type=_companion_flag,
+    validator=validate_companion_workers,
+    default=[],
+    flag_help="A companion process that runs beside the web workers; repeat the flag for more.",
+):
+    """The companion processes that run beside the web workers, each a dictionary.
 
-        ``name`` (unique; letters, digits, ``.``, ``_``, ``-``) is required, and one of two: ``target``, a
-        callable without arguments, or ``"module:callable"``, which is imported in the companion itself;
-        or ``command``, a program and its arguments as a list, which is run without a shell.
+    ``name`` (unique; letters, digits, ``.``, ``_``, ``-``) is required, and one of two: ``target``, a
+    callable without arguments, or ``"module:callable"``, which is imported in the companion itself;
+    or ``command``, a program and its arguments as a list, which is run without a shell.
 
-        These keys fall back to the settings below: ``cwd``, ``env``, ``stop_signal``, ``stop_timeout``,
-        ``stop_as_group``, ``reload_timeout``, ``startsecs``, ``restart_delay``, ``restart_delay_max``,
-        ``autorestart``, ``start_retries``, ``start_timeout``, ``watchdog``, ``max_memory``,
-        ``max_lifetime``, ``max_lifetime_jitter``, ``stdout``, ``stderr``. These have no setting of their
-        own:
+    These keys fall back to the settings below: ``cwd``, ``env``, ``stop_signal``, ``stop_timeout``,
+    ``stop_as_group``, ``reload_timeout``, ``startsecs``, ``restart_delay``, ``restart_delay_max``,
+    ``autorestart``, ``start_retries``, ``start_timeout``, ``watchdog``, ``max_memory``,
+    ``max_lifetime``, ``max_lifetime_jitter``, ``stdout``, ``stderr``. These have no setting of their
+    own:
 
-        * ``autostart`` is True; with False a companion waits for ``gunicorn-companion start``.
-        * ``numprocs``: that many copies, named ``name:0``, ``name:1`` and so on.
-        * ``ready``: ``"startsecs"``, or ``"notify"``, where the companion itself says when it is RUNNING.
-        * ``after``: the names of companions that must be RUNNING before it starts.
-        * ``bind``: addresses that are listened on for it, and that stay open while it restarts.
-        * ``on_give_up``: ``"ignore"``, or ``"shutdown"``, to end the server with it (``start_retries``).
-        * ``singleton`` is True; with False it may run beside its older self while the server is upgraded.
+    * ``autostart`` is True; with False a companion waits for ``gunicorn-companion start``.
+    * ``numprocs``: that many copies, named ``name:0``, ``name:1`` and so on.
+    * ``ready``: ``"startsecs"``, or ``"notify"``, where the companion itself says when it is RUNNING.
+    * ``after``: the names of companions that must be RUNNING before it starts.
+    * ``bind``: addresses that are listened on for it, and that stay open while it restarts.
+    * ``on_give_up``: ``"ignore"``, or ``"shutdown"``, to end the server with it (``start_retries``).
+    * ``singleton`` is True; with False it may run beside its older self while the server is upgraded.
 
-        For example::
+    For example::
 
-            companion_workers = [
-                {"name": "scheduler", "target": "shop.jobs:run_scheduler"},
-                {"name": "mailer", "target": "shop.mail:run", "stop_timeout": 120, "env": {"QUEUE": "mail"}},
-                {"name": "rq", "target": "shop.jobs:run_worker", "numprocs": 4, "after": ["scheduler"]},
-                {"name": "socketio", "command": ["node", "live.js"], "bind": "127.0.0.1:9000"},
-            ]
+        companion_workers = [
+            {"name": "scheduler", "target": "shop.jobs:run_scheduler"},
+            {"name": "mailer", "target": "shop.mail:run", "stop_timeout": 120, "env": {"QUEUE": "mail"}},
+            {"name": "rq", "target": "shop.jobs:run_worker", "numprocs": 4, "after": ["scheduler"]},
+            {"name": "socketio", "command": ["node", "live.js"], "bind": "127.0.0.1:9000"},
+        ]
 
-        The flag can be repeated and adds simple companions to those of the file.
-        """
+    The flag can be repeated and adds simple companions to those of the file.
+    """
 
     def set_from_command_line(self, val: Any) -> None:
         self.set([*self.get(), *val])
 
 
-class CompanionConfigFile(Setting):
-    name = "companion_config_file"
-    section = "Companion Processes"
-    cli = ["--companion-config-file"]
-    meta = "FILE"
-    validator = validate_string
-    desc = """\
-        A Python file with nothing but ``companion_*`` settings, read after the configuration file.
+class CompanionConfigFile(Text, section=COMPANION_PROCESSES, meta="FILE"):
+    """A Python file with nothing but ``companion_*`` settings, read after the configuration file.
 
-        For companions that are deployed or changed apart from the server's own configuration. What it
-        sets takes the place of what the configuration file sets; ``GUNICORN_CMD_ARGS`` and flags rank
-        above both. A relative path starts at the directory of the start.
-        """
+    For companions that are deployed or changed apart from the server's own configuration. What it
+    sets takes the place of what the configuration file sets; ``GUNICORN_CMD_ARGS`` and flags rank
+    above both. A relative path starts at the directory of the start.
+    """
 
 
-class CompanionControlSocket(Setting):
-    name = "companion_control_socket"
-    section = "Companion Processes"
-    cli = ["--companion-control-socket"]
-    meta = "PATH"
-    validator = validate_string
-    default_text = "found by ``gunicorn-companion`` itself"
-    desc = """\
-        The path of the Unix socket that ``gunicorn-companion`` talks to; empty for no socket.
+class CompanionControlSocket(
+    Text, section=COMPANION_PROCESSES, meta="PATH", default_text="found by ``gunicorn-companion`` itself"
+):
+    """The path of the Unix socket that ``gunicorn-companion`` talks to; empty for no socket.
 
-        By default it is ``companion-<master pid>.sock`` in ``$RUNTIME_DIRECTORY``, else in
-        ``$XDG_RUNTIME_DIR/gunicorn``, else in ``~/.gunicorn`` of the user that the companions run as.
-        """
+    By default it is ``companion-<master pid>.sock`` in ``$RUNTIME_DIRECTORY``, else in
+    ``$XDG_RUNTIME_DIR/gunicorn``, else in ``~/.gunicorn`` of the user that the companions run as.
+    """
 
 
-class CompanionControlSocketMode(Setting):
-    name = "companion_control_socket_mode"
-    section = "Companion Processes"
-    cli = ["--companion-control-socket-mode"]
-    meta = "OCTAL"
-    validator = validate_file_mode
-    default = 0o600
-    default_text = "``0o600``"
-    formatter = oct
-    desc = """\
-        The permissions of the control socket; octal on the command line.
+class CompanionControlSocketMode(
+    Setting,
+    section=COMPANION_PROCESSES,
+    meta="OCTAL",
+    validator=validate_file_mode,
+    default=0o600,
+    default_text="``0o600``",
+    formatter=oct,
+):
+    """The permissions of the control socket; octal on the command line.
 
-        Whoever may write to it may stop and start companions. ``0o660`` lets the group in.
-        """
-
-
-class CompanionRunDir(Setting):
-    name = "companion_run_dir"
-    section = "Companion Processes"
-    cli = ["--companion-run-dir"]
-    meta = "DIR"
-    validator = validate_string
-    default_text = "beside the default control socket"
-    desc = """\
-        The directory in which it is recorded which companions run.
-
-        By these records a new manager, or a new server, knows of companions that outlived an old one,
-        and runs none of them twice. Give two servers on the same application and address directories of
-        their own; otherwise there is no need to set it. It must not be emptied while the server runs.
-        """
+    Whoever may write to it may stop and start companions. ``0o660`` lets the group in.
+    """
 
 
-class CompanionCwd(Setting):
-    name = "companion_cwd"
-    section = "Companion Processes"
-    cli = ["--companion-cwd"]
-    meta = "DIR"
-    validator = validate_string
-    default_text = "the server's own"
-    desc = """\
-        The directory that companions change to before they start; key ``cwd``.
-        """
+class CompanionRunDir(
+    Text, section=COMPANION_PROCESSES, meta="DIR", default_text="beside the default control socket"
+):
+    """The directory in which it is recorded which companions run.
+
+    By these records a new manager, or a new server, knows of companions that outlived an old one,
+    and runs none of them twice. Give two servers on the same application and address directories of
+    their own; otherwise there is no need to set it. It must not be emptied while the server runs.
+    """
 
 
-class CompanionEnv(Setting):
-    name = "companion_env"
-    section = "Companion Processes"
-    cli = ["--companion-env"]
-    meta = "KEY=VALUE"
-    action = "append"
-    type = _env_flag
-    validator = validate_companion_env
-    default = {}
-    desc = """\
-        Variables that are added to the environment of companions; key ``env``, which is merged over these.
+class CompanionCwd(Text, section=COMPANION_PROCESSES, meta="DIR", default_text="the server's own"):
+    """The directory that companions change to before they start; key ``cwd``."""
 
-        A dictionary of strings. The flag can be repeated and adds to, or replaces, those of the file.
-        """
+
+class CompanionEnv(
+    Setting,
+    section=COMPANION_PROCESSES,
+    meta="KEY=VALUE",
+    action="append",
+    type=_env_flag,
+    validator=validate_companion_env,
+    default={},
+):
+    """Variables that are added to the environment of companions; key ``env``, which is merged over these.
+
+    A dictionary of strings. The flag can be repeated and adds to, or replaces, those of the file.
+    """
 
     def set_from_command_line(self, val: Any) -> None:
         self.set({**self.get(), **dict(val)})
 
 
-class CompanionStopSignal(Setting):
-    name = "companion_stop_signal"
-    section = "Companion Processes"
-    cli = ["--companion-stop-signal"]
-    meta = "SIGNAL"
-    validator = validate_signal
-    default = "SIGTERM"
-    desc = """\
-        The signal that asks a companion to end; key ``stop_signal``.
-
-        A name, with or without ``SIG``, or a number.
-        """
-
-
-class CompanionStopTimeout(Setting):
-    name = "companion_stop_timeout"
-    section = "Companion Processes"
-    cli = ["--companion-stop-timeout"]
-    meta = "SECONDS"
-    validator = validate_seconds
-    default = 60
-    desc = """\
-        The seconds from the stop signal until a companion is killed, its children with it; key
-        ``stop_timeout``.
-
-        Let it be longer than the longest job that has to be finished, and the limit of your service
-        manager longer than the longest of these.
-        """
-
-
-class CompanionStopAsGroup(Setting):
-    name = "companion_stop_as_group"
-    section = "Companion Processes"
-    cli = ["--companion-stop-as-group"]
-    action = "store_true"
-    validator = validate_bool
-    default = False
-    desc = """\
-        Send the stop signal to the companion's whole process group; key ``stop_as_group``.
-
-        For shells and launchers, which don't pass a signal on. The companion is stopped when all of
-        them are gone, and what is left after its time is killed. A job worker that forks should get the
-        signal alone, so that the job at hand is finished.
-        """
-
-
-class CompanionReloadTimeout(Setting):
-    name = "companion_reload_timeout"
-    section = "Companion Processes"
-    cli = ["--companion-reload-timeout"]
-    meta = "SECONDS"
-    validator = validate_seconds
-    default = 60
-    desc = """\
-        The same as ``companion_stop_timeout`` where a companion is stopped to be started again; key
-        ``reload_timeout``.
-        """
-
-
-class CompanionStartsecs(Setting):
-    name = "companion_startsecs"
-    section = "Companion Processes"
-    cli = ["--companion-startsecs"]
-    meta = "SECONDS"
-    validator = validate_seconds
-    default = 1
-    desc = """\
-        The seconds that a companion must be alive to be shown as RUNNING; key ``startsecs``.
-        """
-
-
-class CompanionRestartDelay(Setting):
-    name = "companion_restart_delay"
-    section = "Companion Processes"
-    cli = ["--companion-restart-delay"]
-    meta = "SECONDS"
-    validator = validate_seconds
-    default = 5
-    desc = """\
-        The seconds from a companion's unexpected end to its next start; key ``restart_delay``.
-
-        An exit that nobody asked for is unexpected whatever its code is.
-        """
-
-
-class CompanionRestartDelayMax(Setting):
-    name = "companion_restart_delay_max"
-    section = "Companion Processes"
-    cli = ["--companion-restart-delay-max"]
-    meta = "SECONDS"
-    validator = validate_seconds_or_none
-    default_text = "none: the delay stays what it is"
-    desc = """\
-        The longest delay before a start, up to which each is twice the one before; key
-        ``restart_delay_max``.
-
-        The first is ``restart_delay``. They vary a little, at random, so that what waits for the same
-        database does not come back in one moment. After a run that lasted longer than the delay before
-        it, it is ``restart_delay`` again.
-        """
-
+class CompanionStopSignal(
+    Setting, section=COMPANION_PROCESSES, meta="SIGNAL", validator=validate_signal, default="SIGTERM"
+):
+    """The signal that asks a companion to end; key ``stop_signal``.
 
-class CompanionAutorestart(Setting):
-    name = "companion_autorestart"
-    section = "Companion Processes"
-    cli = ["--companion-autorestart"]
-    meta = "WHEN"
-    validator = validate_companion_autorestart
-    default = "always"
-    desc = """\
-        When a companion that ends by itself is started again: always, on-failure or never; key
-        ``autorestart``.
-
-        With ``on-failure`` exit code 0 means that it is done. One that is not started again is STOPPED,
-        with the reason "exited".
-        """
-
-
-class CompanionStartRetries(Setting):
-    name = "companion_start_retries"
-    section = "Companion Processes"
-    cli = ["--companion-start-retries"]
-    meta = "N"
-    validator = validate_count_or_none
-    default_text = "none: it is tried for ever"
-    desc = """\
-        How many failed starts in a row a companion is given; key ``start_retries``.
-
-        A start has failed if the companion is gone, or has been ended, before it was RUNNING. After the last
-        one it is STOPPED with the reason "gave up", until somebody starts it. With the key
-        ``on_give_up = "shutdown"`` the server then stops, too, with exit status 1.
-        """
-
-
-class CompanionStartTimeout(Setting):
-    name = "companion_start_timeout"
-    section = "Companion Processes"
-    cli = ["--companion-start-timeout"]
-    meta = "SECONDS"
-    validator = validate_seconds
-    default = 60
-    desc = """\
-        The seconds that a companion with ``ready = "notify"`` has to say that it is ready; key
-        ``start_timeout``.
-
-        One that has not by then is stopped and tried again after its ``restart_delay``.
-        """
-
-
-class CompanionWatchdog(Setting):
-    name = "companion_watchdog"
-    section = "Companion Processes"
-    cli = ["--companion-watchdog"]
-    meta = "SECONDS"
-    validator = validate_seconds_or_none
-    default_text = "none: nobody looks"
-    desc = """\
-        The seconds that a companion may be silent before it is taken for hung; key ``watchdog``.
-
-        Once it is RUNNING it has to send ``WATCHDOG=1`` at least that often, in systemd's protocol
-        (``WATCHDOG_USEC`` in its environment tells it); half of the time is a good interval. One that is
-        silent for longer gets SIGABRT, on which a Python target writes the stacks of its threads to its
-        standard error, then SIGKILL, and is started again after its ``restart_delay``.
-        """
-
-
-class CompanionMaxMemory(Setting):
-    name = "companion_max_memory"
-    section = "Companion Processes"
-    cli = ["--companion-max-memory"]
-    meta = "SIZE"
-    validator = validate_size_or_none
-    default_text = "none: no limit"
-    desc = """\
-        The private memory above which a companion is restarted gracefully; key ``max_memory``.
-
-        Text such as ``300M`` or ``1.5G``, or a number of bytes, at least 1 MiB. What the companion and
-        its children share with the server does not count. Of several copies one is restarted at a time.
-        On Linux only: elsewhere nobody tells how much memory is private, and the limit has no effect.
-        """
-
-
-class CompanionMaxLifetime(Setting):
-    name = "companion_max_lifetime"
-    section = "Companion Processes"
-    cli = ["--companion-max-lifetime"]
-    meta = "SECONDS"
-    validator = validate_seconds_or_none
-    default_text = "none: no limit"
-    desc = """\
-        The seconds after which a companion is restarted gracefully, against slow leaks; key
-        ``max_lifetime``.
-
-        Of several copies one is restarted at a time.
-        """
-
-
-class CompanionMaxLifetimeJitter(Setting):
-    name = "companion_max_lifetime_jitter"
-    section = "Companion Processes"
-    cli = ["--companion-max-lifetime-jitter"]
-    meta = "SECONDS"
-    validator = validate_seconds
-    default = 0
-    desc = """\
-        Up to this many seconds, at random, are added to ``max_lifetime``; key ``max_lifetime_jitter``.
-        """
-
-
-class CompanionStdout(Setting):
-    name = "companion_stdout"
-    section = "Companion Processes"
-    cli = ["--companion-stdout"]
-    meta = "FILE"
-    validator = validate_string
-    default_text = "``inherit``"
-    desc = """\
-        The file that companions' standard output is appended to; key ``stdout``.
-
-        ``inherit``, or nothing, leaves it where the server's own goes.
-        """
-
-
-class CompanionStderr(Setting):
-    name = "companion_stderr"
-    section = "Companion Processes"
-    cli = ["--companion-stderr"]
-    meta = "FILE"
-    validator = validate_string
-    default_text = "``inherit``"
-    desc = """\
-        The file that companions' standard error is appended to; key ``stderr``.
-
-        ``stdout`` sends it where standard output goes; ``inherit``, or nothing, leaves it where the
-        server's own goes.
-        """
-
-
-class CompanionManagerShutdownBuffer(Setting):
-    name = "companion_manager_shutdown_buffer"
-    section = "Companion Processes"
-    cli = ["--companion-manager-shutdown-buffer"]
-    meta = "SECONDS"
-    validator = validate_seconds
-    default = 10
-    desc = """\
-        The seconds that the manager has beyond the longest time that one of its companions may take to stop.
-
-        It counts where the two limits below are derived.
-        """
-
-
-class CompanionManagerStopTimeout(Setting):
-    name = "companion_manager_stop_timeout"
-    section = "Companion Processes"
-    cli = ["--companion-manager-stop-timeout"]
-    meta = "SECONDS"
-    validator = validate_seconds_or_none
-    default_text = "the longest ``stop_timeout`` and ``companion_manager_shutdown_buffer``"
-    desc = """\
-        The seconds that the master waits for the manager of the companions when the server stops.
-
-        After that the manager and all companions are killed. Workers are bounded by
-        ``graceful_timeout`` meanwhile.
-        """
-
-
-class CompanionManagerReloadTimeout(Setting):
-    name = "companion_manager_reload_timeout"
-    section = "Companion Processes"
-    cli = ["--companion-manager-reload-timeout"]
-    meta = "SECONDS"
-    validator = validate_seconds_or_none
-    default_text = "the longest ``reload_timeout`` and ``companion_manager_shutdown_buffer``"
-    desc = """\
-        The seconds that the master waits for the manager when it replaces it by a new one.
-
-        The web workers go on meanwhile.
-        """
-
-
-class CompanionReload(Setting):
-    name = "companion_reload"
-    section = "Companion Processes"
-    cli = ["--companion-reload"]
-    meta = "WHICH"
-    validator = validate_companion_reload
-    default = "changed"
-    desc = """\
-        Which companions SIGHUP restarts: ``changed``, those whose configuration is another now, or ``all``.
-
-        ``all`` replaces the manager too, which is how companions get new code where the application is
-        not preloaded.
-        """
-
-
-class CompanionPostFork(Setting):
-    name = "companion_post_fork"
-    section = "Companion Processes"
-    type = callable
-    validator = validate_callable(2)
-    default_text = "``def companion_post_fork(manager, companion)``, does nothing"
-    desc = """\
-        Called in each companion after its fork, before its target.
-
-        The place to make again what must not be shared with a preloaded application: connections,
-        threads, the reporter of errors. If it raises, the start has failed and is tried again after
-        ``restart_delay``.
-        """
-
-    def companion_post_fork(manager: Any, companion: Any) -> None:
-        pass
-
-    default = companion_post_fork
-
-
-class CompanionPreFork(Setting):
-    name = "companion_pre_fork"
-    section = "Companion Processes"
-    type = callable
-    validator = validate_callable(2)
-    default_text = "``def companion_pre_fork(manager, companion)``, does nothing"
-    desc = """\
-        Called in the companions' manager before each fork of a companion.
-
-        If it raises, that is logged, and the companion starts all the same.
-        """
-
-    def companion_pre_fork(manager: Any, companion: Any) -> None:
-        pass
-
-    default = companion_pre_fork
-
-
-class CompanionExit(Setting):
-    name = "companion_exit"
-    section = "Companion Processes"
-    type = callable
-    validator = validate_callable(2)
-    default_text = "``def companion_exit(manager, companion)``, does nothing"
-    desc = """\
-        Called in the companions' manager when a companion's process has ended.
-
-        ``companion.last_exit_code`` and ``companion.last_exit_signal`` say how. If it raises, that is
-        logged and changes nothing else.
-        """
-
-    def companion_exit(manager: Any, companion: Any) -> None:
-        pass
-
-    default = companion_exit
-
-
-class GcFreeze(Setting):
-    name = "gc_freeze"
-    section = "Companion Processes"
-    cli = ["--no-gc-freeze"]
-    action = "store_const"
-    const = False
-    validator = validate_bool
-    default = True
-    flag_help = "Don't freeze the garbage collector's heap before the first fork of a preloaded application."
-    desc = """\
-        Keep the garbage collector of workers and companions off the memory that they share with the master.
-
-        With ``preload_app`` the master collects garbage once before the first fork and freezes what is
-        left. A collection in a child then no longer writes to, and so copies, each page of the
-        application. The flag turns it off.
-        """
+    A name, with or without ``SIG``, or a number.
+    """
+
+
+class CompanionStopTimeout(Seconds, section=COMPANION_PROCESSES, default=60):
+    """The seconds from the stop signal until a companion is killed, its children with it; key
+    ``stop_timeout``.
+
+    Let it be longer than the longest job that has to be finished, and the limit of your service
+    manager longer than the longest of these.
+    """
+
+
+class CompanionStopAsGroup(Flag, section=COMPANION_PROCESSES):
+    """Send the stop signal to the companion's whole process group; key ``stop_as_group``.
+
+    For shells and launchers, which don't pass a signal on. The companion is stopped when all of
+    them are gone, and what is left after its time is killed. A job worker that forks should get the
+    signal alone, so that the job at hand is finished.
+    """
+
+
+class CompanionReloadTimeout(Seconds, section=COMPANION_PROCESSES, default=60):
+    """The same as ``companion_stop_timeout`` where a companion is stopped to be started again; key
+    ``reload_timeout``.
+    """
+
+
+class CompanionStartsecs(Seconds, section=COMPANION_PROCESSES, default=1):
+    """The seconds that a companion must be alive to be shown as RUNNING; key ``startsecs``."""
+
+
+class CompanionRestartDelay(Seconds, section=COMPANION_PROCESSES, default=5):
+    """The seconds from a companion's unexpected end to its next start; key ``restart_delay``.
+
+    An exit that nobody asked for is unexpected whatever its code is.
+    """
+
+
+class CompanionRestartDelayMax(
+    Setting,
+    section=COMPANION_PROCESSES,
+    meta="SECONDS",
+    validator=validate_seconds_or_none,
+    default_text="none: the delay stays what it is",
+):
+    """The longest delay before a start, up to which each is twice the one before; key
+    ``restart_delay_max``.
+
+    The first is ``restart_delay``. They vary a little, at random, so that what waits for the same
+    database does not come back in one moment. After a run that lasted longer than the delay before
+    it, it is ``restart_delay`` again.
+    """
+
+
+class CompanionAutorestart(
+    Setting,
+    section=COMPANION_PROCESSES,
+    meta="WHEN",
+    validator=validate_companion_autorestart,
+    default="always",
+):
+    """When a companion that ends by itself is started again: always, on-failure or never; key
+    ``autorestart``.
+
+    With ``on-failure`` exit code 0 means that it is done. One that is not started again is STOPPED,
+    with the reason "exited".
+    """
+
+
+class CompanionStartRetries(
+    Setting,
+    section=COMPANION_PROCESSES,
+    meta="N",
+    validator=validate_count_or_none,
+    default_text="none: it is tried for ever",
+):
+    """How many failed starts in a row a companion is given; key ``start_retries``.
+
+    A start has failed if the companion is gone, or has been ended, before it was RUNNING. After the last
+    one it is STOPPED with the reason "gave up", until somebody starts it. With the key
+    ``on_give_up = "shutdown"`` the server then stops, too, with exit status 1.
+    """
+
+
+class CompanionStartTimeout(Seconds, section=COMPANION_PROCESSES, default=60):
+    """The seconds that a companion with ``ready = "notify"`` has to say that it is ready; key
+    ``start_timeout``.
+
+    One that has not by then is stopped and tried again after its ``restart_delay``.
+    """
+
+
+class CompanionWatchdog(
+    Setting,
+    section=COMPANION_PROCESSES,
+    meta="SECONDS",
+    validator=validate_seconds_or_none,
+    default_text="none: nobody looks",
+):
+    """The seconds that a companion may be silent before it is taken for hung; key ``watchdog``.
+
+    Once it is RUNNING it has to send ``WATCHDOG=1`` at least that often, in systemd's protocol
+    (``WATCHDOG_USEC`` in its environment tells it); half of the time is a good interval. One that is
+    silent for longer gets SIGABRT, on which a Python target writes the stacks of its threads to its
+    standard error, then SIGKILL, and is started again after its ``restart_delay``.
+    """
+
+
+class CompanionMaxMemory(
+    Setting,
+    section=COMPANION_PROCESSES,
+    meta="SIZE",
+    validator=validate_size_or_none,
+    default_text="none: no limit",
+):
+    """The private memory above which a companion is restarted gracefully; key ``max_memory``.
+
+    Text such as ``300M`` or ``1.5G``, or a number of bytes, at least 1 MiB. What the companion and
+    its children share with the server does not count. Of several copies one is restarted at a time.
+    On Linux only: elsewhere nobody tells how much memory is private, and the limit has no effect.
+    """
+
+
+class CompanionMaxLifetime(
+    Setting,
+    section=COMPANION_PROCESSES,
+    meta="SECONDS",
+    validator=validate_seconds_or_none,
+    default_text="none: no limit",
+):
+    """The seconds after which a companion is restarted gracefully, against slow leaks; key
+    ``max_lifetime``.
+
+    Of several copies one is restarted at a time.
+    """
+
+
+class CompanionMaxLifetimeJitter(Seconds, section=COMPANION_PROCESSES, default=0):
+    """Up to this many seconds, at random, are added to ``max_lifetime``; key ``max_lifetime_jitter``."""
+
+
+class CompanionStdout(Text, section=COMPANION_PROCESSES, meta="FILE", default_text="``inherit``"):
+    """The file that companions' standard output is appended to; key ``stdout``.
+
+    ``inherit``, or nothing, leaves it where the server's own goes.
+    """
+
+
+class CompanionStderr(Text, section=COMPANION_PROCESSES, meta="FILE", default_text="``inherit``"):
+    """The file that companions' standard error is appended to; key ``stderr``.
+
+    ``stdout`` sends it where standard output goes; ``inherit``, or nothing, leaves it where the
+    server's own goes.
+    """
+
+
+class CompanionManagerShutdownBuffer(Seconds, section=COMPANION_PROCESSES, default=10):
+    """The seconds that the manager has beyond the longest time that one of its companions may take to stop.
+
+    It counts where the two limits below are derived.
+    """
+
+
+class CompanionManagerStopTimeout(
+    Setting,
+    section=COMPANION_PROCESSES,
+    meta="SECONDS",
+    validator=validate_seconds_or_none,
+    default_text="the longest ``stop_timeout`` and ``companion_manager_shutdown_buffer``",
+):
+    """The seconds that the master waits for the manager of the companions when the server stops.
+
+    After that the manager and all companions are killed. Workers are bounded by
+    ``graceful_timeout`` meanwhile.
+    """
+
+
+class CompanionManagerReloadTimeout(
+    Setting,
+    section=COMPANION_PROCESSES,
+    meta="SECONDS",
+    validator=validate_seconds_or_none,
+    default_text="the longest ``reload_timeout`` and ``companion_manager_shutdown_buffer``",
+):
+    """The seconds that the master waits for the manager when it replaces it by a new one.
+
+    The web workers go on meanwhile.
+    """
+
+
+class CompanionReload(
+    Setting, section=COMPANION_PROCESSES, meta="WHICH", validator=validate_companion_reload, default="changed"
+):
+    """Which companions SIGHUP restarts: ``changed``, those whose configuration is another now, or ``all``.
+
+    ``all`` replaces the manager too, which is how companions get new code where the application is
+    not preloaded.
+    """
+
+
+@hook("CompanionPostFork", section=COMPANION_PROCESSES)
+def companion_post_fork(manager: Any, companion: Any) -> None:
+    """Called in each companion after its fork, before its target.
+
+    The place to make again what must not be shared with a preloaded application: connections,
+    threads, the reporter of errors. If it raises, the start has failed and is tried again after
+    ``restart_delay``.
+    """
+
+
+@hook("CompanionPreFork", section=COMPANION_PROCESSES)
+def companion_pre_fork(manager: Any, companion: Any) -> None:
+    """Called in the companions' manager before each fork of a companion.
+
+    If it raises, that is logged, and the companion starts all the same.
+    """
+
+
+@hook("CompanionExit", section=COMPANION_PROCESSES)
+def companion_exit(manager: Any, companion: Any) -> None:
+    """Called in the companions' manager when a companion's process has ended.
+
+    ``companion.last_exit_code`` and ``companion.last_exit_signal`` say how. If it raises, that is
+    logged and changes nothing else.
+    """
+
+
+class GcFreeze(
+    Setting,
+    section=COMPANION_PROCESSES,
+    flags="--no-gc-freeze",
+    action="store_const",
+    const=False,
+    validator=validate_bool,
+    default=True,
+    flag_help="Don't freeze the garbage collector's heap before the first fork of a preloaded application.",
+):
+    """Keep the garbage collector of workers and companions off the memory that they share with the master.
+
+    With ``preload_app`` the master collects garbage once before the first fork and freezes what is
+    left. A collection in a child then no longer writes to, and so copies, each page of the
+    application. The flag turns it off.
+    """

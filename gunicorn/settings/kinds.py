@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""The kinds of settings that most are of, and hooks, which are settings too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, TypeVar
+
+from gunicorn.settings.base import Setting, SettingMeta
+from gunicorn.settings.validators import (
+    validate_bool,
+    validate_callable,
+    validate_pos_int,
+    validate_seconds,
+    validate_string,
+)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Flag(Setting):
+    """On or off; off unless its flag is given."""
+
+    action = "store_true"
+    validator = validate_bool
+    default = False
+
+
+class Count(Setting):
+    """A whole number from 0 on."""
+
+    meta = "INT"
+    type = int
+    validator = validate_pos_int
+
+
+class Seconds(Setting):
+    """A duration, with fractions."""
+
+    meta = "SECONDS"
+    validator = validate_seconds
+
+
+class Text(Setting):
+    """Text, or none."""
+
+    meta = "STRING"
+    validator = validate_string
+
+
+def hook(
+    class_name: str, *, section: str, does: str = "does nothing", **given: Any
+) -> Callable[[Function], Function]:
+    """Make a setting of the decorated function, which is its default; *class_name* stands beside it.
+
+    Its parameters are those that a configured function must take; its docstring is the manual, and *does*
+    what the manual says of the default.
+    """
+
+    def define(function: Function) -> Function:
+        assert isinstance(function, FunctionType)
+        # As `--print-config` shows it.
+        function.__qualname__ = f"{class_name}.{function.__name__}"
+        code = function.__code__
+        parameters = code.co_varnames[: code.co_argcount]
+        attrs = {
+            "__module__": function.__module__,
+            "__doc__": function.__doc__,
+            "type": callable,
+            "validator": validate_callable(len(parameters)),
+            "default": function,
+            "default_text": f"``def {function.__name__}({', '.join(parameters)})``, {does}",
+        }
+        function.__globals__[class_name] = SettingMeta(
+            class_name, (Setting,), attrs, section=section, name=function.__name__, flags=None, **given
+        )
+        return function
+
+    return define
