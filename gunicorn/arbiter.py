@@ -19,7 +19,7 @@ from gunicorn import SERVER_SOFTWARE, __version__, handoff, pool, sock, systemd
 from gunicorn.announce import Situation
 from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.loading import getcwd
-from gunicorn.pidfile import Pidfile
+from gunicorn.pidfile import Pidfile, successor_path
 from gunicorn.reload import one_line, switch_configuration
 from gunicorn.shutdown import Shutdown
 from gunicorn.succession import Succession
@@ -220,7 +220,7 @@ class Arbiter(Shutdown, Succession):
         if path is None:
             return None
         # Beside that of the master which this one is to succeed.
-        pidfile = Pidfile(f"{path}.2" if self.master_pid else path)
+        pidfile = Pidfile(successor_path(path) if self.master_pid else path)
         try:
             pidfile.create(os.getpid())
         except RuntimeError as exc:
@@ -431,8 +431,7 @@ class Arbiter(Shutdown, Succession):
                 break
             self._reaped += 1
             if pid == self.reexec_pid:
-                self.reexec_pid = 0
-                self.log.warning("The new master %s, this one stays", describe_status(status))
+                self.bury_successor(status)
             elif pid == self.companion_manager_pid:
                 self._bury_companion_manager(status)
             elif pid in self.WORKERS:

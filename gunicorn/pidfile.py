@@ -3,7 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import stat
+from collections.abc import Iterator
+
+from gunicorn.companion import session
+from gunicorn.unix import trust
 
 
 class Pidfile:
@@ -20,34 +27,51 @@ class Pidfile:
         """Write *pid* into the file; readers see the old content or the new, never half of it.
 
         A file that names a process that is gone is replaced. RuntimeError if that
-        process lives, or if the file cannot be written.
+        process lives, if that cannot be found out, or if the file cannot be written.
         """
-        other = self.validate()
+        try:
+            other = self._holder()
+        except FileNotFoundError:
+            other = None
+        except OSError as exc:
+            raise self._unusable(exc) from exc
         if other is not None and other != pid:
             raise RuntimeError(
                 f"the pid file {self.fname} belongs to process {other}, which is running; "
                 "stop it first, or remove the file if that process is not a server"
             )
-        self._write(pid)
+        try:
+            self._write(pid)
+        except OSError as exc:
+            raise self._unusable(exc) from exc
         self.pid = pid
 
-    def _write(self, pid: int) -> None:
-        import tempfile  # a start without a pid file does without
+    def _unusable(self, exc: OSError) -> RuntimeError:
+        return RuntimeError(f"the pid file {self.fname} cannot be written: {exc.strerror}")
 
-        directory = os.path.dirname(self.fname) or os.curdir
-        try:
-            fd, draft = tempfile.mkstemp(prefix=".pid-", dir=directory)
-        except OSError as exc:
-            raise RuntimeError(f"the pid file {self.fname} cannot be written: {exc.strerror}") from exc
-        try:
-            with os.fdopen(fd, "wb") as stream:
-                # mkstemp() makes it private; a pid is for everyone to read.
-                os.fchmod(fd, 0o644)
-                stream.write(b"%d\n" % pid)
-            os.replace(draft, self.fname)
-        except OSError as exc:
-            os.unlink(draft)
-            raise RuntimeError(f"the pid file {self.fname} cannot be written: {exc.strerror}") from exc
+    def _write(self, pid: int) -> None:
+        with self._place() as (path, directory):
+            draft = os.path.join(os.path.dirname(path), f".pid-{os.urandom(8).hex()}")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(draft, flags, 0o600, dir_fd=directory)
+            try:
+                with os.fdopen(fd, "wb") as stream:
+                    # Whatever the umask is: a pid is for everyone to read.
+                    os.fchmod(fd, 0o644)
+                    stream.write(b"%d\n" % pid)
+                os.replace(draft, path, src_dir_fd=directory, dst_dir_fd=directory)
+            except OSError:
+                os.unlink(draft, dir_fd=directory)
+                raise
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[tuple[str, int | None]]:
+        """The path of the file, and what that is relative to: for root a directory reached safely."""
+        if os.geteuid() != 0:
+            yield self.fname, None
+            return
+        with trust.place_of(self.fname, follow=False) as place:
+            yield place.name, place.fd
 
     def rename(self, path: str) -> None:
         """Move to *path*, which is written before the old file goes. RuntimeError as for ``create()``."""
@@ -64,16 +88,21 @@ class Pidfile:
         """Remove the file if it still names the process that this instance wrote into it."""
         try:
             if self.pid is not None and self._read() == self.pid:
-                os.unlink(self.fname)
+                with self._place() as (path, directory):
+                    os.unlink(path, dir_fd=directory)
         except OSError:
             pass
 
     def validate(self) -> int | None:
         """The pid of the process that the file names, if there is such a process."""
         try:
-            pid = self._read()
+            return self._holder()
         except OSError:
             return None
+
+    def _holder(self) -> int | None:
+        """As `validate`; raises OSError where the file cannot be read."""
+        pid = self._read()
         if pid is None or pid <= 0:
             return None
         try:
@@ -85,9 +114,21 @@ class Pidfile:
             return pid
         except OverflowError:
             return None
-        return pid
+        # A zombie still takes signals, for as long as its parent does not collect it.
+        return pid if session.identity(pid) is not None else None
 
     def _read(self) -> int | None:
-        with open(self.fname, errors="replace") as stream:
-            text = stream.read(64).strip()
-        return int(text) if text.isdecimal() and text.isascii() else None
+        # A pipe would keep us waiting, and to open a device does something to it.
+        if not stat.S_ISREG(os.stat(self.fname).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        fd = os.open(self.fname, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            text = os.read(fd, 64).strip()
+        finally:
+            os.close(fd)
+        return int(text) if text.isdigit() else None
+
+
+def successor_path(path: str) -> str:
+    """Where a new master has its pid file until the one that has *path* is gone."""
+    return f"{path}.2"

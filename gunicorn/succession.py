@@ -9,8 +9,8 @@ from typing import Any
 
 from gunicorn import handoff
 from gunicorn.master import Master
-from gunicorn.pidfile import Pidfile
-from gunicorn.unix.process import set_process_title
+from gunicorn.pidfile import Pidfile, successor_path
+from gunicorn.unix.process import describe_status, set_process_title
 from gunicorn.unix.signals import blocked_signals, reset_to_default
 
 
@@ -20,6 +20,8 @@ class Succession(Master):
     START_CTX: dict[Any, Any]
     systemd: bool
     pidfile: Pidfile | None
+    # Why the pid file could not be moved to its name, as it was logged.
+    _pidfile_trouble = ""
 
     def reexec(self) -> None:
         """Start a new master from the program on disk, which gets the sockets of this one."""
@@ -68,18 +70,40 @@ class Succession(Master):
 
     def maybe_promote_master(self) -> None:
         """Take the place of the old master once it is gone."""
-        if not self.master_pid or self.master_pid == os.getppid():
+        if not self.master_pid:
+            self._take_pidfile()
+            return
+        if self.master_pid == os.getppid():
             return
         self.log.info("The old master is gone, this one takes its place")
         self.master_pid = 0
-        if self.pidfile is not None and self.cfg.pidfile is not None:
-            try:
-                self.pidfile.rename(self.cfg.pidfile)
-            except RuntimeError as exc:
-                self.log.error("The pid file stays %s: %s", self.pidfile.fname, exc)
+        self._take_pidfile()
         self._set_title()
         if self.companions is not None:
             self.companions.promoted()
+
+    def _take_pidfile(self) -> None:
+        """Move the pid file to its name; where that fails, at the next call, until it has succeeded."""
+        path = self.cfg.pidfile
+        if self.pidfile is None or path is None or self.pidfile.fname != successor_path(path):
+            return
+        try:
+            self.pidfile.rename(path)
+        except RuntimeError as exc:
+            if str(exc) != self._pidfile_trouble:
+                self._pidfile_trouble = str(exc)
+                self.log.error("The pid file stays %s for now: %s", self.pidfile.fname, exc)
+        else:
+            self._pidfile_trouble = ""
+
+    def bury_successor(self, status: int) -> None:
+        """Account for the end of a new master, which may have had no time to tidy up."""
+        pid, self.reexec_pid = self.reexec_pid, 0
+        if self.cfg.pidfile is not None:
+            left = Pidfile(successor_path(self.cfg.pidfile))
+            left.pid = pid
+            left.unlink()
+        self.log.warning("The new master %s, this one stays", describe_status(status))
 
     def _set_title(self) -> None:
         name = f"{self.proc_name}.2" if self.master_pid else self.proc_name

@@ -74,6 +74,69 @@ def test_a_living_process_is_not(tmp_path: Path, living: int) -> None:
     assert path.read_text() == f"{living}"
 
 
+def test_a_zombie_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "x.pid"
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        # Ended and not collected, which the kernel says without collecting it.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        path.write_text(f"{process.pid}\n")
+        Pidfile(str(path)).create(os.getpid())
+    assert path.read_text() == f"{os.getpid()}\n"
+
+
+def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.pid"
+    os.mkfifo(path)
+    with pytest.raises(RuntimeError, match=r"x\.pid cannot be written: it is no regular file"):
+        Pidfile(str(path)).create(os.getpid())
+    assert path.is_fifo() and Pidfile(str(path)).validate() is None
+    null = tmp_path / "null"
+    null.symlink_to("/dev/null")
+    with pytest.raises(RuntimeError, match="it is no regular file"):
+        Pidfile(str(null)).create(os.getpid())
+    assert null.is_symlink()
+
+
+def test_a_link_is_replaced_by_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.pid"
+    path.symlink_to(tmp_path / "nothing")
+    Pidfile(str(path)).create(os.getpid())
+    assert not path.is_symlink() and path.read_text() == f"{os.getpid()}\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_file_that_cannot_be_read_is_left_alone(short_dir: Path, living: int) -> None:
+    path = short_dir / "x.pid"
+    path.write_text(f"{living}")
+    path.chmod(0)
+    os.chown(short_dir, 65534, 65534)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setuid(65534)
+            with pytest.raises(RuntimeError, match="cannot be written: Permission denied"):
+                Pidfile(str(path)).create(os.getpid())
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert path.read_text() == f"{living}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be misled")
+def test_root_writes_into_no_directory_that_it_was_led_to(short_dir: Path) -> None:
+    short_dir.chmod(0o755)
+    home, other = short_dir / "home", short_dir / "other"
+    home.mkdir()
+    other.mkdir()
+    os.chown(home, 65534, 65534)
+    (home / "run").symlink_to(other)
+    os.lchown(home / "run", 65534, 65534)
+    with pytest.raises(RuntimeError, match="root does not use it"):
+        Pidfile(str(home / "run" / "x.pid")).create(os.getpid())
+    assert list(other.iterdir()) == []
+
+
 def test_a_process_of_somebody_else_lives(tmp_path: Path) -> None:
     path = tmp_path / "x.pid"
     path.write_text("1")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 
@@ -106,9 +107,20 @@ def test_a_new_master_that_cannot_start_leaves_the_old_one() -> None:
 
 def test_the_new_master_goes_on_when_the_old_one_is_killed() -> None:
     with Server(WEB, "workers = 1\npidfile = 'g.pid'\n") as server:
+        killed = upgrade(server)
+        server.signal(signal.SIGKILL, killed)
+        wait_until(lambda: not (server.dir / "g.pid.2").exists(), 5, "nothing left of a killed new master")
         new = upgrade(server)
+        old = server.log("g.pid")
+        # Of a process that lives: the file is not the new one's to take, until it names the old master again.
+        server.write("g.pid", f"{os.getpid()}\n")
         server.signal(signal.SIGKILL)
+        wait_until(lambda: "The pid file stays" in server.log(), 5, "a complaint")
+        assert pid_in(server, "g.pid.2")() == new
+        # Nobody has collected the old one: a zombie.
+        server.write("g.pid", old)
+        wait_until(lambda: pid_in(server, "g.pid")() == new, 5, "promoted")
+        assert server.log().count("The pid file stays") == 1
         assert server.wait_exit() == -signal.SIGKILL
         server.adopt(new)
-        wait_until(lambda: pid_in(server, "g.pid")() == new, 5, "promoted")
         wait_until(lambda: served_by(server, new), 5, "serving")
