@@ -82,7 +82,7 @@ class Arbiter(Shutdown, Succession):
         self.companion_manager_pid = 0
         self.companions = None
         self.inherited_run_dir = None
-        self.inherited_state = {}
+        self.inherited_state_fd = None
 
         self.inbox = None
         self.poller = Poller()
@@ -168,8 +168,7 @@ class Arbiter(Shutdown, Succession):
         except ValueError as exc:
             raise HaltServer(str(exc)) from exc
         self.master_pid, self.systemd = given.master_pid, given.systemd
-        self.inherited_run_dir = given.companion_run_dir
-        self.inherited_state = given.companion_state
+        self.inherit_companions(given)
         self.unit.open(os.environ, self.pid)
         handoff.forget(os.environ)
         try:

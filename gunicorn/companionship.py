@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.errors import ConfigError, HaltServer
+from gunicorn.handoff import Inherited
 from gunicorn.master import Master
 from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import blocked_signals
@@ -25,8 +25,8 @@ class Companionship(Master):
 
     # Where the old master's companions leave their records; see ``companion.places.Places``.
     inherited_run_dir: str | None
-    # And what was asked of them by command.
-    inherited_state: Mapping[str, Any]
+    # And where its manager writes what is asked of them by command.
+    inherited_state_fd: int | None
     # The companion with on_give_up = "shutdown" that is not to be started again.
     _given_up: str
 
@@ -36,6 +36,16 @@ class Companionship(Master):
             from gunicorn.companion import sockets
 
             sockets.reserve(sockets.most(self.cfg.companion_workers))
+
+    def inherit_companions(self, given: Inherited) -> None:
+        """Take what the old master says of its companions."""
+        self.inherited_run_dir = given.companion_run_dir
+        self.inherited_state_fd = given.companion_state_fd
+        if self.inherited_state_fd is not None:
+            try:
+                os.set_inheritable(self.inherited_state_fd, False)
+            except OSError:
+                self.inherited_state_fd = None
 
     def check_companions(self, cfg: Any) -> None:
         """Raise ConfigError for companions that could not run; a plain web server imports nothing."""

@@ -3,16 +3,16 @@
 
 Two ways exist. An old master passes ``GUNICORN_PID`` (itself), ``GUNICORN_FD`` (numbers, separated by
 commas), and with companions ``GUNICORN_COMPANION_RUN_DIR`` (where they leave their records, so that
-those of the new master wait for them) and ``GUNICORN_COMPANION_STATE`` (what was asked of them by command,
-as JSON). A service manager passes ``LISTEN_PID`` (who is meant) and
-``LISTEN_FDS`` (how many, from 3 on); a master that was started so passes them on in the same way.
+those of the new master wait for them) and ``GUNICORN_COMPANION_STATE`` (the number of a descriptor: there
+the old manager leaves what is asked of them by command, now and later). A service manager passes
+``LISTEN_PID`` (who is meant) and ``LISTEN_FDS`` (how many, from 3 on); a master that was started so passes
+them on in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 SD_LISTEN_FDS_START = 3
 
@@ -30,15 +30,14 @@ class Inherited(NamedTuple):
     """What a master was given at its start: the master it is to replace (0: none), and its sockets.
 
     *companion_run_dir*: where the old master's companions leave their records; "" for nowhere, none where
-    it has no companions. *companion_state*: which of them were stopped by command, and how many copies of
-    which were asked for.
+    it has no companions. *companion_state_fd*: a `gunicorn.companion.sharedstate` of its manager.
     """
 
     master_pid: int = 0
     fds: tuple[int, ...] = ()
     systemd: bool = False
     companion_run_dir: str | None = None
-    companion_state: Mapping[str, Any] = MappingProxyType({})
+    companion_state_fd: int | None = None
 
 
 def inherited(environ: Mapping[str, str], pid: int) -> Inherited:
@@ -49,7 +48,7 @@ def inherited(environ: Mapping[str, str], pid: int) -> Inherited:
     """
     master_pid = _number(environ.get(MASTER_PID, ""))
     run_dir = environ.get(COMPANION_RUN_DIR) if master_pid else None
-    state = _state(environ.get(COMPANION_STATE, "")) if master_pid else {}
+    state = (_number(environ.get(COMPANION_STATE, "")) or None) if master_pid else None
     count = listen_fd_count(environ, pid)
     if count:
         fds = tuple(range(SD_LISTEN_FDS_START, SD_LISTEN_FDS_START + count))
@@ -84,7 +83,7 @@ def reexec_environment(
     systemd_pid: int | None = None,
     pid: int | None = None,
     companion_run_dir: str | None = None,
-    companion_state: Mapping[str, Any] | None = None,
+    companion_state_fd: int | None = None,
 ) -> dict[str, str]:
     """*environ* for the successor of the master *master_pid*, which gets the sockets *fds*.
 
@@ -99,10 +98,8 @@ def reexec_environment(
     result[MASTER_PID] = str(master_pid)
     if companion_run_dir is not None:
         result[COMPANION_RUN_DIR] = companion_run_dir
-        # Here and below: most servers are started by hand, and this module is part of every start.
-        import json
-
-        result[COMPANION_STATE] = json.dumps(companion_state or {}, separators=(",", ":"))
+    if companion_state_fd is not None:
+        result[COMPANION_STATE] = str(companion_state_fd)
     numbers = list(fds)
     if systemd_pid is not None:
         result[LISTEN_PID] = str(systemd_pid)
@@ -116,16 +113,3 @@ def _number(text: str) -> int:
     """A count or a pid; 0 for what is not one."""
     text = text.strip()
     return int(text) if text.isascii() and text.isdecimal() else 0
-
-
-def _state(text: str) -> dict[str, Any]:
-    """What an old master says of its companions; nothing where that is no object."""
-    if not text:
-        return {}
-    import json
-
-    try:
-        state = json.loads(text)
-    except ValueError:
-        return {}
-    return state if isinstance(state, dict) else {}

@@ -32,14 +32,22 @@ class Succession(Master):
             self.log.warning("This master is itself waiting to succeed process %s", self.master_pid)
             return
         master_pid = os.getpid()
-        with blocked_signals():
-            self.reexec_pid = os.fork()
-            if self.reexec_pid == 0 and self.inbox is not None:
-                reset_to_default(self.inbox.signals)
-        if self.reexec_pid == 0:
-            self._exec_successor(master_pid)
+        # Where the new master reads what was asked of companions by command, and is asked from now on.
+        shared = self.companions.shared if self.companions is not None else None
+        # A copy: our own descriptor is closed in every child.
+        state = None if shared is None else shared.copy()
+        try:
+            with blocked_signals():
+                self.reexec_pid = os.fork()
+                if self.reexec_pid == 0 and self.inbox is not None:
+                    reset_to_default(self.inbox.signals)
+            if self.reexec_pid == 0:
+                self._exec_successor(master_pid, None if state is None else state.fd)
+        finally:
+            if state is not None:
+                state.close()
 
-    def _exec_successor(self, master_pid: int) -> None:
+    def _exec_successor(self, master_pid: int, companion_state_fd: int | None) -> None:
         self._in_child = True
         try:
             self.cfg.pre_exec(self)
@@ -51,8 +59,10 @@ class Succession(Master):
                 systemd_pid=pid if self.systemd else None,
                 pid=pid,
                 companion_run_dir=self._told_run_dir(),
-                companion_state=self._told_state(),
+                companion_state_fd=companion_state_fd,
             )
+            if companion_state_fd is not None:
+                os.set_inheritable(companion_state_fd, True)
             os.chdir(self.START_CTX["cwd"])
             os.execvpe(self.START_CTX[0], self.START_CTX["args"], environ)
         except Exception:
@@ -62,11 +72,6 @@ class Succession(Master):
 
     def _told_run_dir(self) -> str | None:
         return self.companions.places.told_successor() if self.companions is not None else None
-
-    def _told_state(self) -> dict[str, Any]:
-        """What was asked by command holds on; what has ended or given up is tried with the new code."""
-        state = self.companions.state if self.companions is not None else {}
-        return {name: state[name] for name in ("manual_stop", "scale") if name in state}
 
     def maybe_promote_master(self) -> None:
         """Take the place of the old master once it is gone."""

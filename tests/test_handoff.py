@@ -42,12 +42,11 @@ from gunicorn.handoff import Inherited, forget, inherited, listen_fd_count, reex
         ),
         ({"GUNICORN_COMPANION_RUN_DIR": "/run/x"}, Inherited()),
         (
-            {"GUNICORN_PID": "7", "GUNICORN_COMPANION_STATE": '{"manual_stop":["rq"]}'},
-            Inherited(7, companion_state={"manual_stop": ["rq"]}),
+            {"GUNICORN_PID": "7", "GUNICORN_COMPANION_STATE": "9"},
+            Inherited(7, companion_state_fd=9),
         ),
-        ({"GUNICORN_PID": "7", "GUNICORN_COMPANION_STATE": "[]"}, Inherited(7)),
-        ({"GUNICORN_PID": "7", "GUNICORN_COMPANION_STATE": "{"}, Inherited(7)),
-        ({"GUNICORN_COMPANION_STATE": '{"manual_stop":["rq"]}'}, Inherited()),
+        ({"GUNICORN_PID": "7", "GUNICORN_COMPANION_STATE": "{}"}, Inherited(7)),
+        ({"GUNICORN_COMPANION_STATE": "9"}, Inherited()),
     ],
 )
 def test_inherited(environ: dict[str, str], expected: Inherited) -> None:
@@ -62,7 +61,7 @@ def test_descriptors_that_are_no_numbers() -> None:
 def test_forget() -> None:
     environ = {"GUNICORN_PID": "1", "GUNICORN_FD": "2", "LISTEN_FDNAMES": "x", "LISTEN_PID": "3", "HOME": "/"}
     environ["GUNICORN_COMPANION_RUN_DIR"] = "/run/x"
-    environ["GUNICORN_COMPANION_STATE"] = "{}"
+    environ["GUNICORN_COMPANION_STATE"] = "9"
     forget(environ)
     assert environ == {"HOME": "/"}
 
@@ -81,6 +80,12 @@ def test_a_successor_is_told_where_companions_leave_their_records(run_dir: str) 
     assert inherited(environ, 42) == Inherited(7, (5,), companion_run_dir=run_dir)
     # And not what the master before told this one.
     assert "GUNICORN_COMPANION_RUN_DIR" not in reexec_environment(environ, master_pid=8, fds=[5])
+
+
+def test_a_successor_is_told_where_to_read_what_is_asked_of_companions() -> None:
+    environ = reexec_environment({}, master_pid=7, fds=[5], companion_state_fd=9)
+    assert inherited(environ, 42) == Inherited(7, (5,), companion_state_fd=9)
+    assert "GUNICORN_COMPANION_STATE" not in reexec_environment(environ, master_pid=8, fds=[5])
 
 
 def test_for_a_successor_as_systemd_does_it() -> None:

@@ -40,6 +40,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.companion.paths",
         "gunicorn.companion.session",
         "gunicorn.companion.runfile",
+        "gunicorn.companion.sharedstate",
         "gunicorn.companion.sdnotify",
         "gunicorn.companion.ctl",
         "gunicorn.companion.ctlclient",

@@ -27,9 +27,11 @@ from gunicorn.companion.limits import Limits
 from gunicorn.companion.link import Link
 from gunicorn.companion.masterline import MasterLine
 from gunicorn.companion.notices import Notice
-from gunicorn.companion.process import POLL_INTERVAL, Action, CompanionProcess, Event, State
+from gunicorn.companion.orders import Elder, Orders, follow
+from gunicorn.companion.process import POLL_INTERVAL, WAIT_INTERVAL, Action, CompanionProcess, Event, State
 from gunicorn.companion.reread import Scaled, scale
 from gunicorn.companion.rolling import Rolling
+from gunicorn.companion.sharedstate import SharedState
 from gunicorn.companion.sockets import Listeners
 from gunicorn.companion.spawn import become_subreaper, prepare_parent
 from gunicorn.companion.starting import Starter, no_hook
@@ -62,7 +64,8 @@ class CompanionManager:
     *follow_log* is called at a SIGHUP, which may have changed where the log goes.
     *control_path*: none, no control socket. *run_dir*: none, no run files.
     *server* is what ``status`` tells of the server; ``started`` in it is
-    monotonic. *state* is what an earlier manager of this server left behind.
+    monotonic. *shared* holds what an earlier manager of this server left behind; *elder*, over an upgrade,
+    what the manager of the old master leaves, which is followed for as long as *beside_elder* says.
     *pre_fork* and *on_exit* are called in the manager, *post_fork* in the companion.
     *umask* shapes the mode of the Unix sockets in `bind`.
     """
@@ -85,7 +88,9 @@ class CompanionManager:
         server: Mapping[str, Any] | None = None,
         link: Link | None = None,
         watch: SourceWatch | None = None,
-        state: Mapping[str, Any] | None = None,
+        shared: SharedState | None = None,
+        elder: SharedState | None = None,
+        beside_elder: bool = False,
         umask: int = 0,
     ) -> None:
         self.log = log
@@ -102,14 +107,25 @@ class CompanionManager:
         self.stopping = False
         # Whether the stop makes room for another manager, and the server goes on.
         self.replaced = False
-        state = state or {}
-        self.scaled: Scaled = {group: (n, before) for group, (n, before) in state.get("scale", {}).items()}
+        self.shared = shared
+        state = {} if shared is None else shared.read()
+        self.elder: Elder | None = None
+        if elder is not None:
+            if not state:
+                # The first manager of a new master takes over what holds in the old one. What has ended or
+                # given up there is tried with the new code.
+                orders = Orders.of(elder.read()).as_state()
+                state = {**orders, "elder": orders}
+            if isinstance(seen := state.get("elder"), dict):
+                self.elder = Elder(elder, Orders.of(seen))
+        self._beside_elder = beside_elder
+        self.orders = Orders.of(state)
+        self.scaled: Scaled = self.orders.scaled
         self.processes: dict[str, CompanionProcess] = {
             c.name: CompanionProcess(c) for c in scale(configs, self.scaled)
         }
-        for name in state.get("manual_stop", ()):
-            if name in self.processes:
-                self.processes[name].manual_stop = True
+        for name, process in self.processes.items():
+            process.manual_stop = self.orders.stopped.get(name, False)
         for name, legacy in state.get("settled", {}).items():
             if name in self.processes:
                 self.processes[name].inherit(legacy)
@@ -136,7 +152,8 @@ class CompanionManager:
         self._unsaid: list[Callable[[], Any]] = []
         self.nofile: tuple[int, int] | None = None
         self._reported_running: int | None = None
-        self._told_state: dict[str, Any] = self._state()
+        self._kept_state: dict[str, Any] = {}
+        self._orders_changed = False
 
     # -- the loop ----------------------------------------------------------
 
@@ -145,6 +162,7 @@ class CompanionManager:
         self.pid = os.getpid()
         self._prepare()
         try:
+            self.keep_state()
             self.start_all()
             while not self.finished:
                 self.poller.wait(self._timeout(time.monotonic()))
@@ -207,6 +225,7 @@ class CompanionManager:
 
     def _look_at_all(self, now: float) -> None:
         self._changed = False
+        self._follow_elder(now)
         late = [p for p in self.processes.values() if p.due_event(now) is not None]
         self.enforce_deadlines(now, late)
         self.end_sessions(now)
@@ -214,7 +233,7 @@ class CompanionManager:
         self.check_limits(now)
         self.retry_backoff(now)
         self.forget_removed()
-        self._tell_state()
+        self.keep_state()
         self._report_running()
         self._due = self._next_deadline(now)
 
@@ -229,6 +248,8 @@ class CompanionManager:
         times = [t for p in self.processes.values() if (t := p.next_deadline(now)) is not None]
         if self.claims.has_strays:
             times.append(now + POLL_INTERVAL)
+        if self.elder is not None:
+            times.append(now + WAIT_INTERVAL)
         if self.limits.due is not None:
             times.append(self.limits.due)
         return min(times, default=None)
@@ -275,6 +296,9 @@ class CompanionManager:
         self._files.update(message.get("files", {}))
         if changes := message.get("surroundings"):
             self._follow_surroundings(changes)
+        if message.get("promoted"):
+            self._beside_elder = False
+            self._changed = True
         if "ping" in message:
             self.tell({"pong": message["ping"]})
 
@@ -311,6 +335,10 @@ class CompanionManager:
             self.log.info("Companion %s restarts: %s has changed", process.name, change.path)
             self.restart_process(process.name)
 
+    def look_again(self) -> None:
+        """Something has happened that concerns companions."""
+        self._changed = True
+
     def take_files(self) -> dict[str, str]:
         """The configuration files that the arbiter read for us, once."""
         files, self._files = self._files, {}
@@ -320,21 +348,54 @@ class CompanionManager:
         """Say something to the master."""
         self.master.tell(message)
 
-    def _state(self) -> dict[str, Any]:
-        """What must outlive this manager."""
-        processes = self.processes.items()
-        return {
-            "manual_stop": sorted(name for name, process in processes if process.manual_stop),
-            "settled": {name: legacy for name, process in processes if (legacy := process.legacy)},
-            "scale": {group: list(numbers) for group, numbers in self.scaled.items()},
-        }
+    # -- what outlives this manager ------------------------------------------
 
-    def _tell_state(self) -> None:
-        """The arbiter keeps it for a next manager."""
+    def _state(self) -> dict[str, Any]:
+        processes = self.processes.items()
+        state = self.orders.as_state()
+        state["settled"] = {name: legacy for name, process in processes if (legacy := process.legacy)}
+        if self.elder is not None:
+            state["elder"] = self.elder.orders.as_state()
+        return state
+
+    def keep_state(self) -> None:
+        """Write it down for the next manager, and for that of a new master."""
+        self._orders_changed = False
         state = self._state()
-        if state != self._told_state:
-            self._told_state = state
-            self.tell({"state": state})
+        if state == self._kept_state or self.shared is None:
+            return
+        self._kept_state = state
+        try:
+            self.shared.write(state)
+        except OSError as exc:
+            self.log.error("What was asked by command is not kept for the next manager: %s", exc.strerror)
+
+    def keep_orders(self) -> None:
+        """The same, but only where a command has been given: what is let go after it others may take."""
+        if self._orders_changed:
+            self.keep_state()
+
+    def note_order(self, name: str, *, stopped: bool) -> None:
+        """The companion *name* was stopped or started by command."""
+        self.orders.stopped[name] = stopped
+        self._orders_changed = True
+
+    @property
+    def must_follow_first(self) -> bool:
+        """Whether something was asked of the old master's manager that has not been done here."""
+        return self.elder is not None and self.elder.has_changed
+
+    def _follow_elder(self, now: float) -> None:
+        elder, last = self.elder, not self._beside_elder
+        if elder is None:
+            return
+        if elder.has_changed and not self.stopping:
+            before, orders = elder.look()
+            follow(self, before, orders, now)
+        if last:
+            # Whoever gave commands there is gone.
+            self.elder = None
+            elder.shared.close()
 
     # -- starting ----------------------------------------------------------
 
@@ -343,7 +404,8 @@ class CompanionManager:
         now = time.monotonic()
         self.claims.find_strays(self.processes, now)
         for process in self.processes.values():
-            if process.config.autostart and not process.manual_stop and process.settled is None:
+            wanted = process.config.autostart or self.orders.stopped.get(process.name) is False
+            if wanted and not process.manual_stop and process.settled is None:
                 self.send_event(process, Event.START, now)
             else:
                 self._end_old_self(process, now)
@@ -396,6 +458,10 @@ class CompanionManager:
             fds.append(self.watch.fileno())
         if self.control is not None:
             fds.extend(self.control.descriptors())
+        if self.shared is not None:
+            fds.append(self.shared.fd)
+        if self.elder is not None:
+            fds.append(self.elder.shared.fd)
         return fds
 
     @contextlib.contextmanager
@@ -429,8 +495,11 @@ class CompanionManager:
         """Let *event* happen to *process*, and do what follows from it."""
         # A sign of life only puts a deadline off.
         self._changed = self._changed or event is not Event.BEAT
-        before = figures.Snapshot.of(process)
-        for action in process.handle(event, now, **details):
+        before, manual = figures.Snapshot.of(process), process.manual_stop
+        actions = process.handle(event, now, **details)
+        if process.manual_stop is not manual:
+            self.note_order(process.name, stopped=process.manual_stop)
+        for action in actions:
             self._act(process, action)
         after = figures.Snapshot.of(process)
         if before == after:
@@ -598,6 +667,7 @@ class CompanionManager:
         if process.state is State.STARTING:
             return True, self._is_starting(process)
         self.send_event(process, Event.START, time.monotonic())
+        self._note_start(process)
         return True, f"{name} is starting"
 
     @property
@@ -617,6 +687,11 @@ class CompanionManager:
             return f"{process.name} is starting already"
         return f"{process.name} is {process.description(time.monotonic())}"
 
+    def _note_start(self, process: CompanionProcess) -> None:
+        """One that does not start by itself is to run in the next manager, too."""
+        if not process.config.autostart:
+            self.note_order(process.name, stopped=False)
+
     def stop_process(self, name: str) -> Outcome:
         """Stop a companion and keep it stopped."""
         process = self.processes[name]
@@ -635,6 +710,7 @@ class CompanionManager:
         coming = process.state is State.STARTING and process.pid is None
         self.send_event(process, Event.RESTART, time.monotonic())
         process.manual_stop = False
+        self._note_start(process)
         return True, self._is_starting(process) if coming else f"{name} is restarting"
 
     def restart_in_turn(self, name: str) -> Outcome:
@@ -682,14 +758,14 @@ class CompanionManager:
     def handle_command(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request of the control socket."""
         reply = commands.answer(self, request)
-        self._tell_state()
+        self.keep_state()
         return reply
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any] | bytes:
         reply = commands.encoded_answer(self, request)
-        # Most questions change nothing, and what has to be told is gathered from all companions.
+        # Most questions change nothing, and what has to be kept is gathered from all companions.
         if self._changed:
-            self._tell_state()
+            self.keep_state()
         return reply
 
     def after_command(self) -> None:
@@ -716,4 +792,5 @@ class CompanionManager:
         """Let go of what was configured away and has ended."""
         for name in [n for n, p in self.processes.items() if p.removed and p.state is State.STOPPED]:
             self.starter.let_go(self.processes.pop(name))
+            self.orders.stopped.pop(name, None)
             self.log.info("Companion %s is gone", name)

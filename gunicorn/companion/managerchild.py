@@ -17,6 +17,7 @@ from gunicorn.companion.link import Link
 from gunicorn.companion.manager import CompanionManager, Hook
 from gunicorn.companion.places import ArbitersPart, Places
 from gunicorn.companion.rereading import ConfigUnreadable
+from gunicorn.companion.sharedstate import SharedState
 from gunicorn.companion.spawn import set_parent_death_signal, stay_dumpable
 from gunicorn.companion.starting import no_hook
 from gunicorn.errors import ConfigError
@@ -44,14 +45,16 @@ class ManagerChild(ArbitersPart):
         configs: list[CompanionConfig],
         places: Places,
         server: Mapping[str, Any],
-        state: Mapping[str, Any],
+        shared: SharedState | None,
+        elder: SharedState | None,
     ) -> None:
         self.arbiter = arbiter
         self.link = link
         self.configs = configs
         self.places = places
         self.server = server
-        self.state = state
+        self.shared = shared
+        self.elder = elder
         # The configuration that was read last, the last one that counts, and the one that the log follows.
         self._read: Any = None
         self._fresh: Any = None
@@ -113,7 +116,9 @@ class ManagerChild(ArbitersPart):
             server={**self.server, "started": self.arbiter.started_at},
             link=self.link,
             watch=self._make_watch(),
-            state=self.state,
+            shared=self.shared,
+            elder=self.elder,
+            beside_elder=self.arbiter.master_pid != 0,
         )
         if manager.control is not None:
             # Until then the old master's manager may well have the path.

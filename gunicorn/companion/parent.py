@@ -25,6 +25,7 @@ from gunicorn.companion.places import ARBITERS_ALONE, ArbitersPart, Places, appl
 from gunicorn.companion.process import POLL_INTERVAL
 from gunicorn.companion.pulse import Pulse
 from gunicorn.companion.runfile import Orphan, Record
+from gunicorn.companion.sharedstate import SharedState
 from gunicorn.errors import ConfigError
 from gunicorn.unix import spare
 
@@ -88,7 +89,14 @@ class ManagerHandle(ArbitersPart):
     def __init__(self, arbiter: Any) -> None:
         self.arbiter = arbiter
         self.link: Link | None = None
-        self.state: dict[str, Any] = dict(arbiter.inherited_state)
+        # What outlives a manager; and over an upgrade what those of the old master write.
+        self.shared: SharedState | None = None
+        self.elder: SharedState | None = None
+        if arbiter.inherited_state_fd is not None:
+            self.elder = SharedState(arbiter.inherited_state_fd)
+            ARBITERS_ALONE.add(self.elder)
+        # Copies for the manager that is being started.
+        self._lent: list[SharedState | None] = []
         self.spawned_at: float | None = None
         # When the manager is killed, if it was told to end.
         self.kill_at: float | None = None
@@ -135,6 +143,7 @@ class ManagerHandle(ArbitersPart):
         spare.keep()
         if not self._places_stay:
             self.places.choose()
+        self._lend_state()
         ours, theirs = Link.pair()
         self.drop_link()
         self.link = ours
@@ -145,9 +154,27 @@ class ManagerHandle(ArbitersPart):
         self._server = self._describe_server()
         return theirs
 
+    def _lend_state(self) -> None:
+        """Make the copies for the manager. Only it is to have them, and ours are closed in every child."""
+        self._take_back_state()
+        if self.shared is None:
+            try:
+                self.shared = SharedState.create()
+                ARBITERS_ALONE.add(self.shared)
+            except OSError as exc:
+                self.log.warning("What is asked of companions ends with their manager: %s", exc.strerror)
+        self._lent = [None if each is None else each.copy() for each in (self.shared, self.elder)]
+
+    def _take_back_state(self) -> None:
+        for each in self._lent:
+            if each is not None:
+                each.close()
+        self._lent = []
+
     def forked(self, theirs: Link) -> None:
         """The arbiter's next line after the fork."""
         theirs.close()
+        self._take_back_state()
         self.spawned_at = self._socket_checked_at = now = time.monotonic()
         self.pulse = Pulse(now)
         pid = self.arbiter.companion_manager_pid
@@ -161,6 +188,7 @@ class ManagerHandle(ArbitersPart):
     def spawn_failed(self) -> None:
         """There is no manager; the next attempt is paced like any other."""
         self.drop_link()
+        self._take_back_state()
         self.spawned_at = time.monotonic()
 
     def drop_link(self) -> None:
@@ -195,7 +223,7 @@ class ManagerHandle(ArbitersPart):
 
     def run_manager(self, theirs: Link) -> NoReturn:
         """In the forked child: be the manager, to the end of the process."""
-        ManagerChild(self.arbiter, theirs, self.configs, self.places, self._server, self.state).run()
+        ManagerChild(self.arbiter, theirs, self.configs, self.places, self._server, *self._lent).run()
 
     # -- what the manager says -------------------------------------------------
 
@@ -204,8 +232,6 @@ class ManagerHandle(ArbitersPart):
         if self.link is None:
             return
         for message in self.link.receive():
-            if "state" in message:
-                self.state = message["state"]
             if "reread" in message:
                 self._take_over(message["reread"])
                 if not self.cfg.companion_workers:
@@ -397,6 +423,8 @@ class ManagerHandle(ArbitersPart):
 
     def promoted(self) -> None:
         """The old master is gone, and with it what may have listened where this server is to listen."""
+        if self.link is not None:
+            self.link.send({"promoted": True})
         if self.cfg.companion_control_socket:
             self.arbiter.signal_companion_manager(signal.SIGUSR1)
 

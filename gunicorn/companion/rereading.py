@@ -66,6 +66,8 @@ def scale_group(manager: CompanionManager, group: str, number: int) -> Differenc
     assert one.numprocs is not None
     others = [config for config in configs if config.group != group]
     manager.scaled[group] = (number, one.numprocs)
+    # Those that go may be taken up by the manager of a new master, which must know better then.
+    manager.keep_state()
     found = apply(manager, scale([*others, one], manager.scaled))
     if number == one.numprocs:
         del manager.scaled[group]

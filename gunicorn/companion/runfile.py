@@ -159,7 +159,7 @@ class RunFile:
         only to report a failed start, and a manager's successor finds nothing.
         """
         if directory is None:
-            fd = _unnamed_file()
+            fd = unnamed_file(name)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return cls(fd, None)
         path = run_path(directory, name)
@@ -235,11 +235,16 @@ def run_path(directory: str, name: str) -> str:
     return os.path.join(directory, name + SUFFIX)
 
 
-def _unnamed_file() -> int:
+def unnamed_file(name: str) -> int:
+    """A file in memory, else a temporary one. Raises OSError. *name* is what /proc shows."""
+    if hasattr(os, "memfd_create"):
+        # Where the file system is read-only, nothing else is left. Old kernels and sandboxes refuse it.
+        with contextlib.suppress(OSError):
+            return os.memfd_create(name, os.MFD_CLOEXEC)
     import tempfile
 
     with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
+        return fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def _is_same_file(fd: int, path: str) -> bool:

@@ -156,6 +156,11 @@ class Starter:
         if isinstance(claimed, Blocked):
             manager.send_event(process, Event.BLOCKED, now, pid=claimed.pid, session=claimed.session)
             return None
+        if manager.must_follow_first:
+            # Over an upgrade: this may be free because it was stopped by command.
+            manager.claims.clear(process.name)
+            manager.look_again()
+            return None
         return claimed
 
     def _fail(self, process: CompanionProcess, reason: str) -> None:
@@ -180,4 +185,5 @@ class Starter:
         if process.config.bind and all(p.state is State.STOPPED for p in copies):
             # Whoever is started next, by us or by another server, opens them anew.
             manager.listeners.close(group)
+        manager.keep_orders()
         manager.claims.release(process.name)

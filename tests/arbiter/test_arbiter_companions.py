@@ -86,7 +86,7 @@ def test_beside_an_old_master_there_is_a_manager_where_each_sees_the_other_s_rec
     arbiter.cfg.set("companion_workers", COMPANIONS)
     arbiter.master_pid = os.getppid()
     arbiter.inherited_run_dir = run_dir and run_dir.format(tmp=short_dir)
-    arbiter.inherited_state = {}
+    arbiter.inherited_state_fd = None
     with mock.patch.object(arbiter, "spawn_companion_manager") as spawn:
         arbiter.manage_companion_manager()
         assert spawn.called is spawned
@@ -223,19 +223,6 @@ def test_a_child_that_was_stopped_may_be_the_manager(arbiter: Arbiter, other_end
     with mock.patch("os.waitpid", return_value=(0, 0)):
         arbiter.handle_chld(signal.SIGCHLD, None)
     assert list(other_end.receive()) == [{"ping": 1}]
-
-
-def test_what_the_manager_leaves_behind_reaches_the_next_one_as_it_is(
-    arbiter: Arbiter, other_end: Link
-) -> None:
-    state = {"manual_stop": ["a"], "settled": {"b": "gave up"}, "scale": {"rq": [3, 2]}, "more": None}
-    other_end.send({"state": {"manual_stop": []}})
-    other_end.send({"state": state})
-    other_end.close()
-    with mock.patch("os.waitpid", side_effect=[(5, 9), (0, 0)]):
-        arbiter.reap_workers()
-    assert arbiter.companions is not None
-    assert arbiter.companions.state == state
 
 
 def test_one_that_has_given_up_halts_the_server_unless_it_stops_already(

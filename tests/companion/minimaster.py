@@ -26,6 +26,7 @@ from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.link import Link
 from gunicorn.companion.manager import CompanionManager
 from gunicorn.companion.rereading import ConfigUnreadable
+from gunicorn.companion.sharedstate import SharedState
 from gunicorn.companion.starting import no_hook
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.signals import SignalInbox, blocked_signals, reset_to_default, unblock_all
@@ -86,7 +87,9 @@ class Master:
         self.orders.bind(str(self.directory / "orders"))
         self.link: Link | None = None
         self.manager = 0
-        self.state: dict[str, Any] = plan["state"]
+        self.shared = SharedState.create()
+        if plan["state"]:
+            self.shared.write(plan["state"])
         self.hook = no_hook
         self.started = time.monotonic()
 
@@ -105,7 +108,6 @@ class Master:
             self.reap()
 
     def on_order(self, order: dict[str, Any]) -> None:
-        self.state = order.get("state", self.state)
         if "spawn" in order:
             self.plan.update(order["spawn"])
             self.spawn()
@@ -123,7 +125,6 @@ class Master:
     def on_link(self) -> None:
         assert self.link is not None
         for message in self.link.receive():
-            self.state = message.get("state", self.state)
             self.note(message=message)
         if self.link.ended:
             self.poller.remove(self.link.fileno())
@@ -177,7 +178,7 @@ class Master:
                     "started": self.started,
                 },
                 link=theirs,
-                state=self.state,
+                shared=self.shared,
             )
             manager.run()
             os._exit(0)

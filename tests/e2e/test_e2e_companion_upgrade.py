@@ -96,6 +96,140 @@ def test_what_was_asked_by_command_holds_for_the_new_master() -> None:
         assert server.companion("a")["description"] == "stopped manually"
 
 
+def settled(server: Server, *names: str) -> dict[str, int]:
+    return {name: server.wait_companion(name)["pid"] for name in names}
+
+
+def has_state(successor: Successor, name: str, state: str) -> None:
+    wait_until(
+        lambda: (found := successor.server.companions().get(name)) is not None and found["state"] == state,
+        10,
+        lambda: f"{name} {state}: {successor.server.companions().get(name)}",
+    )
+
+
+def test_what_is_asked_of_the_old_master_meanwhile_holds_for_the_new_one() -> None:
+    server = companion_server(
+        entry("stopped", "idle"),
+        entry("started", "idle"),
+        entry("by-hand", "idle", autostart=False),
+        entry("rq", "idle", numprocs=3),
+        pidfile="g.pid",
+    )
+    with server:
+        old = settled(server, "stopped", "started", "rq:0", "rq:1", "rq:2")
+        assert server.ask("stop", "started")["ok"]
+        server.wait_companion("started", "STOPPED")
+        new = Successor(server)
+        new.wait_waiting("rq:2", old["rq:2"])
+        assert new.companion("started")["description"] == "stopped manually"
+        with server.control() as control:
+            for command, name in (("stop", "stopped"), ("start", "started"), ("start", "by-hand")):
+                assert control.ask(command, name)["ok"]
+            assert control.ask("scale", "rq", numprocs=1)["ok"]
+        has_state(new, "stopped", "STOPPED")
+        wait_until(lambda: set(new.server.companions()) & {"rq:1", "rq:2"} == set(), 10, "scaled")
+        for name in ("started", "by-hand"):
+            new.wait_waiting(name, server.wait_companion(name)["pid"])
+        assert {len(starts(server, name)) for name in ("stopped", "rq:1", "rq:2")} == {1}
+        take_over(server, new)
+        for name in ("started", "by-hand", "rq:0"):
+            server.wait_companion(name)
+        assert server.companion("stopped")["description"] == "stopped manually"
+        # What is known now outlives the manager, and goes on to the next master but one.
+        manager = server.wait_manager()
+        os.kill(manager, signal.SIGKILL)
+        server.wait_manager(20, without=manager)
+        running = settled(server, "by-hand", "started", "rq:0")
+        third = Successor(server)
+        third.wait_waiting("rq:0", running["rq:0"])
+        assert third.companion("stopped")["description"] == "stopped manually"
+        with server.control() as control:
+            assert control.ask("start", "stopped")["ok"]
+            assert control.ask("stop", "by-hand")["ok"]
+            assert control.ask("scale", "rq", numprocs=3)["ok"]
+        take_over(server, third)
+        for name in ("stopped", "started", "rq:0", "rq:1", "rq:2"):
+            server.wait_companion(name)
+        assert server.companion("by-hand")["description"] == "stopped manually"
+        assert overlaps(server) == []
+
+
+@pytest.mark.parametrize("whose", ["old", "new"])
+def test_it_holds_though_the_manager_dies_at_once(whose: str) -> None:
+    with companion_server(entry("a", "idle"), entry("b", "idle"), pidfile="g.pid") as server:
+        old = settled(server, "a", "b")
+        assert server.ask("stop", "b")["ok"]
+        server.wait_companion("b", "STOPPED")
+        new = Successor(server)
+        new.wait_waiting("a", old["a"])
+        manager = server.wait_manager() if whose == "old" else new.manager()
+        if whose == "new":
+            # It does not see the command any more.
+            os.kill(manager, signal.SIGSTOP)
+        with server.control() as control:
+            assert control.ask("stop", "a")["ok"]
+            assert control.ask("start", "b")["ok"]
+        os.kill(manager, signal.SIGKILL)
+        wait_until(lambda: not is_alive(manager))
+        (server if whose == "old" else new.server).wait_manager(20, without=manager)
+        has_state(new, "a", "STOPPED")
+        wait_until(lambda: new.companion("b")["state"] != "STOPPED")
+        take_over(server, new)
+        server.wait_companion("b")
+        assert server.companion("a")["description"] == "stopped manually"
+        assert len(starts(server, "a")) == 1
+        assert overlaps(server) == []
+
+
+def test_what_runs_in_both_masters_is_stopped_and_started_in_both() -> None:
+    singles = entry("a", "report", singleton=False), entry("rq", "report", numprocs=1, singleton=False)
+    with companion_server(*singles, pidfile="g.pid") as server:
+        settled(server, "a", "rq:0")
+        new = Successor(server)
+        for name in ("a", "rq:0"):
+            has_state(new, name, "RUNNING")
+        first = new.companion("a")["pid"]
+        assert server.ask("restart", "a")["ok"]
+        server.wait_companion("a")
+        assert server.ask("stop", "a")["ok"]
+        has_state(new, "a", "STOPPED")
+        assert not is_alive(first)
+        assert server.ask("scale", "rq", numprocs=2)["ok"]
+        has_state(new, "rq:1", "RUNNING")
+        assert server.ask("start", "a")["ok"]
+        has_state(new, "a", "RUNNING")
+        # What is asked of the new one is its own business, whose start is not final.
+        assert new.server.ask("stop", "a")["ok"]
+        has_state(new, "a", "STOPPED")
+        assert server.companion("a")["state"] in ("STARTING", "RUNNING")
+        take_over(server, new)
+        assert server.companion("a")["description"] == "stopped manually"
+        server.wait_companion("rq:1")
+
+
+def test_without_run_files_it_holds_as_well() -> None:
+    """The new master has no manager then before the old one is gone."""
+    server = companion_server(
+        entry("a", "idle"), entry("b", "idle"), companion_control_socket="ctl.sock", pidfile="g.pid"
+    )
+    server.env.update(HOME="/nonexistent", XDG_RUNTIME_DIR="")
+    server.configured_control = server.dir / "ctl.sock"
+    with server:
+        settled(server, "a", "b")
+        assert server.ask("stop", "b")["ok"]
+        server.wait_companion("b", "STOPPED")
+        new = Successor(server)
+        server.wait_log("Companions start when the old master is gone")
+        assert server.ask("stop", "a")["ok"]
+        assert server.ask("start", "b")["ok"]
+        server.wait_companion("b")
+        take_over(server, new)
+        server.wait_companion("b")
+        assert server.companion("a")["description"] == "stopped manually"
+        assert overlaps(server) == []
+
+
 def test_copies_wait_while_the_last_of_their_old_selves_has_the_socket(tmp_path: Path) -> None:
     copies = entry(
         "rq",

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""What outlives a manager, in memory that the master, its managers and its successor share.
+
+The manager writes it at once, so that nothing is lost with the manager, and nothing waits for a master that
+is busy. No disk is needed, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import binascii
+import contextlib
+import errno
+import json
+import os
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from gunicorn.companion.runfile import unnamed_file
+
+# In front of each state: its number, its length, and a checksum of the number and the text.
+_HEAD = struct.Struct("=QQI")
+# A state is written into one of two places in turn: a writer that is killed leaves the one before whole.
+_ROOM = 16 * 1024 * 1024
+_PLACES = (0, _ROOM)
+
+
+class SharedState:
+    """A JSON object in a file without a name. One process writes; any number may read meanwhile."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._number = 0
+
+    @classmethod
+    def create(cls) -> SharedState:
+        """Raises OSError."""
+        return cls(unnamed_file("gunicorn-companions"))
+
+    def copy(self) -> SharedState:
+        """The same memory, by a descriptor of its own. Raises OSError."""
+        return SharedState(os.dup(self.fd))
+
+    def read(self) -> dict[str, Any]:
+        """The state that was written last; empty before the first."""
+        found = [self._read(place) for place in _PLACES]
+        number, state = max(found, key=lambda each: each[0])
+        self._number = max(self._number, number)
+        return state
+
+    def _read(self, place: int) -> tuple[int, dict[str, Any]]:
+        with contextlib.suppress(OSError, ValueError, struct.error):
+            number, length, checksum = _HEAD.unpack(os.pread(self.fd, _HEAD.size, place))
+            text = os.pread(self.fd, min(length, _ROOM), place + _HEAD.size)
+            if _checksum(number, text) == checksum:
+                state = json.loads(text)
+                if isinstance(state, dict):
+                    return number, state
+        return 0, {}
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Raises OSError."""
+        number = self._number + 1
+        text = json.dumps(state, separators=(",", ":")).encode()
+        data = _HEAD.pack(number, len(text), _checksum(number, text)) + text
+        if len(data) > _ROOM:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        if os.pwrite(self.fd, data, _PLACES[number % 2]) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._number = number
+
+    def version(self) -> bytes:
+        """Another one after each `write`; empty before the first."""
+        with contextlib.suppress(OSError):
+            return b"".join(os.pread(self.fd, _HEAD.size, place) for place in _PLACES).strip(b"\0")
+        return b""
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _checksum(number: int, text: bytes) -> int:
+    return binascii.crc32(text, number & 0xFFFFFFFF)
