@@ -59,7 +59,7 @@ class _Planned:
     """In place of the arbiter, where nothing is started."""
 
     inherited_run_dir = None
-    inherited_state: Mapping[str, Any] = {}
+    inherited_state_fd = None
     companion_manager_pid = 0
 
     def __init__(self, app: Any) -> None:
