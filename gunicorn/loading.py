@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -303,3 +303,15 @@ def load_entry_point(distribution: str, group: str, name: str) -> Any:
         if entry.group == group and entry.name == name:
             return entry.load()
     raise ImportError(f"distribution {distribution!r} has no entry point {name!r} in group {group!r}")
+
+
+def make_fail_app(msg: bytes | str) -> Callable[..., Iterable[bytes]]:
+    """A WSGI application that answers everything with status 500 and *msg*."""
+    body = msg.encode("utf-8") if isinstance(msg, str) else msg
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+        start_response("500 Internal Server Error", headers)
+        return [body]
+
+    return app

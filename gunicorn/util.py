@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""Names that other packages import from here; each lives elsewhere, and nothing here imports this one."""
+"""Small functions that other packages import from here; nothing inside this package does."""
 
 from __future__ import annotations
 
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NoReturn
+from urllib.parse import SplitResult, urlsplit
+
 from gunicorn.addresses import is_ipv6, parse_address
-from gunicorn.compat import (
-    _called_with_wrong_args,
-    check_is_writable,
-    close,
-    get_arity,
-    has_fileno,
-    make_fail_app,
-    reraise,
-    warn,
-)
 from gunicorn.errors import AppImportError
+from gunicorn.http.chunked import LAST_CHUNK, encode_chunk
 from gunicorn.http.grammar import bytes_to_str, is_hoppish, to_bytestring, unquote_to_wsgi_str
-from gunicorn.http.head import http_date
-from gunicorn.http.sending import split_request_uri, write, write_chunk, write_error, write_nonblock
-from gunicorn.loading import getcwd, import_app, load_class, load_entry_point
+from gunicorn.http.head import error_response, http_date
+from gunicorn.loading import getcwd, import_app, load_class, load_entry_point, make_fail_app
 from gunicorn.unix.process import (
     REDIRECT_TO,
     chown,
@@ -71,3 +70,108 @@ __all__ = [
     "write_error",
     "write_nonblock",
 ]
+
+
+def get_arity(f: Callable[..., Any]) -> int:
+    """How many arguments *f* takes by position or by name."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(parameter.kind in kinds for parameter in inspect.signature(f).parameters.values())
+
+
+def _called_with_wrong_args(f: Callable[..., Any]) -> bool:
+    """Whether the TypeError at hand came from the call of *f* itself rather than from inside of *f*."""
+    code = getattr(f, "__code__", None)
+    tb = sys.exc_info()[2]
+    while tb is not None:
+        if tb.tb_frame.f_code is code:
+            return False
+        tb = tb.tb_next
+    return True
+
+
+def check_is_writable(path: str) -> None:
+    """Raises RuntimeError unless a log can be appended to at *path*, which is made if it is not there."""
+    try:
+        with open(path, "a"):
+            pass
+    except OSError as error:
+        raise RuntimeError(f"cannot write to {path!r}: {error.strerror}") from error
+
+
+def close(sock: Any) -> None:
+    """Close *sock*; one that fails to close is as good as closed."""
+    try:
+        sock.close()
+    except OSError:
+        pass
+
+
+def has_fileno(obj: Any) -> bool:
+    """Whether *obj* is open on a descriptor of the system."""
+    try:
+        os.fstat(obj.fileno())
+    except (AttributeError, OSError, ValueError):  # io.UnsupportedOperation is both of the latter
+        return False
+    return True
+
+
+def warn(msg: str) -> None:
+    """Tell *msg* on stderr so that it is seen."""
+    print(f"!!! WARNING: {msg}", file=sys.stderr, flush=True)
+
+
+def reraise(
+    tp: type[BaseException], value: BaseException | None, tb: TracebackType | None = None
+) -> NoReturn:
+    """Raise *value*, or an instance of *tp*, with the traceback *tb*."""
+    error = tp() if value is None else value
+    raise error.with_traceback(tb)
+
+
+def write_chunk(sock: Any, data: bytes | str) -> None:
+    """Send *data* as one chunk; empty data is the last one."""
+    if isinstance(data, str):
+        data = data.encode("utf-8")
+    sock.sendall(encode_chunk(data) if data else LAST_CHUNK)
+
+
+def write(sock: Any, data: bytes, chunked: bool = False) -> None:
+    """Send *data* as it is, or as a chunk."""
+    if chunked:
+        write_chunk(sock, data)
+    else:
+        sock.sendall(data)
+
+
+def write_nonblock(sock: Any, data: bytes, chunked: bool = False) -> None:
+    """As write(), but raise BlockingIOError where the socket would have to wait."""
+    with _timeout(sock, 0.0):
+        write(sock, data, chunked)
+
+
+def write_error(sock: Any, status_int: int, reason: str, mesg: str) -> None:
+    """Send a complete error response without waiting for a client that does not read."""
+    with _timeout(sock, 0.0):
+        sock.sendall(error_response(status_int, reason, mesg))
+
+
+def split_request_uri(uri: str) -> SplitResult:
+    """The parts of a request target; a path of two slashes stays a path."""
+    if uri.startswith("//"):
+        # urlsplit() would take what follows for a host.
+        parts = urlsplit("." + uri)
+        return parts._replace(path=parts.path[1:])
+    return urlsplit(uri)
+
+
+@contextmanager
+def _timeout(sock: Any, seconds: float) -> Iterator[None]:
+    before = sock.gettimeout()
+    if before == seconds:
+        yield
+        return
+    sock.settimeout(seconds)
+    try:
+        yield
+    finally:
+        sock.settimeout(before)

@@ -29,7 +29,6 @@ LAYERS: list[list[str]] = [
         "gunicorn.announce",
         "gunicorn.addresses",
         "gunicorn.accesslog",
-        "gunicorn.compat",
         "gunicorn.http.policy",
         "gunicorn.http.parse",
         "gunicorn.http.chunked",

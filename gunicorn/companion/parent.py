@@ -12,7 +12,6 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from gunicorn import __version__

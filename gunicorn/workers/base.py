@@ -129,7 +129,7 @@ class Worker:
                 if type(error) is SystemExit:
                     raise AppImportError(_asked_to_exit(error)) from error
                 raise
-            from gunicorn.compat import make_fail_app
+            from gunicorn.loading import make_fail_app
 
             self.log.exception("The application does not load; waiting for a change to its files")
             if self.reloader is not None:
