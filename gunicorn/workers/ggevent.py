@@ -45,6 +45,7 @@ try:
     import gevent
     import gevent.event
     import gevent.events
+    import gevent.hub
     import gevent.monkey
     import gevent.queue
     import gevent.select
@@ -259,16 +260,19 @@ class GeventWorker(AsyncWorker):
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         self.alive = False
-        if gevent.getcurrent() is gevent.get_hub() or self.server_class is not None:
-            # The hub cannot wait for anything, and a hook may; the library takes any exception for an error
-            # of the application.
+        # The hub cannot wait for anything, and a hook may. The library's servers take any exception in a
+        # greenlet of theirs for an error of the application.
+        if _is_hub() or (self.server_class is not None and gevent.getcurrent().parent is not None):
             gevent.spawn(super().handle_quit, sig, frame)
         else:
             super().handle_quit(sig, frame)
 
     def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
-        # As above: a handler of the log may be locked.
-        gevent.spawn(super().handle_usr1, sig, frame)
+        if _is_hub():
+            # A handler of the log may be locked.
+            gevent.spawn(super().handle_usr1, sig, frame)
+        else:
+            super().handle_usr1(sig, frame)
 
     # -- connections ---------------------------------------------------------------------
 
@@ -487,6 +491,15 @@ def _entry_points_read_once() -> Iterator[None]:
         yield
     finally:
         metadata.entry_points = original
+
+
+def _is_hub() -> bool:
+    """Whether the code that runs is the hub's, not that of a greenlet, which may wait.
+
+    A signal may come while the worker boots: the hub, and what it has to import, are not to be made in the
+    midst of another import by asking for it.
+    """
+    return isinstance(gevent.getcurrent(), gevent.hub.Hub)
 
 
 def _wait_for_arrival(conn: Connection, sock: Any) -> None:
