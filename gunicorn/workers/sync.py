@@ -64,7 +64,8 @@ class SyncWorker(Worker):
         ready = {fd for fd, _ in self._poll.poll(timeout * 1000)}
         if self.PIPE and self.PIPE[0] in ready:
             self.drain_pipe()
-        if not self.alive or (not ready and not self.is_parent_alive()):
+        # Even if somebody waits: under a steady load somebody always does.
+        if not self.alive or not self.is_parent_alive():
             raise StopWaiting
         self._go_on_greeting(ready)
         return [listener for listener in self.sockets if listener.fileno() in ready]
@@ -102,6 +103,8 @@ class SyncWorker(Worker):
             if now - beaten > timeout / 4:
                 self.notify()
                 beaten = now
+                if not self.is_parent_alive():
+                    return
             if self._accept_quietly(listener):
                 continue
             try:
