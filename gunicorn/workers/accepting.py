@@ -5,16 +5,36 @@ from __future__ import annotations
 
 import _socket
 import errno
+import math
 import select
 import socket
+import time
 from typing import Any
 
 #: The connection ended before it was accepted, or another worker has it: no reason to stop accepting.
+#: accept(2) passes on the errors of the network that wait on the new connection: "treat them like EAGAIN".
 TRANSIENT = frozenset(
-    (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM, errno.ENETDOWN)
+    getattr(errno, name)
+    for name in (
+        "EAGAIN",
+        "ECONNABORTED",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "EINTR",
+        "ENETDOWN",
+        "ENETUNREACH",
+        "ENONET",
+        "ENOPROTOOPT",
+        "EOPNOTSUPP",
+        "EPERM",
+        "EPROTO",
+        "ETIMEDOUT",
+    )
+    if hasattr(errno, name)
 )
-#: The connection stays in the queue until there is room: a loop without a pause would spin.
-EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+# How often the log says, at most, that no connection can be accepted.
+_LOG_SECONDS = 30.0
 
 # A server that is overloaded has never an empty queue.
 _DRAIN_SECONDS = 5.0
@@ -34,6 +54,27 @@ def accept(listener: Any) -> tuple[Any, Any]:
         return accepted
     fd, addr = sock._accept()  # type: ignore[attr-defined]
     return socket.socket(_family(sock), _kind(sock), _proto(sock), fileno=fd), addr
+
+
+class Failures:
+    """Connections that could not be accepted: which of them call for a pause, and what the log hears."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._logged = -math.inf
+
+    def is_transient(self, error: OSError) -> bool:
+        """Whether to go on at once. Else it stays in the queue: a loop without a pause would spin.
+
+        That the process has no descriptor left is the usual reason.
+        """
+        if error.errno in TRANSIENT:
+            return True
+        now = time.monotonic()
+        if now - self._logged >= _LOG_SECONDS:
+            self._logged = now
+            self._log.error("No connection can be accepted: %s", error)
+        return False
 
 
 def drain_seconds(cfg: Any) -> float:

@@ -96,6 +96,7 @@ class GeventWorker(AsyncWorker):
         super().__init__(*args, **kwargs)
         self.conns: dict[Any, Connection] = {}
         self._servers: dict[Any, Any] = {}
+        self._failures = accepting.Failures(self.log)
         self._tls: Any = None
         self._keeps_time = False
         self._patience: float | None = float(self.cfg.timeout) or None
@@ -303,12 +304,8 @@ class GeventWorker(AsyncWorker):
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno in accepting.EXHAUSTED:
-                self.log.error("No connection can be accepted: %s", error)
-                # It stays in the queue.
+            if not self._failures.is_transient(error):
                 gevent.sleep(IDLE_AT_LEAST / 10)
-            elif error.errno not in accepting.TRANSIENT:
-                raise
             return True
         greenlet = gevent.Greenlet(self._serve, listener, client, addr)
         self.conns[greenlet] = Connection(client)

@@ -69,6 +69,7 @@ class TornadoWorker(Worker):
         self._retiring: Any = None
         self._retired_at = 0.0
         self._paused: set[int] = set()
+        self._failures = accepting.Failures(self.log)
         self._listeners: dict[int, Any] = {}
         self._tasks: set[Any] = set()
 
@@ -255,14 +256,10 @@ class TornadoWorker(Worker):
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno in accepting.EXHAUSTED:
-                # It stays in the queue: without a pause the loop would spin.
-                self.log.error("No connection can be accepted: %s", error)
-                self._pause(listener.fileno())
-                return False
-            if error.errno not in accepting.TRANSIENT:
-                raise
-            return True
+            if self._failures.is_transient(error):
+                return True
+            self._pause(listener.fileno())
+            return False
         client.setblocking(False)
         conn = Conn(client)
         try:

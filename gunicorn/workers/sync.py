@@ -44,6 +44,7 @@ class SyncWorker(Worker):
         self._names: dict[Any, Any] = {}
         self._inherits: dict[Any, bool] = {}
         self._serving = False
+        self._failures = accepting.Failures(self.log)
         # Whose request is waited for.
         self._awaited: Any = None
 
@@ -135,12 +136,8 @@ class SyncWorker(Worker):
         except OSError as error:
             if listener.fileno() < 0:
                 return False  # closed by the signal to end
-            if error.errno in accepting.EXHAUSTED:
-                # The connection stays in the queue: a loop without a pause would spin.
-                self.log.error("No connection can be accepted: %s", error)
+            if not self._failures.is_transient(error):
                 time.sleep(0.1)
-            elif error.errno not in accepting.TRANSIENT:
-                raise
         return True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
