@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
@@ -21,7 +22,7 @@ class State(enum.Enum):
 
 
 # An attribute of an enumeration costs as much as a call, and one of a module hardly anything.
-_BUSY = State.BUSY
+_BUSY, _IDLE = State.BUSY, State.IDLE
 
 
 class Waiter(Protocol):
@@ -38,11 +39,14 @@ class Waiting(Generic[C]):
     """The connections that wait. Whoever takes one out owns it, and nobody else can get at it then.
 
     Threads and the clock's keeper compete for a connection: every operation is one of a dict, which is
-    atomic, so they need no lock.
+    atomic, so they need no lock. Between a look at a connection and its claim a thread may have served it, or
+    closed it and accepted another one under its number: what is claimed is looked at again, and given to
+    *put_back* if it was not meant.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, put_back: Callable[[C], object]) -> None:
         self._by_fd: dict[int, C] = {}
+        self._put_back = put_back
 
     def __len__(self) -> int:
         return len(self._by_fd)
@@ -66,29 +70,33 @@ class Waiting(Generic[C]):
 
     def claim_expired(self, now: float) -> list[C]:
         """Take out those whose deadline has come."""
-        return self._claim_where(lambda conn: conn.deadline <= now)
+        return self._claim_where(lambda state, deadline: deadline <= now)
 
     def claim_states(self, states: Iterable[State]) -> list[C]:
         """Take out those in one of *states*."""
         wanted = frozenset(states)
-        return self._claim_where(lambda conn: conn.state in wanted)
-
-    def _claim_where(self, wanted: Callable[[C], bool]) -> list[C]:
-        claimed = []
-        for conn in self.snapshot():
-            # Its descriptor may be another connection's by now, which is looked at another time.
-            if wanted(conn) and self._by_fd.get(conn.fd) is conn and self.claim(conn.fd) is not None:
-                claimed.append(conn)
-        return claimed
+        return self._claim_where(lambda state, deadline: state in wanted)
 
     def claim_longest_idle(self, before: float) -> C | None:
         """Take out the one that has idled the longest, if its deadline is *before* that moment."""
-        for conn in self.snapshot():
-            if conn.state is State.IDLE and conn.deadline < before and self._by_fd.get(conn.fd) is conn:
-                found = self.claim(conn.fd)
-                if found is not None:
-                    return found
-        return None
+        found = self._claim_where(lambda state, deadline: state is _IDLE and deadline < before, limit=1)
+        return found[0] if found else None
+
+    def _claim_where(self, wanted: Callable[[State, float], bool], limit: int = sys.maxsize) -> list[C]:
+        claimed: list[C] = []
+        for seen in self.snapshot():
+            if not wanted(seen.state, seen.deadline) or self._by_fd.get(seen.fd) is not seen:
+                continue
+            conn = self.claim(seen.fd)
+            if conn is None:
+                continue
+            if not wanted(conn.was, conn.deadline):
+                self._put_back(conn)
+                continue
+            claimed.append(conn)
+            if len(claimed) == limit:
+                break
+        return claimed
 
     def cap(self, state: State, deadline: float) -> None:
         """Let those in *state* wait no longer than *deadline*."""

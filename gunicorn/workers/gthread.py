@@ -57,7 +57,7 @@ IDLE_AT_LEAST = 1.0
 
 # An attribute of an enumeration costs as much as a call, and one of a module hardly anything.
 _HANDSHAKE, _IDLE, _LINGER = State.HANDSHAKE, State.IDLE, State.LINGER
-_FATE_KEEP, _FATE_LINGER = Fate.KEEP, Fate.LINGER
+_FATE_KEEP = Fate.KEEP
 
 
 def _is_plain(function: object) -> bool:
@@ -85,13 +85,14 @@ class ThreadWorker(Worker):
         self.max_keepalived = cfg.worker_connections - cfg.threads
         self.tpool: Any = None
         self.poller: Any = None
-        self.waiting: Waiting[TConn] = Waiting()
+        self.waiting: Waiting[TConn] = Waiting(self._look_again)
         self.turns = Turns(alone=cfg.threads <= 1)
         self.conns: dict[int, TConn] = {}
         self._listeners: dict[int, Any] = {}
         self._names: dict[int, Any] = {}
         self._paused: set[int] = set()
         self._accepting = False
+        self._failures = accepting.Failures(self.log)
         # Of several workers each takes one at a time, so that a burst is spread over them.
         self._accepts_bursts: bool = cfg.workers == 1
         self._accept_lock = threading.Lock()
@@ -201,8 +202,7 @@ class ThreadWorker(Worker):
     def _expire(self, conn: TConn) -> None:
         try:
             if conn.was is State.HEAD:
-                self.handle_error(None, conn.sock, conn.client, RequestTimeout())
-                self._end(conn, Fate.LINGER)
+                self._refuse(conn, RequestTimeout())
             elif conn.was in (State.NEW, State.IDLE) and conn.has_input():
                 # It came at the last moment; threads are busy, or just about to see it.
                 self.poller.doubt(conn.fd)
@@ -317,12 +317,9 @@ class ThreadWorker(Worker):
             # Another worker was faster.
             return None
         except OSError as error:
-            if error.errno in accepting.EXHAUSTED:
-                self.log.error("No connection can be accepted: %s", error)
+            if not self._failures.is_transient(error):
                 self.poller.forget(fd)
                 self._paused.add(fd)
-            elif error.errno not in accepting.TRANSIENT:
-                self.log.error("A connection could not be accepted: %s", error)
             return None
         conn = TConn(self.cfg, sock, addr, self._names[fd])
         self.poller.welcome(conn.fd)
@@ -448,7 +445,6 @@ class ThreadWorker(Worker):
 
     def handle(self, conn: TConn) -> tuple[bool, TConn]:
         """Parse and serve the next request of *conn*; whether the connection goes on, and *conn*."""
-        fate = _FATE_LINGER
         req = None
         try:
             req = conn.parser.__next__()
@@ -459,7 +455,9 @@ class ThreadWorker(Worker):
         except StopIteration:
             fate = Fate.CLOSE
         except Exception as error:
-            self.handle_error(req, conn.sock, conn.client, error)
+            conn.since = math.inf
+            self._refuse(conn, error, req)
+            return False, conn
         conn.since = math.inf
         if fate is _FATE_KEEP:
             return True, conn
@@ -482,13 +480,27 @@ class ThreadWorker(Worker):
         try:
             self.poller.watch(conn.fd, write=write)
         except (OSError, ValueError):
-            if self.waiting.claim(conn.fd) is conn:
+            found = self.waiting.claim(conn.fd)
+            if found is conn:
                 self._give_up(conn)
+            elif found is not None:
+                self._look_again(found)
         if not self.alive:
             self.wake()
 
-    def _refuse(self, conn: TConn, error: BaseException) -> None:
-        self.handle_error(None, conn.sock, conn.client, error)
+    def _look_again(self, conn: TConn) -> None:
+        """Let *conn* wait on, which was claimed by mistake."""
+        # What has arrived meanwhile was reported while nobody could claim it. TLS may have waited to write:
+        # that is reported at once then, and a thread sees what it waits for.
+        self.poller.doubt(conn.fd)
+        self._park(conn, conn.was, conn.deadline, write=conn.is_tls)
+
+    def _refuse(self, conn: TConn, error: BaseException, req: Any = None) -> None:
+        """Answer what was no request as far as the client takes it, and close *conn*."""
+        # A client that does not read would hold up a thread, or the one that beats the heart.
+        with suppress(OSError):
+            conn.sock.settimeout(0)
+        self.handle_error(req, conn.sock, conn.client, error)
         self._end(conn, Fate.LINGER)
 
     def _end(self, conn: TConn, fate: Fate) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -21,8 +22,13 @@ class Conn:
         self.deadline = 0.0
 
 
+def empty() -> Waiting[Conn]:
+    table: Waiting[Conn] = Waiting(lambda conn: table.park(conn, conn.was, conn.deadline))
+    return table
+
+
 def waiting(*entries: tuple[int, State, float]) -> tuple[Waiting[Conn], dict[int, Conn]]:
-    table: Waiting[Conn] = Waiting()
+    table = empty()
     conns = {fd: Conn(fd) for fd, _, _ in entries}
     for fd, state, deadline in entries:
         table.park(conns[fd], state, deadline)
@@ -86,8 +92,84 @@ def test_a_number_that_is_used_again_belongs_to_the_new_one() -> None:
     assert table.claim(7) is new
 
 
+class Raced(Conn):
+    """While the clock looks at its deadline, a thread does *meanwhile*, once."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    @property  # type: ignore[override]
+    def deadline(self) -> float:
+        value = self._deadline
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+        return value
+
+    @deadline.setter
+    def deadline(self, value: float) -> None:
+        self._deadline = value
+
+
+CLAIMS: list[Callable[[Waiting[Conn]], list[Conn]]] = [
+    lambda table: table.claim_expired(10.0),
+    lambda table: [conn for conn in [table.claim_longest_idle(before=10.5)] if conn],
+]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=["expired", "longest idle"])
+def test_who_was_served_meanwhile_waits_on(claim: Callable[[Waiting[Conn]], list[Conn]]) -> None:
+    table, conn = empty(), Raced(7)
+    table.park(conn, State.IDLE, 10.0)
+
+    def serve() -> None:
+        assert table.claim(7) is conn
+        table.park(conn, State.IDLE, 1000.0)
+
+    conn.meanwhile = serve
+    assert claim(table) == []
+    assert table.claim(7) is conn and conn.was is State.IDLE and conn.deadline == 1000.0
+
+
+class Numbered(Conn):
+    """While somebody looks for its number the second time, a thread does *meanwhile*."""
+
+    def __init__(self, fd: int) -> None:
+        self.looks = 0
+        self.meanwhile: Callable[[], None] | None = None
+        super().__init__(fd)
+
+    @property  # type: ignore[override]
+    def fd(self) -> int:
+        self.looks += 1
+        if self.meanwhile is not None and self.looks == 2:
+            self.meanwhile()
+        return self._fd
+
+    @fd.setter
+    def fd(self, value: int) -> None:
+        self._fd = value
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=["expired", "longest idle"])
+@pytest.mark.parametrize(("deadline", "claimed"), [(1000.0, False), (9.0, True)])
+def test_one_accepted_meanwhile_under_the_same_number_is_not_lost(
+    claim: Callable[[Waiting[Conn]], list[Conn]], deadline: float, claimed: bool
+) -> None:
+    table, old, new = empty(), Numbered(7), Conn(7)
+    table.park(old, State.IDLE, 10.0)
+
+    def close_and_accept() -> None:
+        old.meanwhile = None
+        assert table.claim(7) is old
+        table.park(new, State.IDLE, deadline)
+
+    old.looks, old.meanwhile = 0, close_and_accept
+    assert claim(table) == ([new] if claimed else [])
+    assert table.claim(7) is (None if claimed else new)
+
+
 def test_threads_and_the_clock_never_get_the_same_one() -> None:
-    table: Waiting[Conn] = Waiting()
+    table = empty()
     conns = [Conn(fd) for fd in range(400)]
     for conn in conns:
         table.park(conn, State.IDLE, 0.0)

@@ -426,3 +426,33 @@ def test_a_retiring_worker_is_replaced_while_it_finishes() -> None:
             wait_until(lambda: server.get("/").body != first, 5)
             (server.dir / "now").touch()
             assert busy.answer().status == 200
+
+
+def test_clients_that_read_nothing_do_not_hold_up_the_thread_that_beats_the_heart() -> None:
+    """Their time for a head is up, and there is no room for the answer that says so."""
+    hook = """
+import socket, time
+def post_request(worker, req, environ, resp):
+    sock = environ["gunicorn.socket"]
+    full = 0
+    while full < 5:
+        # What the client's side still takes leaves room again.
+        full += 1
+        try:
+            while sock.send(b"x" * 65536, socket.MSG_DONTWAIT):
+                full = 0
+        except BlockingIOError:
+            time.sleep(0.05)
+"""
+    config = gthread(timeout=1, threads=5) + hook
+    with Server(APP, config, ready="listen") as server, clients(server, 5) as slow:
+        server.wait_workers(1)
+        workers = server.workers()
+        for sock in slow:
+            sock.sendall(get() + b"GET / HT")
+
+        def all_refused() -> bool:
+            return "has not answered" in server.log() or server.log().count("RequestTimeout") == 5
+
+        wait_until(all_refused)
+        assert "has not answered" not in server.log() and server.workers() == workers
