@@ -6,6 +6,7 @@ What the pool needs is decided in ``gunicorn.pool``; here it is carried out.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import signal
@@ -17,13 +18,18 @@ from gunicorn import pool
 from gunicorn.errors import AppImportError, ConfigError
 from gunicorn.master import Master
 from gunicorn.unix.process import describe_status, exit_code, set_process_title, term_signal
-from gunicorn.unix.signals import blocked_signals, reset_to_default
+from gunicorn.unix.signals import blocked_signals, disregard, reset_to_default
 
 # How long an old worker waits for its successor to boot, if no worker timeout says it.
 BOOT_WAIT = 30.0
 
 # What the system refuses now and may grant later.
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
+
+# Those to which the handlers of a worker may answer by an exception, or that would end it by default.
+WORKER_SIGNALS = tuple(
+    getattr(signal, f"SIG{name}") for name in ("ABRT", "HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "WINCH")
+)
 
 
 class Workforce(Master):
@@ -244,6 +250,8 @@ class Workforce(Master):
     def _run_worker(self, worker: Any) -> None:
         """The life of a worker, to the end of its process. Nothing leads from here back into the loop."""
         status: Any = 0
+        # Registered before what the application registers, and so run after that.
+        atexit.register(disregard, WORKER_SIGNALS, for_good=True)
         try:
             worker.pid = os.getpid()
             set_process_title(f"worker [{self.proc_name}]")
@@ -262,6 +270,9 @@ class Workforce(Master):
             self.log.exception("The worker %s failed", worker.pid)
             again = worker.booted or (self._served and _may_pass(exc))
             status = 255 if again else self.WORKER_BOOT_ERROR
+        # It ends anyway. What a signal raised from here on would cut short the hook, an exit handler of the
+        # application, or the interpreter's own end.
+        disregard(WORKER_SIGNALS)
         try:
             self.log.info("The worker %s ends", worker.pid)
             if hasattr(worker.tmp, "leave"):

@@ -186,6 +186,20 @@ def reset_to_default(
         signal.signal(signal.SIGCHLD, own.get(signal.SIGCHLD, signal.SIG_DFL))
 
 
+def disregard(signals: Iterable[int], *, for_good: bool = False) -> None:
+    """Let *signals* change nothing from now on; with *for_good*, not even once the interpreter is gone.
+
+    Without, by a handler: what is ignored stays so in programs that this process starts. But the interpreter
+    puts the default action in the place of handlers early in its end.
+    """
+    for signum in signals:
+        _signal(signum, _SIG_IGN if for_good else _do_nothing)
+
+
+def _do_nothing(signum: int, frame: FrameType | None) -> None:
+    pass
+
+
 def unblock_all() -> None:
     """Clear the signal mask, for a child that starts a program of its own."""
     set_mask(())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -23,6 +24,9 @@ from gunicorn.workers.workertmp import WorkerTmp
 
 # How soon a worker notices that the master is gone, and how often at least it beats.
 TICK = 1.0
+
+# How long a worker that was told to end at once may take to do so before it can be told again.
+SETTLED = 1.0
 
 
 class Worker:
@@ -58,6 +62,7 @@ class Worker:
         self._running = False
         self._loading = False
         self.aborted = False
+        self._told_to_end = -math.inf
         self.alive = True
         self.reloader: Any = None
         self.wsgi: Any = None
@@ -205,8 +210,9 @@ class Worker:
             # Classes from elsewhere have their loop call this for both.
             self.handle_quit(sig, frame)
         self.alive = False
-        if not self._running:
+        if not self._running and not self._ends_at_once():
             # It serves nobody yet, and an application may take long to load.
+            self._told_to_end = time.monotonic()
             self._insist(sig, frame)
             raise Stopped(0)
 
@@ -220,8 +226,23 @@ class Worker:
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         """SIGINT and SIGQUIT: end now."""
         self.alive = False
-        self.cfg.worker_int(self)
+        if self._ends_at_once():
+            return
+        self._told_to_end = math.inf
+        try:
+            self.cfg.worker_int(self)
+        finally:
+            self._told_to_end = time.monotonic()
         raise Stopped(0)
+
+    def _ends_at_once(self) -> bool:
+        """Whether the last signal is about to end the worker, so that another one must change nothing.
+
+        Ctrl-C sends SIGINT to all processes of a terminal, and the master SIGQUIT on top: raised again, the
+        exception would cut short what the first one has begun. Later signals count, because an
+        application, or a finalizer, may have swallowed it.
+        """
+        return time.monotonic() - self._told_to_end < SETTLED
 
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:
         """SIGABRT: the master has waited too long for a heartbeat.

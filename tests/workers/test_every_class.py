@@ -72,6 +72,47 @@ def test_a_body_that_nobody_reads(kind: str) -> None:
             assert elapsed(lambda: server.get("/")) < (4 if kind == "sync" else 2)
 
 
+#: After /full no descriptor is left, for a while.
+FULL = """
+import os, resource, threading
+
+held = []
+
+def fill():
+    try:
+        while True:
+            held.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        pass
+
+def fill_again():
+    # That of a connection that has ended.
+    fill()
+    print("all are taken", flush=True)
+    threading.Timer(0.6, lambda: [os.close(fd) for fd in held]).start()
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/full":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (90, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        fill()
+        threading.Timer(0.1, fill_again).start()
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+"""
+
+
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "tornado"])
+def test_without_descriptors_clients_wait_and_the_log_hears_of_it_once(kind: str) -> None:
+    with Server(FULL, conf(kind)) as server, connect(server) as first:
+        assert first.ask("/full").status == 200
+        server.wait_log("all are taken")
+        with connect(server) as one, connect(server) as other:
+            one.send(get())
+            other.send(get())
+            assert one.answer().status == other.answer().status == 200
+        assert server.log().count("No connection can be accepted") == 1
+
+
 @pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "tornado"])
 def test_nothing_is_logged_in_a_signal_handler(kind: str) -> None:
     """It may have interrupted the very log call that holds the lock."""
@@ -138,3 +179,75 @@ def test_a_plain_worker_lets_a_request_come_whole_at_its_end() -> None:
         client.send(b"abc")
         assert client.answer().body == b"abc"
         assert server.wait_exit() == 0
+
+
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"])
+def test_a_signal_at_any_import_of_a_booting_worker_harms_nobody(kind: str) -> None:
+    """It may come in the midst of an import, and its handler must need none."""
+    hook = """
+import os, signal, sys
+class Finder:
+    seen = set()
+    def find_spec(self, name, path=None, target=None):
+        if name not in self.seen:
+            self.seen.add(name)
+            os.kill(os.getpid(), signal.SIGUSR1)
+def post_fork(server, worker):
+    if worker.age == 2:
+        sys.meta_path.insert(0, Finder())
+def post_worker_init(worker):
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Finder)]
+"""
+    with Server(APP, conf(kind) + hook) as server:
+        old = server.workers()
+        server.signal(signal.SIGHUP)
+        server.wait_workers(1, without=old)
+        wait_until(lambda: server.get("/").text == str(server.workers()[0]))
+        assert "Traceback" not in server.log() and "failed" not in server.log()
+
+
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"])
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGQUIT, signal.SIGTERM])
+def test_signals_to_the_whole_process_group_let_workers_end_in_order(kind: str, sig: int) -> None:
+    """Ctrl-C: the master's own signal comes on top."""
+    app = """
+import atexit, time
+
+def at_exit():
+    print("exit handler begins", flush=True)
+    time.sleep(0.2)
+    print("exit handler ends", flush=True)
+
+atexit.register(at_exit)
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+"""
+    hooks = """
+import time
+
+def post_worker_init(worker):
+    print("worker ready", flush=True)
+def worker_int(worker):
+    print("worker interrupted", flush=True)
+def worker_exit(server, worker):
+    print("hook begins", flush=True)
+    time.sleep(0.2)
+    print("hook ends", flush=True)
+"""
+    with Server(app, conf(kind, workers=2) + hooks) as server:
+        wait_until(lambda: server.log().count("worker ready") == 2)
+        workers = server.workers()
+        os.killpg(server.pid, sig)
+        for moment in ("hook begins", "exit handler begins"):
+            wait_until(lambda moment=moment: server.log().count(moment) == 2)
+            for pid in workers:
+                # Again, and all the others. Twice told, the master itself would end them at once.
+                for again in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGABRT, signal.SIGUSR1):
+                    os.kill(pid, again)
+        assert server.wait_exit() == 0
+        log = server.log()
+        assert "Traceback" not in log and "ignored in" not in log
+        stages = ("hook begins", "hook ends", "exit handler begins", "exit handler ends")
+        assert [log.count(stage) for stage in stages] == [2, 2, 2, 2]
+        assert log.count("worker interrupted") == (0 if sig == signal.SIGTERM else 2)

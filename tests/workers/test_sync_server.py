@@ -8,10 +8,12 @@ import signal
 import socket
 import ssl
 import struct
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
-from harness import Server, read_until_closed, wait_until
+from harness import Server, free_port, is_alive, read_until_closed, wait_until
 from workertools import APP, Client, make_certificate
 
 
@@ -88,6 +90,55 @@ def test_a_handshake_under_way_is_finished_by_a_worker_that_ends(certificate: tu
         with Client(tls(sock)) as client:
             assert client.ask("/").status == 200
         wait_until(lambda: ask(server) != first)
+
+
+@contextlib.contextmanager
+def busy(server: Server) -> Iterator[None]:
+    """Clients that come one after the other, so that there is always one."""
+    done = threading.Event()
+
+    def come() -> None:
+        while not done.is_set():
+            with contextlib.suppress(OSError, EOFError), Client(server.connect()) as client:
+                client.ask()
+
+    clients = [threading.Thread(target=come) for _ in range(3)]
+    for client in clients:
+        client.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for client in clients:
+            client.join()
+
+
+@pytest.mark.parametrize("binds", [1, 2])
+def test_workers_end_with_their_master_though_clients_come_all_the_time(binds: int) -> None:
+    more = [f"-b127.0.0.1:{free_port()}" for _ in range(binds - 1)]
+    with Server(APP, "workers = 2", more) as server, busy(server):
+        workers = server.workers()
+        server.kill()
+        wait_until(lambda: not any(map(is_alive, workers)), 5, "workers gone")
+
+
+def test_no_error_of_accepting_ends_the_worker() -> None:
+    special = """
+    import errno
+    from gunicorn.workers.sync import SyncWorker
+
+    class Special(SyncWorker):
+        errors = [errno.EHOSTUNREACH, errno.EMFILE, errno.EINVAL]
+
+        def accept(self, listener):
+            if self.errors and self.wsgi:
+                raise OSError(self.errors.pop(), "from accept")
+            super().accept(listener)
+    """
+    with Server(APP, "worker_class = 'special.Special'", files={"special.py": special}) as server:
+        assert server.get("/").status == 200
+        assert server.log().count("No connection can be accepted") == 1
+        assert "failed" not in server.log()
 
 
 @pytest.mark.parametrize("worker", ["sync", "gthread"])
