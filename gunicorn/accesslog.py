@@ -66,6 +66,30 @@ class SafeAtoms(dict[str, Any]):
         return ABSENT
 
 
+# Atoms that are numbers; variables may be. All others are text.
+_NUMBERS = frozenset("TMDB")
+
+
+class _Examples(dict[str, Any]):
+    """A value of its kind for each atom; *own*: any other suits every conversion."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__(h=ABSENT)
+        self._own = own
+
+    def __getitem__(self, key: str) -> Any:
+        known = key in _PLAIN or key in ("t", "u") or key.startswith("{")
+        return 0 if key in _NUMBERS or key.endswith("}e") or (self._own and not known) else ABSENT
+
+
+def check_format(fmt: str, own: bool = False) -> None:
+    """Raise ValueError for a format that would fail at each request. *own*: it may name more atoms."""
+    try:
+        fmt % _Examples(own)
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
 def status_code(resp: Any) -> Any:
     """``200`` of a response whose status is ``200 OK``."""
     return _code_of(resp.status)

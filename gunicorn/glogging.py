@@ -72,7 +72,47 @@ else:
     _StreamHandler = logging.StreamHandler  # not to be subscripted before Python 3.11
 
 
-class LogFile(logging.FileHandler):
+class Complaint:
+    """Counts what goes wrong over and over, and tells when it is time to say so: once a minute."""
+
+    INTERVAL = 60.0
+
+    def __init__(self) -> None:
+        self._again_at = float("-inf")
+        self._count = 0
+
+    def due(self) -> int:
+        """Count one failure more; how many there were since it was last time to say so, or 0 if it isn't."""
+        now = time.monotonic()
+        self._count += 1
+        if now < self._again_at:
+            return 0
+        self._again_at = now + self.INTERVAL
+        count, self._count = self._count, 0
+        return count
+
+
+class _Steady(logging.Handler):
+    """A handler that cannot write says so once a minute, not in a traceback for each line."""
+
+    _complaint: Complaint | None = None
+    # What it writes to, in words.
+    output = ""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._complaint = self._complaint or Complaint()
+        lost = self._complaint.due()
+        if lost and logging.raiseExceptions and sys.stderr is not None:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"{self.output} cannot be written: {error} (lines lost: {lost})\n")
+                sys.stderr.flush()
+
+
+class LogFile(_Steady, logging.FileHandler):
     """A file that takes one line with one ``write(2)``.
 
     Lines of several processes that append to one file so never mix, nothing waits in a buffer
@@ -83,6 +123,7 @@ class LogFile(logging.FileHandler):
 
     def __init__(self, path: str, owner: Owner | None = None) -> None:
         self._owner = owner
+        self.output = f"The log file {path}"
         super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace")
 
     def _open(self) -> TextIOWrapper:
@@ -115,8 +156,10 @@ class LogFile(logging.FileHandler):
             line = line[written:]
 
 
-class LogStream(_StreamHandler):
+class LogStream(_Steady, _StreamHandler):
     """Standard output or standard error."""
+
+    output = "A log on standard output or error"
 
     _gunicorn = False
 
@@ -168,6 +211,7 @@ class Logger:
     _line: accesslog.Line | None = None
     _direct: LogFile | LogStream | None = None
     _now: tuple[float, str] = (0.0, "")
+    _complaint: Complaint
 
     def __init__(self, cfg: Any) -> None:
         self.error_log = logging.getLogger("gunicorn.error")
@@ -184,7 +228,11 @@ class Logger:
     # -- where it goes -------------------------------------------------------------------
 
     def setup(self, cfg: Any) -> None:
-        """Log as *cfg* says. Raises ConfigError, with nothing changed, if a file or logconfig is unusable."""
+        """Log as *cfg* says.
+
+        Raises ConfigError, with nothing changed, if a file, logconfig or the access log's format is unusable.
+        """
+        check_access_format(type(self), cfg)
         with _all_or_nothing() as replaced:
             previous, self.cfg = self.cfg, cfg
             try:
@@ -306,6 +354,7 @@ class Logger:
             or (cfg.syslog and not cfg.disable_redirect_access_to_syslog)
         )
         self._format = cfg.access_log_format
+        self._complaint = Complaint()
         self._line = None
         if type(self).atoms is Logger.atoms:
             own = type(self)._get_user is not Logger._get_user
@@ -338,8 +387,14 @@ class Logger:
                 handler.write_line(self._line(resp, req, environ, request_time))
             else:
                 log.info(self._format, SafeAtoms(self.atoms(resp, req, environ, request_time)))
-        except Exception:
-            self.error("The access log failed:\n%s", traceback.format_exc())
+        except Exception as error:
+            lost = self._complaint.due()
+            if not lost:
+                return
+            if isinstance(error, OSError):
+                self.error("The access log cannot be written: %s (lines lost: %d)", error, lost)
+            else:
+                self.error("The access log failed (lines lost: %d):\n%s", lost, traceback.format_exc())
 
     def _is_plain(self, log: logging.Logger, handler: logging.Handler) -> bool:
         """Whether all that becomes of a record is *handler*'s line; the application may have seen to more."""
@@ -387,6 +442,20 @@ class Logger:
         """Keep the log files from programs that the application starts."""
         for handler in _file_handlers():
             os.set_inheritable(_fileno(handler), False)
+
+
+def check_access_format(logger_class: type[Any], cfg: Any) -> None:
+    """Raise ConfigError if ``access_log_format`` would fail at each request.
+
+    What an ``access()`` of the user's makes of it is not known, and any text may be right.
+    """
+    access = getattr(logger_class, "access", None)
+    if not getattr(access, "__module__", "").startswith("gunicorn."):
+        return
+    try:
+        accesslog.check_format(cfg.access_log_format, own=logger_class.atoms is not Logger.atoms)
+    except ValueError as error:
+        raise ConfigError(f"access_log_format {cfg.access_log_format!r}: {error}") from error
 
 
 # -- what a setup replaces ----------------------------------------------------------------------

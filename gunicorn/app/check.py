@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.app.configfile import near_misses, user_traceback
 from gunicorn.config import Config
 from gunicorn.errors import AppImportError, ConfigError
+from gunicorn.glogging import check_access_format
 
 if TYPE_CHECKING:
     from gunicorn.app.base import Application
@@ -57,6 +58,11 @@ def _settings(cfg: Config) -> list[str]:
         except Exception as error:  # a class of the user's whose module fails
             print(user_traceback(error), file=sys.stderr)
             problems.append(f"{name}: {type(error).__name__}: {error}")
+    if not problems:
+        try:
+            check_access_format(cfg.logger_class, cfg)
+        except ConfigError as error:
+            problems.append(str(error))
     return problems
 
 

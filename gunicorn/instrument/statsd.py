@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from gunicorn.accesslog import microseconds, status_code
-from gunicorn.glogging import Logger
+from gunicorn.glogging import Complaint, Logger
 
 # What the `extra` of a log call may hold, so that a figure is sent along with the line, or in its place.
 METRIC_VAR = "metric"
@@ -42,6 +42,7 @@ class Statsd(Logger):
         self._tried = 0.0
         self._retry_delay = RETRY_DELAY
         self._complained = False
+        self._figures_lost = Complaint()
         super().__init__(cfg)
 
     def setup(self, cfg: Any) -> None:
@@ -169,8 +170,10 @@ class Statsd(Logger):
             if isinstance(self._address, str):
                 self._connect_again()
         except Exception:
-            # Not self.warning(), which would count itself by the same way.
-            Logger.warning(self, "A figure for statsd is lost", exc_info=True)
+            lost = self._figures_lost.due()
+            if lost:
+                # Not self.warning(), which would count itself by the same way.
+                Logger.warning(self, "Figures for statsd are lost: %d", lost, exc_info=True)
 
     def _connect_again(self) -> None:
         if self._address and time.monotonic() > self._tried + self._retry_delay:

@@ -56,7 +56,8 @@ class AccessLogFormat(
     =============  ==================================================
 
     Each is written ``%(ATOM)s``. What a request lacks is logged as ``-``; characters that could forge a
-    line are escaped.
+    line are escaped. A format that would fail at each request, for a conversion that is none or a number
+    asked of text, is refused at the start, at a reload and by ``--check-config``.
     """
 
 

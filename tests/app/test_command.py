@@ -216,6 +216,8 @@ def test_all_is_well(here: Path, args: list[str]) -> None:
         (["--logger-class", "no.such", "shop:app"], ["'no'"]),
         (["-k", "broken.Worker", "shop:app"], ["a_module_that_is_missing"]),
         (["-k", "crash.Worker", "shop:app"], ["ZeroDivisionError", "crash.py"]),
+        (["--access-logformat", "%(h)d", "shop:app"], ["access_log_format '%(h)d': "]),
+        (["--statsd-host", "localhost", "--access-logformat", "%", "shop:app"], ["access_log_format"]),
         (["--companion-worker", "a b=shop:make", "shop:app"], ["a b"]),
         (["--companion-worker", "a=x:y", "--companion-stop-signal", "SIGNONE", "shop:app"], ["SIGNONE"]),
     ],

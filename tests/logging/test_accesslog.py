@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gunicorn.accesslog import SafeAtoms, all_atoms, basic_user, compile_format, escape
+from gunicorn.accesslog import SafeAtoms, all_atoms, basic_user, check_format, compile_format, escape
 
 NOW = "[01/Feb/2030:03:04:05 +0000]"
 
@@ -219,3 +219,29 @@ def test_safe_atoms_know_no_case_in_braces_and_miss_nothing() -> None:
     assert atoms["{Accept}i"] == 'a\\"b'
     assert atoms["n"] == 5
     assert atoms["{nothing}i"] == atoms["nothing"] == "-"
+
+
+@pytest.mark.parametrize(
+    ("fmt", "own"),
+    [
+        ("", False),
+        ("100%%", False),
+        ('%(h)s %(t)s "%(r)s" %(s)s %(b)s', False),
+        ("%(D)d %(T)5d %(M)x %(B)d %(L)s %(p)s", False),
+        ("%({User-Agent}i)s %({x}o)s %({REMOTE_PORT}e)d %({wsgi.url_scheme}E)s", False),
+        ("%(unheard-of)s", False),
+        ("%(own)d %(other)s", True),
+    ],
+)
+def test_formats_that_work(fmt: str, own: bool) -> None:
+    check_format(fmt, own)
+
+
+@pytest.mark.parametrize(
+    "fmt", ["%(zz)q", "%", "50 %", "%(h", "%(h)d", "%(s)d", "%({x}i)d", "%(h)s %s", "%d", "%(own)d", "%(h)*s"]
+)
+def test_formats_that_fail_at_each_request(fmt: str) -> None:
+    with pytest.raises(ValueError):
+        check_format(fmt)
+    with pytest.raises((TypeError, ValueError)):
+        fmt % SafeAtoms(all_atoms(RESPONSE, REQUEST, ENVIRON, DURATION, NOW, None))

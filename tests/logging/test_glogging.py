@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -139,12 +140,99 @@ def test_a_subclass_may_add_atoms(tmp_path: Path) -> None:
     assert path.read_text() == 'mine \\"!\\" */* -\n'
 
 
-def test_a_format_that_fails_is_said_and_harms_no_request(tmp_path: Path) -> None:
-    error, path = tmp_path / "error.log", tmp_path / "access.log"
-    logger = Logger(config(accesslog=str(path), errorlog=str(error), access_log_format="%(m)d"))
-    only_handler(logger)
-    access(logger)
-    assert path.read_text() == "" and "TypeError" in error.read_text()
+@pytest.mark.parametrize("fmt", ["%(m)d", "%(zz)q", "%"])
+def test_a_format_that_fails_is_refused(tmp_path: Path, fmt: str) -> None:
+    with pytest.raises(ConfigError, match="access_log_format"):
+        Logger(config(access_log_format=fmt))
+    logger = Logger(config(errorlog=str(tmp_path / "error.log")))
+    with pytest.raises(ConfigError, match="access_log_format"):
+        logger.setup(config(access_log_format=fmt))
+    logger.error("goes on")
+    assert "goes on" in (tmp_path / "error.log").read_text()
+
+
+def test_a_format_of_the_user_s_own_access_method_is_not_ours_to_judge() -> None:
+    class Own(Logger):
+        def access(self, resp: Any, req: Any, environ: Any, request_time: timedelta) -> None:
+            """Something else."""
+
+    Own(config(access_log_format="{remote} 100%"))
+
+
+def test_atoms_that_fail_are_said_once_and_harm_no_request(tmp_path: Path) -> None:
+    class Own(Logger):
+        def atoms(self, resp: Any, req: Any, environ: Any, request_time: timedelta) -> dict[str, Any]:
+            raise LookupError("no such atom")
+
+    error = tmp_path / "error.log"
+    logger = Own(config(accesslog=str(tmp_path / "access.log"), errorlog=str(error)))
+    for _ in range(3):
+        access(logger)
+    assert error.read_text().count("LookupError: no such atom") == 1
+
+
+needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+
+
+@needs_dev_full
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_an_access_log_on_a_full_disk_is_a_line_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(glogging.time, "monotonic", lambda: clock[0])
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        logger = Logger(
+            config(accesslog="/dev/full" if kind == "file" else "-", errorlog=str(tmp_path / "error.log"))
+        )
+        only_handler(logger)
+        for _ in range(3):
+            access(logger)
+        clock[0] += 60
+        access(logger)
+        lines = (tmp_path / "error.log").read_text().splitlines()
+        assert [line.partition("[ERROR] ")[2] for line in lines] == [
+            f"The access log cannot be written: [Errno 28] No space left on device (lines lost: {lost})"
+            for lost in (1, 3)
+        ]
+        with contextlib.suppress(OSError):
+            full.close()
+
+
+@needs_dev_full
+@pytest.mark.parametrize("which", ["errorlog", "access log with more handlers"])
+def test_a_log_on_a_full_disk_says_so_on_standard_error_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    seen = io.StringIO()
+    if which == "errorlog":
+        logger = Logger(config(errorlog="/dev/full"))
+        monkeypatch.setattr(sys, "stderr", seen)
+        for number in range(5):
+            logger.error("line %d", number)
+    else:
+        logger = Logger(config(accesslog="/dev/full", errorlog=str(tmp_path / "error.log")))
+        only_handler(logger)
+        logger.access_log.addHandler(logging.NullHandler())
+        monkeypatch.setattr(sys, "stderr", seen)
+        for _ in range(5):
+            access(logger)
+    assert seen.getvalue().splitlines() == [
+        "The log file /dev/full cannot be written: [Errno 28] No space left on device (lines lost: 1)"
+    ]
+
+
+def test_a_wrong_call_of_the_application_s_is_still_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = Logger(config(errorlog=str(tmp_path / "error.log")))
+    monkeypatch.setattr(sys, "stderr", seen := io.StringIO())
+    record = logging.LogRecord("own", logging.ERROR, __file__, 1, "%d", ("no number",), None)
+    handler = logger._get_gunicorn_handler(logger.error_log)
+    assert handler is not None
+    handler.handle(record)
+    assert "TypeError" in seen.getvalue()
 
 
 def test_records_carry_the_atoms_for_handlers_of_others(tmp_path: Path) -> None:
@@ -269,7 +357,7 @@ def test_a_pipe_that_nobody_reads_holds_up_nobody(tmp_path: Path) -> None:
     os.set_blocking(handler.stream.fileno(), False)
     for _ in range(3):
         access(logger, HTTP_USER_AGENT="x" * 60000)
-    assert "BlockingIOError" in error.read_text()
+    assert error.read_text().count("nobody takes what is in the log's pipe") == 1
     os.close(reading)
 
 
