@@ -4,6 +4,8 @@
 ``gunicorn starlette_app:app`` serves the other one.
 """
 
+import gunicorn.companion  # noqa: F401  an error under another Gunicorn, which would start no companion
+
 wsgi_app = "fastapi_app:app"
 worker_class = "uvicorn_worker.UvicornWorker"
 workers = 2

@@ -93,7 +93,9 @@ def build_parser(words: Sequence[str]) -> Parser:
     _add_common(parser)
     socket = os.environ.get(SOCKET_VARIABLE) or None
     parser.set_defaults(socket=socket, json=False, timeout=None, no_wait=False)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="tell which Gunicorn is installed, and where"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (text, more, add_arguments) in WORDS.items():
         if name not in words:
@@ -104,6 +106,23 @@ def build_parser(words: Sequence[str]) -> Parser:
         add_arguments(one)
         _add_common(one, waits=name in WAITS)
     return parser
+
+
+class _Version(argparse.Action):
+    """Tells of this package, and of another Gunicorn if one was installed over it."""
+
+    def __call__(self, parser: Parser, *_: object) -> None:
+        from importlib import metadata
+
+        place = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        print(f"{parser.prog} {__version__} from {place}", flush=True)
+        try:
+            installed = metadata.version("gunicorn")
+        except metadata.PackageNotFoundError:  # run from a checkout
+            installed = __version__
+        if installed != __version__:
+            parser.exit(1, f"{parser.prog}: the gunicorn that is installed is another one, {installed}\n")
+        parser.exit(0)
 
 
 class Formatter(argparse.HelpFormatter):

@@ -151,7 +151,7 @@ class ReloadEngine(
     """How changes are noticed for ``reload``: ``auto``, ``poll`` or ``inotify``.
 
     ``poll`` looks at the files once a second. ``inotify`` is told by the operating system, on Linux
-    and elsewhere, through the package ``watchfiles`` (``pip install 'gunicorn[reload]'``); without
+    and elsewhere, through the package ``watchfiles`` (``pip install watchfiles``); without
     that it polls and says so. ``auto`` is ``inotify`` where the package is installed, and ``poll`` where
     not. Choose ``poll`` for network file systems and for folders shared with a virtual machine.
     """

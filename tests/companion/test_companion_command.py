@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from companiontools import answer_of, python_env
-from harness import wait_until
+from harness import ROOT, wait_until
 
 from gunicorn import __version__
 from gunicorn.companion import ctl, ctlcommands, paths, session
@@ -458,11 +458,24 @@ def test_wrong_usage(run, words, text):
 
 
 def test_version_and_help(run):
-    assert run("--version") == (0, f"gunicorn-companion {__version__}\n", "")
+    code, out, err = run("--version")
+    assert (code, err) == (0, "")
+    assert out == f"gunicorn-companion {__version__} from {Path(ctl.__file__).parents[1]}\n"
     code, out, _ = run("--help")
     assert code == 0
     for word in (*ctlcommands.COMMANDS, "--no-wait", "GUNICORN_COMPANION_SOCKET"):
         assert word in out
+
+
+def test_the_version_of_another_gunicorn_over_this_one(tmp_path):
+    (tmp_path / "gunicorn-27.0.1.dist-info").mkdir()
+    (tmp_path / "gunicorn-27.0.1.dist-info/METADATA").write_text("Name: gunicorn\nVersion: 27.0.1\n")
+    command = [sys.executable, "-m", "gunicorn.companion.ctl", "--version"]
+    found = subprocess.run(
+        command, env=python_env(PYTHONPATH=f"{tmp_path}:{ROOT}"), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert found.returncode == 1
+    assert "the gunicorn that is installed is another one, 27.0.1" in found.stderr
 
 
 @pytest.mark.parametrize("command", ctlcommands.COMMANDS)

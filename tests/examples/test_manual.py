@@ -47,3 +47,13 @@ def test_python_on_a_page_compiles(page: Path) -> None:
     blocks = re.findall(r"^\.\. code-block:: python\n\n((?:[ ]+.*\n|\n)+)", page.read_text(), re.MULTILINE)
     for block in blocks:
         compile(textwrap.dedent(block), str(page), "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_line_brings_another_gunicorn(page: Path) -> None:
+    text = page.read_text()
+    for line in re.findall(r"^ +.*pip install.*$", text, re.MULTILINE):
+        # These require, or are, the distribution of that name on PyPI.
+        if re.search(r"\b(gunicorn|uvicorn-worker)\b", line.partition("pip install")[2]):
+            from_here = re.search(r"(?<=\s)'?(/|\.\.?/)\S+", line) or "--constraint" in line
+            assert from_here or "PIP_CONSTRAINT" in text, line
