@@ -25,12 +25,24 @@ from gunicorn.shutdown import Shutdown
 from gunicorn.succession import Succession
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_status
-from gunicorn.unix.signals import SignalInbox, signal_name
+from gunicorn.unix.signals import Interrupted, SignalInbox, in_turn, signal_name, unblock_all
 
 # Heartbeats, and whether the old master is still there, are looked at this often.
 TICK = 1.0
 # While old workers wait for new ones to boot.
 BOOT_TICK = 0.1
+
+
+# They are not kept waiting by what came before them.
+STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+# One worker more or less each time.
+COUNTED = frozenset({signal.SIGTTIN, signal.SIGTTOU})
+# After these the loop looks after its children before it handles the next: they may take long.
+LENGTHY = frozenset({signal.SIGHUP, signal.SIGUSR2})
+
+
+class StopAsked(StopIteration):
+    """Leads from the handler of a signal out of the loop. No hook raises it by accident."""
 
 
 class Arbiter(Shutdown, Succession):
@@ -108,10 +120,11 @@ class Arbiter(Shutdown, Succession):
         # A successor starts as this process did: its command line, working directory, environment.
         # The original arguments keep ``-m gunicorn`` and what the interpreter itself was given.
         start = getattr(app, "_start", None)
+        directory = start.directory if start is not None else getcwd()
         self.START_CTX = {
             0: sys.executable,
             "args": [sys.executable, *(sys.orig_argv[1:] or sys.argv)],
-            "cwd": start.directory if start is not None else getcwd(),
+            "cwd": directory if os.path.isdir(directory) else getcwd(),
             "env": dict(app.cfg.env_orig),
         }
         self.setup(app)
@@ -176,6 +189,15 @@ class Arbiter(Shutdown, Succession):
         except ConfigError as exc:
             raise HaltServer(str(exc)) from exc
         self.init_signals()
+        assert self.inbox is not None
+        # What follows may wait: a hook for a database, an address for the server that still has it.
+        self.inbox.interrupts = STOPS
+        try:
+            self._start_listening(given)
+        finally:
+            self.inbox.interrupts = frozenset()
+
+    def _start_listening(self, given: handoff.Inherited) -> None:
         self.pidfile = self.make_pidfile(self.cfg.pidfile)
         self.cfg.on_starting(self)
         self._started = True
@@ -199,6 +221,8 @@ class Arbiter(Shutdown, Succession):
         if self.inbox is None:
             self.inbox = SignalInbox([*self.SIGNALS, signal.SIGCHLD])
         self.inbox.install()
+        # Those of the children, too: they inherit the mask, and a watchdog's SIGABRT has to reach them.
+        unblock_all()
         self.PIPE = list(self.inbox.pipe)
         self.poller.add(self.inbox.fileno(), self._take_signals)
 
@@ -247,7 +271,10 @@ class Arbiter(Shutdown, Succession):
                 self.murder_workers()
                 self.manage_workers()
                 self.unit.step(time.monotonic())
-        except (StopIteration, KeyboardInterrupt):
+        except (StopAsked, KeyboardInterrupt):
+            self.halt()
+        except Interrupted as exc:
+            self.log.info("Received %s while starting", signal_name(exc.signum))
             self.halt()
         except HaltServer as exc:
             self.halt(exc.reason, exc.exit_status)
@@ -257,10 +284,11 @@ class Arbiter(Shutdown, Succession):
             # From a hook: the workers must not outlive it.
             status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
             self.halt("a hook has asked to exit", status)
-        except Exception:
+        except BaseException:
+            if self._in_child:
+                raise
             self.log.exception("The master cannot go on")
-            self.stop(False)
-            self._leave(1)
+            self.end(False, 1)
 
     def sleep(self) -> None:
         """Wait until a signal comes, a descriptor is ready or something is due."""
@@ -318,6 +346,7 @@ class Arbiter(Shutdown, Succession):
             self.SIG_QUEUE.append(sig)
 
     def _handle_signals(self) -> None:
+        self.SIG_QUEUE[:] = in_turn(self.SIG_QUEUE, STOPS, COUNTED)
         while self.SIG_QUEUE:
             signum = self.SIG_QUEUE.pop(0)
             name = self.SIG_NAMES.get(signum)
@@ -328,6 +357,8 @@ class Arbiter(Shutdown, Succession):
             else:
                 self.log.info("Received %s", signal_name(signum))
                 getattr(self, f"handle_{name}")()
+            if signum in LENGTHY:
+                return
 
     # -- one method a signal -------------------------------------------------------------------
 
@@ -344,17 +375,17 @@ class Arbiter(Shutdown, Succession):
 
     def handle_term(self) -> None:
         """Stop gracefully."""
-        raise StopIteration
+        raise StopAsked
 
     def handle_int(self) -> None:
         """Stop at once."""
         self.stop(False)
-        raise StopIteration
+        raise StopAsked
 
     def handle_quit(self) -> None:
         """Stop at once."""
         self.stop(False)
-        raise StopIteration
+        raise StopAsked
 
     def handle_ttin(self) -> None:
         """One worker more."""
@@ -398,7 +429,8 @@ class Arbiter(Shutdown, Succession):
         self.unit.reload_begins(time.monotonic())
         try:
             switch_configuration(self)
-        except (Exception, SystemExit) as exc:
+        except BaseException as exc:
+            # Some libraries derive what ends a wait from it: asyncio.CancelledError, gevent.Timeout.
             self.unit.reload_refused(one_line(exc))
             self.log.error("The new configuration is not taken over, all stays as it was: %s", one_line(exc))
             self.log.debug("Where it failed:", exc_info=True)

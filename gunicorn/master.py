@@ -11,8 +11,9 @@ import gc
 import threading
 from typing import TYPE_CHECKING, Any
 
+from gunicorn.errors import HaltServer
 from gunicorn.unix.poller import Poller
-from gunicorn.unix.signals import SignalInbox
+from gunicorn.unix.signals import Interrupted, SignalInbox
 
 if TYPE_CHECKING:
     from gunicorn.companion.parent import ManagerHandle
@@ -44,7 +45,9 @@ class Master:
         """Call a hook of the configuration; what it raises is logged, and the server goes on."""
         try:
             getattr(self.cfg, name)(*args)
-        except Exception:
+        except (SystemExit, HaltServer, Interrupted, KeyboardInterrupt):
+            raise
+        except BaseException:
             self.log.exception("The hook %s failed", name)
 
     def prepare_to_fork(self) -> None:

@@ -6,14 +6,18 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gunicorn import sock
 from gunicorn.companionship import Companionship
 from gunicorn.pidfile import Pidfile
 from gunicorn.systemd import Unit
 from gunicorn.workforce import Workforce
+
+if TYPE_CHECKING:
+    from gunicorn.companion.parent import ManagerHandle
 
 # A process that got SIGKILL and is not gone after this is stuck in the kernel; nobody can wait for it.
 LAST_REAP = 5.0
@@ -51,18 +55,29 @@ class Shutdown(Workforce, Companionship):
             self._halt_reason = reason
         # Where a worker cannot boot, companions are stopped in the workers' time.
         self._failed = exit_status != 0 and not self._given_up
-        self.stop()
+        self.end(True, exit_status)
+
+    def end(self, graceful: bool, exit_status: int) -> None:
+        """Stop everything, whatever fails meanwhile, and end the process."""
+        try:
+            self.stop(graceful)
+        except Exception:
+            self.log.exception("The stop fails: SIGKILL to all children")
+            self.kill_workers(signal.SIGKILL)
+            self.signal_companion_manager(signal.SIGKILL)
         self._leave(exit_status)
 
     def _leave(self, exit_status: int) -> None:
         self._halting = True
         self.log.info("The master ends")
-        if self._started:
-            self._hook("on_exit", self)
-        # Last: whoever waits for the file to go may start the next server.
-        if self.pidfile is not None:
-            self.pidfile.unlink()
-        self.unit.leave(time.monotonic())
+        try:
+            if self._started:
+                self._hook("on_exit", self)
+        finally:
+            # Last: whoever waits for the file to go may start the next server.
+            if self.pidfile is not None:
+                self.pidfile.unlink()
+            self.unit.leave(time.monotonic())
         sys.exit(exit_status)
 
     def stop(self, graceful: bool = True) -> None:
@@ -91,7 +106,7 @@ class Shutdown(Workforce, Companionship):
         """Tell all children to end. One that has been told so already is not told twice."""
         if self.companions is not None:
             # Told at the same moment as the workers, and given longer.
-            self.companions.begin_stop(graceful and not self._failed)
+            self._try_companions(lambda companions: companions.begin_stop(graceful and not self._failed))
         limit = now + self.cfg.graceful_timeout
         for pid in list(self.WORKERS):
             record = self._record(pid)
@@ -105,11 +120,27 @@ class Shutdown(Workforce, Companionship):
     def _stopped(self, now: float) -> bool:
         """One step of the stop: True when no child is left that is worth waiting for."""
         self._kill_due(now)
-        companions_gone = self.companions is None or self.companions.stopped()
+        companions_gone = self._try_companions(lambda companions: companions.stopped())
         return companions_gone and all(
             record.killed_at is not None and now - record.killed_at >= LAST_REAP
             for record in self._all_records()
         )
+
+    def _try_companions(self, step: Callable[[ManagerHandle], Any]) -> bool:
+        """One step of the companions' stop; True where none is to be waited for any more.
+
+        If it fails (no descriptor is left to look for them, for one), the manager is killed: the kernel then
+        tells its companions, and the workers still have their time.
+        """
+        if self.companions is None:
+            return True
+        try:
+            return bool(step(self.companions))
+        except Exception:
+            self.log.exception("The companions cannot be stopped in order: SIGKILL to their manager")
+            self.signal_companion_manager(signal.SIGKILL)
+            self.companions = None
+            return True
 
     def _handle_signals_while_stopping(self) -> None:
         while self.SIG_QUEUE:

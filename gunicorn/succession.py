@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 from gunicorn import handoff
 from gunicorn.master import Master
 from gunicorn.pidfile import Pidfile, successor_path
-from gunicorn.unix.process import describe_status, set_process_title
+from gunicorn.unix.process import describe_status, leave, set_process_title
 from gunicorn.unix.signals import blocked_signals, reset_to_default
 
 
@@ -35,14 +34,17 @@ class Succession(Master):
         # Where the new master reads what was asked of companions by command, and is asked from now on.
         shared = self.companions.shared if self.companions is not None else None
         # A copy: our own descriptor is closed in every child.
-        state = None if shared is None else shared.copy()
+        state = None
         try:
+            state = None if shared is None else shared.copy()
             with blocked_signals():
                 self.reexec_pid = os.fork()
                 if self.reexec_pid == 0 and self.inbox is not None:
                     reset_to_default(self.inbox.signals)
             if self.reexec_pid == 0:
                 self._exec_successor(master_pid, None if state is None else state.fd)
+        except OSError as exc:
+            self.log.error("The new master cannot be started: %s", exc)
         finally:
             if state is not None:
                 state.close()
@@ -65,10 +67,11 @@ class Succession(Master):
                 os.set_inheritable(companion_state_fd, True)
             os.chdir(self.START_CTX["cwd"])
             os.execvpe(self.START_CTX[0], self.START_CTX["args"], environ)
-        except Exception:
-            # No path leads from here back into the loop: there would be two of it.
+        except BaseException:
+            # No path leads from here back into the loop, there would be two of it; nor to what the
+            # application registered for the exit of the process, which its living master still uses.
             self.log.exception("The new master cannot be started")
-            sys.exit(1)
+            leave(1)
 
     def _told_run_dir(self) -> str | None:
         return self.companions.places.told_successor() if self.companions is not None else None

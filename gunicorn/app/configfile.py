@@ -103,7 +103,9 @@ def read_file(path: str) -> ConfigSource:
     try:
         # dont_inherit: the future imports of this file are not those of the user's.
         exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise  # Ctrl-C at a start
+    except BaseException as error:
         if previous is None:
             del sys.modules["__config__"]
         else:
@@ -136,7 +138,9 @@ def read_module(name: str) -> ConfigSource:
             exec(code, module.__dict__)
         else:
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise  # Ctrl-C at a start
+    except BaseException as error:
         sys.modules.pop(name, None)
         if previous is not None:
             sys.modules[name] = previous

@@ -39,6 +39,8 @@ LAST_WORD = 2.0
 PING_INTERVAL = 60.0
 PING_WARN = 30.0
 PING_KILL = 60.0
+# So many managers are remembered before those are forgotten that have left no record.
+MANAGERS_NOTED = 20
 # What a manager keeps from its start; a change waits for its replacement.
 FIXED_SETTINGS = (
     "user",
@@ -178,6 +180,10 @@ class ManagerHandle(ArbitersPart):
         self.pulse = Pulse(now)
         pid = self.arbiter.companion_manager_pid
         with contextlib.suppress(OSError):
+            if len(self._ours) >= MANAGERS_NOTED:
+                # One that no record names any more has left nothing behind.
+                named = runfile.records(self.places.run_dir).values()
+                self._ours &= {(record.supervisor, record.supervisor_started) for record in named}
             self._ours.add((pid, session.identity(pid) or ""))
         self.kill_at = None
         self._reload_told = False
@@ -290,7 +296,12 @@ class ManagerHandle(ArbitersPart):
     def reload(self) -> None:
         """The arbiter has applied a new configuration, whose companions are valid."""
         cfg = self.cfg
-        configs = build_companion_configs(cfg)
+        try:
+            configs = build_companion_configs(cfg)
+        except ValueError as exc:
+            # It was good a moment ago, when the arbiter looked; a directory may have gone since.
+            self.log.error("The companions keep their configuration: %s", exc)
+            return
         changed_names = {c.name: c.fingerprint for c in configs} != {
             c.name: c.fingerprint for c in self.configs
         }
@@ -356,7 +367,11 @@ class ManagerHandle(ArbitersPart):
         if explicit is not None:
             return float(explicit)
         now = time.monotonic()
-        current = self.configs or build_companion_configs(self.cfg)
+        current = self.configs
+        if not current:
+            # No manager has come up, and perhaps because it is not valid any more.
+            with contextlib.suppress(ValueError):
+                current = build_companion_configs(self.cfg)
         waits = [float(config.stop_timeout) for config in current]
         waits += [until - now for until in self._promised if until > now]
         return max(waits) + self.cfg.companion_manager_shutdown_buffer if waits else 0.0

@@ -11,7 +11,7 @@ import pwd
 import random
 import sys
 from collections.abc import Callable
-from typing import cast
+from typing import NoReturn, cast
 
 from gunicorn.unix.signals import blocked_signals, signal_name
 
@@ -154,6 +154,15 @@ def describe_status(status: int) -> str:
     if signum is not None:
         return f"killed by {signal_name(signum)}"
     return f"exited with status {os.WEXITSTATUS(status)}"
+
+
+def leave(code: int) -> NoReturn:
+    """End a forked process: what is buffered is written, and no exit handler of the parent's runs."""
+    for stream in (sys.stdout, sys.stderr):
+        # Closed, or none: nothing to write.
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
 
 
 def set_process_title(title: str) -> None:

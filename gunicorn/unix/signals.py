@@ -37,6 +37,26 @@ def signal_name(signum: int) -> str:
         return f"signal {signum}"
 
 
+class Interrupted(BaseException):
+    """Raised in whatever the main thread is doing by a signal of `SignalInbox.interrupts`."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+def in_turn(queue: Iterable[int], first: Iterable[int], repeatable: Iterable[int]) -> list[int]:
+    """*queue* in the order of its handling.
+
+    Those of *first* go ahead of all others. What has the same effect once as several times counts once, where
+    it came last; those of *repeatable* count each time.
+    """
+    left = list(queue)
+    once = set(left) - set(repeatable)
+    kept = [s for i, s in enumerate(left) if s not in once or s not in left[i + 1 :]]
+    return sorted(kept, key=lambda signum: signum not in set(first))
+
+
 class SignalInbox:
     """Turns the arrival of *signals* into entries of a queue and a readable descriptor.
 
@@ -54,6 +74,8 @@ class SignalInbox:
         self.signals = tuple(signals)
         self.queue: list[int] = []
         self.pipe: tuple[int, int] | tuple[()] = ()
+        # The first of these that arrives raises Interrupted, where nobody waits for the queue yet.
+        self.interrupts: frozenset[int] = frozenset()
         self._pid = 0
 
     def install(self) -> None:
@@ -67,6 +89,8 @@ class SignalInbox:
         signal.set_wakeup_fd(self.pipe[1], warn_on_full_buffer=False)
         for signum in self.signals:
             signal.signal(signum, self.receive)
+        # Blocked ones are inherited over exec, and would never arrive.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
 
     def fileno(self) -> int:
         """The descriptor that is readable while ``drain()`` has something to return."""
@@ -75,7 +99,10 @@ class SignalInbox:
         return self.pipe[0]
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
-        """The handler: record and wake."""
+        """The handler: record and wake; or interrupt, once."""
+        if signum in self.interrupts and os.getpid() == self._pid:
+            self.interrupts = frozenset()
+            raise Interrupted(signum)
         self.queue.append(signum)
         self.wake()
 

@@ -177,6 +177,54 @@ def test_stop_timeout(arbiter: Arbiter, settings: dict[str, Any], expected: floa
     assert arbiter.companion_manager_stop_timeout() == expected
 
 
+def test_the_stop_limit_of_companions_that_are_not_valid_any_more(arbiter: Arbiter, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    arbiter.cfg.set("companion_workers", [{**COMPANIONS[0], "stdout": str(gone / "out.log")}])
+    assert arbiter.companion_manager_stop_timeout() == 0
+    arbiter.cfg.set("companion_reload", "changed")
+    arbiter._companion_handle().reload()
+
+
+def test_a_stop_survives_companions_that_cannot_be_stopped(arbiter: Arbiter) -> None:
+    arbiter.companions = mock.Mock()
+    arbiter.companions.next_deadline.return_value = None
+    arbiter.companions.stopped.side_effect = OSError(24, "Too many open files")
+    arbiter.companion_manager_pid = 5
+    arbiter.inbox = mock.Mock()
+    with (
+        mock.patch("os.kill") as kill,
+        mock.patch("os.waitpid", side_effect=ChildProcessError),
+        pytest.raises(SystemExit) as left,
+    ):
+        arbiter.end(True, 0)
+    kill.assert_called_once_with(5, signal.SIGKILL)
+    assert left.value.code == 0
+
+
+def test_a_stop_that_fails_ends_all_the_same(arbiter: Arbiter) -> None:
+    arbiter.WORKERS = {42: mock.Mock()}
+    with (
+        mock.patch.object(arbiter, "stop", side_effect=OSError),
+        mock.patch("os.kill") as kill,
+        pytest.raises(SystemExit) as left,
+    ):
+        arbiter.end(True, 3)
+    kill.assert_called_once_with(42, signal.SIGKILL)
+    assert left.value.code == 3
+
+
+def test_managers_without_a_record_are_forgotten(arbiter: Arbiter) -> None:
+    handle = arbiter._companion_handle()
+    handle.link = mock.Mock()
+    handle.link.fileno.return_value = 0
+    for pid in range(100, 200):
+        arbiter.companion_manager_pid = pid
+        with mock.patch.object(arbiter, "poller"):
+            handle.forked(mock.Mock())
+    assert len(handle._ours) <= 20 and any(pid == 199 for pid, _ in handle._ours)
+    handle.link = None
+
+
 @pytest.fixture
 def other_end(arbiter: Arbiter, monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
     """The manager's end of the link to an arbiter that believes to have forked process 5."""

@@ -314,6 +314,59 @@ def test_a_hook_may_ask_to_exit() -> None:
         assert server.wait_exit(10) == 7
 
 
+@pytest.mark.parametrize("name", ["on_starting", "when_ready"])
+def test_a_stop_does_not_wait_for_a_hook_of_the_start(name: str) -> None:
+    hook = f"""
+    import time
+    def {name}(server):
+        note("waits")
+        time.sleep(60)
+    """
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        with TinyServer(HOOKS, hook, ready=None, pidfile="x.pid") as server:
+            server.wait_events("waits")
+            assert server.stop(signum, timeout=10) == 0
+            assert not server.events("pre_fork") and not (server.dir / "x.pid").exists()
+            assert f"Received {signum.name}" in server.log()
+
+
+def test_a_stop_does_not_wait_for_a_pid_file_that_is_a_pipe() -> None:
+    with TinyServer("import os\nos.path.exists('p') or os.mkfifo('p')", ready=None, pidfile="p") as server:
+        server.wait_log("starts as process")
+        assert server.stop(timeout=10) == 0
+
+
+def test_a_stop_iteration_of_a_hook_is_an_error() -> None:
+    hook = "def when_ready(server): next(iter(()))"
+    with TinyServer(hook, ready=None, expected_code=1) as server:
+        assert server.wait_exit(10) == 1
+        assert "StopIteration" in server.log()
+
+
+@pytest.mark.parametrize("name", ["child_exit", "on_exit"])
+def test_what_is_no_exception_by_name_costs_only_the_hook(name: str) -> None:
+    hook = f"import asyncio\ndef {name}(*args): raise asyncio.CancelledError('broken')"
+    with TinyServer(hook, workers=1, pidfile="x.pid") as server:
+        [first] = server.running(1)
+        os.kill(first, signal.SIGKILL)
+        server.running(1, without=[first])
+        assert server.stop() == 0
+        assert f"The hook {name} failed" in server.log()
+
+
+def test_signals_that_the_parent_has_blocked_are_heard() -> None:
+    def block() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+    with TinyServer(workers=1, popen={"preexec_fn": block}) as server:
+        first = server.running(1)
+        for pid in (server.pid, *first):
+            assert int(status_field(pid, "SigBlk"), 16) == 0
+        server.signal(signal.SIGHUP)
+        server.running(1, without=first)
+        assert server.stop() == 0
+
+
 def test_workers_notice_that_the_master_is_gone() -> None:
     with TinyServer(workers=2) as server:
         pids = server.running(2)

@@ -125,6 +125,12 @@ def test_reexec_in_the_parent_and_only_once(arbiter: Arbiter) -> None:
     assert fork.call_count == 1 and not execvpe.called
 
 
+def test_no_reexec_where_the_system_refuses_a_process(arbiter: Arbiter) -> None:
+    with mock.patch("os.fork", side_effect=BlockingIOError(errno.EAGAIN, "no more")):
+        arbiter.reexec()
+    assert arbiter.reexec_pid == 0
+
+
 def test_no_reexec_by_a_successor(arbiter: Arbiter) -> None:
     arbiter.master_pid = 77
     with mock.patch("os.fork") as fork:

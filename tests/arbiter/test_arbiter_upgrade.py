@@ -85,6 +85,23 @@ def test_a_pre_exec_that_raises_leaves_one_master() -> None:
         assert server.running(1) == pids
 
 
+@pytest.mark.parametrize("error", ["RuntimeError('not now')", "SystemExit('not now')"])
+def test_a_failed_successor_runs_no_exit_handler_of_the_application(error: str) -> None:
+    app = """
+    import atexit, os
+    from tinyworker import note
+    atexit.register(lambda: note("exit", os.getpid()))
+    def app(environ, start_response): pass
+    """
+    hook = f"def pre_exec(server): raise {error}"
+    with TinyServer(hook, app=app, preload_app=True, workers=1) as server:
+        server.running(1)
+        server.signal(signal.SIGUSR2)
+        server.wait_log("not now")
+        server.wait_log("The new master exited with status 1")
+        assert not server.events("exit")
+
+
 def test_a_unix_socket_outlives_the_old_master() -> None:
     with TinyServer(bind="unix", workers=1, pidfile="x.pid") as server:
         server.running(1)

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from gunicorn.unix.signals import SignalInbox, blocked_signals, signal_name
+from gunicorn.unix.signals import SignalInbox, blocked_signals, in_turn, signal_name
 
 
 def run_python(body: str, *, timeout: float = 20) -> str:
@@ -30,6 +30,48 @@ def run_python(body: str, *, timeout: float = 20) -> str:
 def test_signal_names() -> None:
     assert signal_name(signal.SIGTERM) == "SIGTERM"
     assert signal_name(250) == "signal 250"
+
+
+HUP, TERM, INT, USR1, TTIN = signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGTTIN
+
+
+@pytest.mark.parametrize(
+    "queue, handled",
+    [
+        ([], []),
+        ([HUP, HUP, HUP], [HUP]),
+        ([HUP, HUP, TERM], [TERM, HUP]),
+        ([HUP, TERM, INT], [TERM, INT, HUP]),
+        ([HUP, INT, TERM], [INT, TERM, HUP]),
+        ([TTIN, TTIN, HUP, TTIN], [TTIN, TTIN, HUP, TTIN]),
+        ([HUP, USR1, HUP], [USR1, HUP]),
+        ([TERM, TERM], [TERM]),
+    ],
+)
+def test_a_stop_goes_first_and_repetitions_count_once(queue: list[int], handled: list[int]) -> None:
+    assert in_turn(queue, {TERM, INT}, {TTIN}) == handled
+
+
+def test_one_signal_may_interrupt_where_nobody_waits_for_the_queue() -> None:
+    out = run_python(
+        """
+        import os, signal, time
+        from gunicorn.unix.signals import Interrupted, SignalInbox
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        inbox = SignalInbox([signal.SIGHUP, signal.SIGTERM])
+        inbox.install()
+        inbox.interrupts = frozenset({signal.SIGTERM})
+        os.kill(os.getpid(), signal.SIGHUP)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except Interrupted as exc:
+            print(exc.signum)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print(*inbox.drain())
+        """
+    )
+    assert out.split() == ["15", "1", "15"]
 
 
 def test_signals_come_in_order_of_arrival_and_wake_the_wait() -> None:
