@@ -252,5 +252,8 @@ def _shown_inside(value: Any) -> str:
 
 def get_default_config_file() -> str | None:
     """The path of ``gunicorn.conf.py`` in the working directory, or None if there is none."""
-    path = os.path.join(os.path.abspath(os.getcwd()), "gunicorn.conf.py")
+    try:
+        path = os.path.join(os.path.abspath(os.getcwd()), "gunicorn.conf.py")
+    except FileNotFoundError:
+        return None  # the directory itself was removed
     return path if os.path.exists(path) else None

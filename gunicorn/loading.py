@@ -35,8 +35,16 @@ def getcwd() -> str:
 
     A deploy that switches a symbolic link leaves ``$PWD`` as it was, so that a reload
     finds the new release where the plain system call names the old one.
+
+    A directory that was removed has a name, too, which leads nowhere.
     """
-    actual = os.getcwd()
+    try:
+        actual = os.getcwd()
+    except OSError:
+        try:
+            return os.readlink("/proc/self/cwd")
+        except OSError:
+            return os.path.join(os.sep, "a removed directory")
     shown = os.environ.get("PWD")
     if shown:
         try:

@@ -36,7 +36,7 @@ def switch_configuration(arbiter: Any) -> None:
     old_cfg, app = arbiter.cfg, arbiter.app
     with contextlib.ExitStack() as undo:
         state = {name: getattr(arbiter, name) for name in _STATE}
-        undo.callback(_restore, arbiter, state, dict(vars(app)), dict(os.environ), os.getcwd())
+        undo.callback(_restore, arbiter, state, dict(vars(app)), dict(os.environ), _directory())
         # Configuration files see the environment as they did at the start.
         arbiter.set_environment({})
         app.reload()
@@ -50,6 +50,11 @@ def switch_configuration(arbiter: Any) -> None:
         sock.check_tls(cfg)
         arbiter.check_worker_class()
         undo.pop_all()
+    for listener in listeners:
+        # Kept ones, too: they show by it whether they speak TLS.
+        listener.conf, listener.log = cfg, arbiter.log
+    if listeners is arbiter.LISTENERS and cfg.is_ssl != old_cfg.is_ssl:
+        arbiter.log_listeners(listeners)
     if listeners is not arbiter.LISTENERS:
         arbiter.LISTENERS = listeners
         arbiter.log_listeners(listeners)
@@ -60,12 +65,20 @@ def switch_configuration(arbiter: Any) -> None:
         arbiter.pidfile = pidfile
 
 
+def _directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:
+        # Removed, as a deploy does with the release before; the new configuration leads to the next one.
+        return None
+
+
 def _restore(
     arbiter: Any,
     state: Mapping[str, Any],
     app: Mapping[str, Any],
     environ: Mapping[str, str],
-    directory: str,
+    directory: str | None,
 ) -> None:
     for name, value in state.items():
         setattr(arbiter, name, value)
@@ -73,9 +86,9 @@ def _restore(
     for name in os.environ.keys() - environ.keys():
         del os.environ[name]
     os.environ.update(environ)
-    with contextlib.suppress(OSError):
-        # It may have been removed meanwhile, as a deploy does with the release before.
-        os.chdir(directory)
+    if directory is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(directory)
 
 
 def _new_listeners(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -58,7 +59,9 @@ class BaseApplication:
         try:
             self.load_default_config()
             self.load_config()
-        except Exception as error:
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
             fail(error)
 
     def wsgi(self) -> WSGICallable:
@@ -88,7 +91,8 @@ class BaseApplication:
             raise
         except SystemExit as error:
             raise ConfigError(f"the configuration cannot be loaded: exit {error.code}") from error
-        except Exception as error:
+        except BaseException as error:
+            # Those that do not derive from Exception, too: asyncio.CancelledError, a gevent.Timeout.
             raise ConfigError(
                 f"the configuration cannot be loaded: {type(error).__name__}: {error}"
             ) from error
@@ -135,8 +139,13 @@ class Application(BaseApplication):
     """A BaseApplication with all layers of configuration: files, environment and command line."""
 
     def chdir(self) -> None:
-        """Change to the configured directory and let modules be imported from it."""
-        os.chdir(self.cfg.chdir)
+        """Change to the configured directory and let modules be imported from it. Raises ConfigError."""
+        try:
+            os.chdir(self.cfg.chdir)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"the directory {self.cfg.chdir} was removed; start in another one, or name it by --chdir"
+            ) from None
         if self.cfg.chdir not in sys.path:
             sys.path.insert(0, self.cfg.chdir)
 
@@ -183,7 +192,8 @@ class Application(BaseApplication):
         for name, value in (self.init(parser, args, args.args) or {}).items():
             self._set(f"application: {name}", name.lower(), value)
         # Config modules and what config files import are looked for here as well.
-        self.chdir()
+        with contextlib.suppress(ConfigError):
+            self.chdir()
         env_args = self._parse_environment(parser)
         location = args.config or env_args.config or self._own_config() or self._default_config_file()
         if location:

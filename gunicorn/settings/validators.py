@@ -99,11 +99,13 @@ def validate_string(val: Any) -> str | None:
 
 
 def validate_file_exists(val: Any) -> str | None:
+    from gunicorn.loading import getcwd
+
     path = validate_string(val)
     if not path:
         return path  # as of a variable of the environment that is empty
     if _is_missing(path):
-        raise ValueError(f"file {path!r} does not exist (seen from {os.getcwd()})")
+        raise ValueError(f"file {path!r} does not exist (seen from {getcwd()})")
     return path
 
 
@@ -315,7 +317,10 @@ def validate_chdir(val: Any) -> str:
         raise TypeError("expected the path of a directory, not None")
     from gunicorn.loading import getcwd
 
-    path = os.path.normpath(os.path.join(getcwd(), text))
+    here = getcwd()
+    path = os.path.normpath(os.path.join(here, text))
+    if path == here:
+        return path  # if that was removed, another one may yet be named
     if _is_missing(path) or os.path.isfile(path):
         raise ConfigError(f"there is no directory {path!r} to change to")
     return path

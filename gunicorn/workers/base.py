@@ -17,6 +17,7 @@ from typing import Any
 
 from gunicorn.errors import AppImportError
 from gunicorn.http.policy import policy_for
+from gunicorn.loading import getcwd
 from gunicorn.unix.process import set_owner_process
 from gunicorn.unix.signals import reset_to_default
 from gunicorn.workers.cycle import Cycle, Stopped
@@ -316,7 +317,7 @@ def _awaited(error: BaseException) -> list[str]:
         seen = seen.__cause__ or seen.__context__
     files = [path for path in dict.fromkeys(paths) if os.path.exists(path)]
     own = [path for path in files if not path.startswith(_OUR_PACKAGE)]
-    directories = dict.fromkeys([os.getcwd(), *map(os.path.dirname, own)])
+    directories = dict.fromkeys([getcwd(), *map(os.path.dirname, own)])
     return files + [os.path.join(glob.escape(directory), "*.py") for directory in directories]
 
 

@@ -368,3 +368,33 @@ def test_the_console_script_is_the_same(here: Path) -> None:
         [script, "--check-config", "shop:app"], cwd=here, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "args, code, said",
+    [
+        (["--version"], 0, "gunicorn (version"),
+        (["--help"], 0, "usage: gunicorn"),
+        (["--chdir", "HERE", "--check-config", "shop:app"], 0, ""),
+        (["--chdir", "HERE", "-c", "HERE/c.py", "--check-config", "shop:app"], 0, ""),
+        (["--check-config", "shop:app"], 1, "gone (deleted) was removed; start in another one"),
+        (["-c", "c.py", "shop:app"], 1, "cannot read the configuration file"),
+    ],
+)
+def test_started_in_a_directory_that_was_removed(here: Path, args: list[str], code: int, said: str) -> None:
+    (here / "c.py").write_text("workers = 2")
+    (here / "gone").mkdir()
+    args = [arg.replace("HERE", str(here)) for arg in args]
+    script = 'cd gone && rmdir ../gone && exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", sys.executable, "-m", "gunicorn", *args],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == (1 if code else 0)

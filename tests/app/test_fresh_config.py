@@ -92,6 +92,8 @@ FAILURES = {
     "import os, sys\nos.environ['X'] = 'y'\nsys.path[:] = []\nos.chdir('/')\nworkers = 'x'\n": "line 5",
     "companion_config_file = 'nowhere.py'\n": "nowhere.py",
     "raise KeyError('k')\n": "KeyError",
+    "import asyncio\nraise asyncio.CancelledError\n": "line 2: CancelledError",
+    "raise KeyboardInterrupt\n": "KeyboardInterrupt",
 }
 
 

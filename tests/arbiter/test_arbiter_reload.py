@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from harness import environ_of, free_port, is_alive, status_field, wait_until
 from tinyserver import HOOKS, TinyServer, config
+from workertools import make_certificate
 
 
 def reload(server: TinyServer, *parts: str, **settings: Any) -> None:
@@ -96,6 +98,9 @@ def test_a_quick_series_of_reloads_ends_with_the_wanted_workers() -> None:
         ("this is not python", "gunicorn.conf.py"),
         ("raise RuntimeError('no luck')", "no luck"),
         ("import sys; sys.exit('gone')", "gone"),
+        ("import asyncio; raise asyncio.CancelledError('later')", "CancelledError: later"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("certfile = __file__", "certfile"),
         ("workers = 'many'", "workers"),
         ("worker_class = 'nothing.of_that_name.Worker'", "of_that_name"),
         ("bind = ['127.0.0.1:99999']", "99999"),
@@ -244,6 +249,71 @@ def test_a_unix_socket_that_is_dropped_leaves_no_file(short_dir: Path) -> None:
         assert two.is_socket() and not one.exists()
         server.stop()
         assert not two.exists()
+
+
+def test_a_stop_does_not_wait_for_reloads() -> None:
+    slow = """
+    import os, time
+    note("read")
+    if os.path.exists("slow"):
+        time.sleep(0.5)
+    """
+    with TinyServer(slow, workers=1) as server:
+        server.running(1)
+        server.write("slow", "")
+        server.signal(signal.SIGHUP)
+        server.wait_events("read", 2)
+        for _ in range(8):
+            server.signal(signal.SIGHUP)
+            wait_until(lambda: not pending(server.pid))
+        assert server.stop(timeout=10) == 0
+        # Nobody has read it nine times: the last ones were one, or none.
+        assert len(server.events("read")) <= 3
+
+
+def pending(pid: int) -> int:
+    """The signals that have not reached the process yet."""
+    return int(status_field(pid, "ShdPnd"), 16)
+
+
+def switch(base: Path, release: str, by: str) -> None:
+    """Make *release* the current one, and remove the one before, as a deploy does."""
+    current, old = base / "current", (base / "current").resolve()
+    if by == "link":
+        (base / "new").symlink_to(release)
+        (base / "new").replace(current)
+    else:
+        old = base / "old"
+        current.rename(old)
+        (base / release).rename(current)
+    shutil.rmtree(old)
+
+
+@pytest.mark.parametrize("by", ["link", "rename"])
+def test_a_reload_leaves_a_release_that_was_removed(by: str) -> None:
+    app = "def app(environ, start_response): pass\nopen('../loaded', 'a').write('{} ')\n"
+    files = {f"{release}/app.py": app.format(release) for release in ("r1", "r2", "r3")}
+    server = TinyServer(files=files, args=["--chdir", "current"], workers=1)
+    if by == "link":
+        (server.dir / "current").symlink_to("r1")
+    else:
+        (server.dir / "r1").rename(server.dir / "current")
+    with server:
+        workers = server.running(1)
+        for release in ("r2", "r3"):
+            switch(server.dir, release, by)
+            server.signal(signal.SIGHUP)
+            workers = server.running(1, without=workers)
+        assert server.log("loaded").split() == ["r1", "r2", "r3"]
+
+
+def test_listeners_that_stay_follow_the_configuration(short_dir: Path) -> None:
+    cert, key = make_certificate(short_dir)
+    with TinyServer(workers=1) as server:
+        first = server.running(1)
+        reload(server, workers=1, certfile=cert, keyfile=key)
+        server.running(1, without=first)
+        server.wait_log(f"Listening on https://127.0.0.1:{server.port}")
 
 
 def test_the_old_workers_stay_where_new_ones_do_not_boot() -> None:
