@@ -330,10 +330,14 @@ def test_a_stop_does_not_wait_for_a_hook_of_the_start(name: str) -> None:
             assert f"Received {signum.name}" in server.log()
 
 
-def test_a_stop_does_not_wait_for_a_pid_file_that_is_a_pipe() -> None:
-    with TinyServer("import os\nos.path.exists('p') or os.mkfifo('p')", ready=None, pidfile="p") as server:
-        server.wait_log("starts as process")
-        assert server.stop(timeout=10) == 0
+def test_a_stop_does_not_wait_for_an_address() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with TinyServer(bind=None, bind_to=f"127.0.0.1:{taken.getsockname()[1]}", ready=None) as server:
+            server.wait_log("trying again in 1 s")
+            assert server.stop(timeout=10) == 0
+            assert server.log().count("trying again") == 1
 
 
 def test_a_stop_iteration_of_a_hook_is_an_error() -> None:
