@@ -58,7 +58,8 @@ class Parser:
                 self.cfg, self.unreader, self.source_addr, self.req_count, self.policy, self._proxy_info
             )
         except NoMoreData as end:
-            if end.buf:
+            # Some clients send an empty line behind a body.
+            if end.buf and end.buf.strip(b"\r\n"):
                 raise
             raise StopIteration from None  # the peer ended the connection between two messages
         # A PROXY header speaks for the connection, not for its first request alone.

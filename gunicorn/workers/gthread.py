@@ -415,7 +415,7 @@ class ThreadWorker(Worker):
         except ssl.SSLWantWriteError:
             self._park(conn, State.HEAD, conn.deadline, write=True)
         except NoMoreData as end:
-            if end.buf:
+            if end.buf and end.buf.strip(b"\r\n"):
                 self._refuse(conn, end)
             else:
                 self._drop(conn)
