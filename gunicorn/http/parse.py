@@ -366,6 +366,22 @@ def exact_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> Re
     return head
 
 
+def checked_head(
+    line: tuple[str, str, str], headers: Headers, policy: RequestPolicy, trusted: bool = False
+) -> RequestHead:
+    """The head that another parser has read: *line* is method, target and version.
+
+    Raises what exact_head() raises, but for the limits of sizes and what becomes of underscores.
+    """
+    method, target, version = line
+    path, query, fragment, authority = split_target(check_method(method, policy), target)
+    head = RequestHead(method, target, path, query, check_version(version, policy))
+    head.fragment, head.authority = fragment, authority
+    head.headers = [(name.upper(), value) for name, value in headers]
+    _interpret(head, policy, trusted)
+    return head
+
+
 def parse_request_line(line: bytes, policy: RequestPolicy) -> RequestHead:
     """A RequestHead without fields from the request line, its CRLF taken off."""
     if len(line) > policy.max_line:
@@ -462,7 +478,7 @@ def parse_fields(data: bytes, policy: RequestPolicy, trusted: bool = False) -> H
             if count > policy.limit_request_fields:
                 raise LimitRequestHeaders(f"more than {policy.limit_request_fields} header fields")
             name, value = _split_field(line, policy)
-            foldable = "_" not in name or _keeps_underscore(name, policy, trusted)
+            foldable = "_" not in name or keeps_underscore(name, policy, trusted)
             if foldable:
                 headers.append((name, value))
         if size > policy.max_field:
@@ -488,7 +504,7 @@ def _check_value(value: str) -> None:
         raise InvalidHeader(value)
 
 
-def _keeps_underscore(name: str, policy: RequestPolicy, trusted: bool) -> bool:
+def keeps_underscore(name: str, policy: RequestPolicy, trusted: bool) -> bool:
     """What becomes of a name with an underscore, which in the environ looks like one with a dash."""
     if trusted and policy.forwards(name):
         return True

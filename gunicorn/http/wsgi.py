@@ -17,6 +17,7 @@ from . import grammar, head
 from .chunked import LAST_CHUNK, encode_chunk
 from .errors import InvalidHeader
 from .message import DRAIN_LIMIT
+from .policy import RequestPolicy
 from .streams import FileWrapper, WSGIErrorsWrapper, file_span
 
 __all__ = [
@@ -97,8 +98,7 @@ class _Base:
         self.cfg = cfg
         # With a place for what every request has: a dict that grows is built again and again.
         self.environ = {**base_environ(cfg), **dict.fromkeys(_OF_EACH)}
-        # The system's bytes as WSGI text, to be compared with paths.
-        self.script_name = os.fsencode(os.environ.get("SCRIPT_NAME", "")).decode("latin-1")
+        self.script_name = server_script_name()
         #: Behind a Unix socket each request names its server itself.
         self.has_server = environment.split_server(server) is not None
         if self.has_server:
@@ -207,13 +207,26 @@ def _add_exactly(environ: dict[str, Any], req: Any, script_name: str) -> None:
     if authority is not None:
         # RFC 9112 section 3.2.2: the target's host counts, whatever Host says.
         environ["HTTP_HOST"] = authority
-    # A trusted proxy's word, else the configuration's. No header replaces the path: a proxy that lets
-    # unknown fields through has looked at the request line alone.
-    if "HTTP_SCRIPT_NAME" in environ and req.trusted_peer and req.policy.forwards("SCRIPT_NAME"):
-        for name, value in req.headers:
-            if name == "SCRIPT_NAME":
-                script_name = value
+    if "HTTP_SCRIPT_NAME" in environ and req.trusted_peer:
+        script_name = forwarded_script_name(req.headers, req.policy, script_name)
     environ["SCRIPT_NAME"], environ["PATH_INFO"] = environment.split_script_name(req.path, script_name)
+
+
+def server_script_name() -> str:
+    """SCRIPT_NAME of the server's environment: the system's bytes as WSGI text, like paths."""
+    return os.fsencode(os.environ.get("SCRIPT_NAME", "")).decode("latin-1")
+
+
+def forwarded_script_name(headers: Iterable[tuple[str, str]], policy: RequestPolicy, default: str) -> str:
+    """What a trusted proxy says in *headers*, else *default*.
+
+    No header replaces the path: a proxy that passes on unknown fields has looked at the request line alone.
+    """
+    if policy.forwards("SCRIPT_NAME"):
+        for name, value in headers:
+            if name == "SCRIPT_NAME":
+                default = value
+    return default
 
 
 def _make_default_headers(
@@ -275,6 +288,11 @@ class Response:
     def force_close(self) -> None:
         """Let the connection end with this response."""
         self.must_close = True
+
+    @property
+    def ends_connection(self) -> bool:
+        """Whether it cannot go on: the application says so, or no HTTP follows."""
+        return self._app_closes
 
     def should_close(self) -> bool:
         """Whether the connection ends with this response (RFC 9112 section 9.3)."""

@@ -262,9 +262,8 @@ _GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOW
 
 # Where reading and writing of a connection pass through between the system and us.
 _PLUMBING = frozenset(("socket", "ssl", "gevent", "gunicorn.workers.gsocket"))
-_READING = frozenset(
-    f"gunicorn.http.{name}" for name in ("unreader", "body", "chunked", "parse", "message", "environ")
-)
+_OF_HTTP = "unreader", "body", "chunked", "parse", "message", "environ"
+_READING = frozenset((*(f"gunicorn.http.{name}" for name in _OF_HTTP), "gunicorn.workers.gpywsgi"))
 _WRITING = "gunicorn.http.wsgi"
 
 

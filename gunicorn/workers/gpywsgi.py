@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import ssl
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
@@ -13,7 +15,17 @@ from typing import Any
 import gevent
 from gevent import pywsgi
 
-from gunicorn.http.errors import ForbiddenProxyRequest, InvalidProxyLine, ParseException
+from gunicorn.http import environ as environment
+from gunicorn.http.chunked import LAST_CHUNK
+from gunicorn.http.errors import (
+    ForbiddenProxyRequest,
+    InvalidProxyLine,
+    LimitRequestHeaders,
+    NoMoreData,
+    ParseException,
+)
+from gunicorn.http.head import error_response, forbids_length
+from gunicorn.http.parse import MAX_EMPTY_LINES, RequestHead, parse_head
 from gunicorn.http.proxyproto import (
     V1_MAX_LENGTH,
     V1_PREFIX,
@@ -23,7 +35,8 @@ from gunicorn.http.proxyproto import (
     split_proxy_header,
     starts_proxy_header,
 )
-from gunicorn.http.wsgi import proxy_environ
+from gunicorn.http.wsgi import Response, forwarded_script_name, proxy_environ, server_script_name
+from gunicorn.workers.cycle import answer_for, is_disconnect, raised_by_connection, shown
 
 
 class GeventResponse:
@@ -56,11 +69,63 @@ class PyWSGIRequest:
         ]
 
 
+_FRAMING = b"transfer-encoding", b"content-length"
+
+
+class _Refused(BaseException):
+    """Raised for a request that cannot be read, past the library, which has one answer for all."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Input(pywsgi.Input):  # type: ignore[misc]
+    """The library's, that tells a client which has left from other errors."""
+
+    __slots__ = ()
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether the client waits for a 100 (Continue), so that nobody knows whether its body will come."""
+        return self.socket is not None
+
+    def _discard(self) -> None:
+        if not self.is_held_back:
+            super()._discard()
+
+    def read(self, length: Any = None) -> Any:
+        with _early_end():
+            return super().read(length)
+
+    def readline(self, size: Any = None) -> Any:
+        with _early_end():
+            return super().readline(size)
+
+
+@contextlib.contextmanager
+def _early_end() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # Not the system's, nor of a framing that is broken.
+        if type(error) is OSError and error.errno is None:
+            raise NoMoreData(b"") from None
+        raise
+
+
 class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
-    """Serves the requests of one connection."""
+    """Serves the requests of one connection.
+
+    The library reads bodies and writes responses. What is a request, and which answer may go out, is decided
+    by the rules that hold under the other worker classes.
+    """
 
     _head_timer: Any = None
     _served = 0
+    _head: RequestHead
+    response_headers: Any
+    # What the application has answered, once it has: checked, with what it means for the framing.
+    _answer: Response | None = None
     # Whom a proxy speaks for, and then who is connected.
     client_address: Any
     peer_address: Any = None
@@ -78,20 +143,30 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             return ""
         # The socket's own timeout is for each of many reads.
         self._head_timer = gevent.Timeout.start_new(worker.cfg.timeout or None, TimeoutError("slow head"))
-        if self._served or not worker.cfg.proxy_protocol:
-            return super().read_requestline()
         try:
+            if self._served or not worker.cfg.proxy_protocol:
+                return self._read_line().decode("latin-1")
             return self._read_behind_proxy_header()
-        except ParseException as error:
-            worker.handle_error(None, self.socket, self.client_address, error)
-            return ""
+        except (ParseException, OSError) as error:
+            raise _Refused(error) from None
+
+    def _read_line(self) -> bytes:
+        """The request line, behind the few empty ones that may precede it; empty at the end."""
+        limit = self.server.worker.cycle.policy.max_line + 3
+        line: bytes = self.rfile.readline(limit)
+        for _ in range(MAX_EMPTY_LINES):
+            if line == b"\r\n":
+                line = self.rfile.readline(limit)
+        if line.rstrip(b"\r\n") and not line.endswith(b"\n") and len(line) < limit:
+            raise NoMoreData(line)
+        return line
 
     def _read_behind_proxy_header(self) -> Any:
         """The request line of the first request, which a PROXY header may precede."""
         if getattr(self.socket, "proxy_seen", False):
             # It came before the TLS handshake; a second one, behind that, would be the client's.
             self._speak_for(self.socket.proxy_info)
-            return super().read_requestline()
+            return self._read_line().decode("latin-1")
         # By lines nothing is received that the request would lack, if there is no header.
         is_v1 = self.rfile.peek(1).startswith(V1_PREFIX)
         line = self.rfile.readline(V1_MAX_LENGTH if is_v1 else pywsgi.MAX_REQUEST_LINE)
@@ -108,7 +183,47 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if found is None:
             raise InvalidProxyLine(line[:V1_MAX_LENGTH])
         self._speak_for(found[1])
-        return super().read_requestline()
+        return self._read_line().decode("latin-1")
+
+    def read_request(self, raw_requestline: str) -> bool:
+        """Read what follows the request line, and take from the head what the library wants to know."""
+        line = raw_requestline.encode("latin-1")
+        policy = self.server.worker.cycle.policy
+        try:
+            fields = self._read_fields(policy.max_header_bytes) if line.endswith(b"\n") else b"\r\n"
+            trusted = policy.forwarded_allow.allows(self.peer_address or self.client_address)
+            head = self._head = parse_head(line + fields, policy, trusted)
+        except (ParseException, OSError) as error:
+            raise _Refused(error) from None
+        self.requestline = raw_requestline.rstrip()
+        self.command, self.path = head.method, head.target
+        self.request_version = "HTTP/{}.{}".format(*head.version)
+        self.headers = self.MessageClass(io.BytesIO(fields), 0)
+        self.content_length = head.content_length
+        self.close_connection = head.should_close
+        return True
+
+    def _read_fields(self, limit: int) -> bytes:
+        """The lines of the head behind the first, with the empty one."""
+        data = bytearray()
+        # A bare LF ends no head, as will be found.
+        while (line := self.rfile.readline(limit + 3 - len(data))) not in (b"\r\n", b"\n"):
+            data += line
+            if len(data) > limit:
+                raise LimitRequestHeaders(f"header fields of more than {limit} bytes")
+            if not line.endswith(b"\n"):
+                raise NoMoreData(bytes(data))
+        return bytes(data + line)
+
+    def handle_one_request(self) -> Any:
+        self._answer = None
+        try:
+            return super().handle_one_request()
+        except _Refused as refused:
+            self._end_of_head()
+            req = PyWSGIRequest(self, {})
+            self.server.worker.handle_error(req, self.socket, self.client_address, refused.error)
+            return None
 
     def _speak_for(self, info: ProxyInfo | None) -> None:
         if info is not None:
@@ -142,6 +257,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         environ = super().get_environ()
         environ["gunicorn.socket"] = environ["gunicorn.sock"] = self.socket
         environ["RAW_URI"] = self.path
+        self._add_head(environ, self._head)
         environ.update(proxy_environ(self))
         self._served += 1
         worker = self.server.worker
@@ -153,6 +269,29 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             # What is spoken next, such as WebSocket, has long silences.
             self.socket.settimeout(None)
         return environ
+
+    def _add_head(self, environ: dict[str, Any], head: RequestHead) -> None:
+        """Put into *environ* what the library leaves out, or takes another way."""
+        policy = self.server.worker.cycle.policy
+        # They are here because a trusted proxy sets them, or header_map lets all through.
+        environment.add_headers(environ, [pair for pair in head.headers if "_" in pair[0]])
+        if head.authority is not None:
+            environ["HTTP_HOST"] = head.authority
+        environ["wsgi.url_scheme"] = head.scheme
+        environ["QUERY_STRING"] = head.query
+        script_name = server_script_name()
+        if policy.forwarded_allow.allows(self.peer_address or self.client_address):
+            script_name = forwarded_script_name(head.headers, policy, script_name)
+        try:
+            environ["SCRIPT_NAME"], environ["PATH_INFO"] = environment.split_script_name(
+                head.path, script_name
+            )
+        except ParseException as error:
+            raise _Refused(error) from None
+        sock = self.socket if head.expect_continue else None
+        self.wsgi_input = _Input(self.rfile, self.content_length, sock, head.chunked)
+        if environ["wsgi.input_terminated"]:
+            environ["wsgi.input"] = self.wsgi_input
 
     def handle_one_response(self) -> None:
         worker = self.server.worker
@@ -168,14 +307,104 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             with _logged(worker, "post_request"):
                 cycle.post_request(worker, req, self.environ, self._response())
 
+    # -- the response --------------------------------------------------------------------
+
+    def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Any:
+        """As the library's, with the checks of ``Response``, which says what may go out."""
+        answer = Response(self._head, None, self.server.worker.cfg)
+        answer.start_response(status, headers)
+        pairs = answer.headers
+        if answer.upgrade:
+            pairs = [*pairs, ("Connection", "Upgrade")]
+        if answer.status_code == 304:
+            # It may have one (RFC 9110 section 8.6), but the library refuses that.
+            pairs = [pair for pair in pairs if pair[0].lower() != "content-length"]
+        super().start_response(status, pairs, exc_info)
+        self._answer = answer
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        answer = self._answer
+        if answer is None:
+            raise AssertionError("content was given before start_response was called")
+        if data and not isinstance(data, bytes):
+            raise TypeError(f"an application must give bytes, not {type(data).__name__}")
+        if not answer.has_body:
+            data = b""
+        elif answer.response_length is not None:
+            data = data[: answer.response_length - answer.sent]
+        if data or not self.headers_sent:
+            answer.sent += len(data)
+            super().write(data)
+
+    def process_result(self) -> None:
+        for data in self.result:
+            answer = self._answer
+            if answer is not None and (answer.sent == answer.response_length or not answer.has_body):
+                break
+            # An empty item sends no head: its application may still take that back.
+            if data or answer is None:
+                self.write(data)
+        answer = self._answer
+        if answer is None:
+            raise AssertionError("the application did not call start_response")
+        if not self.headers_sent:
+            self.write(b"")
+        if self.response_use_chunked:
+            self.socket.sendall(LAST_CHUNK)
+        if answer.has_body and answer.sent < (answer.response_length or 0):
+            # The client waits for the rest; only the end of the connection tells it that none comes.
+            self.close_connection = True
+
     def finalize_headers(self) -> None:
         super().finalize_headers()
-        worker = self.server.worker
-        if not (worker.alive and worker.keeps_alive()):
+        worker, answer = self.server.worker, self._answer
+        headers: list[tuple[bytes, bytes]] = list(self.response_headers)
+        if not (worker.alive and worker.keeps_alive()) or getattr(self.wsgi_input, "is_held_back", False):
             self.close_connection = True
-        named = any(name.lower() == b"connection" for name, _ in self.response_headers)
-        if self.close_connection and self.code != 101 and not named:
-            self.response_headers.append((b"Connection", b"close"))
+        if answer is not None:
+            if not answer.has_body or forbids_length(self.command, answer.status_code):
+                # The library adds one of these, whatever the method and the status.
+                self.response_use_chunked = False
+                dropped = _FRAMING[:1] if self.command == "HEAD" else _FRAMING
+                headers = [pair for pair in headers if pair[0].lower() not in dropped]
+            elif not any(name.lower() in _FRAMING for name, _ in headers):
+                self.close_connection = True  # there is no other end of the content
+            if answer.ends_connection:
+                self.close_connection = True
+        if self.close_connection and self.code != 101:
+            headers = [pair for pair in headers if pair[0].lower() != b"connection"]
+            headers.append((b"Connection", b"close"))
+        self.response_headers = headers
+
+    def handle_error(self, kind: Any, error: Any, trace: Any) -> None:
+        """Log what ended a response, and answer it if that has not begun."""
+        self.close_connection = True
+        log, answer = self.server.worker.log, self._answer
+        where = ascii(f"{self.command} {self.path}")
+        leaves_http = self.command == "CONNECT" or "HTTP_UPGRADE" in self.environ
+        from_client = raised_by_connection(error)
+        if from_client:
+            log_it = log.debug if is_disconnect(error) else log.warning
+            log_it("%s from %s failed: %s", where, shown(self.client_address), error or kind.__name__)
+        elif isinstance(error, StopIteration) and not self.headers_sent:
+            # The application has answered on its own, as Cycle has it.
+            if not leaves_http:
+                text = "The application ended %s by StopIteration; nothing more is sent"
+                log.warning(text, where, exc_info=(kind, error, trace))
+            return
+        elif not isinstance(error, gevent.GreenletExit):
+            log.error("The application failed on %s", where, exc_info=(kind, error, trace))
+        if self.headers_sent or (answer is None and leaves_http):
+            return
+        status, reason, text = answer_for(error if from_client else None)
+        self._orig_status, self.response_headers = f"{status} {reason}", []
+        with contextlib.suppress(OSError):
+            page = error_response(status, reason, text)
+            if self.command == "HEAD":
+                page = page.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+            self.response_length = len(page)
+            self.socket.sendall(page)
 
     def log_request(self) -> None:
         worker = self.server.worker

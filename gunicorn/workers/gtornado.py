@@ -17,11 +17,13 @@ from types import FrameType
 from typing import Any
 
 from gunicorn import sock as listening
+from gunicorn.http.errors import RequestTimeout
+from gunicorn.http.parse import RequestHead, checked_head
 from gunicorn.workers import accepting
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.connections import State
 from gunicorn.workers.cycle import shown
-from gunicorn.workers.parting import FAREWELL, RETIRE_TICK, Queues, make_room, part
+from gunicorn.workers.parting import FAREWELL, RETIRE_TICK, Queues, has_input, make_room, part
 
 try:
     import tornado
@@ -30,7 +32,6 @@ try:
 
     from gunicorn.workers.gtornadoserver import (
         Conn,
-        Container,
         DaemonThreads,
         ProxyIntake,
         Reply,
@@ -39,6 +40,7 @@ try:
         Stream,
         TLSStream,
     )
+    from gunicorn.workers.gtornadowsgi import Container
 except ImportError as error:
     raise RuntimeError(f"the tornado worker class needs the library tornado ({error})") from error
 
@@ -301,7 +303,7 @@ class TornadoWorker(Worker):
             self._serve(conn, addr)
 
     def _serve(self, conn: Conn, addr: Any) -> None:
-        conn.stream.conn = conn
+        conn.stream.conn, conn.stream.worker = conn, self
         conn.address = addr
         if self.cycle.policy.proxy_protocol:
             if getattr(conn.sock, "proxy_seen", False):
@@ -314,9 +316,10 @@ class TornadoWorker(Worker):
         """The library waits for the next request on *stream*, whose answer will be *reply*."""
         conn = self.conns[stream]
         conn.enter(State.NEW if conn.state in (State.NEW, State.HANDSHAKE) else State.IDLE)
-        last, conn.reply = conn.reply, reply
+        last, conn.reply, reply.conn = conn.reply, reply, conn
         if last is not None and last.closes:
             # It was announced, after the library had decided otherwise.
+            conn.ended = True
             conn.hang_up()
         return conn
 
@@ -350,6 +353,11 @@ class TornadoWorker(Worker):
             elif (conn.state is State.IDLE and waited > self._keepalive) or (
                 conn.state in (State.NEW, State.HEAD) and patience and waited > patience
             ):
+                # After a pause of the whole process, the request is there and was not looked at.
+                if has_input(conn.sock):
+                    continue
+                if conn.state is State.HEAD:
+                    self.handle_error(None, conn.sock, conn.address, RequestTimeout())
                 conn.hang_up()
         # Whoever has idled for long enough by now makes room, if anybody waits for it.
         self._resume_accepting(anyway=True)
@@ -362,11 +370,20 @@ class TornadoWorker(Worker):
         if self.nr >= self.max_requests:
             self.retire()
 
-    def begin_request(self, start_line: Any, headers: Any, conn: Conn, reply: Reply) -> None:
-        """The head of a request has come: count it, call the hooks, prepare for the access log."""
+    def begin_request(self, start_line: Any, headers: Any, conn: Conn, reply: Reply) -> Any:
+        """The head of a request has come: count it, call the hooks, prepare for the access log.
+
+        Returns the request line that the library is to go on with. Raises ParseException for what is no
+        request by the rules that hold under the other worker classes.
+        """
         started = time.monotonic()
+        head = reply.head = self._check(start_line, headers, conn)
+        if head.fragment or (head.authority is not None and head.method != "CONNECT"):
+            # RFC 9112 section 3.2.2. The library would take the whole target for the path.
+            query = head.target.partition("#")[0].partition("?")[1:]
+            start_line = start_line._replace(path=head.path + "".join(query))
         context = reply.context
-        context.protocol = self._scheme(headers, conn.address)
+        context.protocol = head.scheme
         if conn.proxy_info is not None:
             reply.proxy_protocol_info = conn.proxy_info.as_dict()
             context.address = conn.proxy_info.client_addr, conn.proxy_info.client_port
@@ -374,7 +391,7 @@ class TornadoWorker(Worker):
         self.handle_request()
         cycle = self.cycle
         if not (cycle.pre_request or cycle.post_request or cycle.wants_access):
-            return
+            return start_line
         info = RequestInfo(start_line, headers, conn.address, context.address)
 
         def finished() -> None:
@@ -393,12 +410,17 @@ class TornadoWorker(Worker):
                 cycle.pre_request(self, info)
             except Exception:
                 self.log.exception("The hook pre_request failed")
+        return start_line
 
-    def _scheme(self, headers: Any, address: Any) -> str:
-        """The scheme that a trusted proxy names, else the connection's own."""
+    def _check(self, start_line: Any, headers: Any, conn: Conn) -> RequestHead:
         policy = self.cycle.policy
-        if policy.secure_scheme_headers and policy.forwarded_allow.allows(address):
-            for name, value in policy.secure_scheme_headers.items():
-                if headers.get(name) == value:
-                    return "https"
-        return policy.default_scheme
+        trusted = policy.forwarded_allow.allows(conn.address)
+        head = checked_head(tuple(start_line), list(headers.get_all()), policy, trusted)
+        if head.authority is not None:
+            headers["Host"] = head.authority
+        if "Expect" in headers:
+            # The library knows one spelling, and asks no version.
+            del headers["Expect"]
+            if head.expect_continue:
+                headers["Expect"] = "100-continue"
+        return head

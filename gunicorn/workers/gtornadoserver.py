@@ -11,14 +11,13 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPMessageDelegate, ResponseStartLine
+from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream, SSLIOStream
-from tornado.wsgi import WSGIContainer
 
-from gunicorn import SERVER_SOFTWARE
-from gunicorn.http.errors import ForbiddenProxyRequest, ParseException
+from gunicorn.http.errors import ForbiddenProxyRequest, NoMoreData, ParseException
+from gunicorn.http.head import check_header, encode_head, field_lines
+from gunicorn.http.parse import RequestHead
 from gunicorn.http.proxyproto import ProxyInfo, split_proxy_header, starts_proxy_header
-from gunicorn.http.wsgi import base_environ, proxy_environ
 from gunicorn.workers import closing
 from gunicorn.workers.connections import State
 from gunicorn.workers.parting import Connection, has_input
@@ -33,14 +32,31 @@ class Conn(Connection):
     # No longer the library's: a WebSocket.
     detached = False
     proxy_info: ProxyInfo | None = None
+    # The answer to what had arrived until then must say that no other one follows.
+    hung_up = False
+    # An answer has said so: nothing that has come behind its request is one.
+    ended = False
+    # Of a request whose head has come, something of the body is missing.
+    reading_body = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part of a request has come, and nothing was answered."""
+        if self.state is State.HEAD:
+            return True
+        return self.reading_body and self.reply is not None and self.reply.status is None
 
     def hang_up(self) -> None:
-        if isinstance(self.sock, ssl.SSLSocket) and self.state is not State.HANDSHAKE:
-            # An end without TLS's goodbye would be answered with an alert.
-            if not has_input(self.sock):
+        self.hung_up = True
+        if self.state is not State.HANDSHAKE:
+            if has_input(self.sock):
+                # At the end of a connection the library closes it, whatever has come before.
+                return
+            if isinstance(self.sock, ssl.SSLSocket):
+                # An end without TLS's goodbye would be answered with an alert.
                 closing.say_goodbye(self.sock)
                 self.stream.close()
-            return
+                return
         super().hang_up()
 
 
@@ -48,6 +64,7 @@ class _Noticing:
     """A stream that notices when something of the next request arrives."""
 
     conn: Conn | None = None
+    worker: Any = None
     # Takes what comes first, where the PROXY protocol is spoken.
     intake: ProxyIntake | None = None
 
@@ -59,8 +76,14 @@ class _Noticing:
                 count = self.intake.pass_on(buf, count)
         else:
             count = super().read_from_fd(buf)  # type: ignore[misc]
-        if count and self.conn is not None and self.conn.state in (State.NEW, State.IDLE):
-            self.conn.enter(State.HEAD)
+        conn = self.conn
+        if count and conn is not None and conn.state in (State.NEW, State.IDLE):
+            if bytes(buf[: min(count, 4)]).strip(b"\r\n"):
+                conn.enter(State.HEAD)
+        elif count == 0 and conn is not None and conn.has_begun:
+            # The library closes the stream, and the client may have ended its own side alone.
+            conn.reading_body = False
+            self.worker.handle_error(None, conn.sock, conn.address, NoMoreData(b""))
         return count
 
 
@@ -147,10 +170,14 @@ class Reply(HTTPConnection):  # type: ignore[misc]
     """Passes a response on to the library's connection, and remembers what was said in it."""
 
     proxy_protocol_info: dict[str, Any] | None = None
+    #: What the request says, once its head has come.
+    head: RequestHead
 
     def __init__(self, worker: Any, inner: Any) -> None:
         self._worker = worker
         self._inner = inner
+        self._tunnel: Any = None
+        self.conn: Any = None
         self.status: str | None = None
         self.headers: list[tuple[str, str]] = []
         self.sent = 0
@@ -165,24 +192,58 @@ class Reply(HTTPConnection):  # type: ignore[misc]
         return getattr(self._inner, name)
 
     def write_headers(self, start_line: Any, headers: Any, chunk: bytes | None = None) -> Any:
-        if not self._worker.alive and start_line.code != 101:
+        is_tunnel = self.head.method == "CONNECT" and 200 <= start_line.code < 300
+        if is_tunnel or (start_line.code != 101 and (not self._worker.alive or self.conn.hung_up)):
             # The library decided when the request came; since then the worker was told to end.
             headers["Connection"] = "close"
             self.closes = True
         self.status = f"{start_line.code} {start_line.reason}"
-        self.headers = list(headers.get_all())
         self.sent += len(chunk or b"")
+        if is_tunnel:
+            # RFC 9110 section 9.3.6. The library would announce chunks.
+            for name in ("Content-Length", "Transfer-Encoding"):
+                headers.pop(name, None)
+            self.headers = [(name, check_header(name, value)[1]) for name, value in headers.get_all()]
+            data = encode_head(f"HTTP/1.1 {self.status}\r\n" + field_lines(self.headers))
+            self._tunnel = self.stream.write(data + (chunk or b""))
+            return self._tunnel
+        self.headers = list(headers.get_all())
         return self._inner.write_headers(start_line, headers, chunk)
 
     def write(self, chunk: bytes) -> Any:
         self.sent += len(chunk)
+        if self._tunnel is not None:
+            self._tunnel = self.stream.write(chunk)
+            return self._tunnel
         return self._inner.write(chunk)
 
     def finish(self) -> None:
-        self._inner.finish()
+        if self._tunnel is not None:
+            # Nothing that follows on the connection is HTTP. What was written goes out first.
+            self._tunnel.add_done_callback(lambda _: self._inner.close())
+        else:
+            self._inner.finish()
+        self._finished()
+
+    def cut_off(self) -> None:
+        """Close the connection, because the response is not whole."""
+        self.conn.ended = True
+        self._inner.close()
+        self._finished()
+
+    def _finished(self) -> None:
         done, self.on_finish = self.on_finish, None
         if done is not None:
             done()
+
+    def refuse(self, start_line: Any, headers: Any, error: ParseException) -> None:
+        """Answer a request that cannot be served as it was sent, before the application hears of it."""
+        self.on_finish = None  # what follows puts it into the access log
+        conn = self.conn
+        conn.ended = True
+        request = RequestInfo(start_line, headers, conn.address, conn.address)
+        self._worker.handle_error(request, conn.sock, conn.address, error)
+        closing.discard_now(conn.sock)
 
 
 class Intake(HTTPMessageDelegate):  # type: ignore[misc]
@@ -195,8 +256,19 @@ class Intake(HTTPMessageDelegate):  # type: ignore[misc]
         self._inner = inner
 
     def headers_received(self, start_line: Any, headers: Any) -> Awaitable[None] | None:
-        self._conn.enter(State.BUSY)
-        self._worker.begin_request(start_line, headers, self._conn, self._reply)
+        conn, reply = self._conn, self._reply
+        if conn.ended:
+            reply.detach().close()
+            return None
+        conn.enter(State.BUSY)
+        try:
+            start_line = self._worker.begin_request(start_line, headers, conn, reply)
+        except ParseException as error:
+            stream = reply.detach()
+            reply.refuse(start_line, headers, error)
+            stream.close()
+            return None
+        conn.reading_body = True
         found: Awaitable[None] | None = self._inner.headers_received(start_line, headers)
         return found
 
@@ -205,6 +277,7 @@ class Intake(HTTPMessageDelegate):  # type: ignore[misc]
         return found
 
     def finish(self) -> None:
+        self._conn.reading_body = False
         self._inner.finish()
 
     def on_connection_close(self) -> None:
@@ -247,41 +320,3 @@ class DaemonThreads(Executor):
                     future.set_result(work())
                 except BaseException as error:
                     future.set_exception(error)
-
-
-class Container(WSGIContainer):  # type: ignore[misc]
-    """A WSGI application as the library runs it, with the environ of this server."""
-
-    def __init__(self, worker: Any, application: Any, executor: Any) -> None:
-        super().__init__(application, executor)
-        self._worker = worker
-        self._base = base_environ(worker.cfg)
-
-    def environ(self, request: Any) -> dict[str, Any]:
-        environ = {**self._base, **super().environ(request)}
-        for name in ("wsgi.errors", "wsgi.multiprocess"):
-            environ[name] = self._base[name]
-        environ["SERVER_SOFTWARE"] = SERVER_SOFTWARE
-        environ["RAW_URI"] = request.uri
-        address = request.connection.context.address
-        if isinstance(address, tuple):
-            environ["REMOTE_PORT"] = str(address[1])
-        environ.update(proxy_environ(request.connection))
-        return environ
-
-    async def handle_request(self, request: Any) -> None:
-        reply = request.connection
-        try:
-            await super().handle_request(request)
-        except Exception:
-            self._worker.log.exception("The application failed on %s %a", request.method, request.uri)
-            if reply.status is not None:
-                reply.stream.close()
-                return
-            text = b"Internal Server Error\n"
-            headers = HTTPHeaders(
-                {"Content-Type": "text/plain", "Content-Length": str(len(text)), "Connection": "close"}
-            )
-            reply.closes = True
-            reply.write_headers(ResponseStartLine("HTTP/1.1", 500, "Internal Server Error"), headers, text)
-            reply.finish()

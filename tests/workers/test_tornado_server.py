@@ -132,6 +132,62 @@ def test_a_long_request_outlives_the_retirement_and_nobody_waits() -> None:
         assert "SIGKILL" not in server.log() and "has not answered" not in server.log()
 
 
+@pytest.mark.parametrize("app", [NATIVE, APP], ids=["native", "wsgi"])
+def test_a_pause_of_the_process_loses_no_request(app: str) -> None:
+    """Longer than `keepalive`: what came meanwhile was not looked at, and its sender has not idled."""
+    with Server(app, conf(keepalive=1)) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(server)) for _ in range(8)]
+        assert not any(client.ask().closes for client in clients)
+        worker = server.workers()[0]
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            for client in clients:
+                client.send(get())
+            began = time.monotonic()
+            wait_until(lambda: time.monotonic() > began + 1.6)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        for client in clients:
+            # Either the connection goes on, or its answer says that it does not.
+            assert client.answer().closes or client.ask().status == 200
+
+
+def test_who_is_hung_up_hears_of_it_in_the_answer_to_what_had_come() -> None:
+    """To make room, while its next request is on the way."""
+    with Server(NATIVE, conf(worker_connections=1, keepalive=30)) as server, connect(server) as first:
+        first.ask()
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() > began + 1.2)
+        worker = server.workers()[0]
+        os.kill(worker, signal.SIGSTOP)
+        with connect(server) as second:
+            second.send(get())
+            first.send(get())
+            os.kill(worker, signal.SIGCONT)
+            assert second.answer().status == 200
+        # By chance it was looked at first.
+        assert first.answer().closes or first.is_closed()
+
+
+def test_a_head_that_does_not_come_in_time_is_a_408() -> None:
+    with Server(NATIVE, conf(timeout=1)) as server, connect(server) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        assert client.answer().status == 408 and client.is_closed()
+
+
+def test_an_application_of_its_own_is_asked_for_what_is_a_request_alone() -> None:
+    with Server(NATIVE, conf()) as server:
+        with connect(server) as client:
+            client.send(b"GET http://b/scheme?x HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.answer().body == b"http"
+        for headers in ("Host: a:b", "Host: a\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Ssl: on"):
+            with connect(server) as client:
+                client.send(f"GET / HTTP/1.1\r\n{headers}\r\n\r\n".encode())
+                answer = client.answer()
+                assert answer.status == 400 and answer.closes and client.is_closed()
+        assert "Traceback" not in server.log()
+
+
 def test_no_more_connections_than_configured() -> None:
     with Server(NATIVE, conf(worker_connections=3, keepalive=30, timeout=30), ready="listen") as server:
         busy = [Background(server, "/until") for _ in range(3)]
