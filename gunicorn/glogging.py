@@ -144,6 +144,15 @@ class LogFile(_Steady, logging.FileHandler):
         except Exception:
             self.handleError(record)
 
+    def close_here(self) -> None:
+        """Close the file in this process alone, and write to standard error from now on."""
+        if self.stream is not None:
+            # Kept: freed, it would close whatever has its number then.
+            self._left = self.stream
+            os.close(self.stream.fileno())
+            stream = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            self.stream = stream
+
     def write_line(self, line: bytes) -> None:
         if self.stream is None:
             # Configuring the standard library's way closes every handler there is.
@@ -437,6 +446,22 @@ class Logger:
                 self.error("Log file %s stays as it is: %s", handler.baseFilename, error.strerror or error)
         if self.logfile is not None:
             _redirect_stdio(self.logfile.fileno())
+
+    def close_here(self) -> None:
+        """In a child that is none of the server's processes: hold nothing that the server logs to.
+
+        A rotated file goes only when nobody has it open any more. What is logged here all the same goes
+        to standard error. The handlers of a logconfig stay: the child's own code may use them.
+        """
+        for handler in [*self.error_log.handlers, *self.access_log.handlers]:
+            if isinstance(handler, LogFile):
+                handler.close_here()
+            elif _is_own(handler) and not isinstance(handler, LogStream):
+                # A connection, which is made anew when it is needed.
+                handler.close()
+        self.logfile = None
+        for number in list(_uncaptured):
+            os.close(_uncaptured.pop(number))
 
     def close_on_exec(self) -> None:
         """Keep the log files from programs that the application starts."""

@@ -15,6 +15,7 @@ from gunicorn.config import Config
 from gunicorn.errors import AppImportError, ConfigError
 from gunicorn.loading import check_protocol
 from gunicorn.settings.server import ConfigFile
+from gunicorn.unix.process import open_standard_streams
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -32,6 +33,8 @@ class BaseApplication:
     cfg: Config
 
     def __init__(self, usage: str | None = None, prog: str | None = None) -> None:
+        # Before anything is opened, which would get their numbers.
+        open_standard_streams()
         self.usage = usage
         self.prog = prog
         self.callable: WSGICallable | None = None

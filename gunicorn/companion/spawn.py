@@ -34,7 +34,7 @@ from gunicorn.companion.ending import (
 from gunicorn.companion.program import CannotRun, execute
 from gunicorn.companion.runfile import RunFile, record_form
 from gunicorn.companion.session import HAVE_PROC, boot_id, identity, own_start
-from gunicorn.unix.process import can_set_title, set_process_title
+from gunicorn.unix.process import can_set_title, open_if_closed, set_process_title
 from gunicorn.unix.signals import block_all, reset_to_default, set_mask
 from gunicorn.unix.spare import forget as forget_spare
 from gunicorn.unix.trust import open_file
@@ -96,6 +96,8 @@ class Birth:
     listeners: Sequence[int | socket] = ()
     # Where the companion says how it is: its NOTIFY_SOCKET.
     notify: str | None = None
+    # Closes what the server logs to. After `post_fork`, which may log there.
+    close_logs: Callable[[], Any] | None = None
 
 
 class Plan(NamedTuple):
@@ -433,7 +435,7 @@ def _redirect(config: CompanionConfig) -> None:
         if path is None:
             continue
         if key == "stderr" and path == "stdout":
-            _open_if_closed(1)
+            open_if_closed(1)
             os.dup2(1, 2, inheritable=True)
             continue
         try:
@@ -449,8 +451,8 @@ def _redirect(config: CompanionConfig) -> None:
 
 def _settle_streams() -> None:
     _move(os.open(os.devnull, os.O_RDWR), 0)
-    _open_if_closed(1)
-    _open_if_closed(2)
+    open_if_closed(1)
+    open_if_closed(2)
     _REPLACED.append(sys.stdin)
     sys.stdin = sys.__stdin__ = _text(0, "r")  # type: ignore[misc]
     sys.stdout = sys.__stdout__ = _line_buffered(sys.stdout, 1)  # type: ignore[misc]
@@ -463,14 +465,6 @@ def _move(fd: int, number: int) -> None:
         os.close(fd)
     else:
         os.set_inheritable(fd, True)
-
-
-def _open_if_closed(number: int) -> None:
-    """A closed 1 or 2 would be given to the next file that the target opens."""
-    try:
-        os.fstat(number)
-    except OSError:
-        _move(os.open(os.devnull, os.O_WRONLY), number)
 
 
 # The streams that were replaced: freed, they might close the descriptors below them.
@@ -538,6 +532,8 @@ def _load(plan: Plan) -> Callable[[], Any] | None:
     """The target, for its call; None where it cannot be imported, which is told."""
     birth, target = plan.birth, plan.target
     config = birth.config
+    if birth.close_logs is not None:
+        birth.close_logs()
     loaded_before = set() if birth.watch is None else birth.watch.loaded()
     if target is None:
         assert config.target is not None

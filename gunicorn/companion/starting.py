@@ -147,6 +147,8 @@ class Starter:
             watch=manager.watch,
             listeners=listeners,
             notify=notify,
+            # Those of a program are closed as it begins.
+            close_logs=getattr(manager.log, "close_here", None) if process.config.command is None else None,
         )
 
     def claim(self, process: CompanionProcess, now: float) -> RunFile | None:

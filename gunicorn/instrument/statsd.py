@@ -70,6 +70,11 @@ class Statsd(Logger):
                 self._complained = True
                 Logger.warning(self, "statsd at %s cannot be reached: %s", self._address, error)
 
+    def close_here(self) -> None:
+        super().close_here()
+        self._address = None
+        self._connect()
+
     # -- log calls -----------------------------------------------------------------------
 
     def critical(self, msg: Any, *args: Any, **kwargs: Any) -> None:

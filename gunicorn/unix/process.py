@@ -18,6 +18,35 @@ from gunicorn.unix.signals import blocked_signals, signal_name
 REDIRECT_TO = getattr(os, "devnull", "/dev/null")
 
 
+def open_standard_streams() -> None:
+    """Have ``/dev/null`` on those of 0, 1 and 2 that are closed, and a stream where Python has none for them.
+
+    Else the next file to be opened, a log or a listener, becomes the standard output of everything
+    that this process starts.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if open_if_closed(fd) and getattr(sys, name) is None:
+            mode = "w" if fd else "r"
+            stream = open(fd, mode, errors="backslashreplace", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+
+
+def open_if_closed(fd: int) -> bool:
+    """Have ``/dev/null`` on *fd* if it is closed, for this process and its children; True if it was."""
+    try:
+        os.fstat(fd)
+        return False
+    except OSError:
+        pass
+    null = os.open(REDIRECT_TO, os.O_RDWR)
+    if null != fd:
+        os.dup2(null, fd)
+        os.close(null)
+    os.set_inheritable(fd, True)
+    return True
+
+
 def daemonize(enable_stdio_inheritance: bool = False) -> None:
     """Detach from the terminal: a session of its own, not led by this process, stdio on ``/dev/null``.
 

@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import signal
+import socket
 import stat
 import subprocess
 from pathlib import Path
@@ -81,6 +82,66 @@ def test_descriptors(preload: bool, bind: str) -> None:
             assert not writers(pid) & listens
         listeners = odd(server.pid, ("socket:",))
         assert listeners and not odd(manager, ("socket:",)) & listeners, "the manager holds no listener"
+
+
+LOGS = """
+import logging, time
+
+def run():
+    logging.getLogger("gunicorn.error").error("said by the companion")
+    print("printed", flush=True)
+    while True: time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("capture", [False, True], ids=["", "captured"])
+def test_a_companion_holds_nothing_that_the_server_logs_to(capture: bool) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(("127.0.0.1", 0))
+        address = "{}:{}".format(*daemon.getsockname())
+        server = companion_server(
+            {"name": "a", "target": "logs:run", "stdout": "a.out", "stderr": "stdout"},
+            files_option={"logs.py": LOGS},
+            errorlog="error.log",
+            accesslog="access.log",
+            capture_output=capture,
+            statsd_host=address,
+            syslog=True,
+            syslog_addr=f"udp://{address}",
+            extra="def companion_post_fork(manager, one): manager.log.info('the hook of %s', one.name)",
+        )
+        server.notes_starts = False
+        with server:
+            pid = server.wait_companion("a")["pid"]
+            server.wait_log("printed", name="a.out")
+            held = descriptors(pid)
+            assert held[1] == held[2] == str(server.dir / "a.out")
+            assert not [target for target in held.values() if target.endswith(".log")], held
+            # That of its own to the syslog daemon, since it has logged.
+            assert not odd(pid, ("socket:",)) & odd(server.wait_manager(), ("socket:",))
+            assert len(held) == 4, held
+            server.get()
+            assert "said by the companion" in server.log("a.out")
+            assert "said by the companion" not in server.log("error.log")
+            assert "the hook of a" in server.log("error.log")
+
+
+def test_streams_that_were_closed_at_the_start() -> None:
+    server = companion_server(
+        {"name": "a", "target": "logs:run"},
+        {"name": "b", "command": ["sleep", "999"]},
+        files_option={"logs.py": LOGS},
+        prefix_option=["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"],
+        errorlog="error.log",
+    )
+    server.notes_starts = False
+    with server:
+        pids = [server.wait_companion(name)["pid"] for name in ("a", "b")]
+        for pid in (server.pid, server.wait_manager(), *server.workers(), *pids):
+            held = descriptors(pid)
+            assert [held.get(number) for number in (0, 1, 2)] == ["/dev/null"] * 3, held
+        assert server.companion("a")["pid"] == pids[0], "what it prints does not end it"
+        assert "Traceback" not in server.log("error.log")
 
 
 def test_a_client_s_connection_to_the_manager_is_not_inherited() -> None:
