@@ -167,6 +167,8 @@ def _steer(manager: CompanionManager, request: Request) -> Reply:
     """start, stop, restart, on one companion or all copies of one."""
     command = request["cmd"]
     processes = _named(manager, request)
+    if command == "stop":
+        processes = list(dict.fromkeys([*processes, *_stopped_with(manager, request)]))
     if manager.stopping and command != "stop":
         return error(manager.why_nothing_starts)
     methods = {
@@ -179,18 +181,29 @@ def _steer(manager: CompanionManager, request: Request) -> Reply:
         method = manager.restart_in_turn
     there = {"start": State.RUNNING, "stop": State.STOPPED}.get(command)
     already = [process.name for process in processes if process.state is there]
-    outcomes = {process.name: method(process.name) for process in processes}
+    if command == "stop":
+        outcomes = manager.stop_processes(processes)
+    else:
+        outcomes = {process.name: method(process.name) for process in processes}
     manager.after_command()
     accepted = [name for name, (good, _) in outcomes.items() if good]
     reply: Reply = {"ok": True, "message": "; ".join(outcomes[name][1] for name in accepted)}
     if len(accepted) < len(outcomes):
         # What was not refused goes on.
         reply.update(error("; ".join(text for good, text in outcomes.values() if not good)))
-    if request["name"] not in outcomes:
+    if [*outcomes] != [request["name"]]:
         reply["names"] = accepted
     if already:
         reply["already"] = already
     return reply
+
+
+def _stopped_with(manager: CompanionManager, request: Request) -> list[CompanionProcess]:
+    """Those of *names* that there are: they are stopped with *name*, in their order."""
+    names = request.get("names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("'names' is not a list of names")
+    return [process for name in names for process in chosen(manager.processes, name)]
 
 
 def _signal(manager: CompanionManager, request: Request) -> Reply:

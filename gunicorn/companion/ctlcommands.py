@@ -176,7 +176,11 @@ def steer(connection: Connection, options: Namespace) -> int:
     """start, stop or restart, then wait until each has settled."""
     rolling = bool(getattr(options, "rolling", False))
     request = {"cmd": options.command, **({"rolling": True} if rolling else {})}
-    accepted, code = _send_each(connection, options, request, _expand(connection, options.names))
+    names = _expand(connection, options.names)
+    if options.command == "stop" and len(names) > 1:
+        # Together, in their order. A server that is older than this command stops one by one.
+        request["names"] = names
+    accepted, code = _send_each(connection, options, request, names)
     wanted = "STOPPED" if options.command == "stop" else "RUNNING"
     done = {"start": "started", "stop": "stopped", "restart": "restarted"}[options.command]
     goals = {name: (wanted, f"already {done}" if already else done) for name, already in accepted.items()}
@@ -195,6 +199,8 @@ def _send_each(
     code = OK
     accepted: dict[str, bool] = {}
     for name in names:
+        if "names" in request and name in accepted:
+            continue
         reply = connection.ask(**request, name=name)
         if options.json:
             print(json.dumps(reply))
@@ -270,7 +276,8 @@ def _has_settled(companion: Reply | None) -> bool:
     if companion["state"] == "STARTING":
         # It would be waited for without end.
         return bool(companion.get("stuck"))
-    return companion["state"] != "STOPPING" and not companion.get("rolling")
+    waits = companion.get("rolling") or companion.get("stops_after")
+    return companion["state"] != "STOPPING" and not waits
 
 
 def _state_of(companion: Reply | None) -> str:

@@ -27,6 +27,7 @@ from gunicorn.companion.limits import Limits
 from gunicorn.companion.link import Link
 from gunicorn.companion.masterline import MasterLine
 from gunicorn.companion.notices import Notice
+from gunicorn.companion.order import Stop, Stops
 from gunicorn.companion.orders import Elder, Orders, follow
 from gunicorn.companion.process import POLL_INTERVAL, WAIT_INTERVAL, Action, CompanionProcess, Event, State
 from gunicorn.companion.reread import Scaled, scale
@@ -85,6 +86,7 @@ class CompanionManager:
         post_fork: Hook = no_hook,
         on_exit: Hook = no_hook,
         graceful_timeout: float = 30,
+        stop_order: str = "reverse",
         server: Mapping[str, Any] | None = None,
         link: Link | None = None,
         watch: SourceWatch | None = None,
@@ -101,6 +103,7 @@ class CompanionManager:
         self.post_fork = post_fork
         self.on_exit = on_exit
         self.graceful_timeout = graceful_timeout
+        self.stop_order = stop_order
         self.server = dict(server or {})
         self.watch = watch
         self.pid = os.getpid()
@@ -142,6 +145,9 @@ class CompanionManager:
         self.starter = Starter(self)
         self.rolling = Rolling()
         self.limits = Limits(self.rolling)
+        self.stops = Stops()
+        # Every companion has a next one in the server that takes over.
+        self.handing_over = False
         self._pids: dict[int, CompanionProcess] = {}
         # Whether something has happened to a companion since all of them were looked at, and when
         # that is due without it.
@@ -229,6 +235,7 @@ class CompanionManager:
         late = [p for p in self.processes.values() if p.due_event(now) is not None]
         self.enforce_deadlines(now, late)
         self.end_sessions(now)
+        self.stop_due(now)
         self.promote_running(now, late)
         self.check_limits(now)
         self.retry_backoff(now)
@@ -274,6 +281,8 @@ class CompanionManager:
 
     def _on_signal(self, signum: int, now: float) -> None:
         if signum == signal.SIGTERM:
+            # What the arbiter wrote before it sent the signal comes first.
+            self.master.receive()
             self.stop_all()
         elif signum in (signal.SIGINT, signal.SIGQUIT):
             if self.stopping:
@@ -299,6 +308,8 @@ class CompanionManager:
         if message.get("promoted"):
             self._beside_elder = False
             self._changed = True
+        if "handing_over" in message:
+            self.handing_over = bool(message["handing_over"])
         if "ping" in message:
             self.tell({"pong": message["ping"]})
 
@@ -662,6 +673,7 @@ class CompanionManager:
         process = self.processes[name]
         if process.state is State.STOPPING:
             return self._is_stopping(process)
+        self._take_stop_back(process)
         if process.state is State.RUNNING:
             return True, f"{name} runs already"
         if process.state is State.STARTING:
@@ -694,18 +706,36 @@ class CompanionManager:
 
     def stop_process(self, name: str) -> Outcome:
         """Stop a companion and keep it stopped."""
+        return self.stop_processes([self.processes[name]])[name]
+
+    def stop_processes(self, processes: Iterable[CompanionProcess]) -> dict[str, Outcome]:
+        """Stop them and keep them stopped; one that others of them come after is told when those are gone."""
+        stopped = {process.name: process.state is State.STOPPED for process in processes}
+        for name in stopped:
+            self.stops.ask(name, Stop(manual=True))
+            self.note_order(name, stopped=True)
+        self.stop_due(time.monotonic())
+        return {name: (True, self._is_stopped(name, already)) for name, already in stopped.items()}
+
+    def _take_stop_back(self, process: CompanionProcess) -> None:
+        if process.name in self.stops:
+            self.stops.drop(process)
+            self.note_order(process.name, stopped=False)
+
+    def _is_stopped(self, name: str, already: bool) -> str:
         process = self.processes[name]
-        stopped = process.state is State.STOPPED
-        self.send_event(process, Event.STOP, time.monotonic(), manual=True)
-        if stopped:
-            return True, f"{name} is stopped already"
-        return True, f"{name} is {'stopped' if process.state is State.STOPPED else 'stopping'}"
+        if already:
+            return f"{name} is stopped already"
+        if process.stops_after:
+            return f"{name} is stopped after {', '.join(process.stops_after)}"
+        return f"{name} is {'stopped' if process.state is State.STOPPED else 'stopping'}"
 
     def restart_process(self, name: str) -> Outcome:
         """Stop a companion within its `reload_timeout` and start it again."""
         process = self.processes[name]
         if process.state is State.STOPPING:
             return self._is_stopping(process)
+        self._take_stop_back(process)
         # Without a process its restart is the start that it waits for.
         coming = process.state is State.STARTING and process.pid is None
         self.send_event(process, Event.RESTART, time.monotonic())
@@ -724,7 +754,7 @@ class CompanionManager:
         return True, f"{name} is restarting, when its turn comes"
 
     def stop_all(self, timeout: float | None = None, *, reload: bool = False) -> None:
-        """Stop every companion at once, each within its own timeout (at most *timeout*).
+        """Stop every companion in its order, each within its own timeout (at most *timeout*).
 
         Repeated without *timeout* it changes nothing: a service manager signals every
         process of the unit, and the arbiter does it too.
@@ -734,22 +764,29 @@ class CompanionManager:
         if self.stopping and timeout is None:
             return
         self.replaced = reload
-        now = time.monotonic()
+        now, again = time.monotonic(), self.stopping
         self.stopping = self._changed = True
         if reload:
             # The next manager brings new code: what has failed with the old one is tried again.
             for process in self.processes.values():
                 process.settled = None
+        self.stops.clear(self.processes)
         for process in self.processes.values():
             own = process.config.reload_timeout if reload else process.config.stop_timeout
             limit = own if timeout is None else min(own, timeout)
-            if process.state is State.STOPPING and timeout is None:
-                # On its way out under a deadline of its own; only a restart is off.
-                self.send_event(process, Event.STOP, now)
-            else:
-                self.send_event(process, Event.STOP, now, timeout=limit)
+            # One on its way out has a deadline of its own; only a restart is off.
+            has_one = process.state is State.STOPPING and timeout is None
+            self.stops.ask(process.name, Stop(None if has_one else limit))
+        self.stop_due(now, together=again or self.handing_over)
         if timeout is not None:
             self.claims.hasten(now + timeout)
+
+    def stop_due(self, now: float, *, together: bool = False) -> None:
+        """Tell those to stop whose turn has come. *together*: it is everybody's."""
+        together = together or self.stop_order != "reverse"
+        while found := self.stops.due(self.processes, together=together):
+            for process, stop in found:
+                self.send_event(process, Event.STOP, now, timeout=stop.timeout, manual=stop.manual)
 
     def status(self, name: str | None = None, memory: bool = False) -> dict[str, Any]:
         """The reply to ``status``; KeyError for a name that there is not."""

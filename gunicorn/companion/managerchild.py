@@ -113,6 +113,7 @@ class ManagerChild(ArbitersPart):
             on_exit=_hook(cfg, "companion_exit"),
             umask=cfg.umask,
             graceful_timeout=cfg.graceful_timeout,
+            stop_order=cfg.companion_stop_order,
             server={**self.server, "started": self.arbiter.started_at},
             link=self.link,
             watch=self._make_watch(),
@@ -175,3 +176,4 @@ class ManagerChild(ArbitersPart):
         manager.post_fork = _hook(cfg, "companion_post_fork")
         manager.on_exit = _hook(cfg, "companion_exit")
         manager.graceful_timeout = cfg.graceful_timeout
+        manager.stop_order = cfg.companion_stop_order

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Which companions a name means, and which of them another one has to wait for. Pure."""
+"""Which companions a name means, and which of them another one has to wait for, on both ways. Pure."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 
+from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.process import CompanionProcess, State
 from gunicorn.companion.states import GAVE_UP
 
@@ -71,3 +73,91 @@ def hold(processes: Processes, waiting: Collection[CompanionProcess]) -> None:
             if found != (process.held_by, process.stuck):
                 process.held_by, process.stuck = found
                 changed = True
+
+
+# -- on the way down -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A stop that was asked for. *timeout*: none, its own; *manual*: it stays stopped."""
+
+    timeout: float | None = None
+    manual: bool = False
+
+
+class Stops:
+    """Stops of several together, in the reverse order of `after`: one is told when all that need it are gone.
+
+    Nobody waits for one that is not to be stopped with it.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, Stop] = {}
+        # All that were asked for together, until they are STOPPED.
+        self._going: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._waiting
+
+    def ask(self, name: str, stop: Stop) -> None:
+        """Have *name* stopped as soon as nobody needs it."""
+        self._waiting[name] = stop
+        self._going.add(name)
+
+    def drop(self, process: CompanionProcess) -> None:
+        """It is not to be stopped any more, or is told so already."""
+        self._waiting.pop(process.name, None)
+        process.stops_after = ()
+
+    def clear(self, processes: Processes) -> None:
+        for name in list(self._waiting):
+            if name in processes:
+                self.drop(processes[name])
+        self._waiting.clear()
+
+    def due(self, processes: Processes, *, together: bool = False) -> list[tuple[CompanionProcess, Stop]]:
+        """Those whose turn has come, or all; of the others is noted whom they wait for."""
+        if not self._waiting:
+            return []
+        self._going = {n for n in self._going if n in processes and processes[n].state is not State.STOPPED}
+        needed: dict[str, list[str]] = {}
+        for name in self._going:
+            for each in processes[name].config.after:
+                needed.setdefault(each, []).append(name)
+        found = []
+        for name, stop in list(self._waiting.items()):
+            process = processes.get(name)
+            if process is None:
+                del self._waiting[name]
+                continue
+            config = process.config
+            users = needed.get(name, []) + (needed.get(config.group, []) if config.group != name else [])
+            if together or process.pid is None or not users:
+                self.drop(process)
+                found.append((process, stop))
+            else:
+                process.stops_after = tuple(sorted(users))
+        return found
+
+
+def stop_limit(configs: Iterable[CompanionConfig], seconds: Callable[[CompanionConfig], float]) -> float:
+    """The longest that a stop of *configs* in order may take, where one may take *seconds*."""
+    own: dict[str, float] = {}
+    after: dict[str, set[str]] = {}
+    for config in configs:
+        own[config.group] = max(own.get(config.group, 0.0), seconds(config))
+        after.setdefault(config.group, set()).update(name.partition(":")[0] for name in config.after)
+    total: dict[str, float] = {}
+    # No recursion, for long chains; there are no circles.
+    pending = list(own)
+    while pending:
+        group = pending[-1]
+        others = [name for name in after[group] if name in own]
+        missing = [name for name in others if name not in total]
+        if missing:
+            pending.extend(missing)
+            continue
+        pending.pop()
+        total[group] = own[group] + max((total[name] for name in others), default=0.0)
+    return max(total.values(), default=0.0)

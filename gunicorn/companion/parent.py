@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from gunicorn import __version__
@@ -20,6 +21,7 @@ from gunicorn.companion import runfile, session
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.link import Link
 from gunicorn.companion.managerchild import ManagerChild
+from gunicorn.companion.order import stop_limit
 from gunicorn.companion.places import ARBITERS_ALONE, ArbitersPart, Places, application
 from gunicorn.companion.process import POLL_INTERVAL
 from gunicorn.companion.pulse import Pulse
@@ -278,7 +280,7 @@ class ManagerHandle(ArbitersPart):
     def remember(self, configs: list[CompanionConfig]) -> None:
         """Take *configs* as the current ones; those before may still be draining by their own limits."""
         now = time.monotonic()
-        longest = max((c.stop_timeout for c in self.configs), default=0.0)
+        longest = self._longest(self.configs, lambda config: config.stop_timeout)
         self._promised = [until for until in self._promised if until > now]
         if longest:
             self._promised.append(now + longest)
@@ -367,22 +369,34 @@ class ManagerHandle(ArbitersPart):
         if explicit is not None:
             return float(explicit)
         now = time.monotonic()
+        waits = [until - now for until in self._promised if until > now]
         current = self.configs
         if not current:
             # No manager has come up, and perhaps because it is not valid any more.
             with contextlib.suppress(ValueError):
                 current = build_companion_configs(self.cfg)
-        waits = [float(config.stop_timeout) for config in current]
-        waits += [until - now for until in self._promised if until > now]
-        return max(waits) + self.cfg.companion_manager_shutdown_buffer if waits else 0.0
+        if current:
+            waits.append(self._longest(current, lambda config: config.stop_timeout))
+        return max(waits) + self._buffer if waits else 0.0
 
     def reload_timeout(self) -> float:
         """The same for a replacement of the manager."""
         explicit = self.cfg.companion_manager_reload_timeout
         if explicit is not None:
             return float(explicit)
-        waits = [float(config.reload_timeout) for config in self.configs]
-        return max(waits) + self.cfg.companion_manager_shutdown_buffer if waits else 0.0
+        if not self.configs:
+            return 0.0
+        return self._longest(self.configs, lambda config: config.reload_timeout) + self._buffer
+
+    @property
+    def _buffer(self) -> float:
+        return float(self.cfg.companion_manager_shutdown_buffer)
+
+    def _longest(self, configs: list[CompanionConfig], seconds: Callable[[CompanionConfig], float]) -> float:
+        """What the slowest companion may take to end; in order the slowest chain of them."""
+        if self.cfg.companion_stop_order != "reverse":
+            return max(map(seconds, configs), default=0.0)
+        return stop_limit(configs, seconds)
 
     # -- watching ----------------------------------------------------------------
 
@@ -482,9 +496,14 @@ class ManagerHandle(ArbitersPart):
         cap = float(self.cfg.graceful_timeout)
         limit = self.stop_timeout()
         if not graceful:
-            limit = min(limit, cap + self.cfg.companion_manager_shutdown_buffer)
+            # Those of earlier configurations are given no longer than *cap* either.
+            longest = self._longest(self.configs, lambda config: min(cap, config.stop_timeout))
+            limit = min(limit, max(cap, longest) + self._buffer)
         if self.arbiter.companion_manager_pid:
             self.kill_at = now + limit
+            if self.link is not None and self.arbiter.reexec_pid:
+                # There each companion starts when its older self is gone, and need not wait for others.
+                self.link.send({"handing_over": True})
             self.arbiter.signal_companion_manager(signal.SIGTERM if graceful else signal.SIGINT)
             self.suspect()
         self._cap = None if graceful else cap

@@ -109,6 +109,8 @@ class CompanionProcess(Shown):
         self.group_asked = False
         self.settled: str | None = None
         self.held_by: tuple[str, ...] = ()
+        # It is to be stopped as soon as these are.
+        self.stops_after: tuple[str, ...] = ()
         self.stuck: str | None = None
         self.watchdog_at: float | None = None
         # Its share of `max_lifetime_jitter`, drawn at the fork; `expires_at` follows the configuration.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.control import error
+from gunicorn.companion.order import Stop
 from gunicorn.companion.process import CompanionProcess, Event
 from gunicorn.companion.reread import Difference, difference, scale
 from gunicorn.errors import on_one_line
@@ -81,9 +82,9 @@ def apply(manager: CompanionManager, configs: Sequence[CompanionConfig]) -> Diff
     found = difference(manager.processes, configs)
     # Of several copies the last goes first.
     for name in reversed(found.removed):
-        process = manager.processes[name]
-        process.removed = True
-        manager.send_event(process, Event.STOP, now)
+        manager.processes[name].removed = True
+        manager.stops.ask(name, Stop())
+    manager.stop_due(now)
     for config in configs:
         name = config.name
         if name in found.added:
@@ -102,6 +103,9 @@ def apply(manager: CompanionManager, configs: Sequence[CompanionConfig]) -> Diff
 def _add(manager: CompanionManager, config: CompanionConfig, now: float) -> None:
     process = manager.processes.setdefault(config.name, CompanionProcess(config))
     # A name that comes back waits, as STOPPING, for its old process.
+    if config.name in manager.stops:
+        manager.stops.drop(process)
+        manager.send_event(process, Event.STOP, now)
     process.config = config
     process.removed = False
     if config.autostart and not process.manual_stop:

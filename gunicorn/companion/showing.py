@@ -22,6 +22,7 @@ class Shown:
     session: int | None
     waiting_for: int | None
     held_by: tuple[str, ...]
+    stops_after: tuple[str, ...]
     stuck: str | None
     started_at: float | None
     exited_at: float | None
@@ -71,6 +72,8 @@ class Shown:
 
     def _describe_running(self, now: float) -> str:
         text = f"pid {self.pid}, uptime {format_uptime(now - (self.started_at or now))}"
+        if self.stops_after:
+            text += f", is stopped after {', '.join(self.stops_after)}"
         return f"{text}, {self.status_text}" if self.status_text else text
 
     def _describe_stopped(self) -> str:
@@ -136,6 +139,7 @@ class Shown:
             self.restart_pending,
             self.waiting_for,
             self.held_by,
+            self.stops_after,
             self.stuck,
             self.settled,
             self.reason,
@@ -187,6 +191,7 @@ class Shown:
             "restart_pending": self.restart_pending,
             "waiting_for": self.waiting_for,
             "after": list(self.held_by),
+            "stops_after": list(self.stops_after),
             "stuck": self.stuck,
             "reason": self.settled or self.reason,
             "status_text": self.status_text,

@@ -18,6 +18,7 @@ from gunicorn.settings.validators import (
 )
 
 RELOAD_WAYS = ("changed", "all")
+STOP_ORDERS = ("reverse", "together")
 AUTORESTART_WAYS = ("always", "on-failure", "never")
 
 
@@ -82,6 +83,13 @@ def validate_companion_reload(val: Any) -> str:
     text = validate_string(val)
     if text not in RELOAD_WAYS:
         raise ValueError(f"expected one of {', '.join(RELOAD_WAYS)}, not {val!r}")
+    return text
+
+
+def validate_companion_stop_order(val: Any) -> str:
+    text = validate_string(val)
+    if text not in STOP_ORDERS:
+        raise ValueError(f"expected one of {', '.join(STOP_ORDERS)}, not {val!r}")
     return text
 
 
@@ -255,6 +263,20 @@ class CompanionStopAsGroup(Flag, section=COMPANION_PROCESSES):
     For shells and launchers, which don't pass a signal on. The companion is stopped when all of
     them are gone, and what is left after its time is killed. A job worker that forks should get the
     signal alone, so that the job at hand is finished.
+    """
+
+
+class CompanionStopOrder(
+    Setting,
+    section=COMPANION_PROCESSES,
+    meta="ORDER",
+    validator=validate_companion_stop_order,
+    default="reverse",
+):
+    """In which order companions that are stopped together are told to end: ``reverse`` or ``together``.
+
+    ``reverse`` is the reverse order of their ``after``: one is told when all that come after it are
+    gone. The stop of the server may then take as long as the longest chain of them.
     """
 
 

@@ -33,6 +33,13 @@ COMPANIONS = [
 ]
 
 
+CHAIN = [
+    {"name": "store", "target": "no_such_module:run", "stop_timeout": 50},
+    {"name": "rq", "target": "no_such_module:run", "stop_timeout": 100, "numprocs": 2, "after": ["store"]},
+    {"name": "alone", "target": "no_such_module:run", "stop_timeout": 90},
+]
+
+
 @pytest.fixture
 def arbiter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arbiter]:
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
@@ -169,6 +176,8 @@ def test_a_manager_that_nobody_prepared_is_told_to_reread(arbiter: Arbiter) -> N
         ({"companion_manager_stop_timeout": 7}, 7),
         ({"companion_manager_stop_timeout": 0}, 0),
         ({"companion_workers": []}, 0),
+        ({"companion_workers": CHAIN}, 160),
+        ({"companion_workers": CHAIN, "companion_stop_order": "together"}, 110),
     ],
 )
 def test_stop_timeout(arbiter: Arbiter, settings: dict[str, Any], expected: float) -> None:

@@ -50,6 +50,7 @@ class Managed:
             "control": str(self.socket),
             "run_dir": str(self.run_dir),
             "graceful_timeout": 30,
+            "stop_order": "reverse",
             "state": {},
             "reread": True,
             **plan,

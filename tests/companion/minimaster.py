@@ -170,6 +170,7 @@ class Master:
                 run_dir=self.plan["run_dir"],
                 post_fork=lambda manager, companion: self.hook(manager, companion),
                 graceful_timeout=self.plan["graceful_timeout"],
+                stop_order=self.plan["stop_order"],
                 server={
                     "pid": os.getppid(),
                     "version": "1",

@@ -20,6 +20,7 @@ from processtools import T0, failure
 
 from gunicorn.companion.config import CompanionConfig, copies
 from gunicorn.companion.limits import Limits
+from gunicorn.companion.order import Stop, Stops
 from gunicorn.companion.process import (
     GAVE_UP,
     MIN_START_INTERVAL,
@@ -98,6 +99,7 @@ class World:
     def __post_init__(self) -> None:
         self.rolling = Rolling()
         self.limits = Limits(self.rolling)
+        self.stops = Stops()
         self.chance = random.Random(1).random
         self.pids = itertools.count(100)
         self.timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -183,6 +185,7 @@ class World:
         self._reap()
         self._enforce_deadlines()
         self._end_sessions()
+        self._stop_due()
         for process in self.processes.values():
             if process.due_event(self.now) is Event.ALIVE:
                 self.send(process, Event.ALIVE)
@@ -402,7 +405,18 @@ class World:
         self.stopping = True
         for process in self.processes.values():
             limit = process.config.stop_timeout if timeout is None else timeout
-            self.send(process, Event.STOP, timeout=limit)
+            self.stops.ask(process.name, Stop(limit))
+        self._stop_due()
+
+    def _stop_due(self) -> None:
+        while found := self.stops.due(self.processes):
+            for process, stop in found:
+                needed_by = [
+                    p.name for p in self.processes.values() if process.config.group in p.config.after
+                ]
+                if process.pid is not None and self.stopping:
+                    assert not any(map(self.ours, needed_by)), "told to stop while somebody needs it"
+                self.send(process, Event.STOP, timeout=stop.timeout)
 
     def reread(self, configs: Iterable[CompanionConfig]) -> None:
         self.configs = list(configs)

@@ -43,6 +43,91 @@ def test_term_stops_all_at_once_each_within_its_own_time(managed):
     assert not any(session_of(pid) for pid in pids)
 
 
+CHAIN = """
+    workers = [
+        dict(name="store", target=T.obey),
+        dict(name="rq", target=T.drain, after=["store"], numprocs=2),
+        dict(name="alone", target=T.obey),
+    ]
+"""
+
+
+@pytest.mark.parametrize("way", ["TERM", "INT", "USR2", "no master", "stop all", "reread"])
+def test_one_is_told_to_stop_when_those_that_come_after_it_are_gone(managed, way):
+    server = managed(CHAIN)
+    pids = {name: server.pid(name) for name in ("store", "rq:0", "rq:1", "alone")}
+    for name in ("rq:0", "rq:1"):
+        server.wait_told(name, "runs")
+    if way == "no master":
+        os.kill(server.master, signal.SIGKILL)
+    elif way == "stop all":
+        reply = server.ok("stop", "store", names=["store", "rq", "alone"])
+        assert "store is stopped after rq:0, rq:1" in reply["message"]
+        assert sorted(reply["names"]) == sorted(pids)
+    elif way == "reread":
+        server.configure("workers = [dict(name='alone', target=T.obey)]")
+        server.ok("reread")
+    else:
+        server.signal(signal.Signals[f"SIG{way}"])
+    for name in ("rq:0", "rq:1"):
+        server.wait_told(name, "SIGTERM")
+    if way != "reread":
+        gone(pids["alone"])
+    assert is_alive(pids["store"])
+    if way != "no master":
+        assert server.status()["store"]["state"] == "RUNNING"
+        assert server.status()["store"]["stops_after"] == ["rq:0", "rq:1"]
+    server.go_on()
+    gone(pids["rq:0"], pids["rq:1"], pids["store"])
+    if way == "stop all":
+        assert all(server.wait(name, "STOPPED")["manual_stop"] for name in pids)
+    elif way in ("TERM", "INT", "USR2"):
+        server.wait_end()
+
+
+@pytest.mark.parametrize("why", ["setting", "second INT", "handed over"])
+def test_all_are_told_to_stop_together(managed, why):
+    server = managed(CHAIN, stop_order="together" if why == "setting" else "reverse")
+    store, rq = server.pid("store"), server.pid("rq:0")
+    for name in ("rq:0", "rq:1"):
+        server.wait_told(name, "runs")
+    if why == "handed over":
+        server.order(send={"handing_over": True, "ping": 1})
+        wait_until(lambda: {"pong": 1} in server.events("message"))
+    server.signal(signal.SIGTERM)
+    server.wait_told("rq:0", "SIGTERM")
+    if why == "second INT":
+        assert is_alive(store)
+        server.signal(signal.SIGINT)
+    gone(store)
+    assert is_alive(rq) is (why != "second INT")
+    server.go_on()
+    server.wait_end()
+
+
+def test_a_start_takes_a_stop_back_that_waits(managed):
+    server = managed(CHAIN)
+    store = server.pid("store")
+    server.wait_told("rq:0", "runs")
+    server.pid("rq:1")
+    server.ok("stop", "store", names=["store", "rq:0"])
+    assert server.ok("start", "store")["message"] == "store runs already"
+    server.go_on()
+    server.wait("rq:0", "STOPPED")
+    assert server.pid("store") == store
+    assert not server.status()["store"]["manual_stop"]
+
+
+def test_a_stop_that_waits_survives_the_manager(managed):
+    server = managed(CHAIN)
+    server.wait_told("rq:0", "runs")
+    server.ok("stop", "store", names=["store", "rq"])
+    server.go_on()
+    server.kill_manager()
+    server.respawn()
+    assert server.wait("store", "STOPPED")["manual_stop"]
+
+
 def test_term_again_changes_nothing(managed):
     server = managed("workers = [dict(name='rq', target=T.drain)]")
     pid = server.pid("rq")

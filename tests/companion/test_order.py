@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which companions a name means, and what holds one that comes after others."""
+"""Which companions a name means, what holds one that comes after others, and in which order they stop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from processtools import T0, end, failure, run_for, start_again
 
 from gunicorn.companion.config import CompanionConfig, copies
-from gunicorn.companion.order import chosen, hold
+from gunicorn.companion.order import Stop, Stops, chosen, hold, stop_limit
 from gunicorn.companion.process import CompanionProcess, Event, State
 
 Processes = dict[str, CompanionProcess]
@@ -141,3 +141,120 @@ def test_of_a_set_the_copy_is_named_and_what_was_configured_away_is_missing():
     )
     b.handle(Event.STOP, T0 + 2, manual=True)
     assert (b.held_by, b.stuck) == ((), None)
+
+
+# -- on the way down -------------------------------------------------------------
+
+
+def runs(name: str, **values) -> Processes:
+    processes = make(name, **values)
+    for process in processes.values():
+        process.handle(Event.START, T0)
+        process.handle(Event.FORKED, T0, pid=42)
+    return processes
+
+
+def told(stops: Stops, processes: Processes, **how) -> list[str]:
+    """Whose turn it is; each is told."""
+    found = stops.due(processes, **how)
+    for process, stop in found:
+        process.handle(Event.STOP, T0 + 1, timeout=stop.timeout, manual=stop.manual)
+    return sorted(process.name for process, _ in found)
+
+
+def chain() -> Processes:
+    return {
+        **runs("store"),
+        **runs("rq", numprocs=2, after=("store",)),
+        **runs("mail", after=("rq:1",)),
+        **runs("alone"),
+    }
+
+
+def test_one_is_told_to_stop_when_those_that_come_after_it_are_gone():
+    processes, stops = chain(), Stops()
+    for name in processes:
+        stops.ask(name, Stop())
+    assert told(stops, processes) == ["alone", "mail", "rq:0"]
+    assert told(stops, processes) == []
+    assert processes["store"].description(T0 + 2) == "pid 42, uptime 00:00:02, is stopped after rq:0, rq:1"
+    assert processes["rq:1"].status_dict(T0)["stops_after"] == ["mail"]
+    end(processes["mail"], T0 + 3)
+    assert told(stops, processes) == ["rq:1"]
+    end(processes["rq:1"], T0 + 3)
+    assert told(stops, processes) == []
+    assert processes["store"].stops_after == ("rq:0",)
+    end(processes["rq:0"], T0 + 3)
+    assert told(stops, processes) == ["store"]
+    assert processes["store"].stops_after == ()
+
+
+def test_nobody_waits_for_one_that_is_not_to_be_stopped():
+    processes, stops = chain(), Stops()
+    stops.ask("store", Stop(manual=True))
+    stops.ask("rq:1", Stop(manual=True))
+    assert told(stops, processes) == ["rq:1"]
+    end(processes["rq:1"], T0 + 3)
+    assert told(stops, processes) == ["store"]
+    assert processes["store"].manual_stop
+    assert processes["mail"].state is State.STARTING
+
+
+def test_one_without_a_process_is_not_needed_any_more_and_needs_nobody():
+    processes, stops = {**runs("store"), **runs("rq", after=("store",))}, Stops()
+    for name in processes:
+        stops.ask(name, Stop())
+    run_for(processes["store"], 0.5)
+    assert told(stops, processes) == ["rq", "store"]
+    assert processes["store"].state is State.STOPPED
+
+
+def test_together_nobody_waits():
+    processes, stops = chain(), Stops()
+    for name in processes:
+        stops.ask(name, Stop(0.0))
+    assert told(stops, processes, together=True) == sorted(processes)
+    assert all(process.stop_deadline == T0 + 1 for process in processes.values())
+
+
+def test_a_stop_that_waits_can_be_taken_back():
+    processes, stops = chain(), Stops()
+    for name in ("store", "rq:0"):
+        stops.ask(name, Stop())
+    told(stops, processes)
+    assert "store" in stops
+    stops.drop(processes["store"])
+    end(processes["rq:0"], T0 + 3)
+    assert told(stops, processes) == []
+    assert "store" not in stops and processes["store"].stops_after == ()
+
+
+def test_one_that_is_gone_is_forgotten():
+    processes, stops = chain(), Stops()
+    for name in ("store", "rq:0"):
+        stops.ask(name, Stop())
+    told(stops, processes)
+    del processes["rq:0"]
+    assert told(stops, processes) == ["store"]
+    stops.ask("alone", Stop())
+    del processes["alone"]
+    assert told(stops, processes) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], 0),
+        ([("a", 5, ()), ("b", 7, ())], 7),
+        ([("a", 5, ()), ("b", 7, ("a",))], 12),
+        ([("a", 5, ()), ("b", 7, ("a",)), ("c", 1, ("a",)), ("d", 9, ("c", "b"))], 21),
+        ([("a", 5, ()), ("b", 7, ("a",)), ("c", 20, ())], 20),
+        ([("a", 5, ("gone",)), ("b", 7, ("a:0",))], 12),
+        ([(f"c{n}", 1, (f"c{n - 1}",) if n else ()) for n in reversed(range(3000))], 3000),
+    ],
+)
+def test_a_stop_may_take_as_long_as_the_longest_chain(given, expected):
+    configs = [
+        CompanionConfig(name, "app:run", stop_timeout=seconds, after=after) for name, seconds, after in given
+    ]
+    assert stop_limit(configs, lambda config: config.stop_timeout) == expected

@@ -187,7 +187,8 @@ class Companions(RuleBasedStateMachine):
         world = self.world
         world.stop_all()
         world.settle()
-        world.advance(10)
+        # Each of a chain of two has 5 s.
+        world.advance(15)
         assert all(p.state is State.STOPPED for p in world.processes.values())
         assert all(life.empty for life in world.lives.values())
         assert world.next_moment() is None or world.timers

@@ -121,6 +121,7 @@ SETTINGS: dict[str, tuple[list[str], str, Any]] = {
     "companion_stop_signal": (["--companion-stop-signal"], "Companion Processes", "SIGTERM"),
     "companion_stop_timeout": (["--companion-stop-timeout"], "Companion Processes", 60),
     "companion_stop_as_group": (["--companion-stop-as-group"], "Companion Processes", False),
+    "companion_stop_order": (["--companion-stop-order"], "Companion Processes", "reverse"),
     "companion_reload_timeout": (["--companion-reload-timeout"], "Companion Processes", 60),
     "companion_startsecs": (["--companion-startsecs"], "Companion Processes", 1),
     "companion_restart_delay": (["--companion-restart-delay"], "Companion Processes", 5),

@@ -122,6 +122,7 @@ GOOD: list[tuple[Any, Any, Any]] = [
     (companion.validate_signal, "15", 15),
     (companion.validate_signal, 2, 2),
     (companion.validate_companion_reload, "all", "all"),
+    (companion.validate_companion_stop_order, "together", "together"),
     (companion.validate_companion_env, None, {}),
 ]
 
@@ -205,6 +206,7 @@ BAD: list[tuple[Any, Any, type[Exception]]] = [
     (companion.validate_signal, None, TypeError),
     (companion.validate_signal, False, TypeError),
     (companion.validate_companion_reload, "some", ValueError),
+    (companion.validate_companion_stop_order, "backwards", ValueError),
     (companion.validate_companion_env, "A=1", TypeError),
 ]
 

@@ -29,6 +29,7 @@ FLAGS: dict[str, tuple[str, object]] = {
     "--companion-stop-signal SIGINT": ("companion_stop_signal", "SIGINT"),
     "--companion-stop-timeout 7": ("companion_stop_timeout", 7),
     "--companion-stop-as-group": ("companion_stop_as_group", True),
+    "--companion-stop-order together": ("companion_stop_order", "together"),
     "--companion-reload-timeout 8": ("companion_reload_timeout", 8),
     "--companion-startsecs 0.5": ("companion_startsecs", 0.5),
     "--companion-restart-delay 0.25": ("companion_restart_delay", 0.25),
