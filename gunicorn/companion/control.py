@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import select
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from gunicorn.companion import paths
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
 
 MAX_LINE = 64 * 1024
@@ -143,6 +145,33 @@ class Reserve:
     def release_all(self) -> None:
         while self.release():
             pass
+
+
+def remove_abandoned(path: str) -> None:
+    """Remove the sockets beside *path* that killed servers of this user have left.
+
+    Only under the names of masters that are gone, and only where *path* has such a name too.
+    """
+    if paths.master_of(path) is None:
+        return
+    for other in glob.glob(os.path.join(glob.escape(os.path.dirname(path)), paths.SOCKET_PATTERN)):
+        master = paths.master_of(other)
+        # A server in another container may have the directory too, and a pid that is nobody's here: it
+        # is asked whether it listens.
+        if master is not None and _is_gone(master):
+            with contextlib.suppress(OSError):
+                if os.stat(other, follow_symlinks=False).st_uid == os.geteuid():
+                    remove_stale(other)
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return False
 
 
 class Client:

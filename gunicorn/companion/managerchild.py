@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from gunicorn import sock
 from gunicorn.companion import sockets
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
+from gunicorn.companion.control import remove_abandoned
 from gunicorn.companion.ending import flush
 from gunicorn.companion.link import Link
 from gunicorn.companion.manager import CompanionManager, Hook
@@ -122,6 +123,7 @@ class ManagerChild(ArbitersPart):
             beside_elder=self.arbiter.master_pid != 0,
         )
         if manager.control is not None:
+            remove_abandoned(manager.control.path)
             # Until then the old master's manager may well have the path.
             manager.control.patient = self.arbiter.master_pid != 0
         return manager

@@ -7,6 +7,7 @@ import contextlib
 import glob
 import os
 import pwd
+import re
 import stat
 from collections.abc import Mapping
 
@@ -17,6 +18,12 @@ SOCKET_PATTERN = "companion-*.sock"
 
 def socket_name(master_pid: int) -> str:
     return f"companion-{master_pid}.sock"
+
+
+def master_of(path: str) -> int | None:
+    """The pid of the master in the name that `socket_name` gives; None for another name."""
+    match = re.fullmatch(r"companion-([1-9][0-9]*)\.sock", os.path.basename(path))
+    return int(match[1]) if match is not None else None
 
 
 def default_directories(environ: Mapping[str, str], uid: int) -> list[str]:

@@ -557,6 +557,45 @@ def test_a_stale_file_is_replaced(bench):
     assert bench.log.warnings == []
 
 
+def test_sockets_of_killed_servers_are_removed(short_dir: Path, dead_pid: int) -> None:
+    def leave(name: str, listen: bool = False) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.bind(str(short_dir / name))
+        if listen:
+            sock.listen(1)
+        else:
+            sock.close()
+        return sock
+
+    left = f"companion-{dead_pid}.sock"
+    # The last one serves in another pid namespace, say.
+    keep = [f"companion-{os.getppid()}.sock", "companion-x.sock", "web.sock", f"companion-0{dead_pid}.sock"]
+    elsewhere = f"companion-{dead_pid + 1}.sock"
+    for name in [left, *keep]:
+        leave(name)
+    with leave(elsewhere, listen=True):
+        control.remove_abandoned(str(short_dir / "ctl.sock"))
+        assert (short_dir / left).exists(), "not where the path is one of the user's own choice"
+        control.remove_abandoned(str(short_dir / "companion-1.sock"))
+        assert {path.name for path in short_dir.iterdir()} == {*keep, elsewhere}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_sockets_of_other_users_are_left_alone(short_dir: Path, dead_pid: int) -> None:
+    path = short_dir / f"companion-{dead_pid}.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.bind(str(path))
+    os.chown(path, 65534, 65534)
+    control.remove_abandoned(str(short_dir / "companion-1.sock"))
+    assert path.exists()
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    """The number of no process, nor is the next one likely to be one's."""
+    return 2**22 - 2
+
+
 def test_a_live_one_is_left_alone_and_tried_again(bench):
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
         other.bind(str(bench.path))

@@ -358,9 +358,13 @@ def test_the_default_place_follows_the_environment() -> None:
     server = companion_server(entry("a", "idle"))
     (server.dir / "rt").mkdir()
     server.env["RUNTIME_DIRECTORY"] = str(server.dir / "rt")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(server.dir / "rt" / f"companion-{2**22 - 2}.sock"))
     with server:
         server.wait_manager()
         assert (server.dir / "rt" / f"companion-{server.pid}.sock").is_socket()
+        # What a killed server had left is gone.
+        wait_until(lambda: len(list((server.dir / "rt").glob("companion-*.sock"))) == 1)
 
 
 def test_an_empty_path_means_no_socket() -> None:
