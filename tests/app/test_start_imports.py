@@ -22,8 +22,9 @@ SPARED = {
     "json",
 }
 
+# `logging`, which every start needs, loads more with each version of Python: dataclasses from 3.14 on.
 SCRIPT = """
-import sys
+import logging, sys
 before = set(sys.modules)
 sys.argv = ["gunicorn", "--bind", "127.0.0.1:0", "--worker-class", sys.argv[1], "shop:app"]
 from gunicorn.app.wsgiapp import WSGIApplication
