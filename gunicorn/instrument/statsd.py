@@ -68,7 +68,7 @@ class Statsd(Logger):
         except OSError as error:
             if not self._complained:
                 self._complained = True
-                Logger.warning(self, "statsd at %s cannot be reached: %s", self._address, error)
+                Logger.warning(self, "statsd at %s cannot be reached: %s", _shown(self._address), error)
 
     def close_here(self) -> None:
         super().close_here()
@@ -185,6 +185,14 @@ class Statsd(Logger):
             if not isinstance(self._address, str):
                 self._retry_delay = min(LONGEST_RETRY_DELAY, self._retry_delay * 2)
             self._connect()
+
+
+def _shown(address: tuple[str, int] | str) -> str:
+    """*address* as it is written in ``statsd_host``."""
+    if isinstance(address, str):
+        return f"unix://{address}"
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _connected(address: str | tuple[str, int]) -> socket.socket:

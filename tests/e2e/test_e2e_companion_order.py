@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
+import textwrap
 
 import pytest
 from e2e_apps import JOBS
 from e2e_companions import companion_server, entry, reconfigure, starts
-from harness import Server, wait_until
+from harness import ROOT, Server, wait_until
 
 TARGETS = (
     JOBS
@@ -245,6 +247,29 @@ def test_each_hook_in_the_right_process_with_the_right_arguments() -> None:
         assert server.stop() == 0
         assert notes(server, "a")[-1][0] == "exit"
         assert len(notes(server, "job")) == 3
+
+
+def test_the_hook_of_the_manual_reports_failures_and_no_ordinary_stops() -> None:
+    page = (ROOT / "docs/companions.rst").read_text()
+    (hook,) = re.findall(r"^   (def companion_exit\(.*\n(?:    .*\n)+)", page, re.MULTILINE)
+    retries = entry("hopeless", "exit3", start_retries=1, restart_delay=0.1)
+    server = companion_server(
+        entry("a", "idle"), retries, extra=textwrap.dedent(f"   {hook}"), files_option=FILES
+    )
+    with server:
+        pid = server.wait_companion("a")["pid"]
+        server.ask("restart", "a")
+        pid = server.wait_companion("a", without=[pid])["pid"]
+        server.ask("stop", "a")
+        server.wait_companion("a", "STOPPED")
+        server.ask("start", "a")
+        pid = server.wait_companion("a", without=[pid])["pid"]
+        os.kill(pid, signal.SIGKILL)
+        server.wait_log("[ERROR] a: killed by SIGKILL")
+        server.wait_log("[ERROR] hopeless: exited with status 3")
+        server.wait_companion("a", without=[pid])
+        assert server.stop() == 0
+        assert server.log().count("[ERROR] a: ") == 1
 
 
 @pytest.mark.parametrize("what", ["raise RuntimeError('no thanks')", "import sys; sys.exit(5)"])
