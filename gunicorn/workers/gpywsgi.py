@@ -124,8 +124,11 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     _served = 0
     _head: RequestHead
     response_headers: Any
+    _orig_status: Any
     # What the application has answered, once it has: checked, with what it means for the framing.
     _answer: Response | None = None
+    # What was said on the connection, only the application knows.
+    _taken_over = False
     # Whom a proxy speaks for, and then who is connected.
     client_address: Any
     peer_address: Any = None
@@ -216,7 +219,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         return bytes(data + line)
 
     def handle_one_request(self) -> Any:
-        self._answer = None
+        self._answer = self._orig_status = None
         try:
             return super().handle_one_request()
         except _Refused as refused:
@@ -389,16 +392,19 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             log_it("%s from %s failed: %s", where, shown(self.client_address), error or kind.__name__)
         elif isinstance(error, StopIteration) and not self.headers_sent:
             # The application has answered on its own, as Cycle has it.
+            self._taken_over = True
             if not leaves_http:
                 text = "The application ended %s by StopIteration; nothing more is sent"
                 log.warning(text, where, exc_info=(kind, error, trace))
             return
         elif not isinstance(error, gevent.GreenletExit):
             log.error("The application failed on %s", where, exc_info=(kind, error, trace))
-        if self.headers_sent or (answer is None and leaves_http):
+        if self.headers_sent:
             return
         status, reason, text = answer_for(error if from_client else None)
         self._orig_status, self.response_headers = f"{status} {reason}", []
+        if answer is None and leaves_http:
+            return
         with contextlib.suppress(OSError):
             page = error_response(status, reason, text)
             if self.command == "HEAD":
@@ -408,7 +414,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     def log_request(self) -> None:
         worker = self.server.worker
-        if not worker.cycle.wants_access:
+        if not worker.cycle.wants_access or self._taken_over:
             return
         environ = self.environ or {
             "REMOTE_ADDR": self.client_address[0] if isinstance(self.client_address, tuple) else "",

@@ -262,6 +262,9 @@ def test_a_connection_that_was_taken_over_gets_no_page(served: Server, error: st
         )
         assert read_until_closed(sock) == b"taken"
     assert ("Traceback" in "".join(log)) is (error == "ValueError")
+    # What was said after StopIteration, only the application knows.
+    assert [line for line in log if "GET /take" in line and '" 500 ' in line] or error == "StopIteration"
+    assert not [line for line in log if '"GET /take' in line] or error == "ValueError"
 
 
 TRUNCATED = [
