@@ -68,6 +68,15 @@ class LineReader:
     def feed(self, data: bytes) -> None:
         self._buffer += data
 
+    def end(self) -> None:
+        """Nothing follows: what is left is a request if it is whole, though its newline is missing."""
+        try:
+            whole = isinstance(json.loads(self._buffer), dict)
+        except (ValueError, RecursionError):
+            return
+        if whole and len(self._buffer) <= self.limit:
+            self._buffer += b"\n"
+
     def lines(self) -> Iterator[bytes | None]:
         """The complete lines that are here, without their newline."""
         while True:
@@ -399,6 +408,7 @@ class ControlServer:
             client.output.clear()
         if not data:
             client.ended = True
+            client.reader.end()
         client.reader.feed(data)
         client.pending = client.reader.lines()
 

@@ -283,6 +283,29 @@ def test_requests_before_a_half_close_are_answered(served):
     assert served.server.clients == {}
 
 
+@pytest.mark.parametrize("before", [b"", b'{"n": 1}\n', b"x" * 200_000 + b"\n"], ids=len)
+def test_the_last_request_needs_no_newline(served, before):
+    client = served.connect()
+    client.send(before + b'{"n": 2}')
+    client.sock.shutdown(socket.SHUT_WR)
+    if before:
+        client.reply()
+    assert client.reply()["ok"]
+    assert served.requests[-1] == {"n": 2} and client.line() == b""
+
+
+HALVES = [b'{"n": 2', b"12", b'"n', b"[" * 60_000, b'{"n": 1}' + b" " * 65_536]
+
+
+@pytest.mark.parametrize("half", HALVES, ids=len)
+def test_half_a_request_is_none(served, half):
+    client = served.connect()
+    client.send(half)
+    client.sock.shutdown(socket.SHUT_WR)
+    client.line()
+    assert served.requests == []
+
+
 def test_a_command_of_a_client_that_went_at_once_is_obeyed(served):
     client = served.connect()
     client.send(b'{"cmd": "stop"}\n')
