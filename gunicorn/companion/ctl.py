@@ -27,6 +27,10 @@ from gunicorn.companion.ctlclient import (
 )
 from gunicorn.companion.ctlcommands import COMMANDS, DONE
 
+TYPE_CHECKING = False  # typing itself is slow to import
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 __all__ = ["COMMANDS", "build_parser", "main"]
 
 STATES = ("STOPPED", "STARTING", "RUNNING", "BACKOFF", "STOPPING")
@@ -34,7 +38,41 @@ INTERRUPTED = 130
 
 NAMES = "by name: 'rq' (with all its copies, if it has numprocs), 'rq:2', or 'all'"
 
-Parser = argparse.ArgumentParser
+# What the commands of supervisorctl, systemctl, pm2 and their like are here.
+FOREIGN_WORDS = {
+    **dict.fromkeys(("update", "add", "remove"), "reread applies what changed in the configuration"),
+    "reload": "reread for companions; SIGHUP to the master reloads the whole server",
+    "shutdown": "SIGTERM to the master ends the server; 'stop all' ends its companions",
+    **dict.fromkeys(
+        ("tail", "maintail", "logs", "log", "fg", "attach"),
+        "what a companion writes goes to the files in its stdout and stderr, or to the server's own output",
+    ),
+    **dict.fromkeys(("avail", "list", "ls", "ps", "show", "describe", "top", "monit"), "use status -v"),
+    **dict.fromkeys(("kill", "send"), "use signal SIGNAL NAME"),
+    **dict.fromkeys(("clear", "reset-failed", "reset"), "start NAME lets one that gave up begin anew"),
+    **dict.fromkeys(("enable", "disable"), "use autostart in the configuration"),
+    "help": "use --help",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says of a command that it does not know which one is meant."""
+
+    def error(self, message: str) -> NoReturn:
+        _, found, rest = message.partition("argument COMMAND: invalid choice: '")
+        if found:
+            word = rest.partition("'")[0]
+            message = f"there is no command {word}" + (_meant(word) or f" ({', '.join(WORDS)})")
+        super().error(message)
+
+
+def _meant(word: str) -> str:
+    if word in FOREIGN_WORDS:
+        return f": {FOREIGN_WORDS[word]}"
+    import difflib
+
+    near = difflib.get_close_matches(word, WORDS, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,7 +149,7 @@ def build_parser(words: Sequence[str]) -> Parser:
 class _Version(argparse.Action):
     """Tells of this package, and of another Gunicorn if one was installed over it."""
 
-    def __call__(self, parser: Parser, *_: object) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib import metadata
 
         place = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -434,7 +434,11 @@ def test_a_path_that_cannot_be(run, tmp_path):
     ("words", "text"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["statsu"], "invalid choice: 'statsu'"),
+        (["statsu"], "there is no command statsu; did you mean status?"),
+        (["frobnicate"], "there is no command frobnicate (status, start, "),
+        (["update"], "there is no command update: reread applies"),
+        (["shutdown"], "no command shutdown: SIGTERM to the master"),
+        (["tail", "-f", "rq"], "no command tail: what a companion writes goes to the files"),
         (["start"], "the following arguments are required: NAME"),
         (["reread", "rq"], "unrecognized arguments: rq"),
         (["restart", "--rolling"], "the following arguments are required: NAME"),
@@ -586,7 +590,13 @@ def test_it_loads_little():
     )
     own = [name for name in loaded if name.startswith("gunicorn")]
     parts = ("ctl", "ctlclient", "ctlcommands", "paths", "sdnotify")
-    assert own == ["gunicorn", "gunicorn.companion", *(f"gunicorn.companion.{part}" for part in parts)]
+    trust = ["gunicorn.unix", "gunicorn.unix.trust"]
+    assert own == [
+        "gunicorn",
+        "gunicorn.companion",
+        *(f"gunicorn.companion.{part}" for part in parts),
+        *trust,
+    ]
     assert not {"asyncio", "dataclasses", "inspect", "logging", "shutil", "subprocess"} & set(loaded)
 
 
