@@ -529,7 +529,9 @@ def _apply_logconfig(cfg: Any) -> None:
         cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
         where = cfg.logconfig_json or cfg.logconfig
         name = "logconfig_dict" if cfg.logconfig_dict else f"log configuration {where!r}"
-        raise ConfigError(f"{name}: {error}{cause}") from error
+        # Of one that is missing only the name is said.
+        reason = f"there is no section or key {error}" if isinstance(error, KeyError) else error
+        raise ConfigError(f"{name}: {reason}{cause}") from error
     for log in loggers():
         for handler in log.handlers:
             if id(handler) not in before:

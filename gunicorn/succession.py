@@ -9,7 +9,7 @@ from typing import Any
 from gunicorn import handoff
 from gunicorn.master import Master
 from gunicorn.pidfile import Pidfile, successor_path
-from gunicorn.unix.process import describe_status, leave, set_process_title
+from gunicorn.unix.process import describe_end, leave, set_process_title
 from gunicorn.unix.signals import blocked_signals, reset_to_default
 
 
@@ -111,7 +111,7 @@ class Succession(Master):
             left = Pidfile(successor_path(self.cfg.pidfile))
             left.pid = pid
             left.unlink()
-        self.log.warning("The new master %s, this one stays", describe_status(status))
+        self.log.warning("The new master %s, this one stays", describe_end(status))
 
     def _set_title(self) -> None:
         name = f"{self.proc_name}.2" if self.master_pid else self.proc_name

@@ -17,7 +17,7 @@ from typing import Any
 from gunicorn import pool
 from gunicorn.errors import AppImportError, ConfigError
 from gunicorn.master import Master
-from gunicorn.unix.process import describe_status, exit_code, set_process_title, term_signal
+from gunicorn.unix.process import describe_end, exit_code, set_process_title, term_signal
 from gunicorn.unix.signals import blocked_signals, disregard, reset_to_default
 
 # How long an old worker waits for its successor to boot, if no worker timeout says it.
@@ -163,7 +163,7 @@ class Workforce(Master):
     def _log_end(self, pid: int, status: int, *, asked: bool) -> None:
         log = self.log.debug if asked or status == 0 else self.log.error
         hint = " (out of memory?)" if term_signal(status) == signal.SIGKILL and not asked else ""
-        log("The worker %s %s%s", pid, describe_status(status), hint)
+        log("The worker %s %s%s", pid, describe_end(status), hint)
 
     def _retire(self, pid: int, now: float) -> None:
         """Have a worker finish what it does and end; it is told once, and killed at the deadline."""

@@ -185,6 +185,12 @@ def describe_status(status: int) -> str:
     return f"exited with status {os.WEXITSTATUS(status)}"
 
 
+def describe_end(status: int) -> str:
+    """The same as what is said of a process: ``exited with status 1``, ``was killed by SIGKILL``."""
+    text = describe_status(status)
+    return text if os.WIFEXITED(status) else f"was {text}"
+
+
 def leave(code: int) -> NoReturn:
     """End a forked process: what is buffered is written, and no exit handler of the parent's runs."""
     for stream in (sys.stdout, sys.stderr):

@@ -636,6 +636,13 @@ def test_logconfig_file(tmp_path: Path) -> None:
     assert (tmp_path / "error.log").read_text().count("without it") == 1
 
 
+def test_a_logconfig_without_a_section(tmp_path: Path) -> None:
+    path = tmp_path / "log.ini"
+    path.write_text("[loggers]\nkeys=root\n[handlers]\nkeys=\n[logger_root]\nhandlers=\n")
+    with pytest.raises(ConfigError, match="there is no section or key 'formatters'"):
+        Logger(config(logconfig=str(path)))
+
+
 @pytest.mark.parametrize("kind", ["dict", "json"])
 def test_logconfig_names_only_what_differs(tmp_path: Path, kind: str, capsys: Any) -> None:
     settings = {"formatters": {"generic": {"format": "own %(message)s"}}}

@@ -29,6 +29,7 @@ from gunicorn.unix import process
 )
 def test_statuses(status: int, text: str, code: int | None, signum: int | None) -> None:
     assert process.describe_status(status) == text
+    assert process.describe_end(status) == ("was " if text.startswith("killed") else "") + text
     assert process.exit_code(status) == code
     assert process.term_signal(status) == signum
 
