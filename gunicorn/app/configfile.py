@@ -323,19 +323,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def near_misses(cfg: Config) -> list[str]:
     """A warning for each name in the files that is nearly a setting, or is one of a later Gunicorn."""
-    known = [cls.name for cls in KNOWN_SETTINGS if cls.name in cfg.settings]
+    known = [cls.name for cls in KNOWN_SETTINGS if cls.name and cls.name in cfg.settings]
     warnings = []
     for source in cfg.sources:
-        lines = defined_at(source)
+        lines: dict[str, int] | None = None
         for name, value in source.names.items():
-            # What is not defined in the text itself came by `import *` and is somebody else's.
             if name.startswith("_") or name in cfg.settings or isinstance(value, ModuleType):
                 continue
-            if name not in lines:
-                continue
             hint = setting_hint(name)
-            near = None if hint else nearest(name, [text for text in known if text], cutoff=0.75)
-            if hint or near:
+            near = None if hint else nearest(name, known, cutoff=0.75)
+            if not hint and not near:
+                continue
+            if lines is None:
+                # Only now: most files have no such name, and it takes a parser.
+                lines = defined_at(source)
+            # What is not defined in the text itself came by `import *` and is somebody else's.
+            if name in lines:
                 way = f": {hint}" if hint else f"; did you mean {near}?"
                 warnings.append(
                     f"{source.label}, line {lines[name]}: {name} is not a setting and has no effect{way}"

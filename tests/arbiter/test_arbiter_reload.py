@@ -307,6 +307,18 @@ def test_a_reload_leaves_a_release_that_was_removed(by: str) -> None:
         assert server.log("loaded").split() == ["r1", "r2", "r3"]
 
 
+def test_what_nobody_notices_is_told_at_the_start_and_by_a_reload() -> None:
+    """A setting that is misspelt, and code that was preloaded."""
+    with TinyServer("worker = 3", workers=1, preload_app=True) as server:
+        first = server.running(1)
+        assert "worker is not a setting and has no effect; did you mean workers?" in server.log()
+        assert "stays as it was preloaded" not in server.log()
+        reload(server, "bnid = 5", workers=1, preload_app=True)
+        server.running(1, without=first)
+        assert "bnid is not a setting and has no effect; did you mean bind?" in server.log()
+        assert server.log().count("The application stays as it was preloaded") == 1
+
+
 def test_listeners_that_stay_follow_the_configuration(short_dir: Path) -> None:
     cert, key = make_certificate(short_dir)
     with TinyServer(workers=1) as server:
