@@ -17,6 +17,7 @@ from typing import Any
 
 from gunicorn import SERVER_SOFTWARE, __version__, handoff, pool, sock, systemd
 from gunicorn.announce import Situation
+from gunicorn.app.configfile import near_misses
 from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.loading import getcwd
 from gunicorn.pidfile import Pidfile, successor_path
@@ -24,7 +25,7 @@ from gunicorn.reload import one_line, switch_configuration
 from gunicorn.shutdown import Shutdown
 from gunicorn.succession import Succession
 from gunicorn.unix.poller import Poller
-from gunicorn.unix.process import describe_status
+from gunicorn.unix.process import describe_end
 from gunicorn.unix.signals import Interrupted, SignalInbox, in_turn, signal_name, unblock_all
 
 # Heartbeats, and whether the old master is still there, are looked at this often.
@@ -176,6 +177,7 @@ class Arbiter(Shutdown, Succession):
         self.pid = os.getpid()
         self.started_at = time.monotonic()
         self.log.info("Gunicorn %s starts as process %s", __version__, self.pid)
+        self._warn_of_misspelt_settings()
         try:
             given = handoff.inherited(os.environ, self.pid)
         except ValueError as exc:
@@ -185,7 +187,7 @@ class Arbiter(Shutdown, Succession):
         self.unit.open(os.environ, self.pid)
         handoff.forget(os.environ)
         try:
-            self.check_companions(self.cfg)
+            self.check_companions(self.cfg, outputs=False)
         except ConfigError as exc:
             raise HaltServer(str(exc)) from exc
         self.init_signals()
@@ -215,6 +217,10 @@ class Arbiter(Shutdown, Succession):
         if self.cfg.reload and self.cfg.preload_app:
             self.log.info("With reload nothing is preloaded: each process loads the code that is on disk")
         self.cfg.when_ready(self)
+
+    def _warn_of_misspelt_settings(self) -> None:
+        for warning in near_misses(self.cfg):
+            self.log.warning("%s", warning)
 
     def init_signals(self) -> None:
         """Have signals recorded, each to be handled by the loop when its turn comes."""
@@ -437,6 +443,9 @@ class Arbiter(Shutdown, Succession):
             return
         finally:
             self.hear_signals_again()
+        self._warn_of_misspelt_settings()
+        if self.cfg.preload_app and not self.cfg.reload:
+            self.log.info("The application stays as it was preloaded; new code comes by SIGUSR2 or a restart")
         self._hook("on_reload", self)
         self._set_title()
         for record in self._all_records():
@@ -446,7 +455,7 @@ class Arbiter(Shutdown, Succession):
 
     def check_reload(self, cfg: Any) -> None:
         """Raise what is wrong with *cfg* before any of it is applied."""
-        self.check_companions(cfg)
+        self.check_companions(cfg, outputs=True)
 
     # -- children ------------------------------------------------------------------------------
 
@@ -469,7 +478,7 @@ class Arbiter(Shutdown, Succession):
                 halt = self._bury_worker(pid, status) or halt
             else:
                 # As process 1 of a container, this one inherits the orphans of all others.
-                self.log.debug("The process %s, none of ours, %s", pid, describe_status(status))
+                self.log.debug("The process %s, none of ours, %s", pid, describe_end(status))
         if halt is not None and not self._stopping:
             raise HaltServer(*halt)
 

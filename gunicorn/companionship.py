@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.handoff import Inherited
 from gunicorn.master import Master
-from gunicorn.unix.process import describe_status
+from gunicorn.unix.process import describe_end
 from gunicorn.unix.signals import blocked_signals
 
 if TYPE_CHECKING:
@@ -47,14 +47,18 @@ class Companionship(Master):
             except OSError:
                 self.inherited_state_fd = None
 
-    def check_companions(self, cfg: Any) -> None:
-        """Raise ConfigError for companions that could not run; a plain web server imports nothing."""
+    def check_companions(self, cfg: Any, *, outputs: bool) -> None:
+        """Raise ConfigError for companions that could not run; a plain web server imports nothing.
+
+        *outputs*: whether a file of theirs that cannot be written is a mistake. At a start it is not: a log
+        directory that is gone must cost one companion, and not the web.
+        """
         if not cfg.companion_workers:
             return
         from gunicorn.companion.config import build_companion_configs
 
         try:
-            build_companion_configs(cfg)
+            build_companion_configs(cfg, outputs=outputs)
         except ValueError as exc:
             raise ConfigError(str(exc)) from exc
 
@@ -148,4 +152,4 @@ class Companionship(Master):
             expected = expected or self.companions.kill_at is not None
             self.companions.reaped(clean=status == 0)
         log = self.log.info if expected else self.log.error
-        log("The companion manager %s", describe_status(status))
+        log("The companion manager %s", describe_end(status))

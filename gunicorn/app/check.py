@@ -72,10 +72,16 @@ def _companions(cfg: Config) -> list[str]:
     from gunicorn.companion.config import build_companion_configs
 
     try:
-        build_companion_configs(cfg)
+        configs = build_companion_configs(cfg)
     except ValueError as error:
         return [str(error)]
-    return []
+    # As a file of output that cannot be written: what would be a failed start.
+    missing = {config.group or config.name: config.cwd for config in configs if config.cwd is not None}
+    return [
+        f"companion {name!r}: cwd: there is no directory {cwd}"
+        for name, cwd in missing.items()
+        if not os.path.isdir(cwd)
+    ]
 
 
 def _tls(cfg: Config) -> bool:

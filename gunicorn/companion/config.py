@@ -147,14 +147,15 @@ def _digest(config: CompanionConfig, names: Iterable[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def build_companion_configs(cfg: Any) -> list[CompanionConfig]:
+def build_companion_configs(cfg: Any, *, outputs: bool = True) -> list[CompanionConfig]:
     """The companions that *cfg* names, omitted keys filled from the global settings.
 
     Raises ValueError with every mistake at once, each with the companion's name
-    (or its index) and the key. Imports no target.
+    (or its index) and the key. Imports no target. Without *outputs* nothing is looked up on the disk:
+    whether the files of ``stdout`` and ``stderr`` can be written then shows at the start of that companion.
     """
     problems: list[str] = []
-    user = WriterIdentity(cfg.uid, cfg.gid, bool(cfg.initgroups))
+    user = WriterIdentity(cfg.uid, cfg.gid, bool(cfg.initgroups)) if outputs else None
     entries = cfg.companion_workers or []
     defaults: dict[str, Any] = {}
     if entries:
@@ -187,7 +188,7 @@ def copies(config: CompanionConfig, numprocs: int | None) -> list[CompanionConfi
 
 
 def _build_one(
-    index: int, entry: Any, defaults: Mapping[str, Any], user: WriterIdentity, problems: list[str]
+    index: int, entry: Any, defaults: Mapping[str, Any], user: WriterIdentity | None, problems: list[str]
 ) -> CompanionConfig | None:
     """One entry validated; None where it cannot be built, whose reason is in *problems*."""
     if not isinstance(entry, dict):
@@ -210,7 +211,8 @@ def _build_one(
         elif values.get(key) is not INVALID or value is not None:
             values[key] = _checked(key, value, f"{label}: {key}", problems)
     _merge_env(values, defaults)
-    problems.extend(output_problems(label, values, user))
+    if user is not None:
+        problems.extend(output_problems(label, values, user))
     problems.extend(_combination_problems(label, values))
     if any(value is INVALID for value in values.values()):
         return None

@@ -141,7 +141,7 @@ class ManagerHandle(ArbitersPart):
 
     def before_fork(self) -> Link:
         """Make everything that the manager finds made; return its end of the link."""
-        self.configs = build_companion_configs(self.cfg)
+        self.configs = build_companion_configs(self.cfg, outputs=False)
         # The manager has it too.
         spare.keep()
         if not self._places_stay:
@@ -264,7 +264,7 @@ class ManagerHandle(ArbitersPart):
             return
         try:
             fresh = self.arbiter.app.fresh_config()
-            configs = build_companion_configs(fresh)
+            configs = build_companion_configs(fresh, outputs=False)
         except (ConfigError, ValueError) as exc:
             self.log.warning(
                 "The companions' new configuration cannot be kept for their next manager: %s", exc
@@ -298,12 +298,7 @@ class ManagerHandle(ArbitersPart):
     def reload(self) -> None:
         """The arbiter has applied a new configuration, whose companions are valid."""
         cfg = self.cfg
-        try:
-            configs = build_companion_configs(cfg)
-        except ValueError as exc:
-            # It was good a moment ago, when the arbiter looked; a directory may have gone since.
-            self.log.error("The companions keep their configuration: %s", exc)
-            return
+        configs = build_companion_configs(cfg, outputs=False)
         changed_names = {c.name: c.fingerprint for c in configs} != {
             c.name: c.fingerprint for c in self.configs
         }
@@ -370,11 +365,7 @@ class ManagerHandle(ArbitersPart):
             return float(explicit)
         now = time.monotonic()
         waits = [until - now for until in self._promised if until > now]
-        current = self.configs
-        if not current:
-            # No manager has come up, and perhaps because it is not valid any more.
-            with contextlib.suppress(ValueError):
-                current = build_companion_configs(self.cfg)
+        current = self.configs or build_companion_configs(self.cfg, outputs=False)
         if current:
             waits.append(self._longest(current, lambda config: config.stop_timeout))
         return max(waits) + self._buffer if waits else 0.0

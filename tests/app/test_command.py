@@ -219,10 +219,16 @@ def test_all_is_well(here: Path, args: list[str]) -> None:
         (["--access-logformat", "%(h)d", "shop:app"], ["access_log_format '%(h)d': "]),
         (["--statsd-host", "localhost", "--access-logformat", "%", "shop:app"], ["access_log_format"]),
         (["--companion-worker", "a b=shop:make", "shop:app"], ["a b"]),
+        (
+            ["--companion-worker", "a=x:y", "--companion-stdout", "gone/x", "shop:app"],
+            ["gone does not exist"],
+        ),
+        (["-c", "cwd.py", "shop:app"], ["companion 'b': cwd: there is no directory gone"]),
         (["--companion-worker", "a=x:y", "--companion-stop-signal", "SIGNONE", "shop:app"], ["SIGNONE"]),
     ],
 )
 def test_what_is_wrong(here: Path, args: list[str], said: list[str]) -> None:
+    (here / "cwd.py").write_text("companion_workers = [{'name': 'b', 'target': 'x:y', 'cwd': 'gone'}]")
     done = gunicorn(here, "--check-config", *args)
     assert done.returncode == 1, done.stderr
     for text in said:

@@ -186,12 +186,14 @@ def test_stop_timeout(arbiter: Arbiter, settings: dict[str, Any], expected: floa
     assert arbiter.companion_manager_stop_timeout() == expected
 
 
-def test_the_stop_limit_of_companions_that_are_not_valid_any_more(arbiter: Arbiter, tmp_path: Path) -> None:
-    gone = tmp_path / "gone"
-    arbiter.cfg.set("companion_workers", [{**COMPANIONS[0], "stdout": str(gone / "out.log")}])
-    assert arbiter.companion_manager_stop_timeout() == 0
-    arbiter.cfg.set("companion_reload", "changed")
-    arbiter._companion_handle().reload()
+def test_a_log_directory_that_is_gone_ends_nothing_but_a_start(arbiter: Arbiter, tmp_path: Path) -> None:
+    arbiter.cfg.set("companion_workers", [{**COMPANIONS[1], "stdout": str(tmp_path / "gone" / "out.log")}])
+    assert arbiter.companion_manager_stop_timeout() == 110
+    handle = arbiter._companion_handle()
+    handle.reload()
+    theirs = handle.before_fork()
+    theirs.close()
+    assert [config.name for config in handle.configs] == ["slow"]
 
 
 def test_a_stop_survives_companions_that_cannot_be_stopped(arbiter: Arbiter) -> None:

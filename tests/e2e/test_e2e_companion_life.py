@@ -75,6 +75,22 @@ def test_kill_9_of_a_companion() -> None:
         assert server.companion("b")["restart_count"] == 0
 
 
+def test_a_log_directory_that_is_missing_costs_one_companion() -> None:
+    server = companion_server(
+        entry("a", "idle"), entry("b", "idle", stdout="logs/b.log", restart_delay=0.2), workers=1
+    )
+    with server:
+        server.wait_companion("a")
+        failed = server.wait_companion("b", "BACKOFF")
+        assert "cannot open stdout" in failed["description"]
+        assert server.get("/").status == 200
+        # In a running server it is a mistake of the new configuration.
+        server.signal(signal.SIGHUP)
+        server.wait_log("all stays as it was: invalid companion configuration: companion 'b': stdout")
+        (server.dir / "logs").mkdir()
+        server.wait_companion("b")
+
+
 def test_worker_recycling_leaves_companions_alone() -> None:
     server = companion_server(entry("a", "idle"), entry("b", "idle"), workers=2, max_requests=3)
     with server:
