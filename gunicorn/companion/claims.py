@@ -8,6 +8,7 @@ One that somebody else supervises is left alone and waited for.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 from gunicorn.companion import runfile
 from gunicorn.companion.runfile import Orphan, Record, RunFile
+from gunicorn.companion.sharedstate import Rights
 
 # What another server runs is tried for again after so long, whether or not anything has changed.
 LOOK_AGAIN = 5.0
@@ -68,12 +70,17 @@ class _Elsewhere:
     until: float
 
 
+def _right(name: str) -> str:
+    return "companion " + name
+
+
 class Claims:
     """The run files that this manager holds, by companion name, in *run_dir* (none: files without a name)."""
 
-    def __init__(self, run_dir: str | None, log: Any) -> None:
+    def __init__(self, run_dir: str | None, log: Any, rights: Rights | None = None) -> None:
         self.run_dir = run_dir
         self.log = log
+        self.rights = rights or Rights()
         self._runs: dict[str, RunFile] = {}
         # Of these, those whose last process has come to its end: nobody else has written since.
         self._cleared: set[str] = set()
@@ -85,22 +92,31 @@ class Claims:
         self._elsewhere: dict[str, _Elsewhere] = {}
         self._glance = _Glance(float("-inf"), None)
         self._complaint: str | None = None
+        # Sets of copies that another server runs, with the pid of one of them, as of a moment.
+        self._owners: dict[str, int] = {}
+        self._owners_at = float("-inf")
 
     def held(self, name: str) -> RunFile | None:
         return self._runs.get(name)
 
     def descriptors(self) -> list[int]:
-        return [run.fd for run in self._runs.values()]
+        return [fd for run in self._runs.values() for fd in run.descriptors()]
 
     # -- claiming ----------------------------------------------------------
 
     def claim(self, name: str, now: float, *, singleton: bool = True) -> RunFile | Blocked:
         """The locked, empty run file of *name*, or what is in the way. Raises OSError."""
         run = self._runs.get(name)
-        if run is not None and not run.in_place:
+        if run is not None and (named := run.locked) is not None:
+            # There may be room again.
+            run.locked = None
+            run.release()
+            self._runs[name] = run = named
+            self._cleared.discard(name)
+        if run is not None and not run.in_place and not self._renew(name, run):
             # What it says nobody would find; and somebody else may have made another.
             self.release(name)
-            run = None
+        run = self._runs.get(name)
         if run is not None and name in self._cleared:
             self._cleared.discard(name)
             return run
@@ -110,7 +126,12 @@ class Claims:
             run = self._take(name) if singleton else RunFile.claim(None, name)
             if run is not None:
                 self._runs[name] = run
+                if singleton:
+                    self.rights.hold(_right(name))
         record = run.read() if run is not None else runfile.peek(self.run_dir, name)
+        if singleton and record is None and run is not None and run.path is None:
+            # Of a directory that cannot be written to.
+            record = self._older_self(name)
         if record is not None and not record.supervised:
             # One that was configured no more has been told already.
             orphan = self._orphans.get(name) or self._strays.pop(name, None)
@@ -131,8 +152,26 @@ class Claims:
                 )
             return Blocked(pid)
         self._waiting.discard(name)
-        run.clear()
-        return run
+        return run if run.clear() else self._without_room(name, run)
+
+    def _without_room(self, name: str, run: RunFile) -> RunFile:
+        """The right to start it is ours, but its record cannot be where others look. It still runs."""
+        self._complain(os.strerror(errno.ENOSPC))
+        memory = RunFile.claim(None, name)
+        assert memory is not None
+        memory.locked = run
+        self._runs[name] = memory
+        return memory
+
+    def _older_self(self, name: str) -> Record | None:
+        """What a dead manager left, if it can be read and its process lives."""
+        record = runfile.peek(self.run_dir, name)
+        return record if record is not None and record.runs and not record.supervised else None
+
+    def _runs_elsewhere(self, name: str) -> bool:
+        """Whether the record names a process of somebody else's that lives, as does its supervisor."""
+        record = runfile.peek(self.run_dir, name)
+        return record is not None and record.supervisor != os.getpid() and record.supervised and record.runs
 
     def _look(self, now: float) -> _Glance:
         if now >= self._glance.at + GLANCE:
@@ -161,27 +200,64 @@ class Claims:
             self._elsewhere[name] = _Elsewhere(record, stamp, now + LOOK_AGAIN)
 
     def _take(self, name: str) -> RunFile | None:
+        if self.rights.is_elsewhere(_right(name)):
+            # Over an upgrade, whatever has become of the run files.
+            return None
         try:
             return RunFile.claim(self.run_dir, name)
-        except OSError:
-            if self.usable_run_dir() is not None:
+        except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._complain(exc.strerror)
+            elif self.usable_run_dir() is not None:
                 raise
-            # Without a directory to write it down, it still runs.
-            return RunFile.claim(None, name)
+            # Without a directory to write it down, it still runs; but not beside one that can be read of.
+            return None if self._runs_elsewhere(name) else RunFile.claim(None, name)
+
+    def _renew(self, name: str, run: RunFile) -> bool:
+        """Make a run file again that somebody has removed; False where that cannot be."""
+        try:
+            fresh = RunFile.claim(self.run_dir, name)
+        except OSError as exc:
+            self._complain(exc.strerror)
+            return False
+        if fresh is None:
+            return False
+        try:
+            run.copy_to(fresh)
+        except OSError as exc:
+            self._complain(exc.strerror)
+            fresh.release()
+            return False
+        # Not before: from now on the other one is found.
+        run.release()
+        self._runs[name] = fresh
+        return True
+
+    def renew(self) -> None:
+        """Make the run files again that somebody has removed, perhaps with their directory."""
+        lost = [(name, run) for name, run in self._runs.items() if not run.in_place]
+        if lost and self.usable_run_dir() is not None:
+            count = sum(self._renew(name, run) for name, run in lost)
+            self.log.warning("Run files had been removed: %d; made again: %d", len(lost), count)
 
     def other_owner(self, group: str) -> int | None:
         """The pid of a copy of *group* that another server runs; None: there is none."""
-        for name, record in runfile.records(self.run_dir).items():
-            mine = record.supervisor == os.getpid()
-            if name.partition(":")[0] == group and not mine and record.supervised and record.runs:
-                return record.pid
-        return None
+        now = time.monotonic()
+        if now >= self._owners_at + GLANCE:
+            self._owners, self._owners_at = self._look_for_owners(), now
+        return self._owners.get(group)
+
+    def _look_for_owners(self) -> dict[str, int]:
+        return {
+            name.partition(":")[0]: record.pid
+            for name, record in runfile.records(self.run_dir).items()
+            if record.supervisor != os.getpid() and record.supervised and record.runs
+        }
 
     def clear(self, name: str) -> None:
         """Forget who ran, and keep the right to start the next."""
         run = self._runs.get(name)
-        if run is not None:
-            run.clear()
+        if run is not None and run.clear():
             self._cleared.add(name)
 
     def note_group_signalled(self, name: str, pid: int) -> None:
@@ -197,8 +273,11 @@ class Claims:
         """Give the right up, and the record with it."""
         run = self._runs.pop(name, None)
         self._cleared.discard(name)
+        self._waiting.discard(name)
+        self._elsewhere.pop(name, None)
         if run is not None:
             run.release()
+            self.rights.let_go(_right(name))
 
     def usable_run_dir(self) -> str | None:
         """The run directory, or None and one warning where it cannot be used."""
@@ -209,16 +288,20 @@ class Claims:
             if not os.access(self.run_dir, os.W_OK | os.X_OK):
                 raise PermissionError(13, "it is not writable")
         except OSError as exc:
-            if self._complaint != exc.strerror:
-                self._complaint = exc.strerror
-                self.log.warning(
-                    "No run files in %s: %s. Should the manager be killed, companions that ignore"
-                    " their stop signal may run beside their successors",
-                    self.run_dir,
-                    exc.strerror,
-                )
+            self._complain(exc.strerror)
             return None
         return self.run_dir
+
+    def _complain(self, reason: str | None) -> None:
+        if self._complaint != reason:
+            self._complaint = reason
+            self.log.warning(
+                "No run files in %s: %s. Should the manager be killed, companions that ignore"
+                " their stop signal may run beside their successors; and a second server on this"
+                " directory does not wait for them",
+                self.run_dir,
+                reason,
+            )
 
     def has_old_self(self, name: str) -> bool:
         """Whether a dead manager left a record of *name*."""

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from gunicorn.companion import notices
@@ -47,6 +48,14 @@ class Hearing:
                 return None
             self.poller.add(self._sockets[name].fileno(), lambda events: self.hear(process))
         return self._sockets[name].address
+
+    def renew(self, processes: Iterable[CompanionProcess], run_dir: str | None) -> None:
+        """Listen again at the address that companions know, where somebody has removed the file."""
+        for process in processes:
+            notice_socket = self._sockets.get(process.name)
+            if notice_socket is not None and not notice_socket.reachable:
+                with contextlib.suppress(OSError):
+                    self.open(process, run_dir)
 
     def hear(self, process: CompanionProcess) -> None:
         """Take in what *process* has said by now."""

@@ -32,7 +32,7 @@ from gunicorn.companion.orders import Elder, Orders, follow
 from gunicorn.companion.process import POLL_INTERVAL, WAIT_INTERVAL, Action, CompanionProcess, Event, State
 from gunicorn.companion.reread import Scaled, scale
 from gunicorn.companion.rolling import Rolling
-from gunicorn.companion.sharedstate import SharedState
+from gunicorn.companion.sharedstate import Rights, SharedState
 from gunicorn.companion.sockets import Listeners
 from gunicorn.companion.spawn import become_subreaper, prepare_parent
 from gunicorn.companion.starting import Starter, no_hook
@@ -138,8 +138,9 @@ class CompanionManager:
         if control_path is not None:
             self.control = ControlServer(control_path, control_mode, self._answer, self.poller, log)
         self.master = MasterLine(link, self.poller, self._hear_master, self._lose_master)
-        self.claims = Claims(run_dir, log)
-        self.listeners = Listeners(log, umask=umask)
+        self.rights = Rights(shared, None if self.elder is None else self.elder.shared)
+        self.claims = Claims(run_dir, log, self.rights)
+        self.listeners = Listeners(log, umask=umask, rights=self.rights)
         self.endings = Endings(self.claims, self._tell_leftovers)
         self.hearing = Hearing(self.poller, log, self._take_notice)
         self.starter = Starter(self)
@@ -305,6 +306,9 @@ class CompanionManager:
         self._files.update(message.get("files", {}))
         if changes := message.get("surroundings"):
             self._follow_surroundings(changes)
+        if message.get("run_files"):
+            self.claims.renew()
+            self.hearing.renew(self.processes.values(), self.claims.run_dir)
         if message.get("promoted"):
             self._beside_elder = False
             self._changed = True
@@ -406,6 +410,7 @@ class CompanionManager:
         if last:
             # Whoever gave commands there is gone.
             self.elder = None
+            self.rights.forget(elder.shared)
             elder.shared.close()
 
     # -- starting ----------------------------------------------------------

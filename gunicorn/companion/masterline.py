@@ -37,9 +37,9 @@ class MasterLine:
         return [] if self.link is None else [self.link.fileno()]
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Send *message*; never blocks."""
+        """Send *message*, which takes the place of an earlier one of its kind; never blocks."""
         if self.link is not None:
-            self.link.send(message)
+            self.link.send_latest(message)
             self._flush()
 
     def receive(self) -> None:

@@ -32,7 +32,7 @@ from gunicorn.unix import spare
 
 # A manager that dies at once is not started again in a tight loop.
 SPAWN_INTERVAL = 1.0
-# How often the arbiter looks whether the socket file is still there.
+# How often the arbiter looks whether the socket file and the run files are still there.
 SOCKET_CHECK_INTERVAL = 5.0
 # From the last word to SIGKILL, for a manager that was told to end everything now.
 LAST_WORD = 2.0
@@ -113,6 +113,7 @@ class ManagerHandle(ArbitersPart):
         # Until when companions of earlier configurations may still be draining.
         self._promised: list[float] = []
         self._socket_checked_at = 0.0
+        self._looks_left = 0
         self._fixed: dict[str, Any] = {}
         # Environment, import path and directory of the manager, as it was given them.
         self._surroundings = Surroundings({}, [], None)
@@ -401,6 +402,7 @@ class ManagerHandle(ArbitersPart):
         if now >= self._socket_checked_at + SOCKET_CHECK_INTERVAL:
             self._socket_checked_at = now
             self._check_socket_file()
+            self._check_run_files()
 
     def suspect(self) -> None:
         """The manager may hang from now on: ask it."""
@@ -452,6 +454,17 @@ class ManagerHandle(ArbitersPart):
         if path is None or self.kill_at is not None or os.path.lexists(path):
             return
         self.arbiter.signal_companion_manager(signal.SIGUSR1)
+
+    def _check_run_files(self) -> None:
+        """Have the manager look for run files that were removed, once more after each change."""
+        if self.kill_at is not None or self.link is None:
+            return
+        if self.places.look_after_run_files():
+            # A companion that was just starting may not have written its record yet.
+            self._looks_left = 2
+        if self._looks_left:
+            self._looks_left -= 1
+            self.link.send({"run_files": True})
 
     def kill(self) -> None:
         """SIGKILL to a manager that did not end in time, and to what its run files name."""

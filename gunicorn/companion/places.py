@@ -118,6 +118,8 @@ class Places(ArbitersPart):
         self._use: DirectoryUse | None = None
         self._usable = True
         self._complained = False
+        # Of the run directory, when it was looked at last.
+        self._stamp: tuple[int, int] | None = None
 
     # -- which ---------------------------------------------------------------
 
@@ -242,6 +244,22 @@ class Places(ArbitersPart):
             if self._use is not None and self._use.is_at(self.run_dir):
                 return
             self._leave()
+
+    def look_after_run_files(self) -> bool:
+        """Have the run directory there, should it have been removed; whether anything in it has changed."""
+        if self.run_dir is None:
+            return False
+        if self._use is None or not self._use.is_at(self.run_dir):
+            parent = os.path.dirname(self.run_dir)
+            if not os.path.lexists(parent):
+                self._prepare("run files", parent)
+            self._enter()
+        stamp: tuple[int, int] | None = None
+        with contextlib.suppress(OSError):
+            info = os.stat(self.run_dir)
+            stamp = info.st_ino, info.st_mtime_ns
+        changed, self._stamp = stamp != self._stamp, stamp
+        return changed
 
     def _leave(self) -> None:
         if self._use is not None:

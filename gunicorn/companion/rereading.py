@@ -85,16 +85,17 @@ def apply(manager: CompanionManager, configs: Sequence[CompanionConfig]) -> Diff
         manager.processes[name].removed = True
         manager.stops.ask(name, Stop())
     manager.stop_due(now)
+    added, restarted, updated = set(found.added), set(found.restarted), set(found.updated)
     for config in configs:
         name = config.name
-        if name in found.added:
+        if name in added:
             _add(manager, config, now)
             continue
         process = manager.processes[name]
         process.config = config
-        if name in found.restarted:
+        if name in restarted:
             manager.send_event(process, Event.RESTART, now)
-        elif name in found.updated:
+        elif name in updated:
             _record_limits(manager, process)
     manager.forget_removed()
     return found

@@ -56,14 +56,14 @@ class Rolling:
                 self.drop(name)
             elif pid not in (None, process.pid):
                 self.drop(name)
+        # Sets of which one is down, or will be by this.
         taken: set[str] = set()
+        down = {process.config.group for process in processes.values() if process.state in DOWN}
         for name in sorted(self._waiting, key=lambda name: processes[name].state is State.RUNNING):
             process = processes[name]
             group = process.config.group
-            if process.state is State.RUNNING:
-                others = (p for p in processes.values() if p.config.group == group and p is not process)
-                if group in taken or any(other.state in DOWN for other in others):
-                    continue
+            if process.state is State.RUNNING and (group in taken or group in down):
+                continue
             taken.add(group)
             yield process, self._waiting.pop(name)[0]
 

@@ -14,6 +14,7 @@ orphan's, and whoever finds it ends that orphan's session.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
@@ -28,10 +29,13 @@ from gunicorn.unix import spare
 SUFFIX = ".run"
 _quoted = json.encoder.encode_basestring_ascii
 MAX_RECORD = 64 * 1024
+# What is there before a record, which says nothing: so that the record, and why a start has failed, find
+# room on a disk that is full by then.
+_BLANK = b" " * 2048
 # Seconds between two looks at a session whose leader is gone and whose others are let finish.
 DRAIN_INTERVAL = 0.25
 # The end of the record of a start that has not failed.
-_NO_ERROR = b', "error": null}\n'
+_NO_ERROR = b', "error": null}'
 # Fields that records did not have from the beginning.
 _LATER_FIELDS = {"stop_as_group": False, "group_signalled": False}
 
@@ -150,6 +154,8 @@ class RunFile:
     def __init__(self, fd: int, path: str | None) -> None:
         self.fd = fd
         self.path = path
+        # Where there is no room to write: the file that the lock is on, while this one has the record.
+        self.locked: RunFile | None = None
 
     @classmethod
     def claim(cls, directory: str | None, name: str) -> RunFile | None:
@@ -193,7 +199,7 @@ class RunFile:
     def error_of(self, pid: int) -> str | None:
         """Why the start of *pid* failed, where it has said so. Hardly one has, and that is quickly seen."""
         data = os.pread(self.fd, MAX_RECORD, 0)
-        if data.endswith(_NO_ERROR):
+        if data.rstrip().endswith(_NO_ERROR):
             return None
         record = Record.from_bytes(data)
         return record.error if record is not None and record.pid == pid else None
@@ -206,9 +212,25 @@ class RunFile:
         os.pwrite(self.fd, data, 0)
         os.ftruncate(self.fd, len(data))
 
-    def clear(self) -> None:
-        """Forget the record and keep the lock."""
-        os.ftruncate(self.fd, 0)
+    def clear(self) -> bool:
+        """Forget the record and keep the lock; False where there is no room for the next record."""
+        with contextlib.suppress(OSError):
+            if os.pwrite(self.fd, _BLANK, 0) == len(_BLANK):
+                os.ftruncate(self.fd, len(_BLANK))
+                return True
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.fd, 0)
+        return False
+
+    def copy_to(self, other: RunFile) -> None:
+        """Have the record there, too. Raises OSError."""
+        if not other.clear():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if (record := self.read()) is not None:
+            other.write(record)
+
+    def descriptors(self) -> list[int]:
+        return [self.fd] if self.locked is None else [self.fd, self.locked.fd]
 
     @property
     def in_place(self) -> bool:
@@ -223,6 +245,8 @@ class RunFile:
         # A descendant may hold this description; an unlock is for all who share it.
         fcntl.flock(self.fd, fcntl.LOCK_UN)
         self.close()
+        if self.locked is not None:
+            self.locked.release()
 
     def close(self) -> None:
         """Close this process's descriptor; in a child the lock stays with the parent."""

@@ -10,9 +10,12 @@ from __future__ import annotations
 import binascii
 import contextlib
 import errno
+import fcntl
+import hashlib
 import json
 import os
 import struct
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +23,8 @@ from gunicorn.companion.runfile import unnamed_file
 
 # In front of each state: its number, its length, and a checksum of the number and the text.
 _HEAD = struct.Struct("=QQI")
+# How often a lock is tried for that somebody else looks at just then.
+_TRIES = 100
 # A state is written into one of two places in turn: a writer that is killed leaves the one before whole.
 _ROOM = 16 * 1024 * 1024
 _PLACES = (0, _ROOM)
@@ -75,10 +80,68 @@ class SharedState:
             return b"".join(os.pread(self.fd, _HEAD.size, place) for place in _PLACES).strip(b"\0")
         return b""
 
+    # -- rights: locks on single bytes, which the kernel takes away with the process ----
+
+    def hold(self, what: str) -> None:
+        """Show to others that this process has *what*: for as long as it lives, or until `let_go`."""
+        # To look is to lock for a moment. Without this sign of ours the run files still tell.
+        for _ in range(_TRIES):
+            with contextlib.suppress(OSError):
+                fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte_of(what))
+                return
+            time.sleep(0)
+
+    def let_go(self, what: str) -> None:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(self.fd, fcntl.LOCK_UN, 1, _byte_of(what))
+
+    def is_held(self, what: str) -> bool:
+        """Whether another process has *what*, which this one must not."""
+        try:
+            fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte_of(what))
+        except OSError as exc:
+            return exc.errno in (errno.EAGAIN, errno.EACCES)
+        self.let_go(what)
+        return False
+
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+class Rights:
+    """Which companions run, and which addresses are listened on, by which of the managers of two masters.
+
+    Each holds what it has in the files of both masters, so that either sees the other's.
+    """
+
+    def __init__(self, *files: SharedState | None) -> None:
+        self.files = [each for each in files if each is not None]
+        self._held: set[str] = set()
+
+    def hold(self, what: str) -> None:
+        self._held.add(what)
+        for each in self.files:
+            each.hold(what)
+
+    def let_go(self, what: str) -> None:
+        self._held.discard(what)
+        for each in self.files:
+            each.let_go(what)
+
+    def is_elsewhere(self, what: str) -> bool:
+        """Whether the other manager has *what*."""
+        return what not in self._held and any(each.is_held(what) for each in self.files)
+
+    def forget(self, file: SharedState) -> None:
+        """The other master is gone."""
+        self.files = [each for each in self.files if each is not file]
+
+
+def _byte_of(what: str) -> int:
+    """Where the lock for *what* is: far behind all that is written, and nobody else's."""
+    return int.from_bytes(hashlib.sha256(what.encode()).digest()[:7], "big") | 1 << 56
 
 
 def _checksum(number: int, text: bytes) -> int:

@@ -23,6 +23,7 @@ from typing import Any
 
 from gunicorn import sock
 from gunicorn.addresses import parse_address
+from gunicorn.companion.sharedstate import Rights
 
 # SD_LISTEN_FDS_START
 FIRST = 3
@@ -63,11 +64,15 @@ class _Group:
 class Listeners:
     """The listening sockets of all companions that have ``bind``.
 
-    *umask* shapes the mode of Unix sockets, as it does for those of the web tier.
+    *umask* shapes the mode of Unix sockets, as it does for those of the web tier. *rights* shows which
+    addresses the manager of another master listens on.
     """
 
-    def __init__(self, log: Any = None, umask: int = 0, backlog: int = BACKLOG) -> None:
+    def __init__(
+        self, log: Any = None, umask: int = 0, backlog: int = BACKLOG, rights: Rights | None = None
+    ) -> None:
         self.log = log
+        self.rights = rights or Rights()
         self._options = _Options(umask=umask, backlog=backlog)
         self._groups: dict[str, _Group] = {}
 
@@ -78,7 +83,7 @@ class Listeners:
         """
         known = self._groups.setdefault(group, _Group())
         for address in [address for address in known.listeners if address not in addresses]:
-            sock.close_sockets([known.listeners.pop(address)])
+            self._close(address, known.listeners.pop(address))
         opened: list[sock.BaseSocket] = []
         try:
             for address in addresses:
@@ -93,6 +98,8 @@ class Listeners:
         finally:
             if not known.listeners:
                 del self._groups[group]
+        for address in addresses:
+            self.rights.hold(_right(address))
         found = known.sockets(addresses) if addresses else []
         for each in found:
             # The companion before may have asked for a shorter queue, which belongs to the socket.
@@ -117,7 +124,24 @@ class Listeners:
         """Close the sockets of *group*, and remove the files of those that have one."""
         known = self._groups.pop(group, None)
         if known is not None:
-            sock.close_sockets(known.listeners.values())
+            for address, listener in known.listeners.items():
+                self._close(address, listener)
+
+    def _close(self, address: str, listener: sock.BaseSocket) -> None:
+        sock.close_sockets([listener])
+        self.rights.let_go(_right(address))
+
+    def group_on(self, addresses: Iterable[str], *, besides: str) -> str | None:
+        """The other group for which one of *addresses* is listened on; None: there is none."""
+        wanted = {_right(address) for address in addresses}
+        for group, known in self._groups.items():
+            if group != besides and not wanted.isdisjoint(map(_right, known.listeners)):
+                return group
+        return None
+
+    def is_elsewhere(self, addresses: Iterable[str]) -> bool:
+        """Whether the manager of another master listens on one of *addresses*."""
+        return any(self.rights.is_elsewhere(_right(address)) for address in addresses)
 
     def close_all(self) -> None:
         for group in list(self._groups):
@@ -126,6 +150,11 @@ class Listeners:
     def descriptors(self) -> list[int]:
         """Those of all groups."""
         return [listener.fileno() for known in self._groups.values() for listener in known.listeners.values()]
+
+
+def _right(address: str) -> str:
+    """The same for each way to write an address."""
+    return f"address {parse_address(address)}"
 
 
 def _socket(listener: sock.BaseSocket) -> socket.socket:

@@ -273,7 +273,7 @@ def _become(plan: Plan, prepared: bool) -> None:
         os._exit(0)
     pid = getpid()
     try:
-        # And is known. The file is empty, as it was claimed.
+        # And is known. The file is blank, as it was claimed.
         pwrite(run_fd, form % (pid, own_start(), pid, b"true" if signalled else b"false", b"null"), 0)
     except OSError as exc:
         raise StartFailed(f"cannot write the run file: {exc.strerror}") from None

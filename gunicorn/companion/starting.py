@@ -127,13 +127,26 @@ class Starter:
             run_dir = None if run.path is None else manager.claims.run_dir
             return run, listeners, manager.hearing.open(process, run_dir)
         except OSError as exc:
-            pid = manager.claims.other_owner(config.group) if exc.errno == errno.EADDRINUSE else None
-            if pid is not None:
-                # Over an upgrade copies change hands one by one, and the socket with the last of them.
-                manager.send_event(process, Event.BLOCKED, time.monotonic(), pid=pid)
+            blocked = self._who_listens(process) if exc.errno == errno.EADDRINUSE else None
+            if blocked is not None:
+                manager.send_event(process, Event.BLOCKED, time.monotonic(), pid=blocked.pid)
             else:
                 self._fail(process, _explain(exc))
             return None
+
+    def _who_listens(self, process: CompanionProcess) -> Blocked | None:
+        """Who has an address of *process* and is to give it up; None where nobody of ours is."""
+        manager, config = self.manager, process.config
+        pid = manager.claims.other_owner(config.group)
+        if pid is not None:
+            # Over an upgrade copies change hands one by one, and the socket with the last of them.
+            return Blocked(pid)
+        other = manager.listeners.group_on(config.bind, besides=config.group)
+        for one in manager.processes.values():
+            if one.config.group == other:
+                # The configuration gives an address to one; it has moved, and its last owner still ends.
+                return Blocked(one.pid)
+        return Blocked(None) if manager.listeners.is_elsewhere(config.bind) else None
 
     def _birth(self, process: CompanionProcess, prepared: _Prepared, close: list[tuple[int, int]]) -> Birth:
         manager, hook = self.manager, self.manager.post_fork

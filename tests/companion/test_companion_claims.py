@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
-from harness import wait_until
+from harness import short_tmpdir, wait_until
 
-from gunicorn.companion import session
+from gunicorn.companion import runfile, session
 from gunicorn.companion.claims import LOOK_AGAIN, Blocked, Claims
 from gunicorn.companion.runfile import Record, RunFile
+from gunicorn.companion.sharedstate import Rights, SharedState
 
 LOG = logging.getLogger("claims")
 
@@ -133,11 +136,11 @@ def test_what_was_held_and_cleared_is_had_again_as_it_is(tmp_path: Path) -> None
         run.write(record)
         claims.clear("a")
         assert claims.claim("a", now) is run
-        assert os.fstat(run.fd).st_size == 0
+        assert run.read() is None
     # Without a word that the process has come to its end, what it wrote is looked at.
     run.write(record)
     assert claims.claim("a", now) is run
-    assert os.fstat(run.fd).st_size == 0
+    assert run.read() is None
     claims.clear("a")
     os.unlink(tmp_path / "a.run")
     other = claims.claim("a", now)
@@ -145,3 +148,177 @@ def test_what_was_held_and_cleared_is_had_again_as_it_is(tmp_path: Path) -> None
     assert other is not run
     assert other.in_place
     claims.release("a")
+
+
+# -- a directory that cannot be used, or is taken away --
+
+
+def as_nobody(check: Callable[[], str], directory: Path) -> str:
+    """What *check* returns where *directory* may be read and not be written to."""
+    for path in directory.iterdir():
+        path.chmod(0o444)
+    directory.chmod(0o555)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+            os.write(write, check().encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(pid, 0)
+    directory.chmod(0o755)
+    with open(read) as file:
+        return file.read()
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    path = short_tmpdir()
+    yield path
+    shutil.rmtree(path)
+
+
+def test_where_the_record_can_be_read_it_is_waited_for(public: Path) -> None:
+    other = Other(public)
+    try:
+        other.run("a")
+        (public / "b.run").touch()
+
+        def check() -> str:
+            claims = Claims(str(public), LOG)
+            found = [claims.claim(name, time.monotonic()) for name in ("a", "b")]
+            assert isinstance(found[1], RunFile) and found[1].path is None
+            # And what may run beside it does.
+            alone = claims.claim("a", time.monotonic(), singleton=False)
+            assert isinstance(alone, RunFile)
+            return str(found[0])
+
+        assert as_nobody(check, public) == str(Blocked(other.pid))
+    finally:
+        other.end()
+
+
+def test_where_the_record_can_be_read_an_orphan_is_ended(public: Path) -> None:
+    other = Other(public)
+    old = Other(public)
+    if os.geteuid() == 0:
+        old.kill()
+        old.pid = os.fork()
+        if old.pid == 0:
+            os.setsid()
+            os.setresuid(65534, 65534, 65534)
+            signal.pause()
+            os._exit(0)
+        wait_until(lambda: os.stat(f"/proc/{old.pid}").st_uid == 65534)
+    try:
+        run = RunFile.claim(str(public), "a")
+        assert run is not None
+        who, supervisor = (session.identity(pid) or "" for pid in (old.pid, other.pid))
+        run.write(Record("a", old.pid, who, old.pid, other.pid, supervisor, signal.SIGTERM, 1))
+        run.close()
+        other.kill()
+
+        def check() -> str:
+            claims = Claims(str(public), LOG)
+            blocked = claims.claim("a", time.monotonic())
+            assert isinstance(blocked, Blocked) and blocked.session == old.pid
+            return "ended"
+
+        assert as_nobody(check, public) == "ended"
+        assert os.waitstatus_to_exitcode(os.waitpid(old.pid, 0)[1]) == -signal.SIGTERM
+    finally:
+        old.end()
+
+
+def test_what_was_removed_is_made_again_with_what_it_said(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    claims = Claims(str(run_dir), LOG)
+    run_dir.mkdir()
+    who = session.identity(os.getpid()) or ""
+    record = Record("a", os.getpid(), who, os.getpid(), os.getpid(), who, signal.SIGTERM, 5.0)
+    for name in ("a", "b", "c"):
+        assert isinstance(claims.claim(name, time.monotonic()), RunFile)
+    for name in ("a", "b"):
+        run = claims.held(name)
+        assert run is not None
+        run.write(replace(record, name=name))
+    (run_dir / "b.run").unlink()
+    claims.renew()
+    assert runfile.records(str(run_dir)).keys() == {"a", "b"}
+    shutil.rmtree(run_dir)
+    claims.renew()
+    assert runfile.records(str(run_dir)) == {name: replace(record, name=name) for name in ("a", "b")}
+    assert Claims(str(run_dir), LOG).claim("c", time.monotonic()) == Blocked(None)
+    # What is held between two starts is held on.
+    claims.clear("c")
+    (run_dir / "c.run").unlink()
+    again = claims.claim("c", time.monotonic())
+    assert isinstance(again, RunFile) and again.in_place and again is claims.held("c")
+    descriptors = claims.descriptors()
+    assert len(descriptors) == len(set(descriptors)) == 3
+    for name in ("a", "b", "c"):
+        claims.release(name)
+    assert list(run_dir.iterdir()) == []
+
+
+def test_what_somebody_else_has_made_meanwhile_is_his(tmp_path: Path) -> None:
+    claims, others = Claims(str(tmp_path), LOG), Claims(str(tmp_path), LOG)
+    now = time.monotonic()
+    mine = claims.claim("a", now)
+    (tmp_path / "a.run").unlink()
+    assert isinstance(others.claim("a", now), RunFile)
+    claims.renew()
+    assert claims.held("a") is mine
+    claims.clear("a")
+    assert claims.claim("a", now) == Blocked(None)
+    others.release("a")
+
+
+def test_names_that_are_let_go_leave_nothing_behind(other: Other, tmp_path: Path) -> None:
+    other.run("a")
+    settled(tmp_path)
+    claims = Claims(str(tmp_path), LOG)
+    for after in (0, 0.1, 0.2):
+        assert isinstance(claims.claim("a", time.monotonic() + after), Blocked)
+    assert claims._waiting and claims._elsewhere
+    claims.release("a")
+    assert not claims._waiting and not claims._elsewhere
+
+
+def test_two_masters_see_each_other_s_rights_without_run_files() -> None:
+    shared, elder = SharedState.create(), SharedState.create()
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        # The manager of the old master.
+        theirs = Claims(None, LOG, Rights(elder.copy()))
+        theirs.claim("a", time.monotonic())
+        os.write(write, b".")
+        signal.pause()
+        os._exit(0)
+    claims = Claims(None, LOG, Rights(shared, elder))
+    try:
+        os.read(read, 1)
+        assert claims.claim("a", time.monotonic()) == Blocked(None)
+        assert isinstance(claims.claim("b", time.monotonic()), RunFile)
+        assert isinstance(claims.claim("a", time.monotonic(), singleton=False), RunFile)
+        claims.release("a")
+        # The next manager of the old master sees what the new one has.
+        child = os.fork()
+        if child == 0:
+            next_one = Claims(None, LOG, Rights(elder.copy()))
+            os._exit(0 if next_one.claim("b", time.monotonic()) == Blocked(None) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert isinstance(claims.claim("a", time.monotonic()), RunFile)
+    for name in ("a", "b"):
+        claims.release(name)
+    for file in (read, write, shared.fd, elder.fd):
+        os.close(file)

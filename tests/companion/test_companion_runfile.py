@@ -549,3 +549,34 @@ def test_a_record_moves_nobody_to_signal_processes_of_others(companion):
     assert orphan.kill() is False
     assert session_of(companion.pid) == sorted([companion.pid, companion.child])
     run_to_its_end(Orphan(companion.record, time.monotonic(), uid=0))
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs memfd_create")
+def test_a_file_without_a_name_needs_no_file_system():
+    fd = runfile.unnamed_file("rq:1")
+    try:
+        assert os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:rq:1")
+        assert not os.get_inheritable(fd)
+    finally:
+        os.close(fd)
+
+
+def test_a_file_without_a_name_where_memory_is_refused(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    fd = runfile.unnamed_file("rq")
+    try:
+        assert os.pwrite(fd, b"x", 0) == 1 and not os.get_inheritable(fd)
+    finally:
+        os.close(fd)
+
+
+def test_there_is_room_for_a_record_before_it_is_written(tmp_path):
+    run = RunFile.claim(str(tmp_path), "a")
+    assert run is not None
+    assert run.clear() and run.read() is None
+    assert os.fstat(run.fd).st_size >= 2048
+    run.release()
+    # A device that is always full.
+    full = RunFile(os.open("/dev/full", os.O_RDWR), None)
+    assert not full.clear()
+    full.close()

@@ -12,9 +12,19 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from e2e_apps import JOBS, WEB
 from e2e_companions import companion_server, entry, overlaps, pids, pids_in, reconfigure, signals, starts
-from harness import Server, descendants_of, descriptors, free_port, is_alive, load, wait_until
+from harness import (
+    Server,
+    descendants_of,
+    descriptors,
+    free_port,
+    is_alive,
+    load,
+    short_tmpdir,
+    wait_until,
+)
 
 
 def test_the_reader_of_the_log_goes_away() -> None:
@@ -578,3 +588,124 @@ def test_a_log_directory_that_is_lost_ends_nobody() -> None:
         (server.dir / "logs").mkdir()
         server.signal(signal.SIGUSR1)
         wait_until((server.dir / "logs" / "a.log").exists, 5, "made again")
+
+
+# -- run files --
+
+
+def run_file(server: Server, name: str) -> Path:
+    return next(iter(server.run_dir.glob(f"gunicorn/run-*/{name}.run")), server.run_dir / "none")
+
+
+def test_run_files_that_are_removed_are_made_again() -> None:
+    """As the directory of a user's sessions is at his last logout. The next manager finds who runs."""
+    server = companion_server(
+        entry("stubborn", stop_timeout=1),
+        entry("one", "idle"),
+    )
+    with server:
+        pids = {name: server.wait_companion(name)["pid"] for name in ("stubborn", "one")}
+        run_file(server, "one").unlink()
+        shutil.rmtree(server.run_dir / "gunicorn")
+        for name, pid in pids.items():
+            wait_until(lambda name=name, pid=pid: f'"pid": {pid}' in run_file(server, name).read_text(), 12)  # type: ignore[misc]
+        manager = server.wait_manager()
+        os.kill(manager, signal.SIGKILL)
+        server.wait_manager(10, without=manager)
+        assert server.companion("stubborn")["description"] == f"waiting for pid {pids['stubborn']}"
+        server.wait_companion("stubborn", without=list(pids.values()))
+        assert overlaps(server) == []
+
+
+def test_over_an_upgrade_nothing_runs_twice_though_the_run_files_are_removed() -> None:
+    with companion_server(entry("a", "idle"), entry("stubborn"), pidfile="g.pid") as server:
+        old = {name: server.wait_companion(name)["pid"] for name in ("a", "stubborn")}
+        shutil.rmtree(server.run_dir / "gunicorn")
+        new = Server(directory=server.dir, bind=None, ready=None)
+        server.signal(signal.SIGUSR2)
+        new.adopt(wait_until(server.new_master, 20, "a new master") or 0)
+        new.env = server.env
+        for again in range(2):
+            # The old manager must have its socket again, and the new one its first looks behind it.
+            wait_until(lambda: new.manager() is not None, 20)
+            path = server.run_dir / "gunicorn" / f"companion-{new.pid}.sock"
+            wait_until(path.exists, 20, "the new manager's socket")
+            for name in old:
+                wait_until(lambda name=name: new.companion(name)["state"] == "STARTING", 10)  # type: ignore[misc]
+            if again == 0:
+                for file in server.run_dir.glob("gunicorn/run-*/*.run"):
+                    file.unlink()
+        turn = time.monotonic() + 0.6
+        wait_until(lambda: time.monotonic() > turn)
+        assert {name: len(starts(server, name)) for name in old} == {"a": 1, "stubborn": 1}
+        assert overlaps(server) == []
+        server.signal(signal.SIGKILL, old["stubborn"])
+        assert server.stop() == 0
+        server.adopt(new.pid)
+        for name in old:
+            server.wait_companion(name, without=list(old.values()))
+        server.signal(signal.SIGKILL, server.companion("stubborn")["pid"])
+        assert overlaps(server) == []
+        server.kill_tree()
+
+
+MOUNT = 'mount -t tmpfs -o size={size} none "$1" && shift && exec "$@"'
+
+
+def mounted(size: str, path: Path) -> list[str]:
+    """A command prefix under which *path* is a small file system."""
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("mounts a file system")
+    prefix = ["unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNT.format(size=size), "sh"]
+    if subprocess.run([*prefix, "/mnt", "true"], capture_output=True).returncode:
+        pytest.skip("mounts a file system")
+    return [*prefix, str(path)]
+
+
+FILL = """
+import os
+
+def fill(path):
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    for size in (4096, 1):
+        try:
+            while True:
+                os.write(fd, b"x" * size)
+        except OSError:
+            pass
+    os.close(fd)
+"""
+
+
+def test_on_a_full_disk_companions_run_and_say_why_they_do_not() -> None:
+    run = short_tmpdir()
+    control = short_tmpdir() / "c.sock"
+    extra = (
+        FILL + f"\nif os.path.exists({str(control.parent / 'full')!r}):\n    fill({str(run / 'fill')!r})\n"
+    )
+    more = [{"name": "new", "target": "jobs:idle"}, {"name": "bad", "target": "nowhere:at_all"}]
+    before = [entry("a", "idle"), {"name": "late", "target": "nowhere:at_all", "autostart": False}]
+    settings = {"companion_run_dir": str(run), "companion_control_socket": str(control)}
+    server = companion_server(*before, prefix_option=mounted("64k", run), extra=extra, **settings)
+    server.configured_control = control
+    try:
+        with server:
+            server.wait_companion("a")
+            (control.parent / "full").touch()
+            reconfigure(server, *before, *more, extra=extra, **settings)
+            assert server.ask("reread")["ok"]
+            server.wait_companion("new")
+            for name in ("bad", "late"):
+                server.ask("start", name)
+                wait_until(
+                    lambda name=name: "No module named 'nowhere'" in server.companion(name)["description"],  # type: ignore[misc]
+                    10,
+                    lambda name=name: f"{server.companion(name)}",  # type: ignore[misc]
+                )
+            os.kill(server.companion("a")["pid"], signal.SIGKILL)
+            server.wait_companion("a")
+            assert server.log().count("No run files in") == 1
+            assert "No space left on device" in server.log()
+    finally:
+        shutil.rmtree(run)
+        shutil.rmtree(control.parent)

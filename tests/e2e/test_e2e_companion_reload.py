@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -366,6 +367,29 @@ def test_hup_gives_new_code_to_restarted_companions_without_preload() -> None:
         assert server.ask("restart", "report")["ok"]
         server.wait_companion("report", without=[first or 0])
         assert '"new": 1' in wait_until(lambda: server.log("report.json"))
+
+
+def test_an_address_moves_from_one_companion_to_another(tmp_path: Path) -> None:
+    one, two = f"unix:{tmp_path}/1", f"unix:{tmp_path}/2"
+
+    def slow(name: str, bind: str, **keys: Any) -> dict[str, Any]:
+        return entry(name, "drain", bind=bind, start_retries=1, env={"UNTIL": f"{name}.end"}, **keys)
+
+    with companion_server(slow("old", one), slow("swap", two)) as server:
+        before = settled(server, "old", "swap")
+        # One takes what another leaves with its end, and one what another leaves with its restart.
+        reconfigure(server, slow("new", one), slow("swap", f"unix:{tmp_path}/3"), slow("heir", two))
+        assert server.ask("reread")["ok"]
+        for name, pid in (("new", before["old"]), ("heir", before["swap"])):
+            wait_until(lambda name=name: server.companion(name)["state"] == "STARTING")  # type: ignore[misc]
+            wait_until(lambda name=name, pid=pid: server.companion(name)["waiting_for"] == pid)  # type: ignore[misc]
+            assert server.companion(name)["failed_starts"] == 0
+        for name in ("old", "swap"):
+            server.write(f"{name}.end", "")
+        for name in ("new", "heir"):
+            server.wait_companion(name)
+            server.write(f"{name}.end", "")
+        server.write("swap.end", "")
 
 
 # -- a release behind a symbolic link --

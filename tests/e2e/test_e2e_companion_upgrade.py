@@ -257,6 +257,30 @@ def test_copies_wait_while_the_last_of_their_old_selves_has_the_socket(tmp_path:
         assert overlaps(server) == []
 
 
+@pytest.mark.parametrize("name", ["web", "renamed"])
+def test_an_address_changes_hands_though_nothing_is_recorded(tmp_path: Path, name: str) -> None:
+    def companion(name: str) -> dict[str, Any]:
+        bind = f"unix:{tmp_path}/s"
+        return entry(name, "report", bind=bind, singleton=False, start_retries=1, on_give_up="shutdown")
+
+    with companion_server(companion("web"), pidfile="g.pid") as server:
+        server.wait_companion("web")
+        reconfigure(server, companion(name), pidfile="g.pid")
+        new = Successor(server)
+        has_state(new, name, "STARTING")
+        assert new.companion(name)["failed_starts"] == 0
+        # The other way round: the old one's next manager waits for the new one.
+        manager = server.wait_manager()
+        server.signal(signal.SIGKILL, manager)
+        server.signal(signal.SIGKILL, new.manager())
+        server.wait_manager(20, without=manager)
+        wait_until(
+            lambda: {server.companion("web")["state"], new.companion(name)["state"]} >= {"RUNNING"}, 20
+        )
+        take_over(server, new)
+        assert server.wait_companion(name)["failed_starts"] == 0
+
+
 def test_a_rollback_leaves_them_where_they_are() -> None:
     with companion_server(entry("a", "idle"), entry("b", "stubborn")) as server:
         old = {name: server.wait_companion(name)["pid"] for name in "ab"}
