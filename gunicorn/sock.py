@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.errors import ConfigError, HaltServer
+from gunicorn.unix import trust
 from gunicorn.unix.process import failure_as
-from gunicorn.unix.trust import Untrusted, give_socket
 
 if TYPE_CHECKING:
     import ssl
@@ -147,6 +147,8 @@ class UnixSocket(BaseSocket):
         return f"unix:{os.fsdecode(self.cfg_addr)}"
 
     def bind(self, sock: socket.socket) -> None:
+        if not _is_abstract(self.cfg_addr):
+            trust.check_way(os.fsdecode(self.cfg_addr))
         # bind() makes the file: with its final mode, not with another for a moment.
         before = os.umask(self.conf.umask)
         try:
@@ -155,7 +157,7 @@ class UnixSocket(BaseSocket):
             os.umask(before)
         self.take_path()
         if not _is_abstract(self.cfg_addr):
-            give_socket(os.fsdecode(self.cfg_addr), (self.conf.uid, self.conf.gid))
+            trust.give_socket(os.fsdecode(self.cfg_addr), (self.conf.uid, self.conf.gid))
 
     def take_path(self) -> None:
         self._file = _file_identity(self.cfg_addr)
@@ -194,7 +196,7 @@ def _remove_stale(path: Any) -> None:
         else:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     try:
-        os.unlink(path)
+        trust.remove(path)
     except FileNotFoundError:
         pass
 
@@ -283,7 +285,7 @@ def _explain(exc: OSError) -> str:
     reason = exc.strerror or str(exc)
     if exc.errno == errno.EADDRINUSE:
         return f"{reason} (is another server running there?)"
-    if exc.errno in (errno.EACCES, errno.EPERM) and not isinstance(exc, Untrusted):
+    if exc.errno in (errno.EACCES, errno.EPERM) and not isinstance(exc, trust.Untrusted):
         return f"{reason} (ports below 1024, and directories of others, need privileges)"
     if exc.errno == errno.EADDRNOTAVAIL:
         return f"{reason} (no interface of this host has that address)"

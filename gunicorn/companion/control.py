@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from gunicorn.companion import paths
+from gunicorn.unix import trust
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
 
 MAX_LINE = 64 * 1024
@@ -122,7 +123,7 @@ def remove_stale(path: str) -> None:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+                trust.remove(path)
             return
         except BlockingIOError:
             pass  # its backlog is full: it lives

@@ -21,6 +21,7 @@ from gunicorn.companion.ctlclient import (
     OK,
     SOCKET_VARIABLE,
     Failure,
+    Printable,
     complain,
     connect,
     discard,
@@ -79,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     _prepare_output()
+    streams = sys.stdout, sys.stderr
+    # Texts of a server, or of a companion, that may be another user's.
+    sys.stdout, sys.stderr = Printable(sys.stdout), Printable(sys.stderr)
     try:
         try:
             return _run(words)
@@ -94,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return NO_ANSWER
     except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        sys.stdout, sys.stderr = streams
 
 
 def _run(words: Sequence[str]) -> int:

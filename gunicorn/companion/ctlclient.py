@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
+import struct
 import sys
 import time
 from typing import Any
@@ -20,6 +22,11 @@ OK, REFUSED, NO_ANSWER, NOT_RUNNING = 0, 1, 2, 3
 DEFAULT_TIMEOUT = 5.0
 RETRY_INTERVAL = 0.1
 SOCKET_VARIABLE = "GUNICORN_COMPANION_SOCKET"
+
+# More than any server has to say; one that is somebody else's must not use our memory up.
+MAX_REPLY = 64 * 1024 * 1024
+# What acts on a terminal: C0 but for tab and newline, DEL, C1.
+_CONTROL_RE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 # Between two looks at what may have changed: where the server tells of changes, in case that it
 # does not tell all, and otherwise. And the shortest, however much happens.
@@ -75,7 +82,7 @@ class Connection:
     def line(self) -> bytes:
         """The next line that the server sends, with its end. Raises Failure where none comes."""
         try:
-            line = self.file.readline()
+            line = self.file.readline(MAX_REPLY)
         except TimeoutError:
             raise Failure(f"no answer from {self.path} in time") from None
         except ConnectionResetError:
@@ -86,12 +93,55 @@ class Connection:
             raise Failure(f"{self.path}: the server closed the connection")
         return line
 
+    def check_pid(self, pid: Any) -> int:
+        """*pid*, which a shell may be about to signal, as the number of a process. Raises Failure.
+
+        A server of another user may name none to root that is not that user's: it would be
+        root's signal.
+        """
+        if type(pid) is not int or pid <= 0:
+            raise Failure(f"{self.path}: the answer names no process")
+        user = _peer(self.sock)
+        if os.geteuid() == 0 and user not in (None, 0):
+            try:
+                owner = os.stat(f"/proc/{pid}").st_uid
+            except OSError:
+                return pid  # gone, or not for us to see
+            if owner != user:
+                raise Failure(
+                    f"{self.path} is user {user}'s and names process {pid}, which is user {owner}'s"
+                )
+        return pid
+
     def must(self, **request: Any) -> Reply:
         """Like `ask`; a refusal is a Failure, too."""
         reply = self.ask(**request)
         if not reply.get("ok"):
             raise Failure(refusal(reply), REFUSED)
         return reply
+
+
+def _peer(sock: socket.socket) -> int | None:
+    """The user whose process listens at the other end, where the system tells (Linux)."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return None
+    # struct ucred, unix(7): pid, uid, gid
+    credentials = sock.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])
+
+
+class Printable:
+    """A text stream that shows control characters as ``\\x1b``: no answer acts on a terminal."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> Any:
+        return self.stream.write(_CONTROL_RE.sub(lambda match: f"\\x{ord(match[0]):02x}", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def complain(text: object) -> None:

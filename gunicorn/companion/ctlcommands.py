@@ -408,7 +408,7 @@ def show_pid(connection: Connection, options: Namespace) -> int:
     """The manager's pid, or those of companions. One that does not run has none: 0 would mean us to kill."""
     if not options.names:
         reply = connection.must(cmd="pid")
-        print(json.dumps(reply) if options.json else reply["pid"])
+        print(json.dumps(reply) if options.json else connection.check_pid(reply.get("pid")))
         return OK
     companions = _look_at(connection, options.names, set())
     if options.json:
@@ -419,7 +419,7 @@ def show_pid(connection: Connection, options: Namespace) -> int:
             code = REFUSED
             complain(f"{name} has no process: {companion['state']}, {companion['description']}")
         elif not options.json:
-            print(companion["pid"])
+            print(connection.check_pid(companion["pid"]))
     return code
 
 

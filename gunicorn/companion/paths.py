@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Mapping
 
-from gunicorn.unix import trust
+# gunicorn.unix.trust is imported where root needs it: the command, which must start quickly, does not.
 
 SOCKET_PATTERN = "companion-*.sock"
 
@@ -84,6 +84,8 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
     Called before the manager changes its user: what it needs is made for that
     user while it still can be.
     """
+    from gunicorn.unix import trust
+
     try:
         # A root that has logged in has an $XDG_RUNTIME_DIR that nobody else may enter.
         # (For ourselves the system answers better than the permission bits: there are access lists.)
@@ -100,12 +102,23 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
         raise Unusable(f"{path} may be written by everybody")
     if not _may(info, uid, gid, os.W_OK | os.X_OK):
         raise Unusable(f"{path} is not writable for user {uid}")
+    check_root_s(path, uid)
+
+
+def check_root_s(path: str, uid: int) -> None:
+    """Raise Unusable if companions of root would live by records that somebody else can write."""
+    from gunicorn.unix import trust
+
+    if uid == 0 and os.geteuid() == 0 and not trust.is_root_s_alone(path):
+        raise Unusable(f"{path}: others than root may write there, or change what the path leads to")
 
 
 def hand_over_run_files(directory: str, suffix: str, uid: int, gid: int) -> None:
     """Give the run files that a server left as root to user *uid*, which is to read and lock them."""
     if os.geteuid() != 0 or uid == 0:
         return
+    from gunicorn.unix import trust
+
     try:
         fd = trust.open_directory(directory)
     except OSError:
@@ -193,6 +206,8 @@ def _hand_over_runtime_directory(path: str, uid: int, gid: int) -> None:
     """
     if os.geteuid() != 0 or uid == 0:
         return
+    from gunicorn.unix import trust
+
     try:
         fd = trust.open_directory(path)
         try:

@@ -210,7 +210,13 @@ class Places(ArbitersPart):
                 )
             return self.inherited
         if wanted:
-            return os.path.abspath(wanted)
+            run_dir = os.path.abspath(wanted)
+            try:
+                paths.check_root_s(run_dir, self.cfg.uid)
+            except paths.Unusable as exc:
+                self.log.warning("No run files in companion_run_dir: %s", exc)
+                return None
+            return run_dir
         return os.path.join(default, "run-" + self._digest()) if default is not None else None
 
     def _digest(self) -> str:

@@ -39,8 +39,8 @@ class Untrusted(PermissionError):
 class Place:
     """A name in an open directory, reached without being misled."""
 
-    def __init__(self, path: str) -> None:
-        self.path = os.path.abspath(path)
+    def __init__(self, path: str | bytes) -> None:
+        self.path = os.path.abspath(os.fsdecode(path))
         self.fd = os.open("/", _DIRECTORY)
         self.name = "."
         self.trusted = _only_root_writes(os.fstat(self.fd))
@@ -155,7 +155,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def place_of(path: str, follow: bool = True) -> Iterator[Place]:
+def place_of(path: str | bytes, follow: bool = True) -> Iterator[Place]:
     """The directory of *path*, open, and the name in it. Raises OSError, Untrusted among them."""
     place = Place(path)
     try:
@@ -222,6 +222,36 @@ def _open_or_make(place: Place, flags: int, mode: int) -> tuple[int, bool]:
         if not flags & os.O_CREAT:
             break
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place.path)
+
+
+def remove(path: str | bytes) -> None:
+    """Remove the file *path*, as root nothing that a link of somebody else's leads to. Raises OSError."""
+    if os.geteuid() != 0:
+        os.unlink(path)
+        return
+    with place_of(path, follow=False) as place:
+        os.unlink(place.name, dir_fd=place.fd)
+
+
+def check_way(path: str) -> None:
+    """Raise Untrusted if root would be misled on the way to *path*; OSError where there is no way."""
+    if os.geteuid() == 0:
+        with place_of(path, follow=False):
+            pass
+
+
+def is_root_s_alone(path: str) -> bool:
+    """Whether only root can make or replace what is in the directory *path*, or where it is to be made."""
+    try:
+        with place_of(path) as place:
+            info = place.info()
+            if info is None or not stat.S_ISDIR(info.st_mode):
+                return place.trusted
+            return place.holds(info) and info.st_uid == 0 and not info.st_mode & 0o022
+    except (FileNotFoundError, NotADirectoryError):
+        return is_root_s_alone(os.path.dirname(os.path.abspath(path)))
+    except OSError:
+        return False
 
 
 def open_directory(path: str) -> int:

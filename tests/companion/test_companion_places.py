@@ -197,3 +197,24 @@ def test_what_cannot_be_locked_is_no_error(tmp_path: Path) -> None:
     os.symlink(tmp_path, tmp_path / "link")
     for name in ("nothing", "file", "link"):
         assert DirectoryUse.begin(str(tmp_path / name)) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only companions of root are worth more than the directory")
+@pytest.mark.parametrize("which", ["configured", "default"])
+def test_companions_of_root_have_no_run_files_that_others_may_write(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """Whoever writes a record names processes to be signalled."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o755)
+    os.chown(theirs, 65534, 65534)
+    if which == "configured":
+        places = make(companion_run_dir=str(theirs / "run"))
+    else:
+        monkeypatch.delenv("RUNTIME_DIRECTORY")
+        monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+        monkeypatch.setenv("HOME", str(theirs))
+        places = make()
+    places.choose()
+    assert places.run_dir is None and places.told_successor() == ""
+    assert ["others than root may write there" in line for line in places.arbiter.log.lines] == [True]

@@ -264,3 +264,37 @@ def test_a_socket_is_given_and_nothing_in_its_place(ground: Ground) -> None:
         with pytest.raises(trust.Untrusted):
             trust.give_socket(str(path), OWNER)
     assert ground.secret.stat().st_uid == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "alone"),
+    [
+        ("root", True),
+        ("root/new/deeper", True),
+        ("theirs", False),
+        ("theirs/new", False),
+        ("theirs/made-by-root", False),
+        ("shared", False),
+        ("shared/made-by-root", True),
+        ("link-of-root", True),
+        ("theirs/link", False),
+        ("root/group", False),
+    ],
+)
+def test_directories_that_are_root_s_alone(ground: Ground, path: str, alone: bool) -> None:
+    for name in ("theirs/made-by-root", "shared/made-by-root", "root/group"):
+        (ground.root.parent / name).mkdir()
+    (ground.root / "group").chmod(0o770)
+    ground.link(ground.root.parent / "link-of-root", ground.root, owner=0)
+    ground.link(ground.theirs / "link", ground.root)
+    assert trust.is_root_s_alone(str(ground.root.parent / path)) is alone
+
+
+def test_nothing_is_removed_that_a_link_leads_to(ground: Ground) -> None:
+    ground.link(ground.theirs / "dir", ground.root)
+    with pytest.raises(trust.Untrusted):
+        trust.remove(str(ground.theirs / "dir" / "secret"))
+    assert ground.secret.exists()
+    trust.remove(str(ground.link(ground.theirs / "link", ground.secret)))
+    trust.remove(os.fsencode(ground.file(ground.theirs / "file", NOBODY)))
+    assert ground.secret.exists() and os.listdir(ground.theirs) == ["dir"]
