@@ -85,7 +85,6 @@ def read_config(location: str, directory: str) -> ConfigSource:
     return read_file(os.path.join(directory, location))
 
 
-@_low_descriptors_taken()
 def read_file(path: str) -> ConfigSource:
     """Run the file at *path*, as the module ``__config__``. Raises ConfigError."""
     source = _given.get(path)
@@ -102,7 +101,8 @@ def read_file(path: str) -> ConfigSource:
     sys.modules["__config__"] = module
     try:
         # dont_inherit: the future imports of this file are not those of the user's.
-        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
+        with _low_descriptors_taken():
+            exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
     except KeyboardInterrupt:
         raise  # Ctrl-C at a start
     except BaseException as error:
@@ -114,7 +114,6 @@ def read_file(path: str) -> ConfigSource:
     return ConfigSource(path, path, vars(module))
 
 
-@_low_descriptors_taken()
 def read_module(name: str) -> ConfigSource:
     """Run the module *name* afresh, wherever it was imported before. Raises ConfigError."""
     import importlib.machinery
@@ -125,19 +124,20 @@ def read_module(name: str) -> ConfigSource:
     previous = sys.modules.pop(name, None)
     path: str | None = None
     try:
-        importlib.invalidate_caches()
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        path = spec.origin
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        if isinstance(spec.loader, importlib.machinery.SourceFileLoader) and path:
-            # Compiled here: a cached .pyc of the same second and size would bring the old text back.
-            code = compile(spec.loader.get_data(path), path, "exec", dont_inherit=True)
-            exec(code, module.__dict__)
-        else:
-            spec.loader.exec_module(module)
+        with _low_descriptors_taken():
+            importlib.invalidate_caches()
+            spec = importlib.util.find_spec(name)
+            if spec is None or spec.loader is None:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            path = spec.origin
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module
+            if isinstance(spec.loader, importlib.machinery.SourceFileLoader) and path:
+                # Compiled here: a cached .pyc of the same second and size would bring the old text back.
+                code = compile(spec.loader.get_data(path), path, "exec", dont_inherit=True)
+                exec(code, module.__dict__)
+            else:
+                spec.loader.exec_module(module)
     except KeyboardInterrupt:
         raise  # Ctrl-C at a start
     except BaseException as error:
