@@ -147,7 +147,8 @@ class Pidfile(Text, section=SERVER_MECHANICS, flags="-p --pid", meta="FILE"):
     """The file that the process id of the master is written to.
 
     None is written unless this is set. It is removed when the server ends. During an upgrade by
-    USR2 the new master writes ``<pidfile>.2`` until the old one is gone.
+    USR2 the new master writes ``<pidfile>.2`` until the old one is gone. A file that names a process which
+    runs is left alone, and so is one that cannot be read or is no regular file: the server does not start.
     """
 
 

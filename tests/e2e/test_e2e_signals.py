@@ -10,6 +10,7 @@ import time
 
 import pytest
 from e2e_apps import WEB
+from e2e_users import reachable_for_all
 from harness import Background, Server, free_port, is_alive, load, wait_until
 
 WORKERS = pytest.mark.parametrize("worker", ["sync", "gthread"])
@@ -212,6 +213,31 @@ def test_usr1_reopens_the_logs_in_master_and_workers(worker: str) -> None:
         server.wait_log("after", name="access.log")
         server.wait_log("boom on purpose", name="error.log")
         assert server.workers() == pids, "USR1 ends nobody"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
+def test_usr1_after_a_change_of_user_gives_nothing_of_root_s_away() -> None:
+    """The error log is in root's directory, the access log in that of the user, who can be a villain."""
+    text = "user = group = 65534\nworkers = 1\nerrorlog = 'error.log'\naccesslog = 'theirs/access.log'"
+    server = Server(WEB, text, prefix=reachable_for_all(), files={"secret": ""})
+    theirs, secret = server.dir / "theirs", server.dir / "secret"
+    theirs.mkdir()
+    os.chown(theirs, 65534, 65534)
+    with server:
+        server.get("/echo?before")
+        server.wait_log("before", name="theirs/access.log")
+        for path in (server.dir / "error.log", theirs / "access.log"):
+            assert path.stat().st_uid == 65534
+            path.rename(f"{path}.1")
+        (theirs / "access.log").symlink_to(secret)
+        os.lchown(theirs / "access.log", 65534, 65534)
+        server.signal(signal.SIGUSR1)
+        server.wait_log("access.log stays as it is: root does not use it", name="error.log")
+        wait_until(lambda: server.get("/boom") and "boom on purpose" in server.log("error.log"))
+        assert (server.dir / "error.log").stat().st_uid == 65534
+        server.get("/echo?after")
+        server.wait_log("after", name="theirs/access.log.1")
+        assert (secret.read_text(), secret.stat().st_uid) == ("", 0)
 
 
 def test_winch_is_ignored_in_the_foreground() -> None:
