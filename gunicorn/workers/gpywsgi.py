@@ -25,7 +25,7 @@ from gunicorn.http.errors import (
     ParseException,
 )
 from gunicorn.http.head import error_response, forbids_length
-from gunicorn.http.parse import MAX_EMPTY_LINES, RequestHead, parse_head
+from gunicorn.http.parse import HEAD_END, MAX_EMPTY_LINES, RequestHead, parse_head
 from gunicorn.http.proxyproto import (
     V1_MAX_LENGTH,
     V1_PREFIX,
@@ -57,7 +57,12 @@ class PyWSGIRequest:
         self.uri: str = handler.path or "-"
         self.path, self.query = path, query
         self._environ = environ
+        self._handler = handler
         self.remote_addr = self.peer_addr = handler.peer_address or handler.client_address
+
+    def force_close(self) -> None:
+        """Let the connection end with this request."""
+        self._handler.close_connection = True
 
     @cached_property
     def headers(self) -> list[tuple[str, str]]:
@@ -123,6 +128,9 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     _head_timer: Any = None
     _served = 0
     _head: RequestHead
+    # Its fields as they came, and as the library reads them.
+    _fields = b"\r\n"
+    _message: Any = None
     response_headers: Any
     _orig_status: Any
     # What the application has answered, once it has: checked, with what it means for the framing.
@@ -133,6 +141,10 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     client_address: Any
     peer_address: Any = None
     proxy_protocol_info: dict[str, Any] | None = None
+
+    @cached_property
+    def _script_name(self) -> str:
+        return server_script_name()
 
     def handle(self) -> None:
         try:
@@ -201,13 +213,18 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.requestline = raw_requestline.rstrip()
         self.command, self.path = head.method, head.target
         self.request_version = "HTTP/{}.{}".format(*head.version)
-        self.headers = self.MessageClass(io.BytesIO(fields), 0)
+        self._message, self._fields = None, fields
         self.content_length = head.content_length
         self.close_connection = head.should_close
         return True
 
     def _read_fields(self, limit: int) -> bytes:
         """The lines of the head behind the first, with the empty one."""
+        # Nearly always they came with it.
+        received = self.rfile.peek(1)
+        end = 2 if received.startswith(b"\r\n") else received.find(HEAD_END) + len(HEAD_END)
+        if len(HEAD_END) <= end <= limit + 2:
+            return bytes(self.rfile.read(end))
         data = bytearray()
         # A bare LF ends no head, as will be found.
         while (line := self.rfile.readline(limit + 3 - len(data))) not in (b"\r\n", b"\n"):
@@ -217,6 +234,17 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             if not line.endswith(b"\n"):
                 raise NoMoreData(bytes(data))
         return bytes(data + line)
+
+    @property
+    def headers(self) -> Any:
+        """The fields as the library has them, for a handler of somebody's own."""
+        if self._message is None:
+            self._message = self.MessageClass(io.BytesIO(self._fields), 0)
+        return self._message
+
+    @headers.setter
+    def headers(self, headers: Any) -> None:
+        self._message = headers
 
     def handle_one_request(self) -> Any:
         self._answer = self._orig_status = None
@@ -257,11 +285,32 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     def get_environ(self) -> Any:
         """Called once the head of a request was read."""
         self._end_of_head()
-        environ = super().get_environ()
+        head = self._head
+        environ = self.server.get_environ()
+        environ["REQUEST_METHOD"] = head.method
+        environ["SERVER_PROTOCOL"] = self.request_version
+        environ["QUERY_STRING"] = head.query
+        environ["RAW_URI"] = head.target
+        environ["wsgi.url_scheme"] = head.scheme
         environ["gunicorn.socket"] = environ["gunicorn.sock"] = self.socket
-        environ["RAW_URI"] = self.path
-        self._add_head(environ, self._head)
+        if head.fields is not None:
+            environ.update(head.fields)
+        else:
+            environment.add_headers(environ, head.headers)
+        if head.authority is not None:
+            environ["HTTP_HOST"] = head.authority
+        environment.add_client(environ, self.client_address)
         environ.update(proxy_environ(self))
+        try:
+            environ["SCRIPT_NAME"], environ["PATH_INFO"] = self._split_path(head)
+        except ParseException as error:
+            raise _Refused(error) from None
+        sock = self.socket if head.expect_continue else None
+        self.wsgi_input = _Input(self.rfile, head.content_length, sock, head.chunked)
+        # What is spoken next, such as WebSocket, has no end that is known.
+        upgrades = "HTTP_UPGRADE" in environ and not (head.content_length or head.chunked)
+        environ["wsgi.input"] = self.rfile if upgrades else self.wsgi_input
+        environ["wsgi.input_terminated"] = not upgrades
         self._served += 1
         worker = self.server.worker
         worker.begin_request(self.socket, PyWSGIRequest(self, environ))
@@ -269,32 +318,17 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if worker.nr >= worker.max_requests:
             worker.retire()
         if "HTTP_UPGRADE" in environ:
-            # What is spoken next, such as WebSocket, has long silences.
+            # It has long silences, too.
             self.socket.settimeout(None)
         return environ
 
-    def _add_head(self, environ: dict[str, Any], head: RequestHead) -> None:
-        """Put into *environ* what the library leaves out, or takes another way."""
+    def _split_path(self, head: RequestHead) -> tuple[str, str]:
+        """SCRIPT_NAME and PATH_INFO. Raises ConfigurationProblem for a path that lies outside."""
+        script_name = self._script_name
         policy = self.server.worker.cycle.policy
-        # They are here because a trusted proxy sets them, or header_map lets all through.
-        environment.add_headers(environ, [pair for pair in head.headers if "_" in pair[0]])
-        if head.authority is not None:
-            environ["HTTP_HOST"] = head.authority
-        environ["wsgi.url_scheme"] = head.scheme
-        environ["QUERY_STRING"] = head.query
-        script_name = server_script_name()
-        if policy.forwarded_allow.allows(self.peer_address or self.client_address):
+        if head.fields is None and policy.forwarded_allow.allows(self.peer_address or self.client_address):
             script_name = forwarded_script_name(head.headers, policy, script_name)
-        try:
-            environ["SCRIPT_NAME"], environ["PATH_INFO"] = environment.split_script_name(
-                head.path, script_name
-            )
-        except ParseException as error:
-            raise _Refused(error) from None
-        sock = self.socket if head.expect_continue else None
-        self.wsgi_input = _Input(self.rfile, self.content_length, sock, head.chunked)
-        if environ["wsgi.input_terminated"]:
-            environ["wsgi.input"] = self.wsgi_input
+        return environment.split_script_name(head.path, script_name)
 
     def handle_one_response(self) -> None:
         worker = self.server.worker
