@@ -254,6 +254,9 @@ class Arbiter(Shutdown, Succession):
             pidfile.create(os.getpid())
         except RuntimeError as exc:
             raise HaltServer(str(exc)) from exc
+        if not self.master_pid:
+            # Of a new master that was killed together with its old one.
+            Pidfile(successor_path(path)).remove_stale()
         return pidfile
 
     def check_worker_class(self) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -92,27 +93,29 @@ class Complaint:
         return count
 
 
-class _Steady(logging.Handler):
-    """A handler that cannot write says so once a minute, not in a traceback for each line."""
+def complain_seldom(handler: Any, record: logging.LogRecord) -> None:
+    """In place of `Handler.handleError`: what cannot be written is said once a minute, on standard error.
 
-    _complaint: Complaint | None = None
-    # What it writes to, in words.
-    output = ""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            super().handleError(record)
-            return
-        self._complaint = self._complaint or Complaint()
-        lost = self._complaint.due()
-        if lost and logging.raiseExceptions and sys.stderr is not None:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(f"{self.output} cannot be written: {error} (lines lost: {lost})\n")
-                sys.stderr.flush()
+    A traceback for each line would fill another disk. Mistakes in a call are shown as ever.
+    """
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+        logging.Handler.handleError(handler, record)
+        return
+    handler.complaint = getattr(handler, "complaint", None) or Complaint()
+    lost = handler.complaint.due()
+    if lost and logging.raiseExceptions and sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"{_described(handler)} cannot be written: {error} (lines lost: {lost})\n")
+            sys.stderr.flush()
 
 
-class LogFile(_Steady, logging.FileHandler):
+def _described(handler: logging.Handler) -> str:
+    path = getattr(handler, "baseFilename", None)
+    return f"The log file {path}" if path is not None else f"The log {handler}"
+
+
+class LogFile(logging.FileHandler):
     """A file that takes one line with one ``write(2)``.
 
     Lines of several processes that append to one file so never mix, nothing waits in a buffer
@@ -120,10 +123,10 @@ class LogFile(_Steady, logging.FileHandler):
     """
 
     _gunicorn = False
+    handleError = complain_seldom
 
     def __init__(self, path: str, owner: Owner | None = None) -> None:
         self._owner = owner
-        self.output = f"The log file {path}"
         super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace")
 
     def _open(self) -> TextIOWrapper:
@@ -165,12 +168,11 @@ class LogFile(_Steady, logging.FileHandler):
             line = line[written:]
 
 
-class LogStream(_Steady, _StreamHandler):
+class LogStream(_StreamHandler):
     """Standard output or standard error."""
 
-    output = "A log on standard output or error"
-
     _gunicorn = False
+    handleError = complain_seldom
 
     def write_line(self, line: bytes) -> None:
         text = line.decode()
@@ -536,6 +538,8 @@ def _apply_logconfig(cfg: Any) -> None:
         for handler in log.handlers:
             if id(handler) not in before:
                 handler._gunicorn_logconfig = True  # type: ignore[attr-defined]
+                if type(handler).handleError is logging.Handler.handleError:
+                    handler.handleError = functools.partial(complain_seldom, handler)  # type: ignore[method-assign]
 
 
 def _apply_logconfig_file(path: str) -> None:

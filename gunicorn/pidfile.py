@@ -93,6 +93,13 @@ class Pidfile:
         except OSError:
             pass
 
+    def remove_stale(self) -> None:
+        """Remove the file if it names a process, and that is gone."""
+        with contextlib.suppress(OSError):
+            self.pid = self._read()
+            if self.pid is not None and self._holder() is None:
+                self.unlink()
+
     def validate(self) -> int | None:
         """The pid of the process that the file names, if there is such a process."""
         try:

@@ -11,6 +11,8 @@ import socket
 import sys
 from typing import Any
 
+from gunicorn.glogging import Complaint
+
 
 class SyslogHandler(logging.handlers.SysLogHandler):
     """A SysLogHandler that starts without its daemon, finds it again, and shares no stream over a fork.
@@ -31,23 +33,23 @@ class SyslogHandler(logging.handlers.SysLogHandler):
         self.socket: socket.socket | None = None
         self._target: Any = None
         self._pid = os.getpid()
-        self._complained = False
+        self._complaint = Complaint()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._send(self._message(record))
-            self._complained = False
         except OSError as error:
             self._complain(error)
         except Exception:
             self.handleError(record)
 
     def _complain(self, error: OSError) -> None:
-        """Say once, until it works again, that messages are lost; a traceback for each would drown all."""
-        if not self._complained and sys.stderr is not None:
-            self._complained = True
+        """Say once a minute that messages are lost; a traceback for each would drown all."""
+        lost = self._complaint.due()
+        if lost and sys.stderr is not None:
             with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(f"syslog at {self.address} does not take messages: {error}\n")
+                where = self.address if isinstance(self.address, str) else "%s:%s" % self.address  # noqa: UP031
+                sys.stderr.write(f"syslog at {where} does not take messages: {error} (lost: {lost})\n")
 
     def _message(self, record: logging.LogRecord) -> bytes:
         text = self.ident + self.format(record)

@@ -64,6 +64,15 @@ def test_a_dead_process_is_replaced(tmp_path: Path, dead: int) -> None:
     assert path.read_text() == f"{os.getpid()}\n"
 
 
+@pytest.mark.parametrize("text", ["x", "", "-5"])
+def test_only_what_names_a_dead_process_is_stale(tmp_path: Path, dead: int, living: int, text: str) -> None:
+    for name, content in (("dead", str(dead)), ("living", str(living)), ("other", text)):
+        (tmp_path / name).write_text(content)
+        Pidfile(str(tmp_path / name)).remove_stale()
+    Pidfile(str(tmp_path / "missing")).remove_stale()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["living", "other"]
+
+
 def test_a_living_process_is_not(tmp_path: Path, living: int) -> None:
     path = tmp_path / "x.pid"
     path.write_text(f"{living}")

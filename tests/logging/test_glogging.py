@@ -223,6 +223,24 @@ def test_a_log_on_a_full_disk_says_so_on_standard_error_once(
     ]
 
 
+@needs_dev_full
+def test_a_log_of_a_logconfig_on_a_full_disk_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"class": "logging.FileHandler", "filename": "/dev/full"}
+    handlers = {**glogging.CONFIG_DEFAULTS["handlers"], "own": own}
+    loggers = {"own": {"handlers": ["own"], "propagate": False}}
+    Logger(config(logconfig_dict={"handlers": handlers, "loggers": loggers}))
+    monkeypatch.setattr(sys, "stderr", seen := io.StringIO())
+    for _ in range(5):
+        logging.getLogger("own").error("lost")
+    assert seen.getvalue().splitlines() == [
+        "The log file /dev/full cannot be written: [Errno 28] No space left on device (lines lost: 1)"
+    ]
+    with contextlib.suppress(OSError):
+        logging.getLogger("own").handlers[0].close()
+
+
 def test_a_wrong_call_of_the_application_s_is_still_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
