@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -34,6 +35,14 @@ if TYPE_CHECKING:
 def _hook(cfg: Any, name: str) -> Hook:
     found: Hook | None = own_hook(cfg, name)
     return found or no_hook
+
+
+def _load_ahead() -> None:
+    """Load what is needed later: the user of the companions may not be able to read Python's library."""
+    for name in ("difflib", "encodings.ascii", "encodings.idna", "shlex"):
+        importlib.import_module(name)
+    if not hasattr(os, "memfd_create"):
+        importlib.import_module("tempfile")
 
 
 class ManagerChild(ArbitersPart):
@@ -85,6 +94,8 @@ class ManagerChild(ArbitersPart):
             worker.tmp.close()
         # Those of our listeners, which may have been handed over to the master in just that way.
         sockets.reserve(sockets.most(cfg.companion_workers))
+        if cfg.uid != os.geteuid():
+            _load_ahead()
         set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
         # The change of user made /proc/<pid> root's; memory figures are read there.
         stay_dumpable()

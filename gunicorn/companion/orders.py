@@ -75,12 +75,15 @@ def follow(manager: CompanionManager, before: Orders, now: Orders, at: float) ->
             continue
         if stopped and not process.manual_stop:
             manager.log.info("Companion %s is stopped here, too, as it was by command", name)
-            manager.send_event(process, Event.STOP, at, manual=True)
-        elif not stopped and process.state in (State.STOPPED, State.STOPPING):
-            manager.log.info("Companion %s is started here, too, as it was by command", name)
+            manager.stop_process(name)
+        elif not stopped and process.state is State.STOPPING:
+            # No command could do that; but this one is to run as soon as it can.
             manager.send_event(process, Event.START, at)
             process.manual_stop = False
             manager.note_order(name, stopped=False)
+        elif not stopped:
+            manager.log.info("Companion %s is started here, too, as it was by command", name)
+            manager.start_process(name)
 
 
 def _follow_scale(manager: CompanionManager, group: str, numbers: tuple[int, int] | None) -> None:

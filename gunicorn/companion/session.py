@@ -108,8 +108,9 @@ def other_threads(pid: int) -> list[str]:
 def boot_id() -> str:
     """Names this boot of the machine: pids and start times repeat after the next one."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
+        # Bytes: a codec is a module, which the user that the process has changed to may be unable to load.
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return file.read().strip().decode()
     except OSError:
         return ""
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from e2e_companions import companion_server, entry, reconfigure, starts
 from e2e_users import reachable_for_all
-from harness import Server, descriptors, wait_until
+from harness import Server, descriptors, free_port, wait_until
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -415,3 +415,57 @@ def test_the_default_home_is_the_user_s_own() -> None:
     finally:
         if not existed and home.exists():
             subprocess.run(["rm", "-r", str(home)], check=False)
+
+
+#: In every child that has changed its user no module can be loaded any more, as where Python itself lies in a
+#: directory of root's.
+UNREADABLE = """
+import os, sys, time
+
+def run():
+    while True:
+        time.sleep(1000)
+
+def refuse(event, args):
+    if event == "import" and os.geteuid() != 0:
+        os.write(2, f"wants {args[0]}\\n".encode())
+        raise ImportError(f"{args[0]} cannot be read")
+
+if not hasattr(sys, "refuses"):
+    sys.refuses = True
+    sys.addaudithook(refuse)
+"""
+
+
+@ROOT_ONLY
+def test_the_user_may_be_unable_to_read_python_s_library() -> None:
+    port = free_port()
+    extra = UNREADABLE + (
+        "companion_workers = [\n"
+        f"    dict(name='a', target=run, bind='localhost:{port}', watchdog=100, max_memory='1G'),\n"
+        "    dict(name='c', command=['sleep', '1000'], stop_as_group=True),\n"
+        "]\n"
+        "def companion_exit(manager, companion):\n"
+        "    raise RuntimeError('a traceback')\n"
+    )
+    settings = {"user": "nobody", "preload_app": True}
+    server = companion_server(**settings, extra=extra, bind_option="unix")
+    server.run_dir.chmod(0o755)
+    server.notes_starts = False
+    with server:
+        manager = server.wait_manager()
+        old = {name: server.wait_companion(name)["pid"] for name in "ac"}
+        with server.control() as control:
+            assert "did you mean" in control.ask("stat")["error"]
+            assert control.ask("status", memory=True)["ok"]
+            assert control.ask("reread")["ok"]
+            for name in "ac":
+                assert control.ask("restart", name)["ok"]
+        os.kill(server.wait_companion("c", without=[old["c"]])["pid"], signal.SIGKILL)
+        wait_until(lambda: server.companion("c")["restart_count"] >= 2)
+        for name in "ac":
+            server.wait_companion(name, without=[old[name]])
+        server.write("gunicorn.conf.py", server.config_text.replace("watchdog", "watchdok"))
+        assert "did you mean watchdog" in server.ask("reread")["error"]
+        assert server.manager() == manager
+        assert "wants" not in server.log() and "cannot be read" not in server.log()
