@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -49,6 +50,9 @@ def reread(manager: CompanionManager, *, dry_run: bool = False) -> dict[str, Any
         found = difference(manager.processes, scale(configs, dict(manager.scaled)))
         return {"ok": True, "dry_run": True, **found.as_dict()}
     manager.adopt_config()
+    # What goes may be taken up by the manager of a new master, which must know better then.
+    manager.orders.rereads += 1
+    manager.keep_state()
     result = manager.reread_config(configs)
     manager.tell({"reread": {config.name: config.fingerprint for config in configs}})
     manager.after_command()
@@ -67,7 +71,7 @@ def scale_group(manager: CompanionManager, group: str, number: int) -> Differenc
     assert one.numprocs is not None
     others = [config for config in configs if config.group != group]
     manager.scaled[group] = (number, one.numprocs)
-    # Those that go may be taken up by the manager of a new master, which must know better then.
+    # As in `reread`.
     manager.keep_state()
     found = apply(manager, scale([*others, one], manager.scaled))
     if number == one.numprocs:
@@ -119,11 +123,12 @@ def _record_limits(manager: CompanionManager, process: CompanionProcess) -> None
     record = run.read() if run is not None else None
     if run is not None and record is not None and record.pid == process.pid:
         config = process.config
-        run.write(
-            replace(
-                record,
-                stop_signal=config.stop_signal,
-                stop_timeout=config.stop_timeout,
-                stop_as_group=config.stop_as_group,
-            )
+        record = replace(
+            record,
+            stop_signal=config.stop_signal,
+            stop_timeout=config.stop_timeout,
+            stop_as_group=config.stop_as_group,
         )
+        # On a full disk the old limits stay there.
+        with contextlib.suppress(OSError):
+            run.write(record)

@@ -494,6 +494,10 @@ def _report(run: RunFile, reason: str) -> None:
         record = run.read()
         if record is not None:
             run.write(replace(record, error=reason))
+            return
+    # Its record could not be written: nobody else has heard of it.
+    with contextlib.suppress(Exception):
+        print(f"companion pid {getpid()}: {reason}", file=sys.stderr, flush=True)
 
 
 def _one_line(exc: BaseException) -> str:

@@ -155,6 +155,32 @@ def test_what_is_asked_of_the_old_master_meanwhile_holds_for_the_new_one() -> No
         assert overlaps(server) == []
 
 
+def test_what_the_old_master_rereads_meanwhile_the_new_one_does() -> None:
+    with companion_server(entry("gone", "idle"), entry("a", "idle"), pidfile="g.pid") as server:
+        old = settled(server, "gone", "a")
+        new = Successor(server)
+        for name in old:
+            new.wait_waiting(name, old[name])
+        reconfigure(server, entry("a", "idle"), entry("b", "idle"), pidfile="g.pid")
+        assert server.ask("reread")["removed"] == ["gone"]
+        wait_until(lambda: set(new.server.companions()) == {"a", "b"}, 10, "reread")
+        new.wait_waiting("b", server.wait_companion("b")["pid"])
+        assert len(starts(server, "gone")) == 1
+        # A mistake stays without consequences in both.
+        server.write("gunicorn.conf.py", "1/0")
+        assert not server.ask("reread")["ok"]
+        reconfigure(server, entry("a", "idle"), entry("b", "idle"), pidfile="g.pid")
+        take_over(server, new)
+        for name in "ab":
+            server.wait_companion(name)
+        # The new master has it, too.
+        manager = server.wait_manager()
+        os.kill(manager, signal.SIGKILL)
+        server.wait_manager(20, without=manager)
+        assert set(server.companions()) == {"a", "b"}
+        assert len(starts(server, "gone")) == 1
+
+
 @pytest.mark.parametrize("whose", ["old", "new"])
 def test_it_holds_though_the_manager_dies_at_once(whose: str) -> None:
     with companion_server(entry("a", "idle"), entry("b", "idle"), pidfile="g.pid") as server:
