@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gunicorn.companion import runfile
+from gunicorn.companion import runfile, session
 from gunicorn.companion.runfile import Orphan, Record, RunFile
 from gunicorn.companion.sharedstate import Rights
 
@@ -335,16 +335,18 @@ class Claims:
 
     def step_older_self(self, name: str, now: float, members: Mapping[int, list[int]]) -> bool:
         """Do what is due for the older self of *name*; True when it is gone."""
-        if not self._orphans[name].step(now, members):
-            return False
-        del self._orphans[name]
-        return True
+        return self._orphans[name].step(now, members)
+
+    def forget_older_self(self, name: str) -> None:
+        self._orphans.pop(name, None)
 
     def older_session(self, name: str) -> int | None:
         orphan = self._orphans.get(name)
         return None if orphan is None else orphan.record.session
 
-    def step_strays(self, now: float, wanted: set[int], members: Mapping[int, list[int]]) -> None:
+    def step_strays(self, now: float, wanted: set[int], members: Mapping[int, list[int]]) -> list[str]:
+        """Do what is due for the older selves of what is configured no more; return who is gone."""
+        gone = []
         for name, orphan in list(self._strays.items()):
             if orphan.record.session in wanted and orphan.step(now, members):
                 del self._strays[name]
@@ -352,3 +354,11 @@ class Claims:
                     run = RunFile.claim(self.run_dir, name)
                     if run is not None:
                         run.release()
+                gone.append(name)
+        return gone
+
+    def older_selves(self) -> list[str]:
+        """The names of which a dead manager has left something that has not come to its end."""
+        found = runfile.records(self.run_dir).items()
+        sessions = session.members({record.session for _, record in found if not record.supervised})
+        return [name for name, record in found if not record.supervised and record.session in sessions]

@@ -91,7 +91,7 @@ def status(manager: CompanionManager, name: str | None = None, memory: bool = Fa
         shown.append(one)
     reply: Reply = {"ok": True, "server": _server(manager, now), "companions": shown}
     if memory:
-        _add_memory(reply, ordered, manager.pid)
+        _add_memory(reply, ordered, manager)
     return reply
 
 
@@ -102,9 +102,9 @@ def _server(manager: CompanionManager, now: float) -> dict[str, Any]:
     return server
 
 
-def _add_memory(reply: Reply, processes: list[CompanionProcess], manager_pid: int) -> None:
+def _add_memory(reply: Reply, processes: list[CompanionProcess], manager: CompanionManager) -> None:
     sessions = {p.session for p in processes if p.pid is not None and p.session is not None}
-    found = memory_of.of_sessions(sessions)
+    found = memory_of.of_sessions(sessions, manager.endings.belonging(manager.processes.values()))
     usages = []
     for process, one in zip(processes, reply["companions"], strict=True):
         usage = found.get(process.session or 0) if process.pid is not None else None
@@ -114,7 +114,7 @@ def _add_memory(reply: Reply, processes: list[CompanionProcess], manager_pid: in
         one["memory"] = None if usage is None else usage.as_dict()
         if usage is not None:
             usages.append(usage)
-    reply["memory"] = memory_of.totals(usages, manager_pid)
+    reply["memory"] = memory_of.totals(usages, manager.pid)
 
 
 def state_event(process: CompanionProcess, before: State, now: float) -> Reply:

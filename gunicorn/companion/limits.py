@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
 from gunicorn.companion import memory
 from gunicorn.companion.process import CompanionProcess, State
@@ -15,11 +15,16 @@ MEMORY_INTERVAL = 5.0
 MB = 2**20
 
 
+# The session of what belongs to a companion and has left it: see `Endings.belonging`.
+Belonging = Callable[[Collection[CompanionProcess]], Mapping[int, int]]
+
+
 class Limits:
     """`max_lifetime` and `max_memory`. ``due``: when memory is looked at next; None: it need not be."""
 
-    def __init__(self, rolling: Rolling) -> None:
+    def __init__(self, rolling: Rolling, belonging: Belonging = lambda processes: {}) -> None:
         self.rolling = rolling
+        self.belonging = belonging
         self.due: float | None = None
 
     def check(self, processes: Collection[CompanionProcess], now: float) -> None:
@@ -35,11 +40,11 @@ class Limits:
             self.due = now + MEMORY_INTERVAL
         elif now >= self.due:
             self.due = now + MEMORY_INTERVAL
-            self._check_memory(limited)
+            self._check_memory(limited, self.belonging(processes))
 
-    def _check_memory(self, limited: list[CompanionProcess]) -> None:
+    def _check_memory(self, limited: list[CompanionProcess], more: Mapping[int, int]) -> None:
         limits = {p.session: p.config.max_memory or 0 for p in limited if p.session is not None}
-        found = memory.beyond(limits)
+        found = memory.beyond(limits, more)
         for process in limited:
             private = found.get(process.session or 0)
             if private is not None:

@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.start import follow_surroundings
@@ -141,11 +141,11 @@ class CompanionManager:
         self.rights = Rights(shared, None if self.elder is None else self.elder.shared)
         self.claims = Claims(run_dir, log, self.rights)
         self.listeners = Listeners(log, umask=umask, rights=self.rights)
-        self.endings = Endings(self.claims, self._tell_leftovers)
+        self.endings = Endings(self.claims, self._tell_leftovers, self._tell_left)
         self.hearing = Hearing(self.poller, log, self._take_notice)
         self.starter = Starter(self)
         self.rolling = Rolling()
-        self.limits = Limits(self.rolling)
+        self.limits = Limits(self.rolling, self.endings.belonging)
         self.stops = Stops()
         # Every companion has a next one in the server that takes over.
         self.handing_over = False
@@ -186,7 +186,7 @@ class CompanionManager:
         if self.watch is not None:
             self.poller.add(self.watch.fileno(), self._on_change)
         if become_subreaper():
-            self.endings.children = session.OwnChildren()
+            self.endings.adopt(session.OwnChildren())
         prepare_parent()
         spare.keep()
         self._raise_file_limit()
@@ -418,6 +418,7 @@ class CompanionManager:
     def start_all(self) -> None:
         """Start what is meant to run; end what a dead manager left and nobody configures any more."""
         now = time.monotonic()
+        older = self.endings.end_left()
         self.claims.find_strays(self.processes, now)
         for process in self.processes.values():
             wanted = process.config.autostart or self.orders.stopped.get(process.name) is False
@@ -426,6 +427,9 @@ class CompanionManager:
             else:
                 self._end_old_self(process, now)
         self.step(now)
+        if older:
+            # Some of them may have come to their end meanwhile.
+            self.endings.end_left()
 
     def _end_old_self(self, process: CompanionProcess, now: float) -> None:
         """What a dead manager left of a companion that is to be stopped: STOPPING until it is gone."""
@@ -642,19 +646,28 @@ class CompanionManager:
         for process in self.endings.step(self.processes.values(), now):
             self.send_event(process, Event.EMPTY, now)
 
-    def _tell_leftovers(self, process: CompanionProcess, pids: Sequence[int]) -> None:
-        """Say what is killed with the session of *process*, or after it."""
+    def _tell_left(self, pids: Collection[int]) -> None:
+        self.log.warning("Companions of a dead manager have left behind %s: SIGKILL", session.names_of(pids))
+
+    def _tell_leftovers(self, process: CompanionProcess, pids: Sequence[int], away: Collection[int]) -> None:
+        """Say what is killed with the session of *process*, or after it; *away*: what has left it."""
         now = time.monotonic()
-        whom = ", ".join(f"{pid} {session.command_name(pid)}".rstrip() for pid in pids)
+        whom = session.names_of(pids)
         how = "is killed, and with it" if process.pid is not None else "is gone and has left behind"
         self.log.warning("Companion %s (pid %s) %s %s: SIGKILL", process.name, process.session, how, whom)
-        self.send_event(process, Event.LEFTOVERS_KILLED, now, count=len(pids))
+        hint = None
+        if away and process.pid is None and (process.state is not State.STOPPING or process.settled):
+            # Nobody has asked it to end: as a daemon does, which another one would be started beside.
+            hint = f"pid {', '.join(map(str, away))} had detached itself: run it in the foreground"
+            self.log.warning("Companion %s: %s", process.name, hint)
+        self.send_event(process, Event.LEFTOVERS_KILLED, now, count=len(pids), reason=hint)
         if self.control is not None and self.control.has_subscribers:
             self.control.broadcast(commands.leftovers_event(process, pids, now))
 
     def _end_adopted(self) -> None:
         """What called setsid() and lost its parent has become our child; it goes with us."""
         deadline = time.monotonic() + END_OF_ADOPTED
+        told = False
         while time.monotonic() < deadline:
             try:
                 children = session.children_of(os.getpid())
@@ -664,6 +677,9 @@ class CompanionManager:
                 children = sorted(known or ())
             if not children:
                 return
+            if not told and (names := session.names_of([pid for pid in children if session.exists(pid)])):
+                self.log.warning("Companions have left behind %s: SIGKILL", names)
+            told = True
             for pid in children:
                 session.send(pid, signal.SIGKILL)
             # Their own children come to us next, and are found in the next round.

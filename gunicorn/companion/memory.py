@@ -99,20 +99,20 @@ def of_session(pids: Iterable[int]) -> Memory | None:
     return sum(found, Memory()) if found else None
 
 
-def of_sessions(sessions: Collection[int]) -> dict[int, Memory]:
-    """The memory of each of *sessions*, by one look at the process table.
+def of_sessions(sessions: Collection[int], more: Mapping[int, int] | None = None) -> dict[int, Memory]:
+    """The memory of each of *sessions* and of what descends from it, by one look at the process table.
 
-    One of which nothing is told is not in the result.
+    *more*: what has lost its parent, and its session. One of which nothing is told is not in the result.
     """
     found = {}
-    for leader, pids in _members(sessions).items():
+    for leader, pids in _families(sessions, more).items():
         memory = of_session(pids)
         if memory is not None:
             found[leader] = memory
     return found
 
 
-def beyond(limits: Mapping[int, int]) -> dict[int, int]:
+def beyond(limits: Mapping[int, int], more: Mapping[int, int] | None = None) -> dict[int, int]:
     """The private memory of those sessions that have more of it than their limit.
 
     Private memory is a part of the resident, which the kernel keeps count of; only
@@ -120,7 +120,7 @@ def beyond(limits: Mapping[int, int]) -> dict[int, int]:
     milliseconds a process.
     """
     found = {}
-    for leader, pids in _members(limits).items():
+    for leader, pids in _families(limits, more).items():
         # The count may be behind by some pages for each processor.
         if sum(map(resident, pids)) * 4 < limits[leader] * 3:
             continue
@@ -130,10 +130,12 @@ def beyond(limits: Mapping[int, int]) -> dict[int, int]:
     return found
 
 
-def _members(sessions: Collection[int]) -> dict[int, list[int]]:
+def _families(sessions: Collection[int], more: Mapping[int, int] | None) -> dict[int, list[int]]:
     """None of them where no descriptor is left to look with: there is a next time."""
+    if not sessions:
+        return {}
     try:
-        return session.members(sessions)
+        return session.families(sessions, more or {})
     except OSError:
         return {}
 

@@ -12,12 +12,12 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 from gunicorn import __version__
 from gunicorn.app.start import Surroundings
-from gunicorn.companion import runfile, session
+from gunicorn.companion import detached, runfile, session
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.link import Link
 from gunicorn.companion.managerchild import ManagerChild
@@ -533,8 +533,16 @@ class ManagerHandle(ArbitersPart):
         self.orphans = [orphan for orphan in self.orphans if not orphan.step(now)]
         if self.orphans:
             return False
+        if self._places_stay:
+            # A manager that was killed, which else ends what has left the sessions of its companions.
+            run_dir, managers, uid = self.places.run_dir, {pid for pid, _ in self._ours}, self._uid()
+            detached.end_left(lambda: detached.left(run_dir, managers, uid), self._tell_left)
+            self._places_stay = False
         self.places.tidy_up()
         return True
+
+    def _tell_left(self, pids: Collection[int]) -> None:
+        self.log.warning("Companions have left behind %s: SIGKILL", session.names_of(pids))
 
     def _left_behind(self, now: float) -> list[Orphan]:
         """The sessions whose manager is dead: on a directory of our own all, else those of our managers.

@@ -118,6 +118,8 @@ class CompanionProcess(Shown):
         # What it says of itself: STATUS= of sd_notify(3).
         self.status_text: str | None = None
         self.reason: str | None = None
+        # What its operator should do about the way that it ends.
+        self.hint: str | None = None
         self.failed_starts = 0
         # The delay before the latest start, and how many before it have grown.
         self.delay = 0.0
@@ -234,6 +236,7 @@ class CompanionProcess(Shown):
     def _alive(self, d: Details) -> tuple[Action, ...]:
         self.state = State.RUNNING
         self.failed_starts = 0
+        self.hint = None
         return self._beat(d)
 
     def _ready(self, d: Details) -> tuple[Action, ...]:
@@ -447,6 +450,7 @@ class CompanionProcess(Shown):
 
     def _leftovers_killed(self, d: Details) -> tuple[Action, ...]:
         self.leftovers_killed += d.count
+        self.hint = d.reason or self.hint
         return ()
 
     def _empty(self, d: Details) -> tuple[Action, ...]:

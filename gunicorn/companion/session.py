@@ -12,7 +12,7 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from os import close, getpid, read
 from os import open as open_file
 from typing import NamedTuple
@@ -59,6 +59,11 @@ def command_name(pid: int) -> str:
             return file.read().strip()
     except OSError:
         return ""
+
+
+def names_of(pids: Collection[int]) -> str:
+    """``12 sh, 13 node``: who that is, for a log."""
+    return ", ".join(f"{pid} {command_name(pid)}".rstrip() for pid in pids)
 
 
 def _read_stat(pid: int) -> list[bytes] | None:
@@ -209,6 +214,44 @@ def _ps(pid: int | None, *columns: str) -> str:
     shown = [f"-o{column}=" for column in columns]
     done = subprocess.run(["ps", *which, *shown], stdout=subprocess.PIPE, text=True, check=False)
     return done.stdout.strip()
+
+
+def session_of(pid: int) -> int | None:
+    """The session that *pid* is in; None where it is gone."""
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
+
+
+def all_pids() -> list[int]:
+    """Every process by /proc; empty where there is none."""
+    return [int(name) for name in _list_proc() if name.isdigit()] if HAVE_PROC else []
+
+
+def families(sessions: Collection[int], more: Mapping[int, int]) -> dict[int, list[int]]:
+    """The live processes of each of *sessions*, and what descends from them in sessions of its own.
+
+    *more*: the session that a process belongs to which has lost its parent. Without /proc: `members`.
+    """
+    if not HAVE_PROC:
+        return members(sessions)
+    stats = {pid: info for pid in all_pids() if (info := read_stat(pid)) is not None}
+    owners: dict[int, int] = {pid: owner for pid, owner in more.items() if owner in sessions}
+    owners.update((pid, info.session) for pid, info in stats.items() if info.session in sessions)
+    found: dict[int, list[int]] = {}
+    for pid, info in stats.items():
+        path = []
+        each = pid
+        while each in stats and each not in owners:
+            path.append(each)
+            each = stats[each].ppid
+        owner = owners.get(each, 0)
+        # Each is asked once, whatever descends from it.
+        owners.update(dict.fromkeys(path, owner))
+        if owner and info.runs:
+            found.setdefault(owner, []).append(pid)
+    return found
 
 
 def children_of(parent: int) -> list[int]:

@@ -34,6 +34,7 @@ class Shown:
     group_asked: bool
     settled: str | None
     reason: str | None
+    hint: str | None
     status_text: str | None
     failed_starts: int
     start_count: int
@@ -65,7 +66,7 @@ class Shown:
             return self._describe_starting(now)
         if self.state is State.BACKOFF:
             wait = max(0, math.ceil((self.next_retry_at or now) - now))
-            return f"{self.reason or self.last_exit}, retrying in {wait}s"
+            return f"{self._why}, retrying in {wait}s"
         if self.state is State.STOPPING:
             return self._describe_stopping(now)
         return self._describe_stopped()
@@ -84,9 +85,14 @@ class Shown:
         return "not started" if self.start_count == 0 else "stopped"
 
     @property
+    def _why(self) -> str:
+        why = self.reason or self.last_exit
+        return f"{why}; {self.hint}" if self.hint else why
+
+    @property
     def verdict(self) -> str:
         """Why it is not started again by itself: ``gave up after 3 failed starts: exited with status 1``."""
-        why = self.reason or self.last_exit
+        why = self._why
         if self.settled != GAVE_UP:
             return why
         count = f"{self.failed_starts} failed start{'s' if self.failed_starts != 1 else ''}"
@@ -143,6 +149,7 @@ class Shown:
             self.stuck,
             self.settled,
             self.reason,
+            self.hint,
             self.status_text,
             self.failed_starts,
             self.start_count,

@@ -25,6 +25,8 @@ from gunicorn import redact
 from gunicorn.companion import sockets
 from gunicorn.companion.checks import Target, describe_target
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.detached import VARIABLE as MARK_VARIABLE
+from gunicorn.companion.detached import leave as leave_mark
 from gunicorn.companion.ending import (
     flush,
     forget_inherited_exit_handlers,
@@ -96,6 +98,8 @@ class Birth:
     listeners: Sequence[int | socket] = ()
     # Where the companion says how it is: its NOTIFY_SOCKET.
     notify: str | None = None
+    # Tells whose it is of a process that leaves the session: see `detached`.
+    mark: str = ""
     # Closes what the server logs to. After `post_fork`, which may log there.
     close_logs: Callable[[], Any] | None = None
 
@@ -288,6 +292,7 @@ def _become(plan: Plan, prepared: bool) -> None:
         environ[name] = value
     if title is not None:
         set_process_title(title)
+    leave_mark(birth.mark)
     set_mask(())
     if birth.post_fork is not None:
         try:
@@ -405,6 +410,8 @@ def variables_of(birth: Birth) -> dict[str, str]:
     found = {"GUNICORN_COMPANION_NAME": config.name}
     if config.index is not None:
         found["GUNICORN_COMPANION_INDEX"] = str(config.index)
+    if birth.mark:
+        found[MARK_VARIABLE] = birth.mark
     if birth.notify is not None:
         found["NOTIFY_SOCKET"] = birth.notify
     if config.watchdog is not None:

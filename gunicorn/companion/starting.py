@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.companion import order
 from gunicorn.companion.claims import Blocked
+from gunicorn.companion.detached import Mark
 from gunicorn.companion.ending import flush
 from gunicorn.companion.process import CompanionProcess, Event, State
 from gunicorn.companion.runfile import RunFile
@@ -160,6 +161,7 @@ class Starter:
             watch=manager.watch,
             listeners=listeners,
             notify=notify,
+            mark=str(Mark.of(manager.claims.run_dir, process.name, manager.pid)),
             # Those of a program are closed as it begins.
             close_logs=getattr(manager.log, "close_here", None) if process.config.command is None else None,
         )

@@ -63,6 +63,19 @@ def drain() -> None:
             sys.exit(0)
 
 
+def drains_with_helper() -> None:
+    """Drains, and has a helper outside of its session that it needs until then."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            tell(f"helper {os.getpid()}")
+            rest()
+        os._exit(0)
+    os.wait()
+    drain()
+
+
 def ignore() -> None:
     """Ignores its stop signal, and so does its child, which is in a process group of its own."""
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -139,6 +152,31 @@ def escapes() -> None:
         os._exit(0)
     os.wait()
     tell(f"escaped {int(os.read(read, 20))}")
+    rest()
+
+
+def has_helpers() -> None:
+    """Two large ones have left its session and lost their parents; one of them has executed a program."""
+    for program in (False, True):
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.setsid()
+            helper = os.fork()
+            if helper == 0:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                if program:
+                    code = "import time; held = bytes(b'x') * 30_000_000; print(flush=True); time.sleep(60)"
+                    os.execv(sys.executable, [sys.executable, "-c", code])
+                held = b"x" * 30_000_000
+                rest()
+                print(held)
+            os.write(write, b"%d" % helper)
+            os._exit(0)
+        os.wait()
+        tell(f"helper {int(os.read(read, 20))}")
+    tell(f"runs {os.getpid()}")
+    if os.environ.get("LEAVES"):
+        sys.exit(0)
     rest()
 
 

@@ -276,18 +276,86 @@ def test_a_manager_without_a_descriptor_left_goes_on(managed):
     assert server.pid("calm") == calm
 
 
-def test_what_left_the_session_goes_with_the_manager(managed):
-    server = managed("workers = [dict(name='rq', target=T.escapes)]")
-    pid = server.pid("rq")
-    escapee = int(server.wait_told("rq", "escaped"))
-    wait_until(lambda: read_proc(escapee).ppid == server.manager)
+def test_what_left_the_session_goes_with_its_companion(managed):
+    server = managed("workers = [dict(name='rq', target=T.escapes), dict(name='other', target=T.escapes)]")
+    pid, other = server.pid("rq"), server.pid("other")
+    escapees = [int(server.wait_told(name, "escaped")) for name in ("rq", "other")]
+    for escapee in escapees:
+        wait_until(lambda escapee=escapee: read_proc(escapee).ppid == server.manager)
     server.ok("stop", "rq")
-    server.wait("rq", "STOPPED")
-    gone(pid)
-    assert is_alive(escapee)
+    found = server.wait("rq", "STOPPED")
+    assert found["leftovers_killed"] == 1
+    # When STOPPED is shown.
+    assert not is_alive(pid) and not is_alive(escapees[0])
+    assert is_alive(escapees[1]) and server.pid("other") == other
     server.signal(signal.SIGTERM)
     server.wait_end()
-    assert not is_alive(escapee)
+    assert not is_alive(escapees[1])
+
+
+def helpers_of(server, name: str, count: int = 1) -> list[int]:
+    return [int(server.wait_told(name, "helper", 2 * count - each)) for each in (1, 0)]
+
+
+@pytest.mark.parametrize("way", ["crash", "stop", "restart"])
+def test_a_detached_process_is_known_by_what_it_has_inherited(managed, way):
+    server = managed("workers = [dict(name='rq', target=T.has_helpers, restart_delay=0)]")
+    pid = server.pid("rq")
+    helpers = helpers_of(server, "rq")
+    if way == "crash":
+        os.kill(pid, signal.SIGKILL)
+    else:
+        server.ok(way, "rq")
+    if way == "stop":
+        server.wait("rq", "STOPPED")
+    else:
+        # The next one has begun: of the first nothing is there any more.
+        server.wait_told("rq", "helper", 3)
+    assert not any(map(is_alive, helpers))
+
+
+def test_detached_processes_count_for_the_memory_of_their_companion(managed):
+    server = managed("workers = [dict(name='rq', target=T.has_helpers), dict(name='small', target=T.obey)]")
+    server.pid("rq")
+    server.wait_told("rq", "runs")
+
+    def sizes() -> dict[str, int]:
+        found = server.ok("status", memory=True)["companions"]
+        return {entry["name"]: entry["memory"]["private"] for entry in found}
+
+    # Two have 30 MB each, once they have written them.
+    wait_until(lambda: sizes()["rq"] > 60_000_000)
+    assert sizes()["small"] < 30_000_000
+
+
+def test_one_that_puts_itself_into_the_background_is_not_started_beside_itself(managed):
+    server = managed("""
+        workers = [dict(name="rq", target=T.has_helpers, env={"LEAVES": "1"}, restart_delay=20, startsecs=1)]
+    """)
+    helpers = helpers_of(server, "rq")
+    gone(*helpers)
+    found = server.wait("rq", "BACKOFF")
+    pids = ", ".join(map(str, sorted(helpers)))
+    assert (
+        f"exited with status 0; pid {pids} had detached itself: run it in the foreground"
+        in found["description"]
+    )
+    assert f"Companion rq: pid {pids} had detached itself: run it in the foreground" in server.log()
+    assert found["leftovers_killed"] == 2
+
+
+def test_a_group_that_is_let_finish_has_its_detached_processes_asked(managed):
+    server = managed(
+        "workers = [dict(name='rq', target=T.has_helpers, stop_as_group=True, stop_timeout=0.5)]"
+    )
+    server.pid("rq")
+    helpers = helpers_of(server, "rq")
+    server.wait_told("rq", "runs")
+    server.ok("stop", "rq")
+    found = server.wait("rq", "STOPPED")
+    # They ignore the signal.
+    assert (found["kill_count"], found["leftovers_killed"]) == (1, 2)
+    assert not any(map(is_alive, helpers))
 
 
 def test_one_that_ignores_its_signal_is_killed_with_all_of_its_session(managed):

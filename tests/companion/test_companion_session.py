@@ -76,6 +76,22 @@ def test_members(source, family):
     assert session.members(set()) == {}
 
 
+def test_a_family_is_more_than_its_session(source, family):
+    everybody = sorted((family.leader, family.child, family.other_group, family.other_session))
+    found = session.families({family.leader}, {})
+    if not session.HAVE_PROC:
+        assert found == session.members({family.leader})
+        return
+    assert {leader: sorted(pids) for leader, pids in found.items()} == {family.leader: everybody}
+    # One that is asked for itself is its own.
+    both = session.families({family.leader, family.other_session}, {})
+    assert both[family.other_session] == [family.other_session]
+    assert family.other_session not in both[family.leader]
+    # As if it had lost its parent.
+    adopted = session.families({family.leader, 4_000_000}, {family.other_session: 4_000_000})
+    assert adopted[4_000_000] == [family.other_session]
+
+
 def test_a_zombie_is_no_member_and_has_no_identity(source):
     with subprocess.Popen(["true"], start_new_session=True) as popen:
         wait_until(lambda: read_proc(popen.pid).state == "Z")

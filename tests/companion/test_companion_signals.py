@@ -310,6 +310,43 @@ def test_a_successor_kills_at_the_stop_timeout_a_group_that_does_not_finish(mana
     assert "finished" not in server.told("rq")
 
 
+def test_a_successor_ends_what_has_left_the_sessions_of_a_dead_manager(managed):
+    server = managed("""
+        workers = [
+            dict(name="rq", target=T.has_helpers),
+            dict(name="stopped", target=T.has_helpers),
+            dict(name="drains", target=T.has_helpers),
+        ]
+    """)
+    names = ("rq", "stopped", "drains")
+    helpers = {name: [int(server.wait_told(name, "helper", n)) for n in (1, 2)] for name in names}
+    server.configure("""
+        workers = [dict(name="rq", target=T.has_helpers), dict(name="stopped", target=T.has_helpers)]
+    """)
+    server.kill_manager()
+    server.respawn()
+    for name in names:
+        gone(*helpers[name])
+    assert "Companions of a dead manager have left behind " in server.log()
+    # The new ones have theirs.
+    fresh = [int(server.wait_told(name, "helper", n)) for name in ("rq", "stopped") for n in (3, 4)]
+    server.pid("rq")
+    assert all(map(is_alive, fresh))
+
+
+def test_what_a_draining_companion_has_detached_is_left_to_it(managed):
+    server = managed("workers = [dict(name='rq', target=T.drains_with_helper)]")
+    old = server.pid("rq")
+    helper = int(server.wait_told("rq", "helper"))
+    server.kill_manager()
+    server.respawn()
+    assert server.status()["rq"]["waiting_for"] == old
+    assert is_alive(helper)
+    server.go_on()
+    server.pid("rq", without=[None, old])
+    assert not is_alive(helper)
+
+
 def test_a_limit_that_was_reread_counts_for_the_successor(managed):
     server = managed("workers = [dict(name='rq', target=T.ignore, stop_timeout=60)]")
     old = server.pid("rq")

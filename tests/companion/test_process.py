@@ -211,6 +211,20 @@ def test_leftovers_that_were_killed_are_counted_apart():
     assert (shown["kill_count"], shown["leftovers_killed"]) == (0, 2)
 
 
+def test_what_is_to_be_done_about_an_end_is_shown_until_it_runs():
+    process = running(restart_delay=5)
+    process.handle(Event.EXITED, T0 + 10, status=0)
+    process.handle(Event.LEFTOVERS_KILLED, T0 + 10, count=1, reason="pid 7 had detached itself")
+    process.handle(Event.EMPTY, T0 + 10)
+    assert process.description(T0 + 12) == "exited with status 0; pid 7 had detached itself, retrying in 3s"
+    process.handle(Event.DELAY_PASSED, T0 + 15)
+    process.handle(Event.FORKED, T0 + 15, pid=43)
+    process.handle(Event.ALIVE, T0 + 16)
+    process.handle(Event.EXITED, T0 + 17, status=0)
+    process.handle(Event.EMPTY, T0 + 17)
+    assert process.description(T0 + 17) == "exited with status 0, retrying in 5s"
+
+
 def test_sigkill_at_the_deadline_is_counted_once():
     process = stopping(stop_timeout=60)
     assert process.due_event(T0 + 69.9) is None
