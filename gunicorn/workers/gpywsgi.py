@@ -446,6 +446,10 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self.response_length = len(page)
             self.socket.sendall(page)
 
+    def log_error(self, msg: str, *args: Any) -> None:
+        """The library calls this for what a client has done: a body whose framing is broken."""
+        self.server.worker.log.warning("Bad request: %s", ascii(msg % args if args else msg))
+
     def log_request(self) -> None:
         worker = self.server.worker
         if not worker.cycle.wants_access or self._taken_over:

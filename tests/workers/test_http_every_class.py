@@ -202,6 +202,15 @@ def test_headers_that_cannot_be_sent_are_a_500(served: Server, headers: Any) -> 
     assert any("The application failed on 'GET /plan" in line for line in log)
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize("keep", ["", "Connection: keep-alive\r\n"])
+def test_an_old_client_knows_no_chunks(served: Server, keep: str, as_list: bool) -> None:
+    request = plan(version="1.0", list=as_list, **HELLO).replace(b"Host", keep.encode() + b"Host")
+    got = Exchange(served, request)
+    assert (got.status, got.content) == (200, b"hello") and "transfer-encoding" not in got.headers
+    assert not got.goes_on or got.headers["connection"].lower() == "keep-alive"
+
+
 def test_hop_by_hop_headers_stay_here(served: Server) -> None:
     headers = [["Transfer-Encoding", "chunked"], ["Keep-Alive", "timeout=5"], ["Content-Length", "5"]]
     got = Exchange(served, plan(headers=headers, **HELLO))
@@ -285,6 +294,7 @@ BAD = [
     b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Ssl: on\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Proto: http\r\n\r\n",
     b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab",
+    b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nab",
     b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 ]
 
