@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
-from gunicorn import __version__
+from gunicorn import __version__, redact
 from gunicorn.app.start import Surroundings
 from gunicorn.companion import detached, runfile, session
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
@@ -221,7 +221,8 @@ class ManagerHandle(ArbitersPart):
         return {
             "pid": self.arbiter.pid,
             "version": __version__,
-            "application": application(self.arbiter),
+            # A factory's arguments may be passwords.
+            "application": redact.in_text(application(self.arbiter)),
             "addresses": [str(listener) for listener in self.arbiter.LISTENERS],
         }
 

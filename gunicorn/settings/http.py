@@ -70,7 +70,7 @@ class ForwardedAllowIPS(
     default="127.0.0.1,::1",
     env_var="FORWARDED_ALLOW_IPS",
 ):
-    """The addresses of proxies whose word about the client is believed, with commas in between.
+    """Comma-separated addresses of trusted proxies, whose word about the client is believed.
 
     Networks (``10.0.0.0/8``) can be given too. It decides about ``secure_scheme_headers`` and
     ``forwarder_headers``. ``*`` believes everybody: only where nothing but the proxy reaches the server.

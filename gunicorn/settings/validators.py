@@ -139,6 +139,8 @@ def validate_list_of_existing_files(val: Any) -> list[str]:
     """A list of paths, each of a file that exists or a pattern such as ``templates/*.html``."""
     paths = validate_list_string(val)
     for path in paths:
+        if not path:
+            raise ValueError("expected the path of a file, not ''")
         if not any(char in path for char in "*?["):
             validate_file_exists(path)
     return paths

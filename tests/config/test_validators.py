@@ -158,6 +158,7 @@ BAD: list[tuple[Any, Any, type[Exception]]] = [
     (c.validate_string_to_addr_list, "proxy.example", ValueError),
     (c.validate_file_exists, "/no/such/file", ValueError),
     (c.validate_list_of_existing_files, [__file__, "/no/such/file"], ValueError),
+    (c.validate_list_of_existing_files, [""], ValueError),
     (c.validate_bind, "host:port", ValueError),
     (c.validate_bind, ["127.0.0.1", "[::1"], ValueError),
     (c.validate_bind, 8000, TypeError),
