@@ -21,7 +21,7 @@ from gunicorn.app.configfile import near_misses
 from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.loading import getcwd
 from gunicorn.pidfile import Pidfile, successor_path
-from gunicorn.reload import one_line, switch_configuration
+from gunicorn.reload import Switch, one_line, switch_configuration
 from gunicorn.shutdown import Shutdown
 from gunicorn.succession import Succession
 from gunicorn.unix.poller import Poller
@@ -117,6 +117,8 @@ class Arbiter(Shutdown, Succession):
         self._given_up = ""
         self._reaped = 0
         self._served = False
+        # A reload whose workers have yet to show that they boot.
+        self._switch: Switch | None = None
 
         # A successor starts as this process did: its command line, working directory, environment.
         # The original arguments keep ``-m gunicorn`` and what the interpreter itself was given.
@@ -434,10 +436,15 @@ class Arbiter(Shutdown, Succession):
     # -- reload --------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Read the configuration again; apply it and replace the workers, or leave all as it is."""
+        """Read the configuration again; apply it and replace the workers, or leave all as it is.
+
+        Until a new worker has booted, old ones serve and all can be taken back.
+        """
         self.unit.reload_begins(time.monotonic())
+        self._abandon_reload()
+        current = {record.pid for record in self._fresh_records() if not record.outdated}
         try:
-            switch_configuration(self)
+            switch = switch_configuration(self, current)
         except BaseException as exc:
             # Some libraries derive what ends a wait from it: asyncio.CancelledError, gevent.Timeout.
             self.unit.reload_refused(one_line(exc))
@@ -453,8 +460,43 @@ class Arbiter(Shutdown, Succession):
         self._set_title()
         for record in self._all_records():
             record.outdated = True
-        self.reload_companion_manager()
+        self._switch = switch
+        self._settle_reload()
         self.manage_workers()
+
+    def _settle_reload(self) -> None:
+        """Make a reload final if its workers serve, or none of an older configuration is left that does."""
+        if self._switch is None or pool.is_trial(self._fresh_records(), self.num_workers, time.monotonic()):
+            return
+        switch, self._switch = self._switch, None
+        switch.settle()
+        if not self._stopping:
+            self.reload_companion_manager()
+
+    def _abandon_reload(self) -> None:
+        """Live by the old configuration again; its workers go on, and those of the new one are retired."""
+        if self._switch is None:
+            return
+        switch, self._switch = self._switch, None
+        try:
+            switch.take_back()
+        except Exception as exc:
+            # The old log files, for one, which cannot be opened any more.
+            self.log.error("A part of the old configuration cannot be had again: %s", one_line(exc))
+        for record in self._all_records():
+            record.outdated = record.pid not in switch.current
+        if self.companions is not None and self.companion_manager_pid not in (0, switch.manager):
+            # It was started meanwhile, by the new configuration.
+            self.companions.replace()
+        self._set_title()
+
+    def worker_did_not_boot(self, why: str) -> None:
+        """Take a reload back whose workers cannot boot."""
+        if self._switch is None:
+            return
+        self._abandon_reload()
+        self.unit.reload_refused(why)
+        self.log.error("The new configuration is not taken over, all stays as it was: %s", why)
 
     def check_reload(self, cfg: Any) -> None:
         """Raise what is wrong with *cfg* before any of it is applied."""
@@ -488,6 +530,7 @@ class Arbiter(Shutdown, Succession):
     def manage_workers(self) -> None:
         """Start and retire workers, so that there are as many as wanted, all of this configuration."""
         now = time.monotonic()
+        self._settle_reload()
         if self._plan(now).spawn:
             self.spawn_workers()
         for pid in self._plan(now).retire:

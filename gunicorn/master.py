@@ -17,6 +17,7 @@ from gunicorn.unix.signals import Interrupted, SignalInbox
 
 if TYPE_CHECKING:
     from gunicorn.companion.parent import ManagerHandle
+    from gunicorn.reload import Switch
 
 
 class Master:
@@ -40,6 +41,12 @@ class Master:
     _ready_to_fork: bool
     _stopping: bool
     _in_child: bool
+
+    _switch: Switch | None
+
+    def old_listeners(self) -> list[Any]:
+        """What is kept open only in case a reload is taken back: for no child."""
+        return self._switch.listeners if self._switch is not None else []
 
     def _hook(self, name: str, *args: Any) -> None:
         """Call a hook of the configuration; what it raises is logged, and the server goes on."""

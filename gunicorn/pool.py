@@ -19,6 +19,8 @@ LONGEST_PAUSE = 1.0
 FORGIVEN_AFTER = 10.0
 # From SIGABRT to SIGKILL, for a worker whose heart has stopped.
 ABORT_GRACE = 1.0
+# How long new workers may take to boot until what they were started with is final.
+TRIAL = 10.0
 # How many workers start before the loop looks at signals again.
 SPAWN_BATCH = 4
 
@@ -82,6 +84,16 @@ def plan(records: Iterable[WorkerRecord], wanted: int, now: float, boot_wait: fl
         retire=tuple(record.pid for record in (*retire, *surplus)),
         waiting=len(outdated) > len(retire),
     )
+
+
+def is_trial(records: Iterable[WorkerRecord], wanted: int, now: float) -> bool:
+    """Whether new workers have yet to boot, or to fail to, while older ones serve.
+
+    Not for ever: what is loaded may wait for something that comes with the new configuration.
+    """
+    new = [record for record in records if not record.outdated]
+    shown = any(record.booted or now - record.spawned_at >= TRIAL for record in new)
+    return wanted > 0 and not shown and any(serves(record) for record in records if record.outdated)
 
 
 def all_booted(records: Iterable[WorkerRecord], wanted: int) -> bool:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A reload's first half: all of a new configuration is taken over, or nothing of it.
+"""A reload: all of a new configuration is taken over, or nothing of it.
 
-What can fail is done first, each step with its undoing; what cannot fail, closing what is
-no longer wanted, comes last. Then the arbiter replaces the workers.
+What can fail is done first, each step with its undoing. Then the arbiter starts new workers; whether they
+boot decides about the rest. What cannot be undone, closing what is no longer wanted, comes last.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from gunicorn import pool, sock
 from gunicorn.errors import ConfigError, HaltServer, on_one_line
@@ -28,11 +28,39 @@ _STATE = (
     "bound",
     "_num_workers",
     "_env_before",
+    "LISTENERS",
+    "pidfile",
 )
 
 
-def switch_configuration(arbiter: Any) -> None:
-    """Have *arbiter* read its configuration again and live by it; on an exception it lives by the old one."""
+class Switch(NamedTuple):
+    """A configuration that was taken over, as long as it can still be taken back."""
+
+    undo: contextlib.ExitStack
+    # What the old configuration alone wants.
+    listeners: list[Any]
+    pidfile: Pidfile | None
+    # The workers of the old configuration, and the companions' manager.
+    current: set[int]
+    manager: int
+
+    def settle(self) -> None:
+        """Let go of what the old configuration needs."""
+        self.undo.pop_all()
+        sock.close_sockets(self.listeners)
+        if self.pidfile is not None:
+            self.pidfile.unlink()
+
+    def take_back(self) -> None:
+        """Have the arbiter live by the old configuration again."""
+        self.undo.close()
+
+
+def switch_configuration(arbiter: Any, current: set[int]) -> Switch:
+    """Have *arbiter* read its configuration again and live by it; on an exception it lives by the old one.
+
+    *current*: the workers of the present configuration.
+    """
     old_cfg, app = arbiter.cfg, arbiter.app
     with contextlib.ExitStack() as undo:
         state = {name: getattr(arbiter, name) for name in _STATE}
@@ -49,20 +77,19 @@ def switch_configuration(arbiter: Any) -> None:
         # With the environment of the new configuration, which the hook may look at.
         sock.check_tls(cfg)
         arbiter.check_worker_class()
-        undo.pop_all()
-    for listener in listeners:
-        # Kept ones, too: they show by it whether they speak TLS.
-        listener.conf, listener.log = cfg, arbiter.log
-    if listeners is arbiter.LISTENERS and cfg.is_ssl != old_cfg.is_ssl:
-        arbiter.log_listeners(listeners)
-    if listeners is not arbiter.LISTENERS:
-        arbiter.LISTENERS = listeners
-        arbiter.log_listeners(listeners)
-        sock.close_sockets(dropped)
-    if pidfile is not arbiter.pidfile:
-        if arbiter.pidfile is not None:
-            arbiter.pidfile.unlink()
-        arbiter.pidfile = pidfile
+        for listener in listeners:
+            # Kept ones, too: they show by it whether they speak TLS.
+            undo.callback(vars(listener).update, conf=listener.conf, log=listener.log)
+            listener.conf, listener.log = cfg, arbiter.log
+        for listener in dropped:
+            # A successor is to inherit the new ones only.
+            os.set_inheritable(listener.fileno(), False)
+            undo.callback(os.set_inheritable, listener.fileno(), True)
+        if listeners is not arbiter.LISTENERS or cfg.is_ssl != old_cfg.is_ssl:
+            arbiter.log_listeners(listeners)
+        old_pidfile = arbiter.pidfile if pidfile is not arbiter.pidfile else None
+        arbiter.LISTENERS, arbiter.pidfile = listeners, pidfile
+        return Switch(undo.pop_all(), dropped, old_pidfile, current, arbiter.companion_manager_pid)
 
 
 def _directory() -> str | None:

@@ -86,6 +86,9 @@ class Shutdown(Workforce, Companionship):
         They get ``graceful_timeout`` seconds, whether they finish their requests or not. Signals
         are heard meanwhile: SIGINT or SIGQUIT ends everything now.
         """
+        if self._switch is not None:
+            self._switch.settle()
+            self._switch = None
         replaced = self.reexec_pid != 0 or self.master_pid != 0
         unlink = not replaced and not self.systemd and not self.cfg.reuse_port
         sock.close_sockets(self.LISTENERS, unlink)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import atexit
 import errno
+import math
 import os
 import signal
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gunicorn import pool
+from gunicorn import pool, sock
 from gunicorn.errors import AppImportError, ConfigError
 from gunicorn.master import Master
 from gunicorn.unix.process import describe_end, exit_code, set_process_title, term_signal
 from gunicorn.unix.signals import blocked_signals, disregard, reset_to_default
 
-# How long an old worker waits for its successor to boot, if no worker timeout says it.
+# How long an old worker waits for its successor to boot, where no worker timeout ends that.
 BOOT_WAIT = 30.0
 
 # What the system refuses now and may grant later.
@@ -49,6 +50,10 @@ class Workforce(Master):
     # Whether a worker of this master has ever booted: from then on a failed start is one to repeat.
     _served: bool
 
+    if TYPE_CHECKING:  # the arbiter's own
+
+        def worker_did_not_boot(self, why: str) -> None: ...
+
     def _record(self, pid: int) -> pool.WorkerRecord:
         """The record of one of ``WORKERS``."""
         record = self._records.get(pid)
@@ -63,7 +68,10 @@ class Workforce(Master):
         return [self._record(pid) for pid in self.WORKERS]
 
     def _plan(self, now: float) -> pool.Plan:
-        return pool.plan(self._fresh_records(), self.num_workers, now, self.timeout or BOOT_WAIT)
+        # With a timeout, one that takes longer is ended, and the old worker is still needed.
+        return pool.plan(
+            self._fresh_records(), self.num_workers, now, math.inf if self.timeout else BOOT_WAIT
+        )
 
     def _fresh_records(self) -> list[pool.WorkerRecord]:
         """All records, with what the workers have said since the last look."""
@@ -147,11 +155,17 @@ class Workforce(Master):
             boot_error=self.WORKER_BOOT_ERROR,
             load_error=self.APP_LOAD_ERROR,
         )
-        if reason is not None and any(pool.serves(other) for other in self._fresh_records()):
-            if not self._stopping:
-                self.log.error("No end of the server, whose other workers serve: %s", reason[0])
-            return None
-        return reason
+        serving = any(pool.serves(other) for other in self._fresh_records())
+        if reason is not None and serving and not self._stopping:
+            self.log.error("The server goes on with its other workers: %s", reason[0])
+        if not (record.booted or record.outdated or record.retiring):
+            if reason is not None:
+                self.worker_did_not_boot(reason[0])
+            elif worker.aborted is True:
+                self.worker_did_not_boot(f"a worker took longer than {self.timeout} s to boot")
+            elif silent and code is not None:
+                self.worker_did_not_boot("a worker ended before it had booted")
+        return None if serving else reason
 
     def _left_silently(self, pid: int) -> bool:
         """Whether a worker ended without coming to the end of `_run_worker`, which would have said so."""
@@ -240,6 +254,7 @@ class Workforce(Master):
             handlers: dict[int, Any] = {signal.SIGUSR1: getattr(worker, "handle_usr1", signal.SIG_IGN)}
             reset_to_default(self.inbox.signals, handlers)
             self.inbox.close()
+            sock.close_sockets(self.old_listeners(), False)
             for sibling in self.WORKERS.values():
                 sibling.tmp.close()
         except Exception:

@@ -8,12 +8,14 @@ import pytest
 from gunicorn.pool import (
     FORGIVEN_AFTER,
     LONGEST_PAUSE,
+    TRIAL,
     YOUNG,
     Pacing,
     Plan,
     WorkerRecord,
     due_for_kill,
     halt_reason,
+    is_trial,
     match_addresses,
     next_kill,
     overdue,
@@ -221,3 +223,17 @@ class TestPacing:
 )
 def test_match_addresses(old: str, new: str, expected: object) -> None:
     assert match_addresses(old, new) == expected
+
+
+def test_a_configuration_is_on_trial_until_a_worker_of_it_has_booted() -> None:
+    old = WorkerRecord(1, 1, spawned_at=0.0, booted=True, outdated=True)
+    new = WorkerRecord(2, 2, spawned_at=100.0)
+    assert is_trial([old], 1, 100.0)
+    assert is_trial([old, new], 1, 101.0)
+    assert not is_trial([old], 0, 101.0)
+    assert not is_trial([new], 1, 101.0)
+    assert not is_trial([old, new], 1, 100.0 + TRIAL)
+    new.booted = True
+    assert not is_trial([old, new], 1, 101.0)
+    new.booted, old.retiring = False, True
+    assert not is_trial([old, new], 1, 101.0)

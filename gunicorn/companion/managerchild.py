@@ -89,7 +89,7 @@ class ManagerChild(ArbitersPart):
         os.setsid()
         reset_to_default()
         arbiter.inbox.close()
-        sock.close_sockets(arbiter.LISTENERS, False)
+        sock.close_sockets([*arbiter.LISTENERS, *arbiter.old_listeners()], False)
         for worker in arbiter.WORKERS.values():
             worker.tmp.close()
         # Those of our listeners, which may have been handed over to the master in just that way.

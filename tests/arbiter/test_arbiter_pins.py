@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Iterator
 from unittest import mock
 
 import pytest
@@ -27,8 +28,12 @@ class App(BaseApplication):
 
 
 @pytest.fixture
-def arbiter() -> Arbiter:
-    return Arbiter(App())
+def arbiter() -> Iterator[Arbiter]:
+    # The children's branches run in this process here.
+    before = {signum: signal.getsignal(signum) for signum in (*Arbiter.SIGNALS, signal.SIGABRT)}
+    yield Arbiter(App())
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 def test_making_one_only_sets_up(arbiter: Arbiter) -> None:

@@ -328,14 +328,46 @@ def test_listeners_that_stay_follow_the_configuration(short_dir: Path) -> None:
         server.wait_log(f"Listening on https://127.0.0.1:{server.port}")
 
 
-def test_the_old_workers_stay_where_new_ones_do_not_boot() -> None:
-    with TinyServer(workers=2) as server:
+@pytest.mark.parametrize("mode", ["boot", "exit:4"])
+def test_a_configuration_whose_workers_do_not_boot_is_taken_back(mode: str) -> None:
+    other = free_port()
+    more = {"raw_env": [f"TINY={mode}"], "pidfile": "y.pid", "workers": 3, "proc_name": "new"}
+    port = free_port()
+    server = TinyServer(workers=2, pidfile="x.pid", bind=None, bind_to=f"127.0.0.1:{port}", ready="listen")
+    server.port = port
+    with server:
         old = server.running(2)
-        reload(server, workers=2, raw_env=["TINY=boot"])
-        server.wait_log("whose other workers serve: a worker failed to boot")
-        assert server.get().status == 200
-        reload(server, workers=2)
-        server.running(2, without=old)
+        for times in (1, 2):
+            reload(server, bind=f"127.0.0.1:{other}", **more)
+            wait_until(lambda times=times: server.log().count("all stays as it was") == times)
+            assert server.running(2) == old
+            assert server.get().status == 200 and not connects(other)
+            assert server.read_int("x.pid") == server.pid and not (server.dir / "y.pid").exists()
+        reload(server, bind=f"127.0.0.1:{other}", **{**more, "raw_env": []})
+        server.running(3, without=old)
+        assert connects(other) and not connects(server.port)
+        assert server.read_int("y.pid") == server.pid and not (server.dir / "x.pid").exists()
+
+
+def test_a_reload_replaces_one_that_has_yet_to_show_whether_its_workers_boot() -> None:
+    with TinyServer(workers=2, pidfile="x.pid") as server:
+        old = server.running(2)
+        reload(server, workers=2, raw_env=["TINY=slow"], pidfile="y.pid")
+        wait_until(lambda: (server.dir / "y.pid").exists() and len(server.workers()) > 2)
+        assert server.read_int("x.pid") == server.pid
+        server.write("gunicorn.conf.py", "not python")
+        server.signal(signal.SIGHUP)
+        server.wait_log("all stays as it was")
+        assert server.running(2) == old
+        assert server.read_int("x.pid") == server.pid and not (server.dir / "y.pid").exists()
+
+
+def test_a_worker_that_hangs_while_it_boots_retires_no_old_one() -> None:
+    with TinyServer(workers=1, timeout=1, graceful_timeout=1) as server:
+        old = server.running(1)
+        reload(server, "def post_fork(*args):\n    import time; time.sleep(60)", workers=1, timeout=1)
+        server.wait_log("all stays as it was: a worker took longer than 1 s to boot")
+        assert server.running(1) == old
 
 
 def test_a_preloaded_application_sees_its_environment() -> None:

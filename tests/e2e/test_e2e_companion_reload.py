@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from e2e_apps import WEB
 from e2e_companions import (
     companion_server,
     config_text,
@@ -56,6 +57,24 @@ def test_hup_leaves_unchanged_companions_alone() -> None:
         assert pids(server) == before
         assert server.manager() == manager
         assert [found["restart_count"] for found in server.companions().values()] == [0, 0]
+
+
+@pytest.mark.parametrize("worker", ["sync", "gthread", "gevent"])
+def test_hup_with_an_application_that_does_not_load_changes_nothing(worker: str) -> None:
+    with companion_server(*TWO, workers=2, worker_class=worker) as server:
+        before, old = settled(server, "a", "b"), server.wait_workers(2)
+        server.write("app.py", "import not_there")
+        reconfigure(server, TWO[0], entry("c", "idle"), workers=3, worker_class=worker)
+        server.signal(signal.SIGHUP)
+        server.wait_log("all stays as it was: a worker failed to boot")
+        assert "No module named 'not_there'" in server.log()
+        server.wait_workers(2)
+        assert server.workers() == old and pids(server) == before
+        assert server.get("/").status == 200
+        server.write("app.py", WEB)
+        hup(server, 3)
+        server.wait_companion("c")
+        assert pids(server).keys() == {"a", "c"} and pids(server)["a"] == before["a"]
 
 
 def test_hup_restarts_only_what_is_shaped_otherwise() -> None:
