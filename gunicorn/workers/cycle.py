@@ -141,14 +141,11 @@ class Cycle:
         if resp is None and from_client:
             return self.answer_error(req, sock, addr, error)
         if isinstance(error, StopIteration) and resp is not None and not resp.headers_sent:
-            return self._let_go(error, req, where)
-        if from_client and is_disconnect(error):
-            self.log.debug("The client %s went away during %s: %s", shown(addr), ascii(where), error)
+            self.log_taken_over(error, where, _may_leave_http(req))
             return Fate.CLOSE
-        if from_client:
-            self.log.warning("%s from %s failed: %s", ascii(where), shown(addr), _reason(error))
-        else:
-            self.log.error("The application failed on %s", ascii(where), exc_info=_exc_info(error))
+        self.log_failure(error, from_client, where, addr)
+        if from_client and is_disconnect(error):
+            return Fate.CLOSE
         if resp is not None and resp.headers_sent:
             delimited = resp.chunked or resp.response_length is not None
             return Fate.CLOSE if delimited else Fate.RESET
@@ -163,16 +160,24 @@ class Cycle:
             self._log_unparsed(Unparsed(f"{status} {reason}", sent), req, addr)
         return Fate.CLOSE if taken else Fate.LINGER
 
-    def _let_go(self, error: StopIteration, req: Any, where: str) -> Fate:
-        """Close a connection whose application has answered on its own, as StopIteration says.
+    def log_failure(self, error: BaseException, from_client: bool, where: str, addr: Any) -> None:
+        """Log why the request *where*, a method and a target, was not answered as it should be."""
+        if not from_client:
+            self.log.error("The application failed on %s", ascii(where), exc_info=_exc_info(error))
+        elif is_disconnect(error):
+            self.log.debug("The client %s went away during %s: %s", shown(addr), ascii(where), error)
+        else:
+            self.log.warning("%s from %s failed: %s", ascii(where), shown(addr), _reason(error))
+
+    def log_taken_over(self, error: StopIteration, where: str, expected: bool) -> None:
+        """The application has answered on its own, as StopIteration says.
 
         Libraries such as flask-sock, which speak WebSocket on ``gunicorn.socket``, end so. Where the client
         has not asked for another protocol, it may as well be a ``next()`` that found nothing.
         """
-        if not _may_leave_http(req):
+        if not expected:
             text = "The application ended %s by StopIteration; nothing more is sent"
             self.log.warning(text, ascii(where), exc_info=_exc_info(error))
-        return Fate.CLOSE
 
     def answer_error(self, req: Any, sock: Any, addr: Any, error: BaseException) -> Fate:
         """Answer a request that could not be read, log it, and return the fate of its connection."""

@@ -36,7 +36,7 @@ from gunicorn.http.proxyproto import (
     starts_proxy_header,
 )
 from gunicorn.http.wsgi import Response, forwarded_script_name, proxy_environ, server_script_name
-from gunicorn.workers.cycle import answer_for, is_disconnect, raised_by_connection, shown
+from gunicorn.workers.cycle import Stopped, answer_for, raised_by_connection
 
 
 class GeventResponse:
@@ -417,22 +417,18 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     def handle_error(self, kind: Any, error: Any, trace: Any) -> None:
         """Log what ended a response, and answer it if that has not begun."""
         self.close_connection = True
-        log, answer = self.server.worker.log, self._answer
-        where = ascii(f"{self.command} {self.path}")
+        if isinstance(error, Stopped):
+            raise error
+        cycle, answer = self.server.worker.cycle, self._answer
+        where = f"{self.command} {self.path}"
         leaves_http = self.command == "CONNECT" or "HTTP_UPGRADE" in self.environ
-        from_client = raised_by_connection(error)
-        if from_client:
-            log_it = log.debug if is_disconnect(error) else log.warning
-            log_it("%s from %s failed: %s", where, shown(self.client_address), error or kind.__name__)
-        elif isinstance(error, StopIteration) and not self.headers_sent:
-            # The application has answered on its own, as Cycle has it.
+        if isinstance(error, StopIteration) and not self.headers_sent:
             self._taken_over = True
-            if not leaves_http:
-                text = "The application ended %s by StopIteration; nothing more is sent"
-                log.warning(text, where, exc_info=(kind, error, trace))
+            cycle.log_taken_over(error, where, leaves_http)
             return
-        elif not isinstance(error, gevent.GreenletExit):
-            log.error("The application failed on %s", where, exc_info=(kind, error, trace))
+        from_client = raised_by_connection(error)
+        if not isinstance(error, gevent.GreenletExit):
+            cycle.log_failure(error, from_client, where, self.client_address)
         if self.headers_sent:
             return
         status, reason, text = answer_for(error if from_client else None)

@@ -129,9 +129,8 @@ class Container(WSGIContainer):  # type: ignore[misc]
             return
         failure = await self._run(self._steps(environ, answer))
         if failure is not None:
-            details = type(failure), failure, failure.__traceback__
-            where = ascii(f"{request.method} {request.uri}")
-            self._worker.log.error("The application failed on %s", where, exc_info=details)
+            where = f"{request.method} {request.uri}"
+            self._worker.cycle.log_failure(failure, False, where, reply.context.address)
             answer = self._failure(reply.head)
         assert answer.status is not None and answer.status_code is not None
         status_line = ResponseStartLine("HTTP/1.1", answer.status_code, answer.status[4:])

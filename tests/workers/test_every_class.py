@@ -251,3 +251,15 @@ def worker_exit(server, worker):
         stages = ("hook begins", "hook ends", "exit handler begins", "exit handler ends")
         assert [log.count(stage) for stage in stages] == [2, 2, 2, 2]
         assert log.count("worker interrupted") == (0 if sig == signal.SIGTERM else 2)
+
+
+@pytest.mark.parametrize("kind", ["sync", "gevent", "gevent_pywsgi", "tornado"])
+def test_an_abort_ends_the_worker_whatever_its_application_does(kind: str) -> None:
+    """It is raised within the request, which must not take it for a failure of its own."""
+    with Server(APP, conf(kind)) as server, connect(server) as client:
+        client.send(get("/until?never"))
+        wait_until(lambda: server.log("until"))
+        worker = server.workers()[0]
+        os.kill(worker, signal.SIGABRT)
+        server.wait_workers(1, without=[worker])
+        assert client.is_closed() and "The application failed" not in server.log()
