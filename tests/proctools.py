@@ -168,12 +168,15 @@ def status_field(pid: int, field: str) -> str:
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """What each open descriptor of *pid* points to: a path, ``socket:[inode]``, ``pipe:[inode]``."""
+    """What each open descriptor of *pid* points to: a path, ``socket:[inode]``, ``pipe:[inode]``.
+
+    But for the library that libffi keeps open, from 3.5 on, in each process that has imported ctypes.
+    """
     found = {}
     for name in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
             found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
-    return found
+    return {number: target for number, target in found.items() if "/libffi.so" not in target}
 
 
 def kill_quietly(pid: int, sig: int = SIGKILL) -> None:

@@ -97,7 +97,7 @@ OTHER_KEYS = {
     "exitcodes": 'with "autorestart": "on-failure" exit code 0 is the expected one',
     "killasgroup": "always so: at stop_timeout the children are killed as well",
     "numprocs_start": "copies are numbered from 0; GUNICORN_COMPANION_INDEX tells each its number",
-    "priority": "what must run before it is named in after",
+    "priority": "what must run before it is named in after, and stops after it",
     "process_name": "of several copies (numprocs) the names are NAME:0, NAME:1 and so on",
     "redirect_stderr": 'here it is "stderr": "stdout"',
     "serverurl": "gunicorn-companion finds the server by itself",

@@ -11,7 +11,7 @@ import pytest
 from harness import ROOT
 
 from gunicorn.companion.ctl import COMMANDS
-from gunicorn.settings import KNOWN_SETTINGS
+from gunicorn.settings import KNOWN_SETTINGS, foreign
 
 # The settings page is written by the documentation's own build.
 PAGES = [
@@ -20,6 +20,11 @@ PAGES = [
 PAGES = sorted(page for page in PAGES if page.name != "settings.rst")
 KNOWN = {str(cls.name) for cls in KNOWN_SETTINGS}
 FLAGS = {flag for cls in KNOWN_SETTINGS for flag in cls.cli or ()}
+# The keys of supervisord that have another name here.
+SUPERVISORD = {
+    key: foreign.RENAMED_KEYS[key]
+    for key in ("directory", "environment", "startretries", "stopsignal", "stopwaitsecs", "stopasgroup")
+}
 # Flags that the argument parsers themselves add, or that belong to gunicorn-companion.
 OTHER_FLAGS = {"--version", "--help", "--json", "--timeout", "--no-wait"}
 
@@ -40,6 +45,21 @@ def test_what_a_page_names_exists(page: Path) -> None:
     for line in commands(text, "gunicorn-companion"):
         words = [word for word in line.split() if not word.startswith(("-", "/"))]
         assert not words or words[0] in COMMANDS, f"no such command in {line!r}"
+
+
+def test_the_page_for_migration_says_what_the_messages_say() -> None:
+    text = (ROOT / "docs/migrating.rst").read_text()
+    told = dict(re.findall(r"^``(\w+)``(?: \(\S+\))? +``(\w+)``", text, re.MULTILINE))
+    assert {key: told.get(key) for key in SUPERVISORD} == SUPERVISORD
+    for key in foreign.OTHER_KEYS.keys() & {
+        "priority",
+        "user",
+        "umask",
+        "exitcodes",
+        "killasgroup",
+        "serverurl",
+    }:
+        assert f"\n``{key}``" in text, key
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
