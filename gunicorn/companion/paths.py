@@ -92,6 +92,8 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
         closed = _closed_ancestor(path, uid, gid) if uid != os.geteuid() else None
         if closed is not None:
             raise Unusable(f"{path}: user {uid} may not enter {closed}")
+        if not os.path.lexists(path):
+            check_root_s(path, uid)
         trust.make_directory(path, (uid, gid))
         info = os.stat(path)
     except OSError as exc:
@@ -106,11 +108,11 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
 
 
 def check_root_s(path: str, uid: int) -> None:
-    """Raise Unusable if companions of root would live by records that somebody else can write."""
+    """Raise Unusable if companions of root would have their records in a directory of somebody else's."""
     from gunicorn.unix import trust
 
-    if uid == 0 and os.geteuid() == 0 and not trust.is_root_s_alone(path):
-        raise Unusable(f"{path}: others than root may write there, or change what the path leads to")
+    if uid == 0 and os.geteuid() == 0 and not trust.is_root_s(path):
+        raise Unusable(f"{path} is not root's, or others may change what it leads to")
 
 
 def hand_over_run_files(directory: str, suffix: str, uid: int, gid: int) -> None:

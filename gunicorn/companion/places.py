@@ -211,6 +211,9 @@ class Places(ArbitersPart):
             return self.inherited
         if wanted:
             run_dir = os.path.abspath(wanted)
+            # In a directory like /tmp it is root's alone once it is there.
+            with contextlib.suppress(paths.Unusable):
+                paths.prepare_directory(run_dir, self.cfg.uid, self.cfg.gid)
             try:
                 paths.check_root_s(run_dir, self.cfg.uid)
             except paths.Unusable as exc:

@@ -180,6 +180,7 @@ class RunFile:
                     os.mkdir(directory, 0o700)
                 continue
             try:
+                _refuse_another_s(fd)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(fd)
@@ -279,6 +280,29 @@ def _is_same_file(fd: int, path: str) -> bool:
     return os.path.samestat(os.fstat(fd), there)
 
 
+def _refuse_another_s(fd: int) -> None:
+    """Keep root from living by a file that somebody else has made, where everybody may make some."""
+    if os.geteuid() == 0:
+        info = os.fstat(fd)
+        if info.st_uid != 0 or info.st_nlink > 1:
+            raise PermissionError(errno.EPERM, "another user has made it")
+
+
+def _is_believable(record: Record, info: os.stat_result, directory: str) -> bool:
+    """Whether the author of a record, in the file *info*, could signal the processes that it names.
+
+    Root could be made to signal others. A run directory may be one where everybody makes files.
+    """
+    if os.geteuid() != 0:
+        return True
+    try:
+        if info.st_uid in (0, os.stat(directory).st_uid):
+            return info.st_nlink == 1
+        return session.owner(record.pid) == info.st_uid and os.getsid(record.pid) == record.session
+    except OSError:
+        return False
+
+
 def peek(directory: str | None, name: str) -> Record | None:
     """The record of *name* as it is, whoever holds the lock; None where there is none."""
     if directory is None:
@@ -287,17 +311,19 @@ def peek(directory: str | None, name: str) -> Record | None:
     # follows no link that he may have put there.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
-    def read() -> bytes:
+    def read() -> tuple[bytes, os.stat_result]:
         fd = os.open(run_path(directory, name), flags)
         try:
-            return os.read(fd, MAX_RECORD)
+            return os.read(fd, MAX_RECORD), os.fstat(fd)
         finally:
             os.close(fd)
 
     try:
-        return Record.from_bytes(spare.call(read))
+        data, info = spare.call(read)
     except OSError:
         return None
+    record = Record.from_bytes(data)
+    return record if record is not None and _is_believable(record, info, directory) else None
 
 
 def records(directory: str | None) -> dict[str, Record]:

@@ -57,7 +57,7 @@ class Place:
         """Go to the directory of *path*; with *follow* also through a link that its last name is."""
         if os.path.isabs(path):
             # Not through anybody's link to any descriptor: that is another way to a file's name.
-            if path in _STANDARD_STREAMS or (self.trusted and is_stream(path)):
+            if follow and (path in _STANDARD_STREAMS or (self.trusted and is_stream(path))):
                 self.stream, self.name = True, path
                 return
             # From an untrusted link the way is an untrusted one from its beginning.
@@ -65,20 +65,24 @@ class Place:
         parts = [part for part in path.split("/") if part not in ("", ".")] or ["."]
         for part in parts[:-1]:
             self._enter(part)
-            if self.stream:
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.path)
         self.name = parts[-1]
-        if not follow:
-            return
+        target = self._follow() if follow else None
+        if target is not None:
+            self.walk(target, follow)
+
+    def _follow(self) -> str | None:
+        """What the name leads to, if it is a link, with what its author may do noted; None if it is none."""
         info = self.info()
-        if info is not None and stat.S_ISLNK(info.st_mode):
-            owner = self._owner_of_link(info)
-            if owner is not None:
-                if self.link_owner not in (None, owner):
-                    raise self.misled(owner)
-                self.link_owner = owner
-            self.trusted = self.holds(info)
-            self.walk(self._target(), follow)
+        if info is None or not stat.S_ISLNK(info.st_mode):
+            return None
+        info, target = self._read_link(self.name)
+        owner = self._owner_of_link(info)
+        if owner is not None:
+            if self.link_owner not in (None, owner):
+                raise self.misled(owner)
+            self.link_owner = owner
+        self.trusted = self.holds(info)
+        return target
 
     def info(self) -> os.stat_result | None:
         """What has the name at the moment, a link itself; None if nothing has."""
@@ -89,28 +93,39 @@ class Place:
 
     def holds(self, info: os.stat_result) -> bool:
         """Whether nobody but root can have put the entry *info* here."""
-        return self.trusted and (info.st_uid == 0 or not os.fstat(self.fd).st_mode & stat.S_ISVTX)
+        if not self.trusted or not os.fstat(self.fd).st_mode & stat.S_ISVTX:
+            return self.trusted
+        # Everybody may give a file of root's a second name there.
+        return info.st_uid == 0 and (stat.S_ISDIR(info.st_mode) or info.st_nlink == 1)
 
     def _enter(self, name: str) -> None:
         info = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
-        trusted = self.holds(info)
         if not stat.S_ISLNK(info.st_mode):
             fd = os.open(name, _DIRECTORY, dir_fd=self.fd)
-            self._move(fd, trusted and _only_root_writes(os.fstat(fd)))
+            self._move(fd, self.holds(info) and _only_root_writes(os.fstat(fd)))
             return
+        info, target = self._read_link(name)
         owner = self._owner_of_link(info)
-        self.trusted = trusted
-        self.walk(self._target(name), follow=False)
-        if not self.stream:
-            self._enter(self.name)
-            if owner is not None and os.fstat(self.fd).st_uid != owner:
-                raise self.misled(owner)
+        self.trusted = self.holds(info)
+        self.walk(target, follow=False)
+        self._enter(self.name)
+        if owner is not None and os.fstat(self.fd).st_uid != owner:
+            raise self.misled(owner)
 
-    def _target(self, name: str | None = None) -> str:
+    def _read_link(self, name: str) -> tuple[os.stat_result, str]:
+        """A link and what it leads to: of one link, though another may take its place meanwhile."""
         self._links += 1
         if self._links > _MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self.path)
-        return os.readlink(name or self.name, dir_fd=self.fd)
+        if not hasattr(os, "O_PATH"):
+            info = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+            return info, os.readlink(name, dir_fd=self.fd)
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            # readlink(2): an empty path is the link that the descriptor is open on.
+            return os.fstat(fd), os.readlink("", dir_fd=fd)
+        finally:
+            os.close(fd)
 
     def _owner_of_link(self, info: os.stat_result) -> int | None:
         """Who must own what a link leads to; None: its author may lead root anywhere."""
@@ -240,16 +255,19 @@ def check_way(path: str) -> None:
             pass
 
 
-def is_root_s_alone(path: str) -> bool:
-    """Whether only root can make or replace what is in the directory *path*, or where it is to be made."""
+def is_root_s(path: str) -> bool:
+    """Whether *path* leads to a directory of root's, there already or to be made, and only root changes that.
+
+    Others may have a right to make files in it.
+    """
     try:
         with place_of(path) as place:
             info = place.info()
             if info is None or not stat.S_ISDIR(info.st_mode):
                 return place.trusted
-            return place.holds(info) and info.st_uid == 0 and not info.st_mode & 0o022
+            return place.holds(info) and info.st_uid == 0
     except (FileNotFoundError, NotADirectoryError):
-        return is_root_s_alone(os.path.dirname(os.path.abspath(path)))
+        return is_root_s(os.path.dirname(os.path.abspath(path)))
     except OSError:
         return False
 
@@ -302,8 +320,8 @@ def give_socket(path: str, owner: Owner) -> None:
         os.chown(path, *owner, follow_symlinks=False)
         return
     with place_of(path, follow=False) as place:
-        if not hasattr(os, "O_PATH"):
-            _check_socket(place, place.info())
+        _check_socket(place, place.info())
+        if not hasattr(os, "O_PATH") or not os.path.exists("/proc/self/fd"):
             # A moment is left in which the file may be replaced, where the system has no better way.
             os.chown(place.name, *owner, dir_fd=place.fd, follow_symlinks=False)
             return

@@ -217,4 +217,5 @@ def test_companions_of_root_have_no_run_files_that_others_may_write(
         places = make()
     places.choose()
     assert places.run_dir is None and places.told_successor() == ""
-    assert ["others than root may write there" in line for line in places.arbiter.log.lines] == [True]
+    assert list(theirs.iterdir()) == []
+    assert ["others may change what it leads to" in line for line in places.arbiter.log.lines] == [True]

@@ -160,6 +160,37 @@ def test_a_link_is_not_followed(tmp_path):
         RunFile.claim(str(tmp_path), "rq")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root would live by what others wrote")
+def test_root_lives_by_no_file_that_another_user_has_made(tmp_path):
+    tmp_path.chmod(0o777)
+    (tmp_path / "a.run").write_bytes(record(os.getpid(), session=os.getsid(0)).to_bytes())
+    assert set(runfile.records(str(tmp_path))) == {"a"}
+    os.link(tmp_path / "a.run", tmp_path / "second.run")
+    assert runfile.records(str(tmp_path)) == {}
+    (tmp_path / "second.run").unlink()
+    os.chown(tmp_path / "a.run", 65534, 65534)
+    assert runfile.records(str(tmp_path)) == {}
+    with pytest.raises(PermissionError, match="another user has made it"):
+        RunFile.claim(str(tmp_path), "a")
+    # Those of the directory's owner, who has the companions, count.
+    os.chown(tmp_path, 65534, 65534)
+    assert set(runfile.records(str(tmp_path))) == {"a"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root would live by what others wrote")
+def test_in_everybody_s_directory_a_user_speaks_for_his_own_processes(tmp_path):
+    tmp_path.chmod(0o777)
+    with subprocess.Popen(["sleep", "60"], user=65534, start_new_session=True) as process:
+        try:
+            for name, session_of in (("right", process.pid), ("wrong", os.getsid(0))):
+                path = tmp_path / f"{name}.run"
+                path.write_bytes(record(process.pid, session=session_of).to_bytes())
+                os.chown(path, 65534, 65534)
+            assert set(runfile.records(str(tmp_path))) == {"right"}
+        finally:
+            process.kill()
+
+
 def test_a_pipe_in_the_place_of_a_record_keeps_nobody_waiting(tmp_path):
     os.mkfifo(tmp_path / "rq.run")
     assert runfile.records(str(tmp_path)) == {}

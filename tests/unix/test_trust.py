@@ -80,10 +80,23 @@ def hard_link(ground: Ground) -> Path:
     return ground.theirs / "error.log"
 
 
+def hard_link_in_everybody_s_directory(ground: Ground) -> Path:
+    os.link(ground.secret, ground.shared / "error.log")
+    return ground.shared / "error.log"
+
+
 def link_of_two_names(ground: Ground) -> Path:
+    return second_name(ground, ground.theirs / "error.log")
+
+
+def link_of_two_names_in_everybody_s_directory(ground: Ground) -> Path:
+    return second_name(ground, ground.shared / "error.log")
+
+
+def second_name(ground: Ground, path: Path) -> Path:
     ground.link(ground.root / "mine", ground.secret, owner=0)
-    os.link(ground.root / "mine", ground.theirs / "error.log", follow_symlinks=False)
-    return ground.theirs / "error.log"
+    os.link(ground.root / "mine", path, follow_symlinks=False)
+    return path
 
 
 def device(ground: Ground) -> Path:
@@ -117,6 +130,8 @@ ATTACKS: dict[str, Callable[[Ground], Path]] = {
     "somebody's file in everybody's directory": lambda ground: ground.file(
         ground.shared / "error.log", OTHER
     ),
+    "hard link in everybody's directory": hard_link_in_everybody_s_directory,
+    "hard link to a link of root's in everybody's directory": link_of_two_names_in_everybody_s_directory,
     "link in a group's directory": in_a_group_s_directory,
     "descriptor of a process": descriptor,
     "loop": lambda ground: ground.link(ground.theirs / "error.log", "error.log"),
@@ -267,27 +282,28 @@ def test_a_socket_is_given_and_nothing_in_its_place(ground: Ground) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "alone"),
+    ("path", "expected"),
     [
         ("root", True),
         ("root/new/deeper", True),
         ("theirs", False),
         ("theirs/new", False),
         ("theirs/made-by-root", False),
-        ("shared", False),
+        ("shared", True),
         ("shared/made-by-root", True),
         ("link-of-root", True),
         ("theirs/link", False),
-        ("root/group", False),
+        ("root/group", True),
+        ("root/group/in-it", False),
     ],
 )
-def test_directories_that_are_root_s_alone(ground: Ground, path: str, alone: bool) -> None:
-    for name in ("theirs/made-by-root", "shared/made-by-root", "root/group"):
+def test_directories_of_root_s(ground: Ground, path: str, expected: bool) -> None:
+    for name in ("theirs/made-by-root", "shared/made-by-root", "root/group", "root/group/in-it"):
         (ground.root.parent / name).mkdir()
     (ground.root / "group").chmod(0o770)
     ground.link(ground.root.parent / "link-of-root", ground.root, owner=0)
     ground.link(ground.theirs / "link", ground.root)
-    assert trust.is_root_s_alone(str(ground.root.parent / path)) is alone
+    assert trust.is_root_s(str(ground.root.parent / path)) is expected
 
 
 def test_nothing_is_removed_that_a_link_leads_to(ground: Ground) -> None:
