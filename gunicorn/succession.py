@@ -32,7 +32,7 @@ class Succession(Master):
             return
         master_pid = os.getpid()
         # Where the new master reads what was asked of companions by command, and is asked from now on.
-        shared = self.companions.shared if self.companions is not None else None
+        shared = self.companions.share() if self.companions is not None else None
         # A copy: our own descriptor is closed in every child.
         state = None
         try:

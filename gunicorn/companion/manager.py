@@ -123,6 +123,8 @@ class CompanionManager:
                 self.elder = Elder(elder, Orders.of(seen))
         self._beside_elder = beside_elder
         self.orders = Orders.of(state)
+        # A reload may have brought this manager in the place of another, and its configuration with it.
+        self.orders.rereads += 1
         self.scaled: Scaled = self.orders.scaled
         self.processes: dict[str, CompanionProcess] = {
             c.name: CompanionProcess(c) for c in scale(configs, self.scaled)

@@ -161,13 +161,17 @@ class ManagerHandle(ArbitersPart):
     def _lend_state(self) -> None:
         """Make the copies for the manager. Only it is to have them, and ours are closed in every child."""
         self._take_back_state()
+        self._lent = [None if each is None else each.copy() for each in (self.share(), self.elder)]
+
+    def share(self) -> SharedState | None:
+        """What outlives a manager; None where there is no memory for it."""
         if self.shared is None:
             try:
                 self.shared = SharedState.create()
                 ARBITERS_ALONE.add(self.shared)
             except OSError as exc:
                 self.log.warning("What is asked of companions ends with their manager: %s", exc.strerror)
-        self._lent = [None if each is None else each.copy() for each in (self.shared, self.elder)]
+        return self.shared
 
     def _take_back_state(self) -> None:
         for each in self._lent:

@@ -83,7 +83,7 @@ class CompanionProcess(Shown):
     wanted. ``settled`` says why it is STOPPED where nobody has stopped it.
     ``pid`` is the child of this manager, or None. ``session`` is the session that
     must be empty before the next start; it outlives ``pid`` while leftovers end.
-    ``waiting_for`` is the pid of an older self that somebody else started,
+    ``waiting_for`` is the pid of an older self that somebody else started (0: not known),
     ``held_by`` names companions that must be RUNNING first, ``stuck`` says which of them
     won't be, and why. All times are monotonic seconds. *chance* gives numbers from 0 to 1.
     """
@@ -224,7 +224,8 @@ class CompanionProcess(Shown):
     def _blocked(self, d: Details) -> tuple[Action, ...]:
         """An older self lives. *session*: it is ours to end. None: somebody else
         supervises it (or holds its record), and we try again in a moment."""
-        self.waiting_for = d.pid
+        # 0: another server's, whose pid is not known.
+        self.waiting_for = d.pid if d.pid is not None or d.session is not None else 0
         self.session = d.session
         if d.session is not None:
             self.next_retry_at = d.now + POLL_INTERVAL

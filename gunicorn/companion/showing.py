@@ -104,7 +104,7 @@ class Shown:
         if self.held_by:
             return f"waiting for {self.stuck or ', '.join(self.held_by)}"
         if self.waiting_for is not None:
-            return f"waiting for pid {self.waiting_for}"
+            return f"waiting for pid {self.waiting_for}" if self.waiting_for else "waiting for another server"
         if self.session is not None:
             return f"waiting for the processes of pid {self.session}"
         return "about to start"
@@ -196,7 +196,7 @@ class Shown:
             "done": self.done,
             "manual_stop": self.manual_stop,
             "restart_pending": self.restart_pending,
-            "waiting_for": self.waiting_for,
+            "waiting_for": self.waiting_for or None,
             "after": list(self.held_by),
             "stops_after": list(self.stops_after),
             "stuck": self.stuck,

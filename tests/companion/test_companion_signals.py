@@ -536,7 +536,7 @@ def test_a_wait_for_a_lock_without_a_record_is_logged_once(managed: type[Managed
     try:
         server = managed("workers = [dict(name='rq', target=T.obey)]", run_dir=str(run_dir))
         found = server.wait("rq", "STARTING")
-        assert found["description"] == "about to start"
+        assert found["description"] == "waiting for another server"
         begun = time.monotonic()
         wait_until(lambda: time.monotonic() - begun > 0.3 and server.ok("status"))
         assert server.log().count("another server runs it") == 1
