@@ -409,6 +409,9 @@ def check_tls(conf: Any) -> None:
     """Make the TLS context once, with the rights that a worker will have. Raises ConfigError."""
     if not conf.is_ssl:
         return
+    # Here, as in a master that is about to fork: the workers' user may not read Python's library.
+    import ssl  # noqa: F401
+
     if os.geteuid() == 0 and (conf.uid or conf.gid):
         # Root may read the key of anybody; the workers' user perhaps not.
         reason = failure_as(conf.uid, conf.gid, conf.initgroups, lambda: ssl_context(conf))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -71,8 +72,10 @@ def _unnamed_file(directory: str | None) -> int:
     if directory is None and hasattr(os, "memfd_create"):
         try:
             return os.memfd_create("gunicorn-heartbeat", os.MFD_CLOEXEC)
-        except OSError:
-            pass  # not allowed in this sandbox
+        except OSError as exc:
+            if exc.errno in (errno.EMFILE, errno.ENFILE):
+                raise  # a file would take a descriptor, too
+            # Not allowed in this sandbox.
     import tempfile
 
     fd, path = tempfile.mkstemp(prefix="wgunicorn-", dir=directory)

@@ -145,6 +145,8 @@ def test_the_manager_leaves_with_the_last_companion_and_comes_with_the_first() -
 INVALID = {
     "syntax error": ("companion_workers = = []", "gunicorn.conf.py"),
     "system exit": ("import sys\nsys.exit(9)", "gunicorn.conf.py"),
+    "cancelled": ("import asyncio\nraise asyncio.CancelledError('later')", "CancelledError: later"),
+    "interrupted": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
     "unknown key": (config_text({"name": "a", "target": "jobs:idle", "stop_sigal": "TERM"}), "stop_signal"),
     "duplicate": (config_text(entry("a", "idle"), entry("a", "idle")), "a"),
     "unknown signal": (config_text(entry("a", "idle", stop_signal="SIGNOPE")), "SIGNOPE"),
