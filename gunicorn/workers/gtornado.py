@@ -64,6 +64,7 @@ class TornadoWorker(Worker):
         cfg = self.cfg
         self.conns: dict[Any, Conn] = {}
         self.server: Any = None
+        self.serves_wsgi = False
         self._tls: Any = None
         self.worker_connections: int = cfg.worker_connections
         self._keepalive = float(cfg.keepalive)
@@ -116,7 +117,8 @@ class TornadoWorker(Worker):
     def _make_server(self) -> Any:
         application = self.wsgi
         # An application of the library's own: whatever takes requests from its server.
-        if not isinstance(application, HTTPServerConnectionDelegate):
+        self.serves_wsgi = not isinstance(application, HTTPServerConnectionDelegate)
+        if self.serves_wsgi:
             threads = self.cfg.threads
             executor = DaemonThreads(threads) if threads > 1 else None
             application = Container(self, application, executor)

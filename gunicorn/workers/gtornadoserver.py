@@ -80,11 +80,22 @@ class _Noticing:
         if count and conn is not None and conn.state in (State.NEW, State.IDLE):
             if bytes(buf[: min(count, 4)]).strip(b"\r\n"):
                 conn.enter(State.HEAD)
-        elif count == 0 and conn is not None and conn.has_begun:
-            # The library closes the stream, and the client may have ended its own side alone.
+        elif count == 0 and conn is not None:
+            return self._end_of_input(conn)
+        return count
+
+    def _end_of_input(self, conn: Conn) -> int | None:
+        """The library closes the stream for a 0, though the client may have ended its own side alone."""
+        if conn.has_begun:
             conn.reading_body = False
             self.worker.handle_error(None, conn.sock, conn.address, NoMoreData(b""))
-        return count
+        elif conn.state is State.BUSY and self.worker.serves_wsgi:
+            # It waits for its answer. Nobody is to be told of the end, as an application of Tornado's may be;
+            # the next read finds it again. Until then the loop would report it without a pause.
+            loop = self.io_loop  # type: ignore[attr-defined]
+            loop.update_handler(self.fileno(), loop.WRITE if self.writing() else loop.ERROR)  # type: ignore[attr-defined]
+            return None
+        return 0
 
 
 class Stream(_Noticing, IOStream):  # type: ignore[misc]
@@ -192,7 +203,9 @@ class Reply(HTTPConnection):  # type: ignore[misc]
         return getattr(self._inner, name)
 
     def write_headers(self, start_line: Any, headers: Any, chunk: bytes | None = None) -> Any:
-        is_tunnel = self.head.method == "CONNECT" and 200 <= start_line.code < 300
+        is_tunnel = (
+            self.head.method == "CONNECT" and 200 <= start_line.code < 300 and not self.stream.closed()
+        )
         if is_tunnel or (start_line.code != 101 and (not self._worker.alive or self.conn.hung_up)):
             # The library decided when the request came; since then the worker was told to end.
             headers["Connection"] = "close"
@@ -212,7 +225,7 @@ class Reply(HTTPConnection):  # type: ignore[misc]
 
     def write(self, chunk: bytes) -> Any:
         self.sent += len(chunk)
-        if self._tunnel is not None:
+        if self._tunnel is not None and not self.stream.closed():
             self._tunnel = self.stream.write(chunk)
             return self._tunnel
         return self._inner.write(chunk)

@@ -16,7 +16,7 @@ from harness import Server, read_until_closed
 from workertools import Client, connect
 
 APP = '''
-import builtins, json, os
+import builtins, json, os, time
 from urllib.parse import unquote
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -59,6 +59,9 @@ def app(environ, start_response):
         return list(result) if plan.get("list") else result
     if path == "/body":
         body = environ["wsgi.input"].read()
+    elif path == "/big":
+        time.sleep(0.2)
+        body = b"x" * 5_000_000
     elif path == "/file":
         start_response("200 OK", [("Content-Length", "5")])
         return environ["wsgi.file_wrapper"](open("/dev/zero", "rb"))
@@ -306,6 +309,11 @@ def test_what_is_no_request_is_a_400_and_never_served(served: Server, request_: 
     assert got.status == 400 and not got.goes_on
     assert [path for path in paths if path != "POST /body"] == []
     assert not any("Traceback" in line or "ERROR" in line for line in log), log
+
+
+def test_a_client_that_has_ended_its_side_gets_its_answer(served: Server) -> None:
+    assert Exchange(served, plan(**HELLO), second=False).status == 200
+    assert len(Exchange(served, b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n", second=False).content) == 5_000_000
 
 
 @wsgi_servers
