@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -41,6 +42,10 @@ def _load_ahead() -> None:
     """Load what is needed later: the user of the companions may not be able to read Python's library."""
     for name in ("difflib", "encodings.ascii", "encodings.idna", "shlex"):
         importlib.import_module(name)
+    try:
+        raise LookupError
+    except LookupError:
+        traceback.format_exc()  # loads more with each version of Python, and as late as here
     if not hasattr(os, "memfd_create"):
         importlib.import_module("tempfile")
 
