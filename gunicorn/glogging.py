@@ -123,6 +123,7 @@ class LogFile(logging.FileHandler):
     """
 
     _gunicorn = False
+    _torn = False
     handleError = complain_seldom
 
     def __init__(self, path: str, owner: Owner | None = None) -> None:
@@ -162,10 +163,16 @@ class LogFile(logging.FileHandler):
             self.stream = self._open()
         # Below all buffers.
         file = self.stream.buffer.raw  # type: ignore[attr-defined]
+        if self._torn:
+            # A full disk had room for a part of the last one.
+            line = b"\n" + line
         while (written := file.write(line)) != len(line):
             if written is None:
                 raise BlockingIOError("nobody takes what is in the log's pipe")
+            self._torn = True
             line = line[written:]
+        if self._torn:
+            self._torn = False
 
 
 class LogStream(_StreamHandler):

@@ -39,9 +39,19 @@ def default_directories(environ: Mapping[str, str], uid: int) -> list[str]:
     if os.path.isabs(xdg):
         found.append(os.path.join(xdg, "gunicorn"))
     home = home_directory(environ, uid)
-    if home is not None:
-        found.append(os.path.join(home, ".gunicorn"))
+    homes = [home]
+    if uid == 0 and home is not None and _is_another_s(home):
+        # sudo may leave $HOME, and $XDG_RUNTIME_DIR, at those of the user who called it.
+        homes.append(home_directory({}, uid))
+    found += [os.path.join(each, ".gunicorn") for each in homes if each is not None]
     return found
+
+
+def _is_another_s(directory: str) -> bool:
+    try:
+        return os.stat(directory).st_uid != 0
+    except OSError:
+        return False
 
 
 def runtime_directory(environ: Mapping[str, str]) -> str | None:

@@ -32,6 +32,14 @@ def test_default_directories(environ, directories):
     assert paths.default_directories(environ, ME) == directories
 
 
+@as_root
+def test_root_with_the_home_of_another_user_has_one_of_its_own(short_dir):
+    os.chown(short_dir, NOBODY, NOBODY)
+    own = os.path.join(pwd.getpwuid(0).pw_dir, ".gunicorn")
+    environ = {"HOME": str(short_dir)}
+    assert paths.default_directories(environ, 0) == [str(short_dir / ".gunicorn"), own]
+
+
 def test_the_home_of_another_user_is_that_on_record():
     other = next(entry for entry in pwd.getpwall() if entry.pw_uid != ME and entry.pw_dir.startswith("/"))
     assert paths.home_directory({"HOME": "/mine"}, other.pw_uid) == other.pw_dir

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,6 +212,8 @@ def test_companions_of_root_have_no_run_files_that_others_may_write(
     if which == "configured":
         places = make(companion_run_dir=str(theirs / "run"))
     else:
+        # As with sudo, which may leave it: root's own is the next choice, and here it is closed, too.
+        monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_dir=str(theirs / "root")))
         monkeypatch.delenv("RUNTIME_DIRECTORY")
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
         monkeypatch.setenv("HOME", str(theirs))

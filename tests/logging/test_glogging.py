@@ -379,6 +379,26 @@ def test_a_pipe_that_nobody_reads_holds_up_nobody(tmp_path: Path) -> None:
     os.close(reading)
 
 
+def test_a_line_that_was_cut_off_takes_no_other_with_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    settings = {"errorlog": str(tmp_path / "error.log"), "access_log_format": "%(a)s"}
+    logger = Logger(config(accesslog=str(pipe), **settings))
+    os.set_blocking(only_handler(logger).stream.fileno(), False)
+    # More than a pipe holds: a part of it is written.
+    access(logger, HTTP_USER_AGENT="x" * 1_000_000)
+    first = b""
+    with contextlib.suppress(BlockingIOError):
+        while data := os.read(reading, 1 << 20):
+            first += data
+    assert set(first) == set(b"x") and len(first) < 1_000_000
+    for agent in ("next", "last"):
+        access(logger, HTTP_USER_AGENT=agent)
+    assert os.read(reading, 1000) == b"\nnext\nlast\n"
+    os.close(reading)
+
+
 def test_time_is_the_clock_s_and_english() -> None:
     text = Logger(config()).now()
     assert len(text) == len("[10/Oct/2000:13:55:36 -0700]")
