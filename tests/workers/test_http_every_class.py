@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 from harness import Server, read_until_closed
+from test_http_parse import INVALID, VALID
 from workertools import Client, connect
 
 APP = '''
@@ -309,6 +310,16 @@ def test_what_is_no_request_is_a_400_and_never_served(served: Server, request_: 
     assert got.status == 400 and not got.goes_on
     assert [path for path in paths if path != "POST /body"] == []
     assert not any("Traceback" in line or "ERROR" in line for line in log), log
+
+
+@pytest.mark.parametrize("served", ["gthread", "gevent_pywsgi"], indirect=True)
+def test_heads_are_read_by_the_same_rules(served: Server) -> None:
+    """Those of the tests of the parser that need no setting, and no client that is a stranger."""
+    expected = {data: 200 for name, data, settings, _ in VALID if not settings and "forwarder" not in name}
+    expected |= {data: status for _, data, settings, _, status in INVALID if not settings}
+    assert len(expected) > 100
+    found = {data: Exchange(served, data, second=False).status for data in expected}
+    assert found == expected
 
 
 def test_a_client_that_has_ended_its_side_gets_its_answer(served: Server) -> None:
