@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -43,7 +44,18 @@ class _Glance:
     # The time of the run directory's last change: a lock that is released takes its file with it. None
     # while that is just happening.
     stamp: int | None
+    directory: str | None = None
     _alive: dict[tuple[int, str], bool] = field(default_factory=dict)
+
+    @functools.cached_property
+    def copies(self) -> dict[str, list[str]]:
+        """By group the names of copies that have a run file."""
+        found: dict[str, list[str]] = {}
+        for name in runfile.names(self.directory):
+            group, is_copy, _ = name.partition(":")
+            if is_copy:
+                found.setdefault(group, []).append(name)
+        return found
 
     @classmethod
     def of(cls, directory: str | None, now: float) -> _Glance:
@@ -52,7 +64,7 @@ class _Glance:
             with contextlib.suppress(OSError):
                 changed = os.stat(directory).st_mtime_ns
                 stamp = changed if abs(time.time_ns() - changed) > SAME_MOMENT else None
-        return cls(now, stamp)
+        return cls(now, stamp, directory)
 
     def supervised(self, record: Record) -> bool:
         who = record.supervisor, record.supervisor_started
@@ -90,6 +102,8 @@ class Claims:
         # Whose wait for another server has been logged.
         self._waiting: set[str] = set()
         self._elsewhere: dict[str, _Elsewhere] = {}
+        # The same of a wait for the other form of a companion, and for which.
+        self._told_of: dict[str, str] = {}
         self._glance = _Glance(float("-inf"), None)
         self._complaint: str | None = None
         # Sets of copies that another server runs, with the pid of one of them, as of a moment.
@@ -151,8 +165,36 @@ class Claims:
                     "Companion %s waits: another server runs it (pid %s)", name, pid or "unknown yet"
                 )
             return Blocked(pid)
+        if singleton and (other := self._other_form(name, now)) is not None:
+            # Given up, for the other form may be waiting for this one.
+            self.release(name)
+            return other
         self._waiting.discard(name)
         return run if run.clear() else self._without_room(name, run)
+
+    def _other_form(self, name: str, now: float) -> Blocked | None:
+        """What runs as ``sched`` where ``sched:0`` is to start, or the other way round."""
+        group, is_copy, _ = name.partition(":")
+        for other in [group] if is_copy else self._copies(group, now):
+            own = self._runs.get(other)
+            record = own.read() if own is not None else runfile.peek(self.run_dir, other)
+            orphaned = own is None and record is not None and not record.supervised
+            if record is not None and orphaned and other not in self._strays:
+                self._strays[other] = Orphan(record, now)
+            if own is not None or orphaned or runfile.is_held(self.run_dir, other):
+                pid = record.pid if record is not None else None
+                if self._told_of.get(name) != other:
+                    self._told_of[name] = other
+                    self.log.info("Companion %s waits for %s (pid %s)", name, other, pid or "unknown yet")
+                return Blocked(pid)
+        self._told_of.pop(name, None)
+        return None
+
+    def _copies(self, group: str, now: float) -> list[str]:
+        """The names of the copies of *group* that have a run file."""
+        return sorted(
+            {*self._look(now).copies.get(group, ()), *(n for n in self._runs if n.startswith(group + ":"))}
+        )
 
     def _without_room(self, name: str, run: RunFile) -> RunFile:
         """The right to start it is ours, but its record cannot be where others look. It still runs."""

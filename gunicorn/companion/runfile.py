@@ -303,6 +303,24 @@ def _is_believable(record: Record, info: os.stat_result, directory: str) -> bool
         return False
 
 
+def is_held(directory: str | None, name: str) -> bool:
+    """Whether somebody has the right to start *name*, this process included."""
+    if directory is None:
+        return False
+    try:
+        fd = os.open(run_path(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        # Shared: two who only look are not in each other's way.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def peek(directory: str | None, name: str) -> Record | None:
     """The record of *name* as it is, whoever holds the lock; None where there is none."""
     if directory is None:
@@ -326,22 +344,21 @@ def peek(directory: str | None, name: str) -> Record | None:
     return record if record is not None and _is_believable(record, info, directory) else None
 
 
+def names(directory: str | None) -> list[str]:
+    """The names that have a run file in *directory*."""
+    if directory is None:
+        return []
+    try:
+        found = spare.call(lambda: os.listdir(directory))
+    except OSError:
+        return []
+    return [name[: -len(SUFFIX)] for name in found if name.endswith(SUFFIX)]
+
+
 def records(directory: str | None) -> dict[str, Record]:
     """All records of a run directory by companion name."""
-    found: dict[str, Record] = {}
-    if directory is None:
-        return found
-    try:
-        names = spare.call(lambda: os.listdir(directory))
-    except OSError:
-        return found
-    for file_name in names:
-        if file_name.endswith(SUFFIX):
-            name = file_name[: -len(SUFFIX)]
-            record = peek(directory, name)
-            if record is not None:
-                found[name] = record
-    return found
+    found = {name: peek(directory, name) for name in names(directory)}
+    return {name: record for name, record in found.items() if record is not None}
 
 
 class Orphan:

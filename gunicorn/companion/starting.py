@@ -161,7 +161,12 @@ class Starter:
             watch=manager.watch,
             listeners=listeners,
             notify=notify,
-            mark=str(Mark.of(manager.claims.run_dir, process.name, manager.pid)),
+            # No next manager ends what is left of one that may run beside its older self.
+            mark=str(
+                Mark.of(
+                    manager.claims.run_dir if process.config.singleton else None, process.name, manager.pid
+                )
+            ),
             # Those of a program are closed as it begins.
             close_logs=getattr(manager.log, "close_here", None) if process.config.command is None else None,
         )

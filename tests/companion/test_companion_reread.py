@@ -235,3 +235,27 @@ def test_a_hook_of_the_new_configuration_counts(managed):
     """)
     server.ok("reread")
     assert "hook of b in b" in server.wait("b", "BACKOFF")["description"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 2), (2, None)])
+def test_one_that_becomes_a_set_waits_for_its_older_form(managed, before, after):
+    def config(numprocs: int | None) -> str:
+        return f"workers = [dict(name='rq', target=T.drain, numprocs={numprocs})]"
+
+    def names(numprocs: int | None) -> list[str]:
+        return ["rq"] if numprocs is None else [f"rq:{n}" for n in range(numprocs)]
+
+    server = managed(config(before))
+    old = [server.pid(name) for name in names(before)]
+    for name in names(before):
+        server.wait_told(name, "runs")
+    server.configure(config(after))
+    assert server.ok("reread")["added"] == names(after)
+    for name in names(after):
+        wait_until(lambda name=name: server.status()[name]["waiting_for"] in old)
+        assert server.status()[name]["state"] == "STARTING"
+    assert all(map(is_alive, old))
+    server.go_on()
+    for name in names(after):
+        server.pid(name, without=[None])
+    assert not any(map(is_alive, old))
