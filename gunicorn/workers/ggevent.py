@@ -189,7 +189,8 @@ class GeventWorker(AsyncWorker):
             limit = self.keepalive if conn.state is State.IDLE else patience
             if conn.state in (State.IDLE, State.NEW):
                 left = conn.since + limit - now
-                if left <= 0:
+                # What came while the process stood still is to be answered, and its next request, too.
+                if left <= 0 and not has_input(conn.sock):
                     conn.hang_up()
                 else:
                     nearest = min(nearest, left)
@@ -379,10 +380,13 @@ class GeventWorker(AsyncWorker):
         conn.enter(State.NEW if first else State.IDLE)
         arrived = self._tls is not None and sock.pending() > 0
         if not arrived:
+            in_time = False
             with gevent.Timeout(self._patience, False) if first else self.timeout_ctx():
                 gevent.socket.wait_read(sock.fileno())
-                # Hung up: TLS would answer its missing goodbye with an alert, where ours is to be said.
-                arrived = conn.state is not State.LINGER or has_input(sock)
+                in_time = True
+            # It may have come while the process stood still. Hung up: TLS would answer its missing goodbye
+            # with an alert, where ours is to be said.
+            arrived = (in_time and conn.state is not State.LINGER) or has_input(sock)
         conn.enter(State.HEAD)
         return arrived
 
@@ -391,6 +395,8 @@ class GeventWorker(AsyncWorker):
         conn = self._connection(sock)
         conn.request = req
         conn.enter(State.BUSY)
+        if conn.hung_up and hasattr(req, "force_close"):
+            req.force_close()
 
     def _receive(self, conn: Connection, sock: Any, first: bool) -> Any:
         """The first bytes of a request; empty at the end of the connection, which ``_tick()`` brings in time.
@@ -422,6 +428,8 @@ class GeventWorker(AsyncWorker):
                 # Nearly always: nothing more is waited for, so there is nothing to time.
                 conn.request = req = next(parser, None)
                 conn.enter(_BUSY)
+                if conn.hung_up and req is not None:
+                    req.force_close()
                 return req
         if not unreader.pending and not self.await_request(unreader.sock, first=not parser.req_count):
             return None

@@ -201,12 +201,13 @@ class ThreadWorker(Worker):
 
     def _expire(self, conn: TConn) -> None:
         try:
-            if conn.was is State.HEAD:
+            if conn.was is not _LINGER and conn.has_input():
+                # It came at the last moment, or while the process stood still; threads are busy, or just
+                # about to see it.
+                conn.deadline = time.monotonic() + self._beat
+                self._look_again(conn)
+            elif conn.was is State.HEAD:
                 self._refuse(conn, RequestTimeout())
-            elif conn.was in (State.NEW, State.IDLE) and conn.has_input():
-                # It came at the last moment; threads are busy, or just about to see it.
-                self.poller.doubt(conn.fd)
-                self._park(conn, conn.was, time.monotonic() + self._beat)
             else:
                 self._drop(conn)
         except Exception:

@@ -35,6 +35,8 @@ class Connection:
         self.sock = sock
         self.request: Any = None
         self.reported = False
+        #: Whether its answer is the last one: a request came just when it was hung up.
+        self.hung_up = False
         #: Tells of what arrives, where the worker keeps one for the connection.
         self.arrival: Any = None
         self.enter(State.NEW)
@@ -47,6 +49,7 @@ class Connection:
     def hang_up(self) -> None:
         """Let the wait find the end of the connection, behind what has arrived."""
         self.enter(State.LINGER)
+        self.hung_up = True
         with contextlib.suppress(OSError, ValueError):
             # Below gevent, whose own would throw an error into the greenlet that waits.
             _socket.socket.shutdown(getattr(self.sock, "_sock", self.sock), socket.SHUT_RD)
