@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 READ_SIZE = 65536
@@ -58,6 +58,10 @@ class Unreader:
 class SocketUnreader(Unreader):
     """Reads from a socket, whose timeout holds and whose errors pass through."""
 
+    #: Receives at most so many bytes of a body from the socket, waiting as the worker sees fit. Without, as
+    #: the socket's timeout says.
+    receive: Callable[[Any, int], bytes] | None = None
+
     def __init__(self, sock: Any, max_chunk: int = 8192) -> None:
         Unreader.__init__(self)  # each connection's: a look along the classes would double its price
         if not isinstance(max_chunk, int):
@@ -77,6 +81,8 @@ class SocketUnreader(Unreader):
     def _receive(self, limit: int) -> bytes:
         # A body may ask for more at once than a head is worth.
         self.asked = True
+        if self.receive is not None:
+            return self.receive(self.sock, min(limit, READ_SIZE))
         data: bytes = self.sock.recv(min(limit, READ_SIZE))
         return data
 

@@ -38,9 +38,13 @@ def set_blocking_timeout(sock: Any, seconds: float) -> None:
 
     A timeout of Python's own costs a ``poll()`` for each of them. It fails with BlockingIOError.
     """
-    value = _timeval(seconds)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+    set_send_timeout(sock, seconds)
+
+
+def set_send_timeout(sock: Any, seconds: float) -> None:
+    """As ``set_blocking_timeout()``, for sending alone."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(seconds))
 
 
 def has_blocking_timeout(sock: Any, seconds: float) -> bool:

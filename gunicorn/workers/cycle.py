@@ -141,7 +141,7 @@ class Cycle:
         if resp is None and from_client:
             return self.answer_error(req, sock, addr, error)
         if isinstance(error, StopIteration) and resp is not None and not resp.headers_sent:
-            self.log_taken_over(error, where, _may_leave_http(req))
+            self.log_taken_over(error, where, may_leave_http(req))
             return Fate.CLOSE
         self.log_failure(error, from_client, where, addr)
         if from_client and is_disconnect(error):
@@ -151,7 +151,7 @@ class Cycle:
             return Fate.CLOSE if delimited else Fate.RESET
         status, reason, text = answer_for(error if from_client else None)
         # Without a response, the application may have taken the connection over: no page belongs there.
-        taken = resp is not None and resp.status is None and _may_leave_http(req)
+        taken = resp is not None and resp.status is None and may_leave_http(req)
         sent = 0 if taken else _send_error(sock, status, reason, text, _is_head(req))
         if resp is not None:
             resp.status, resp.status_code, resp.headers = f"{status} {reason}", status, []
@@ -238,7 +238,7 @@ def _send_error(sock: Any, status: int, reason: str, text: str, head_only: bool 
     return 0 if head_only else len(data) - end
 
 
-def _may_leave_http(req: Any) -> bool:
+def may_leave_http(req: Any) -> bool:
     """Whether the client has asked for something else than HTTP to follow on its connection."""
     return req.method == "CONNECT" or bool(req.wants_upgrade)
 
@@ -266,7 +266,7 @@ def is_disconnect(error: BaseException) -> bool:
 _GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN, errno.EBADF))
 
 # Where reading and writing of a connection pass through between the system and us.
-_PLUMBING = frozenset(("socket", "ssl", "gevent", "gunicorn.workers.gsocket"))
+_PLUMBING = frozenset(("socket", "ssl", "gevent", "gunicorn.workers.gsocket", "gunicorn.workers.bodies"))
 _OF_HTTP = "unreader", "body", "chunked", "parse", "message", "environ"
 _READING = frozenset((*(f"gunicorn.http.{name}" for name in _OF_HTTP), "gunicorn.workers.gpywsgi"))
 _WRITING = "gunicorn.http.wsgi"

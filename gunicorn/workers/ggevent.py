@@ -28,7 +28,7 @@ from gunicorn.workers import accepting
 from gunicorn.workers.base import TICK
 from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.connections import State
-from gunicorn.workers.cycle import Fate
+from gunicorn.workers.cycle import Fate, may_leave_http
 from gunicorn.workers.parting import (
     FAREWELL,
     IDLE_AT_LEAST,
@@ -55,7 +55,7 @@ try:
     import gevent.threading
 
     from gunicorn.workers.gpywsgi import GeventResponse, PyWSGIHandler, PyWSGIServer
-    from gunicorn.workers.gsocket import ClientSocket
+    from gunicorn.workers.gsocket import ClientSocket, patient_class, set_patience
 except ImportError as error:
     raise RuntimeError(f"the gevent worker classes need the library gevent ({error})") from error
 
@@ -155,6 +155,8 @@ class GeventWorker(AsyncWorker):
         self.cycle  # noqa: B018 - what it looks up is not for the first client to wait for
         if self.cfg.is_ssl:
             self._tls = listening.ssl_context(self.cfg)
+            if isinstance(self._tls, gevent.ssl.SSLContext):
+                self._tls.sslsocket_class = patient_class(self._tls.sslsocket_class)
         for listener in self.sockets:
             self.address_of(listener)
         if self.server_class is not None:
@@ -335,8 +337,9 @@ class GeventWorker(AsyncWorker):
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         conn = self._connection(client)
-        client.settimeout(self._patience)
-        if self._tls is not None:
+        if self._tls is None:
+            set_patience(client, self._patience, self._may_pause_on)
+        else:
             conn.enter(State.HANDSHAKE)
             try:
                 client = conn.sock = self._shake_hands(client)
@@ -344,6 +347,7 @@ class GeventWorker(AsyncWorker):
                 self.handle_error(None, client, addr, error)
                 client.close()
                 return
+            set_patience(client, self._patience, self._may_pause_on)
             conn.enter(State.NEW)
         if self.server_class is not None:
             self._servers[listener].handle(client, addr)
@@ -360,7 +364,7 @@ class GeventWorker(AsyncWorker):
             tls = self._tls.wrap_socket(client, **options)
         else:
             # The hook made it of a class that was not patched, whose sockets would block.
-            kind = listening.tls_socket_class(self.cfg, gevent.ssl.SSLSocket)
+            kind = patient_class(listening.tls_socket_class(self.cfg, gevent.ssl.SSLSocket))
             tls = kind(client, _context=self._tls, **options)
         try:
             late = ssl.SSLError("the handshake was not completed in time")
@@ -443,15 +447,19 @@ class GeventWorker(AsyncWorker):
         # Without a free place for others, nobody keeps his.
         return self.keepalive > 0 and self._has_room()
 
+    def _may_pause_on(self) -> bool:
+        """Whether a client that has paused within a body for `timeout` may keep its place."""
+        return self.alive and self._has_room()
+
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Fate | bool:
-        if not req.wants_upgrade:
+        if not may_leave_http(req):
             return super().handle_request(listener_name, req, sock, addr)
         # What is spoken next, such as WebSocket, has long silences.
-        sock.settimeout(None)
+        set_patience(sock, None)
         try:
             return super().handle_request(listener_name, req, sock, addr)
         finally:
-            sock.settimeout(self._patience)
+            set_patience(sock, self._patience, self._may_pause_on)
 
     # -- gevent's own servers --------------------------------------------------------------
 

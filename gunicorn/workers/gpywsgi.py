@@ -37,6 +37,7 @@ from gunicorn.http.proxyproto import (
 )
 from gunicorn.http.wsgi import Response, forwarded_script_name, proxy_environ, server_script_name
 from gunicorn.workers.cycle import Stopped, answer_for, raised_by_connection
+from gunicorn.workers.gsocket import set_patience
 
 
 class GeventResponse:
@@ -317,9 +318,9 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         worker.nr += 1
         if worker.nr >= worker.max_requests:
             worker.retire()
-        if "HTTP_UPGRADE" in environ:
+        if "HTTP_UPGRADE" in environ or self.command == "CONNECT":
             # It has long silences, too.
-            self.socket.settimeout(None)
+            set_patience(self.socket, None)
         return environ
 
     def _split_path(self, head: RequestHead) -> tuple[str, str]:

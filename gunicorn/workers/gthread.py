@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import select
+import socket
 import sys
 import threading
 import time
@@ -23,8 +24,9 @@ from gunicorn import sock as listening
 from gunicorn.http.errors import NoMoreData, ParseException, RequestTimeout
 from gunicorn.workers import accepting, closing
 from gunicorn.workers.base import TICK, Worker
+from gunicorn.workers.bodies import BodyIntake
 from gunicorn.workers.connections import State, Waiting
-from gunicorn.workers.cycle import Fate
+from gunicorn.workers.cycle import Fate, may_leave_http
 from gunicorn.workers.polling import make_poller
 from gunicorn.workers.tconn import DaemonThreads, TConn
 from gunicorn.workers.turns import LOOK, Turns
@@ -101,6 +103,9 @@ class ThreadWorker(Worker):
         self._patience = float(cfg.timeout) or math.inf
         self._is_tls: bool = cfg.is_ssl
         self._request_timeout = float(cfg.request_timeout)
+        flags = 0 if self._is_tls else socket.MSG_DONTWAIT
+        patience = 0.0 if self._is_tls else self._patience
+        self._receive_body = BodyIntake(self._left_for_body, patience, flags).receive
         # The master waits for twice `timeout`.
         self._beat = min(TICK, self.timeout / 2 or TICK)
 
@@ -329,8 +334,11 @@ class ThreadWorker(Worker):
         conn.deadline = time.monotonic() + self._patience
         try:
             if self._patience < math.inf:
-                closing.set_blocking_timeout(sock, self._patience)
+                # For sending alone: whoever receives waits by other means, and an application that takes the
+                # connection over for as long as it likes.
+                closing.set_send_timeout(sock, self._patience)
             conn.init(self._tls, self.cycle.policy)
+            conn.parser.unreader.receive = self._receive_body
         except (OSError, ValueError):
             # It was gone before we came to it.
             self._give_up(conn)
@@ -469,7 +477,34 @@ class ThreadWorker(Worker):
         """Have the application answer *req*; returns what becomes of the connection."""
         # Without a free place for others, nobody keeps his.
         keep = self._keepalive > 0 and len(self.conns) < self.worker_connections
+        if may_leave_http(req):
+            return self._serve_without_limits(req, conn, keep)
         return self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
+
+    def _serve_without_limits(self, req: Any, conn: TConn, keep: bool) -> Fate:
+        """Serve *req*, after which something else than HTTP may be spoken: WebSocket has long silences."""
+        if conn.is_tls:
+            conn.sock.settimeout(None)
+        elif self._patience < math.inf:
+            closing.set_send_timeout(conn.sock, 0)
+        fate = self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
+        if fate is _FATE_KEEP and not conn.is_tls and self._patience < math.inf:
+            closing.set_send_timeout(conn.sock, self._patience)
+        return fate
+
+    def _left_for_body(self) -> float:
+        """For how long a thread may wait on for a body that has paused for `timeout`.
+
+        As long as no client waits for a thread. Of those who wait so, each asks at another time, so that the
+        first one that gives up frees a thread before the others see whether that is enough.
+        """
+        turns = self.turns
+        if not self.alive:
+            return 0
+        if turns.leader and not turns.working:
+            return TICK
+        waiting = any(map(accepting.has_queue, list(self._listeners.values())))
+        return 0 if waiting or any(conn.has_input() for conn in self.waiting.snapshot()) else TICK
 
     # -- ends ----------------------------------------------------------------------------
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import _socket
 import math
 import select
 import socket
+import threading
 import time
 from contextlib import suppress
 from types import FrameType
@@ -16,7 +18,8 @@ from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers import accepting, closing
 from gunicorn.workers.base import TICK, Worker
-from gunicorn.workers.cycle import Fate, Stopped
+from gunicorn.workers.bodies import BodyIntake
+from gunicorn.workers.cycle import Fate, Stopped, may_leave_http
 
 if TYPE_CHECKING:
     import ssl
@@ -26,6 +29,9 @@ else:
 # How long a worker that is to end waits for a request, in seconds: of a client that has only connected, or
 # that has sent a part of its head.
 FAREWELL = 1.0
+
+# For `timeout = 0`. Not for ever: a signal interrupts only a wait that has a limit (signal(7)).
+FOREVER = 86400.0
 
 
 class StopWaiting(Exception):
@@ -47,6 +53,9 @@ class SyncWorker(Worker):
         self._failures = accepting.Failures(self.log)
         # Whose request is waited for.
         self._awaited: Any = None
+        # Short of the master's timeout, so that a silent client costs itself and not the worker.
+        self._patience = self.timeout or FOREVER
+        self._receive_body = BodyIntake(self._left_for_body).receive
 
     def accept(self, listener: Any) -> None:
         """Accept one connection and serve it. Raises BlockingIOError if none is waiting."""
@@ -80,8 +89,7 @@ class SyncWorker(Worker):
         self._poll = select.poll()
         for listener in self.sockets:
             listener.setblocking(False)
-            if self.timeout:
-                closing.set_blocking_timeout(listener, self.timeout)
+            closing.set_blocking_timeout(listener, self._patience)
             self._poll.register(listener.fileno(), select.POLLIN)
         if self.PIPE:
             self._poll.register(self.PIPE[0], select.POLLIN)
@@ -213,6 +221,9 @@ class SyncWorker(Worker):
             del self._greeted[fd]
             self._poll.unregister(fd)
             tls.settimeout(self.timeout or None)
+            if not self.timeout:
+                # One that came before the listener had it does not inherit it.
+                closing.set_blocking_timeout(tls, self._patience)
             self.handle(listener, tls, addr)
 
     def _end_greeting(self, fd: int) -> None:
@@ -226,25 +237,25 @@ class SyncWorker(Worker):
         """Serve the connection *client* from *addr* and close it."""
         fate = Fate.CLOSE
         try:
-            # Short of the master's timeout, so that a silent client costs itself and not the worker.
-            if self._tls is None:
-                if self.timeout and not self._inherits.get(listener):
-                    self._set_timeout(listener, client)
-                self._awaited = client
-                if not self.alive:
-                    self._hurry()
-            elif not isinstance(client, ssl.SSLSocket):
+            if self._tls is None and not self._inherits.get(listener):
+                self._set_timeout(listener, client)
+            elif self._tls is not None and not isinstance(client, ssl.SSLSocket):
                 # From a subclass that accepts in its own way.
                 client.settimeout(self.timeout or None)
                 client = listening.ssl_wrap_socket(client, self.cfg)
-            req = None
+            self._awaited = client
+            if not self.alive:
+                self._hurry()
+            parser = RequestParser(self.cfg, client, addr, self.cycle.policy)
+            parser.unreader.receive = self._receive_body  # type: ignore[attr-defined]
             try:
-                req = next(RequestParser(self.cfg, client, addr, self.cycle.policy))
+                req = next(parser)
             except StopIteration:
                 return
             self._awaited = None
-            if not self.alive and self._tls is None:
-                closing.set_blocking_timeout(client, self.timeout)
+            leaves_http = may_leave_http(req)
+            if leaves_http or not self.alive:
+                self._limit(client, 0 if leaves_http else self._patience)
             answer = self.handle_request(listener, req, client, addr)
             fate = answer if isinstance(answer, Fate) else Fate.CLOSE
         except Stopped:
@@ -264,14 +275,44 @@ class SyncWorker(Worker):
 
     def _hurry(self) -> None:
         """Wait only a moment more for a request that has not come yet, because the worker is to end."""
+        client = self._awaited
+        if self._tls is not None:
+            # A read that has begun keeps the timeout that it has begun with.
+            timer = threading.Timer(FAREWELL, self._cut_short, (client,))
+            timer.daemon = True
+            timer.start()
+            return
         with suppress(OSError):
-            closing.set_blocking_timeout(self._awaited, FAREWELL)
+            closing.set_blocking_timeout(client, FAREWELL)
+
+    def _cut_short(self, client: Any) -> None:
+        """End the wait for the request of *client*, if it still lasts; what has arrived is read."""
+        if self._awaited is client:
+            with suppress(OSError):
+                # Below TLS, which would take it for the end of the encryption.
+                _socket.socket.shutdown(client, socket.SHUT_RD)
+
+    def _limit(self, client: Any, seconds: float) -> None:
+        """Let each wait for *client* last at most *seconds* from now on; 0: for ever."""
+        if self._tls is not None:
+            client.settimeout(seconds or None)
+        closing.set_blocking_timeout(client, seconds)
+
+    def _left_for_body(self) -> float:
+        """For how long to wait on for a body: as long as the master waits for the next beat, but a moment."""
+        if not self.alive:
+            return 0
+        limit = float(self.cfg.timeout)
+        if not limit:
+            return TICK
+        left = self.tmp.last_update() + limit - min(1.0, limit / 10) - time.monotonic()
+        return min(TICK, max(0.0, left))
 
     def _set_timeout(self, listener: Any, client: Any) -> None:
         """Give *client* the timeout, unless it has its listener's, as all after it then do, too."""
-        if listener in self._inherits or not closing.has_blocking_timeout(client, self.timeout):
+        if listener in self._inherits or not closing.has_blocking_timeout(client, self._patience):
             self._inherits[listener] = False
-            closing.set_blocking_timeout(client, self.timeout)
+            closing.set_blocking_timeout(client, self._patience)
         else:
             self._inherits[listener] = True
 

@@ -7,11 +7,13 @@ import contextlib
 import importlib.util
 import os
 import signal
+import ssl
 import time
+from pathlib import Path
 
 import pytest
-from harness import Background, Server, wait_until
-from workertools import APP, connect, elapsed, get
+from harness import Background, Server, descriptors, status_field, wait_until
+from workertools import APP, Client, connect, elapsed, get, make_certificate
 
 
 def conf(kind: str, **settings: object) -> str:
@@ -263,3 +265,151 @@ def test_an_abort_ends_the_worker_whatever_its_application_does(kind: str) -> No
         os.kill(worker, signal.SIGABRT)
         server.wait_workers(1, without=[worker])
         assert client.is_closed() and "The application failed" not in server.log()
+
+
+# -- clients that are silent for longer than `timeout` ------------------------------------------------
+
+
+#: What is taken over answers "ping", and sends as much as does not fit into any buffer for "flood".
+TAKE = """
+import socket
+
+FLOOD = 30_000_000
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/take":
+        sock = environ["gunicorn.socket"]
+        sock.sendall(b"HTTP/1.1 101 Switching\\r\\nConnection: upgrade\\r\\nUpgrade: x\\r\\n\\r\\n")
+        while data := sock.recv(5):
+            sock.sendall(b"x" * FLOOD if data == b"flood" else b"pong")
+        raise StopIteration
+    body = environ["wsgi.input"].read() or b"nothing"
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+UPGRADE = "Connection: upgrade\r\nUpgrade: x\r\n"
+HALF = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfirst"
+
+
+def dial(server: Server, secure: bool) -> Client:
+    if not secure:
+        return connect(server)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return Client(context.wrap_socket(server.connect()))
+
+
+def silence(seconds: float) -> None:
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() > began + seconds)
+
+
+PLAIN_AND_TLS = pytest.mark.parametrize(
+    ("kind", "secure"),
+    [("gthread", False), ("gthread", True), ("gevent", False), ("gevent", True), ("gevent_pywsgi", False)],
+)
+
+
+@PLAIN_AND_TLS
+def test_bodies_and_connections_taken_over_may_pause(kind: str, secure: bool, tmp_path: Path) -> None:
+    settings: dict[str, object] = {"timeout": 1, "threads": 5}
+    if secure:
+        settings["certfile"], settings["keyfile"] = make_certificate(tmp_path)
+    takes = [UPGRADE, UPGRADE]
+    if kind != "gthread" or not secure:
+        # Without the header, nothing tells beforehand that the application will take the connection over.
+        takes.append("")
+    with Server(TAKE, conf(kind, **settings), ready="listen") as server, contextlib.ExitStack() as stack:
+        taken = []
+        for more in takes:
+            client = stack.enter_context(dial(server, secure))
+            client.send(get("/take", more=more))
+            assert client.answer().status == 101
+            taken.append(client)
+        body = stack.enter_context(dial(server, secure))
+        body.send(HALF)
+        taken[1].send(b"flood")
+        silence(1.7)
+        body.send(b"other")
+        assert body.answer().body == b"firstother"
+        for number, client in enumerate(taken):
+            if number == 1:
+                size = 0
+                while size < 30_000_000:
+                    size += len(client.sock.recv(1 << 20))
+            client.send(b"ping!")
+            assert client.sock.recv(10) == b"pong"
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("gthread", {"threads": 1}), ("gevent", {"worker_connections": 1})]
+)
+def test_who_pauses_in_a_body_makes_room_for_others(kind: str, settings: dict[str, object]) -> None:
+    with Server(TAKE, conf(kind, timeout=1, **settings), ready="listen") as server:
+        server.get("/")
+        with connect(server) as slow:
+            slow.send(HALF)
+            assert server.get("/", timeout=5).status == 200
+            assert slow.answer().status == 408
+            assert "The application failed" not in server.log()
+
+
+def test_a_plain_worker_waits_for_a_body_as_long_as_the_master_waits_for_it() -> None:
+    with Server(TAKE, conf("sync", timeout=2)) as server:
+        (worker,) = server.workers()
+        with connect(server) as slow, connect(server) as taker:
+            slow.send(HALF)
+            silence(1.4)
+            slow.send(b"other")
+            assert slow.answer().body == b"firstother"
+            taker.send(get("/take", more=UPGRADE))
+            assert taker.answer().status == 101
+            silence(1.4)
+            taker.send(b"ping!")
+            assert taker.sock.recv(10) == b"pong"
+        with connect(server) as slow:
+            slow.send(HALF)
+            assert slow.answer().status == 408
+        assert server.workers() == [worker] and "CRITICAL" not in server.log()
+
+
+@PLAIN_AND_TLS
+def test_a_pause_of_the_process_costs_no_request(kind: str, secure: bool, tmp_path: Path) -> None:
+    """As that of a container or a virtual machine: it is longer than `keepalive`."""
+    settings: dict[str, object] = {"keepalive": 1}
+    if secure:
+        settings["certfile"], settings["keyfile"] = make_certificate(tmp_path)
+    with Server(APP, conf(kind, **settings), ready="listen") as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(dial(server, secure)) for _ in range(5)]
+        for client in clients:
+            assert client.ask().status == 200
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGSTOP)
+        wait_until(lambda: status_field(worker, "State").startswith("T"))
+        for client in clients:
+            client.send(get())
+        silence(1.5)
+        os.kill(worker, signal.SIGCONT)
+        for client in clients:
+            assert not client.answer().closes
+        for client in clients:
+            assert client.ask().status == 200
+
+
+@pytest.mark.parametrize(
+    ("timeout", "secure", "sent"), [(0, False, b""), (0, True, b"GET / HT"), (30, True, b"")]
+)
+def test_no_client_holds_up_the_end_of_a_plain_worker(
+    timeout: int, secure: bool, sent: bytes, tmp_path: Path
+) -> None:
+    settings: dict[str, object] = {"timeout": timeout, "graceful_timeout": 30}
+    if secure:
+        settings["certfile"], settings["keyfile"] = make_certificate(tmp_path)
+    with Server(APP, conf("sync", **settings), ready="listen") as server, dial(server, secure) as client:
+        client.send(sent)
+        # Beside the listener, it has this one, and waits for its request.
+        wait_until(lambda: str(descriptors(server.workers()[0])).count("socket:") == 2)
+        assert elapsed(server.stop) < 5
+        assert "SIGKILL" not in server.log()

@@ -222,12 +222,6 @@ def test_an_answer_survives_a_client_that_is_still_sending() -> None:
         assert client.answer().status == 500
 
 
-def test_a_body_that_never_comes_is_given_up() -> None:
-    with Server(APP, gthread(timeout=1)) as server, connect(server) as client:
-        client.send(b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
-        assert client.answer().status == 408
-
-
 def test_second_request_with_a_body_on_one_tls_connection(certificate: tuple[str, str]) -> None:
     config = gthread(certfile=certificate[0], keyfile=certificate[1])
     with Server(APP, config, ready="listen") as server, Client(tls(server.connect())) as client:
