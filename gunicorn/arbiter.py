@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -193,13 +194,9 @@ class Arbiter(Shutdown, Succession):
         except ConfigError as exc:
             raise HaltServer(str(exc)) from exc
         self.init_signals()
-        assert self.inbox is not None
         # What follows may wait: a hook for a database, an address for the server that still has it.
-        self.inbox.interrupts = STOPS
-        try:
+        with self.interruptible():
             self._start_listening(given)
-        finally:
-            self.inbox.interrupts = frozenset()
 
     def _start_listening(self, given: handoff.Inherited) -> None:
         self.pidfile = self.make_pidfile(self.cfg.pidfile)
@@ -233,6 +230,10 @@ class Arbiter(Shutdown, Succession):
         unblock_all()
         self.PIPE = list(self.inbox.pipe)
         self.poller.add(self.inbox.fileno(), self._take_signals)
+
+    def interruptible(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block a signal to stop ends what is waited for, by Interrupted."""
+        return contextlib.nullcontext() if self.inbox is None else self.inbox.interrupting(STOPS)
 
     def hear_signals_again(self) -> None:
         """After a configuration file was run: it, or what it imports, may have set handlers of its own."""

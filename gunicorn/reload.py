@@ -67,7 +67,9 @@ def switch_configuration(arbiter: Any, current: set[int]) -> Switch:
         undo.callback(_restore, arbiter, state, dict(vars(app)), dict(os.environ), _directory())
         # Configuration files see the environment as they did at the start.
         arbiter.set_environment({})
-        app.reload()
+        # A file may wait for ever, for a network say; what stops the server must not wait for it.
+        with arbiter.interruptible():
+            app.reload()
         cfg = app.cfg
         arbiter.check_reload(cfg)
         listeners, dropped = _new_listeners(arbiter, old_cfg, cfg, undo)

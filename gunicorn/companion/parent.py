@@ -28,6 +28,7 @@ from gunicorn.companion.pulse import Pulse
 from gunicorn.companion.runfile import Orphan, Record
 from gunicorn.companion.sharedstate import SharedState
 from gunicorn.errors import ConfigError
+from gunicorn.unix.signals import Interrupted
 from gunicorn.unix import spare
 
 # A manager that dies at once is not started again in a tight loop.
@@ -269,9 +270,10 @@ class ManagerHandle(ArbitersPart):
         if applied == {config.name: config.fingerprint for config in self.configs}:
             return
         try:
-            fresh = self.arbiter.app.fresh_config()
+            with self.arbiter.interruptible():
+                fresh = self.arbiter.app.fresh_config()
             configs = build_companion_configs(fresh, outputs=False)
-        except (ConfigError, ValueError) as exc:
+        except (ConfigError, ValueError, Interrupted) as exc:
             self.log.warning(
                 "The companions' new configuration cannot be kept for their next manager: %s", exc
             )

@@ -41,7 +41,7 @@ class Interrupted(BaseException):
     """Raised in whatever the main thread is doing by a signal of `SignalInbox.interrupts`."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(signum)
+        super().__init__(f"by {signal_name(signum)}")
         self.signum = signum
 
 
@@ -99,12 +99,25 @@ class SignalInbox:
         return self.pipe[0]
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
-        """The handler: record and wake; or interrupt, once."""
+        """The handler: record and wake. Raises Interrupted, once, where that is wanted."""
+        self.queue.append(signum)
+        self.wake()
+        # Recorded all the same: what is interrupted may catch everything.
         if signum in self.interrupts and os.getpid() == self._pid:
             self.interrupts = frozenset()
             raise Interrupted(signum)
-        self.queue.append(signum)
-        self.wake()
+
+    @contextlib.contextmanager
+    def interrupting(self, signals: Iterable[int]) -> Iterator[None]:
+        """Within the block the first of *signals* raises Interrupted, one that waits already at once."""
+        self.interrupts = frozenset(signals)
+        try:
+            for signum in self.queue:
+                if signum in self.interrupts:
+                    raise Interrupted(signum)
+            yield
+        finally:
+            self.interrupts = frozenset()
 
     def wake(self) -> None:
         """End the current or the next wait on ``fileno()``."""

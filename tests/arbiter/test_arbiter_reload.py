@@ -271,6 +271,39 @@ def test_a_stop_does_not_wait_for_reloads() -> None:
         assert len(server.events("read")) <= 3
 
 
+def test_a_stop_does_not_wait_for_a_configuration_that_hangs() -> None:
+    hangs = """
+    import os, time
+    note("read")
+    while os.path.exists("hang"):
+        try:
+            time.sleep(60)
+        except Exception:
+            pass
+    """
+    with TinyServer(hangs, workers=1) as server:
+        server.running(1)
+        server.write("hang", "")
+        server.signal(signal.SIGHUP)
+        server.wait_events("read", 2)
+        assert server.stop(timeout=10) == 0
+
+
+def test_a_stop_that_a_hook_has_swallowed_is_not_forgotten() -> None:
+    hook = """
+    def on_starting(server):
+        import time
+        note("waits")
+        try:
+            time.sleep(60)
+        except BaseException:
+            pass
+    """
+    with TinyServer(hook, workers=1, ready=None) as server:
+        server.wait_events("waits")
+        assert server.stop(timeout=10) == 0
+
+
 def pending(pid: int) -> int:
     """The signals that have not reached the process yet."""
     return int(status_field(pid, "ShdPnd"), 16)
