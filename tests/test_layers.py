@@ -55,6 +55,8 @@ LAYERS: list[list[str]] = [
         "gunicorn.companion.showing",
         "gunicorn.companion.process",
         "gunicorn.companion.reread",
+        "gunicorn.companion.failures",
+        "gunicorn.companion.order",
         "gunicorn.companion.rolling",
         "gunicorn.app",
         "gunicorn.app.configfile",

@@ -127,6 +127,8 @@ def state_event(process: CompanionProcess, before: State, now: float) -> Reply:
         "to": process.state.value,
         "pid": process.pid,
         "description": process.description(now),
+        "last_exit_cause": process.cause,
+        "last_exit_reason": process.cause_text,
     }
 
 

@@ -87,7 +87,7 @@ def runs_as_it_should(companion: Reply) -> bool:
     if state in ("STOPPED", "STOPPING") and companion["manual_stop"]:
         return True
     if state != "STOPPED":
-        return bool(state == "RUNNING")
+        return bool(state == "RUNNING") and not companion.get("flapping")
     if companion.get("reason") == "exited":
         # By itself, and its configuration does not want it back.
         return is_done(companion)

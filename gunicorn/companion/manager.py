@@ -29,7 +29,15 @@ from gunicorn.companion.masterline import MasterLine
 from gunicorn.companion.notices import Notice
 from gunicorn.companion.order import Stop, Stops
 from gunicorn.companion.orders import Elder, Orders, follow
-from gunicorn.companion.process import POLL_INTERVAL, WAIT_INTERVAL, Action, CompanionProcess, Event, State
+from gunicorn.companion.process import (
+    POLL_INTERVAL,
+    WAIT_INTERVAL,
+    Action,
+    Cause,
+    CompanionProcess,
+    Event,
+    State,
+)
 from gunicorn.companion.reread import Scaled, scale
 from gunicorn.companion.rolling import Rolling
 from gunicorn.companion.sharedstate import Rights, SharedState
@@ -147,7 +155,7 @@ class CompanionManager:
         self.hearing = Hearing(self.poller, log, self._take_notice)
         self.starter = Starter(self)
         self.rolling = Rolling()
-        self.limits = Limits(self.rolling, self.endings.belonging)
+        self.limits = Limits(self.rolling, log, self.endings.belonging)
         self.stops = Stops()
         # Every companion has a next one in the server that takes over.
         self.handing_over = False
@@ -350,7 +358,7 @@ class CompanionManager:
                 )
                 continue
             self.log.info("Companion %s restarts: %s has changed", process.name, change.path)
-            self.restart_process(process.name)
+            self.restart_process(process.name, Cause.CODE, f"{change.path} has changed")
 
     def look_again(self) -> None:
         """Something has happened that concerns companions."""
@@ -509,7 +517,7 @@ class CompanionManager:
         if notice.ready:
             self.send_event(process, Event.READY, now)
         if notice.trigger and process.pid is not None and process.state is not State.STOPPING:
-            self._end_failing(process, Event.HUNG, now, reason="it sent WATCHDOG=trigger")
+            self.send_event(process, Event.HUNG, now, reason="it sent WATCHDOG=trigger")
 
     # -- events and their consequences ---------------------------------------
 
@@ -530,6 +538,8 @@ class CompanionManager:
             extra = figures.counter(metric, number, process.name)
             self.log.debug("Companion %s: %s +%d", process.name, metric, number, extra=extra)
         if before.state is not after.state:
+            if after.state is State.RUNNING:
+                self.log.info("Companion %s is RUNNING", process.name)
             self._tell_subscribers(process, before.state, now)
 
     def _tell_subscribers(self, process: CompanionProcess, before: State, now: float) -> None:
@@ -539,6 +549,11 @@ class CompanionManager:
     def _act(self, process: CompanionProcess, action: Action) -> None:
         config = process.config
         if action is Action.SIGNAL and process.pid is not None:
+            if process.failing:
+                # Before the signal: what it writes for that must not be cut in two by this line.
+                self.log.error(
+                    "Stopping companion %s (pid %d): %s", process.name, process.pid, process.reason
+                )
             self.log.info(
                 "Companion %s (pid %d) gets %s", process.name, process.pid, signal_name(config.stop_signal)
             )
@@ -546,13 +561,14 @@ class CompanionManager:
             if config.stop_as_group:
                 self.claims.note_group_signalled(process.name, process.pid)
         elif action is Action.ABORT and process.pid is not None:
+            self.log.error("Killing companion %s (pid %d): %s", process.name, process.pid, process.reason)
             session.ask_to_stop(process.pid, signal.SIGABRT, config.stop_as_group)
         elif action is Action.KILL:
             self.endings.kill(process)
         elif action is Action.RELEASE:
             self.starter.release(process)
         elif action is Action.GIVE_UP:
-            self.log.error("Companion %s is not tried any more: %s", process.name, process.verdict)
+            self.log.error("Companion %s %s", process.name, process.verdict)
             if config.on_give_up == "shutdown":
                 self.tell({"gave_up": process.name})
 
@@ -579,9 +595,15 @@ class CompanionManager:
         # Its last words.
         self.hearing.hear(process)
         asked = process.state is State.STOPPING
+        obeyed = asked and not process.failing and not process.killed
         self.send_event(process, Event.EXITED, time.monotonic(), status=status, reason=reason)
         delay = None if asked or process.settled is not None else process.delay
-        told = functools.partial(self._tell_exit, process.name, pid, status, reason, delay)
+        said = reason or describe_status(status)
+        if obeyed and reason is None and process.last_exit_code == 0:
+            said = "stopped"
+        elif obeyed and process.last_exit_signal == process.config.stop_signal:
+            said = f"stopped ({signal_name(process.config.stop_signal)})"
+        told = functools.partial(self._tell_exit, process.name, pid, said, delay)
         if delay is None:
             told()
         else:
@@ -589,8 +611,7 @@ class CompanionManager:
             self._unsaid.append(told)
         self.call_hook("companion_exit", self.on_exit, process)
 
-    def _tell_exit(self, name: str, pid: int, status: int, reason: str | None, delay: float | None) -> None:
-        said = reason or describe_status(status)
+    def _tell_exit(self, name: str, pid: int, said: str, delay: float | None) -> None:
         if delay is None:
             self.log.info("Companion %s (pid %d) %s", name, pid, said)
         else:
@@ -607,7 +628,6 @@ class CompanionManager:
         for process in late:
             if process.due_event(now) is Event.ALIVE:
                 self.send_event(process, Event.ALIVE, now)
-                self.log.debug("Companion %s is RUNNING", process.name)
 
     def enforce_deadlines(self, now: float, late: Iterable[CompanionProcess]) -> None:
         """End what of *late* did not stop, did not become ready, or has fallen silent, in its time."""
@@ -626,11 +646,7 @@ class CompanionManager:
                 )
                 self.send_event(process, Event.DEADLINE, now)
             elif due in (Event.NOT_READY, Event.HUNG):
-                self._end_failing(process, due, now)
-
-    def _end_failing(self, process: CompanionProcess, event: Event, now: float, **details: Any) -> None:
-        self.send_event(process, event, now, **details)
-        self.log.error("Companion %s (pid %s) is ended: %s", process.name, process.pid, process.reason)
+                self.send_event(process, due, now)
 
     def check_limits(self, now: float) -> None:
         """Restart what lives or grows beyond its limit, and what else waits for its turn to be restarted."""
@@ -639,9 +655,9 @@ class CompanionManager:
         self.limits.check(self.processes.values(), now)
         if not self.rolling:
             return
-        for process, reason in list(self.rolling.turns(self.processes)):
+        for process, reason, cause in list(self.rolling.turns(self.processes)):
             self.log.info("Companion %s restarts: %s", process.name, reason)
-            self.send_event(process, Event.RESTART, now)
+            self.send_event(process, Event.RESTART, now, cause=cause, reason=reason)
 
     def end_sessions(self, now: float) -> None:
         """SIGKILL to the sessions that must end; EMPTY for those that have."""
@@ -753,7 +769,7 @@ class CompanionManager:
             return f"{name} is stopped after {', '.join(process.stops_after)}"
         return f"{name} is {'stopped' if process.state is State.STOPPED else 'stopping'}"
 
-    def restart_process(self, name: str) -> Outcome:
+    def restart_process(self, name: str, cause: Cause = Cause.COMMAND, reason: str = "by command") -> Outcome:
         """Stop a companion within its `reload_timeout` and start it again."""
         process = self.processes[name]
         if process.state is State.STOPPING:
@@ -761,7 +777,7 @@ class CompanionManager:
         self._take_stop_back(process)
         # Without a process its restart is the start that it waits for.
         coming = process.state is State.STARTING and process.pid is None
-        self.send_event(process, Event.RESTART, time.monotonic())
+        self.send_event(process, Event.RESTART, time.monotonic(), cause=cause, reason=reason)
         process.manual_stop = False
         self._note_start(process)
         return True, self._is_starting(process) if coming else f"{name} is restarting"
@@ -794,12 +810,13 @@ class CompanionManager:
             for process in self.processes.values():
                 process.settled = None
         self.stops.clear(self.processes)
+        reason = "its manager is replaced" if reload else "the server stops"
         for process in self.processes.values():
             own = process.config.reload_timeout if reload else process.config.stop_timeout
             limit = own if timeout is None else min(own, timeout)
             # One on its way out has a deadline of its own; only a restart is off.
             has_one = process.state is State.STOPPING and timeout is None
-            self.stops.ask(process.name, Stop(None if has_one else limit))
+            self.stops.ask(process.name, Stop(None if has_one else limit, cause=Cause.SERVER, reason=reason))
         self.stop_due(now, together=again or self.handing_over)
         if timeout is not None:
             self.claims.hasten(now + timeout)
@@ -809,7 +826,7 @@ class CompanionManager:
         together = together or self.stop_order != "reverse"
         while found := self.stops.due(self.processes, together=together):
             for process, stop in found:
-                self.send_event(process, Event.STOP, now, timeout=stop.timeout, manual=stop.manual)
+                self.send_event(process, Event.STOP, now, **stop.details)
 
     def status(self, name: str | None = None, memory: bool = False) -> dict[str, Any]:
         """The reply to ``status``; KeyError for a name that there is not."""

@@ -6,10 +6,11 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.process import CompanionProcess, State
-from gunicorn.companion.states import GAVE_UP
+from gunicorn.companion.states import GAVE_UP, Cause
 
 Processes = Mapping[str, CompanionProcess]
 
@@ -80,10 +81,17 @@ def hold(processes: Processes, waiting: Collection[CompanionProcess]) -> None:
 
 @dataclass(frozen=True)
 class Stop:
-    """A stop that was asked for. *timeout*: none, its own; *manual*: it stays stopped."""
+    """A stop that was asked for. *timeout*: none, its own; *manual*: by command, and it stays stopped."""
 
     timeout: float | None = None
     manual: bool = False
+    cause: Cause | None = None
+    reason: str | None = None
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What goes with the event."""
+        return vars(self)
 
 
 class Stops:

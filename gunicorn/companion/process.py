@@ -13,13 +13,14 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.failures import MIN_START_INTERVAL, Failures
 from gunicorn.companion.runfile import DRAIN_INTERVAL
 from gunicorn.companion.showing import Shown, format_uptime
-from gunicorn.companion.states import EXITED, GAVE_UP, Action, Event, State
+from gunicorn.companion.states import EXITED, GAVE_UP, Action, Cause, Event, State
 
 __all__ = [
     "ABORT_TIME",
@@ -31,16 +32,13 @@ __all__ = [
     "TRANSITIONS",
     "WAIT_INTERVAL",
     "Action",
+    "Cause",
     "CompanionProcess",
     "Event",
     "State",
     "TransitionError",
     "format_uptime",
 ]
-
-# Two starts of one companion are at least this far apart, so that neither a
-# restart_delay of 0 nor a client that repeats "restart" becomes a fork loop.
-MIN_START_INTERVAL = 0.05
 
 # Members of a session that are nobody's children here give no SIGCHLD; their
 # end is polled for at this interval, only while a session is ending.
@@ -73,6 +71,7 @@ class Details:
     timeout: float | None = None
     manual: bool = False
     count: int = 0
+    cause: Cause | None = None
 
 
 class CompanionProcess(Shown):
@@ -120,6 +119,10 @@ class CompanionProcess(Shown):
         self.reason: str | None = None
         # What its operator should do about the way that it ends.
         self.hint: str | None = None
+        # Why its latest process has ended, or ends, in a word and in a sentence.
+        self.cause: Cause | None = None
+        self.cause_text: str | None = None
+        self.failures = Failures()
         self.failed_starts = 0
         # The delay before the latest start, and how many before it have grown.
         self.delay = 0.0
@@ -201,12 +204,13 @@ class CompanionProcess(Shown):
         """Somebody asks for it: whatever has failed before counts no more."""
         self.failed_starts = 0
         self.delays = 0
+        self.failures.forget()
         return self._want_start(d)
 
     def _earliest_start(self, now: float) -> float:
         if self.started_at is None:
             return now
-        return max(now, self.started_at + MIN_START_INTERVAL)
+        return max(now, self.started_at + self.failures.start_interval)
 
     def _nothing(self, d: Details) -> tuple[Action, ...]:
         return ()
@@ -250,12 +254,13 @@ class CompanionProcess(Shown):
 
     def _not_ready(self, d: Details) -> tuple[Action, ...]:
         self.failed_starts += 1
-        self._fail(f"not ready within {self.config.start_timeout:g}s", d.now + self.config.stop_timeout)
+        reason = f"not ready within {self.config.start_timeout:g}s"
+        self._fail(d.now, Cause.NOT_READY, reason, self.config.stop_timeout)
         return (Action.SIGNAL,)
 
     def _hung(self, d: Details) -> tuple[Action, ...]:
         reason = d.reason or f"no WATCHDOG=1 for {self.config.watchdog or 0:g}s"
-        self._fail(reason, d.now + ABORT_TIME)
+        self._fail(d.now, Cause.WATCHDOG, reason, ABORT_TIME)
         return (Action.ABORT,)
 
     def _hung_starting(self, d: Details) -> tuple[Action, ...]:
@@ -265,7 +270,7 @@ class CompanionProcess(Shown):
         self.failed_starts += 1
         return self._hung(d)
 
-    def _fail(self, reason: str, deadline: float) -> None:
+    def _fail(self, now: float, cause: Cause, reason: str, timeout: float) -> None:
         """It is ended as it would be by a stop, and then is where its own exit would have brought it."""
         self.state = State.STOPPING
         self.failing = True
@@ -273,7 +278,9 @@ class CompanionProcess(Shown):
         self.killed = False
         self.group_asked = self.config.stop_as_group
         self.reason = reason
-        self.stop_deadline = deadline
+        self.cause, self.cause_text = cause, reason
+        self.failures.note(now - (self.started_at or now), reason)
+        self.stop_deadline = now + timeout
 
     def _start_failed(self, d: Details) -> tuple[Action, ...]:
         """No process came to be (the fork was refused, the record not to be made)."""
@@ -281,6 +288,7 @@ class CompanionProcess(Shown):
         self.waiting_for = None
         self.started_at = d.now
         self.failed_starts += 1
+        self.failures.note(0.0, d.reason or "not started")
         return self._try_again(d)
 
     def _exited(self, d: Details) -> tuple[Action, ...]:
@@ -289,10 +297,16 @@ class CompanionProcess(Shown):
         was_running = d.reason is None and self.due_event(d.now) is Event.ALIVE
         self._record_exit(d)
         self.reason = d.reason
-        if self.state is State.STARTING:
+        self.cause, self.cause_text = Cause.EXIT, d.reason or self.last_exit
+        good = self.last_exit_code == 0 and d.reason is None
+        if self.state is State.STARTING and not was_running:
             # A job that is done has not failed, however quick it was.
-            well = was_running or (self.last_exit_code == 0 and not self._comes_back and d.reason is None)
-            self.failed_starts = 0 if well else self.failed_starts + 1
+            good = good and not self._comes_back
+            self.failed_starts = 0 if good else self.failed_starts + 1
+        else:
+            self.failed_starts = 0
+        if not good:
+            self.failures.note(self._latest_run, self.cause_text)
         actions = self._try_again(d) if self._comes_back else self._settle(EXITED)
         return (*actions, Action.KILL)
 
@@ -368,6 +382,8 @@ class CompanionProcess(Shown):
     def _stop(self, d: Details) -> tuple[Action, ...]:
         """Ask a running process to end, within the timeout that comes along."""
         self._note_manual(d)
+        self.cause = Cause.COMMAND if d.manual else d.cause
+        self.cause_text = "by command" if d.manual else d.reason
         self.state = State.STOPPING
         self.restart_pending = False
         self.failing = False
@@ -378,7 +394,7 @@ class CompanionProcess(Shown):
 
     def _restart(self, d: Details) -> tuple[Action, ...]:
         timeout = self.config.reload_timeout if d.timeout is None else d.timeout
-        actions = self._stop(Details(d.now, timeout=timeout))
+        actions = self._stop(replace(d, timeout=timeout, manual=False))
         self.manual_stop = False
         self.restart_pending = True
         return actions
@@ -407,6 +423,7 @@ class CompanionProcess(Shown):
         if self.pid is not None:
             return self._restart(d)
         self.failed_starts = self.delays = 0
+        self.failures.forget()
         return ()
 
     def _stop_stopped(self, d: Details) -> tuple[Action, ...]:

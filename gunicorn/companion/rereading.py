@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.control import error
 from gunicorn.companion.order import Stop
-from gunicorn.companion.process import CompanionProcess, Event
+from gunicorn.companion.process import Cause, CompanionProcess, Event
 from gunicorn.companion.reread import Difference, difference, scale
 from gunicorn.errors import on_one_line
 
@@ -87,7 +87,7 @@ def apply(manager: CompanionManager, configs: Sequence[CompanionConfig]) -> Diff
     # Of several copies the last goes first.
     for name in reversed(found.removed):
         manager.processes[name].removed = True
-        manager.stops.ask(name, Stop())
+        manager.stops.ask(name, Stop(cause=Cause.REREAD, reason="it is configured no more"))
     manager.stop_due(now)
     added, restarted, updated = set(found.added), set(found.restarted), set(found.updated)
     for config in configs:
@@ -98,7 +98,8 @@ def apply(manager: CompanionManager, configs: Sequence[CompanionConfig]) -> Diff
         process = manager.processes[name]
         process.config = config
         if name in restarted:
-            manager.send_event(process, Event.RESTART, now)
+            reason = "its configuration has changed"
+            manager.send_event(process, Event.RESTART, now, cause=Cause.REREAD, reason=reason)
         elif name in updated:
             _record_limits(manager, process)
     manager.forget_removed()

@@ -8,7 +8,8 @@ import math
 from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.states import EXITED, GAVE_UP, State
+from gunicorn.companion.failures import Failures
+from gunicorn.companion.states import EXITED, GAVE_UP, Cause, State
 from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import signal_name
 
@@ -36,6 +37,9 @@ class Shown:
     reason: str | None
     hint: str | None
     status_text: str | None
+    cause: Cause | None
+    cause_text: str | None
+    failures: Failures
     failed_starts: int
     start_count: int
     exit_count: int
@@ -66,7 +70,9 @@ class Shown:
             return self._describe_starting(now)
         if self.state is State.BACKOFF:
             wait = max(0, math.ceil((self.next_retry_at or now) - now))
-            return f"{self._why}, retrying in {wait}s"
+            count = self.failures.count
+            again = f", failed {count} times in a row" if count > 1 else ""
+            return f"{self._why}, retrying in {wait}s{again}"
         if self.state is State.STOPPING:
             return self._describe_stopping(now)
         return self._describe_stopped()
@@ -75,7 +81,19 @@ class Shown:
         text = f"pid {self.pid}, uptime {format_uptime(now - (self.started_at or now))}"
         if self.stops_after:
             text += f", is stopped after {', '.join(self.stops_after)}"
-        return f"{text}, {self.status_text}" if self.status_text else text
+        if self.status_text:
+            text += f", {self.status_text}"
+        if self.failures.count > 1 and self.failures.go_on(self._uptime(now)):
+            text += f", failed {self.failures.count} times in a row: {self.failures.latest}"
+        return text
+
+    def _uptime(self, now: float) -> float | None:
+        """Seconds since its process was started; None where it has none."""
+        return None if self.pid is None or self.started_at is None else now - self.started_at
+
+    def flaps(self, now: float) -> bool:
+        """Whether it fails again and again, though it may be RUNNING in between."""
+        return self.failures.persist and self.failures.go_on(self._uptime(now))
 
     def _describe_stopped(self) -> str:
         if self.manual_stop:
@@ -151,6 +169,9 @@ class Shown:
             self.reason,
             self.hint,
             self.status_text,
+            self.cause,
+            self.cause_text,
+            self.failures.count,
             self.failed_starts,
             self.start_count,
             self.exit_count,
@@ -167,16 +188,16 @@ class Shown:
         if kept is None or kept[0] is not self.config or kept[1] != made_of:
             text = json.dumps(self._lasting(wall - now), separators=(",", ":"))
             kept = self._lasting_json = self.config, made_of, text
-        description, uptime = self._passing(now).values()
-        shown = "null" if uptime is None else repr(uptime)
-        return f'{kept[2][:-1]},"description":{json.dumps(description)},"uptime":{shown}}}'
+        passing = json.dumps(self._passing(now), separators=(",", ":"))
+        return f"{kept[2][:-1]},{passing[1:]}"
 
     def _passing(self, now: float) -> dict[str, Any]:
         """What is another with each second."""
-        alive = self.pid is not None and self.started_at is not None
+        uptime = self._uptime(now)
         return {
             "description": self.description(now),
-            "uptime": round(now - (self.started_at or 0.0), 3) if alive else None,
+            "uptime": None if uptime is None else round(uptime, 3),
+            "flapping": self.flaps(now),
         }
 
     def _lasting(self, offset: float | None) -> dict[str, Any]:
@@ -202,6 +223,7 @@ class Shown:
             "stuck": self.stuck,
             "reason": self.settled or self.reason,
             "status_text": self.status_text,
+            "failures": self.failures.count,
             "failed_starts": self.failed_starts,
             "restart_count": self.restart_count,
             "exit_count": self.exit_count,
@@ -209,6 +231,8 @@ class Shown:
             "leftovers_killed": self.leftovers_killed,
             "last_exit_code": self.last_exit_code,
             "last_exit_signal": None if self.last_exit_signal is None else signal_name(self.last_exit_signal),
+            "last_exit_cause": self.cause,
+            "last_exit_reason": self.cause_text,
             "restart_delay": self.config.restart_delay,
             "started_at": shown(self.started_at),
             "exited_at": shown(self.exited_at),

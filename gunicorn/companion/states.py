@@ -41,6 +41,20 @@ class Event(enum.Enum):
     LEFTOVERS_KILLED = "what it left behind was killed"
 
 
+class Cause(str, enum.Enum):
+    """Why a process of a companion has ended, or ends. A string too, for hooks and for JSON."""
+
+    EXIT = "exit"  # by itself
+    COMMAND = "command"
+    MEMORY = "memory"
+    LIFETIME = "lifetime"
+    CODE = "code"  # a file that it has loaded has changed
+    REREAD = "reread"  # its configuration has changed, or is gone
+    NOT_READY = "not ready"
+    WATCHDOG = "watchdog"
+    SERVER = "server"  # which stops, or replaces the manager
+
+
 class Action(enum.Enum):
     """What the manager has to do about it."""
 

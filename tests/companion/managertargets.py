@@ -100,6 +100,26 @@ def exit_4() -> None:
     os._exit(4)
 
 
+def exits_when_told() -> None:
+    """Exits with 3 when the test says so, to this very process."""
+    path = Path(os.environ["TEST_DIRECTORY"]) / f"end-{os.getpid()}"
+    while not path.exists():
+        time.sleep(0.005)
+    sys.exit(3)
+
+
+def looks_at_the_log_when_aborted() -> None:
+    """Tells whether the server has logged already why it gets SIGABRT."""
+
+    def look(*args: object) -> None:
+        log = (Path(os.environ["TEST_DIRECTORY"]) / "log").read_text()
+        tell(f"logged {'Killing companion' in log}")
+        os._exit(1)
+
+    signal.signal(signal.SIGABRT, look)
+    rest()
+
+
 def fails() -> None:
     raise RuntimeError("no queue")
 

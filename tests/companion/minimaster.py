@@ -90,7 +90,7 @@ class Master:
         self.shared = SharedState.create()
         if plan["state"]:
             self.shared.write(plan["state"])
-        self.hook = no_hook
+        self.hook = self.exit_hook = no_hook
         self.started = time.monotonic()
 
     def note(self, **event: Any) -> None:
@@ -137,7 +137,7 @@ class Master:
         }
         path = self.directory / "conf.py"
         exec(compile(path.read_text(), str(path), "exec"), names)
-        self.hook = names.get("hook", no_hook)
+        self.hook, self.exit_hook = names.get("hook", no_hook), names.get("exit_hook", no_hook)
         return build_companion_configs(make_cfg(*names["workers"], **names.get("settings", {})))
 
     def spawn(self) -> None:
@@ -169,6 +169,7 @@ class Master:
                 control_path=self.plan["control"],
                 run_dir=self.plan["run_dir"],
                 post_fork=lambda manager, companion: self.hook(manager, companion),
+                on_exit=lambda manager, companion: self.exit_hook(manager, companion),
                 graceful_timeout=self.plan["graceful_timeout"],
                 stop_order=self.plan["stop_order"],
                 server={

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
+import logging
 import random
 import signal
 from collections.abc import Callable, Iterable
@@ -25,12 +26,15 @@ from gunicorn.companion.process import (
     GAVE_UP,
     MIN_START_INTERVAL,
     Action,
+    Cause,
     CompanionProcess,
     Event,
     State,
 )
 from gunicorn.companion.reread import Scaled, difference, scale
 from gunicorn.companion.rolling import DOWN, Rolling
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.rolling = Rolling()
-        self.limits = Limits(self.rolling)
+        self.limits = Limits(self.rolling, LOG)
         self.stops = Stops()
         self.chance = random.Random(1).random
         self.pids = itertools.count(100)
@@ -237,10 +241,13 @@ class World:
         self.limits.check(self.processes.values(), self.now)
         down_before = {p.name for p in self.processes.values() if p.state in DOWN}
         groups: list[str] = []
-        for process, _reason in list(self.rolling.turns(self.processes)):
+        for process, _reason, cause in list(self.rolling.turns(self.processes)):
             if process.state is State.RUNNING:
                 copies_down = [
-                    name for name in down_before if self.processes[name].config.group == process.config.group
+                    name
+                    for name in down_before
+                    if self.processes[name].config.group == process.config.group
+                    and (cause is Cause.COMMAND or not self.processes[name].failures.persist)
                 ]
                 assert copies_down == [], "its turn has come while another copy is down"
                 assert process.config.group not in groups, "two copies at once"
@@ -315,7 +322,7 @@ class World:
                 self.older[life.name] = OlderSelf(life.pid, self.now + 1.0, orphan=True)
         self.lives.clear()
         self.rolling = Rolling()
-        self.limits = Limits(self.rolling)
+        self.limits = Limits(self.rolling, LOG)
         self.counts.clear()
         # The master lets a second pass between two managers.
         self.forked_at.clear()
@@ -506,7 +513,7 @@ class World:
         assert process.next_retry_at is not None
         # Two starts have their least interval, too.
         assert self.now + process.delay <= process.next_retry_at
-        assert process.next_retry_at <= self.now + max(process.delay, MIN_START_INTERVAL)
+        assert process.next_retry_at <= self.now + max(process.delay, process.failures.start_interval)
 
     def configured(self, group: str) -> int:
         return sum(1 for p in self.processes.values() if p.config.group == group and not p.removed)

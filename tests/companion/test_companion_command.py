@@ -120,6 +120,8 @@ def test_status_of_nothing(managed, run):
     ("companion", "good"),
     [
         ({"state": "RUNNING"}, True),
+        ({"state": "RUNNING", "flapping": False}, True),
+        ({"state": "RUNNING", "flapping": True}, False),
         ({"state": "STARTING"}, False),
         ({"state": "BACKOFF"}, False),
         ({"state": "STOPPED"}, False),

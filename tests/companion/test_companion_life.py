@@ -136,6 +136,80 @@ def test_companions_that_use_up_the_descriptors_leave_some_to_be_asked_by(manage
         server.pid(name)
 
 
+CAUSES = """
+def exit_hook(manager, companion):
+    if companion.cause == "exit" and companion.last_exit_signal:
+        manager.log.error("%s died of signal %s", companion.name, companion.last_exit_signal)
+
+settings = dict(startsecs=0, restart_delay=0.1, stop_timeout=20, reload_timeout=20)
+workers = [dict(name="rq", target=T.obey, numprocs=2, max_lifetime=LIFETIME)]
+"""
+
+
+def test_why_a_process_has_ended_is_told(managed):
+    """By command, for a limit, for another configuration, or by itself: the exit looks the same."""
+    server = managed(CAUSES.replace("LIFETIME", "None"))
+    pids = {server.pid("rq:0"), server.pid("rq:1")}
+    told: list[tuple[str | None, ...]] = []
+    with Control(server.socket) as events:
+        events.ask("events")
+
+        def ended(name: str, cause: str, reason: str) -> None:
+            found = server.wait(name, without=list(pids))
+            pids.add(found["pid"])
+            assert (found["last_exit_cause"], found["last_exit_reason"]) == (cause, reason)
+            assert found["last_exit_signal"] in ("SIGTERM", "SIGKILL")
+            while (name, "RUNNING", cause, reason) not in told:
+                event = events.read_reply()
+                told.append(tuple(event[k] for k in ("name", "to", "last_exit_cause", "last_exit_reason")))
+
+        assert server.status()["rq:0"]["last_exit_cause"] is None
+        server.ok("restart", "rq:0")
+        ended("rq:0", "command", "by command")
+        server.ok("restart", "rq:1", rolling=True)
+        ended("rq:1", "command", "by command, in turn")
+        changed = CAUSES.replace("numprocs=2", "numprocs=2, env={'A': 'b'}")
+        server.configure(changed.replace("LIFETIME", "None"))
+        server.ok("reread")
+        ended("rq:0", "reread", "its configuration has changed")
+        ended("rq:1", "reread", "its configuration has changed")
+        assert "died of signal" not in server.log()
+        os.kill(server.pid("rq:0"), signal.SIGKILL)
+        ended("rq:0", "exit", "killed by SIGKILL")
+        assert server.log().count("died of signal") == 1
+        server.configure(changed.replace("LIFETIME", "0.01"))
+        server.ok("reread")
+        ended("rq:0", "lifetime", "it has lived for 0.01s")
+    assert server.log().count("died of signal") == 1
+    server.ok("stop", "rq:0")
+    found = server.wait("rq:0", "STOPPED")
+    assert (found["last_exit_cause"], found["last_exit_reason"]) == ("command", "by command")
+
+
+def test_why_it_is_killed_is_logged_before_it_writes_its_stacks(managed):
+    server = managed("workers = [dict(name='rq', target=T.looks_at_the_log_when_aborted, watchdog=0.3)]")
+    assert server.wait_told("rq", "logged") == "True"
+    assert re.search(r"Killing companion rq \(pid \d+\): no WATCHDOG=1 for 0\.3s", server.log())
+
+
+def test_one_that_fails_again_and_again_is_told_though_it_runs_in_between(managed):
+    """It lives for longer than `startsecs`, so that no start has failed."""
+    server = managed("workers = [dict(name='rq', target=T.exits_when_told, restart_delay=0.05)]")
+    pids: list[int] = []
+    for count in range(4):
+        found = server.wait("rq", without=pids)
+        assert (found["failures"], found["flapping"], found["failed_starts"]) == (count, count >= 3, 0)
+        assert ("failed" in found["description"]) is (count > 1)
+        pids.append(found["pid"])
+        (server.directory / f"end-{found['pid']}").touch()
+    text = server.wait("rq", without=pids)["description"]
+    assert text.endswith("failed 4 times in a row: exited with status 3"), text
+    assert f"Companion rq (pid {pids[-1]}) exited with status 3; it is started again" in server.log()
+    server.ok("restart", "rq")
+    pids.append(server.pid("rq", without=pids))
+    assert server.status()["rq"]["flapping"] is False
+
+
 def test_during_a_stop_nothing_starts_and_a_restart_can_be_cancelled(managed):
     server = managed("workers = [dict(name='rq', target=T.drain)]")
     pid = server.pid("rq")

@@ -144,6 +144,23 @@ def test_term_again_changes_nothing(managed):
     server.wait_end()
     assert [line.split()[0] for line in server.told("rq")] == ["runs", "SIGTERM", "finished"]
     assert not is_alive(pid)
+    assert f"Companion rq (pid {pid}) stopped\n" in server.log()
+
+
+def test_a_manager_that_makes_room_for_another_says_so(managed):
+    server = managed("workers = [dict(name='rq', target=T.drain)]")
+    server.wait_told("rq", "runs")
+    server.signal(signal.SIGUSR2)
+    server.wait_told("rq", "SIGTERM")
+    for command in ("start", "restart", "reread", "scale"):
+        reply = server.ask(command, "rq", numprocs=2)
+        assert reply["error"] == "all companions are being restarted, with their manager; retry later"
+    assert server.status()["rq"]["last_exit_reason"] == "its manager is replaced"
+    # The server itself stops meanwhile.
+    server.signal(signal.SIGTERM)
+    wait_until(lambda: server.ask("start", "rq")["error"] == "the server is stopping")
+    server.go_on()
+    server.wait_end()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT])

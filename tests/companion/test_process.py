@@ -355,7 +355,9 @@ def test_a_failed_start_shows_its_reason():
     process.handle(Event.DELAY_PASSED, T0 + 5)
     process.handle(Event.FORKED, T0 + 5, pid=43)
     process.handle(Event.EXITED, T0 + 6, status=256, reason="companion_post_fork: ValueError: no")
-    assert process.description(T0 + 6) == "companion_post_fork: ValueError: no, retrying in 5s"
+    assert process.description(T0 + 6) == (
+        "companion_post_fork: ValueError: no, retrying in 5s, failed 2 times in a row"
+    )
 
 
 def test_wall_clock_times_follow_the_wall_clock_and_deadlines_do_not():

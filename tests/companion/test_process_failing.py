@@ -23,6 +23,7 @@ from processtools import (
     stopping,
 )
 
+from gunicorn.companion.failures import Failures
 from gunicorn.companion.process import (
     EXITED,
     GAVE_UP,
@@ -349,7 +350,10 @@ def test_the_delay_is_what_is_shown():
     delays(process, 2)
     run_for(process, 0.5)
     assert process.exited_at is not None
-    assert process.description(process.exited_at) == "exited with status 1, retrying in 8s"
+    assert (
+        process.description(process.exited_at)
+        == "exited with status 1, retrying in 8s, failed 3 times in a row"
+    )
     assert process.delay == 8
 
 
@@ -704,3 +708,92 @@ def test_waiting_for_another_server_is_over_when_the_start_fails():
     process.handle(Event.BLOCKED, T0, pid=7)
     process.handle(Event.START_FAILED, T0 + 1, reason="cannot make its run file: no space")
     assert process.status_dict(T0 + 1)["waiting_for"] is None
+
+
+# -- failures in a row ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("runs", "count", "proof"),
+    [
+        ([], 0, 0),
+        ([0.1], 1, 10),
+        ([0.1, 9.9, 10.0], 3, 20),
+        # It has lasted longer than it had to prove.
+        ([0.1, 0.1, 10.1], 1, 20.2),
+        ([90, 90, 90, 90], 4, 180),
+        ([4000, 500, 600], 3, 600),
+        ([4000, 601], 1, 600),
+    ],
+)
+def test_failures_in_a_row(runs, count, proof):
+    failures = Failures()
+    for run in runs:
+        failures.note(run, f"after {run}")
+    assert (failures.count, failures.proof) == (count, pytest.approx(proof))
+    assert failures.persist is (count >= 3)
+    assert failures.latest == (f"after {runs[-1]}" if runs else None)
+    assert failures.go_on(proof) is failures.go_on(None) is (count > 0)
+    assert not failures.go_on(proof + 0.001)
+    failures.forget()
+    assert (failures.count, failures.go_on(None), failures.start_interval) == (0, False, MIN_START_INTERVAL)
+
+
+@pytest.mark.parametrize(
+    ("values", "status", "reason", "counts"),
+    [
+        ({}, 0, None, False),
+        ({}, failure(), None, True),
+        ({}, SEGFAULT, None, True),
+        ({}, 0, "companion_post_fork: no", True),
+        ({"startsecs": 20}, 0, None, True),
+        ({"startsecs": 20, "autorestart": "on-failure"}, 0, None, False),
+        ({"startsecs": 20, "autorestart": "on-failure"}, failure(), None, True),
+    ],
+)
+def test_which_exit_is_a_failure(values, status, reason, counts):
+    process = starting(**values)
+    run_for(process, 10, status, reason=reason)
+    assert process.failures.count == int(counts)
+    assert process.cause == "exit"
+    assert process.cause_text == (reason or process.last_exit)
+
+
+def test_what_is_ended_for_its_silence_has_failed_and_what_is_stopped_has_not():
+    for fail, cause in ((not_ready, "not ready"), (hung, "watchdog")):
+        process = fail()
+        assert (process.failures.count, process.cause, process.cause_text) == (1, cause, process.reason)
+        end(process, T0 + 40, 0)
+        assert process.failures.count == 1
+    for process in (stopping(), restarting()):
+        end(process, T0 + 20, SEGFAULT)
+        assert process.failures.count == 0
+    refused = make()
+    refused.handle(Event.START, T0)
+    refused.handle(Event.START_FAILED, T0, reason="cannot fork")
+    assert (refused.failures.count, refused.failures.latest) == (1, "cannot fork")
+
+
+def test_a_crash_loop_without_a_delay_comes_to_one_start_a_second():
+    process = starting(startsecs=0, restart_delay=0)
+    starts = [T0]
+    for _ in range(20):
+        run_for(process, 0.001)
+        starts.append(start_again(process))
+    intervals = [round(later - earlier, 6) for earlier, later in itertools.pairwise(starts)]
+    assert intervals[:5] == [0.05] * 5
+    assert intervals[5:10] == [0.1, 0.2, 0.4, 0.8, 1.0]
+    assert set(intervals[10:]) == {1.0}
+    # One that does its work and is to be repeated at once does not fail.
+    process = starting(startsecs=0, restart_delay=0)
+    for _ in range(20):
+        run_for(process, 0.001, 0)
+        assert start_again(process) - (process.exited_at or 0) < 0.05
+    # Who asks for a start does not wait.
+    process = starting(startsecs=0, restart_delay=0)
+    for _ in range(20):
+        run_for(process, 0.001)
+        start_again(process)
+    now = run_for(process, 0.5)
+    process.handle(Event.START, now)
+    assert process.can_start(now)

@@ -8,8 +8,10 @@ import itertools
 import pytest
 from processtools import T0, failure
 
+from gunicorn.companion import memory
 from gunicorn.companion.config import CompanionConfig, copies
-from gunicorn.companion.process import Action, CompanionProcess, Event, State
+from gunicorn.companion.limits import Limits
+from gunicorn.companion.process import Action, Cause, CompanionProcess, Event, State
 from gunicorn.companion.rolling import DOWN, Rolling
 
 Processes = dict[str, CompanionProcess]
@@ -48,12 +50,12 @@ def running(numprocs: int | None = 4, **values) -> Processes:
 
 
 def turns(rolling: Rolling, processes: Processes) -> list[str]:
-    return [process.name for process, _reason in rolling.turns(processes)]
+    return [process.name for process, *_ in rolling.turns(processes)]
 
 
 def restart(rolling: Rolling, processes: Processes) -> list[str]:
     """Whose turn it is, after which they are on their way."""
-    found = [process for process, _reason in rolling.turns(processes)]
+    found = [process for process, *_ in rolling.turns(processes)]
     for process in found:
         process.handle(Event.RESTART, T0 + 10)
     return [process.name for process in found]
@@ -96,7 +98,9 @@ def test_asking_twice_is_asking_once():
     rolling = Rolling()
     assert rolling.ask("rq:0", "first")
     assert not rolling.ask("rq:0", "second")
-    assert [(process.name, reason) for process, reason in rolling.turns(processes)] == [("rq:0", "first")]
+    assert [(process.name, *why) for process, *why in rolling.turns(processes)] == [
+        ("rq:0", "first", Cause.COMMAND)
+    ]
     assert not rolling
     assert rolling.ask("rq:0", "third")
 
@@ -228,9 +232,128 @@ def test_a_restart_in_turn_is_an_ordinary_one():
     processes = running(2, stop_timeout=5, reload_timeout=40)
     rolling = Rolling()
     rolling.ask("rq:1", "by command")
-    ((process, _reason),) = rolling.turns(processes)
+    ((process, *_),) = rolling.turns(processes)
     assert process.handle(Event.RESTART, T0 + 10) == (Action.SIGNAL,)
     assert process.stop_deadline == T0 + 50
+
+
+def fail(process: CompanionProcess, times: int) -> None:
+    """It is RUNNING and then in BACKOFF, for the so-many-th time in a row."""
+    now = T0 + 100
+    for number in range(times):
+        now += 1
+        if number:
+            process.handle(Event.DELAY_PASSED, now)
+            process.handle(Event.FORKED, now, pid=next(PIDS))
+        process.handle(Event.EXITED, now, status=failure())
+        process.handle(Event.EMPTY, now)
+    assert process.state is State.BACKOFF
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 9])
+@pytest.mark.parametrize("starting", [False, True])
+def test_a_limit_does_not_wait_for_a_copy_that_fails_again_and_again(times, starting):
+    processes = running(3)
+    first, second, third = processes.values()
+    fail(second, times)
+    if starting:
+        second.handle(Event.DELAY_PASSED, T0 + 200)
+    rolling = Rolling()
+    rolling.ask(first.name, "memory", first.pid, Cause.MEMORY)
+    rolling.ask(third.name, "memory", third.pid, Cause.MEMORY)
+    assert restart(rolling, processes) == (["rq:0"] if times >= 3 else [])
+    if times >= 3:
+        # One at a time, all the same.
+        assert restart(rolling, processes) == []
+        come_back(first)
+        assert restart(rolling, processes) == ["rq:2"]
+
+
+def test_a_restart_by_command_waits_for_it():
+    processes = running(2)
+    fail(processes["rq:1"], 5)
+    rolling = Rolling()
+    rolling.ask("rq:0", "by command")
+    assert turns(rolling, processes) == []
+
+
+def test_a_limit_waits_for_what_the_companion_comes_after():
+    processes = {**running(2, after=("db",)), **running(None, name="db")}
+    db = processes["db"]
+    db.handle(Event.STOP, T0 + 5, manual=True)
+    rolling = Rolling()
+    rolling.ask("rq:0", "max_lifetime", processes["rq:0"].pid, Cause.LIFETIME)
+    assert turns(rolling, processes) == []
+    assert "rq:0" in rolling
+    db.handle(Event.EXITED, T0 + 6, status=0)
+    db.handle(Event.EMPTY, T0 + 6)
+    assert turns(rolling, processes) == []
+    # Somebody who asks for a restart gets it.
+    rolling.ask("rq:1", "by command")
+    assert restart(rolling, processes) == ["rq:1"]
+    come_back(processes["rq:1"])
+    bring(processes, State.RUNNING, "db")
+    assert restart(rolling, processes) == ["rq:0"]
+
+
+# -- max_memory ----------------------------------------------------------------
+
+
+class Log:
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str, *args: object) -> None:
+        self.warnings.append(text % args)
+
+
+def memory_restarts(monkeypatch, over_after: float, seconds: float) -> tuple[list[float], list[str]]:
+    """The age at each restart of one whose memory exceeds its limit *over_after* its start; the warnings."""
+    (process,) = make(None, max_memory=2**20, startsecs=0).values()
+    processes = {process.name: process}
+    rolling, log = Rolling(), Log()
+    limits = Limits(rolling, log)
+    ages: list[float] = []
+    now = T0
+
+    def beyond(limits: object, more: object) -> dict[int, int]:
+        assert process.session is not None and process.started_at is not None
+        return {process.session: 2**21} if now - process.started_at >= over_after else {}
+
+    monkeypatch.setattr(memory, "beyond", beyond)
+    while now < T0 + seconds:
+        if process.state is State.STOPPED:
+            process.handle(Event.START, now)
+        if process.state is State.STARTING:
+            process.handle(Event.FORKED, now, pid=next(PIDS))
+            process.handle(Event.ALIVE, now)
+        limits.check([process], now)
+        for each, _reason, cause in list(rolling.turns(processes)):
+            assert cause is Cause.MEMORY
+            ages.append(now - (each.started_at or 0))
+            each.handle(Event.RESTART, now)
+            each.handle(Event.EXITED, now, status=0)
+            each.handle(Event.EMPTY, now)
+        now += 1
+    return ages, log.warnings
+
+
+def test_what_needs_more_than_its_limit_is_left_alone_for_longer_each_time(monkeypatch):
+    ages, warnings = memory_restarts(monkeypatch, over_after=0, seconds=3600)
+    assert len(ages) < 15
+    assert all(later >= 1.5 * earlier or later >= 600 for earlier, later in itertools.pairwise(ages))
+    assert ages[0] <= 10 and 600 <= ages[-1] <= 610
+    assert len(warnings) == len(ages) - 2
+    assert warnings[0] == (
+        "Companion rq exceeds its max_memory soon after each start, 3 times in a row: is that less than it"
+        " needs? After the next start it is left alone for 40s"
+    )
+
+
+def test_what_grows_slowly_is_restarted_as_soon_as_it_exceeds_its_limit(monkeypatch):
+    ages, warnings = memory_restarts(monkeypatch, over_after=90, seconds=3600)
+    assert len(ages) > 30 and all(90 <= age <= 96 for age in ages)
+    assert warnings == []
 
 
 # -- max_lifetime ------------------------------------------------------------

@@ -458,7 +458,7 @@ def test_a_hung_target_is_dumped_and_killed(name: str, hung: Server) -> None:
     dump = hung.log(f"{name}.err")
     assert "most recent call first" in dump
     assert f"in {HANGS[name]}" in dump and f"in {name}" in dump
-    assert re.search(rf"Companion {name} \(pid {pid}\).*no WATCHDOG=1 for 0\.6s", hung.log())
+    assert re.search(rf"Killing companion {name} \(pid {pid}\).*no WATCHDOG=1 for 0\.6s", hung.log())
     assert hung.log(f"{name}.usec").split() == ["600000"]
 
 
@@ -493,7 +493,7 @@ def test_one_asks_for_its_end_itself(name: str, state: str, hung: Server) -> Non
     hung.wait_companion(name, state)
     go(hung, f"go.{name}")
     assert hung.wait_companion(name, "BACKOFF")["description"].startswith("it sent WATCHDOG=trigger")
-    assert re.search(rf"Companion {name} .*it sent WATCHDOG=trigger", hung.log())
+    assert re.search(rf"Killing companion {name} .*it sent WATCHDOG=trigger", hung.log())
 
 
 def test_without_a_watchdog_silence_is_no_fault(hung: Server) -> None:
