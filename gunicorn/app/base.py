@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from gunicorn.app import configfile
 from gunicorn.app.start import Start, apply_environ, as_at_start
 from gunicorn.config import Config
-from gunicorn.errors import AppImportError, ConfigError
+from gunicorn.errors import AppImportError, ConfigError, all_mistakes
 from gunicorn.loading import check_protocol
 from gunicorn.settings.server import ConfigFile
 from gunicorn.unix.process import open_standard_streams
@@ -206,8 +206,8 @@ class Application(BaseApplication):
         if companions:
             source = configfile.read_config(companions, self._start.directory)
             configfile.apply_companion_source(self.cfg, source)
-        self._apply_arguments(env_args, "GUNICORN_CMD_ARGS: ")
-        self._apply_arguments(args, "")
+        self._apply_arguments(env_args, "GUNICORN_CMD_ARGS")
+        self._apply_arguments(args, "command line")
         self._files_read = [source.path for source in self.cfg.sources]
         self.chdir()
 
@@ -227,11 +227,17 @@ class Application(BaseApplication):
             raise
 
     def _apply_arguments(self, arguments: Namespace, origin: str) -> None:
+        mistakes = []
         for name, value in vars(arguments).items():
             if name == "args" or value is None:
                 continue
             flag = (self.cfg.settings[name].cli or [name])[-1]
-            self._set(f"{origin}{flag} {configfile.shorten(value)}", name, value, by_flag=True)
+            try:
+                self._set(f"{flag} {configfile.shorten(value)}", name, value, by_flag=True)
+            except ConfigError as error:
+                mistakes.append(str(error))
+        if mistakes:
+            raise ConfigError(all_mistakes(origin, mistakes))
 
     def _set(self, source: str, name: str, value: Any, by_flag: bool = False) -> None:
         try:

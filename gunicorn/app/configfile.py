@@ -321,6 +321,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near}?" if near else ""
 
 
+def instead_of(name: str, known: Iterable[str]) -> str:
+    """What to write in place of *name*, which is no setting here: a later Gunicorn's way, or the nearest name."""
+    hint = setting_hint(name)
+    return f": {hint}" if hint else did_you_mean(name, known)
+
+
 def near_misses(cfg: Config) -> list[str]:
     """A warning for each name in the files that is nearly a setting, or is one of a later Gunicorn."""
     known = [cls.name for cls in KNOWN_SETTINGS if cls.name and cls.name in cfg.settings]

@@ -7,10 +7,11 @@ import configparser
 import os
 from typing import TYPE_CHECKING, Any
 
+from gunicorn import redact
 from gunicorn.app.base import WSGICallable
-from gunicorn.app.configfile import did_you_mean
+from gunicorn.app.configfile import instead_of
 from gunicorn.app.wsgiapp import WSGIApplication
-from gunicorn.errors import ConfigError
+from gunicorn.errors import ConfigError, all_mistakes
 from gunicorn.loading import getcwd
 
 if TYPE_CHECKING:
@@ -61,15 +62,20 @@ class PasterServerApplication(WSGIApplication):
         location = settings.pop("config", None) or self._default_config_file()
         if location:
             self.load_config_from_file(location)
+        mistakes = []
         for name, value in settings.items():
             if value is None:
                 continue
             key = name.lower()
             if key not in self.cfg.settings:
-                raise ConfigError(
-                    f"server section: {name} is not a setting{did_you_mean(key, self.cfg.settings)}"
-                )
-            self._set(f"server section: {name} = {value}", key, value)
+                mistakes.append(f"{name} is not a setting{instead_of(key, self.cfg.settings)}")
+                continue
+            try:
+                self._set(f"{name} = {redact.in_value({name: value})[name]}", key, value)
+            except ConfigError as error:
+                mistakes.append(str(error))
+        if mistakes:
+            raise ConfigError(all_mistakes("server section", mistakes))
         self._files_read = [source.path for source in self.cfg.sources]
         self.chdir()
 

@@ -396,6 +396,14 @@ def test_flags_of_later_versions(
     assert LATER_FLAGS[flags] in capsys.readouterr().err
 
 
+def test_several_values_are_told_line_by_line(start: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        start("-w", "-3", "-b", "h:x", "--env", "SECRET_KEY")
+    err = capsys.readouterr().err
+    assert err.startswith("Error: command line: 3 mistakes:\n  --bind ['h:x']: ")
+    assert err.count("\n  --") == 3
+
+
 def test_several_flags_are_told_line_by_line(start: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         start("--dirty-app", "ml:App", "--root-path=/shop", "--frob", "app:app")

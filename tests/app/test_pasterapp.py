@@ -153,14 +153,22 @@ def test_a_server_section(served: list[Any], here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("section", "said"),
-    [({"wrkers": "3"}, "wrkers is not a setting; did you mean workers?"), ({"workers": "x"}, "workers = x")],
+    [
+        ({"wrkers": "3"}, "wrkers is not a setting; did you mean workers?"),
+        ({"workers": "x"}, "workers = x"),
+        ({"http_protocols": "h2"}, "http_protocols is not a setting: HTTP/1.1 only"),
+        ({"workers": "x", "timeuot": "3"}, "2 mistakes:\n  workers = x: expected"),
+        ({"raw_env": "SECRET_KEY"}, "raw_env = SECRET_KEY"),
+        ({"companion_env": "SECRET_KEY=sesame"}, "companion_env = SECRET_KEY=***"),
+    ],
 )
 def test_mistakes_in_a_server_section(
     served: list[Any], section: dict[str, str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         pasterapp.serve(site, {}, **section)
-    assert said in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert said in err and "sesame" not in err
 
 
 def test_the_entry_point_leads_here() -> None:

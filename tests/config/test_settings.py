@@ -325,6 +325,8 @@ def test_values_are_read_as_attributes_and_set_by_set() -> None:
         cfg.no_such_setting  # noqa: B018
     with pytest.raises(AttributeError):
         cfg.set("no_such_setting", 1)
+    with pytest.raises(AttributeError, match="'dirty_workers': there are no dirty workers"):
+        cfg.set("dirty_workers", 1)
 
 
 def test_a_value_that_is_refused_leaves_the_old_one() -> None:
