@@ -322,7 +322,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def instead_of(name: str, known: Iterable[str]) -> str:
-    """What to write for *name*, which is no setting here: the way of a later Gunicorn's, or the nearest name."""
+    """What to write for *name*, which is no setting here: a later Gunicorn's way, or the nearest name."""
     hint = setting_hint(name)
     return f": {hint}" if hint else did_you_mean(name, known)
 
