@@ -270,10 +270,9 @@ class ManagerHandle(ArbitersPart):
         if applied == {config.name: config.fingerprint for config in self.configs}:
             return
         try:
-            with self.arbiter.interruptible():
-                fresh = self.arbiter.app.fresh_config()
+            fresh = self.arbiter.app.fresh_config()
             configs = build_companion_configs(fresh, outputs=False)
-        except (ConfigError, ValueError, Interrupted) as exc:
+        except (ConfigError, ValueError) as exc:
             self.log.warning(
                 "The companions' new configuration cannot be kept for their next manager: %s", exc
             )

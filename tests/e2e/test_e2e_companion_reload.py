@@ -500,7 +500,7 @@ def test_after_a_hup_companions_start_in_the_new_release() -> None:
         os.kill(server.companion("t")["pid"], signal.SIGKILL)
         assert note_of(server, "t") == seen(server, "r2")
         # A change of `env` restarts by itself.
-        assert note_of(server, "c") == seen(server, "r2")
+        wait_until(lambda: note_of(server, "c") == seen(server, "r2"))
         assert server.manager() == manager
         # The next manager has it from the master.
         (server.dir / "t.note").unlink()
