@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from gunicorn import redact
 from gunicorn.settings.foreign import flag_hint
 from gunicorn.settings.validators import PROXY_PROTOCOL_WORDS
 
@@ -25,6 +26,7 @@ class Parser(argparse.ArgumentParser):
         # What follows a flag that is not known is no mistake by itself.
         unknown = [word for word in unknown if word.startswith("-")] or unknown
         if unknown:
+            unknown = redact.in_value(unknown)
             lines = [f"unrecognized arguments: {' '.join(unknown)}"]
             lines += [hint for hint in map(self._hint, unknown) if hint]
             self.error("\n  ".join(lines))
@@ -48,15 +50,14 @@ def _with_modes(args: list[str]) -> list[str]:
 
     Left to argparse, the flag alone would take the name of the application for its mode.
     """
+    end = args.index("--") if "--" in args else len(args)
     joined: list[str] = []
-    for index, word in enumerate(args):
-        if word == "--":
-            return joined + args[index:]
+    for word in args[:end]:
         if joined and joined[-1] == _PROXY_PROTOCOL and word in PROXY_PROTOCOL_WORDS:
             joined[-1] = f"{_PROXY_PROTOCOL}={word}"
         else:
             joined.append(_PROXY_PROTOCOL if _is_proxy_protocol(word) else word)
-    return [f"{word}=true" if word == _PROXY_PROTOCOL else word for word in joined]
+    return [f"{word}=true" if word == _PROXY_PROTOCOL else word for word in joined] + args[end:]
 
 
 def _is_proxy_protocol(word: str) -> bool:

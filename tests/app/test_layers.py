@@ -383,6 +383,7 @@ LATER_FLAGS = {
     ("--protocol=uwsgi",): "proxy_pass",
     ("--enable-backlog-metric",): "ss -ltn",
     ("--wrokers", "3"): "--wrokers: did you mean --workers?",
+    ("--db-password=sesame",): "unrecognized arguments: --db-password=***",
 }
 
 
@@ -423,6 +424,7 @@ def test_several_flags_are_told_line_by_line(start: Any, capsys: pytest.CaptureF
         (["--proxy-protocol=v1", "app:app"], True, "app:app"),
         (["--proxy-protocol", "off", "app:app"], False, "app:app"),
         (["--proxy-protocol", "--", "v2"], True, "v2"),
+        (["--proxy-protocol", "app:app", "--"], True, "app:app"),
     ],
 )
 def test_the_modes_of_proxy_protocol(start: Any, args: list[str], value: bool, uri: str) -> None:
