@@ -2,7 +2,7 @@
 """The master process: it listens, has workers and companions, and answers signals.
 
 ``run()`` is one loop around one wait. What it does with children of one kind is in a part of its own:
-``workforce``, ``companionship``, ``succession``, and ``shutdown`` for all of them.
+``workforce``, ``companionship``, ``succession``; ``shutdown`` and ``reload`` are for all of them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from typing import Any
 
 from gunicorn import SERVER_SOFTWARE, __version__, handoff, pool, sock, systemd
 from gunicorn.announce import Situation
-from gunicorn.app.configfile import near_misses
 from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.loading import getcwd
 from gunicorn.pidfile import Pidfile, successor_path
-from gunicorn.reload import Switch, one_line, switch_configuration
+from gunicorn.reload import Reloading, Switch
 from gunicorn.shutdown import Shutdown
 from gunicorn.succession import Succession
 from gunicorn.unix.poller import Poller
@@ -47,7 +46,7 @@ class StopAsked(StopIteration):
     """Leads from the handler of a signal out of the loop. No hook raises it by accident."""
 
 
-class Arbiter(Shutdown, Succession):
+class Arbiter(Shutdown, Succession, Reloading):
     """Runs *app* in worker processes, until it is told to stop.
 
     Making one only sets up the environment and, where configured, loads the application.
@@ -216,10 +215,6 @@ class Arbiter(Shutdown, Succession):
         if self.cfg.reload and self.cfg.preload_app:
             self.log.info("With reload nothing is preloaded: each process loads the code that is on disk")
         self.cfg.when_ready(self)
-
-    def _warn_of_misspelt_settings(self) -> None:
-        for warning in near_misses(self.cfg):
-            self.log.warning("%s", warning)
 
     def init_signals(self) -> None:
         """Have signals recorded, each to be handled by the loop when its turn comes."""
@@ -433,75 +428,6 @@ class Arbiter(Shutdown, Succession):
             self.log.reopen_files()
         except OSError as exc:
             self.log.error("The log files cannot be opened again: %s", exc)
-
-    # -- reload --------------------------------------------------------------------------------
-
-    def reload(self) -> None:
-        """Read the configuration again; apply it and replace the workers, or leave all as it is.
-
-        Until a new worker has booted, old ones serve and all can be taken back.
-        """
-        self.unit.reload_begins(time.monotonic())
-        self._abandon_reload()
-        current = {record.pid for record in self._fresh_records() if not record.outdated}
-        try:
-            switch = switch_configuration(self, current)
-        except BaseException as exc:
-            # Some libraries derive what ends a wait from it: asyncio.CancelledError, gevent.Timeout.
-            self.unit.reload_refused(one_line(exc))
-            self.log.error("The new configuration is not taken over, all stays as it was: %s", one_line(exc))
-            self.log.debug("Where it failed:", exc_info=True)
-            return
-        finally:
-            self.hear_signals_again()
-        self._warn_of_misspelt_settings()
-        if self.cfg.preload_app and not self.cfg.reload:
-            self.log.info("The application stays as it was preloaded; new code comes by SIGUSR2 or a restart")
-        self._hook("on_reload", self)
-        self._set_title()
-        for record in self._all_records():
-            record.outdated = True
-        self._switch = switch
-        self._settle_reload()
-        self.manage_workers()
-
-    def _settle_reload(self) -> None:
-        """Make a reload final if its workers serve, or none of an older configuration is left that does."""
-        if self._switch is None or pool.is_trial(self._fresh_records(), self.num_workers, time.monotonic()):
-            return
-        switch, self._switch = self._switch, None
-        switch.settle()
-        if not self._stopping:
-            self.reload_companion_manager()
-
-    def _abandon_reload(self) -> None:
-        """Live by the old configuration again; its workers go on, and those of the new one are retired."""
-        if self._switch is None:
-            return
-        switch, self._switch = self._switch, None
-        try:
-            switch.take_back()
-        except Exception as exc:
-            # The old log files, for one, which cannot be opened any more.
-            self.log.error("A part of the old configuration cannot be had again: %s", one_line(exc))
-        for record in self._all_records():
-            record.outdated = record.pid not in switch.current
-        if self.companions is not None and self.companion_manager_pid not in (0, switch.manager):
-            # It was started meanwhile, by the new configuration.
-            self.companions.replace()
-        self._set_title()
-
-    def worker_did_not_boot(self, why: str) -> None:
-        """Take a reload back whose workers cannot boot."""
-        if self._switch is None:
-            return
-        self._abandon_reload()
-        self.unit.reload_refused(why)
-        self.log.error("The new configuration is not taken over, all stays as it was: %s", why)
-
-    def check_reload(self, cfg: Any) -> None:
-        """Raise what is wrong with *cfg* before any of it is applied."""
-        self.check_companions(cfg, outputs=True)
 
     # -- children ------------------------------------------------------------------------------
 

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gunicorn import pool, sock
+from gunicorn.app.configfile import near_misses
+from gunicorn.companionship import Companionship
 from gunicorn.errors import ConfigError, HaltServer, on_one_line
 from gunicorn.glogging import follow
 from gunicorn.pidfile import Pidfile
+from gunicorn.systemd import Unit
+from gunicorn.workforce import Workforce
 
 # What setup() and the steps below replace in the arbiter.
 _STATE = (
@@ -31,6 +36,91 @@ _STATE = (
     "LISTENERS",
     "pidfile",
 )
+
+
+class Reloading(Workforce, Companionship):
+    """The part of the master that takes a new configuration over."""
+
+    unit: Unit
+
+    if TYPE_CHECKING:  # the arbiter's own
+
+        def hear_signals_again(self) -> None: ...
+
+        def manage_workers(self) -> None: ...
+
+        def _set_title(self) -> None: ...
+
+    def reload(self) -> None:
+        """Read the configuration again; apply it and replace the workers, or leave all as it is.
+
+        Until a new worker has booted, old ones serve and all can be taken back.
+        """
+        self.unit.reload_begins(time.monotonic())
+        self._abandon_reload()
+        current = {record.pid for record in self._fresh_records() if not record.outdated}
+        try:
+            switch = switch_configuration(self, current)
+        except BaseException as exc:
+            # Some libraries derive what ends a wait from it: asyncio.CancelledError, gevent.Timeout.
+            self.unit.reload_refused(one_line(exc))
+            self.log.error("The new configuration is not taken over, all stays as it was: %s", one_line(exc))
+            self.log.debug("Where it failed:", exc_info=True)
+            return
+        finally:
+            self.hear_signals_again()
+        self._switch = switch
+        self._warn_of_misspelt_settings()
+        if self.cfg.preload_app and not self.cfg.reload:
+            self.log.info("The application stays as it was preloaded; new code comes by SIGUSR2 or a restart")
+        self._hook("on_reload", self)
+        self._set_title()
+        for record in self._all_records():
+            record.outdated = True
+        self._settle_reload()
+        self.manage_workers()
+
+    def _settle_reload(self) -> None:
+        """Make a reload final if its workers serve, or none of an older configuration is left that does."""
+        if self._switch is None or pool.is_trial(self._fresh_records(), self.num_workers, time.monotonic()):
+            return
+        switch, self._switch = self._switch, None
+        switch.settle()
+        if not self._stopping:
+            self.reload_companion_manager()
+
+    def _abandon_reload(self) -> None:
+        """Live by the old configuration again; its workers go on, and those of the new one are retired."""
+        if self._switch is None:
+            return
+        switch, self._switch = self._switch, None
+        try:
+            switch.take_back()
+        except Exception as exc:
+            # The old log files, for one, which cannot be opened any more.
+            self.log.error("A part of the old configuration cannot be had again: %s", one_line(exc))
+        for record in self._all_records():
+            record.outdated = record.pid not in switch.current
+        if self.companions is not None and self.companion_manager_pid not in (0, switch.manager):
+            # It was started meanwhile, by the new configuration.
+            self.companions.replace()
+        self._set_title()
+
+    def worker_did_not_boot(self, why: str) -> None:
+        """Take a reload back whose workers cannot boot."""
+        if self._switch is None:
+            return
+        self._abandon_reload()
+        self.unit.reload_refused(why)
+        self.log.error("The new configuration is not taken over, all stays as it was: %s", why)
+
+    def check_reload(self, cfg: Any) -> None:
+        """Raise what is wrong with *cfg* before any of it is applied."""
+        self.check_companions(cfg, outputs=True)
+
+    def _warn_of_misspelt_settings(self) -> None:
+        for warning in near_misses(self.cfg):
+            self.log.warning("%s", warning)
 
 
 class Switch(NamedTuple):
