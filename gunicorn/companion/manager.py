@@ -30,6 +30,7 @@ from gunicorn.companion.notices import Notice
 from gunicorn.companion.order import Stop, Stops
 from gunicorn.companion.orders import Elder, Orders, follow
 from gunicorn.companion.process import (
+    MIN_START_INTERVAL,
     POLL_INTERVAL,
     WAIT_INTERVAL,
     Action,
@@ -466,7 +467,7 @@ class CompanionManager:
         """*process* runs as *pid*."""
         self._pids[pid] = process
         self.send_event(process, Event.FORKED, now, pid=pid)
-        self.log.info("Companion %s runs as pid %d", process.name, pid)
+        self.log.info("Starting companion %s (pid %d)", process.name, pid)
 
     def call_hook(self, name: str, hook: Hook, process: CompanionProcess) -> None:
         """A hook that raises changes nothing else."""
@@ -597,7 +598,7 @@ class CompanionManager:
         asked = process.state is State.STOPPING
         obeyed = asked and not process.failing and not process.killed
         self.send_event(process, Event.EXITED, time.monotonic(), status=status, reason=reason)
-        delay = None if asked or process.settled is not None else process.delay
+        delay = None if asked or process.settled is not None else self._delay_of(process)
         said = reason or describe_status(status)
         if obeyed and reason is None and process.last_exit_code == 0:
             said = "stopped"
@@ -610,6 +611,13 @@ class CompanionManager:
             # Where it is started again at once, that comes first.
             self._unsaid.append(told)
         self.call_hook("companion_exit", self.on_exit, process)
+
+    @staticmethod
+    def _delay_of(process: CompanionProcess) -> float:
+        """Seconds from its exit to its next start."""
+        wait = (process.next_retry_at or 0.0) - (process.exited_at or 0.0)
+        # In a crash loop there is more to wait for than what is configured.
+        return wait if wait > MIN_START_INTERVAL else process.delay
 
     def _tell_exit(self, name: str, pid: int, said: str, delay: float | None) -> None:
         if delay is None:

@@ -99,7 +99,7 @@ class Shown:
         if self.manual_stop:
             return "stopped manually"
         if self.settled is not None:
-            return self.verdict
+            return f"done, {self.verdict}" if self.done else self.verdict
         return "not started" if self.start_count == 0 else "stopped"
 
     @property

@@ -278,7 +278,7 @@ def test_a_death_is_told_before_the_start_that_follows(managed, delay):
         # Though nothing follows.
         wait_until(lambda: death in server.log())
         server.ok("start", "rq")
-    start = f"Companion rq runs as pid {server.pid('rq', without=[first])}"
+    start = f"Starting companion rq (pid {server.pid('rq', without=[first])})"
     wait_until(lambda: start in server.log())
     assert death in server.log()[: server.log().index(start)]
 

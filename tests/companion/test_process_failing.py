@@ -74,7 +74,7 @@ def test_which_exits_bring_another_start(autorestart, how, begin):
 def test_what_settled_by_itself_says_how_it_ended(status):
     process = running(autorestart=NEVER)
     end(process, NOW, status)
-    assert process.description(NOW) == process.last_exit
+    assert process.description(NOW) == ("done, exited with status 0" if status == 0 else process.last_exit)
     assert process.exit_count == 1
 
 

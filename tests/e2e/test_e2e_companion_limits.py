@@ -84,7 +84,7 @@ def test_which_exit_brings_which_companion_back() -> None:
             end_with(server, name, 0)
         server.wait_companion("keep", without=[again["keep"]])
         job = server.wait_companion("job", "STOPPED")
-        assert (job["reason"], job["description"]) == ("exited", "exited with status 0")
+        assert (job["reason"], job["description"]) == ("exited", "done, exited with status 0")
         assert (job["exit_count"], job["restart_count"]) == (2, 1)
 
         # A signal is a failure, too; and a command starts what has settled.

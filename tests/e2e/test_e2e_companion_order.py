@@ -150,7 +150,7 @@ def test_after_a_job_that_is_done() -> None:
         go(server, "migrate")
         before = server.wait_companion("a")
         done = server.wait_companion("migrate", "STOPPED")
-        assert (done["reason"], done["description"]) == ("exited", "exited with status 0")
+        assert (done["reason"], done["description"]) == ("exited", "done, exited with status 0")
 
         manager = server.wait_manager()
         os.kill(manager, signal.SIGKILL)

@@ -32,7 +32,7 @@ def test_all_copies_pack_once_the_job_is_done(board: Server) -> None:
     found = board.companions()
     assert packers(board) == {name: [found[name]["pid"]] for name in NAMES}
     migrate = found["migrate"]
-    assert (migrate["state"], migrate["description"]) == ("STOPPED", "exited with status 0")
+    assert (migrate["state"], migrate["description"]) == ("STOPPED", "done, exited with status 0")
     assert [found[name]["index"] for name in NAMES] == [0, 1, 2]
 
 
