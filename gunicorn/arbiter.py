@@ -26,7 +26,7 @@ from gunicorn.shutdown import Shutdown
 from gunicorn.succession import Succession
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_end
-from gunicorn.unix.signals import Interrupted, SignalInbox, in_turn, signal_name, unblock_all
+from gunicorn.unix.signals import Interrupted, SignalInbox, blocked_signals, in_turn, signal_name, unblock_all
 
 # Heartbeats, and whether the old master is still there, are looked at this often.
 TICK = 1.0
@@ -198,7 +198,9 @@ class Arbiter(Shutdown, Succession, Reloading):
             self._start_listening(given)
 
     def _start_listening(self, given: handoff.Inherited) -> None:
-        self.pidfile = self.make_pidfile(self.cfg.pidfile)
+        # A stop in the middle would leave a file that nobody removes.
+        with blocked_signals():
+            self.pidfile = self.make_pidfile(self.cfg.pidfile)
         self.cfg.on_starting(self)
         self._started = True
         try:
