@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The error log and the access log: where they go, in which form, and how they are opened again."""
+"""The error log and the access log: where they go and in which form."""
 
 from __future__ import annotations
 
@@ -13,15 +13,26 @@ import time
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
-from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
 from gunicorn import accesslog
 from gunicorn.accesslog import SafeAtoms
 from gunicorn.errors import ConfigError
+from gunicorn.logfiles import (
+    Complaint,
+    LogFile,
+    LogStream,
+    close_uncaptured,
+    complain_seldom,
+    fileno,
+    open_log,
+    open_safely_later,
+    opening_safely,
+    redirect_stdio,
+    reopen,
+    restore_stdio,
+)
 from gunicorn.syslog import SYSLOG_FACILITIES, parse_syslog_address
-from gunicorn.unix import trust
-from gunicorn.unix.trust import Owner
 
 __all__ = ["CONFIG_DEFAULTS", "SYSLOG_FACILITIES", "Logger", "SafeAtoms", "loggers", "parse_syslog_address"]
 
@@ -56,147 +67,12 @@ CONFIG_DEFAULTS: dict[str, Any] = {
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
-# Copies of standard output and error from before they were captured, for a reload that ends the capture.
-_uncaptured: dict[int, int] = {}
-
 
 def loggers() -> list[logging.Logger]:
     """Every logger there is, the root logger first."""
     # A copy, made in one step: threads may ask for new loggers meanwhile.
     existing = list(logging.root.manager.loggerDict.values())
     return [logging.root, *(log for log in existing if isinstance(log, logging.Logger))]
-
-
-if TYPE_CHECKING:
-    _StreamHandler = logging.StreamHandler[TextIO]
-else:
-    _StreamHandler = logging.StreamHandler  # not to be subscripted before Python 3.11
-
-
-class Complaint:
-    """Counts what goes wrong over and over, and tells when it is time to say so: once a minute."""
-
-    INTERVAL = 60.0
-
-    def __init__(self) -> None:
-        self._again_at = float("-inf")
-        self._count = 0
-
-    def due(self) -> int:
-        """Count one failure more; how many there were since it was last time to say so, or 0 if it isn't."""
-        now = time.monotonic()
-        self._count += 1
-        if now < self._again_at:
-            return 0
-        self._again_at = now + self.INTERVAL
-        count, self._count = self._count, 0
-        return count
-
-
-def complain_seldom(handler: Any, record: logging.LogRecord) -> None:
-    """In place of `Handler.handleError`: what cannot be written is said once a minute, on standard error.
-
-    A traceback for each line would fill another disk. Mistakes in a call are shown as ever.
-    """
-    error = sys.exc_info()[1]
-    if not isinstance(error, OSError):
-        logging.Handler.handleError(handler, record)
-        return
-    handler.complaint = getattr(handler, "complaint", None) or Complaint()
-    lost = handler.complaint.due()
-    if lost and logging.raiseExceptions and sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(f"{_described(handler)} cannot be written: {error} (lines lost: {lost})\n")
-            sys.stderr.flush()
-
-
-def _described(handler: logging.Handler) -> str:
-    path = getattr(handler, "baseFilename", None)
-    return f"The log file {path}" if path is not None else f"The log {handler}"
-
-
-class LogFile(logging.FileHandler):
-    """A file that takes one line with one ``write(2)``.
-
-    Lines of several processes that append to one file so never mix, nothing waits in a buffer
-    when the process is killed, and a signal handler may log although a line is being written.
-    """
-
-    _gunicorn = False
-    _torn = False
-    handleError = complain_seldom
-
-    def __init__(self, path: str, owner: Owner | None = None) -> None:
-        self._owner = owner
-        super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace")
-
-    def _open(self) -> TextIOWrapper:
-        fd = trust.open_file(self.baseFilename, _flags("a"), owner=self._owner)
-        try:
-            stream = open(fd, "a", encoding=self.encoding, errors=self.errors)  # noqa: SIM115
-        except BaseException:
-            os.close(fd)
-            raise
-        assert isinstance(stream, TextIOWrapper)
-        return stream
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self.write_line(f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
-        except RecursionError:
-            raise
-        except Exception:
-            self.handleError(record)
-
-    def close_here(self) -> None:
-        """Close the file in this process alone, and write to standard error from now on."""
-        if self.stream is not None:
-            # Kept: freed, it would close whatever has its number then.
-            self._left = self.stream
-            os.close(self.stream.fileno())
-            stream = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-            self.stream = stream
-
-    def write_line(self, line: bytes) -> None:
-        if self.stream is None:
-            # Configuring the standard library's way closes every handler there is.
-            self.stream = self._open()
-        # Below all buffers.
-        file = self.stream.buffer.raw  # type: ignore[attr-defined]
-        if self._torn:
-            # A full disk had room for a part of the last one.
-            line = b"\n" + line
-        while (written := file.write(line)) != len(line):
-            if written is None:
-                raise BlockingIOError("nobody takes what is in the log's pipe")
-            self._torn = True
-            line = line[written:]
-        if self._torn:
-            self._torn = False
-
-
-class LogStream(_StreamHandler):
-    """Standard output or standard error."""
-
-    _gunicorn = False
-    handleError = complain_seldom
-
-    def write_line(self, line: bytes) -> None:
-        text = line.decode()
-        with self.lock:  # type: ignore[union-attr]
-            try:
-                self.stream.write(text)
-            except UnicodeEncodeError:
-                # No client can keep its line out of a log that knows only ASCII.
-                self.stream.write(text.encode("ascii", "backslashreplace").decode())
-            self.stream.flush()
-
-
-def _fileno(handler: logging.FileHandler) -> int:
-    stream = handler.stream
-    if stream is None:
-        raise ValueError("the log file is closed")
-    return stream.fileno()
 
 
 def _is_own(handler: logging.Handler) -> bool:
@@ -287,9 +163,9 @@ class Logger:
         self.logfile = None
         if cfg.capture_output and cfg.errorlog not in (None, "-") and isinstance(handler, LogFile):
             self.logfile = handler.stream
-            _redirect_stdio(_fileno(handler))
-        elif _uncaptured:
-            _restore_stdio()
+            redirect_stdio(fileno(handler))
+        else:
+            restore_stdio()
 
     def _get_gunicorn_handler(self, log: logging.Logger) -> LogFile | LogStream | None:
         """The handler that a file setting has put on *log*, or none."""
@@ -311,7 +187,7 @@ class Logger:
         if output == "-":
             handler = LogStream(stream or sys.stderr)
         else:
-            handler = _open_log(output, self.cfg)
+            handler = open_log(output, self.cfg)
         handler.setFormatter(fmt)
         handler._gunicorn = True
         log.addHandler(handler)
@@ -450,11 +326,11 @@ class Logger:
         """
         for handler in _file_handlers():
             try:
-                _reopen(handler, self.cfg)
+                reopen(handler, self.cfg)
             except OSError as error:
                 self.error("Log file %s stays as it is: %s", handler.baseFilename, error.strerror or error)
         if self.logfile is not None:
-            _redirect_stdio(self.logfile.fileno())
+            redirect_stdio(self.logfile.fileno())
 
     def close_here(self) -> None:
         """In a child that is none of the server's processes: hold nothing that the server logs to.
@@ -469,13 +345,12 @@ class Logger:
                 # A connection, which is made anew when it is needed.
                 handler.close()
         self.logfile = None
-        for number in list(_uncaptured):
-            os.close(_uncaptured.pop(number))
+        close_uncaptured()
 
     def close_on_exec(self) -> None:
         """Keep the log files from programs that the application starts."""
         for handler in _file_handlers():
-            os.set_inheritable(_fileno(handler), False)
+            os.set_inheritable(fileno(handler), False)
 
 
 def check_access_format(logger_class: type[Any], cfg: Any) -> None:
@@ -526,13 +401,14 @@ def _apply_logconfig(cfg: Any) -> None:
 
     before = {id(handler) for log in loggers() for handler in log.handlers}
     try:
-        if cfg.logconfig_dict:
-            logging.config.dictConfig({**CONFIG_DEFAULTS, **cfg.logconfig_dict})
-        elif cfg.logconfig_json:
-            with open(cfg.logconfig_json, encoding="utf-8") as file:
-                logging.config.dictConfig({**CONFIG_DEFAULTS, **json.load(file)})
-        else:
-            _apply_logconfig_file(cfg.logconfig)
+        with opening_safely(cfg):
+            if cfg.logconfig_dict:
+                logging.config.dictConfig({**CONFIG_DEFAULTS, **cfg.logconfig_dict})
+            elif cfg.logconfig_json:
+                with open(cfg.logconfig_json, encoding="utf-8") as file:
+                    logging.config.dictConfig({**CONFIG_DEFAULTS, **json.load(file)})
+            else:
+                _apply_logconfig_file(cfg.logconfig)
     except Exception as error:
         # The standard library's errors name only the place; the reason is their cause.
         cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
@@ -545,6 +421,7 @@ def _apply_logconfig(cfg: Any) -> None:
         for handler in log.handlers:
             if id(handler) not in before:
                 handler._gunicorn_logconfig = True  # type: ignore[attr-defined]
+                open_safely_later(handler, cfg)
                 if type(handler).handleError is logging.Handler.handleError:
                     handler.handleError = functools.partial(complain_seldom, handler)  # type: ignore[method-assign]
 
@@ -572,23 +449,6 @@ def _drop_logconfig() -> None:
 # -- files --------------------------------------------------------------------------------------
 
 
-def _open_log(path: str, cfg: Any) -> LogFile:
-    try:
-        return LogFile(path, _owner(cfg))
-    except OSError as error:
-        raise ConfigError(f"log file {path!r} cannot be opened: {error.strerror or error}") from error
-
-
-def _owner(cfg: Any) -> Owner | None:
-    """Whom log files belong to that root opens: the user who must open them again after a rotation."""
-    wanted = (cfg.uid, cfg.gid)
-    return wanted if os.geteuid() == 0 and wanted != (0, os.getegid()) else None
-
-
-def _flags(mode: str) -> int:
-    return os.O_WRONLY | os.O_CREAT | (os.O_APPEND if "a" in mode else os.O_TRUNC)
-
-
 def _file_handlers() -> list[logging.FileHandler]:
     found = {
         id(handler): handler
@@ -597,47 +457,6 @@ def _file_handlers() -> list[logging.FileHandler]:
         if isinstance(handler, logging.FileHandler) and handler.stream is not None
     }
     return list(found.values())
-
-
-def _reopen(handler: logging.FileHandler, cfg: Any) -> None:
-    target = _fileno(handler)
-    if "a" in handler.mode and _is_at(target, handler.baseFilename):
-        return
-    # Without waiting for the reader of a named pipe: that would hold up the whole process.
-    fd = trust.open_file(handler.baseFilename, _flags(handler.mode) | os.O_NONBLOCK, owner=_owner(cfg))
-    try:
-        os.set_blocking(fd, True)
-        os.dup2(fd, target, inheritable=os.get_inheritable(target))
-    finally:
-        os.close(fd)
-
-
-def _is_at(fd: int, path: str) -> bool:
-    """Whether *path* still leads to the open file: nothing to open anew, and perhaps no right to."""
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except OSError:
-        return False
-
-
-def _redirect_stdio(fd: int) -> None:
-    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            stream.flush()
-        if number not in _uncaptured:
-            with contextlib.suppress(OSError):
-                _uncaptured[number] = os.dup(number)
-        os.dup2(fd, number)
-        # A file is buffered in blocks: what a worker prints would be seen hours later, or never.
-        with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-
-
-def _restore_stdio() -> None:
-    for number in list(_uncaptured):
-        saved = _uncaptured.pop(number)
-        os.dup2(saved, number)
-        os.close(saved)
 
 
 def follow(log: Any, old_cfg: Any, cfg: Any) -> None:

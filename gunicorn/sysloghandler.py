@@ -11,7 +11,7 @@ import socket
 import sys
 from typing import Any
 
-from gunicorn.glogging import Complaint
+from gunicorn.logfiles import Complaint
 
 
 class SyslogHandler(logging.handlers.SysLogHandler):

@@ -67,6 +67,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.systemd",
         "gunicorn.pidfile",
         "gunicorn.glogging",
+        "gunicorn.logfiles",
         "gunicorn.syslog",
         "gunicorn.sysloghandler",
         "gunicorn.instrument.*",

@@ -11,7 +11,8 @@ from datetime import timedelta
 from typing import Any
 
 from gunicorn.accesslog import microseconds, status_code
-from gunicorn.glogging import Complaint, Logger
+from gunicorn.glogging import Logger
+from gunicorn.logfiles import Complaint
 
 # What the `extra` of a log call may hold, so that a figure is sent along with the line, or in its place.
 METRIC_VAR = "metric"

@@ -586,6 +586,36 @@ def test_nothing_of_root_s_is_given_away_at_a_rotation(of_nobody: Path, tmp_path
     assert secret.read_text() == "secret\n" and secret.stat().st_uid == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be misled into giving files away")
+@pytest.mark.parametrize("mode", ["a", "w"])
+def test_root_opens_files_of_a_logconfig_as_safely(of_nobody: Path, mode: str) -> None:
+    secret = of_nobody.parent / "secret"
+    secret.write_text("secret\n")
+    path = of_nobody / "own.log"
+
+    def setup(name: str, delay: bool = False) -> Logger:
+        file = {"class": f"logging.{name}", "filename": str(path), "mode": mode, "delay": delay}
+        handlers = {**glogging.CONFIG_DEFAULTS["handlers"], "own": file}
+        own = {"handlers": ["own"], "propagate": False}
+        settings = {"handlers": handlers, "loggers": {"own": own}}
+        return Logger(config(logconfig_dict=settings, user=65534, group=65534))
+
+    for name in ("FileHandler", "handlers.WatchedFileHandler"):
+        setup(name)
+        logging.getLogger("own").warning("ordinary")
+        assert "ordinary" in path.read_text() and path.stat().st_uid == 65534
+        path.unlink()
+        path.symlink_to(secret)
+        os.lchown(path, 65534, 65534)
+        with pytest.raises(ConfigError, match="root does not use it"):
+            setup(name)
+        setup(name, delay=True)
+        with pytest.raises(PermissionError, match="root does not use it"):
+            logging.getLogger("own").warning("misled")
+        assert secret.read_text() == "secret\n"
+        path.unlink()
+
+
 def test_a_file_that_is_in_its_place_is_not_opened_anew(tmp_path: Path) -> None:
     pipe = tmp_path / "error.log"
     os.mkfifo(pipe)

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: MIT
+"""The files and streams that logs go to: opened, written line by line, and opened anew after a rotation."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Any, TextIO
+
+from gunicorn.errors import ConfigError
+from gunicorn.unix import trust
+from gunicorn.unix.trust import Owner
+
+# Copies of standard output and error from before they were captured, for a reload that ends the capture.
+_uncaptured: dict[int, int] = {}
+
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # not to be subscripted before Python 3.11
+
+
+class Complaint:
+    """Counts what goes wrong over and over, and tells when it is time to say so: once a minute."""
+
+    INTERVAL = 60.0
+
+    def __init__(self) -> None:
+        self._again_at = float("-inf")
+        self._count = 0
+
+    def due(self) -> int:
+        """Count one failure more; how many there were since it was last time to say so, or 0 if it isn't."""
+        now = time.monotonic()
+        self._count += 1
+        if now < self._again_at:
+            return 0
+        self._again_at = now + self.INTERVAL
+        count, self._count = self._count, 0
+        return count
+
+
+def complain_seldom(handler: Any, record: logging.LogRecord) -> None:
+    """In place of `Handler.handleError`: what cannot be written is said once a minute, on standard error.
+
+    A traceback for each line would fill another disk. Mistakes in a call are shown as ever.
+    """
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+        logging.Handler.handleError(handler, record)
+        return
+    handler.complaint = getattr(handler, "complaint", None) or Complaint()
+    lost = handler.complaint.due()
+    if lost and logging.raiseExceptions and sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"{_described(handler)} cannot be written: {error} (lines lost: {lost})\n")
+            sys.stderr.flush()
+
+
+def _described(handler: logging.Handler) -> str:
+    path = getattr(handler, "baseFilename", None)
+    return f"The log file {path}" if path is not None else f"The log {handler}"
+
+
+class LogFile(logging.FileHandler):
+    """A file that takes one line with one ``write(2)``.
+
+    Lines of several processes that append to one file so never mix, nothing waits in a buffer
+    when the process is killed, and a signal handler may log although a line is being written.
+    """
+
+    _gunicorn = False
+    _torn = False
+    handleError = complain_seldom
+
+    def __init__(self, path: str, owner: Owner | None = None) -> None:
+        self._owner = owner
+        super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace")
+
+    def _open(self) -> TextIOWrapper:
+        return _open_stream(self, self._owner)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.write_line(f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
+        except RecursionError:
+            raise
+        except Exception:
+            self.handleError(record)
+
+    def close_here(self) -> None:
+        """Close the file in this process alone, and write to standard error from now on."""
+        if self.stream is not None:
+            # Kept: freed, it would close whatever has its number then.
+            self._left = self.stream
+            os.close(self.stream.fileno())
+            stream = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            self.stream = stream
+
+    def write_line(self, line: bytes) -> None:
+        if self.stream is None:
+            # Configuring the standard library's way closes every handler there is.
+            self.stream = self._open()
+        # Below all buffers.
+        file = self.stream.buffer.raw  # type: ignore[attr-defined]
+        if self._torn:
+            # A full disk had room for a part of the last one.
+            line = b"\n" + line
+        while (written := file.write(line)) != len(line):
+            if written is None:
+                raise BlockingIOError("nobody takes what is in the log's pipe")
+            self._torn = True
+            line = line[written:]
+        if self._torn:
+            self._torn = False
+
+
+class LogStream(_StreamHandler):
+    """Standard output or standard error."""
+
+    _gunicorn = False
+    handleError = complain_seldom
+
+    def write_line(self, line: bytes) -> None:
+        text = line.decode()
+        with self.lock:  # type: ignore[union-attr]
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError:
+                # No client can keep its line out of a log that knows only ASCII.
+                self.stream.write(text.encode("ascii", "backslashreplace").decode())
+            self.stream.flush()
+
+
+def fileno(handler: logging.FileHandler) -> int:
+    stream = handler.stream
+    if stream is None:
+        raise ValueError("the log file is closed")
+    return stream.fileno()
+
+
+def open_log(path: str, cfg: Any) -> LogFile:
+    try:
+        return LogFile(path, _owner(cfg))
+    except OSError as error:
+        raise ConfigError(f"log file {path!r} cannot be opened: {error.strerror or error}") from error
+
+
+def _open_stream(handler: logging.FileHandler, owner: Owner | None) -> TextIOWrapper:
+    fd = trust.open_file(handler.baseFilename, _flags(handler.mode), owner=owner)
+    try:
+        stream = open(fd, handler.mode, encoding=handler.encoding, errors=handler.errors)  # noqa: SIM115
+    except BaseException:
+        os.close(fd)
+        raise
+    assert isinstance(stream, TextIOWrapper)
+    return stream
+
+
+_standard_open = logging.FileHandler._open
+
+
+def _open_as_ours(cfg: Any, handler: logging.FileHandler) -> TextIOWrapper:
+    if handler.mode not in ("a", "w"):
+        return _standard_open(handler)
+    return _open_stream(handler, _owner(cfg))
+
+
+@contextlib.contextmanager
+def opening_safely(cfg: Any) -> Iterator[None]:
+    """Have files that the standard library opens in this block, as root, opened as our own are."""
+    if os.geteuid() == 0:
+        setattr(logging.FileHandler, "_open", lambda handler: _open_as_ours(cfg, handler))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(logging.FileHandler, "_open", _standard_open)  # noqa: B010
+
+
+def open_safely_later(handler: logging.Handler, cfg: Any) -> None:
+    """The same for what *handler* opens with its first line, or after a rotation of its own."""
+    if (
+        os.geteuid() == 0
+        and isinstance(handler, logging.FileHandler)
+        and type(handler)._open is _standard_open
+    ):
+        handler._open = functools.partial(_open_as_ours, cfg, handler)  # type: ignore[method-assign]
+
+
+def _owner(cfg: Any) -> Owner | None:
+    """Whom log files belong to that root opens: the user who must open them again after a rotation."""
+    wanted = (cfg.uid, cfg.gid)
+    return wanted if os.geteuid() == 0 and wanted != (0, os.getegid()) else None
+
+
+def _flags(mode: str) -> int:
+    return os.O_WRONLY | os.O_CREAT | (os.O_APPEND if "a" in mode else os.O_TRUNC)
+
+
+def reopen(handler: logging.FileHandler, cfg: Any) -> None:
+    target = fileno(handler)
+    if "a" in handler.mode and _is_at(target, handler.baseFilename):
+        return
+    # Without waiting for the reader of a named pipe: that would hold up the whole process.
+    fd = trust.open_file(handler.baseFilename, _flags(handler.mode) | os.O_NONBLOCK, owner=_owner(cfg))
+    try:
+        os.set_blocking(fd, True)
+        os.dup2(fd, target, inheritable=os.get_inheritable(target))
+    finally:
+        os.close(fd)
+
+
+def _is_at(fd: int, path: str) -> bool:
+    """Whether *path* still leads to the open file: nothing to open anew, and perhaps no right to."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except OSError:
+        return False
+
+
+def redirect_stdio(fd: int) -> None:
+    """Send standard output and error into the file *fd*."""
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+        if number not in _uncaptured:
+            with contextlib.suppress(OSError):
+                _uncaptured[number] = os.dup(number)
+        os.dup2(fd, number)
+        # A file is buffered in blocks: what a worker prints would be seen hours later, or never.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def close_uncaptured() -> None:
+    """Close, in a child, what `restore_stdio` would need."""
+    for number in list(_uncaptured):
+        os.close(_uncaptured.pop(number))
+
+
+def restore_stdio() -> None:
+    """Send standard output and error where they went before they were captured, if they were."""
+    for number in list(_uncaptured):
+        saved = _uncaptured.pop(number)
+        os.dup2(saved, number)
+        os.close(saved)
