@@ -35,6 +35,9 @@ MAX_NUMPROCS = 10_000
 # A file name has at most 255 bytes, and that of a run file or notify socket is longer than the companion's.
 MAX_NAME = 200
 
+# unix(7): sun_path, with the zero at its end.
+MAX_SOCKET_PATH = 107
+
 # Less private memory than the smallest process has: such a limit is a number whose unit was forgotten.
 MIN_MEMORY = 2**20
 
@@ -281,6 +284,9 @@ def _address(text: str) -> str:
     if isinstance(address, int):
         raise ValueError(f"{text!r}: a descriptor is nothing to listen on here, name the address")
     if isinstance(address, str):
+        length = len(os.fsencode(address))
+        if length > MAX_SOCKET_PATH:
+            raise ValueError(f"the path of a Unix socket has at most {MAX_SOCKET_PATH} bytes, not {length}")
         return f"unix:{address}"
     if not _names_port(text):
         raise ValueError(f"{text!r} names no port")

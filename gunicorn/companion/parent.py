@@ -29,7 +29,6 @@ from gunicorn.companion.runfile import Orphan, Record
 from gunicorn.companion.sharedstate import SharedState
 from gunicorn.errors import ConfigError
 from gunicorn.unix import spare
-from gunicorn.unix.signals import Interrupted
 
 # A manager that dies at once is not started again in a tight loop.
 SPAWN_INTERVAL = 1.0

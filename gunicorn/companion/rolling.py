@@ -33,9 +33,10 @@ class Rolling:
     def ask(self, name: str, reason: str, pid: int | None = None, cause: Cause = Cause.COMMAND) -> bool:
         """Ask for a restart of *name*; False if it waits for one already.
 
-        With *pid* it is for a limit of that process: the next one has done nothing yet.
+        With *pid* it is for a limit of that process: the next one has done nothing yet. One that waits for a
+        restart by command, perhaps for ever, waits for this one from now on.
         """
-        if name in self._waiting:
+        if name in self._waiting and (pid is None or self._waiting[name][2] is not None):
             return False
         self._waiting[name] = reason, cause, pid
         return True

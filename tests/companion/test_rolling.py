@@ -277,6 +277,21 @@ def test_a_restart_by_command_waits_for_it():
     assert turns(rolling, processes) == []
 
 
+def test_a_limit_holds_for_one_that_waits_for_a_restart_by_command():
+    processes = running(2)
+    fail(processes["rq:1"], 5)
+    rolling = Rolling()
+    assert rolling.ask("rq:0", "by command")
+    assert turns(rolling, processes) == []
+    pid = processes["rq:0"].pid
+    assert rolling.ask("rq:0", "memory", pid, Cause.MEMORY)
+    assert not rolling.ask("rq:0", "lifetime", pid, Cause.LIFETIME)
+    assert not rolling.ask("rq:0", "by command")
+    assert [(each.name, *why) for each, *why in rolling.turns(processes)] == [
+        ("rq:0", "memory", Cause.MEMORY)
+    ]
+
+
 def test_a_limit_waits_for_what_the_companion_comes_after():
     processes = {**running(2, after=("db",)), **running(None, name="db")}
     db = processes["db"]
