@@ -57,6 +57,8 @@ class Endings:
         ending = [p for p in processes if p.ending]
         own = {p for p in {*ending, *self._to_kill} if not self.claims.waits_for_older_self(p.name)}
         self._to_kill.clear()
+        if not any(p.draining for p in ending):
+            self._asked.clear()
         empty: list[CompanionProcess] = []
         wanted = {p.session for p in own if p.session is not None} | self.claims.sessions_to_look_at(now)
         if not wanted:

@@ -549,7 +549,10 @@ class CompanionManager:
 
     def _act(self, process: CompanionProcess, action: Action) -> None:
         config = process.config
-        if action is Action.SIGNAL and process.pid is not None:
+        if action is Action.SIGNAL and process.pid is None:
+            # Its leader is gone.
+            session.ask_group_to_stop(process.session or 0, config.stop_signal)
+        elif action is Action.SIGNAL and process.pid is not None:
             if process.failing:
                 # Before the signal: what it writes for that must not be cut in two by this line.
                 self.log.error(
@@ -595,7 +598,7 @@ class CompanionManager:
         reason = run.error_of(pid) if run is not None else None
         # Its last words.
         self.hearing.hear(process)
-        asked = process.state is State.STOPPING
+        asked = process.state is State.STOPPING or process.name in self.stops
         obeyed = asked and not process.failing and not process.killed
         self.send_event(process, Event.EXITED, time.monotonic(), status=status, reason=reason)
         delay = None if asked or process.settled is not None else self._delay_of(process)

@@ -141,7 +141,9 @@ class Stops:
                 continue
             config = process.config
             users = needed.get(name, []) + (needed.get(config.group, []) if config.group != name else [])
-            if together or process.pid is None or not users:
+            # One on its way out is not there for them, and is only told not to come back.
+            there = process.pid is not None and process.state is not State.STOPPING
+            if together or not there or not users:
                 self.drop(process)
                 found.append((process, stop))
             else:

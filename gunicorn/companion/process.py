@@ -307,8 +307,18 @@ class CompanionProcess(Shown):
             self.failed_starts = 0
         if not good:
             self.failures.note(self._latest_run, self.cause_text)
+        if self.config.stop_as_group and self.last_exit_signal == self.config.stop_signal:
+            return self._asked_by_others(d)
         actions = self._try_again(d) if self._comes_back else self._settle(EXITED)
         return (*actions, Action.KILL)
+
+    def _asked_by_others(self, d: Details) -> tuple[Action, ...]:
+        """Somebody else has sent the stop signal. Its group ends as by a stop; what the exit means comes then."""
+        self.state = State.STOPPING
+        self.failing = self.group_asked = True
+        self.restart_pending = self.killed = False
+        self.stop_deadline = d.now + self.config.stop_timeout
+        return (Action.SIGNAL,)
 
     @property
     def _comes_back(self) -> bool:

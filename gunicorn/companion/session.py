@@ -333,6 +333,15 @@ def ask_to_stop(pid: int, signum: int, as_group: bool = False) -> None:
             send(pid, each)
 
 
+def ask_group_to_stop(group: int, signum: int) -> None:
+    """The same to what is left of a process group without its leader, whose number may be anybody's by now.
+
+    The kernel gives out no number that a group still has.
+    """
+    if group > 0 and _send_to_group(group, signum):
+        _send_to_group(group, signal.SIGCONT)
+
+
 def _send_to_group(group: int, signum: int) -> bool:
     try:
         os.killpg(group, signum)

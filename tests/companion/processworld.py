@@ -164,9 +164,9 @@ class World:
             self.at_rest.add(process.name)
 
     def act(self, process: CompanionProcess, action: Action) -> None:
-        life = self.lives.get(process.pid or 0)
+        life = self.lives.get(process.pid or process.session or 0)
         if action is Action.SIGNAL:
-            assert life is not None
+            assert life is not None and (life.alive or process.config.stop_as_group)
             if life.nature.obeys is not None:
                 self.at(self.now + life.nature.obeys, lambda: self.die(life, 0))
             if life.nature.rest_obeys is not None and process.config.stop_as_group:

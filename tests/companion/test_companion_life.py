@@ -506,6 +506,20 @@ def test_a_group_finishes_its_work_though_its_leader_is_gone(managed, way):
     assert "SIGKILL" not in server.log()
 
 
+def test_a_group_that_somebody_else_asks_finishes_its_work(managed):
+    server = managed("workers = [dict(name='rq', target=T.leaves_at_once, stop_as_group=True)]")
+    pid = server.pid("rq")
+    child = int(server.wait_told("rq", "child"))
+    os.kill(pid, signal.SIGTERM)
+    gone(pid)
+    server.wait_told("rq", "asked")
+    assert is_alive(child)
+    server.go_on()
+    server.pid("rq", without=[pid, None])
+    assert "finished" in server.told("rq")
+    assert "SIGKILL" not in server.log()
+
+
 def test_a_group_that_does_not_finish_is_killed_at_the_deadline(managed):
     server = managed(
         "workers = [dict(name='rq', target=T.leaves_at_once, stop_as_group=True, stop_timeout=0.4)]"

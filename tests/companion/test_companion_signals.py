@@ -99,8 +99,10 @@ def test_all_are_told_to_stop_together(managed, why):
     if why == "second INT":
         assert is_alive(store)
         server.signal(signal.SIGINT)
-    gone(store)
-    assert is_alive(rq) is (why != "second INT")
+        gone(store, rq)
+    else:
+        gone(store)
+        assert is_alive(rq)
     server.go_on()
     server.wait_end()
 

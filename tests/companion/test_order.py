@@ -209,6 +209,15 @@ def test_one_without_a_process_is_not_needed_any_more_and_needs_nobody():
     assert processes["store"].state is State.STOPPED
 
 
+def test_one_on_its_way_out_is_told_not_to_come_back():
+    processes, stops = {**runs("store"), **runs("rq", after=("store",))}, Stops()
+    processes["store"].handle(Event.RESTART, T0)
+    for name in processes:
+        stops.ask(name, Stop())
+    assert told(stops, processes) == ["rq", "store"]
+    assert not processes["store"].restart_pending
+
+
 def test_together_nobody_waits():
     processes, stops = chain(), Stops()
     for name in processes:

@@ -202,6 +202,26 @@ def test_of_a_group_that_nobody_has_asked_nothing_is_let_finish(make_one):
     assert not process.draining
 
 
+@pytest.mark.parametrize("autorestart", ["always", "on-failure", "never"])
+def test_a_group_that_somebody_else_has_asked_to_stop_is_let_finish(autorestart):
+    process = running(stop_as_group=True, autorestart=autorestart)
+    assert process.handle(Event.EXITED, T0 + 11, status=signal.SIGTERM) == (Action.SIGNAL,)
+    assert process.draining
+    assert process.due_event(T0 + 71) is Event.DEADLINE
+    process.handle(Event.EMPTY, T0 + 20)
+    assert process.state is (State.STOPPED if autorestart == "never" else State.BACKOFF)
+    assert process.description(T0 + 20).startswith("killed by SIGTERM")
+
+
+def test_a_stop_of_a_group_that_somebody_else_has_asked_keeps_it_stopped():
+    process = running(stop_as_group=True)
+    process.handle(Event.EXITED, T0 + 11, status=signal.SIGTERM)
+    assert process.handle(Event.STOP, T0 + 12, timeout=30) == ()
+    assert process.stop_deadline == T0 + 42
+    process.handle(Event.EMPTY, T0 + 20)
+    assert process.state is State.STOPPED
+
+
 def test_leftovers_that_were_killed_are_counted_apart():
     process = stopping()
     process.handle(Event.EXITED, NOW, status=0)
