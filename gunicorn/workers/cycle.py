@@ -143,6 +143,9 @@ class Cycle:
         if isinstance(error, StopIteration) and resp is not None and not resp.headers_sent:
             self.log_taken_over(error, where, may_leave_http(req))
             return Fate.CLOSE
+        # Without a response, the application may have taken the connection over: no page belongs there.
+        taken = resp is not None and resp.status is None and may_leave_http(req)
+        from_client = from_client or (taken and is_end_of(sock, error))
         self.log_failure(error, from_client, where, addr)
         if from_client and is_disconnect(error):
             return Fate.CLOSE
@@ -150,8 +153,6 @@ class Cycle:
             delimited = resp.chunked or resp.response_length is not None
             return Fate.CLOSE if delimited else Fate.RESET
         status, reason, text = answer_for(error if from_client else None)
-        # Without a response, the application may have taken the connection over: no page belongs there.
-        taken = resp is not None and resp.status is None and may_leave_http(req)
         sent = 0 if taken else _send_error(sock, status, reason, text, _is_head(req))
         if resp is not None:
             resp.status, resp.status_code, resp.headers = f"{status} {reason}", status, []
@@ -261,6 +262,17 @@ def is_disconnect(error: BaseException) -> bool:
     if isinstance(error, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return True
     return isinstance(error, OSError) and error.errno in _GONE
+
+
+def is_end_of(sock: Any, error: BaseException) -> bool:
+    """Whether an application that speaks on *sock* itself has met, by *error*, the end of that connection."""
+    if not is_disconnect(error):
+        return False
+    try:
+        sock.getpeername()
+    except OSError:
+        return True
+    return False
 
 
 _GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN, errno.EBADF))

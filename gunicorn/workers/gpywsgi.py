@@ -36,7 +36,7 @@ from gunicorn.http.proxyproto import (
     starts_proxy_header,
 )
 from gunicorn.http.wsgi import Response, forwarded_script_name, proxy_environ, server_script_name
-from gunicorn.workers.cycle import Stopped, answer_for, raised_by_connection
+from gunicorn.workers.cycle import Stopped, answer_for, is_end_of, raised_by_connection
 from gunicorn.workers.gsocket import set_patience
 
 
@@ -132,6 +132,8 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     # Its fields as they came, and as the library reads them.
     _fields = b"\r\n"
     _message: Any = None
+    # An application has connections of its own, whose ends are its errors.
+    ignored_socket_errors = ()
     response_headers: Any
     _orig_status: Any
     # What the application has answered, once it has: checked, with what it means for the framing.
@@ -427,14 +429,15 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self._taken_over = True
             cycle.log_taken_over(error, where, leaves_http)
             return
-        from_client = raised_by_connection(error)
+        taken = answer is None and leaves_http
+        from_client = raised_by_connection(error) or (taken and is_end_of(self.socket, error))
         if not isinstance(error, gevent.GreenletExit):
             cycle.log_failure(error, from_client, where, self.client_address)
         if self.headers_sent:
             return
         status, reason, text = answer_for(error if from_client else None)
         self._orig_status, self.response_headers = f"{status} {reason}", []
-        if answer is None and leaves_http:
+        if taken:
             return
         with contextlib.suppress(OSError):
             page = error_response(status, reason, text)

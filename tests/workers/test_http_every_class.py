@@ -7,12 +7,13 @@ import contextlib
 import importlib.util
 import json
 import socket
+import struct
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from harness import Server, read_until_closed
+from harness import Server, read_until_closed, wait_until
 from test_http_parse import INVALID, VALID
 from workertools import Client, connect
 
@@ -63,12 +64,19 @@ def app(environ, start_response):
     elif path == "/big":
         time.sleep(0.2)
         body = b"x" * 5_000_000
+    elif path == "/backend":
+        raise ConnectionResetError(104, "a backend")
     elif path == "/file":
         start_response("200 OK", [("Content-Length", "5")])
         return environ["wsgi.file_wrapper"](open("/dev/zero", "rb"))
     elif path == "/take":
         sock = environ["gunicorn.socket"]
         sock.sendall(b"taken")
+        if environ["QUERY_STRING"] == "listen":
+            while sock.recv(100):
+                pass
+        if environ["QUERY_STRING"] == "backend":
+            raise ConnectionResetError("of a connection of its own")
         raise getattr(builtins, environ["QUERY_STRING"])
     else:
         body = json.dumps({name: environ.get(name) for name in NAMES}
@@ -266,6 +274,12 @@ def test_whatever_the_application_raises_is_a_500(served: Server, where: str, er
     assert served.workers() == workers
 
 
+def test_the_end_of_a_connection_of_its_own_is_the_applications_failure(served: Server) -> None:
+    with logged(served) as log:
+        assert Exchange(served, b"GET /backend HTTP/1.1\r\nHost: x\r\n\r\n").status == 500
+    assert any("The application failed on 'GET /backend'" in line for line in log)
+
+
 @wsgi_servers
 @pytest.mark.parametrize("error", ["StopIteration", "ValueError"])
 def test_a_connection_that_was_taken_over_gets_no_page(served: Server, error: str) -> None:
@@ -278,6 +292,23 @@ def test_a_connection_that_was_taken_over_gets_no_page(served: Server, error: st
     # What was said after StopIteration, only the application knows.
     assert [line for line in log if "GET /take" in line and '" 500 ' in line] or error == "StopIteration"
     assert not [line for line in log if '"GET /take' in line] or error == "ValueError"
+
+
+@wsgi_servers
+def test_a_client_that_leaves_a_connection_that_was_taken_over_is_no_error(served: Server) -> None:
+    request = b"GET /take?%b HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"
+    with logged(served) as log:
+        with served.connect() as sock:
+            sock.sendall(request % b"listen")
+            assert sock.recv(5) == b"taken"
+            # A reset, in place of an end.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # It was seen when the one worker, or thread, is there for the next one.
+        wait_until(lambda: Exchange(served, b"GET /second HTTP/1.1\r\nHost: x\r\n\r\n").status == 200)
+        with served.connect() as sock:
+            sock.sendall(request % b"backend")
+            assert read_until_closed(sock) == b"taken"
+    assert "".join(log).count("Traceback") == 1
 
 
 TRUNCATED = [
