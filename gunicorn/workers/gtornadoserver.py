@@ -32,8 +32,6 @@ class Conn(Connection):
     # No longer the library's: a WebSocket.
     detached = False
     proxy_info: ProxyInfo | None = None
-    # The answer to what had arrived until then must say that no other one follows.
-    hung_up = False
     # An answer has said so: nothing that has come behind its request is one.
     ended = False
     # Of a request whose head has come, something of the body is missing.
@@ -86,14 +84,16 @@ class _Noticing:
 
     def _end_of_input(self, conn: Conn) -> int | None:
         """The library closes the stream for a 0, though the client may have ended its own side alone."""
-        if conn.has_begun:
-            conn.reading_body = False
-            self.worker.handle_error(None, conn.sock, conn.address, NoMoreData(b""))
-        elif conn.state is State.BUSY and self.worker.serves_wsgi:
+        stream: Any = self
+        if stream.reading():
+            if conn.has_begun:
+                conn.reading_body = False
+                self.worker.handle_error(None, conn.sock, conn.address, NoMoreData(b""))
+        elif self.worker.serves_wsgi and conn.state in (State.HEAD, State.BUSY):
             # It waits for its answer. Nobody is to be told of the end, as an application of Tornado's may be;
             # the next read finds it again. Until then the loop would report it without a pause.
-            loop = self.io_loop  # type: ignore[attr-defined]
-            loop.update_handler(self.fileno(), loop.WRITE if self.writing() else loop.ERROR)  # type: ignore[attr-defined]
+            loop = stream.io_loop
+            loop.update_handler(stream.fileno(), loop.WRITE if stream.writing() else loop.ERROR)
             return None
         return 0
 

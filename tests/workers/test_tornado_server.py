@@ -9,9 +9,11 @@ import os
 import signal
 import ssl
 import time
+from pathlib import Path
 
 import pytest
 from harness import Background, Server, wait_until
+from test_every_class import dial
 from test_nothing_lost import under_load
 from workertools import APP, Client, connect, elapsed, get, make_certificate
 
@@ -132,11 +134,14 @@ def test_a_long_request_outlives_the_retirement_and_nobody_waits() -> None:
         assert "SIGKILL" not in server.log() and "has not answered" not in server.log()
 
 
-@pytest.mark.parametrize("app", [NATIVE, APP], ids=["native", "wsgi"])
-def test_a_pause_of_the_process_loses_no_request(app: str) -> None:
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_pause_of_the_process_loses_no_request(secure: bool, tmp_path: Path) -> None:
     """Longer than `keepalive`: what came meanwhile was not looked at, and its sender has not idled."""
-    with Server(app, conf(keepalive=1)) as server, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(connect(server)) for _ in range(8)]
+    settings: dict[str, object] = {"keepalive": 1}
+    if secure:
+        settings["certfile"], settings["keyfile"] = make_certificate(tmp_path)
+    with Server(NATIVE, conf(**settings), ready="listen") as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(dial(server, secure)) for _ in range(8)]
         assert not any(client.ask().closes for client in clients)
         worker = server.workers()[0]
         os.kill(worker, signal.SIGSTOP)
