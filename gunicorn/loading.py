@@ -55,6 +55,15 @@ def getcwd() -> str:
     return actual
 
 
+def asked_to_exit(error: SystemExit) -> str:
+    """What is told of an application that calls ``sys.exit()`` while it is loaded."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    where = f", in {tb.tb_frame.f_code.co_filename}, line {tb.tb_lineno}" if tb is not None else ""
+    return f"it asked to exit, with {error.code!r}{where}"
+
+
 # -- the application ---------------------------------------------------------------------------
 
 

@@ -170,7 +170,7 @@ class Workforce(Master):
     def _left_silently(self, pid: int) -> bool:
         """Whether a worker ended without coming to the end of `_run_worker`, which would have said so."""
         try:
-            return getattr(self.WORKERS[pid].tmp, "leaving", None) is False
+            return getattr(self.WORKERS[pid].tmp, "ended", None) is False
         except (OSError, ValueError):
             return False
 
@@ -290,8 +290,8 @@ class Workforce(Master):
         disregard(WORKER_SIGNALS)
         try:
             self.log.info("The worker %s ends", worker.pid)
-            if hasattr(worker.tmp, "leave"):
-                worker.tmp.leave()
+            if hasattr(worker.tmp, "end"):
+                worker.tmp.end()
             worker.tmp.close()
             self.cfg.worker_exit(self, worker)
         except Exception:

@@ -13,7 +13,7 @@ from gunicorn.app import configfile
 from gunicorn.app.start import Start, apply_environ, as_at_start
 from gunicorn.config import Config
 from gunicorn.errors import AppImportError, ConfigError, all_mistakes
-from gunicorn.loading import check_protocol
+from gunicorn.loading import asked_to_exit, check_protocol
 from gunicorn.settings.server import ConfigFile
 from gunicorn.unix.process import open_standard_streams
 
@@ -132,6 +132,10 @@ class BaseApplication:
             Arbiter(self).run()
         except (RuntimeError, ConfigError, AppImportError) as error:
             fail(error)
+        except SystemExit as error:
+            if _while_loading(error):
+                fail(AppImportError(f"the application cannot be loaded: {asked_to_exit(error)}"))
+            raise
         except Exception as error:
             if _while_loading(error):
                 fail(error)

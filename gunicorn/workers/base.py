@@ -17,7 +17,7 @@ from typing import Any
 
 from gunicorn.errors import AppImportError
 from gunicorn.http.policy import policy_for
-from gunicorn.loading import getcwd
+from gunicorn.loading import asked_to_exit, getcwd
 from gunicorn.unix.process import set_owner_process
 from gunicorn.unix.signals import reset_to_default
 from gunicorn.workers.cycle import Cycle, Stopped
@@ -133,7 +133,7 @@ class Worker:
             # A module that calls sys.exit() is one more that waits for its fix.
             if not self.cfg.reload or isinstance(error, Stopped):
                 if type(error) is SystemExit:
-                    raise AppImportError(_asked_to_exit(error)) from error
+                    raise AppImportError(asked_to_exit(error)) from error
                 raise
             from gunicorn.loading import make_fail_app
 
@@ -296,12 +296,6 @@ class Worker:
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that could not be read, or that failed before its response began, and log why."""
         self.cycle.answer_error(req, client, addr, exc)
-
-
-def _asked_to_exit(error: SystemExit) -> str:
-    """What the master is told of an application that calls ``sys.exit()`` while it is loaded."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"it asked to exit, with {error.code!r}, in {last.filename}, line {last.lineno}"
 
 
 def _awaited(error: BaseException) -> list[str]:

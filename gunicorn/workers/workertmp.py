@@ -11,8 +11,8 @@ import time
 from typing import Any
 
 PLATFORM = sys.platform
-# A mode that no file has when it is made.
-_LEAVING = 0o400
+# Modes that no file has when it is made.
+_LEAVING, _ENDED = 0o400, 0o200
 IS_CYGWIN = PLATFORM.startswith("cygwin")
 
 
@@ -48,6 +48,16 @@ class WorkerTmp:
     def leaving(self) -> bool:
         """Whether the worker has said that it leaves."""
         return stat.S_IMODE(os.fstat(self.fileno()).st_mode) == _LEAVING
+
+    def end(self) -> None:
+        """Say that this worker comes to its end in order, and does not just vanish."""
+        if not self.leaving:
+            os.fchmod(self.fileno(), _ENDED)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the worker has said that it ends."""
+        return stat.S_IMODE(os.fstat(self.fileno()).st_mode) in (_LEAVING, _ENDED)
 
     def last_update(self) -> float:
         """The moment of the last beat, in seconds of the monotonic clock."""

@@ -350,9 +350,11 @@ def test_a_mistake_is_told_without_our_own_frames(here: Path) -> None:
         ("broken:app", ["No module named 'a_module_that_is_missing'", 'broken.py", line 1']),
         ("nowhere:app", ["Error: module 'nowhere' was not found"]),
         ("shop:ap", ["Error: module 'shop' was found, but it has no attribute 'ap'"]),
+        ("leaves:app", ["Error: the application cannot be loaded: it asked to exit, with 0, in", "line 2"]),
     ],
 )
 def test_a_preloaded_application_that_fails(here: Path, uri: str, said: list[str]) -> None:
+    (here / "leaves.py").write_text("import sys\nsys.exit(0)\n")
     done = gunicorn(here, "--preload", "--bind", "127.0.0.1:0", uri)
     assert done.returncode == 1
     for text in said:

@@ -56,6 +56,17 @@ def test_leaving_is_said_once_and_beats_go_on() -> None:
     tmp.close()
 
 
+def test_an_end_in_order_is_no_leaving() -> None:
+    tmp = WorkerTmp(config())
+    assert not tmp.ended
+    tmp.end()
+    assert tmp.ended and not tmp.leaving
+    tmp.leave()
+    tmp.end()
+    assert tmp.ended and tmp.leaving
+    tmp.close()
+
+
 def test_it_has_no_name(tmp_path: Path) -> None:
     tmp = WorkerTmp(config(worker_tmp_dir=str(tmp_path)))
     assert os.fstat(tmp.fileno()).st_nlink == 0 and list(tmp_path.iterdir()) == []
