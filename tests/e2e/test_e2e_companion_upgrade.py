@@ -524,7 +524,7 @@ def test_reload_and_stop_beside_another_master_touch_only_one_s_own() -> None:
             new.wait_waiting(name, old[name])
         server.signal(signal.SIGHUP, new.pid)
         server.signal(signal.SIGHUP)
-        wait_until(lambda: server.log().count("Companions reread") == 2, 20, "both reread")
+        wait_until(lambda: server.log().count("Companions reread") >= 2, 20, "both reread")
         assert {name: server.companion(name)["pid"] for name in old} == old
         # The new one's manager hangs, and is killed with all that is its own.
         os.kill(new.manager(), signal.SIGSTOP)
