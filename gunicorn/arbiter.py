@@ -19,6 +19,7 @@ from typing import Any
 from gunicorn import SERVER_SOFTWARE, __version__, handoff, pool, sock, systemd
 from gunicorn.announce import Situation
 from gunicorn.errors import ConfigError, HaltServer
+from gunicorn.glogging import reopen_logs
 from gunicorn.loading import getcwd
 from gunicorn.pidfile import Pidfile, successor_path
 from gunicorn.reload import Reloading, Switch
@@ -409,7 +410,7 @@ class Arbiter(Shutdown, Succession, Reloading):
 
     def handle_usr1(self) -> None:
         """Reopen the log files: here, in the workers and in the companion manager."""
-        self._reopen_logs()
+        reopen_logs(self.log)
         self.kill_workers(signal.SIGUSR1)
         self.signal_companion_manager(signal.SIGUSR1)
 
@@ -424,12 +425,6 @@ class Arbiter(Shutdown, Succession, Reloading):
             self.manage_workers()
         else:
             self.log.debug("SIGWINCH is ignored: this server is not a daemon")
-
-    def _reopen_logs(self) -> None:
-        try:
-            self.log.reopen_files()
-        except OSError as exc:
-            self.log.error("The log files cannot be opened again: %s", exc)
 
     # -- children ------------------------------------------------------------------------------
 

@@ -327,8 +327,10 @@ class Logger:
         for handler in _file_handlers():
             try:
                 reopen(handler, self.cfg)
-            except OSError as error:
-                self.error("Log file %s stays as it is: %s", handler.baseFilename, error.strerror or error)
+            except (OSError, ValueError) as error:
+                # ValueError: its owner has closed the stream below it.
+                why = getattr(error, "strerror", None) or error
+                self.error("Log file %s stays as it is: %s", handler.baseFilename, why)
         if self.logfile is not None:
             redirect_stdio(self.logfile.fileno())
 
@@ -457,6 +459,14 @@ def _file_handlers() -> list[logging.FileHandler]:
         if isinstance(handler, logging.FileHandler) and handler.stream is not None
     }
     return list(found.values())
+
+
+def reopen_logs(log: Any) -> None:
+    """Call ``reopen_files()`` of *log*. A logger of the user's that fails there ends no process."""
+    try:
+        log.reopen_files()
+    except Exception:
+        log.exception("The log files cannot be opened again")
 
 
 def follow(log: Any, old_cfg: Any, cfg: Any) -> None:

@@ -408,7 +408,8 @@ def show_pid(connection: Connection, options: Namespace) -> int:
     """The manager's pid, or those of companions. One that does not run has none: 0 would mean us to kill."""
     if not options.names:
         reply = connection.must(cmd="pid")
-        print(json.dumps(reply) if options.json else connection.check_pid(reply.get("pid")))
+        pid = connection.check_pid(reply.get("pid"))
+        print(json.dumps(reply) if options.json else pid)
         return OK
     companions = _look_at(connection, options.names, set())
     if options.json:

@@ -45,6 +45,7 @@ from gunicorn.companion.sharedstate import Rights, SharedState
 from gunicorn.companion.sockets import Listeners
 from gunicorn.companion.spawn import become_subreaper, prepare_parent
 from gunicorn.companion.starting import Starter, no_hook
+from gunicorn.glogging import reopen_logs
 from gunicorn.unix import spare
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_status
@@ -306,7 +307,7 @@ class CompanionManager:
             self.reread()
             self.follow_log()
         elif signum == signal.SIGUSR1:
-            self.log.reopen_files()
+            reopen_logs(self.log)
             if self.control is not None and not self.stopping:
                 self.control.check(now)
         elif signum == signal.SIGUSR2:

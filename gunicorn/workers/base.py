@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from gunicorn.errors import AppImportError
+from gunicorn.glogging import reopen_logs
 from gunicorn.http.policy import policy_for
 from gunicorn.loading import asked_to_exit, getcwd
 from gunicorn.unix.process import set_owner_process
@@ -203,7 +204,7 @@ class Worker:
 
     def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
         """Open the log files again; that swaps descriptors and so is safe in the middle of a log record."""
-        self.log.reopen_files()
+        reopen_logs(self.log)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: finish what is being served, then end."""

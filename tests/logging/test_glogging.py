@@ -630,6 +630,31 @@ def test_a_file_that_is_in_its_place_is_not_opened_anew(tmp_path: Path) -> None:
     os.close(reader)
 
 
+def test_a_stream_that_its_owner_has_closed_ends_no_rotation(tmp_path: Path) -> None:
+    """In a signal handler: what is raised there would end the process."""
+    path = tmp_path / "error.log"
+    logger = Logger(config(errorlog=str(path)))
+    closed = logging.FileHandler(tmp_path / "own.log")
+    logging.getLogger("own").addHandler(closed)
+    closed.stream.close()
+    path.rename(tmp_path / "old")
+    logger.reopen_files()
+    logging.getLogger("own").removeHandler(closed)
+    logger.info("new")
+    assert "own.log stays as it is" in (tmp_path / "old").read_text() + path.read_text()
+    assert "new" in path.read_text()
+
+
+def test_a_logger_of_the_user_s_that_cannot_reopen_ends_no_process(tmp_path: Path) -> None:
+    class Own(Logger):
+        def reopen_files(self) -> None:
+            raise LookupError("no such file")
+
+    logger = Own(config(errorlog=str(tmp_path / "error.log")))
+    glogging.reopen_logs(logger)
+    assert "LookupError: no such file" in (tmp_path / "error.log").read_text()
+
+
 def test_a_pipe_that_nobody_reads_takes_the_place_of_no_file(tmp_path: Path) -> None:
     path = tmp_path / "error.log"
     logger = Logger(config(errorlog=str(path)))
