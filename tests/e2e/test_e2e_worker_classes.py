@@ -268,16 +268,21 @@ def test_a_subclass(kind: str) -> None:
     config = conf(f"special.{kind}", max_requests=10)
     with Server(SPECIAL_APP, config, files={"special.py": SPECIAL}) as server:
         pids = set()
+
+        def ask() -> bool:
+            seen, pid = server.get("/").text.split()
+            assert seen == kind.lower()
+            pids.add(pid)
+            return len(pids) > 1
+
         with load(server) as problems:
-            for _ in range(15):
-                seen, pid = server.get("/").text.split()
-                assert seen == kind.lower()
-                pids.add(pid)
+            # While it parts with its clients, a worker may serve more requests than it should: for half a
+            # second, in which a quick machine asks for all that there were.
+            wait_until(ask)
             old = server.workers()
             server.signal(signal.SIGHUP)
             server.wait_workers(1, without=old)
         assert problems == []
-        assert len(pids) > 1
         assert server.raw(b"GET / HT/1\r\n\r\n").startswith(b"HTTP/1.1 400 ")
         if kind == "Async":
             with connect(server) as client:
