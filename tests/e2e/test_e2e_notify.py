@@ -98,6 +98,17 @@ def test_a_refused_reload_ends_as_well(systemd: ServiceManager) -> None:
         assert "the last reload failed: " in ended.lines["STATUS"] and "many" in ended.lines["STATUS"]
 
 
+def test_a_reload_whose_workers_do_not_boot_ends_as_well(systemd: ServiceManager) -> None:
+    with served(systemd, "workers = 1\n") as server:
+        systemd.wait("READY")
+        since = len(systemd.told)
+        server.write("app.py", "raise RuntimeError('no')")
+        server.signal(signal.SIGHUP)
+        ended = systemd.wait("READY", since=since)
+        assert ended.lines["STATUS"].startswith("Serving: 1 worker; the last reload failed: a worker failed")
+        assert server.get("/process").status == 200
+
+
 def test_the_application_does_not_load(systemd: ServiceManager) -> None:
     with served(systemd, "workers = 1\n", "raise RuntimeError('no')", ready=None) as server:
         assert server.wait_exit() == 3
