@@ -371,9 +371,15 @@ def checked_head(
 ) -> RequestHead:
     """The head that another parser has read: *line* is method, target and version.
 
-    Raises what exact_head() raises, but for the limits of sizes and what becomes of underscores.
+    Raises what exact_head() raises, but for names with an underscore, which it leaves where they are.
     """
     method, target, version = line
+    if (size := len(" ".join(line))) > policy.max_line:
+        raise LimitRequestLine(size, policy.max_line)
+    if len(headers) > policy.limit_request_fields:
+        raise LimitRequestHeaders(f"more than {policy.limit_request_fields} header fields")
+    if any(len(name) + len(value) + 4 > policy.max_field for name, value in headers):
+        raise LimitRequestHeaders(f"header field of more than {policy.max_field} bytes")
     path, query, fragment, authority = split_target(check_method(method, policy), target)
     head = RequestHead(method, target, path, query, check_version(version, policy))
     head.fragment, head.authority = fragment, authority

@@ -165,7 +165,8 @@ class ForwarderHeaders(
     They are names of variables without ``HTTP_``, in upper case: ``REMOTE_USER`` sets
     ``HTTP_REMOTE_USER``. A proxy mounts an application under a path by ``SCRIPT_NAME``; the path is that
     of the request line, and ``PATH_INFO`` sets ``HTTP_PATH_INFO`` alone. From anybody else
-    ``header_map`` decides. A proxy must remove from its clients' requests what it does not set itself.
+    ``header_map`` decides. A proxy must remove from its clients' requests what it does not set itself, and
+    ``Remote-User`` as well, which sets the same variable.
     """
 
 

@@ -52,6 +52,9 @@ BURST = 16
 # How often connections are looked at whose time may be over.
 SWEEP = 0.5
 
+# How much larger than is permitted a head may be that is still read, to be refused.
+HEADER_SLACK = 65536
+
 # For a TLS handshake where `timeout` gives no limit.
 HANDSHAKE_SECONDS = 30.0
 
@@ -122,8 +125,11 @@ class TornadoWorker(Worker):
             threads = self.cfg.threads
             executor = DaemonThreads(threads) if threads > 1 else None
             application = Container(self, application, executor)
+        policy = self.cycle.policy
         server = Server(
             application,
+            # Beyond that it closes the connection without a word; what is short of it gets the answer.
+            max_header_size=policy.max_line + policy.max_header_bytes + HEADER_SLACK,
             no_keep_alive=self._keepalive <= 0,
             protocol="https" if self.cfg.is_ssl else None,
         )

@@ -334,6 +334,20 @@ BAD = [
 ]
 
 
+def test_limits(served: Server) -> None:
+    for status, line, fields in (
+        (414, "/" + "x" * 5000, ""),
+        (431, "/", "A: 1\r\n" * 100),
+        (431, "/", f"A: {'x' * 8200}\r\n"),
+        (431, "/", f"A: {'x' * 80_000}\r\n"),
+        (200, "/" + "x" * 4000, f"A: {'x' * 8000}\r\n" * 99),
+    ):
+        with noted(served) as paths:
+            got = Exchange(served, f"GET {line} HTTP/1.1\r\nHost: x\r\n{fields}\r\n".encode())
+        assert got.status == status and (status == 200 or not got.goes_on)
+        assert status == 200 or paths == []
+
+
 @pytest.mark.parametrize("request_", TRUNCATED + BAD, ids=repr)
 def test_what_is_no_request_is_a_400_and_never_served(served: Server, request_: bytes) -> None:
     with noted(served) as paths, logged(served) as log:
