@@ -279,6 +279,9 @@ class Logger:
             handler = self._direct
             if handler is not None and self._line is not None and self._is_plain(log, handler):
                 handler.write_line(self._line(resp, req, environ, request_time))
+                complaint = self._complaint
+                if complaint.count and (lost := complaint.over()):
+                    self.error("The access log is written again (lines lost: %d)", lost)
             else:
                 log.info(self._format, SafeAtoms(self.atoms(resp, req, environ, request_time)))
         except Exception as error:

@@ -34,16 +34,22 @@ class Complaint:
 
     def __init__(self) -> None:
         self._again_at = float("-inf")
-        self._count = 0
+        # Failures that have not been said.
+        self.count = 0
 
     def due(self) -> int:
         """Count one failure more; how many there were since it was last time to say so, or 0 if it isn't."""
-        now = time.monotonic()
-        self._count += 1
-        if now < self._again_at:
+        self.count += 1
+        lost = self.over()
+        if lost:
+            self._again_at = time.monotonic() + self.INTERVAL
+        return lost
+
+    def over(self) -> int:
+        """After a success: how many failures are still to be said, or 0 if it isn't time for that."""
+        if not self.count or time.monotonic() < self._again_at:
             return 0
-        self._again_at = now + self.INTERVAL
-        count, self._count = self._count, 0
+        count, self.count = self.count, 0
         return count
 
 
@@ -57,10 +63,13 @@ def complain_seldom(handler: Any, record: logging.LogRecord) -> None:
         logging.Handler.handleError(handler, record)
         return
     handler.complaint = getattr(handler, "complaint", None) or Complaint()
-    lost = handler.complaint.due()
+    _say_lost(handler, f"cannot be written: {error}", handler.complaint.due())
+
+
+def _say_lost(handler: logging.Handler, what: str, lost: int) -> None:
     if lost and logging.raiseExceptions and sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(f"{_described(handler)} cannot be written: {error} (lines lost: {lost})\n")
+            sys.stderr.write(f"{_described(handler)} {what} (lines lost: {lost})\n")
             sys.stderr.flush()
 
 
@@ -79,6 +88,7 @@ class LogFile(logging.FileHandler):
     _gunicorn = False
     _torn = False
     handleError = complain_seldom
+    complaint: Complaint | None = None
 
     def __init__(self, path: str, owner: Owner | None = None) -> None:
         self._owner = owner
@@ -90,6 +100,8 @@ class LogFile(logging.FileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.write_line(f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
+            if self.complaint is not None:
+                _say_lost(self, "is written again", self.complaint.over())
         except RecursionError:
             raise
         except Exception:

@@ -201,6 +201,44 @@ def test_an_access_log_on_a_full_disk_is_a_line_a_minute(
 
 
 @needs_dev_full
+@pytest.mark.parametrize("which", ["accesslog", "errorlog"])
+def test_what_was_lost_is_said_when_it_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(glogging.time, "monotonic", lambda: clock[0])
+    path, error = tmp_path / "the.log", tmp_path / "error.log"
+    path.touch()
+    logger = Logger(config(**{"errorlog": str(error), which: str(path)}))
+    handler = only_handler(logger) if which == "accesslog" else logger._get_gunicorn_handler(logger.error_log)
+    monkeypatch.setattr(sys, "stderr", seen := io.StringIO())
+
+    def write(times: int) -> None:
+        for _ in range(times):
+            access(logger) if which == "accesslog" else logger.error("x")
+
+    def said() -> str:
+        return error.read_text() if which == "accesslog" else seen.getvalue()
+
+    file = handler.stream.fileno()
+    with open("/dev/full", "wb", buffering=0) as full, open(path, "ab") as there:
+        os.dup2(full.fileno(), file)
+        write(3)
+        os.dup2(there.fileno(), file)
+        write(1)
+        # Full again, and room again: not a line for each change.
+        os.dup2(full.fileno(), file)
+        write(1)
+        os.dup2(there.fileno(), file)
+        write(1)
+        assert "written again" not in said()
+        clock[0] += 60
+        write(2)
+    assert said().count("(lines lost: ") == 2
+    assert said().count("is written again (lines lost: 3)") == 1
+
+
+@needs_dev_full
 @pytest.mark.parametrize("which", ["errorlog", "access log with more handlers"])
 def test_a_log_on_a_full_disk_says_so_on_standard_error_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
