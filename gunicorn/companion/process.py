@@ -313,7 +313,7 @@ class CompanionProcess(Shown):
         return (*actions, Action.KILL)
 
     def _asked_by_others(self, d: Details) -> tuple[Action, ...]:
-        """Somebody else has sent the stop signal. Its group ends as by a stop; what the exit means comes then."""
+        """Somebody else has sent the stop signal: its group ends as by a stop, before the exit counts."""
         self.state = State.STOPPING
         self.failing = self.group_asked = True
         self.restart_pending = self.killed = False
