@@ -156,10 +156,10 @@ class Workforce(Master):
             load_error=self.APP_LOAD_ERROR,
         )
         serving = any(pool.serves(other) for other in self._fresh_records())
-        if reason is not None and serving and not self._stopping:
-            self.log.error("The server goes on with its other workers: %s", reason[0])
-        if not (record.booted or record.outdated or record.retiring):
+        if not (record.booted or record.outdated or record.retiring or self._stopping):
             if reason is not None:
+                if serving and self._switch is None:
+                    self.log.error("The server goes on with its other workers: %s", reason[0])
                 self.worker_did_not_boot(reason[0])
             elif worker.aborted is True:
                 self.worker_did_not_boot(f"a worker took longer than {self.timeout} s to boot")

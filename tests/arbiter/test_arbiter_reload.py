@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from harness import environ_of, free_port, is_alive, status_field, wait_until
-from tinyserver import HOOKS, TinyServer, config
+from tinyserver import APP, HOOKS, TinyServer, config
 from workertools import make_certificate
 
 
@@ -381,6 +381,18 @@ def test_a_configuration_whose_workers_do_not_boot_is_taken_back(mode: str) -> N
         server.running(3, without=old)
         assert connects(other) and not connects(server.port)
         assert server.read_int("y.pid") == server.pid and not (server.dir / "x.pid").exists()
+
+
+def test_a_replacement_that_does_not_boot_ends_no_server_that_serves() -> None:
+    """Without a reload: the code on the disk is broken when a worker has to be replaced."""
+    with TinyServer(workers=2) as server:
+        first, second = server.running(2)
+        server.write("app.py", "import not_there")
+        os.kill(first, signal.SIGKILL)
+        server.wait_log("The server goes on with its other workers: a worker failed to boot")
+        assert server.get().text == str(second)
+        server.write("app.py", APP)
+        server.running(2, without=[first])
 
 
 def test_a_reload_replaces_one_that_has_yet_to_show_whether_its_workers_boot() -> None:
