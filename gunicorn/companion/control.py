@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from gunicorn.companion import paths
 from gunicorn.unix import trust
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
+from gunicorn.unix.spare import EXHAUSTED
 
 MAX_LINE = 64 * 1024
 MAX_CONNECTIONS = 256
@@ -350,7 +351,7 @@ class ControlServer:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as exc:
-                if exc.errno in (errno.EMFILE, errno.ENFILE) and self.reserve.release():
+                if exc.errno in EXHAUSTED and self.reserve.release():
                     continue
                 # Readable for ever, and not to be accepted: wait for a moment, or until one of ours ends.
                 self.poller.remove(self.listener.fileno())

@@ -288,7 +288,7 @@ def _nothing(parser: Parser) -> None:
 WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "status": (
         "show companions, their state and what it means",
-        "Exit status 3: one that should run is not RUNNING.",
+        "Exit status 3: one that should run is not RUNNING, or fails again and again.",
         _status,
     ),
     "start": (

@@ -47,7 +47,7 @@ class Failures:
         """Whether it is no accident any more."""
         return self.count >= PERSISTENT
 
-    def go_on(self, uptime: float | None) -> bool:
+    def ongoing(self, uptime: float | None) -> bool:
         """Whether they may not be over, with a process of *uptime* seconds, or none."""
         return self.count > 0 and (uptime is None or uptime <= self.proof)
 

@@ -70,7 +70,7 @@ class Rolling:
         down_for_limits = {
             process.config.group
             for process in processes.values()
-            if process.state in DOWN and not _fails_on(process)
+            if process.state in DOWN and not _keeps_failing(process)
         }
         for name in sorted(self._waiting, key=lambda name: processes[name].state is State.RUNNING):
             process = processes[name]
@@ -86,7 +86,7 @@ class Rolling:
             yield process, reason, cause
 
 
-def _fails_on(process: CompanionProcess) -> bool:
+def _keeps_failing(process: CompanionProcess) -> bool:
     """Whether it is down because it fails again and again."""
     return process.state is not State.STOPPING and process.failures.persist
 

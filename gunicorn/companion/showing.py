@@ -83,7 +83,7 @@ class Shown:
             text += f", is stopped after {', '.join(self.stops_after)}"
         if self.status_text:
             text += f", {self.status_text}"
-        if self.failures.count > 1 and self.failures.go_on(self._uptime(now)):
+        if self.failures.count > 1 and self.failures.ongoing(self._uptime(now)):
             text += f", failed {self.failures.count} times in a row: {self.failures.latest}"
         return text
 
@@ -93,7 +93,7 @@ class Shown:
 
     def flaps(self, now: float) -> bool:
         """Whether it fails again and again, though it may be RUNNING in between."""
-        return self.failures.persist and self.failures.go_on(self._uptime(now))
+        return self.failures.persist and self.failures.ongoing(self._uptime(now))
 
     def _describe_stopped(self) -> str:
         if self.manual_stop:

@@ -733,10 +733,10 @@ def test_failures_in_a_row(runs, count, proof):
     assert (failures.count, failures.proof) == (count, pytest.approx(proof))
     assert failures.persist is (count >= 3)
     assert failures.latest == (f"after {runs[-1]}" if runs else None)
-    assert failures.go_on(proof) is failures.go_on(None) is (count > 0)
-    assert not failures.go_on(proof + 0.001)
+    assert failures.ongoing(proof) is failures.ongoing(None) is (count > 0)
+    assert not failures.ongoing(proof + 0.001)
     failures.forget()
-    assert (failures.count, failures.go_on(None), failures.start_interval) == (0, False, MIN_START_INTERVAL)
+    assert (failures.count, failures.ongoing(None), failures.start_interval) == (0, False, MIN_START_INTERVAL)
 
 
 @pytest.mark.parametrize(
