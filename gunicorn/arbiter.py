@@ -445,6 +445,8 @@ class Arbiter(Shutdown, Succession, Reloading):
                 self._bury_companion_manager(status)
             elif pid in self.WORKERS:
                 halt = self._bury_worker(pid, status) or halt
+            elif self.companions is not None and self.companions.bury_leaving(pid, status):
+                pass
             else:
                 # As process 1 of a container, this one inherits the orphans of all others.
                 self.log.debug("The process %s, none of ours, %s", pid, describe_end(status))

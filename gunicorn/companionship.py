@@ -76,6 +76,8 @@ class Companionship(Master):
         selves. Raises HaltServer where a companion has given up without which the server is not to run.
         """
         now = time.monotonic()
+        if self.companions is not None:
+            self.companions.tend_leaving(now)
         if self._given_up and not self._stopping:
             raise HaltServer(f"the companion {self._given_up} has given up")
         if self.companion_manager_pid:

@@ -539,17 +539,19 @@ class Server:
         return None
 
     def manager(self) -> int | None:
-        """The companion manager: the one child that leads a session of its own."""
-        for pid in self.children():
-            proc = read_proc(pid)
-            if proc is not None and proc.session == pid and proc.alive:
-                return pid
-        return None
+        """The companion manager; where one is being replaced, the new one."""
+        found = [(proc.start, pid) for pid in self.managers() if (proc := read_proc(pid)) is not None]
+        return max(found)[1] if found else None
+
+    def managers(self) -> list[int]:
+        """The children that lead a session of their own."""
+        found = [(pid, read_proc(pid)) for pid in self.children()]
+        return [pid for pid, proc in found if proc is not None and proc.session == pid and proc.alive]
 
     def workers(self) -> list[int]:
         """The pids of the HTTP workers, oldest first."""
-        manager, successor = self.manager(), self.new_master()
-        return [pid for pid in self.children() if pid not in (manager, successor)]
+        others = {*self.managers(), self.new_master()}
+        return [pid for pid in self.children() if pid not in others]
 
     def wait_workers(self, count: int, timeout: float = 10.0, without: Sequence[int] = ()) -> list[int]:
         """The workers, once there are exactly *count* of them and none of *without*."""

@@ -173,6 +173,7 @@ class CompanionManager:
         self._reported_running: int | None = None
         self._kept_state: dict[str, Any] = {}
         self._orders_changed = False
+        self._keeps_state = True
 
     # -- the loop ----------------------------------------------------------
 
@@ -321,6 +322,11 @@ class CompanionManager:
         if message.get("run_files"):
             self.claims.renew()
             self.hearing.renew(self.processes.values(), self.claims.run_dir)
+        if message.get("make_room") and not self.stopping:
+            self._make_room()
+        if message.get("orphans"):
+            self.claims.find_strays(self.processes, time.monotonic())
+            self._changed = True
         if message.get("promoted"):
             self._beside_elder = False
             self._changed = True
@@ -340,6 +346,17 @@ class CompanionManager:
                 changes["directory"],
                 exc.strerror,
             )
+
+    def _make_room(self) -> None:
+        """The next manager takes over. This one ends what it runs; there, each waits for its older self."""
+        self.stop_all(reload=True)
+        if self.control is not None:
+            self.control.close()
+            self.control = None
+        self.keep_state()
+        # From now on the next one writes there.
+        self._keeps_state = False
+        self.tell({"made_room": True})
 
     def _lose_master(self) -> None:
         self.log.warning("The master is gone; companions are stopped")
@@ -389,7 +406,7 @@ class CompanionManager:
         """Write it down for the next manager, and for that of a new master."""
         self._orders_changed = False
         state = self._state()
-        if state == self._kept_state or self.shared is None:
+        if state == self._kept_state or self.shared is None or not self._keeps_state:
             return
         self._kept_state = state
         try:

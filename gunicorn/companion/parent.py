@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from gunicorn import __version__, redact
@@ -29,6 +30,7 @@ from gunicorn.companion.runfile import Orphan, Record
 from gunicorn.companion.sharedstate import SharedState
 from gunicorn.errors import ConfigError
 from gunicorn.unix import spare
+from gunicorn.unix.process import describe_end
 
 # A manager that dies at once is not started again in a tight loop.
 SPAWN_INTERVAL = 1.0
@@ -86,6 +88,16 @@ def planned(app: Any) -> dict[str, Any]:
     }
 
 
+@dataclass
+class Leaving:
+    """A manager that has made room for another, and ends what it ran beside it."""
+
+    pid: int
+    link: Link
+    # When it is killed.
+    kill_at: float
+
+
 class ManagerHandle(ArbitersPart):
     """The arbiter's record of the companion manager, across its restarts."""
 
@@ -103,6 +115,7 @@ class ManagerHandle(ArbitersPart):
         self.spawned_at: float | None = None
         # When the manager is killed, if it was told to end.
         self.kill_at: float | None = None
+        self.leaving: list[Leaving] = []
         self.places = Places(arbiter, arbiter.inherited_run_dir)
         self._places_stay = False
         self.pulse = Pulse(time.monotonic())
@@ -133,6 +146,7 @@ class ManagerHandle(ArbitersPart):
     def next_deadline(self) -> float | None:
         """When the arbiter must look again, at the latest."""
         times = [self.kill_at] if self.kill_at is not None else []
+        times += [each.kill_at for each in self.leaving]
         waits = self.cfg.companion_workers and not self.arbiter.companion_manager_pid
         if waits and self.spawned_at is not None and self.orphans is None and not self.places.must_wait():
             times.append(self.spawned_at + SPAWN_INTERVAL)
@@ -219,7 +233,7 @@ class ManagerHandle(ArbitersPart):
         """
         self.drop_link()
         self.kill_at = None
-        self._places_stay = not clean
+        self._places_stay = not clean or bool(self.leaving)
 
     def _describe_server(self) -> dict[str, Any]:
         return {
@@ -244,7 +258,9 @@ class ManagerHandle(ArbitersPart):
         """Take in the manager's messages."""
         if self.link is None:
             return
+        made_room = False
         for message in self.link.receive():
+            made_room = made_room or bool(message.get("made_room"))
             if "reread" in message:
                 self._take_over(message["reread"])
                 if not self.cfg.companion_workers:
@@ -262,6 +278,8 @@ class ManagerHandle(ArbitersPart):
         if self.link is not None and self.link.ended:
             # Its end is reported by SIGCHLD; a descriptor at end-of-file is always readable.
             self.arbiter.poller.remove(self.link.fileno())
+        elif made_room:
+            self._let_leave()
 
     def _take_over(self, applied: dict[str, str]) -> None:
         """The manager has applied a configuration: hold the same one for its successor."""
@@ -358,9 +376,50 @@ class ManagerHandle(ArbitersPart):
             self.kill_at = time.monotonic() + self.stop_timeout()
 
     def replace(self) -> None:
-        """End the manager; the arbiter starts another as soon as it is reaped."""
+        """End the manager; the arbiter starts another at once, or where that cannot be when it is reaped.
+
+        Two can be beside each other, as over an upgrade, where each sees the run files of the other. Each
+        companion then waits for its own older self only.
+        """
         self.kill_at = time.monotonic() + self.reload_timeout()
-        self.arbiter.signal_companion_manager(signal.SIGUSR2)
+        same = all(getattr(self.cfg, name) == before for name, before in self._fixed.items())
+        if same and self.link is not None and self.places.usable:
+            self.link.send({"make_room": True})
+        else:
+            self.arbiter.signal_companion_manager(signal.SIGUSR2)
+
+    def _let_leave(self) -> None:
+        """The manager has written down what the next one needs; there may be one from now on."""
+        pid, link = self.arbiter.companion_manager_pid, self.link
+        if not pid or link is None or self.kill_at is None:
+            return
+        self.leaving.append(Leaving(pid, link, self.kill_at))
+        self.arbiter.poller.remove(link.fileno())
+        self.link = self.kill_at = None
+        self.arbiter.companion_manager_pid = 0
+        # The records of those that it still ends are there.
+        self._places_stay = True
+
+    def bury_leaving(self, pid: int, status: int) -> bool:
+        """Whether *pid*, which has ended, was a manager that had made room."""
+        for each in [each for each in self.leaving if each.pid == pid]:
+            self.leaving.remove(each)
+            ARBITERS_ALONE.discard(each.link)
+            each.link.close()
+            log = self.log.info if status == 0 else self.log.error
+            log("The companion manager before, process %d, %s", pid, describe_end(status))
+            if status and self.link is not None:
+                # What it left behind the manager of now did not have to look for at its start.
+                self.link.send({"orphans": True})
+            return True
+        return False
+
+    def tend_leaving(self, now: float) -> None:
+        """Kill those that do not end in time."""
+        for each in self.leaving:
+            if now >= each.kill_at:
+                each.kill_at = float("inf")
+                self._kill(each.pid)
 
     # -- limits ------------------------------------------------------------------
 
@@ -473,14 +532,16 @@ class ManagerHandle(ArbitersPart):
 
     def kill(self) -> None:
         """SIGKILL to a manager that did not end in time, and to what its run files name."""
-        pid = self.arbiter.companion_manager_pid
+        self.kill_at = None
+        self._kill(self.arbiter.companion_manager_pid)
+
+    def _kill(self, pid: int) -> None:
         self.log.error(
             "The companion manager (pid %d) did not end in time: SIGKILL to it and to its companions", pid
         )
-        self.kill_at = None
         # Looked at while the manager lives, which the records name.
         records = [record for record in self._records() if record.supervisor == pid and record.supervised]
-        self.arbiter.signal_companion_manager(signal.SIGKILL)
+        session.send(pid, signal.SIGKILL)
         # Where no descriptor is left to find them with, the kernel ends the leaders.
         with contextlib.suppress(OSError):
             for members in session.members({record.session for record in records}).values():
@@ -515,6 +576,9 @@ class ManagerHandle(ArbitersPart):
                 self.link.send({"handing_over": True})
             self.arbiter.signal_companion_manager(signal.SIGTERM if graceful else signal.SIGINT)
             self.suspect()
+        for each in self.leaving:
+            each.kill_at = min(each.kill_at, now + limit)
+            session.send(each.pid, signal.SIGTERM if graceful else signal.SIGINT)
         self._cap = None if graceful else cap
 
     def hasten(self) -> None:
@@ -526,12 +590,18 @@ class ManagerHandle(ArbitersPart):
         if self.arbiter.companion_manager_pid:
             self.kill_at = now + LAST_WORD
             self.arbiter.signal_companion_manager(signal.SIGINT)
+        for each in self.leaving:
+            each.kill_at = now + LAST_WORD
+            session.send(each.pid, signal.SIGINT)
 
     def stopped(self) -> bool:
         """One step of the stop: True when neither a manager nor anything it ran is left."""
         now = time.monotonic()
+        self.tend_leaving(now)
         if self.arbiter.companion_manager_pid:
             self.tick(now)
+            return False
+        if self.leaving:
             return False
         if self.orphans is None:
             self.orphans = self._left_behind(now)

@@ -152,7 +152,12 @@ class Places(ArbitersPart):
         """What a successor is told of the run directory; see `inherited`."""
         if not self.chosen:
             return self.inherited
-        return self.run_dir if self.run_dir is not None and self._usable else ""
+        return self.run_dir if self.usable else ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a run directory, and nothing is known to be wrong with it."""
+        return self.run_dir is not None and self._usable
 
     def must_wait(self) -> bool:
         """Whether companions have to wait until the old master is gone.

@@ -155,6 +155,8 @@ def test_reload(arbiter: Arbiter, reload: str, companions: list[dict[str, Any]],
         arbiter.spawn_companion_manager()
     arbiter.cfg.set("companion_workers", companions)
     arbiter.cfg.set("companion_reload", reload)
+    # One of another user or mask cannot be beside the old one.
+    arbiter.cfg.set("umask", 0o027)
     with mock.patch("os.kill") as kill:
         arbiter.reload_companion_manager()
     kill.assert_called_once_with(5, expected)

@@ -221,6 +221,98 @@ def test_companion_reload_all_replaces_the_manager_without_holding_up_the_rest()
         assert overlaps(server) == []
 
 
+def all_at_once(*more: dict[str, Any], **settings: Any) -> Server:
+    companions = [entry("quick", "idle"), entry("drain", env={"UNTIL": "done"}), *more]
+    return companion_server(*companions, companion_reload="all", **settings)
+
+
+def replace_manager(server: Server) -> int:
+    """SIGHUP; the old manager, once there is another."""
+    old = server.wait_manager()
+    server.signal(signal.SIGHUP)
+    server.wait_manager(10, without=old)
+    return old
+
+
+def waits_for(server: Server, name: str, pid: int | None) -> None:
+    wait_until(lambda: server.companion(name)["description"] == f"waiting for pid {pid}", 10)
+
+
+def test_with_all_a_quick_one_is_back_while_a_slow_one_drains() -> None:
+    others = entry("off", "idle"), entry("failed", "nothing", start_retries=1)
+    with all_at_once(*others, entry("beside", "idle", singleton=False)) as server:
+        before = settled(server, "quick", "drain", "beside", "off")
+        assert server.ask("stop", "off")["ok"]
+        wait_until(lambda: server.companion("failed")["state"] == "STOPPED")
+        old = replace_manager(server)
+        waits_for(server, "drain", before["drain"])
+        quick = server.wait_companion("quick", without=[before["quick"] or 0])["pid"]
+        assert server.companion("off")["description"] == "stopped manually"
+        wait_until(lambda: "Companion failed" in server.log().partition("waits: another")[2])
+        assert is_alive(old) and is_alive(before["drain"] or 0)
+        # Commands are for the new one, and hold.
+        assert server.ask("restart", "quick")["ok"]
+        quick = server.wait_companion("quick", without=[quick])["pid"]
+        assert server.ask("stop", "drain")["ok"]
+        assert server.ask("start", "drain")["ok"]
+        server.write("done", "")
+        wait_until(lambda: not is_alive(old), 10, "the old manager gone")
+        after = server.wait_companion("drain", without=[before["drain"] or 0])
+        assert len([s for s in signals(server, "drain") if s[0] == before["drain"]]) == 1
+        assert pids_in(server, "drain.drained")[0] == before["drain"] != after["pid"]
+        assert server.companion("quick")["pid"] == quick
+        assert server.wait_manager() != old
+        assert {path.name for path in server.dir.glob("*.overlap")} <= {"beside.overlap"}
+
+
+@pytest.mark.parametrize("whose", ["old", "new", "both"])
+def test_a_manager_that_dies_while_it_is_replaced(whose: str) -> None:
+    with all_at_once(companion_stop_timeout=5) as server:
+        before = settled(server, "quick", "drain")
+        old = replace_manager(server)
+        waits_for(server, "drain", before["drain"])
+        new = server.wait_manager()
+        if whose in ("old", "both"):
+            os.kill(old, signal.SIGKILL)
+        if whose in ("new", "both"):
+            os.kill(new, signal.SIGKILL)
+            server.wait_manager(10, without=new)
+        assert is_alive(before["drain"] or 0)
+        waits_for(server, "drain", before["drain"])
+        server.write("done", "")
+        for name in ("quick", "drain"):
+            server.wait_companion(name, without=[before[name] or 0])
+        assert overlaps(server) == []
+
+
+def test_what_a_manager_leaves_that_is_configured_no_more_is_ended_though_it_dies() -> None:
+    with all_at_once(companion_stop_timeout=1) as server:
+        before = settled(server, "quick", "drain")
+        reconfigure(server, entry("quick", "idle"), companion_reload="all")
+        old = replace_manager(server)
+        server.wait_companion("quick", without=[before["quick"] or 0])
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: not is_alive(before["drain"] or 0), 10, "ended")
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_the_server_ends_while_a_manager_is_replaced(sig: int) -> None:
+    with all_at_once(entry("stubborn", stop_timeout=1, reload_timeout=1)) as server:
+        before = settled(server, "quick", "drain", "stubborn")
+        old = replace_manager(server)
+        waits_for(server, "drain", before["drain"])
+        waits_for(server, "stubborn", before["stubborn"])
+        server.write("done", "")
+        if sig == signal.SIGKILL:
+            server.kill()
+        else:
+            server.signal(sig)
+            assert server.wait_exit(15) == 0
+        wait_until(lambda: not is_alive(old), 15)
+        assert overlaps(server) == []
+        server.kill_tree()
+
+
 def test_a_killed_worker_is_replaced_during_a_drain_on_hup() -> None:
     """It may take longer than a stop may: reload_timeout is its limit."""
     server = companion_server(
@@ -495,12 +587,11 @@ def test_after_a_hup_companions_start_in_the_new_release() -> None:
         assert note_of(server, "new") == seen(server, "r2")
         for name in ("t", "new"):
             assert note_of(server, name, "restart") == seen(server, "r2")
-        wait_until(lambda: server.companion("c")["state"] == "RUNNING")
+        # A change of `env` restarts by itself.
+        wait_until(lambda: note_of(server, "c") == seen(server, "r2"), 10, lambda: f"{note_of(server, 'c')}")
         (server.dir / "t.note").unlink()
         os.kill(server.companion("t")["pid"], signal.SIGKILL)
         assert note_of(server, "t") == seen(server, "r2")
-        # A change of `env` restarts by itself.
-        wait_until(lambda: note_of(server, "c") == seen(server, "r2"))
         assert server.manager() == manager
         # The next manager has it from the master.
         (server.dir / "t.note").unlink()
