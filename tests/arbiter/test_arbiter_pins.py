@@ -168,17 +168,31 @@ def test_the_childs_branch_of_a_spawn(arbiter: Arbiter) -> None:
     )
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, StopIteration, HaltServer("x"), RuntimeError])
-@pytest.mark.parametrize("booted, code", [(False, 3), (True, 255)])
+REFUSED = [OSError(errno.EMFILE, "x"), MemoryError(), ConfigError("certfile")]
+
+
+@pytest.mark.parametrize(
+    "errors, booted, served, code",
+    [
+        ([KeyboardInterrupt, StopIteration, HaltServer("x"), RuntimeError], False, False, 3),
+        ([KeyboardInterrupt, StopIteration, HaltServer("x"), RuntimeError], False, True, 3),
+        ([KeyboardInterrupt, StopIteration, HaltServer("x"), RuntimeError], True, True, 255),
+        # What the system refuses is tried again, once it is known that the configuration is good.
+        (REFUSED, False, False, 3),
+        (REFUSED, False, True, 255),
+    ],
+)
 def test_nothing_leads_from_a_worker_into_the_loop(
-    arbiter: Arbiter, error: BaseException, booted: bool, code: int
+    arbiter: Arbiter, errors: list[BaseException], booted: bool, served: bool, code: int
 ) -> None:
-    worker = mock.Mock(booted=booted)
-    worker.init_process.side_effect = error
-    arbiter.worker_class = mock.Mock(return_value=worker)
-    with mock.patch("os.fork", return_value=0), pytest.raises(SystemExit) as exit_:
-        arbiter.spawn_worker()
-    assert exit_.value.code == code
+    arbiter._served = served
+    for error in errors:
+        worker = mock.Mock(booted=booted)
+        worker.init_process.side_effect = error
+        arbiter.worker_class = mock.Mock(return_value=worker)
+        with mock.patch("os.fork", return_value=0), pytest.raises(SystemExit) as exit_:
+            arbiter.spawn_worker()
+        assert exit_.value.code == code
 
 
 def test_a_fork_that_the_system_refuses(arbiter: Arbiter) -> None:
@@ -250,20 +264,6 @@ def test_a_heartbeat_file_that_cannot_be_made(arbiter: Arbiter, served: bool) ->
     for _ in range(3):
         arbiter.spawn_workers()
     assert arbiter.worker_class.call_count == 1 and arbiter.WORKERS == {}
-
-
-@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "x"), MemoryError(), ConfigError("certfile")])
-@pytest.mark.parametrize("served, code", [(False, 3), (True, 255)])
-def test_what_the_system_refuses_a_worker_is_tried_again(
-    arbiter: Arbiter, error: Exception, served: bool, code: int
-) -> None:
-    arbiter._served = served
-    worker = mock.Mock(booted=False)
-    worker.init_process.side_effect = error
-    arbiter.worker_class = mock.Mock(return_value=worker)
-    with mock.patch("os.fork", return_value=0), pytest.raises(SystemExit) as exit_:
-        arbiter.spawn_worker()
-    assert exit_.value.code == code
 
 
 def test_murder_is_an_abort_and_then_a_kill(arbiter: Arbiter) -> None:

@@ -88,24 +88,21 @@ def test_a_reload_waits_for_the_new_workers(systemd: ServiceManager) -> None:
         systemd.wait("READY", since=since)
 
 
-def test_a_refused_reload_ends_as_well(systemd: ServiceManager) -> None:
+@pytest.mark.parametrize(
+    "file, text, said",
+    [
+        ("gunicorn.conf.py", "workers = 'many'\n", "many"),
+        ("app.py", "raise RuntimeError('no')", "a worker failed to boot"),
+    ],
+)
+def test_a_refused_reload_ends_as_well(systemd: ServiceManager, file: str, text: str, said: str) -> None:
     with served(systemd, "workers = 1\n") as server:
         systemd.wait("READY")
         since = len(systemd.told)
-        server.write("gunicorn.conf.py", "workers = 'many'\n")
+        server.write(file, text)
         server.signal(signal.SIGHUP)
-        ended = systemd.wait("READY", since=since)
-        assert "the last reload failed: " in ended.lines["STATUS"] and "many" in ended.lines["STATUS"]
-
-
-def test_a_reload_whose_workers_do_not_boot_ends_as_well(systemd: ServiceManager) -> None:
-    with served(systemd, "workers = 1\n") as server:
-        systemd.wait("READY")
-        since = len(systemd.told)
-        server.write("app.py", "raise RuntimeError('no')")
-        server.signal(signal.SIGHUP)
-        ended = systemd.wait("READY", since=since)
-        assert ended.lines["STATUS"].startswith("Serving: 1 worker; the last reload failed: a worker failed")
+        status = systemd.wait("READY", since=since).lines["STATUS"]
+        assert status.startswith("Serving: 1 worker; the last reload failed: ") and said in status
         assert server.get("/process").status == 200
 
 
