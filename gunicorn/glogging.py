@@ -19,17 +19,17 @@ from gunicorn import accesslog
 from gunicorn.accesslog import SafeAtoms
 from gunicorn.errors import ConfigError
 from gunicorn.logfiles import (
-    Complaint,
     LogFile,
     LogStream,
+    Throttle,
     close_uncaptured,
-    complain_seldom,
     fileno,
     open_log,
     open_safely_later,
     opening_safely,
     redirect_stdio,
     reopen,
+    report_write_error,
     restore_stdio,
 )
 from gunicorn.syslog import SYSLOG_FACILITIES, parse_syslog_address
@@ -105,7 +105,7 @@ class Logger:
     _line: accesslog.Line | None = None
     _direct: LogFile | LogStream | None = None
     _now: tuple[float, str] = (0.0, "")
-    _complaint: Complaint
+    _throttle: Throttle
 
     def __init__(self, cfg: Any) -> None:
         self.error_log = logging.getLogger("gunicorn.error")
@@ -248,7 +248,7 @@ class Logger:
             or (cfg.syslog and not cfg.disable_redirect_access_to_syslog)
         )
         self._format = cfg.access_log_format
-        self._complaint = Complaint()
+        self._throttle = Throttle()
         self._line = None
         if type(self).atoms is Logger.atoms:
             own = type(self)._get_user is not Logger._get_user
@@ -279,13 +279,13 @@ class Logger:
             handler = self._direct
             if handler is not None and self._line is not None and self._is_plain(log, handler):
                 handler.write_line(self._line(resp, req, environ, request_time))
-                complaint = self._complaint
-                if complaint.count and (lost := complaint.over()):
+                throttle = self._throttle
+                if throttle.count and (lost := throttle.recovered()):
                     self.error("The access log is written again (lines lost: %d)", lost)
             else:
                 log.info(self._format, SafeAtoms(self.atoms(resp, req, environ, request_time)))
         except Exception as error:
-            lost = self._complaint.due()
+            lost = self._throttle.failed()
             if not lost:
                 return
             if isinstance(error, OSError):
@@ -337,7 +337,7 @@ class Logger:
         if self.logfile is not None:
             redirect_stdio(self.logfile.fileno())
 
-    def close_here(self) -> None:
+    def close_in_child(self) -> None:
         """In a child that is none of the server's processes: hold nothing that the server logs to.
 
         A rotated file goes only when nobody has it open any more. What is logged here all the same goes
@@ -345,7 +345,7 @@ class Logger:
         """
         for handler in [*self.error_log.handlers, *self.access_log.handlers]:
             if isinstance(handler, LogFile):
-                handler.close_here()
+                handler.close_in_child()
             elif _is_own(handler) and not isinstance(handler, LogStream):
                 # A connection, which is made anew when it is needed.
                 handler.close()
@@ -428,7 +428,7 @@ def _apply_logconfig(cfg: Any) -> None:
                 handler._gunicorn_logconfig = True  # type: ignore[attr-defined]
                 open_safely_later(handler, cfg)
                 if type(handler).handleError is logging.Handler.handleError:
-                    handler.handleError = functools.partial(complain_seldom, handler)  # type: ignore[method-assign]
+                    handler.handleError = functools.partial(report_write_error, handler)  # type: ignore[method-assign]
 
 
 def _apply_logconfig_file(path: str) -> None:

@@ -27,46 +27,46 @@ else:
     _StreamHandler = logging.StreamHandler  # not to be subscripted before Python 3.11
 
 
-class Complaint:
-    """Counts what goes wrong over and over, and tells when it is time to say so: once a minute."""
+class Throttle:
+    """Limits the reports of a repeated failure to one a minute."""
 
     INTERVAL = 60.0
 
     def __init__(self) -> None:
-        self._again_at = float("-inf")
-        # Failures that have not been said.
+        self._next_report = float("-inf")
+        # Failures that have not been reported.
         self.count = 0
 
-    def due(self) -> int:
-        """Count one failure more; how many there were since it was last time to say so, or 0 if it isn't."""
+    def failed(self) -> int:
+        """Count a failure; return how many to report now, 0 if the last report is less than a minute old."""
         self.count += 1
-        lost = self.over()
+        lost = self.recovered()
         if lost:
-            self._again_at = time.monotonic() + self.INTERVAL
+            self._next_report = time.monotonic() + self.INTERVAL
         return lost
 
-    def over(self) -> int:
-        """After a success: how many failures are still to be said, or 0 if it isn't time for that."""
-        if not self.count or time.monotonic() < self._again_at:
+    def recovered(self) -> int:
+        """After a success, return how many failures have not been reported, 0 if it is too early for that."""
+        if not self.count or time.monotonic() < self._next_report:
             return 0
         count, self.count = self.count, 0
         return count
 
 
-def complain_seldom(handler: Any, record: logging.LogRecord) -> None:
-    """In place of `Handler.handleError`: what cannot be written is said once a minute, on standard error.
+def report_write_error(handler: Any, record: logging.LogRecord) -> None:
+    """Report once a minute, on standard error, that a log cannot be written; replaces `Handler.handleError`.
 
-    A traceback for each line would fill another disk. Mistakes in a call are shown as ever.
+    A traceback for each line would fill another disk. A wrong log call is still shown with its traceback.
     """
     error = sys.exc_info()[1]
     if not isinstance(error, OSError):
         logging.Handler.handleError(handler, record)
         return
-    handler.complaint = getattr(handler, "complaint", None) or Complaint()
-    _say_lost(handler, f"cannot be written: {error}", handler.complaint.due())
+    handler.throttle = getattr(handler, "throttle", None) or Throttle()
+    _report_lost(handler, f"cannot be written: {error}", handler.throttle.failed())
 
 
-def _say_lost(handler: logging.Handler, what: str, lost: int) -> None:
+def _report_lost(handler: logging.Handler, what: str, lost: int) -> None:
     if lost and logging.raiseExceptions and sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(f"{_described(handler)} {what} (lines lost: {lost})\n")
@@ -87,8 +87,8 @@ class LogFile(logging.FileHandler):
 
     _gunicorn = False
     _torn = False
-    handleError = complain_seldom
-    complaint: Complaint | None = None
+    handleError = report_write_error
+    throttle: Throttle | None = None
 
     def __init__(self, path: str, owner: Owner | None = None) -> None:
         self._owner = owner
@@ -100,14 +100,14 @@ class LogFile(logging.FileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.write_line(f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
-            if self.complaint is not None:
-                _say_lost(self, "is written again", self.complaint.over())
+            if self.throttle is not None:
+                _report_lost(self, "is written again", self.throttle.recovered())
         except RecursionError:
             raise
         except Exception:
             self.handleError(record)
 
-    def close_here(self) -> None:
+    def close_in_child(self) -> None:
         """Close the file in this process alone, and write to standard error from now on."""
         if self.stream is not None:
             # Kept: freed, it would close whatever has its number then.
@@ -138,7 +138,7 @@ class LogStream(_StreamHandler):
     """Standard output or standard error."""
 
     _gunicorn = False
-    handleError = complain_seldom
+    handleError = report_write_error
 
     def write_line(self, line: bytes) -> None:
         text = line.decode()

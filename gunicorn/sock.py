@@ -148,7 +148,7 @@ class UnixSocket(BaseSocket):
 
     def bind(self, sock: socket.socket) -> None:
         if not _is_abstract(self.cfg_addr):
-            trust.check_way(os.fsdecode(self.cfg_addr))
+            trust.check_path(os.fsdecode(self.cfg_addr))
         # bind() makes the file: with its final mode, not with another for a moment.
         before = os.umask(self.conf.umask)
         try:

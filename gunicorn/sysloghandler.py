@@ -11,7 +11,7 @@ import socket
 import sys
 from typing import Any
 
-from gunicorn.logfiles import Complaint
+from gunicorn.logfiles import Throttle
 
 
 class SyslogHandler(logging.handlers.SysLogHandler):
@@ -33,7 +33,7 @@ class SyslogHandler(logging.handlers.SysLogHandler):
         self.socket: socket.socket | None = None
         self._target: Any = None
         self._pid = os.getpid()
-        self._complaint = Complaint()
+        self._throttle = Throttle()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -45,7 +45,7 @@ class SyslogHandler(logging.handlers.SysLogHandler):
 
     def _complain(self, error: OSError) -> None:
         """Say once a minute that messages are lost; a traceback for each would drown all."""
-        lost = self._complaint.due()
+        lost = self._throttle.failed()
         if lost and sys.stderr is not None:
             with contextlib.suppress(OSError, ValueError):
                 where = self.address if isinstance(self.address, str) else "%s:%s" % self.address  # noqa: UP031

@@ -103,7 +103,7 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
         if closed is not None:
             raise Unusable(f"{path}: user {uid} may not enter {closed}")
         if not os.path.lexists(path):
-            check_root_s(path, uid)
+            check_owned_by_root(path, uid)
         trust.make_directory(path, (uid, gid))
         info = os.stat(path)
     except OSError as exc:
@@ -114,14 +114,14 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
         raise Unusable(f"{path} may be written by everybody")
     if not _may(info, uid, gid, os.W_OK | os.X_OK):
         raise Unusable(f"{path} is not writable for user {uid}")
-    check_root_s(path, uid)
+    check_owned_by_root(path, uid)
 
 
-def check_root_s(path: str, uid: int) -> None:
+def check_owned_by_root(path: str, uid: int) -> None:
     """Raise Unusable if companions of root would have their records in a directory of somebody else's."""
     from gunicorn.unix import trust
 
-    if uid == 0 and os.geteuid() == 0 and not trust.is_root_s(path):
+    if uid == 0 and os.geteuid() == 0 and not trust.is_owned_by_root(path):
         raise Unusable(f"{path} is not root's, or others may change what it leads to")
 
 

@@ -220,7 +220,7 @@ class Places(ArbitersPart):
             with contextlib.suppress(paths.Unusable):
                 paths.prepare_directory(run_dir, self.cfg.uid, self.cfg.gid)
             try:
-                paths.check_root_s(run_dir, self.cfg.uid)
+                paths.check_owned_by_root(run_dir, self.cfg.uid)
             except paths.Unusable as exc:
                 self.log.warning("No run files in companion_run_dir: %s", exc)
                 return None

@@ -12,7 +12,7 @@ from typing import Any
 
 from gunicorn.accesslog import microseconds, status_code
 from gunicorn.glogging import Logger
-from gunicorn.logfiles import Complaint
+from gunicorn.logfiles import Throttle
 
 # What the `extra` of a log call may hold, so that a figure is sent along with the line, or in its place.
 METRIC_VAR = "metric"
@@ -43,7 +43,7 @@ class Statsd(Logger):
         self._tried = 0.0
         self._retry_delay = RETRY_DELAY
         self._complained = False
-        self._figures_lost = Complaint()
+        self._figures_lost = Throttle()
         super().__init__(cfg)
 
     def setup(self, cfg: Any) -> None:
@@ -71,8 +71,8 @@ class Statsd(Logger):
                 self._complained = True
                 Logger.warning(self, "statsd at %s cannot be reached: %s", _shown(self._address), error)
 
-    def close_here(self) -> None:
-        super().close_here()
+    def close_in_child(self) -> None:
+        super().close_in_child()
         self._address = None
         self._connect()
 
@@ -176,7 +176,7 @@ class Statsd(Logger):
             if isinstance(self._address, str):
                 self._connect_again()
         except Exception:
-            lost = self._figures_lost.due()
+            lost = self._figures_lost.failed()
             if lost:
                 # Not self.warning(), which would count itself by the same way.
                 Logger.warning(self, "Figures for statsd are lost: %d", lost, exc_info=True)

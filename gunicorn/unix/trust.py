@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Files that root opens and gives away, by paths that other users may change.
+"""Open, create and give away files as root, by paths that other users may change.
 
-A directory is *trusted* if only root can change what the names in it, and those on the way to it, lead
-to. Elsewhere a link, a hard link or a device may have been put in the place of a file, to have
-root write to, or give away, what its author could not touch. docs/trust.rst has the rules in full.
+A directory is *trusted* if only root can change its entries and those of each directory above it. In
+any other directory a user may have replaced a file by a link, a hard link or a device, so that root
+writes to a file, or gives one away, that this user has no right to. docs/trust.rst has the rules.
 
-For everybody but root all of this is a plain ``open()``: the kernel decides.
+For every other user these functions are a plain ``open()``: the kernel checks.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Owner = tuple[int, int]
 
 
 class Untrusted(PermissionError):
-    """What root will not open; ``strerror`` says why."""
+    """Root refuses to use a path; ``strerror`` says why."""
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(errno.EPERM, f"root does not use it: {why}", path)
 
 
 class Place:
-    """A name in an open directory, reached without being misled."""
+    """The end of a path: an open directory, and a name in it."""
 
     def __init__(self, path: str | bytes) -> None:
         self.path = os.path.abspath(os.fsdecode(path))
@@ -46,7 +46,7 @@ class Place:
         self.trusted = _only_root_writes(os.fstat(self.fd))
         # Whether the name is one of a stream, for the kernel to follow.
         self.stream = False
-        # Who must own the file: the user whose link led here.
+        # The user whose link led here, who must own the file.
         self.link_owner: int | None = None
         self._links = 0
 
@@ -71,7 +71,7 @@ class Place:
             self.walk(target, follow)
 
     def _follow(self) -> str | None:
-        """What the name leads to, if it is a link, with what its author may do noted; None if it is none."""
+        """The target of the name if it is a link, else None. Takes note of the link's owner."""
         info = self.info()
         if info is None or not stat.S_ISLNK(info.st_mode):
             return None
@@ -79,9 +79,9 @@ class Place:
         owner = self._owner_of_link(info)
         if owner is not None:
             if self.link_owner not in (None, owner):
-                raise self.misled(owner)
+                raise self.bad_link(owner)
             self.link_owner = owner
-        self.trusted = self.holds(info)
+        self.trusted = self.trusts(info)
         return target
 
     def info(self) -> os.stat_result | None:
@@ -91,8 +91,8 @@ class Place:
         except FileNotFoundError:
             return None
 
-    def holds(self, info: os.stat_result) -> bool:
-        """Whether nobody but root can have put the entry *info* here."""
+    def trusts(self, info: os.stat_result) -> bool:
+        """Whether only root can have made the entry *info* of this directory."""
         if not self.trusted or not os.fstat(self.fd).st_mode & stat.S_ISVTX:
             return self.trusted
         # Everybody may give a file of root's a second name there.
@@ -102,18 +102,18 @@ class Place:
         info = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         if not stat.S_ISLNK(info.st_mode):
             fd = os.open(name, _DIRECTORY, dir_fd=self.fd)
-            self._move(fd, self.holds(info) and _only_root_writes(os.fstat(fd)))
+            self._move(fd, self.trusts(info) and _only_root_writes(os.fstat(fd)))
             return
         info, target = self._read_link(name)
         owner = self._owner_of_link(info)
-        self.trusted = self.holds(info)
+        self.trusted = self.trusts(info)
         self.walk(target, follow=False)
         self._enter(self.name)
         if owner is not None and os.fstat(self.fd).st_uid != owner:
-            raise self.misled(owner)
+            raise self.bad_link(owner)
 
     def _read_link(self, name: str) -> tuple[os.stat_result, str]:
-        """A link and what it leads to: of one link, though another may take its place meanwhile."""
+        """Status and target of a link. Both are those of one link, even if it is replaced meanwhile."""
         self._links += 1
         if self._links > _MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self.path)
@@ -128,14 +128,14 @@ class Place:
             os.close(fd)
 
     def _owner_of_link(self, info: os.stat_result) -> int | None:
-        """Who must own what a link leads to; None: its author may lead root anywhere."""
-        if self.holds(info):
+        """The user who must own the target of a link; None for a link of root's, which may lead anywhere."""
+        if self.trusts(info):
             return None
         if info.st_nlink > 1:
             raise Untrusted(self.path, "a link on the way has a second name")
         return info.st_uid or None
 
-    def misled(self, owner: int) -> Untrusted:
+    def bad_link(self, owner: int) -> Untrusted:
         return Untrusted(self.path, f"a link of user {owner} leads to what is not that user's")
 
     def check(self, info: os.stat_result, user: int, made: bool = False) -> None:
@@ -146,8 +146,8 @@ class Place:
         if made:
             return
         if self.link_owner not in (None, info.st_uid):
-            raise self.misled(self.link_owner or 0)
-        if self.trusted and self.holds(info):
+            raise self.bad_link(self.link_owner or 0)
+        if self.trusted and self.trusts(info):
             return
         directory = os.fstat(self.fd)
         if not (stat.S_ISREG(info.st_mode) or stat.S_ISFIFO(info.st_mode)):
@@ -160,9 +160,9 @@ class Place:
             )
 
     def check_before_making(self) -> None:
-        """Raise Untrusted if who has led root here could not make a file here."""
+        """Raise Untrusted if the owner of the link that led here has no directory here."""
         if self.link_owner not in (None, os.fstat(self.fd).st_uid):
-            raise self.misled(self.link_owner or 0)
+            raise self.bad_link(self.link_owner or 0)
 
     def _move(self, fd: int, trusted: bool) -> None:
         os.close(self.fd)
@@ -191,10 +191,10 @@ def _only_root_writes(info: os.stat_result) -> bool:
 
 
 def open_file(path: str, flags: int, mode: int = 0o666, owner: Owner | None = None) -> int:
-    """Open *path* for writing; close-on-exec. As root, see that it is what *path* is meant to be.
+    """Open *path* for writing, close-on-exec. As root, check the path and the file. Raises OSError.
 
-    With *owner* a regular file that root has made becomes theirs, and so does one that only root can
-    have put there. Raises OSError.
+    With *owner*, a regular file is given to that user and group if it was made now, or if only root can
+    have put it there.
     """
     flags |= os.O_CLOEXEC | os.O_NOCTTY
     if os.geteuid() != 0 or is_stream(os.path.abspath(path)):
@@ -208,7 +208,7 @@ def open_file(path: str, flags: int, mode: int = 0o666, owner: Owner | None = No
             info = os.fstat(fd)
             place.check(info, owner[0] if owner is not None else 0, made)
             sole = stat.S_ISREG(info.st_mode) and info.st_nlink == 1
-            ours = made or (sole and place.holds(info))
+            ours = made or (sole and place.trusts(info))
             if owner is not None and ours and (info.st_uid, info.st_gid) != owner:
                 os.fchown(fd, *owner)
             if flags & os.O_TRUNC and stat.S_ISREG(info.st_mode):
@@ -240,7 +240,7 @@ def _open_or_make(place: Place, flags: int, mode: int) -> tuple[int, bool]:
 
 
 def remove(path: str | bytes) -> None:
-    """Remove the file *path*, as root nothing that a link of somebody else's leads to. Raises OSError."""
+    """Remove the file *path*; as root, through no link that others control. Raises OSError."""
     if os.geteuid() != 0:
         os.unlink(path)
         return
@@ -248,32 +248,32 @@ def remove(path: str | bytes) -> None:
         os.unlink(place.name, dir_fd=place.fd)
 
 
-def check_way(path: str) -> None:
-    """Raise Untrusted if root would be misled on the way to *path*; OSError where there is no way."""
+def check_path(path: str) -> None:
+    """Raise Untrusted if a link that others control is on the way to *path*. Does nothing unless root."""
     if os.geteuid() == 0:
         with place_of(path, follow=False):
             pass
 
 
-def is_root_s(path: str) -> bool:
-    """Whether *path* leads to a directory of root's, there already or to be made, and only root changes that.
+def is_owned_by_root(path: str) -> bool:
+    """Whether *path* is a directory of root's, or can become one, and only root can replace it.
 
-    Others may have a right to make files in it.
+    Others may be allowed to make files in it.
     """
     try:
         with place_of(path) as place:
             info = place.info()
             if info is None or not stat.S_ISDIR(info.st_mode):
                 return place.trusted
-            return place.holds(info) and info.st_uid == 0
+            return place.trusts(info) and info.st_uid == 0
     except (FileNotFoundError, NotADirectoryError):
-        return is_root_s(os.path.dirname(os.path.abspath(path)))
+        return is_owned_by_root(os.path.dirname(os.path.abspath(path)))
     except OSError:
         return False
 
 
 def open_directory(path: str) -> int:
-    """Open the directory *path* to read it, misled by nobody; close-on-exec. Raises OSError."""
+    """Open the directory *path* for reading; as root, through no link that others control. Raises OSError."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     if os.geteuid() != 0:
         return os.open(path, flags)
@@ -281,7 +281,7 @@ def open_directory(path: str) -> int:
         fd = os.open(place.name, flags | os.O_NOFOLLOW, dir_fd=place.fd)
         if place.link_owner not in (None, os.fstat(fd).st_uid):
             os.close(fd)
-            raise place.misled(place.link_owner or 0)
+            raise place.bad_link(place.link_owner or 0)
         return fd
 
 

@@ -303,7 +303,7 @@ def test_directories_of_root_s(ground: Ground, path: str, expected: bool) -> Non
     (ground.root / "group").chmod(0o770)
     ground.link(ground.root.parent / "link-of-root", ground.root, owner=0)
     ground.link(ground.theirs / "link", ground.root)
-    assert trust.is_root_s(str(ground.root.parent / path)) is expected
+    assert trust.is_owned_by_root(str(ground.root.parent / path)) is expected
 
 
 def test_nothing_is_removed_that_a_link_leads_to(ground: Ground) -> None:
