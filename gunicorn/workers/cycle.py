@@ -146,6 +146,9 @@ class Cycle:
         # Without a response, the application may have taken the connection over: no page belongs there.
         taken = resp is not None and resp.status is None and may_leave_http(req)
         from_client = from_client or (taken and is_end_of(sock, error))
+        if from_client and _has_closed(sock, error):
+            self.log.debug("The application has closed the connection of %s itself", ascii(where))
+            return Fate.CLOSE
         self.log_failure(error, from_client, where, addr)
         if from_client and is_disconnect(error):
             return Fate.CLOSE
@@ -266,7 +269,7 @@ def is_disconnect(error: BaseException) -> bool:
 
 def is_end_of(sock: Any, error: BaseException) -> bool:
     """Whether an application that speaks on *sock* itself has met, by *error*, the end of that connection."""
-    if not is_disconnect(error):
+    if not is_disconnect(error) and not _has_closed(sock, error):
         return False
     try:
         sock.getpeername()
@@ -275,7 +278,28 @@ def is_end_of(sock: Any, error: BaseException) -> bool:
     return False
 
 
-_GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN, errno.EBADF))
+def _has_closed(sock: Any, error: BaseException) -> bool:
+    """Whether *error* says that *sock* was closed here, by whoever had it.
+
+    While it is open, a descriptor that is none would be a mistake of ours, and no client that has left.
+    """
+    return isinstance(error, OSError) and error.errno == errno.EBADF and sock.fileno() < 0
+
+
+# The latter come from the network, or from the kernel that has had no answer for too long.
+_GONE = frozenset(
+    (
+        errno.EPIPE,
+        errno.ECONNRESET,
+        errno.ENOTCONN,
+        errno.ESHUTDOWN,
+        errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+    )
+)
 
 # Where reading and writing of a connection pass through between the system and us.
 _PLUMBING = frozenset(("socket", "ssl", "gevent", "gunicorn.workers.gsocket", "gunicorn.workers.bodies"))

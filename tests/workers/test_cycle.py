@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -590,6 +591,8 @@ def test_what_cannot_be_read_is_answered(pair: Any, error: Exception, status: in
         (ConnectionResetError(), "debug"),
         (BrokenPipeError(), "debug"),
         (ssl.SSLEOFError(), "debug"),
+        (OSError(errno.EHOSTUNREACH, "no route"), "debug"),
+        (OSError(errno.ETIMEDOUT, "no answer to probes"), "debug"),
         (ssl.SSLError(1, "wrong version"), "warning"),
     ],
     ids=repr,
@@ -598,3 +601,20 @@ def test_who_has_left_gets_no_answer(pair: Any, error: Exception, level: str) ->
     exchange = Exchange(pair, hello)
     assert exchange.cycle.answer_error(None, exchange.ours, ADDRESS, error) is Fate.CLOSE
     assert exchange.worker.log.levels() == [level] and exchange.answer() == b""
+
+
+def test_a_bad_descriptor_is_no_client_that_has_left(pair: Any) -> None:
+    exchange = Exchange(pair, hello)
+    exchange.cycle.answer_error(None, exchange.ours, ADDRESS, OSError(errno.EBADF, "bad"))
+    assert exchange.worker.log.levels() == ["error"]
+
+
+def test_an_application_may_close_the_connection_itself(pair: Any) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        environ["gunicorn.socket"].close()
+        return [b"never sent"]
+
+    exchange = Exchange(pair, app)
+    assert exchange() is Fate.CLOSE
+    assert exchange.worker.log.levels() == ["debug"]
