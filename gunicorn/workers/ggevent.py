@@ -241,6 +241,7 @@ class GeventWorker(AsyncWorker):
         """
         for listener in self.sockets:
             while time.monotonic() < until:
+                self.notify()
                 if not self._has_room():
                     part(self.conns.values(), self._retired_at)
                     self._tick(RETIRE_TICK)
@@ -255,8 +256,8 @@ class GeventWorker(AsyncWorker):
         queues = Queues()
         while time.monotonic() < until and any(greenlet in self.conns for greenlet in at_work):
             for listener in queues.stalled(self.sockets):
-                while self._has_room() and self._take(listener):
-                    pass
+                while time.monotonic() < until and self._has_room() and self._take(listener):
+                    self.notify()
             part(self.conns.values(), self._retired_at)
             self._tick(2 * RETIRE_TICK)
 

@@ -355,11 +355,15 @@ class ThreadWorker(Worker):
 
         One that has only just been answered is spared: its next request may be on the way.
         """
-        conn = self.waiting.claim_longest_idle(time.monotonic() + self._keepalive - IDLE_AT_LEAST)
-        if conn is None:
-            return False
-        self._drop(conn)
-        return True
+        now = time.monotonic()
+        while conn := self.waiting.claim_longest_idle(now + self._keepalive - IDLE_AT_LEAST):
+            if not conn.has_input():
+                self._drop(conn)
+                return True
+            # Its next request has come, which no thread has seen yet.
+            conn.deadline = now + self._keepalive
+            self._look_again(conn)
+        return False
 
     def _pause(self, fd: int) -> None:
         """Accept nothing until a connection ends."""
@@ -504,7 +508,8 @@ class ThreadWorker(Worker):
         if turns.leader and not turns.working:
             return TICK
         waiting = any(map(accepting.has_queue, list(self._listeners.values())))
-        return 0 if waiting or any(conn.has_input() for conn in self.waiting.snapshot()) else TICK
+        parked = (conn for conn in self.waiting.snapshot() if conn.state is not _LINGER)
+        return 0 if waiting or any(conn.has_input() for conn in parked) else TICK
 
     # -- ends ----------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from harness import Server, is_alive, wait_until
+from harness import Server, descriptors, is_alive, status_field, wait_until
 from workertools import APP, Client, connect, elapsed, get, make_certificate
 
 
@@ -450,3 +450,25 @@ def post_request(worker, req, environ, resp):
 
         wait_until(all_refused)
         assert "has not answered" not in server.log() and server.workers() == workers
+
+
+def test_a_request_that_has_come_is_not_dropped_to_make_room() -> None:
+    config = gthread(threads=1, worker_connections=2, keepalive=60)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Server(APP, config, ready="listen"))
+        old = stack.enter_context(connect(server))
+        assert not old.ask().closes
+        (worker,) = server.workers()
+        stack.enter_context(connect(server))
+        wait_until(lambda: str(descriptors(worker)).count("socket:") == 3)
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() > began + 1.1)
+        os.kill(worker, signal.SIGSTOP)
+        wait_until(lambda: status_field(worker, "State").startswith("T"))
+        with connect(server) as new:
+            # In this order the worker hears of them.
+            new.send(get())
+            old.send(get())
+            os.kill(worker, signal.SIGCONT)
+            # The place is free when one of them has been answered for the last time.
+            assert old.answer().closes and new.answer().status == 200
