@@ -23,6 +23,8 @@ LONGEST_INTERVAL = 1.0
 class Failures:
     """The failures of one companion since a run last proved itself, or somebody asked for a start."""
 
+    __slots__ = ("count", "latest", "proof")
+
     def __init__(self) -> None:
         self.count = 0
         # What went wrong with the latest one.

@@ -54,6 +54,9 @@ class Cause(str, enum.Enum):
     WATCHDOG = "watchdog"
     SERVER = "server"  # which stops, or replaces the manager
 
+    def __str__(self) -> str:
+        return self.value
+
 
 class Action(enum.Enum):
     """What the manager has to do about it."""

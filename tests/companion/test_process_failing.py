@@ -755,7 +755,7 @@ def test_which_exit_is_a_failure(values, status, reason, counts):
     process = starting(**values)
     run_for(process, 10, status, reason=reason)
     assert process.failures.count == int(counts)
-    assert process.cause == "exit"
+    assert process.cause == "exit" == f"{process.cause}" == json.loads(json.dumps(process.cause))
     assert process.cause_text == (reason or process.last_exit)
 
 
