@@ -36,6 +36,7 @@ from gunicorn.http.proxyproto import (
     starts_proxy_header,
 )
 from gunicorn.http.wsgi import Response, forwarded_script_name, proxy_environ, server_script_name
+from gunicorn.workers import closing
 from gunicorn.workers.cycle import Stopped, answer_for, is_end_of, raised_by_connection
 from gunicorn.workers.gsocket import set_patience
 
@@ -434,6 +435,9 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if not isinstance(error, gevent.GreenletExit):
             cycle.log_failure(error, from_client, where, self.client_address)
         if self.headers_sent:
+            if not self.response_use_chunked and answer is not None and answer.response_length is None:
+                # Its end would look like the end of the content.
+                closing.reset(self.socket)
             return
         status, reason, text = answer_for(error if from_client else None)
         self._orig_status, self.response_headers = f"{status} {reason}", []

@@ -223,6 +223,19 @@ def test_an_old_client_knows_no_chunks(served: Server, keep: str, as_list: bool)
     assert not got.goes_on or got.headers["connection"].lower() == "keep-alive"
 
 
+@wsgi_servers
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_content_that_is_cut_short_does_not_look_whole(served: Server, version: str) -> None:
+    with served.connect() as sock:
+        sock.sendall(plan(version=version, fails="ValueError", **HELLO))
+        if version == "1.0":
+            with pytest.raises(ConnectionResetError):
+                while sock.recv(1000):
+                    pass
+        else:
+            assert read_until_closed(sock).endswith(b"3\r\nhel\r\n2\r\nlo\r\n")
+
+
 def test_hop_by_hop_headers_stay_here(served: Server) -> None:
     headers = [["Transfer-Encoding", "chunked"], ["Keep-Alive", "timeout=5"], ["Content-Length", "5"]]
     got = Exchange(served, plan(headers=headers, **HELLO))
