@@ -110,7 +110,9 @@ class Stops:
 
     def ask(self, name: str, stop: Stop) -> None:
         """Have *name* stopped as soon as nobody needs it."""
-        self._waiting[name] = stop
+        before = self._waiting.get(name, stop)
+        timeout = before.timeout if stop.timeout is None else stop.timeout
+        self._waiting[name] = Stop(timeout, before.manual or stop.manual)
         self._going.add(name)
 
     def drop(self, process: CompanionProcess) -> None:

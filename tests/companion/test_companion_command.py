@@ -177,6 +177,32 @@ def test_it_waits_until_companions_have_settled(managed, run):
 
 
 @needs_manager
+def test_several_are_stopped_in_their_order(managed, run):
+    server = managed("""
+        workers = [
+            dict(name="store", target=T.obey),
+            dict(name="rq", target=T.drain, numprocs=2, after=["store"]),
+        ]
+    """)
+    store = server.pid("store")
+    for name in ("rq:0", "rq:1"):
+        server.wait_told(name, "runs")
+    code, out, err = run("-s", server.socket, "--no-wait", "stop", "all")
+    assert (code, err) == (0, "")
+    assert "store is stopped after rq:0, rq:1" in out
+    assert server.pid("store") == store
+    code, out, err = run("-s", server.socket, "status", "store")
+    assert out.strip().endswith(", is stopped after rq:0, rq:1")
+    server.go_on()
+    # Once more, and this time they are waited for.
+    code, out, err = run("-s", server.socket, "stop", "store", "rq", "nobody")
+    assert code == 1 and "no companion named nobody" in err
+    assert sorted(line for line in out.splitlines() if "stopped" in line)[-1].startswith("store: ")
+    assert [server.wait(name, "STOPPED")["manual_stop"] for name in ("store", "rq:0", "rq:1")] == [True] * 3
+    assert server.told("rq:0")[-1].startswith("finished")
+
+
+@needs_manager
 def test_it_need_not_wait(managed, run):
     server = managed("workers = [dict(name='rq', target=T.drain)]")
     server.pid("rq")

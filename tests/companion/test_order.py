@@ -209,6 +209,18 @@ def test_one_without_a_process_is_not_needed_any_more_and_needs_nobody():
     assert processes["store"].state is State.STOPPED
 
 
+def test_a_second_stop_adds_to_the_first():
+    processes, stops = {**runs("store"), **runs("rq", after=("store",))}, Stops()
+    for name in processes:
+        stops.ask(name, Stop(5.0))
+    stops.ask("store", Stop(manual=True))
+    told(stops, processes)
+    end(processes["rq"], T0 + 3)
+    assert told(stops, processes) == ["store"]
+    assert processes["store"].manual_stop
+    assert processes["store"].stop_deadline == T0 + 6
+
+
 def test_one_on_its_way_out_is_told_not_to_come_back():
     processes, stops = {**runs("store"), **runs("rq", after=("store",))}, Stops()
     processes["store"].handle(Event.RESTART, T0)
