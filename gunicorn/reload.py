@@ -165,9 +165,10 @@ def switch_configuration(arbiter: Any, current: set[int]) -> Switch:
         listeners, dropped = _new_listeners(arbiter, old_cfg, cfg, undo)
         pidfile = _new_pidfile(arbiter, old_cfg, cfg, undo)
         _renew_log(arbiter, old_cfg, cfg, undo)
-        arbiter.setup(app)
-        # With the environment of the new configuration, which the hook may look at.
-        sock.check_tls(cfg)
+        with arbiter.interruptible():
+            arbiter.setup(app)
+            # With the environment of the new configuration, which the hook may look at.
+            sock.check_tls(cfg)
         arbiter.check_worker_class()
         for listener in listeners:
             # Kept ones, too: they show by it whether they speak TLS.

@@ -9,6 +9,7 @@ import functools
 import os
 import pwd
 import random
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn, cast
@@ -136,6 +137,10 @@ def failure_as(uid: int, gid: int, initgroups: bool, attempt: Callable[[], objec
     try:
         with open(reading, "rb") as file:
             return file.read().decode("utf-8", "replace")
+    except BaseException:
+        # Told to stop, and the child may hang.
+        os.kill(pid, signal.SIGKILL)
+        raise
     finally:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)

@@ -362,6 +362,21 @@ def test_listeners_that_stay_follow_the_configuration(short_dir: Path) -> None:
         server.wait_log(f"Listening on https://127.0.0.1:{server.port}")
 
 
+def test_a_stop_before_new_workers_have_booted_leaves_no_file(short_dir: Path) -> None:
+    one, two = short_dir / "one", short_dir / "two"
+    with TinyServer(
+        bind=None, ready=None, workers=1, bind_to=[f"unix:{one}"], pidfile=str(short_dir / "x.pid")
+    ) as server:
+        server.running(1)
+        reload(
+            server, "def post_fork(*args):\n    import time; time.sleep(60)", bind=[f"unix:{two}"], workers=1
+        )
+        wait_until(lambda: two.is_socket() and len(server.workers()) == 2)
+        assert one.is_socket()
+        assert server.stop() == 0
+        assert list(short_dir.iterdir()) == []
+
+
 @pytest.mark.parametrize("mode", ["boot", "exit:4"])
 def test_a_configuration_whose_workers_do_not_boot_is_taken_back(mode: str) -> None:
     other = free_port()
