@@ -188,12 +188,15 @@ def _open_as_ours(cfg: Any, handler: logging.FileHandler) -> TextIOWrapper:
 @contextlib.contextmanager
 def opening_safely(cfg: Any) -> Iterator[None]:
     """Have files that the standard library opens in this block, as root, opened as our own are."""
-    if os.geteuid() == 0:
-        setattr(logging.FileHandler, "_open", lambda handler: _open_as_ours(cfg, handler))  # noqa: B010
+    if os.geteuid() != 0:
+        yield
+        return
+    before = logging.FileHandler._open
+    setattr(logging.FileHandler, "_open", lambda handler: _open_as_ours(cfg, handler))  # noqa: B010
     try:
         yield
     finally:
-        setattr(logging.FileHandler, "_open", _standard_open)  # noqa: B010
+        setattr(logging.FileHandler, "_open", before)  # noqa: B010
 
 
 def open_safely_later(handler: logging.Handler, cfg: Any) -> None:
