@@ -297,7 +297,7 @@ def _is_believable(record: Record, info: os.stat_result, directory: str) -> bool
         return True
     try:
         if info.st_uid in (0, os.stat(directory).st_uid):
-            return info.st_nlink == 1
+            return info.st_nlink <= 1
         return session.owner(record.pid) == info.st_uid and os.getsid(record.pid) == record.session
     except OSError:
         return False

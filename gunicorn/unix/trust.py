@@ -96,7 +96,7 @@ class Place:
         if not self.trusted or not os.fstat(self.fd).st_mode & stat.S_ISVTX:
             return self.trusted
         # Everybody may give a file of root's a second name there.
-        return info.st_uid == 0 and (stat.S_ISDIR(info.st_mode) or info.st_nlink == 1)
+        return info.st_uid == 0 and (stat.S_ISDIR(info.st_mode) or info.st_nlink <= 1)
 
     def _enter(self, name: str) -> None:
         info = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
@@ -152,7 +152,8 @@ class Place:
         directory = os.fstat(self.fd)
         if not (stat.S_ISREG(info.st_mode) or stat.S_ISFIFO(info.st_mode)):
             raise Untrusted(self.path, "it is no file, in a directory that others may write to")
-        if info.st_nlink != 1:
+        # Some file systems in user space count no names at all.
+        if info.st_nlink > 1:
             raise Untrusted(self.path, "it has a second name, in a directory that others may write to")
         if directory.st_mode & stat.S_ISVTX and info.st_uid not in (0, user, directory.st_uid):
             raise Untrusted(
@@ -207,7 +208,7 @@ def open_file(path: str, flags: int, mode: int = 0o666, owner: Owner | None = No
         try:
             info = os.fstat(fd)
             place.check(info, owner[0] if owner is not None else 0, made)
-            sole = stat.S_ISREG(info.st_mode) and info.st_nlink == 1
+            sole = stat.S_ISREG(info.st_mode) and info.st_nlink <= 1
             ours = made or (sole and place.trusts(info))
             if owner is not None and ours and (info.st_uid, info.st_gid) != owner:
                 os.fchown(fd, *owner)
@@ -335,5 +336,5 @@ def give_socket(path: str, owner: Owner) -> None:
 
 
 def _check_socket(place: Place, info: os.stat_result | None) -> None:
-    if info is None or not stat.S_ISSOCK(info.st_mode) or info.st_nlink != 1 or info.st_uid != 0:
+    if info is None or not stat.S_ISSOCK(info.st_mode) or info.st_nlink > 1 or info.st_uid != 0:
         raise Untrusted(place.path, "it was replaced as soon as it was made")
