@@ -115,7 +115,7 @@ def never_comes_to(companion: Reply, wanted: str) -> bool:
         return not companion.get("rolling")
     if wanted == DONE and companion.get("autorestart") == "always":
         return True
-    return wanted in (DONE, "RUNNING") and bool(companion.get("stuck"))
+    return wanted in (DONE, "RUNNING") and bool(companion.get("hopeless"))
 
 
 # -- memory --------------------------------------------------------------------
@@ -274,7 +274,7 @@ def _has_settled(companion: Reply | None) -> bool:
     if companion is None:
         return True
     if companion["state"] == "STARTING":
-        # It would be waited for without end.
+        # What it comes after fails or is stopped: as for that one, there is no end to wait for.
         return bool(companion.get("stuck"))
     waits = companion.get("rolling") or companion.get("stops_after")
     return companion["state"] != "STOPPING" and not waits

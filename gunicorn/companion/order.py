@@ -6,7 +6,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.process import CompanionProcess, State
@@ -32,10 +32,22 @@ def in_order(processes: Iterable[CompanionProcess]) -> list[CompanionProcess]:
     return sorted(processes, key=lambda process: (process.config.group, process.config.index or 0))
 
 
-def unmet(processes: Processes, after: Iterable[str]) -> tuple[tuple[str, ...], str | None]:
-    """Those of *after* that have to be waited for; and, where that would be for ever, which and why."""
+class Unmet(NamedTuple):
+    """What a companion waits for: *names* of its `after`.
+
+    *stuck* says which of them fail or are stopped, and why; *hopeless*: they stay so unless somebody helps.
+    """
+
+    names: tuple[str, ...] = ()
+    stuck: str | None = None
+    hopeless: bool = False
+
+
+def unmet(processes: Processes, after: Iterable[str]) -> Unmet:
+    """What of *after* has to be waited for."""
     names: list[str] = []
-    hopeless: list[str] = []
+    stuck: list[str] = []
+    hopeless = False
     for name in after:
         found = chosen(processes, name)
         missing = [process for process in found if not process.has_been_running]
@@ -43,15 +55,22 @@ def unmet(processes: Processes, after: Iterable[str]) -> tuple[tuple[str, ...], 
             continue
         names.append(name)
         if not found:
-            hopeless.append(f"{name}, which is not there any more")
-        hopeless += [f"{p.name}, which {why}" for p in missing if (why := _why_never(p)) is not None]
-    return tuple(names), "; ".join(hopeless) or None
+            hopeless = True
+            stuck.append(f"{name}, which is not there any more")
+        for process in missing:
+            why = _why_missing(process)
+            if why is not None:
+                hopeless = hopeless or process.state is State.STOPPED or process.hopeless
+                stuck.append(f"{process.name}, which {why}")
+    return Unmet(tuple(names), "; ".join(stuck) or None, hopeless)
 
 
-def _why_never(process: CompanionProcess) -> str | None:
-    """Why *process* won't be RUNNING unless somebody starts it; None where it may."""
+def _why_missing(process: CompanionProcess) -> str | None:
+    """What keeps *process* from being RUNNING; None where it is on its way."""
     if process.state is State.STARTING:
         return None if process.stuck is None else f"waits for {process.stuck}"
+    if process.state is State.BACKOFF:
+        return f"fails and is tried again: {process.why}"
     if process.state is not State.STOPPED:
         return None
     if process.manual_stop:
@@ -67,12 +86,12 @@ def hold(processes: Processes, waiting: Collection[CompanionProcess]) -> None:
     """Find out anew what holds each of *waiting*, which are STARTING and have no process."""
     changed = True
     while changed:
-        # One that waits for ever may be what another one waits for.
+        # One that waits in vain may be what another one waits for.
         changed = False
         for process in waiting:
             found = unmet(processes, process.config.after)
-            if found != (process.held_by, process.stuck):
-                process.held_by, process.stuck = found
+            if found != (process.held_by, process.stuck, process.hopeless):
+                process.held_by, process.stuck, process.hopeless = found
                 changed = True
 
 

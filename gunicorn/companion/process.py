@@ -84,7 +84,8 @@ class CompanionProcess(Shown):
     must be empty before the next start; it outlives ``pid`` while leftovers end.
     ``waiting_for`` is the pid of an older self that somebody else started (0: not known),
     ``held_by`` names companions that must be RUNNING first, ``stuck`` says which of them
-    won't be, and why. All times are monotonic seconds. *chance* gives numbers from 0 to 1.
+    fail or are stopped, and why, ``hopeless`` that they stay so unless somebody helps.
+    All times are monotonic seconds. *chance* gives numbers from 0 to 1.
     """
 
     def __init__(self, config: CompanionConfig, chance: Callable[[], float] = random.random) -> None:
@@ -111,6 +112,7 @@ class CompanionProcess(Shown):
         # It is to be stopped as soon as these are.
         self.stops_after: tuple[str, ...] = ()
         self.stuck: str | None = None
+        self.hopeless = False
         self.watchdog_at: float | None = None
         # Its share of `max_lifetime_jitter`, drawn at the fork; `expires_at` follows the configuration.
         self.luck = 0.0
@@ -196,7 +198,7 @@ class CompanionProcess(Shown):
         self.stop_deadline = None
         self.settled = None
         self.reason = None
-        self.held_by, self.stuck = (), None
+        self.held_by, self.stuck, self.hopeless = (), None, False
         self.next_retry_at = self._earliest_start(d.now)
         return ()
 
@@ -417,7 +419,7 @@ class CompanionProcess(Shown):
         self.restart_pending = False
         self.next_retry_at = None
         self.reason = None
-        self.held_by, self.stuck = (), None
+        self.held_by, self.stuck, self.hopeless = (), None, False
         if self.session is not None:
             # The leader is gone and its leftovers have had their SIGKILL, or an
             # older self is ending by its own deadline: only its end is awaited.

@@ -79,7 +79,7 @@ class Rolling:
             waited_for = down if pid is None else down_for_limits
             if process.state is State.RUNNING and (group in taken or group in waited_for):
                 continue
-            if pid is not None and order.unmet(processes, process.config.after)[0]:
+            if pid is not None and order.unmet(processes, process.config.after).names:
                 continue
             taken.add(group)
             del self._waiting[name]

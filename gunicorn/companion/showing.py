@@ -25,6 +25,7 @@ class Shown:
     held_by: tuple[str, ...]
     stops_after: tuple[str, ...]
     stuck: str | None
+    hopeless: bool
     started_at: float | None
     exited_at: float | None
     next_retry_at: float | None
@@ -72,7 +73,7 @@ class Shown:
             wait = max(0, math.ceil((self.next_retry_at or now) - now))
             count = self.failures.count
             again = f", failed {count} times in a row" if count > 1 else ""
-            return f"{self._why}, retrying in {wait}s{again}"
+            return f"{self.why}, retrying in {wait}s{again}"
         if self.state is State.STOPPING:
             return self._describe_stopping(now)
         return self._describe_stopped()
@@ -103,14 +104,14 @@ class Shown:
         return "not started" if self.start_count == 0 else "stopped"
 
     @property
-    def _why(self) -> str:
+    def why(self) -> str:
         why = self.reason or self.last_exit
         return f"{why}; {self.hint}" if self.hint else why
 
     @property
     def verdict(self) -> str:
         """Why it is not started again by itself: ``gave up after 3 failed starts: exited with status 1``."""
-        why = self._why
+        why = self.why
         if self.settled != GAVE_UP:
             return why
         count = f"{self.failed_starts} failed start{'s' if self.failed_starts != 1 else ''}"
@@ -165,6 +166,7 @@ class Shown:
             self.held_by,
             self.stops_after,
             self.stuck,
+            self.hopeless,
             self.settled,
             self.reason,
             self.hint,
@@ -221,6 +223,7 @@ class Shown:
             "after": list(self.held_by),
             "stops_after": list(self.stops_after),
             "stuck": self.stuck,
+            "hopeless": self.hopeless,
             "reason": self.settled or self.reason,
             "status_text": self.status_text,
             "failures": self.failures.count,

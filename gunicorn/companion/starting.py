@@ -168,7 +168,9 @@ class Starter:
                 )
             ),
             # Those of a program are closed as it begins.
-            close_logs=getattr(manager.log, "close_in_child", None) if process.config.command is None else None,
+            close_logs=getattr(manager.log, "close_in_child", None)
+            if process.config.command is None
+            else None,
         )
 
     def claim(self, process: CompanionProcess, now: float) -> RunFile | None:

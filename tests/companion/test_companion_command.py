@@ -286,6 +286,16 @@ def test_what_waits_for_one_that_gave_up_is_not_waited_for(managed, run):
 
 
 @needs_manager
+def test_a_start_does_not_wait_for_one_that_fails_and_is_tried_again(managed, run):
+    server = managed(JOBS.replace("T.exit_0,", "T.exit_3, restart_delay=60,"))
+    server.wait("job", "BACKOFF")
+    line = "gunicorn-companion: rq: STARTING, waiting for job, which fails and is tried again: exited with"
+    for words in (["start", "rq"], ["restart", "rq"], ["wait", "rq", "--timeout", "0.2"]):
+        code, out, err = run("-s", server.socket, *words)
+        assert (code, out) == (1, "") and err.startswith(line), words
+
+
+@needs_manager
 def test_a_set_that_is_stopping_in_part_is_restarted_in_part(managed, run):
     server = managed("workers = [dict(name='n', target=T.drain, numprocs=3)]")
     for index in range(3):

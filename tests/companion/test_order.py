@@ -57,8 +57,13 @@ def test_one_that_may_still_come_is_waited_for():
     run_for(a, 0.5)
     assert a.state is State.BACKOFF
     hold(processes, [b])
-    assert (b.held_by, b.stuck) == (("a",), None)
+    # It is tried again: a start is not waited for longer than one of `a` itself, but there is hope.
+    why = "a, which fails and is tried again: exited with status 1"
+    assert (b.held_by, b.stuck, b.hopeless) == (("a",), why, False)
+    assert b.description(T0) == f"waiting for {why}"
     start_again(a)
+    hold(processes, [b])
+    assert (b.held_by, b.stuck) == (("a",), None)
     a.handle(Event.ALIVE, T0 + 10)
     hold(processes, [b])
     assert (b.held_by, b.stuck) == ((), None)
@@ -111,6 +116,7 @@ def test_one_that_won_t_come_is_told_with_the_reason(values, happens, why):
     assert c.description(T0) == f"waiting for b, which waits for a, which {why}"
     told = b.status_dict(T0)
     assert (told["state"], told["after"], told["stuck"]) == ("STARTING", ["a"], f"a, which {why}")
+    assert told["hopeless"] and c.hopeless
     # Somebody starts it: there is hope again.
     a.handle(Event.START, T0 + 100)
     hold(processes, [c, b])
