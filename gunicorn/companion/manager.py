@@ -702,6 +702,11 @@ class CompanionManager:
         whom = session.names_of(pids)
         how = "is killed, and with it" if process.pid is not None else "is gone and has left behind"
         self.log.warning("Companion %s (pid %s) %s %s: SIGKILL", process.name, process.session, how, whom)
+        asked = process.state is State.STOPPING and process.settled is None and not process.killed
+        if asked and process.pid is None and not process.config.stop_as_group:
+            self.log.warning(
+                "Companion %s: stop_as_group asks those to stop as well, and lets them finish", process.name
+            )
         hint = None
         if away and process.pid is None and (process.state is not State.STOPPING or process.settled):
             # Nobody has asked it to end: as a daemon does, which another one would be started beside.
@@ -846,7 +851,8 @@ class CompanionManager:
             # One on its way out has a deadline of its own; only a restart is off.
             has_one = process.state is State.STOPPING and timeout is None
             self.stops.ask(process.name, Stop(None if has_one else limit, cause=Cause.SERVER, reason=reason))
-        self.stop_due(now, together=again or self.handing_over)
+        # With a manager that takes over each of them has a successor, which waits for it and for no other.
+        self.stop_due(now, together=again or reload or self.handing_over)
         if timeout is not None:
             self.claims.hasten(now + timeout)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from gunicorn.companion.config import CompanionConfig
@@ -131,7 +131,7 @@ class Stops:
         """Have *name* stopped as soon as nobody needs it."""
         before = self._waiting.get(name, stop)
         timeout = before.timeout if stop.timeout is None else stop.timeout
-        self._waiting[name] = Stop(timeout, before.manual or stop.manual)
+        self._waiting[name] = replace(stop, timeout=timeout, manual=before.manual or stop.manual)
         self._going.add(name)
 
     def drop(self, process: CompanionProcess) -> None:

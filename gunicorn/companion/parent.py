@@ -442,7 +442,8 @@ class ManagerHandle(ArbitersPart):
             return float(explicit)
         if not self.configs:
             return 0.0
-        return self._longest(self.configs, lambda config: config.reload_timeout) + self._buffer
+        # Each has a successor, and none waits for another one.
+        return max(float(config.reload_timeout) for config in self.configs) + self._buffer
 
     @property
     def _buffer(self) -> float:

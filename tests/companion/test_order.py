@@ -219,10 +219,14 @@ def test_a_second_stop_adds_to_the_first():
     processes, stops = {**runs("store"), **runs("rq", after=("store",))}, Stops()
     for name in processes:
         stops.ask(name, Stop(5.0))
-    stops.ask("store", Stop(manual=True))
-    told(stops, processes)
+    stops.ask("store", Stop(manual=True, reason="asked for"))
+    [(_, first)] = stops.due(processes)
+    assert first == Stop(5.0)
+    processes["rq"].handle(Event.STOP, T0 + 1)
     end(processes["rq"], T0 + 3)
-    assert told(stops, processes) == ["store"]
+    [(_, second)] = stops.due(processes)
+    assert second == Stop(5.0, manual=True, reason="asked for")
+    processes["store"].handle(Event.STOP, T0 + 1, **second.details)
     assert processes["store"].manual_stop
     assert processes["store"].stop_deadline == T0 + 6
 
