@@ -39,7 +39,7 @@ from gunicorn.companion.process import (
     Event,
     State,
 )
-from gunicorn.companion.reread import Scaled, scale
+from gunicorn.companion.reread import Scaled, digest, scale
 from gunicorn.companion.rolling import Rolling
 from gunicorn.companion.sharedstate import Rights, SharedState
 from gunicorn.companion.sockets import Listeners
@@ -133,8 +133,7 @@ class CompanionManager:
                 self.elder = Elder(elder, Orders.of(seen))
         self._beside_elder = beside_elder
         self.orders = Orders.of(state)
-        # A reload may have brought this manager in the place of another, and its configuration with it.
-        self.orders.rereads += 1
+        self.orders.configuration = digest(configs)
         self.scaled: Scaled = self.orders.scaled
         self.processes: dict[str, CompanionProcess] = {
             c.name: CompanionProcess(c) for c in scale(configs, self.scaled)

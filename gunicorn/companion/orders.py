@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 class Orders:
     """By name: whether it was stopped (True) or started by command; by set: the number of copies.
 
-    *rereads* counts how often a new configuration was applied.
+    *configuration* names the one that is applied, see `reread.digest`.
     """
 
     stopped: dict[str, bool] = field(default_factory=dict)
     scaled: Scaled = field(default_factory=dict)
-    rereads: int = 0
+    configuration: str = ""
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Orders:
         """Those in *state*, which another version of the server may have written."""
-        stopped, scaled, rereads = state.get("stopped"), state.get("scale"), state.get("rereads")
+        stopped, scaled = state.get("stopped"), state.get("scale")
         return cls(
             {name: bool(value) for name, value in stopped.items()} if isinstance(stopped, dict) else {},
             {
@@ -41,12 +41,12 @@ class Orders:
                 for group, numbers in (scaled.items() if isinstance(scaled, dict) else ())
                 if isinstance(numbers, list) and len(numbers) == 2
             },
-            rereads if isinstance(rereads, int) else 0,
+            str(state.get("configuration", "")),
         )
 
     def as_state(self) -> dict[str, Any]:
         scaled = {group: list(numbers) for group, numbers in self.scaled.items()}
-        return {"stopped": dict(self.stopped), "scale": scaled, "rereads": self.rereads}
+        return {"stopped": dict(self.stopped), "scale": scaled, "configuration": self.configuration}
 
 
 class Elder:
@@ -71,7 +71,7 @@ class Elder:
 
 def follow(manager: CompanionManager, before: Orders, now: Orders, at: float) -> None:
     """Do here what has been asked of the old manager since *before*."""
-    if before.rereads != now.rereads:
+    if before.configuration != now.configuration:
         manager.log.info("Companions are reread here, too, as they were by the old master")
         manager.reread()
     for group in {*before.scaled, *now.scaled}:

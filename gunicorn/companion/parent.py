@@ -521,10 +521,10 @@ class ManagerHandle(ArbitersPart):
         self.arbiter.signal_companion_manager(signal.SIGUSR1)
 
     def _check_run_files(self) -> None:
-        """Have the manager look for run files that were removed, once more after each change."""
+        """Have the manager look for run files that were removed, and a second time later."""
         if self.kill_at is not None or self.link is None:
             return
-        if self.places.look_after_run_files():
+        if self.places.lost_run_files({config.name for config in self.configs if config.singleton}):
             # A companion that was just starting may not have written its record yet.
             self._looks_left = 2
         if self._looks_left:

@@ -118,8 +118,10 @@ class Places(ArbitersPart):
         self._use: DirectoryUse | None = None
         self._usable = True
         self._complained = False
-        # Of the run directory, when it was looked at last.
+        # The run directory when it was looked at last: a stamp, who had a file there, and who had none.
         self._stamp: tuple[int, int] | None = None
+        self._files: set[str] = set()
+        self._missing: set[str] = set()
 
     # -- which ---------------------------------------------------------------
 
@@ -259,8 +261,11 @@ class Places(ArbitersPart):
                 return
             self._leave()
 
-    def look_after_run_files(self) -> bool:
-        """Have the run directory there, should it have been removed; whether anything in it has changed."""
+    def lost_run_files(self, wanted: set[str]) -> bool:
+        """Have the run directory there, should it have been removed; whether files in it have gone since.
+
+        *wanted*: the names of companions that mostly have one. What is missing each time was let go.
+        """
         if self.run_dir is None:
             return False
         if self._use is None or not self._use.is_at(self.run_dir):
@@ -268,12 +273,15 @@ class Places(ArbitersPart):
             if not os.path.lexists(parent):
                 self._prepare("run files", parent)
             self._enter()
-        stamp: tuple[int, int] | None = None
+        known = self._files | wanted
         with contextlib.suppress(OSError):
             info = os.stat(self.run_dir)
-            stamp = info.st_ino, info.st_mtime_ns
-        changed, self._stamp = stamp != self._stamp, stamp
-        return changed
+            if (info.st_ino, info.st_mtime_ns) != self._stamp:
+                self._stamp = info.st_ino, info.st_mtime_ns
+                self._files = set(runfile.names(self.run_dir))
+        missing = known - self._files
+        lost, self._missing = missing - self._missing, missing
+        return bool(lost)
 
     def _leave(self) -> None:
         if self._use is not None:

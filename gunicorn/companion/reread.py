@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -28,6 +29,12 @@ class Difference:
 
     def __str__(self) -> str:
         return ", ".join(f"{len(names)} {kind}" for kind, names in vars(self).items() if names) or "none"
+
+
+def digest(configs: Iterable[CompanionConfig]) -> str:
+    """The same for any two lists that configure the same companions."""
+    text = "\n".join(sorted(f"{config.name} {config.fingerprint}" for config in configs))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def difference(processes: Mapping[str, CompanionProcess], configs: Iterable[CompanionConfig]) -> Difference:

@@ -13,7 +13,7 @@ from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.control import error
 from gunicorn.companion.order import Stop
 from gunicorn.companion.process import Cause, CompanionProcess, Event
-from gunicorn.companion.reread import Difference, difference, scale
+from gunicorn.companion.reread import Difference, difference, digest, scale
 from gunicorn.errors import on_one_line
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def reread(manager: CompanionManager, *, dry_run: bool = False) -> dict[str, Any
         return {"ok": True, "dry_run": True, **found.as_dict()}
     manager.adopt_config()
     # What goes may be taken up by the manager of a new master, which must know better then.
-    manager.orders.rereads += 1
+    manager.orders.configuration = digest(configs)
     manager.keep_state()
     result = manager.reread_config(configs)
     manager.tell({"reread": {config.name: config.fingerprint for config in configs}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,6 +161,28 @@ def test_a_directory_that_was_made_again_is_in_use_again(make: Make, tmp_path: P
     assert run.is_dir()
     second.choose()
     assert second.shared()
+
+
+def test_run_files_that_are_lost_are_noticed_once(make: Make, tmp_path: Path) -> None:
+    run = tmp_path / "deep" / "run"
+    places = make(companion_run_dir=str(run))
+    run.parent.mkdir()
+    places.choose()
+    for name in ("a", "b"):
+        (run / f"{name}.run").touch()
+    assert not places.lost_run_files({"a", "b"})
+    # One that is seen though nobody spoke of it, and one that never had a file.
+    (run / "rq:5.run").touch()
+    assert [places.lost_run_files({"a", "b", "off"}) for _ in range(3)] == [True, False, False]
+    for name in ("a", "rq:5"):
+        (run / f"{name}.run").unlink()
+        assert [places.lost_run_files({"a", "b", "off"}) for _ in range(2)] == [True, False]
+    (run / "a.run").touch()
+    assert not places.lost_run_files({"a", "b", "off"})
+    shutil.rmtree(run.parent)
+    assert [places.lost_run_files({"a", "b", "off"}) for _ in range(2)] == [True, False]
+    assert run.is_dir() and run.stat().st_mode & 0o777 == 0o700
+    assert not make(companion_control_socket="x", companion_run_dir=None).lost_run_files({"a"})
 
 
 def test_a_use_ends_with_its_process_and_is_no_child_s() -> None:
