@@ -252,13 +252,19 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     def handle_one_request(self) -> Any:
         self._answer = self._orig_status = None
+        more_expected = False
         try:
-            return super().handle_one_request()
+            result = super().handle_one_request()
         except _Refused as refused:
             self._end_of_head()
             req = PyWSGIRequest(self, {})
             self.server.worker.handle_error(req, self.socket, self.client_address, refused.error)
-            return None
+            result, more_expected = None, True
+        if result is None:
+            # The library, which ends it then, waits for nobody who is still sending.
+            more_expected |= getattr(self.wsgi_input, "is_held_back", False)
+            closing.close_gracefully(self.socket, more_expected)
+        return result
 
     def _speak_for(self, info: ProxyInfo | None) -> None:
         if info is not None:

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
+import socket
 import ssl
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -256,7 +259,22 @@ class Reply(HTTPConnection):  # type: ignore[misc]
         conn.ended = True
         request = RequestInfo(start_line, headers, conn.address, conn.address)
         self._worker.handle_error(request, conn.sock, conn.address, error)
-        closing.discard_now(conn.sock)
+
+
+async def _linger(stream: Any) -> None:
+    """Throw away what the client still sends, within bounds, and close *stream*, which is answered."""
+    until = time.monotonic() + closing.LINGER_SECONDS
+    left = closing.LINGER_BYTES
+    try:
+        closing.say_goodbye(stream.socket)
+        stream.socket.shutdown(socket.SHUT_WR)
+        while left > 0:
+            data = stream.read_bytes(65536, partial=True)
+            left -= len(await asyncio.wait_for(data, until - time.monotonic()))
+    except (OSError, asyncio.TimeoutError):
+        pass  # the end, or too slow
+    finally:
+        stream.close()
 
 
 class Intake(HTTPMessageDelegate):  # type: ignore[misc]
@@ -279,8 +297,7 @@ class Intake(HTTPMessageDelegate):  # type: ignore[misc]
         except ParseException as error:
             stream = reply.detach()
             reply.refuse(start_line, headers, error)
-            stream.close()
-            return None
+            return _linger(stream)
         conn.reading_body = True
         found: Awaitable[None] | None = self._inner.headers_received(start_line, headers)
         return found

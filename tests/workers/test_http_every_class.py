@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from harness import Server, read_until_closed, wait_until
+from harness import Server, read_until_closed, readable, wait_until
 from test_http_parse import INVALID, VALID
 from workertools import Client, connect
 
@@ -383,6 +383,18 @@ def test_heads_are_read_by_the_same_rules(served: Server) -> None:
 def test_a_client_that_has_ended_its_side_gets_its_answer(served: Server) -> None:
     assert Exchange(served, plan(**HELLO), second=False).status == 200
     assert len(Exchange(served, b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n", second=False).content) == 5_000_000
+
+
+def test_a_client_that_is_still_sending_gets_the_refusal(served: Server) -> None:
+    """Bytes that nobody has read would turn the close into a reset, which destroys what has been answered."""
+    with served.connect() as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a:b\r\nContent-Length: 500000\r\n\r\n" + b"x" * 50_000)
+        assert readable(sock, 5)
+        for _ in range(9):
+            sock.sendall(b"x" * 50_000)
+        sock.shutdown(socket.SHUT_WR)
+        data = read_until_closed(sock)
+        assert data.startswith(b"HTTP/1.1 400 ") and data.endswith(b"</html>\n")
 
 
 @wsgi_servers
