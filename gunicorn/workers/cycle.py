@@ -244,6 +244,10 @@ def _send_error(sock: Any, status: int, reason: str, text: str, head_only: bool 
 
 def may_leave_http(req: Any) -> bool:
     """Whether the client has asked for something else than HTTP to follow on its connection."""
+    head = req.head
+    if head is not None and head.fields is not None:
+        # Nearly always. Asked of the request, it takes several calls, which each request would pay for.
+        return "HTTP_UPGRADE" in head.fields or head.method == "CONNECT"
     return req.method == "CONNECT" or bool(req.wants_upgrade)
 
 
