@@ -314,20 +314,26 @@ def test_a_hook_may_ask_to_exit() -> None:
         assert server.wait_exit(10) == 7
 
 
-@pytest.mark.parametrize("name", ["on_starting", "when_ready"])
-def test_a_stop_does_not_wait_for_a_hook_of_the_start(name: str) -> None:
+@pytest.mark.parametrize(
+    "name, signum",
+    [
+        ("on_starting", signal.SIGTERM),
+        ("on_starting", signal.SIGINT),
+        ("when_ready", signal.SIGQUIT),
+    ],
+)
+def test_a_stop_does_not_wait_for_a_hook_of_the_start(name: str, signum: signal.Signals) -> None:
     hook = f"""
     import time
     def {name}(server):
         note("waits")
         time.sleep(60)
     """
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        with TinyServer(HOOKS, hook, ready=None, pidfile="x.pid") as server:
-            server.wait_events("waits")
-            assert server.stop(signum, timeout=10) == 0
-            assert not server.events("pre_fork") and not (server.dir / "x.pid").exists()
-            assert f"Received {signum.name}" in server.log()
+    with TinyServer(HOOKS, hook, ready=None, pidfile="x.pid") as server:
+        server.wait_events("waits")
+        assert server.stop(signum, timeout=10) == 0
+        assert not server.events("pre_fork") and not (server.dir / "x.pid").exists()
+        assert f"Received {signum.name}" in server.log()
 
 
 def test_a_stop_does_not_wait_for_an_address() -> None:

@@ -377,10 +377,9 @@ def test_a_stop_before_new_workers_have_booted_leaves_no_file(short_dir: Path) -
         assert list(short_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize("mode", ["boot", "exit:4"])
-def test_a_configuration_whose_workers_do_not_boot_is_taken_back(mode: str) -> None:
+def test_a_configuration_whose_workers_do_not_boot_is_taken_back() -> None:
     other = free_port()
-    more = {"raw_env": [f"TINY={mode}"], "pidfile": "y.pid", "workers": 3, "proc_name": "new"}
+    more = {"raw_env": ["TINY=boot"], "pidfile": "y.pid", "workers": 3, "proc_name": "new"}
     port = free_port()
     server = TinyServer(workers=2, pidfile="x.pid", bind=None, bind_to=f"127.0.0.1:{port}", ready="listen")
     server.port = port

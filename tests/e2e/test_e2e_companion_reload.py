@@ -59,7 +59,7 @@ def test_hup_leaves_unchanged_companions_alone() -> None:
         assert [found["restart_count"] for found in server.companions().values()] == [0, 0]
 
 
-@pytest.mark.parametrize("worker", ["sync", "gthread", "gevent"])
+@pytest.mark.parametrize("worker", ["gthread", "gevent"])
 def test_hup_with_an_application_that_does_not_load_changes_nothing(worker: str) -> None:
     with companion_server(*TWO, workers=2, worker_class=worker) as server:
         before, old = settled(server, "a", "b"), server.wait_workers(2)
