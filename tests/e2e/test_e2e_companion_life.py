@@ -154,7 +154,7 @@ def test_however_a_companion_exits_the_rest_goes_on() -> None:
         assert "a reason in words" in log
         # What the one that forked left behind in its session went with it.
         (child,) = pids_in(server, "forks_and_dies.child")
-        assert not is_alive(child)
+        wait_until(lambda: not is_alive(child), 5, "the child gone")
 
 
 def test_a_companion_that_closes_its_stdout_stays() -> None:
