@@ -145,7 +145,7 @@ class Workforce(Master):
         code = exit_code(status)
         if silent and code is not None and not record.booted:
             self.log.error(
-                "The worker %s ended without a word before it had booted: by os._exit() in the application?",
+                "The worker %s exited while booting, without an exception (os._exit() in the application?)",
                 pid,
             )
             code = code if self._served else self.WORKER_BOOT_ERROR
@@ -164,7 +164,7 @@ class Workforce(Master):
             elif worker.aborted is True:
                 self.worker_did_not_boot(f"a worker took longer than {self.timeout} s to boot")
             elif silent and code is not None:
-                self.worker_did_not_boot("a worker ended before it had booted")
+                self.worker_did_not_boot("a worker exited while booting")
         return None if serving else reason
 
     def _left_silently(self, pid: int) -> bool:

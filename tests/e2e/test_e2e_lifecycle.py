@@ -92,8 +92,8 @@ def test_no_application_at_all_is_an_error() -> None:
     [
         ("sys.exit(7)", "sync", 4, "it asked to exit, with 7, in "),
         ("sys.exit(0)", "gevent", 4, "it asked to exit, with 0, in "),
-        ("os._exit(7)", "gthread", 3, "by os._exit() in the application?"),
-        ("os._exit(0)", "sync", 3, "by os._exit() in the application?"),
+        ("os._exit(7)", "gthread", 3, "exited while booting"),
+        ("os._exit(0)", "sync", 3, "exited while booting"),
     ],
 )
 def test_an_application_that_exits_on_import(how: str, kind: str, code: int, said: str) -> None:
