@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from gunicorn.companion import detached, session
 from gunicorn.companion.claims import Claims
-from gunicorn.companion.process import CompanionProcess
+from gunicorn.companion.process import CompanionProcess, State
 
-# What a companion has left behind is given so long to see that it is alone, as helpers do whose pipe ends.
+# What a companion has left behind that was asked to stop is given so long to see that it is alone, as helpers
+# do whose pipe ends.
 GRACE = 0.05
 
 
@@ -180,7 +181,7 @@ class Endings:
             session.send(leader, signal.SIGKILL)
         leftovers = [pid for pid in (*members, *outside) if pid != leader]
         early = leftovers and now < self._seen.setdefault(number, now) + GRACE
-        if early and leader is None and not process.killed:
+        if early and leader is None and process.state is State.STOPPING and not process.killed:
             return
         killed = self._killed.setdefault(number, set())
         fresh = [pid for pid in leftovers if pid not in killed]
