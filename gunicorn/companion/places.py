@@ -11,11 +11,15 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 import weakref
 from typing import Any, Protocol
 
 from gunicorn.companion import paths, runfile
 from gunicorn.companion.control import remove_stale
+
+# More than the longest step in which a file system tells the time of a change.
+STEP_NS = 2_000_000_000
 
 
 class Closable(Protocol):
@@ -276,9 +280,12 @@ class Places(ArbitersPart):
         known = self._files | wanted
         with contextlib.suppress(OSError):
             info = os.stat(self.run_dir)
-            if (info.st_ino, info.st_mtime_ns) != self._stamp:
-                self._stamp = info.st_ino, info.st_mtime_ns
+            stamp = info.st_ino, info.st_mtime_ns
+            if stamp != self._stamp:
                 self._files = set(runfile.names(self.run_dir))
+                # The kernel's time of a change goes on by steps: another one in the same step would not show.
+                fresh = abs(time.time_ns() - info.st_mtime_ns) < STEP_NS
+                self._stamp = None if fresh else stamp
         missing = known - self._files
         lost, self._missing = missing - self._missing, missing
         return bool(lost)
