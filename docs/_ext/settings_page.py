@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Writes ``settings.rst`` from the settings themselves.
+"""Write ``settings.rst`` from the settings themselves.
 
-As a Sphinx extension it does so before each build; ``python settings_page.py`` prints the page.
+As a Sphinx extension it writes it before each build; ``python settings_page.py`` prints the page.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ HEAD = """\
 Settings
 ========
 
-Each setting has a default. What is found later in this list outranks what comes before:
+Each setting has a default. Later entries of this list override earlier ones:
 
 1. the defaults, with the environment variables ``WEB_CONCURRENCY``, ``PORT`` and ``FORWARDED_ALLOW_IPS``;
-2. what an embedding application or framework sets;
-3. the configuration file: what ``-c`` names, else ``gunicorn.conf.py`` in the directory of the start;
+2. settings of an embedding application or framework;
+3. the configuration file: the one that ``-c`` names, else ``gunicorn.conf.py`` in the current directory;
 4. the file in ``companion_config_file``, for companions only;
 5. flags in the environment variable ``GUNICORN_CMD_ARGS``, for example ``--bind 127.0.0.1:8001 --workers 3``;
 6. flags on the command line.
@@ -38,9 +38,9 @@ The configuration file is Python, and a setting is a variable with its name::
     def post_fork(server, worker):
         worker.log.info("worker %s is here", worker.pid)
 
-Names that are not settings are the file's own; those that begin with ``companion_`` must be settings.
-``gunicorn --check-config`` says whether all is well, ``gunicorn --print-config`` what came out of all layers.
-SIGHUP reads everything again; if anything is wrong, the server says so in its log and goes on as it was.
+Other names are your own variables; only names that begin with ``companion_`` must be settings.
+``gunicorn --check-config`` checks the configuration, ``gunicorn --print-config`` shows the result of all layers.
+SIGHUP reads everything again; if anything is wrong, the server logs it and keeps the old configuration.
 """
 
 
