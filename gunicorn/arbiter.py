@@ -16,15 +16,16 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-from gunicorn import SERVER_SOFTWARE, __version__, handoff, pool, sock, systemd
-from gunicorn.announce import Situation
+from gunicorn import SERVER_SOFTWARE, __version__, sock, systemd
 from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.glogging import reopen_logs
 from gunicorn.loading import getcwd
+from gunicorn.master import handoff, pool
+from gunicorn.master.announce import Situation
+from gunicorn.master.reload import Reloading, Switch
+from gunicorn.master.shutdown import Shutdown
+from gunicorn.master.succession import Succession
 from gunicorn.pidfile import Pidfile, successor_path
-from gunicorn.reload import Reloading, Switch
-from gunicorn.shutdown import Shutdown
-from gunicorn.succession import Succession
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_end
 from gunicorn.unix.signals import Interrupted, SignalInbox, blocked_signals, in_turn, signal_name, unblock_all

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gunicorn import __version__, redact
-from gunicorn.addresses import Address, parse_address
+from gunicorn import __version__
 from gunicorn.loading import load_class
 from gunicorn.settings import *  # noqa: F403 - every setting and validator is importable from here
+from gunicorn.settings import redact
+from gunicorn.settings.addresses import Address, parse_address
 from gunicorn.settings.base import KNOWN_SETTINGS, SECTIONS, Setting, make_settings
 from gunicorn.settings.logging import LoggerClass
 from gunicorn.settings.validators import describe

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from gunicorn import accesslog
-from gunicorn.accesslog import SafeAtoms
 from gunicorn.errors import ConfigError
-from gunicorn.logfiles import (
+from gunicorn.logs import accesslog
+from gunicorn.logs.accesslog import SafeAtoms
+from gunicorn.logs.files import (
     LogFile,
     LogStream,
     Throttle,
@@ -32,7 +32,7 @@ from gunicorn.logfiles import (
     report_write_error,
     restore_stdio,
 )
-from gunicorn.syslog import SYSLOG_FACILITIES, parse_syslog_address
+from gunicorn.logs.syslog import SYSLOG_FACILITIES, parse_syslog_address
 
 __all__ = ["CONFIG_DEFAULTS", "SYSLOG_FACILITIES", "Logger", "SafeAtoms", "loggers", "parse_syslog_address"]
 
@@ -203,7 +203,7 @@ class Logger:
             kind, address = parse_syslog_address(cfg.syslog_addr)
         except RuntimeError as error:
             raise ConfigError(str(error)) from error
-        from gunicorn.sysloghandler import SyslogHandler
+        from gunicorn.logs.sysloghandler import SyslogHandler
 
         handler = SyslogHandler(address, facility, kind)
         handler.setFormatter(logging.Formatter(f"gunicorn.{program}.{name}: {fmt}"))

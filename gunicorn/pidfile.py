@@ -9,8 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from gunicorn.companion import session
-from gunicorn.unix import trust
+from gunicorn.unix import session, trust
 
 
 class Pidfile:

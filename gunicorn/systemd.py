@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from gunicorn.announce import Announcer, watchdog_seconds
-from gunicorn.handoff import LISTEN_VARIABLES, SD_LISTEN_FDS_START, listen_fd_count
+from gunicorn.master.announce import Announcer, watchdog_seconds
+from gunicorn.master.handoff import LISTEN_VARIABLES, SD_LISTEN_FDS_START, listen_fd_count
 
 __all__ = ["SD_LISTEN_FDS_START", "Unit", "listen_fds", "sd_notify"]
 

@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
-from gunicorn.addresses import is_ipv6, parse_address
 from gunicorn.errors import AppImportError
 from gunicorn.http.chunked import LAST_CHUNK, encode_chunk
 from gunicorn.http.grammar import bytes_to_str, is_hoppish, to_bytestring, unquote_to_wsgi_str
 from gunicorn.http.head import error_response, http_date
 from gunicorn.loading import getcwd, import_app, load_class, load_entry_point, make_fail_app
+from gunicorn.settings.addresses import is_ipv6, parse_address
 from gunicorn.unix.process import (
     REDIRECT_TO,
     chown,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gunicorn import announce
-from gunicorn.announce import Announcer, Phase, Situation, watchdog_seconds
+from gunicorn.master import announce
+from gunicorn.master.announce import Announcer, Phase, Situation, watchdog_seconds
 
 BOOTING = {"wanted": 2, "booted": 1}
 SERVING = {"wanted": 2, "booted": 2, "ready": True}

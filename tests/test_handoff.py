@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from gunicorn.handoff import Inherited, forget, inherited, listen_fd_count, reexec_environment
+from gunicorn.master.handoff import Inherited, forget, inherited, listen_fd_count, reexec_environment
 
 
 @pytest.mark.parametrize(

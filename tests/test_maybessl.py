@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from gunicorn import maybessl
+from gunicorn.unix import maybessl
 
 
 def test_the_names_are_those_of_ssl() -> None:

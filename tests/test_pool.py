@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from gunicorn.pool import (
+from gunicorn.master.pool import (
     FORGIVEN_AFTER,
     LONGEST_PAUSE,
     TRIAL,

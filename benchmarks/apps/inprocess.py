@@ -23,9 +23,9 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.workers.connections import State
 from gunicorn.workers.gthread import ThreadWorker
-from gunicorn.workers.polling import make_poller
 from gunicorn.workers.sync import SyncWorker
-from gunicorn.workers.tconn import TConn
+from gunicorn.workers.threads.polling import make_poller
+from gunicorn.workers.threads.tconn import TConn
 
 SERVER, CLIENT = ("127.0.0.1", 8000), ("127.0.0.1", 50000)
 #: The worker, and whether there is an access log.

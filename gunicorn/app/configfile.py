@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType, TracebackType
 from typing import Any, NamedTuple
 
-from gunicorn import redact
 from gunicorn.config import Config
 from gunicorn.errors import ConfigError, all_mistakes
+from gunicorn.settings import redact
 from gunicorn.settings.base import KNOWN_SETTINGS
 from gunicorn.settings.foreign import RENAMED_KEYS, key_hint, setting_hint
 

@@ -7,12 +7,12 @@ import configparser
 import os
 from typing import TYPE_CHECKING, Any
 
-from gunicorn import redact
 from gunicorn.app.base import WSGICallable
 from gunicorn.app.configfile import instead_of
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.errors import ConfigError, all_mistakes
 from gunicorn.loading import getcwd
+from gunicorn.settings import redact
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace

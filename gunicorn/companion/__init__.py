@@ -5,6 +5,6 @@ The package is imported only where companions are configured, so that a plain
 web server pays nothing for it. A target takes `notify` from here.
 """
 
-from gunicorn.companion.sdnotify import notify
+from gunicorn.companion.child.sdnotify import notify
 
 __all__ = ["notify"]

@@ -15,8 +15,8 @@ import stat
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from gunicorn import redact
-from gunicorn.addresses import parse_address
+from gunicorn.settings import redact
+from gunicorn.settings.addresses import parse_address
 from gunicorn.settings.companion import AUTORESTART_WAYS
 from gunicorn.settings.foreign import autorestart_hint
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from gunicorn import __version__
-from gunicorn.companion.ctlclient import (
+from gunicorn.companion.client.ctlclient import (
     DEFAULT_TIMEOUT,
     NO_ANSWER,
     OK,
@@ -26,7 +26,7 @@ from gunicorn.companion.ctlclient import (
     connect,
     discard,
 )
-from gunicorn.companion.ctlcommands import COMMANDS, DONE
+from gunicorn.companion.client.ctlcommands import COMMANDS, DONE
 
 TYPE_CHECKING = False  # typing itself is slow to import
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
-from gunicorn.companion import session
-from gunicorn.unix import spare
+from gunicorn.unix import session, spare
 
 VARIABLE = "COMPANION_MARK"
 _ENTRY = VARIABLE.encode() + b"="

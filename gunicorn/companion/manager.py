@@ -17,18 +17,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.start import follow_surroundings
-from gunicorn.companion import commands, figures, rereading, session
-from gunicorn.companion.claims import Claims
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.control import ControlServer
-from gunicorn.companion.endings import Endings
-from gunicorn.companion.hearing import Hearing
-from gunicorn.companion.limits import Limits
 from gunicorn.companion.link import Link
-from gunicorn.companion.masterline import MasterLine
-from gunicorn.companion.notices import Notice
-from gunicorn.companion.order import Stop, Stops
-from gunicorn.companion.orders import Elder, Orders, follow
 from gunicorn.companion.process import (
     MIN_START_INTERVAL,
     POLL_INTERVAL,
@@ -39,20 +30,29 @@ from gunicorn.companion.process import (
     Event,
     State,
 )
-from gunicorn.companion.reread import Scaled, digest, scale
-from gunicorn.companion.rolling import Rolling
-from gunicorn.companion.sharedstate import Rights, SharedState
-from gunicorn.companion.sockets import Listeners
 from gunicorn.companion.spawn import become_subreaper, prepare_parent
-from gunicorn.companion.starting import Starter, no_hook
+from gunicorn.companion.supervise import commands, figures, rereading
+from gunicorn.companion.supervise.claims import Claims
+from gunicorn.companion.supervise.endings import Endings
+from gunicorn.companion.supervise.hearing import Hearing
+from gunicorn.companion.supervise.limits import Limits
+from gunicorn.companion.supervise.masterline import MasterLine
+from gunicorn.companion.supervise.notices import Notice
+from gunicorn.companion.supervise.order import Stop, Stops
+from gunicorn.companion.supervise.orders import Elder, Orders, follow
+from gunicorn.companion.supervise.reread import Scaled, digest, scale
+from gunicorn.companion.supervise.rolling import Rolling
+from gunicorn.companion.supervise.sharedstate import Rights, SharedState
+from gunicorn.companion.supervise.sockets import Listeners
+from gunicorn.companion.supervise.starting import Starter, no_hook
 from gunicorn.glogging import reopen_logs
-from gunicorn.unix import spare
+from gunicorn.unix import session, spare
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import SignalInbox, signal_name, unblock_all
 
 if TYPE_CHECKING:
-    from gunicorn.companion.watch import SourceWatch
+    from gunicorn.companion.child.watch import SourceWatch
 
 Outcome = tuple[bool, str]
 Configs = list[CompanionConfig]

@@ -23,8 +23,7 @@ import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 
-from gunicorn.companion import session
-from gunicorn.unix import spare
+from gunicorn.unix import session, spare
 
 SUFFIX = ".run"
 _quoted = json.encoder.encode_basestring_ascii

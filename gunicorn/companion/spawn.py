@@ -21,28 +21,28 @@ from socket import socket
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from gunicorn import redact
-from gunicorn.companion import sockets
 from gunicorn.companion.checks import Target, describe_target
-from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.detached import VARIABLE as MARK_VARIABLE
-from gunicorn.companion.detached import leave as leave_mark
-from gunicorn.companion.ending import (
+from gunicorn.companion.child.ending import (
     flush,
     forget_inherited_exit_handlers,
     has_inherited_exit_handlers,
     run_to_the_end,
 )
-from gunicorn.companion.program import CannotRun, execute
+from gunicorn.companion.child.program import CannotRun, execute
+from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.detached import VARIABLE as MARK_VARIABLE
+from gunicorn.companion.detached import leave as leave_mark
 from gunicorn.companion.runfile import RunFile, record_form
-from gunicorn.companion.session import HAVE_PROC, boot_id, identity, own_start
+from gunicorn.companion.supervise import sockets
+from gunicorn.settings import redact
 from gunicorn.unix.process import can_set_title, open_if_closed, set_process_title
+from gunicorn.unix.session import HAVE_PROC, boot_id, identity, own_start
 from gunicorn.unix.signals import block_all, reset_to_default, set_mask
 from gunicorn.unix.spare import forget as forget_spare
 from gunicorn.unix.trust import open_file
 
 if TYPE_CHECKING:
-    from gunicorn.companion.watch import SourceWatch
+    from gunicorn.companion.child.watch import SourceWatch
 
 # prctl(2), <linux/prctl.h>
 PR_SET_PDEATHSIG = 1

@@ -10,9 +10,9 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from gunicorn.accesslog import microseconds, status_code
 from gunicorn.glogging import Logger
-from gunicorn.logfiles import Throttle
+from gunicorn.logs.accesslog import microseconds, status_code
+from gunicorn.logs.files import Throttle
 
 # What the `extra` of a log call may hold, so that a figure is sent along with the line, or in its place.
 METRIC_VAR = "metric"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gunicorn import redact
+from gunicorn.settings import redact
 from gunicorn.settings.foreign import flag_hint
 from gunicorn.settings.validators import PROXY_PROTOCOL_WORDS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gunicorn import redact
+from gunicorn.settings import redact
 from gunicorn.settings.base import COMPANION_PROCESSES, Setting
 from gunicorn.settings.foreign import autorestart_hint
 from gunicorn.settings.kinds import Flag, Seconds, Text, hook

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
 
-from gunicorn import redact
-from gunicorn.addresses import parse_address
 from gunicorn.errors import ConfigError
+from gunicorn.settings import redact
+from gunicorn.settings.addresses import parse_address
 
 RELOAD_ENGINES = ("auto", "poll", "inotify")
 HEADER_MAP_WAYS = ("drop", "refuse", "dangerous")

@@ -21,7 +21,7 @@ from gunicorn.settings.hooks import own_hook
 if TYPE_CHECKING:
     import ssl
 else:
-    from gunicorn import maybessl as ssl
+    from gunicorn.unix import maybessl as ssl
 
 
 class Stopped(SystemExit):

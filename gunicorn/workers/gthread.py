@@ -27,14 +27,14 @@ from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.bodies import BodyIntake
 from gunicorn.workers.connections import State, Waiting
 from gunicorn.workers.cycle import Fate, may_leave_http
-from gunicorn.workers.polling import make_poller
-from gunicorn.workers.tconn import DaemonThreads, TConn
-from gunicorn.workers.turns import LOOK, Turns
+from gunicorn.workers.threads.polling import make_poller
+from gunicorn.workers.threads.tconn import DaemonThreads, TConn
+from gunicorn.workers.threads.turns import LOOK, Turns
 
 if TYPE_CHECKING:
     import ssl
 else:
-    from gunicorn import maybessl as ssl
+    from gunicorn.unix import maybessl as ssl
 
 __all__ = ["DaemonThreads", "TConn", "ThreadWorker"]
 

@@ -24,7 +24,7 @@ from gunicorn.workers.cycle import Fate, Stopped, may_leave_http
 if TYPE_CHECKING:
     import ssl
 else:
-    from gunicorn import maybessl as ssl
+    from gunicorn.unix import maybessl as ssl
 
 # How long a worker that is to end waits for a request, in seconds: of a client that has only connected, or
 # that has sent a part of its head.

@@ -20,8 +20,6 @@ from typing import Any
 from processtools import T0, failure
 
 from gunicorn.companion.config import CompanionConfig, copies
-from gunicorn.companion.limits import Limits
-from gunicorn.companion.order import Stop, Stops
 from gunicorn.companion.process import (
     GAVE_UP,
     MIN_START_INTERVAL,
@@ -31,8 +29,10 @@ from gunicorn.companion.process import (
     Event,
     State,
 )
-from gunicorn.companion.reread import Scaled, difference, scale
-from gunicorn.companion.rolling import DOWN, Rolling
+from gunicorn.companion.supervise.limits import Limits
+from gunicorn.companion.supervise.order import Stop, Stops
+from gunicorn.companion.supervise.reread import Scaled, difference, scale
+from gunicorn.companion.supervise.rolling import DOWN, Rolling
 
 LOG = logging.getLogger(__name__)
 

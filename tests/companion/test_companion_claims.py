@@ -16,10 +16,11 @@ from unittest import mock
 import pytest
 from harness import short_tmpdir, wait_until
 
-from gunicorn.companion import runfile, session
-from gunicorn.companion.claims import LOOK_AGAIN, Blocked, Claims
+from gunicorn.companion import runfile
 from gunicorn.companion.runfile import Record, RunFile
-from gunicorn.companion.sharedstate import Rights, SharedState
+from gunicorn.companion.supervise.claims import LOOK_AGAIN, Blocked, Claims
+from gunicorn.companion.supervise.sharedstate import Rights, SharedState
+from gunicorn.unix import session
 
 LOG = logging.getLogger("claims")
 

@@ -20,9 +20,11 @@ from companiontools import answer_of, python_env
 from harness import ROOT, wait_until
 
 from gunicorn import __version__
-from gunicorn.companion import ctl, ctlcommands, paths, session
+from gunicorn.companion import ctl, paths
+from gunicorn.companion.client import ctlcommands
 from gunicorn.companion.control import MAX_CONNECTIONS
 from gunicorn.companion.states import State
+from gunicorn.unix import session
 
 needs_manager = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
 
@@ -628,7 +630,7 @@ def test_it_loads_little():
         "import json, sys; import gunicorn.companion.ctl; print(json.dumps(sorted(sys.modules)))"
     )
     own = [name for name in loaded if name.startswith("gunicorn")]
-    parts = ("ctl", "ctlclient", "ctlcommands", "paths", "sdnotify")
+    parts = ("child", "child.sdnotify", "client", "client.ctlclient", "client.ctlcommands", "ctl", "paths")
     assert own == ["gunicorn", "gunicorn.companion", *(f"gunicorn.companion.{part}" for part in parts)]
     assert not {"asyncio", "dataclasses", "inspect", "logging", "shutil", "subprocess"} & set(loaded)
 

@@ -18,7 +18,7 @@ import pytest
 from companiontools import python_env
 from test_companion_control import Log
 
-from gunicorn.companion import ctlclient
+from gunicorn.companion.client import ctlclient
 from gunicorn.companion.control import ControlServer, error
 from gunicorn.unix.poller import Poller
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from gunicorn.companion.figures import BACKOFFS, KILLS, RESTARTS, Snapshot, counted
 from gunicorn.companion.process import State
+from gunicorn.companion.supervise.figures import BACKOFFS, KILLS, RESTARTS, Snapshot, counted
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 from harness import Control, descriptors, is_alive, read_proc, session_of, status_field, wait_until
 from managertools import empty, gone
 
-from gunicorn.companion import session
-from gunicorn.companion.commands import COMMANDS
+from gunicorn.companion.supervise.commands import COMMANDS
+from gunicorn.unix import session
 
 pytestmark = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
 

@@ -8,8 +8,8 @@ import os
 import pytest
 from companiontools import answer_of
 
-from gunicorn.companion import memory
-from gunicorn.companion.memory import Memory
+from gunicorn.companion.supervise import memory
+from gunicorn.companion.supervise.memory import Memory
 
 MB = 1024 * 1024
 
@@ -76,7 +76,8 @@ def test_what_is_not_there():
 # and one of which has a child.
 FAMILY = """
     import json, os, sys
-    from gunicorn.companion import memory, spawn
+    from gunicorn.companion import spawn
+    from gunicorn.companion.supervise import memory
     if len(sys.argv) > 1:
         os.setgroups([]), os.setgid(65534), os.setuid(65534)
         spawn.stay_dumpable()  # as the manager does

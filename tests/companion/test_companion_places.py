@@ -15,7 +15,7 @@ import pytest
 from companiontools import Script
 from harness import wait_until
 
-from gunicorn.companion.places import DirectoryUse, Places
+from gunicorn.companion.server.places import DirectoryUse, Places
 
 
 class Log:
@@ -189,7 +189,7 @@ def test_a_use_ends_with_its_process_and_is_no_child_s() -> None:
     script = Script(
         """
         import os, sys, tempfile
-        from gunicorn.companion.places import DirectoryUse
+        from gunicorn.companion.server.places import DirectoryUse
         path = tempfile.mkdtemp()
         use = DirectoryUse.begin(path)
         pid = os.fork()

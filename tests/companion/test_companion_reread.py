@@ -9,7 +9,7 @@ import pytest
 from harness import is_alive, wait_until
 from managertools import gone
 
-from gunicorn.companion import session
+from gunicorn.unix import session
 
 pytestmark = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
 

@@ -18,9 +18,9 @@ import pytest
 from companiontools import Script, answer_of, no_descriptor_left, python_env, run_python
 from harness import is_alive, session_of, wait_until
 
-from gunicorn.companion import runfile, session
+from gunicorn.companion import runfile
 from gunicorn.companion.runfile import Orphan, Record, RunFile
-from gunicorn.unix import spare
+from gunicorn.unix import session, spare
 
 DEAD = 4_000_000  # above the highest pid that there can be
 

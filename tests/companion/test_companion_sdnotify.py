@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gunicorn.companion import notify
-from gunicorn.companion.sdnotify import MAX_DATAGRAM, MAX_STATUS, NOTHING, Notice, parse, printable
+from gunicorn.companion.child.sdnotify import MAX_DATAGRAM, MAX_STATUS, NOTHING, Notice, parse, printable
 
 # -- reading --
 
@@ -214,4 +214,5 @@ def test_the_import_is_light() -> None:
     from gunicorn.companion import notify
     print(json.dumps([name for name in sys.modules if name.startswith("gunicorn")]))
     """
-    assert sorted(answer_of(code)) == ["gunicorn", "gunicorn.companion", "gunicorn.companion.sdnotify"]
+    parts = ("", ".companion", ".companion.child", ".companion.child.sdnotify")
+    assert sorted(answer_of(code)) == [f"gunicorn{part}" for part in parts]

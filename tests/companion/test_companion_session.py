@@ -15,8 +15,8 @@ import pytest
 from companiontools import Script, no_descriptor_left
 from harness import is_alive, read_proc, session_of, wait_until
 
-from gunicorn.companion import memory, session
-from gunicorn.unix import spare
+from gunicorn.companion.supervise import memory
+from gunicorn.unix import session, spare
 
 # A leader that has a child in its process group, one in a group of its own, and one in a session of its own;
 # it prints their pids and waits.
@@ -211,7 +211,7 @@ def test_children_include_zombies(family):
 
 OWN_CHILDREN = """
 import json, os, signal
-from gunicorn.companion.session import OwnChildren
+from gunicorn.unix.session import OwnChildren
 from gunicorn.companion.spawn import become_subreaper
 
 assert become_subreaper()

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from gunicorn.companion.orders import Elder, Orders
-from gunicorn.companion.sharedstate import _HEAD, _PLACES, SharedState
+from gunicorn.companion.supervise.orders import Elder, Orders
+from gunicorn.companion.supervise.sharedstate import _HEAD, _PLACES, SharedState
 
 
 @pytest.fixture

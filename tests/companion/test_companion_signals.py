@@ -12,7 +12,7 @@ import pytest
 from harness import is_alive, read_proc, session_of, wait_until
 from managertools import Managed, gone
 
-from gunicorn.companion import session
+from gunicorn.unix import session
 
 pytestmark = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from companiontools import run_python
 
-from gunicorn.companion.sockets import Listeners, most, runs
+from gunicorn.companion.supervise.sockets import Listeners, most, runs
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_the_most_sockets_of_one(binds: list[Any], count: int) -> None:
 
 BEGIN = """
 import json, os, socket
-from gunicorn.companion import sockets
+from gunicorn.companion.supervise import sockets
 os.closerange(3, 100)
 def kinds(until=10):
     def kind(number):

@@ -17,8 +17,8 @@ import pytest
 from companiontools import HERE, Script
 from harness import is_alive, wait_until
 
-from gunicorn.companion import session
 from gunicorn.companion.spawn import spawn
+from gunicorn.unix import session
 
 pytestmark = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
 
@@ -803,7 +803,7 @@ def told(facts: dict[str, Any]) -> dict[str, str]:
 
 TWO_LISTENERS = """
     import os, socket
-    from gunicorn.companion import sockets
+    from gunicorn.companion.supervise import sockets
     def listener():
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from harness import wait_until
 
-from gunicorn.companion.watch import Change, SourceWatch
+from gunicorn.companion.child.watch import Change, SourceWatch
 from gunicorn.reloader import Reloader
 
 

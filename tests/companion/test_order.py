@@ -7,8 +7,8 @@ import pytest
 from processtools import T0, end, failure, run_for, start_again
 
 from gunicorn.companion.config import CompanionConfig, copies
-from gunicorn.companion.order import Stop, Stops, chosen, hold, stop_limit
 from gunicorn.companion.process import CompanionProcess, Event, State
+from gunicorn.companion.supervise.order import Stop, Stops, chosen, hold, stop_limit
 
 Processes = dict[str, CompanionProcess]
 

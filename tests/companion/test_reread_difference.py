@@ -10,7 +10,7 @@ from processtools import T0, backoff, make, running, starting, stopping
 
 from gunicorn.companion.config import SHAPE_KEYS, CompanionConfig, copies
 from gunicorn.companion.process import CompanionProcess, Event
-from gunicorn.companion.reread import Scaled, difference, scale
+from gunicorn.companion.supervise.reread import Scaled, difference, scale
 
 KINDS = ("added", "removed", "restarted", "updated", "unchanged")
 

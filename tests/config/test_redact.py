@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gunicorn import redact
+from gunicorn.settings import redact
 
 SECRET = """
     PASSWORD DB_PASSWORD PGPASSWORD MYSQL_PWD passwd SECRET_KEY SECRET AWS_SECRET_ACCESS_KEY apiKey API_KEY

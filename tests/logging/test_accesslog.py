@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gunicorn.accesslog import SafeAtoms, all_atoms, basic_user, check_format, compile_format, escape
+from gunicorn.logs.accesslog import SafeAtoms, all_atoms, basic_user, check_format, compile_format, escape
 
 NOW = "[01/Feb/2030:03:04:05 +0000]"
 

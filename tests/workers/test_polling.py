@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from harness import wait_until
 
-from gunicorn.workers import polling
+from gunicorn.workers.threads import polling
 
 POLLERS = [polling.SelectorPoller] + ([polling.EpollPoller] if hasattr(select, "epoll") else [])
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 from proctools import wait_until
 
-from gunicorn.workers.turns import COMPUTING, LOOK, RESTLESS, SURELY, Turns
+from gunicorn.workers.threads.turns import COMPUTING, LOOK, RESTLESS, SURELY, Turns
 
 A, B, C = 1, 2, 3
 

@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: MIT
+"""What the commands of ``gunicorn-companion`` ask, print and wait for; each returns the exit code.
+
+Waiting is the client's work: the manager waits for nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from gunicorn.companion.client.ctlclient import (
+    NOT_RUNNING,
+    OK,
+    REFUSED,
+    Changes,
+    Connection,
+    Failure,
+    Reply,
+    complain,
+    refusal,
+)
+
+EVERY = "all"
+
+# What `wait` takes beside the states: STOPPED because its work is done, and not for a failure or by command.
+DONE = "DONE"
+
+# Seconds that a server has at least to answer `wait`.
+SHORTEST_ANSWER_TIME = 2.0
+
+# -- status --------------------------------------------------------------------
+
+
+def show_status(connection: Connection, options: Namespace) -> int:
+    told = bool(options.json or options.verbose)
+    more = {"memory": True} if told else {}
+    names = [] if EVERY in options.names else list(dict.fromkeys(options.names))
+    replies = [connection.must(cmd="status", name=name, **more) for name in names]
+    if not names:
+        replies.append(connection.must(cmd="status", **more))
+    # A copy may have been named by itself and by its set.
+    found = {companion["name"]: companion for reply in replies for companion in reply["companions"]}
+    companions = list(found.values())
+    memory = replies[0].get("memory")
+    if len(replies) > 1 and memory is not None:
+        memory = {**memory, **sum_up(companions)}
+    if options.json:
+        merged = {**replies[0], "companions": companions}
+        print(json.dumps(merged if memory is None else {**merged, "memory": memory}, indent=2))
+    elif not companions:
+        print("no companions are configured")
+    elif options.verbose:
+        print_memory(companions, memory or {})
+    else:
+        print_table([companion["name"], companion["state"], describe(companion)] for companion in companions)
+    return OK if all(runs_as_it_should(companion) for companion in companions) else NOT_RUNNING
+
+
+def print_table(rows: Iterable[list[str]], right: Iterable[int] = ()) -> None:
+    """Aligned columns as of ``supervisorctl status``; those in *right* are aligned to the right."""
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths[1] = max(widths[1], 8)  # the longest state: the same columns from call to call
+    for row in rows:
+        cells = [
+            f"{cell:>{width}}" if column in right else f"{cell:<{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("   ".join(cells).rstrip())
+
+
+def describe(companion: Reply) -> str:
+    """The phrase about it, and what else there is to say in its line."""
+    text = str(companion["description"])
+    if companion.get("rolling"):
+        text += ", to be restarted in its turn"
+    return text
+
+
+def runs_as_it_should(companion: Reply) -> bool:
+    state = companion["state"]
+    if state in ("STOPPED", "STOPPING") and companion["manual_stop"]:
+        return True
+    if state != "STOPPED":
+        return bool(state == "RUNNING") and not companion.get("flapping")
+    if companion.get("reason") == "exited":
+        # By itself, and its configuration does not want it back.
+        return is_done(companion)
+    # To have given up is a failure, whoever had started it.
+    return not companion["autostart"] and companion.get("reason") != "gave up"
+
+
+def is_done(companion: Reply) -> bool:
+    """Whether it has done its work and rests."""
+    # A server that is older than this command does not tell.
+    well = companion.get("reason") == "exited" and companion.get("last_exit_code") == 0
+    return companion["state"] == "STOPPED" and bool(companion.get("done", well))
+
+
+def has_come_to(companion: Reply, wanted: str) -> bool:
+    """Whether it is in the state *wanted*; one that has done its work counts as RUNNING, too."""
+    if wanted in (DONE, "RUNNING") and is_done(companion):
+        return True
+    return bool(companion["state"] == wanted)
+
+
+def never_comes_to(companion: Reply, wanted: str) -> bool:
+    """Whether it will not come to the state *wanted*, which it is not in, unless somebody helps."""
+    if companion["state"] == "STOPPED":
+        return not companion.get("rolling")
+    if wanted == DONE and companion.get("autorestart") == "always":
+        return True
+    return wanted in (DONE, "RUNNING") and bool(companion.get("hopeless"))
+
+
+# -- memory --------------------------------------------------------------------
+
+MIB = 1024 * 1024
+
+
+def print_memory(companions: list[Reply], memory: Reply) -> None:
+    """The table with what each takes, and a sentence with the sum."""
+    header = ["NAME", "STATE", "PSS", "PRIVATE", "SAVED", "DESCRIPTION"]
+    rows = [
+        [
+            companion["name"],
+            companion["state"],
+            *(show_size((companion.get("memory") or {}).get(key)) for key in ("pss", "private", "saved")),
+            describe(companion),
+        ]
+        for companion in companions
+    ]
+    print_table([header, *rows], right=(2, 3, 4))
+    print(f"\n{describe_sum(companions, memory)}")
+
+
+def sum_up(companions: list[Reply]) -> dict[str, int]:
+    """The sums of what is told of *companions*; ``separate``: what they would take on their own."""
+    told = [companion["memory"] for companion in companions if companion.get("memory")]
+    sums = {key: sum(one[key] for one in told) for key in ("rss", "pss", "private", "saved")}
+    return {**sums, "separate": sums["pss"] + sums["saved"]}
+
+
+def describe_sum(companions: list[Reply], memory: Reply) -> str:
+    count = sum(1 for companion in companions if companion.get("memory"))
+    if not count:
+        running = any(companion["pid"] for companion in companions)
+        return "The system does not tell what they share." if running else "None of them runs."
+    sums = {key: show_size(size) for key, size in sum_up(companions).items()}
+    these, they = (f"These {count} companions take", "they") if count > 1 else ("This companion takes", "it")
+    text = (
+        f"{these} {sums['pss']} together, {sums['private']} of it private. "
+        f"As separate processes {they} would take {sums['separate']}: copy-on-write saves {sums['saved']}."
+    )
+    if count == 1:
+        text = text.replace(" together", "")
+    manager = memory.get("manager")
+    if manager:
+        text += f"\nTheir manager takes {show_size(manager['pss'])}."
+    return text
+
+
+def show_size(size: int | None) -> str:
+    return "-" if size is None else f"{size / MIB:.1f} MiB"
+
+
+# -- commands that companions carry out ------------------------------------------
+
+
+def steer(connection: Connection, options: Namespace) -> int:
+    """start, stop or restart, then wait until each has settled."""
+    rolling = bool(getattr(options, "rolling", False))
+    request = {"cmd": options.command, **({"rolling": True} if rolling else {})}
+    names = _expand(connection, options.names)
+    if options.command == "stop" and len(names) > 1:
+        # Together, in their order. A server that is older than this command stops one by one.
+        request["names"] = names
+    accepted, code = _send_each(connection, options, request, names)
+    wanted = "STOPPED" if options.command == "stop" else "RUNNING"
+    done = {"start": "started", "stop": "stopped", "restart": "restarted"}[options.command]
+    goals = {name: (wanted, f"already {done}" if already else done) for name, already in accepted.items()}
+    if not options.no_wait and not _settle(connection, options, goals, rolling):
+        code = REFUSED
+    return code
+
+
+def _send_each(
+    connection: Connection, options: Namespace, request: Reply, names: list[str]
+) -> tuple[dict[str, bool], int]:
+    """Send *request* for each of *names*; return whom it was accepted for, and the exit code.
+
+    Copies are named one by one, each with whether it was already as was asked. A set may be refused in part.
+    """
+    code = OK
+    accepted: dict[str, bool] = {}
+    for name in names:
+        if "names" in request and name in accepted:
+            continue
+        reply = connection.ask(**request, name=name)
+        if options.json:
+            print(json.dumps(reply))
+        already = reply.get("already", ())
+        for each in reply.get("names") or ([name] if reply.get("ok") else []):
+            accepted.setdefault(each, each in already)
+        if options.no_wait and not options.json and reply.get("message"):
+            print(reply["message"])
+        if not reply.get("ok"):
+            code = REFUSED
+            complain(refusal(reply))
+    return accepted, code
+
+
+def _expand(connection: Connection, names: list[str]) -> list[str]:
+    if EVERY not in names:
+        return list(dict.fromkeys(names))
+    return [companion["name"] for companion in connection.must(cmd="status")["companions"]]
+
+
+def _deadline(options: Namespace) -> float | None:
+    started: float = options.started
+    return None if options.timeout is None else started + float(options.timeout)
+
+
+def _settle(
+    connection: Connection, options: Namespace, goals: dict[str, tuple[str, str]], rolling: bool = False
+) -> bool:
+    """Wait until every one has settled; False if one settled otherwise than asked.
+
+    *goals*: by name the state that is wanted and the word for having got there.
+    """
+    if not goals:
+        return True
+    deadline = _deadline(options)
+    good = True
+    with Changes(connection.path) as changes:
+        while True:
+            found = _look(connection, list(goals))
+            for name in list(goals):
+                companion = found.get(name)
+                if not _has_settled(companion):
+                    continue
+                wanted, done = goals.pop(name)
+                good = _tell(options, name, companion, wanted, done) and good
+            if rolling and not good and goals:
+                # The others wait for one that does not come up, and it may never.
+                complain(f"not restarted yet: {', '.join(goals)}")
+                return False
+            if not goals:
+                return good
+            if deadline is not None and time.monotonic() >= deadline:
+                late = (f"{name} ({_state_of(found.get(name))})" for name in goals)
+                raise Failure(f"not settled in time: {', '.join(late)}")
+            changes.wait(deadline)
+
+
+def _look(connection: Connection, names: list[str]) -> dict[str, Reply]:
+    """The companions by name; narrowed to one where it is all that is asked for."""
+    if len(names) == 1:
+        reply = connection.ask(cmd="status", name=names[0])
+        # It may be configured no more.
+        if not reply.get("ok"):
+            return {}
+    else:
+        reply = connection.must(cmd="status")
+    return {companion["name"]: companion for companion in reply["companions"]}
+
+
+def _has_settled(companion: Reply | None) -> bool:
+    if companion is None:
+        return True
+    if companion["state"] == "STARTING":
+        # What it comes after fails or is stopped: as for that one, there is no end to wait for.
+        return bool(companion.get("stuck"))
+    waits = companion.get("rolling") or companion.get("stops_after")
+    return companion["state"] != "STOPPING" and not waits
+
+
+def _state_of(companion: Reply | None) -> str:
+    if companion is None:
+        return "STOPPED, it is configured no more"
+    return f"{companion['state']}, {describe(companion)}"
+
+
+def _tell(options: Namespace, name: str, companion: Reply | None, wanted: str, done: str) -> bool:
+    if wanted == "STOPPED" if companion is None else has_come_to(companion, wanted):
+        if not options.json:
+            finished = companion is not None and companion["state"] != wanted
+            print(f"{name}: {'done' if finished else done}")
+        return True
+    complain(f"{name}: {_state_of(companion)}")
+    return False
+
+
+def send_signal(connection: Connection, options: Namespace) -> int:
+    options.no_wait = True
+    names = _expand(connection, [options.name])
+    return _send_each(connection, options, {"cmd": "signal", "signal": options.signal}, names)[1]
+
+
+def scale(connection: Connection, options: Namespace) -> int:
+    reply = connection.ask(cmd="scale", name=options.name, numprocs=options.numprocs)
+    if options.json:
+        print(json.dumps(reply))
+    if not reply.get("ok"):
+        raise Failure(refusal(reply), REFUSED)
+    goals = dict.fromkeys(reply.get("added", ()), ("RUNNING", "added"))
+    goals.update((name, ("STOPPED", "removed")) for name in reply.get("removed", ()))
+    if not goals:
+        if not options.json:
+            print("nothing changed")
+        return OK
+    if options.no_wait:
+        for name, (_, done) in goals.items():
+            if not options.json:
+                print(f"{name}: {done}")
+        return OK
+    return OK if _settle(connection, options, goals) else REFUSED
+
+
+# -- waiting -------------------------------------------------------------------
+
+
+def wait(connection: Connection, options: Namespace) -> int:
+    """Until all are in a state at once; at once a failure where one of them won't get there."""
+    deadline = _deadline(options)
+    if options.timeout is not None:
+        # It bounds how long is waited for the companions; a look at them has its time.
+        connection.sock.settimeout(max(options.timeout, SHORTEST_ANSWER_TIME))
+    seen: set[str] = set()
+    with Changes(connection.path) as changes:
+        while True:
+            found = _look_at(connection, options.names, seen if options.state == "STOPPED" else set())
+            others = [one for one in found.values() if not has_come_to(one, options.state)]
+            if not others:
+                break
+            stuck = [one for one in others if never_comes_to(one, options.state)]
+            late = deadline is not None and time.monotonic() >= deadline
+            for companion in stuck or (others if late else ()):
+                endless = options.state == DONE and companion.get("autorestart") == "always"
+                more = "; it is never done, as its autorestart is 'always'" if endless else ""
+                complain(f"{companion['name']}: {_state_of(companion)}{more}")
+            if stuck or late:
+                return REFUSED
+            changes.wait(deadline)
+    if options.json:
+        print(json.dumps({"ok": True, "companions": list(found.values())}, indent=2))
+    else:
+        for name, companion in found.items():
+            print(f"{name}: {DONE if is_done(companion) and options.state == 'RUNNING' else options.state}")
+    return OK
+
+
+def _look_at(connection: Connection, names: list[str], known: set[str]) -> dict[str, Reply]:
+    """The companions that *names* mean; one of *known* (which grows) may have gone meanwhile."""
+    if EVERY in names:
+        names = []
+    replies = [connection.ask(cmd="status", name=name) for name in dict.fromkeys(names)]
+    if not names:
+        replies.append(connection.must(cmd="status"))
+    for name, reply in zip(dict.fromkeys(names), replies, strict=False):
+        if not reply.get("ok") and name not in known:
+            raise Failure(refusal(reply), REFUSED)
+    known.update(names)
+    return {companion["name"]: companion for reply in replies for companion in reply.get("companions", ())}
+
+
+# -- the rest ------------------------------------------------------------------
+
+
+def reread(connection: Connection, options: Namespace) -> int:
+    if options.timeout is None:
+        # It executes the configuration file, which may take its time.
+        connection.sock.settimeout(None)
+    reply = connection.ask(cmd="reread", **({"dry_run": True} if options.dry_run else {}))
+    if options.json:
+        print(json.dumps(reply, indent=2))
+        return OK if reply.get("ok") else REFUSED
+    if not reply.get("ok"):
+        kept = "; the configuration stays as it was" if reply.get("kept_old_config") else ""
+        raise Failure(f"{refusal(reply)}{kept}", REFUSED)
+    changed = False
+    would = "would be " if options.dry_run else ""
+    for kind in ("added", "removed", "restarted", "updated"):
+        for name in reply.get(kind, []):
+            changed = True
+            print(f"{name}: {would}{kind}")
+    if not changed:
+        print("nothing would change" if options.dry_run else "nothing changed")
+    return OK
+
+
+def follow_events(connection: Connection, options: Namespace) -> int:
+    """One line of JSON for each change of a state, until the server ends or somebody interrupts."""
+    connection.must(cmd="events")
+    # What does not happen may do so for long.
+    connection.sock.settimeout(None)
+    while True:
+        sys.stdout.write(connection.line().decode("utf-8", "replace"))
+        sys.stdout.flush()
+
+
+def show_pid(connection: Connection, options: Namespace) -> int:
+    """The manager's pid, or those of companions. One that does not run has none: 0 would mean us to kill."""
+    if not options.names:
+        reply = connection.must(cmd="pid")
+        pid = connection.check_pid(reply.get("pid"))
+        print(json.dumps(reply) if options.json else pid)
+        return OK
+    companions = _look_at(connection, options.names, set())
+    if options.json:
+        print(json.dumps({name: companion["pid"] for name, companion in companions.items()}))
+    code = OK
+    for name, companion in companions.items():
+        if companion["pid"] is None:
+            code = REFUSED
+            complain(f"{name} has no process: {companion['state']}, {companion['description']}")
+        elif not options.json:
+            print(connection.check_pid(companion["pid"]))
+    return code
+
+
+def show_version(connection: Connection, options: Namespace) -> int:
+    reply = connection.must(cmd="version")
+    print(json.dumps(reply) if options.json else reply["version"])
+    return OK
+
+
+COMMANDS: dict[str, Callable[[Connection, Any], int]] = {
+    "status": show_status,
+    "start": steer,
+    "stop": steer,
+    "restart": steer,
+    "signal": send_signal,
+    "scale": scale,
+    "wait": wait,
+    "reread": reread,
+    "events": follow_events,
+    "pid": show_pid,
+    "version": show_version,
+}

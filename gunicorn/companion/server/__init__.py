@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The master's side of the manager, and where both find each other."""

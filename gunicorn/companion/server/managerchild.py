@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: MIT
+"""The manager's process, from the arbiter's fork to its end."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from gunicorn import sock
+from gunicorn.companion.child.ending import flush
+from gunicorn.companion.config import CompanionConfig, build_companion_configs
+from gunicorn.companion.control import remove_abandoned
+from gunicorn.companion.link import Link
+from gunicorn.companion.manager import CompanionManager, Hook
+from gunicorn.companion.server.places import ArbitersPart, Places
+from gunicorn.companion.spawn import set_parent_death_signal, stay_dumpable
+from gunicorn.companion.supervise import sockets
+from gunicorn.companion.supervise.rereading import ConfigUnreadable
+from gunicorn.companion.supervise.sharedstate import SharedState
+from gunicorn.companion.supervise.starting import no_hook
+from gunicorn.errors import ConfigError
+from gunicorn.glogging import follow
+from gunicorn.settings.hooks import own_hook
+from gunicorn.unix.process import set_owner_process, set_process_title
+from gunicorn.unix.signals import reset_to_default
+
+if TYPE_CHECKING:
+    from gunicorn.companion.child.watch import SourceWatch
+
+
+def _hook(cfg: Any, name: str) -> Hook:
+    found: Hook | None = own_hook(cfg, name)
+    return found or no_hook
+
+
+def _load_ahead() -> None:
+    """Load what is needed later: the user of the companions may not be able to read Python's library."""
+    for name in ("difflib", "encodings.ascii", "encodings.idna", "shlex"):
+        importlib.import_module(name)
+    try:
+        raise LookupError
+    except LookupError:
+        traceback.format_exc()  # loads more with each version of Python, and as late as here
+    if not hasattr(os, "memfd_create"):
+        importlib.import_module("tempfile")
+
+
+class ManagerChild(ArbitersPart):
+    """What the forked child does; nothing of it happens in the arbiter."""
+
+    def __init__(
+        self,
+        arbiter: Any,
+        link: Link,
+        configs: list[CompanionConfig],
+        places: Places,
+        server: Mapping[str, Any],
+        shared: SharedState | None,
+        elder: SharedState | None,
+    ) -> None:
+        self.arbiter = arbiter
+        self.link = link
+        self.configs = configs
+        self.places = places
+        self.server = server
+        self.shared = shared
+        self.elder = elder
+        # The configuration that was read last, the last one that counts, and the one that the log follows.
+        self._read: Any = None
+        self._fresh: Any = None
+        self._log_cfg: Any = None
+
+    def run(self) -> NoReturn:
+        """From a copy of the arbiter to the companion manager, to its end."""
+        code = 1
+        try:
+            self._become_manager()
+            self._make_manager().run()
+            code = 0
+        except Exception:
+            self.log.exception("The companion manager fails")
+        finally:
+            flush()
+            os._exit(code)
+
+    def _become_manager(self) -> None:
+        """Let go of everything that is the arbiter's. Signals are blocked until the manager's own are set."""
+        arbiter, cfg = self.arbiter, self.cfg
+        os.setsid()
+        reset_to_default()
+        arbiter.inbox.close()
+        sock.close_sockets([*arbiter.LISTENERS, *arbiter.old_listeners()], False)
+        for worker in arbiter.WORKERS.values():
+            worker.tmp.close()
+        # Those of our listeners, which may have been handed over to the master in just that way.
+        sockets.reserve(sockets.most(cfg.companion_workers))
+        if cfg.uid != os.geteuid():
+            _load_ahead()
+        set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
+        # The change of user made /proc/<pid> root's; memory figures are read there.
+        stay_dumpable()
+        # One that is stopped when the arbiter dies would never see it, and hold its companions for ever.
+        set_parent_death_signal(signal.SIGCONT)
+        if cfg.umask:
+            os.umask(cfg.umask)
+        set_process_title("companion manager")
+
+    def _make_manager(self) -> CompanionManager:
+        cfg = self.cfg
+        directory = os.path.abspath(cfg.chdir)
+        if directory not in sys.path:
+            # As `ManagerHandle` tells it after a reload.
+            sys.path.insert(0, directory)
+        manager = CompanionManager(
+            self.configs,
+            self.log,
+            load_configs=lambda: self._load(manager),
+            adopt_config=lambda: self._adopt(manager),
+            follow_log=self._follow_log,
+            control_path=self.places.control_path,
+            control_mode=cfg.companion_control_socket_mode,
+            run_dir=self.places.run_dir,
+            pre_fork=_hook(cfg, "companion_pre_fork"),
+            post_fork=_hook(cfg, "companion_post_fork"),
+            on_exit=_hook(cfg, "companion_exit"),
+            umask=cfg.umask,
+            graceful_timeout=cfg.graceful_timeout,
+            stop_order=cfg.companion_stop_order,
+            server={**self.server, "started": self.arbiter.started_at},
+            link=self.link,
+            watch=self._make_watch(),
+            shared=self.shared,
+            elder=self.elder,
+            beside_elder=self.arbiter.master_pid != 0,
+        )
+        if manager.control is not None:
+            remove_abandoned(manager.control.path)
+            # Until then the old master's manager may well have the path.
+            manager.control.patient = self.arbiter.master_pid != 0
+        return manager
+
+    def _make_watch(self) -> SourceWatch | None:
+        """With `reload`, what has companions restarted when their files change."""
+        cfg = self.cfg
+        if not cfg.reload:
+            return None
+        from gunicorn.companion.child.watch import SourceWatch
+        from gunicorn.reloader import reloader_engines
+
+        engine: Any = reloader_engines[cfg.reload_engine]
+        # A companion may go into a directory of its own.
+        files = [os.path.abspath(path) for path in cfg.reload_extra_files]
+        return SourceWatch(lambda callback: engine(extra_files=files, callback=callback))
+
+    def _follow_log(self) -> None:
+        """Have the manager's log where the last configuration that it could read says."""
+        before, self._log_cfg = self._log_cfg or self.cfg, self._fresh or self.cfg
+        try:
+            follow(self.log, before, self._log_cfg)
+        except (ConfigError, OSError) as exc:
+            self.log.error("The companion manager logs as before: %s", exc)
+
+    def _load(self, manager: CompanionManager) -> list[CompanionConfig]:
+        """The configuration read anew, for the manager's reread. Raises where it is wrong."""
+        # What the arbiter sent before its SIGHUP counts for that one time.
+        files = {path: text.encode("latin-1") for path, text in manager.take_files().items()}
+        # Nobody but the arbiter ends a manager whose configuration file never returns.
+        set_parent_death_signal(signal.SIGKILL)
+        try:
+            if os.getppid() != self.arbiter.pid:
+                raise ConfigError("the master is gone")
+            cfg = self.arbiter.app.fresh_config(files)
+        except ConfigError as exc:
+            if isinstance(exc.__cause__, PermissionError):
+                raise ConfigUnreadable(str(exc)) from exc
+            raise
+        finally:
+            set_parent_death_signal(signal.SIGCONT)
+            # A configuration file, or what it imports, may have set handlers of its own.
+            manager.inbox.install()
+        configs = build_companion_configs(cfg)
+        self._read = cfg
+        return configs
+
+    def _adopt(self, manager: CompanionManager) -> None:
+        """The configuration that was read last counts from now on."""
+        cfg = self._fresh = self._read
+        manager.pre_fork = _hook(cfg, "companion_pre_fork")
+        manager.post_fork = _hook(cfg, "companion_post_fork")
+        manager.on_exit = _hook(cfg, "companion_exit")
+        manager.graceful_timeout = cfg.graceful_timeout
+        manager.stop_order = cfg.companion_stop_order

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""What companions take of the machine's memory, told truly.
+
+The resident size (RSS) counts a page that ten processes share ten times. The
+kernel knows better, by /proc/<pid>/smaps_rollup (see proc(5)): the proportional
+size (PSS) counts a tenth of it for each, so that the PSS of all processes add up
+to what the machine has given away; *private* memory is what would be free again
+if the process ended; and anonymous memory beyond its proportional part is what
+copy-on-write saves: a process that was not forked from the others would have
+those pages to itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gunicorn.unix import session
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of memory, of one process or the sum of several."""
+
+    rss: int = 0
+    pss: int = 0
+    private: int = 0
+    saved: int = 0
+
+    @property
+    def separate(self) -> int:
+        """What the same would take as programs of their own.
+
+        Files that are mapped (libraries, say) are shared by separate programs,
+        too, and so count in proportion here as there.
+        """
+        return self.pss + self.saved
+
+    def __add__(self, other: Memory) -> Memory:
+        return Memory(
+            self.rss + other.rss,
+            self.pss + other.pss,
+            self.private + other.private,
+            self.saved + other.saved,
+        )
+
+    def as_dict(self) -> dict[str, int]:
+        """As ``status`` shows it of one companion."""
+        return {"rss": self.rss, "pss": self.pss, "private": self.private, "saved": self.saved}
+
+
+def parse(rollup: bytes) -> Memory:
+    """The figures of one process from its smaps_rollup."""
+    sizes: dict[bytes, int] = {}
+    for line in rollup.splitlines():
+        name, _, rest = line.partition(b":")
+        value = rest.split()
+        # The first line, an address range, is no size.
+        if len(value) == 2 and value[1] == b"kB" and value[0].isdigit():
+            sizes[name] = int(value[0]) * 1024
+    rss, pss = sizes.get(b"Rss", 0), sizes.get(b"Pss", 0)
+    private = sizes.get(b"Private_Clean", 0) + sizes.get(b"Private_Dirty", 0)
+    if b"Pss_Anon" in sizes:
+        saved = sizes.get(b"Anonymous", 0) - sizes[b"Pss_Anon"]
+    else:
+        # Before Linux 5.4: all that is shared, mapped files included.
+        saved = rss - pss
+    return Memory(rss, pss, private, max(0, saved))
+
+
+def of_process(pid: int) -> Memory | None:
+    """None where the process is gone, or the kernel does not tell (or not us).
+
+    It tells a process's own user, unless the program is set-user-id or has changed its user.
+    """
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            return parse(file.read())
+    except OSError:
+        # The main thread has ended, and others go on: what they share, each of them tells.
+        return next(filter(None, map(_of_thread, session.other_threads(pid))), None)
+
+
+def _of_thread(path: str) -> Memory | None:
+    try:
+        with open(f"{path}/smaps_rollup", "rb") as file:
+            return parse(file.read())
+    except OSError:
+        return None
+
+
+def of_session(pids: Iterable[int]) -> Memory | None:
+    """The sum over the processes of one session; None where nothing is told of any of them."""
+    found = [memory for pid in pids if (memory := of_process(pid)) is not None]
+    return sum(found, Memory()) if found else None
+
+
+def of_sessions(sessions: Collection[int], more: Mapping[int, int] | None = None) -> dict[int, Memory]:
+    """The memory of each of *sessions* and of what descends from it, by one look at the process table.
+
+    *more*: what has lost its parent, and its session. One of which nothing is told is not in the result.
+    """
+    found = {}
+    for leader, pids in _families(sessions, more).items():
+        memory = of_session(pids)
+        if memory is not None:
+            found[leader] = memory
+    return found
+
+
+def beyond(limits: Mapping[int, int], more: Mapping[int, int] | None = None) -> dict[int, int]:
+    """The private memory of those sessions that have more of it than their limit.
+
+    Private memory is a part of the resident, which the kernel keeps count of; only
+    where that is near the limit it is made to walk through the pages, some
+    milliseconds a process.
+    """
+    found = {}
+    for leader, pids in _families(limits, more).items():
+        # The count may be behind by some pages for each processor.
+        if sum(map(resident, pids)) * 4 < limits[leader] * 3:
+            continue
+        memory = of_session(pids)
+        if memory is not None and memory.private > limits[leader]:
+            found[leader] = memory.private
+    return found
+
+
+def _families(sessions: Collection[int], more: Mapping[int, int] | None) -> dict[int, list[int]]:
+    """None of them where no descriptor is left to look with: there is a next time."""
+    if not sessions:
+        return {}
+    try:
+        return session.families(sessions, more or {})
+    except OSError:
+        return {}
+
+
+def resident(pid: int) -> int:
+    """The resident size by /proc/<pid>/statm; 0 where the process is gone."""
+    pages = _resident_pages(f"/proc/{pid}")
+    if not pages:
+        pages = max(map(_resident_pages, session.other_threads(pid)), default=0)
+    return pages * PAGE_SIZE
+
+
+def _resident_pages(path: str) -> int:
+    try:
+        with open(f"{path}/statm", "rb") as file:
+            return int(file.read().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def totals(companions: Iterable[Memory], manager: int | None = None) -> dict[str, Any]:
+    """The sums that ``status`` shows; *manager*: the pid of the one who runs them, told apart."""
+    total = sum(companions, Memory())
+    own = of_process(manager) if manager is not None else None
+    return {
+        **total.as_dict(),
+        "separate": total.separate,
+        "manager": None if own is None else own.as_dict(),
+    }

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: MIT
+"""The manager's end of sd_notify(3): a socket for each companion, and who may speak on it.
+
+A message counts if it comes from a process of the companion's session or from a
+descendant of one. The kernel tells who sent it; the path or the name of the socket
+is no secret.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import stat
+import struct
+import sys
+
+from gunicorn.companion.child.sdnotify import MAX_DATAGRAM, NOTHING, Notice, parse
+from gunicorn.unix import session
+
+__all__ = ["Notice", "NoticeSocket", "remove_stale"]
+
+SUFFIX = ".notify"
+
+# Datagrams taken at a time: one companion that talks without end must not keep the
+# others, or the control socket, waiting. What is left makes the poller return at once.
+MOST_AT_ONCE = 32
+
+# A queue is shorter: /proc/sys/net/unix/max_dgram_qlen is 10, or 512 where systemd has set it.
+MOST_DISCARDED = 1024
+
+# Senders that are reported over the life of one socket: the log is not theirs to fill.
+MOST_REJECTED = 16
+
+# Generations that are looked through between a sender and its companion.
+MOST_ANCESTORS = 64
+
+# struct ucred of unix(7): pid, uid, gid.
+_UCRED = struct.Struct("3i")
+_FD = array.array("i")
+
+# Whether the kernel says who sent a datagram. Where it doesn't, the directory lets
+# nobody else in.
+KNOWS_SENDERS = sys.platform.startswith("linux")
+# Names that need no directory: unix(7), "abstract".
+_HAVE_ABSTRACT = sys.platform.startswith("linux")
+
+
+class NoticeSocket:
+    """Receives what one companion says of itself. ``address`` is its ``NOTIFY_SOCKET``.
+
+    ``rejected`` are the pids, as far as known, whose messages the last ``receive`` did not
+    count, each of them once in the life of the socket and only the first few at all.
+    """
+
+    def __init__(self, sock: socket.socket, address: str) -> None:
+        self.address = address
+        self.rejected: list[int] = []
+        self._sock = sock
+        self._owner = os.getpid()
+        self._seen: set[int] = set()
+
+    @classmethod
+    def open(cls, run_dir: str | None, name: str) -> NoticeSocket:
+        """Listen for the companion *name*. Raises OSError.
+
+        In *run_dir*, on a file of mode 0600; as a Linux abstract socket where there is no such
+        directory, or its path is too long or not to be written. A manager that is root takes
+        an abstract one always: what it starts may change its user, as ``sudo`` does,
+        and could not reach the file then.
+        """
+        flags = socket.SOCK_DGRAM | getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)
+        sock = socket.socket(socket.AF_UNIX, flags)
+        try:
+            sock.setblocking(False)
+            if KNOWS_SENDERS:
+                # Before it has an address: no datagram comes without its sender.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            return cls(sock, _bind(sock, run_dir, name))
+        except BaseException:
+            sock.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    @property
+    def reachable(self) -> bool:
+        """Whether ``address`` still leads here: a file may have been removed, with its directory."""
+        return not self.address.startswith("/") or _is_socket(self.address)
+
+    def receive(self, pid: int) -> list[Notice]:
+        """What has been said by now by the companion whose leader is *pid*; never blocks.
+
+        At most ``MOST_AT_ONCE`` datagrams are taken, so more may be there.
+        """
+        notices: list[Notice] = []
+        self.rejected = []
+        for _ in range(MOST_AT_ONCE):
+            try:
+                received = self._receive_one()
+            except OSError:
+                break
+            sender, datagram, fds = received
+            # Who sent it is found out before its descriptors are closed: with BARRIER=1 the sender
+            # waits for that, and goes. Nobody gets to pass any: they are all closed.
+            if sender is not None and not belongs(sender, pid):
+                self._reject(sender)
+            elif datagram is not None and (notice := parse(datagram)) != NOTHING:
+                notices.append(notice)
+            _close_all(fds)
+        return notices
+
+    def _receive_one(self) -> tuple[int | None, bytes | None, list[int]]:
+        """The sender's pid (0: the kernel can't name it, None: nor is it asked to), text and descriptors.
+
+        A text that was cut off is None: what it said is not known.
+        """
+        room = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(_FD.itemsize)
+        cloexec = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+        # Descriptors that find no room are closed by the kernel.
+        datagram, ancillary, flags, _ = self._sock.recvmsg(MAX_DATAGRAM, room, cloexec)
+        sender = 0 if KNOWS_SENDERS else None
+        fds: list[int] = []
+        for level, kind, data in ancillary:
+            if level != socket.SOL_SOCKET:
+                continue
+            if kind == socket.SCM_RIGHTS:
+                numbers = array.array("i")
+                numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+                fds.extend(numbers)
+            elif KNOWS_SENDERS and kind == socket.SCM_CREDENTIALS and len(data) >= _UCRED.size:
+                sender = _UCRED.unpack_from(data)[0]
+        return sender, None if flags & socket.MSG_TRUNC else datagram, fds
+
+    def discard(self) -> None:
+        """Let go of all that is there now, whoever has said it; never blocks."""
+        # A bound, for those who go on talking.
+        for _ in range(MOST_DISCARDED):
+            try:
+                _, _, fds = self._receive_one()
+            except OSError:
+                return
+            _close_all(fds)
+
+    def _reject(self, sender: int) -> None:
+        if sender not in self._seen and len(self._seen) < MOST_REJECTED:
+            self._seen.add(sender)
+            self.rejected.append(sender)
+
+    def close(self) -> None:
+        """Close it and remove its file, which only the process that made it does."""
+        self._sock.close()
+        if self.address.startswith("/") and os.getpid() == self._owner:
+            with contextlib.suppress(OSError):
+                os.unlink(self.address)
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def belongs(sender: int, leader: int) -> bool:
+    """Whether *sender* is in the session that *leader* leads, or descends from a process in it.
+
+    A process that is gone without a trace can't be shown to; one whose parent hasn't reaped it yet can.
+    """
+    pid = sender
+    if leader <= 0:
+        # Nobody's leader; but the number of every session outside of our pid namespace.
+        return False
+    for _ in range(MOST_ANCESTORS):
+        # 0 is the parent of init, or the sender is in a pid namespace that we can't see.
+        if pid <= 0:
+            return False
+        if pid == leader:
+            return True
+        try:
+            if os.getsid(pid) == leader:
+                return True
+            info = session.read_stat(pid)
+        except OSError:
+            return False
+        if info is None:
+            return False
+        pid = info.ppid
+    return False
+
+
+def _bind(sock: socket.socket, run_dir: str | None, name: str) -> str:
+    """Give *sock* its address, and return it as the environment shows it."""
+    # socat reads what follows a colon as something else.
+    name = name.replace(":", "@")
+    if run_dir is not None and not (_HAVE_ABSTRACT and os.geteuid() == 0):
+        # Absolute, for a companion that enters a directory of its own.
+        path = os.path.join(os.path.abspath(run_dir), f"{name}.{os.getpid()}{SUFFIX}")
+        try:
+            _bind_file(sock, path)
+            return path
+        except OSError:
+            if not _HAVE_ABSTRACT:
+                raise
+    elif not _HAVE_ABSTRACT:
+        raise OSError("there is no directory for the notify socket")
+    # With a part that nobody guesses: it must not be taken, now or by somebody else after us, while
+    # the companion of a dead manager still speaks to it.
+    chosen = f"gunicorn/{os.getpid()}/{name[:50]}/{os.urandom(8).hex()}"
+    sock.bind(b"\0" + chosen.encode())
+    return "@" + chosen
+
+
+def _bind_file(sock: socket.socket, path: str) -> None:
+    # A process that had our pid may have left one.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    # bind() applies the umask: the mode is right from the first moment.
+    umask = os.umask(0o177)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(umask)
+
+
+def remove_stale(run_dir: str | None) -> None:
+    """Remove the socket files in *run_dir* that nobody listens on any more."""
+    if run_dir is None:
+        return
+    try:
+        names = [name for name in os.listdir(run_dir) if name.endswith(SUFFIX)]
+    except OSError:
+        return
+    for name in names:
+        path = os.path.join(run_dir, name)
+        with contextlib.suppress(OSError):
+            if _is_socket(path) and _is_deserted(path):
+                os.unlink(path)
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _is_deserted(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            pass
+        return False

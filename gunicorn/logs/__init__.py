@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Where logs go, and what their lines say."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What an Arbiter is made of."""

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""The end of the server: all children are told at once, each kind has its time, signals are still heard."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from gunicorn import sock
+from gunicorn.master.companionship import Companionship
+from gunicorn.master.workforce import Workforce
+from gunicorn.pidfile import Pidfile
+from gunicorn.systemd import Unit
+
+if TYPE_CHECKING:
+    from gunicorn.companion.server.parent import ManagerHandle
+
+# A process that got SIGKILL and is not gone after this is stuck in the kernel; nobody can wait for it.
+LAST_REAP = 5.0
+
+
+class Shutdown(Workforce, Companionship):
+    """The part of the master that stops."""
+
+    SIG_QUEUE: list[int]
+    unit: Unit
+    pidfile: Pidfile | None
+    systemd: bool
+    _started: bool
+    _halting: bool
+    # The server stops because it cannot go on, not because somebody said so; and why.
+    _failed: bool
+    _halt_reason: str
+
+    if TYPE_CHECKING:  # the arbiter's own
+
+        def sleep(self) -> None: ...
+
+        def reap_workers(self) -> None: ...
+
+        def handle_usr1(self) -> None: ...
+
+        def handle_chld(self, sig: int, frame: FrameType | None) -> None: ...
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        """Stop everything and end the process with *exit_status*."""
+        self._halting = True
+        if reason is not None:
+            log = self.log.error if exit_status else self.log.info
+            log("The server halts: %s", reason)
+            self._halt_reason = reason
+        # Where a worker cannot boot, companions are stopped in the workers' time.
+        self._failed = exit_status != 0 and not self._given_up
+        self.end(True, exit_status)
+
+    def end(self, graceful: bool, exit_status: int) -> None:
+        """Stop everything, whatever fails meanwhile, and end the process."""
+        try:
+            self.stop(graceful)
+        except Exception:
+            self.log.exception("The stop fails: SIGKILL to all children")
+            self.kill_workers(signal.SIGKILL)
+            self.signal_companion_manager(signal.SIGKILL)
+        self._leave(exit_status)
+
+    def _leave(self, exit_status: int) -> None:
+        self._halting = True
+        self.log.info("The master ends")
+        try:
+            if self._started:
+                self._hook("on_exit", self)
+        finally:
+            # Last: whoever waits for the file to go may start the next server.
+            if self.pidfile is not None:
+                self.pidfile.unlink()
+            self.unit.leave(time.monotonic())
+        sys.exit(exit_status)
+
+    def stop(self, graceful: bool = True) -> None:
+        """Close the listeners, have the workers end, and return when they are gone.
+
+        They get ``graceful_timeout`` seconds, whether they finish their requests or not. Signals
+        are heard meanwhile: SIGINT or SIGQUIT ends everything now.
+        """
+        if self._switch is not None:
+            self._switch.settle()
+            self._switch = None
+        replaced = self.reexec_pid != 0 or self.master_pid != 0
+        unlink = not replaced and not self.systemd and not self.cfg.reuse_port
+        sock.close_sockets(self.LISTENERS, unlink)
+        self.LISTENERS = []
+        if self.inbox is None:
+            return
+        self._stopping = True
+        self._begin_stop(graceful, time.monotonic())
+        while not self._stopped(time.monotonic()):
+            self.unit.step(time.monotonic())
+            self._report_workers()
+            self.sleep()
+            self._handle_signals_while_stopping()
+            self.reap_workers()
+        self._report_workers()
+
+    def _begin_stop(self, graceful: bool, now: float) -> None:
+        """Tell all children to end. One that has been told so already is not told twice."""
+        if self.companions is not None:
+            # Told at the same moment as the workers, and given longer.
+            self._try_companions(lambda companions: companions.begin_stop(graceful and not self._failed))
+        limit = now + self.cfg.graceful_timeout
+        for pid in list(self.WORKERS):
+            record = self._record(pid)
+            told, record.retiring = record.retiring, True
+            record.kill_at = limit if record.kill_at is None else min(limit, record.kill_at)
+            if not graceful:
+                self.kill_worker(pid, signal.SIGQUIT)
+            elif not told:
+                self.kill_worker(pid, signal.SIGTERM)
+
+    def _stopped(self, now: float) -> bool:
+        """One step of the stop: True when no child is left that is worth waiting for."""
+        self._kill_due(now)
+        companions_gone = self._try_companions(lambda companions: companions.stopped())
+        return companions_gone and all(
+            record.killed_at is not None and now - record.killed_at >= LAST_REAP
+            for record in self._all_records()
+        )
+
+    def _try_companions(self, step: Callable[[ManagerHandle], Any]) -> bool:
+        """One step of the companions' stop; True where none is to be waited for any more.
+
+        If it fails (no descriptor is left to look for them, for one), the manager is killed: the kernel then
+        tells its companions, and the workers still have their time.
+        """
+        if self.companions is None:
+            return True
+        try:
+            return bool(step(self.companions))
+        except Exception:
+            self.log.exception("The companions cannot be stopped in order: SIGKILL to their manager")
+            self.signal_companion_manager(signal.SIGKILL)
+            self.companions = None
+            return True
+
+    def _handle_signals_while_stopping(self) -> None:
+        while self.SIG_QUEUE:
+            signum = self.SIG_QUEUE.pop(0)
+            if signum in (signal.SIGINT, signal.SIGQUIT):
+                self._end_now()
+            elif signum == signal.SIGUSR1:
+                self.handle_usr1()
+            elif signum == signal.SIGCHLD:
+                self.handle_chld(signum, None)
+
+    def _end_now(self) -> None:
+        """A second SIGINT or SIGQUIT: nobody is waited for any more."""
+        now = time.monotonic()
+        for record in self._all_records():
+            record.kill_at = now
+        if self.companions is not None:
+            self.companions.hasten()

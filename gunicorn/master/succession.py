@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""From one master to the next: the start of a successor beside this one, and the step into its place."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from gunicorn.master import handoff
+from gunicorn.master.base import Master
+from gunicorn.pidfile import Pidfile, successor_path
+from gunicorn.unix.process import describe_end, leave, set_process_title
+from gunicorn.unix.signals import blocked_signals, reset_to_default
+
+
+class Succession(Master):
+    """The part of the master that has a successor, or is one."""
+
+    START_CTX: dict[Any, Any]
+    systemd: bool
+    pidfile: Pidfile | None
+    # Why the pid file could not be moved to its name, as it was logged.
+    _pidfile_trouble = ""
+
+    def reexec(self) -> None:
+        """Start a new master from the program on disk, which gets the sockets of this one."""
+        if self.reexec_pid:
+            self.log.warning("A new master runs already, as process %s", self.reexec_pid)
+            return
+        if self.master_pid:
+            self.log.warning("This master is itself waiting to succeed process %s", self.master_pid)
+            return
+        master_pid = os.getpid()
+        # Where the new master reads what was asked of companions by command, and is asked from now on.
+        shared = self.companions.share() if self.companions is not None else None
+        # A copy: our own descriptor is closed in every child.
+        state = None
+        try:
+            state = None if shared is None else shared.copy()
+            with blocked_signals():
+                self.reexec_pid = os.fork()
+                if self.reexec_pid == 0 and self.inbox is not None:
+                    reset_to_default(self.inbox.signals)
+            if self.reexec_pid == 0:
+                self._exec_successor(master_pid, None if state is None else state.fd)
+        except OSError as exc:
+            self.log.error("The new master cannot be started: %s", exc)
+        finally:
+            if state is not None:
+                state.close()
+
+    def _exec_successor(self, master_pid: int, companion_state_fd: int | None) -> None:
+        self._in_child = True
+        try:
+            self.cfg.pre_exec(self)
+            pid = os.getpid()
+            environ = handoff.reexec_environment(
+                self.START_CTX["env"],
+                master_pid=master_pid,
+                fds=[listener.fileno() for listener in self.LISTENERS],
+                systemd_pid=pid if self.systemd else None,
+                pid=pid,
+                companion_run_dir=self._told_run_dir(),
+                companion_state_fd=companion_state_fd,
+            )
+            if companion_state_fd is not None:
+                os.set_inheritable(companion_state_fd, True)
+            os.chdir(self.START_CTX["cwd"])
+            os.execvpe(self.START_CTX[0], self.START_CTX["args"], environ)
+        except BaseException:
+            # No path leads from here back into the loop, there would be two of it; nor to what the
+            # application registered for the exit of the process, which its living master still uses.
+            self.log.exception("The new master cannot be started")
+            leave(1)
+
+    def _told_run_dir(self) -> str | None:
+        return self.companions.places.told_successor() if self.companions is not None else None
+
+    def maybe_promote_master(self) -> None:
+        """Take the place of the old master once it is gone."""
+        if not self.master_pid:
+            self._take_pidfile()
+            return
+        if self.master_pid == os.getppid():
+            return
+        self.log.info("The old master is gone, this one takes its place")
+        self.master_pid = 0
+        self._take_pidfile()
+        self._set_title()
+        if self.companions is not None:
+            self.companions.promoted()
+
+    def _take_pidfile(self) -> None:
+        """Move the pid file to its name; where that fails, at the next call, until it has succeeded."""
+        path = self.cfg.pidfile
+        if self.pidfile is None or path is None or self.pidfile.fname != successor_path(path):
+            return
+        try:
+            self.pidfile.rename(path)
+        except RuntimeError as exc:
+            if str(exc) != self._pidfile_trouble:
+                self._pidfile_trouble = str(exc)
+                self.log.error("The pid file stays %s for now: %s", self.pidfile.fname, exc)
+        else:
+            self._pidfile_trouble = ""
+
+    def bury_successor(self, status: int) -> None:
+        """Account for the end of a new master, which may have had no time to tidy up."""
+        pid, self.reexec_pid = self.reexec_pid, 0
+        if self.cfg.pidfile is not None:
+            left = Pidfile(successor_path(self.cfg.pidfile))
+            left.pid = pid
+            left.unlink()
+        self.log.warning("The new master %s, this one stays", describe_end(status))
+
+    def _set_title(self) -> None:
+        name = f"{self.proc_name}.2" if self.master_pid else self.proc_name
+        set_process_title(f"master [{name}]")

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: MIT
+"""The master's workers: forked, watched by their heartbeats, retired, killed, buried.
+
+What the pool needs is decided in ``gunicorn.master.pool``; here it is carried out.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import math
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from gunicorn import sock
+from gunicorn.errors import AppImportError, ConfigError
+from gunicorn.master import pool
+from gunicorn.master.base import Master
+from gunicorn.unix.process import describe_end, exit_code, set_process_title, term_signal
+from gunicorn.unix.signals import blocked_signals, disregard, reset_to_default
+
+# How long an old worker waits for its successor to boot, where no worker timeout ends that.
+BOOT_WAIT = 30.0
+
+# What the system refuses now and may grant later.
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
+
+# Those to which the handlers of a worker may answer by an exception, or that would end it by default.
+WORKER_SIGNALS = tuple(
+    getattr(signal, f"SIG{name}") for name in ("ABRT", "HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "WINCH")
+)
+
+
+class Workforce(Master):
+    """The part of the master that has workers."""
+
+    # Exit codes of a worker that could not start; the server ends with the same.
+    WORKER_BOOT_ERROR = 3
+    APP_LOAD_ERROR = 4
+
+    worker_class: Any
+    worker_age: int
+    timeout: float
+    num_workers: Any
+    _records: dict[int, pool.WorkerRecord]
+    _pacing: pool.Pacing
+    _reported_workers: int | None
+    # Whether a worker of this master has ever booted: from then on a failed start is one to repeat.
+    _served: bool
+
+    if TYPE_CHECKING:  # the arbiter's own
+
+        def worker_did_not_boot(self, why: str) -> None: ...
+
+    def _record(self, pid: int) -> pool.WorkerRecord:
+        """The record of one of ``WORKERS``."""
+        record = self._records.get(pid)
+        if record is None:
+            # Not started by spawn_worker(): seen for the first time, and taken for one that boots.
+            worker = self.WORKERS[pid]
+            record = pool.WorkerRecord(pid, worker.age, time.monotonic(), worker.tmp.last_update())
+            self._records[pid] = record
+        return record
+
+    def _all_records(self) -> list[pool.WorkerRecord]:
+        return [self._record(pid) for pid in self.WORKERS]
+
+    def _plan(self, now: float) -> pool.Plan:
+        # With a timeout, one that takes longer is ended, and the old worker is still needed.
+        return pool.plan(
+            self._fresh_records(), self.num_workers, now, math.inf if self.timeout else BOOT_WAIT
+        )
+
+    def _fresh_records(self) -> list[pool.WorkerRecord]:
+        """All records, with what the workers have said since the last look."""
+        records = self._all_records()
+        for record in records:
+            self._note_boot(record)
+            record.leaving = record.leaving or self._says_it_leaves(record.pid)
+        return records
+
+    def _note_boot(self, record: pool.WorkerRecord) -> None:
+        if not record.booted:
+            record.booted = self._last_beat(record.pid) not in (None, record.first_beat)
+            self._served = self._served or record.booted
+
+    def _last_beat(self, pid: int) -> float | None:
+        try:
+            beat: float = self.WORKERS[pid].tmp.last_update()
+        except (OSError, ValueError):
+            # Its file cannot be read: no reason to end it.
+            return None
+        return beat
+
+    def _says_it_leaves(self, pid: int) -> bool:
+        """Whether a worker ends on its own account, after `max_requests` for one."""
+        try:
+            # Heartbeats that are not ours may not know the word.
+            return getattr(self.WORKERS[pid].tmp, "leaving", False) is True
+        except (OSError, ValueError):
+            return False
+
+    def murder_workers(self) -> None:
+        """End workers whose heart has stopped: SIGABRT, so that they can say where they hang, then SIGKILL.
+
+        Those that were told to end and have not done so in time get SIGKILL as well.
+        """
+        now = time.monotonic()
+        beats = {pid: beat for pid in self.WORKERS if (beat := self._last_beat(pid)) is not None}
+        for pid in pool.overdue(beats, self.timeout, now):
+            worker, record = self.WORKERS[pid], self._record(pid)
+            if record.retiring and not worker.aborted:
+                continue  # it has a deadline of its own, and not every class beats while it drains
+            if not worker.aborted:
+                self.log.critical("The worker %s has not answered for %s s", pid, self.timeout)
+                worker.aborted = True
+                record.kill_at = now + pool.ABORT_GRACE
+                self.kill_worker(pid, signal.SIGABRT)
+            elif record.kill_at is None:
+                self.kill_worker(pid, signal.SIGKILL)
+        self._kill_due(now)
+
+    def _kill_due(self, now: float) -> None:
+        for record in pool.due_for_kill(self._all_records(), now):
+            self.log.error("The worker %s did not end in time: SIGKILL", record.pid)
+            record.killed_at = now
+            self.kill_worker(record.pid, signal.SIGKILL)
+
+    def _bury_worker(self, pid: int, status: int) -> tuple[str, int] | None:
+        """Account for the end of a worker; return why and how that ends the server, if it does."""
+        record = self._record(pid)
+        self._note_boot(record)
+        silent = self._left_silently(pid)
+        worker = self.WORKERS.pop(pid)
+        del self._records[pid]
+        now = time.monotonic()
+        self._pacing.worker_ended(
+            now, now - record.spawned_at, booted=record.booted, asked=record.retiring, failed=status != 0
+        )
+        self._log_end(pid, status, asked=record.retiring)
+        worker.tmp.close()
+        self._hook("child_exit", self, worker)
+        code = exit_code(status)
+        if silent and code is not None and not record.booted:
+            self.log.error(
+                "The worker %s exited while booting, without an exception (os._exit() in the application?)",
+                pid,
+            )
+            code = code if self._served else self.WORKER_BOOT_ERROR
+        reason = pool.halt_reason(
+            code,
+            record.booted,
+            boot_error=self.WORKER_BOOT_ERROR,
+            load_error=self.APP_LOAD_ERROR,
+        )
+        serving = any(pool.serves(other) for other in self._fresh_records())
+        if not (record.booted or record.outdated or record.retiring or self._stopping):
+            if reason is not None:
+                if serving and self._switch is None:
+                    self.log.error("The server goes on with its other workers: %s", reason[0])
+                self.worker_did_not_boot(reason[0])
+            elif worker.aborted is True:
+                self.worker_did_not_boot(f"a worker took longer than {self.timeout} s to boot")
+            elif silent and code is not None:
+                self.worker_did_not_boot("a worker exited while booting")
+        return None if serving else reason
+
+    def _left_silently(self, pid: int) -> bool:
+        """Whether a worker ended without coming to the end of `_run_worker`, which would have said so."""
+        try:
+            return getattr(self.WORKERS[pid].tmp, "ended", None) is False
+        except (OSError, ValueError):
+            return False
+
+    def _log_end(self, pid: int, status: int, *, asked: bool) -> None:
+        log = self.log.debug if asked or status == 0 else self.log.error
+        hint = " (out of memory?)" if term_signal(status) == signal.SIGKILL and not asked else ""
+        log("The worker %s %s%s", pid, describe_end(status), hint)
+
+    def _retire(self, pid: int, now: float) -> None:
+        """Have a worker finish what it does and end; it is told once, and killed at the deadline."""
+        record = self._record(pid)
+        record.retiring = True
+        deadline = now + self.cfg.graceful_timeout
+        record.kill_at = deadline if record.kill_at is None else min(deadline, record.kill_at)
+        self.kill_worker(pid, signal.SIGTERM)
+
+    def _report_workers(self) -> None:
+        count = len(self.WORKERS)
+        if count != self._reported_workers:
+            self._reported_workers = count
+            gauge = {"metric": "gunicorn.workers", "value": count, "mtype": "gauge"}
+            self.log.debug("%s workers", count, extra=gauge)
+
+    def spawn_workers(self) -> None:
+        """Start the workers that are missing: a few at a time, and none while failed ones are waited out.
+
+        The loop comes back for the others, so that signals are heard in between.
+        """
+        now = time.monotonic()
+        missing = min(self._plan(now).spawn, pool.SPAWN_BATCH)
+        for _ in range(missing):
+            if self._pacing.pause(time.monotonic()) > 0:
+                return
+            self.spawn_worker()
+
+    def spawn_worker(self) -> int:
+        """Fork one worker and return its pid; 0 if the system refuses. In the worker, it does not return."""
+        self.prepare_to_fork()
+        self.worker_age += 1
+        try:
+            worker = self.worker_class(
+                self.worker_age, self.pid, self.LISTENERS, self.app, self.timeout / 2.0, self.cfg, self.log
+            )
+            first_beat = worker.tmp.last_update()
+        except Exception as exc:
+            # Its heartbeat file, for one, for which there may be no descriptor just now.
+            if not self._served:
+                raise
+            return self._refuse_start(exc)
+        self._hook("pre_fork", self, worker)
+        with blocked_signals():
+            try:
+                pid = os.fork()
+            except OSError as exc:
+                worker.tmp.close()
+                return self._refuse_start(exc)
+            if pid == 0:
+                self._leave_master(worker)
+        if pid == 0:
+            self._run_worker(worker)
+        worker.pid = pid
+        self.WORKERS[pid] = worker
+        self._records[pid] = pool.WorkerRecord(pid, worker.age, time.monotonic(), first_beat=first_beat)
+        return pid
+
+    def _refuse_start(self, exc: Exception) -> int:
+        """Log why no worker was started, and have the next attempt wait."""
+        unexpected = exc if not isinstance(exc, OSError) else None
+        self.log.error("A worker cannot be started: %s", exc, exc_info=unexpected)
+        self._pacing.start_failed(time.monotonic())
+        return 0
+
+    def _leave_master(self, worker: Any) -> None:
+        """In the new worker, while signals are held back: let go of what is the master's alone."""
+        self._in_child = True
+        if self.inbox is None:
+            return
+        try:
+            # Until the worker sets its own, a stop ends it at once (it serves nobody yet), and a
+            # rotated log is not written on.
+            handlers: dict[int, Any] = {signal.SIGUSR1: getattr(worker, "handle_usr1", signal.SIG_IGN)}
+            reset_to_default(self.inbox.signals, handlers)
+            self.inbox.close()
+            sock.close_sockets(self.old_listeners(), False)
+            for sibling in self.WORKERS.values():
+                sibling.tmp.close()
+        except Exception:
+            # An exception that went on from here would end in the master's loop.
+            self.log.exception("The worker %s cannot let go of the master's things", os.getpid())
+            sys.exit(self.WORKER_BOOT_ERROR)
+
+    def _run_worker(self, worker: Any) -> None:
+        """The life of a worker, to the end of its process. Nothing leads from here back into the loop."""
+        status: Any = 0
+        # Registered before what the application registers, and so run after that.
+        atexit.register(disregard, WORKER_SIGNALS, for_good=True)
+        try:
+            worker.pid = os.getpid()
+            set_process_title(f"worker [{self.proc_name}]")
+            # A text: `logging` asks whether a single argument is a Mapping. For a class of which nobody has
+            # asked that yet the answer takes 40 pages of memory, in each worker; of texts the master has.
+            self.log.info("The worker %s starts", str(worker.pid))
+            self.cfg.post_fork(self, worker)
+            worker.init_process()
+        except SystemExit as exc:
+            status = exc.code
+        except AppImportError as exc:
+            self.log.error("The application cannot be loaded: %s", exc)
+            self.log.debug("Where it failed:", exc_info=True)
+            status = self.APP_LOAD_ERROR
+        except BaseException as exc:
+            self.log.exception("The worker %s failed", worker.pid)
+            again = worker.booted or (self._served and _may_pass(exc))
+            status = 255 if again else self.WORKER_BOOT_ERROR
+        # It ends anyway. What a signal raised from here on would cut short the hook, an exit handler of the
+        # application, or the interpreter's own end.
+        disregard(WORKER_SIGNALS)
+        try:
+            self.log.info("The worker %s ends", worker.pid)
+            if hasattr(worker.tmp, "end"):
+                worker.tmp.end()
+            worker.tmp.close()
+            self.cfg.worker_exit(self, worker)
+        except Exception:
+            self.log.exception("The worker %s failed at its end", worker.pid)
+        sys.exit(status)
+
+    def kill_workers(self, sig: int) -> None:
+        """Send *sig* to every worker."""
+        for pid in list(self.WORKERS):
+            self.kill_worker(pid, sig)
+
+    def kill_worker(self, pid: int, sig: int) -> None:
+        """Send *sig* to one worker. If it is gone, and so was reaped by somebody else, forget it."""
+        try:
+            os.kill(pid, sig)
+        except ProcessLookupError:
+            worker = self.WORKERS.pop(pid, None)
+            self._records.pop(pid, None)
+            if worker is not None:
+                worker.tmp.close()
+                self._hook("child_exit", self, worker)
+
+
+def _may_pass(exc: BaseException) -> bool:
+    """Whether what failed the start of a worker may be gone at the next: the configuration was good."""
+    # ConfigError: certificates that are just being replaced.
+    return isinstance(exc, ConfigError | MemoryError) or (isinstance(exc, OSError) and exc.errno in EXHAUSTED)

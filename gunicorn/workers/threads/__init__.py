@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""How the threads of a worker share its connections."""
