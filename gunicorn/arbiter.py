@@ -22,9 +22,10 @@ from gunicorn.glogging import reopen_logs
 from gunicorn.loading import getcwd
 from gunicorn.master import handoff, pool
 from gunicorn.master.announce import Situation
-from gunicorn.master.reload import Reloading, Switch
+from gunicorn.master.reload import Reloading
 from gunicorn.master.shutdown import Shutdown
 from gunicorn.master.succession import Succession
+from gunicorn.master.switch import Switch
 from gunicorn.pidfile import Pidfile, successor_path
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_end

@@ -1,46 +1,47 @@
 # SPDX-License-Identifier: MIT
-"""The map in docs/architecture.rst is that of the house as it is."""
+"""The map in the architecture page is made from docstrings, and its walks go through files that exist."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.rst"
+MODULES = sorted((ROOT / "gunicorn").rglob("*.py"))
 
 
-def on_the_map() -> list[str]:
-    """The files that the tables name, each below the title with its directory."""
-    found, directory = [], ""
-    for line in PAGE.read_text().splitlines():
-        title = re.fullmatch(r"``(gunicorn/(?:\w+/)*)``", line)
-        row = re.match(r"``(\w+\.py)``  ", line)
-        if title:
-            directory = title[1]
-        elif row:
-            found.append(directory + row[1])
-    return found
+@pytest.fixture(scope="module")
+def extension() -> ModuleType:
+    path = ROOT / "docs" / "_ext" / "module_map.py"
+    spec = importlib.util.spec_from_file_location("module_map_tested", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def in_the_house() -> set[str]:
-    return {str(path.relative_to(ROOT)) for path in (ROOT / "gunicorn").rglob("*.py")}
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_says_in_a_sentence_what_it_is_about(extension: ModuleType, path: Path) -> None:
+    text = extension.summary(path)
+    assert 10 < len(text) <= 120 and text.endswith("."), text
 
 
-def test_every_module_is_on_the_map() -> None:
-    # A package is described by its files.
-    modules = {path for path in in_the_house() if not path.endswith("/__init__.py")}
-    assert modules - set(on_the_map()) == set()
-
-
-def test_the_map_names_nothing_else_and_nothing_twice() -> None:
-    named = on_the_map()
-    assert sorted(set(named)) == sorted(named)
-    assert set(named) <= in_the_house()
+def test_every_module_is_on_the_map(extension: ModuleType) -> None:
+    text = extension.table()
+    for path in MODULES:
+        directory, _, name = str(path.relative_to(ROOT)).rpartition("/")
+        section = text.partition(f"\n``{directory}/``\n")[2].partition("\n``gunicorn/")[0]
+        assert name == "__init__.py" or f"\n``{name}``\n   {extension.summary(path)}\n" in section
+    assert ".. include:: modules.inc" in PAGE.read_text()
 
 
 def test_walks_go_through_files_that_exist() -> None:
-    names = {path.split("gunicorn/", 1)[1] for path in in_the_house()}
+    names = {str(path.relative_to(ROOT / "gunicorn")) for path in MODULES}
     text = PAGE.read_text()
     for word in re.findall(r"``((?:\w+/)*\w+\.py)``", text):
         path = word.removeprefix("gunicorn/")

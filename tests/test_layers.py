@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,80 +15,77 @@ PACKAGE = Path(__file__).resolve().parent.parent / "gunicorn"
 # Each layer may import itself and those above it in this list. A name ending in ``.*`` is a whole
 # package; the most exact entry counts.
 LAYERS: list[list[str]] = [
+    ["gunicorn", "gunicorn.errors", "gunicorn.unix.*", "gunicorn.http.grammar", "gunicorn.http.errors"],
+    # Decisions over plain data, and what the command stands on.
     [
-        "gunicorn",
-        "gunicorn.errors",
-        "gunicorn.settings.redact",
-        "gunicorn.unix.maybessl",
-        "gunicorn.unix.*",
-        "gunicorn.http.grammar",
-        "gunicorn.http.errors",
-    ],
-    [
-        "gunicorn.master.pool",
-        "gunicorn.master.handoff",
-        "gunicorn.master.announce",
-        "gunicorn.settings.addresses",
-        "gunicorn.logs.accesslog",
         "gunicorn.http.policy",
         "gunicorn.http.parse",
         "gunicorn.http.chunked",
         "gunicorn.http.environ",
         "gunicorn.http.head",
         "gunicorn.http.proxyproto",
+        "gunicorn.logs",
+        "gunicorn.logs.accesslog",
+        "gunicorn.master",
+        "gunicorn.master.pool",
+        "gunicorn.master.handoff",
+        "gunicorn.master.announce",
+        "gunicorn.settings.addresses",
         "gunicorn.companion",
         "gunicorn.companion.paths",
-        "gunicorn.unix.session",
         "gunicorn.companion.runfile",
-        "gunicorn.companion.supervise.sharedstate",
-        "gunicorn.companion.child.sdnotify",
+        "gunicorn.companion.detached",
+        "gunicorn.companion.failures",
+        "gunicorn.companion.states",
+        "gunicorn.companion.child.*",
+        "gunicorn.companion.client.*",
         "gunicorn.companion.ctl",
-        "gunicorn.companion.client.ctlclient",
-        "gunicorn.companion.client.ctlcommands",
     ],
+    # The configuration, and what a companion is.
     [
         "gunicorn.loading",
         "gunicorn.settings.*",
         "gunicorn.config",
         "gunicorn.companion.checks",
         "gunicorn.companion.config",
-        "gunicorn.companion.states",
         "gunicorn.companion.showing",
         "gunicorn.companion.process",
-        "gunicorn.companion.supervise.reread",
-        "gunicorn.companion.failures",
-        "gunicorn.companion.supervise.order",
-        "gunicorn.companion.supervise.rolling",
         "gunicorn.app",
         "gunicorn.app.configfile",
         "gunicorn.app.start",
     ],
+    # Sockets, files, logs, messages.
     [
         "gunicorn.sock",
         "gunicorn.systemd",
         "gunicorn.pidfile",
         "gunicorn.glogging",
-        "gunicorn.logs.files",
-        "gunicorn.logs.syslog",
-        "gunicorn.logs.sysloghandler",
+        "gunicorn.logs.*",
         "gunicorn.instrument.*",
         "gunicorn.debug",
         "gunicorn.reloader",
         "gunicorn.http.*",
         "gunicorn.companion.control",
         "gunicorn.companion.link",
-        "gunicorn.companion.supervise.notices",
     ],
-    ["gunicorn.workers.*", "gunicorn.companion.*"],
+    # What is done with a connection, and in a companion's own process.
     [
-        "gunicorn.master",
-        "gunicorn.master.workforce",
-        "gunicorn.master.companionship",
-        "gunicorn.master.succession",
-        "gunicorn.master.shutdown",
-        "gunicorn.master.reload",
-        "gunicorn.arbiter",
+        "gunicorn.workers",
+        "gunicorn.workers.threads.*",
+        "gunicorn.workers.accepting",
+        "gunicorn.workers.bodies",
+        "gunicorn.workers.closing",
+        "gunicorn.workers.connections",
+        "gunicorn.workers.cycle",
+        "gunicorn.workers.parting",
+        "gunicorn.workers.workertmp",
+        "gunicorn.companion.child.watch",
+        "gunicorn.companion.spawn",
     ],
+    ["gunicorn.workers.base", "gunicorn.companion.supervise.*"],
+    ["gunicorn.workers.*", "gunicorn.companion.manager"],
+    ["gunicorn.companion.server.*"],
+    ["gunicorn.master.*", "gunicorn.arbiter"],
     ["gunicorn.app.*", "gunicorn.__main__"],
 ]
 # For outsiders; what they re-export comes from everywhere, and nothing inside imports it.
@@ -131,10 +129,10 @@ def layer(name: str) -> int | None:
     return best[1] if best else None
 
 
-def imports(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
-    """What a module imports when it runs, wherever it does so; not what only type checkers see."""
+def imports(tree: ast.AST, package: str, for_types: bool = False) -> Iterator[tuple[int, str]]:
+    """What a module imports when it runs; *for_types*: and what only type checkers see."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not for_types:
             continue
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -147,7 +145,7 @@ def imports(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
                 # ``from gunicorn import sock`` imports the module, not a name in the package.
                 yield node.lineno, module if module in MODULES else source
         else:
-            yield from imports(node, package)
+            yield from imports(node, package, for_types)
 
 
 def parsed(name: str) -> ast.Module:
@@ -158,13 +156,31 @@ def parsed(name: str) -> ast.Module:
 def test_imports_point_one_way(name: str) -> None:
     own = layer(name)
     assert own is not None, f"{name} has no layer: give it one in LAYERS"
-    package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
-    for line, imported in imports(parsed(name), package):
+    for line, imported in imports(parsed(name), package_of(name)):
         if imported.split(".")[0] != "gunicorn":
             continue
         assert imported not in OUTSIDE, f"{name}:{line} imports {imported}, which is for outsiders"
         other = layer(imported)
         assert other is not None and other <= own, f"{name}:{line} imports {imported}, a layer above its own"
+
+
+def package_of(name: str) -> str:
+    return name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+
+
+@pytest.mark.parametrize("package", ["http", "workers", "settings", "logs", "unix", "master"])
+def test_no_package_has_a_cycle(package: str) -> None:
+    """Types count: whoever reads one of two files that know each other has to read the other."""
+    inside = [name for name in MODULES if f"{name}.".startswith(f"gunicorn.{package}.")]
+    graph = {
+        name: {imported for _, imported in imports(parsed(name), package_of(name), for_types=True)}
+        & set(inside) - {name, f"gunicorn.{package}"}
+        for name in inside
+    }
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def uses(tree: ast.AST, module: str, names: set[str]) -> Iterator[int]:

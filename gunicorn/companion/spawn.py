@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from gunicorn.companion.checks import Target, describe_target
+from gunicorn.companion.child import descriptors
 from gunicorn.companion.child.ending import (
     flush,
     forget_inherited_exit_handlers,
@@ -33,7 +34,6 @@ from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.detached import VARIABLE as MARK_VARIABLE
 from gunicorn.companion.detached import leave as leave_mark
 from gunicorn.companion.runfile import RunFile, record_form
-from gunicorn.companion.supervise import sockets
 from gunicorn.settings import redact
 from gunicorn.unix.process import can_set_title, open_if_closed, set_process_title
 from gunicorn.unix.session import HAVE_PROC, boot_id, identity, own_start
@@ -154,12 +154,12 @@ class Plan(NamedTuple):
             int(config.stop_signal),
             record.encode(),
             birth.run.fd,
-            sockets.without(birth.close, (birth.run.fd, *listeners)),
+            descriptors.without(birth.close, (birth.run.fd, *listeners)),
             birth.nofile,
             bool(
                 listeners
                 or unwanted
-                or sockets.holds_numbers()
+                or descriptors.holds_numbers()
                 or config.cwd
                 or config.stdout
                 or config.stderr
@@ -309,7 +309,7 @@ def _settle(plan: Plan) -> None:
     config = plan.birth.config
     if plan.listeners:
         _take_listeners(plan)
-    sockets.release()
+    descriptors.release()
     forget_inherited_exit_handlers()
     for name in plan.unwanted:
         environ.pop(name, None)
@@ -331,14 +331,14 @@ def _take_listeners(plan: Plan) -> None:
     _make_room(plan.birth, plan.listeners)
     if plan.birth.config.command is None:
         try:
-            sockets.hand_over(plan.listeners)
-        except sockets.Occupied as exc:
+            descriptors.hand_over(plan.listeners)
+        except descriptors.Occupied as exc:
             raise StartFailed(str(exc)) from None
 
 
 def _make_room(birth: Birth, listeners: Sequence[int]) -> None:
     """Leave the numbers to the sockets that get them, and these as they are to be found."""
-    birth.run.fd = sockets.lift(birth.run.fd, len(listeners))
+    birth.run.fd = descriptors.lift(birth.run.fd, len(listeners))
     if birth.watch is not None:
         birth.watch.lift(len(listeners))
     if birth.config.index is None:
@@ -352,9 +352,9 @@ def _execute(plan: Plan) -> NoReturn:
     command = plan.birth.config.command
     assert command is not None
     flush()
-    sockets.hand_over(plan.listeners, force=True)
+    descriptors.hand_over(plan.listeners, force=True)
     try:
-        execute(command, os.environ, sockets.FIRST + len(plan.listeners))
+        execute(command, os.environ, descriptors.FIRST + len(plan.listeners))
     except CannotRun as exc:
         raise StartFailed(str(exc)) from None
 

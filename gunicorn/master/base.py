@@ -12,12 +12,12 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.errors import HaltServer
+from gunicorn.master.switch import Switch
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.signals import Interrupted, SignalInbox
 
 if TYPE_CHECKING:
     from gunicorn.companion.server.parent import ManagerHandle
-    from gunicorn.master.reload import Switch
 
 
 class Master:

@@ -33,9 +33,9 @@ class Companionship(Master):
     def reserve_descriptors(self) -> None:
         """Before anything is opened or loaded: keep the numbers free that companions' sockets get."""
         if any(isinstance(entry, dict) and entry.get("bind") for entry in self.cfg.companion_workers):
-            from gunicorn.companion.supervise import sockets
+            from gunicorn.companion.child import descriptors
 
-            sockets.reserve(sockets.most(self.cfg.companion_workers))
+            descriptors.reserve(descriptors.most(self.cfg.companion_workers))
 
     def inherit_companions(self, given: Inherited) -> None:
         """Take what the old master says of its companions."""

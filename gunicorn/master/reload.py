@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from gunicorn import sock
 from gunicorn.app.configfile import near_misses
@@ -19,6 +19,7 @@ from gunicorn.errors import ConfigError, HaltServer, on_one_line
 from gunicorn.glogging import follow
 from gunicorn.master import pool
 from gunicorn.master.companionship import Companionship
+from gunicorn.master.switch import Switch
 from gunicorn.master.workforce import Workforce
 from gunicorn.pidfile import Pidfile
 from gunicorn.systemd import Unit
@@ -122,29 +123,6 @@ class Reloading(Workforce, Companionship):
     def _warn_of_misspelt_settings(self) -> None:
         for warning in near_misses(self.cfg):
             self.log.warning("%s", warning)
-
-
-class Switch(NamedTuple):
-    """A configuration that was taken over, as long as it can still be taken back."""
-
-    undo: contextlib.ExitStack
-    # What the old configuration alone wants.
-    listeners: list[Any]
-    pidfile: Pidfile | None
-    # The workers of the old configuration, and the companions' manager.
-    current: set[int]
-    manager: int
-
-    def settle(self) -> None:
-        """Let go of what the old configuration needs."""
-        self.undo.pop_all()
-        sock.close_sockets(self.listeners)
-        if self.pidfile is not None:
-            self.pidfile.unlink()
-
-    def take_back(self) -> None:
-        """Have the arbiter live by the old configuration again."""
-        self.undo.close()
 
 
 def switch_configuration(arbiter: Any, current: set[int]) -> Switch:

@@ -16,11 +16,11 @@ from typing import Any
 import lownumbers  # before what imports ctypes
 import spawntargets
 
+from gunicorn.companion.child.descriptors import runs
 from gunicorn.companion.child.ending import flush
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.spawn import Birth, Plan, spawn
-from gunicorn.companion.supervise.sockets import runs
 
 lownumbers.give_back()
 

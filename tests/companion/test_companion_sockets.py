@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from companiontools import run_python
 
-from gunicorn.companion.supervise.sockets import Listeners, most, runs
+from gunicorn.companion.child.descriptors import most, runs
+from gunicorn.companion.supervise.sockets import Listeners
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_the_most_sockets_of_one(binds: list[Any], count: int) -> None:
 
 BEGIN = """
 import json, os, socket
-from gunicorn.companion.supervise import sockets
+from gunicorn.companion.child import descriptors
 os.closerange(3, 100)
 def kinds(until=10):
     def kind(number):
@@ -217,43 +218,45 @@ proc = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="looks at 
 def test_ranges_are_closed_but_for_some(besides: list[int], left: list[int]) -> None:
     found = told(
         "for number in range(3, 13): os.dup2(0, number)\n"
-        f"for one in sockets.without([(3, 8), (9, 12)], besides={besides}): os.closerange(*one)\n"
-        "print(json.dumps({'kinds': {n: '' for n in range(3, 13) if sockets.is_open(n)}}))\n"
+        f"for one in descriptors.without([(3, 8), (9, 12)], besides={besides}): os.closerange(*one)\n"
+        "print(json.dumps({'kinds': {n: '' for n in range(3, 13) if descriptors.is_open(n)}}))\n"
     )
     assert sorted(found["kinds"]) == sorted({*left, 8, 12})
 
 
 @proc
 def test_reserved_numbers_are_given_to_nobody() -> None:
-    found = told("sockets.reserve(2)\nsockets.reserve(2)\nfd = os.dup(0)\nos.close(fd)\ntell(next=fd)")
+    found = told(
+        "descriptors.reserve(2)\ndescriptors.reserve(2)\nfd = os.dup(0)\nos.close(fd)\ntell(next=fd)"
+    )
     assert found == {"kinds": {3: NULL, 4: NULL}, "next": 5}
 
 
 @proc
 def test_nothing_is_reserved_without_a_socket() -> None:
-    assert told("sockets.reserve(0)\ntell()")["kinds"] == {}
+    assert told("descriptors.reserve(0)\ntell()")["kinds"] == {}
 
 
 @proc
 def test_what_is_held_already_stays() -> None:
-    found = told("os.pipe()\nos.close(4)\nsockets.reserve(2)\nsockets.release()\ntell()")
+    found = told("os.pipe()\nos.close(4)\ndescriptors.reserve(2)\ndescriptors.release()\ntell()")
     assert found["kinds"] == {3: "pipe own"}
 
 
 @proc
 def test_release_closes_only_what_is_reserved() -> None:
-    found = told("sockets.reserve(3)\nos.close(4)\nr, w = os.pipe()\nsockets.release()\ntell(r=r)")
+    found = told("descriptors.reserve(3)\nos.close(4)\nr, w = os.pipe()\ndescriptors.release()\ntell(r=r)")
     assert found["r"] == 4 and found["kinds"] == {4: "pipe own", 6: "pipe own"}
 
 
 @proc
 def test_sockets_go_where_numbers_are_reserved() -> None:
     found = told(
-        "sockets.reserve(3)\n"
+        "descriptors.reserve(3)\n"
         "a, b = listener(), listener()\n"
         "ports = [sock.getsockname()[1] for sock in (a, b)]\n"
-        "sockets.hand_over([b.detach(), a.detach()])\n"
-        "sockets.release()\n"
+        "descriptors.hand_over([b.detach(), a.detach()])\n"
+        "descriptors.release()\n"
         "there = [port_at(n) for n in (3, 4)]\n"
         "tell(same=there == ports[::-1])\n"
     )
@@ -272,7 +275,7 @@ order = {order}
 for index, fd in enumerate(fds):
     if index not in order:
         os.close(fd)
-sockets.hand_over([fds[index] for index in order])
+descriptors.hand_over([fds[index] for index in order])
 there = [port_at(n) for n in range(3, 3 + len(order))]
 tell(before=fds, same=there == [ports[index] for index in order])
 """
@@ -283,10 +286,10 @@ tell(before=fds, same=there == [ports[index] for index in order])
 
 OCCUPIED = """
 import tempfile
-sockets.reserve(1)
+descriptors.reserve(1)
 file = open("/etc/passwd")
 sock = listener()
-sockets._RESERVED.add(9)
+descriptors._RESERVED.add(9)
 """
 
 
@@ -297,8 +300,8 @@ def test_the_application_keeps_what_it_holds() -> None:
         + """
 other = listener()
 try:
-    sockets.hand_over([sock.fileno(), other.fileno()])
-except sockets.Occupied as exc:
+    descriptors.hand_over([sock.fileno(), other.fileno()])
+except descriptors.Occupied as exc:
     tell(error=str(exc))
 """
     )
@@ -313,17 +316,22 @@ except sockets.Occupied as exc:
 @proc
 def test_what_came_with_the_server_is_told_apart() -> None:
     code = "os.set_inheritable(os.open('/etc/passwd', os.O_RDONLY), True)\nsock = listener()\n"
-    hand = "try: sockets.hand_over([sock.fileno()])\nexcept sockets.Occupied as exc: tell(error=str(exc))"
+    hand = "try: descriptors.hand_over([sock.fileno()])\n"
+    hand += "except descriptors.Occupied as exc: tell(error=str(exc))"
     assert told(code + hand)["error"].endswith("is held by /etc/passwd, which the server was started with")
 
 
 @proc
 def test_before_an_exec_nobody_keeps_anything() -> None:
-    found = told(OCCUPIED + "sockets.hand_over([os.dup(sock.fileno()), sock.detach()], force=True)\ntell()")
+    found = told(
+        OCCUPIED + "descriptors.hand_over([os.dup(sock.fileno()), sock.detach()], force=True)\ntell()"
+    )
     assert found["kinds"] == {3: HANDED, 4: HANDED}
 
 
 @proc
 def test_a_descriptor_in_the_way_is_lifted() -> None:
-    found = told("fd, w = os.pipe()\ntell(fds=[sockets.lift(fd, n) for n in (0,)], w=sockets.lift(w, 4))")
+    found = told(
+        "fd, w = os.pipe()\ntell(fds=[descriptors.lift(fd, n) for n in (0,)], w=descriptors.lift(w, 4))"
+    )
     assert found["fds"] == [3] and found["w"] == 7

@@ -803,7 +803,7 @@ def told(facts: dict[str, Any]) -> dict[str, str]:
 
 TWO_LISTENERS = """
     import os, socket
-    from gunicorn.companion.supervise import sockets
+    from gunicorn.companion.child import descriptors
     def listener():
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
@@ -813,7 +813,7 @@ TWO_LISTENERS = """
     listeners = [listener(), listener()]
     close = [sock.fileno() for sock in listeners]
 """
-RESERVED = "os.closerange(3, 6); sockets.reserve(2)"
+RESERVED = "os.closerange(3, 6); descriptors.reserve(2)"
 
 
 @pytest.mark.parametrize("words", [None, [sys.executable, "-c", FACTS]], ids=["target", "command"])

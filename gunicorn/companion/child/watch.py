@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from select import PIPE_BUF
 from typing import Any
 
-from gunicorn.companion.supervise import sockets
+from gunicorn.companion.child import descriptors
 from gunicorn.reloader import Reloader, loaded_sources
 
 
@@ -64,7 +64,7 @@ class SourceWatch:
 
     def lift(self, count: int) -> None:
         """Free the numbers of *count* sockets that are handed over."""
-        self._write = sockets.lift(self._write, count)
+        self._write = descriptors.lift(self._write, count)
 
     def loaded(self) -> set[str]:
         """The sources that are loaded, for ``begin()``."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gunicorn import sock
+from gunicorn.companion.child import descriptors
 from gunicorn.companion.child.ending import flush
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.control import remove_abandoned
@@ -19,7 +20,6 @@ from gunicorn.companion.link import Link
 from gunicorn.companion.manager import CompanionManager, Hook
 from gunicorn.companion.server.places import ArbitersPart, Places
 from gunicorn.companion.spawn import set_parent_death_signal, stay_dumpable
-from gunicorn.companion.supervise import sockets
 from gunicorn.companion.supervise.rereading import ConfigUnreadable
 from gunicorn.companion.supervise.sharedstate import SharedState
 from gunicorn.companion.supervise.starting import no_hook
@@ -98,7 +98,7 @@ class ManagerChild(ArbitersPart):
         for worker in arbiter.WORKERS.values():
             worker.tmp.close()
         # Those of our listeners, which may have been handed over to the master in just that way.
-        sockets.reserve(sockets.most(cfg.companion_workers))
+        descriptors.reserve(descriptors.most(cfg.companion_workers))
         if cfg.uid != os.geteuid():
             _load_ahead()
         set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
+from gunicorn.companion.child.descriptors import runs
 from gunicorn.companion.child.ending import flush
 from gunicorn.companion.detached import Mark
 from gunicorn.companion.process import CompanionProcess, Event, State
@@ -19,7 +20,6 @@ from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.spawn import Birth, Plan, server_variables, spawn
 from gunicorn.companion.supervise import order
 from gunicorn.companion.supervise.claims import Blocked
-from gunicorn.companion.supervise.sockets import runs
 
 if TYPE_CHECKING:
     from gunicorn.companion.manager import CompanionManager

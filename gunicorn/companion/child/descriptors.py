@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: MIT
+"""The descriptors from 3 on, as which the sockets of ``bind`` are handed over, sd_listen_fds(3).
+
+In a companion that is a program of its own these numbers are free, or exec frees them. A Python target
+shares the memory of the preloaded application, whose objects may hold descriptors of these very
+numbers; so the master occupies them before it loads the application.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# SD_LISTEN_FDS_START
+FIRST = 3
+
+# The numbers that `reserve` holds, in the master and in what it forks.
+_RESERVED: set[int] = set()
+
+
+class Occupied(Exception):
+    """A number that a socket must get is held by somebody else; the text says by what."""
+
+
+def reserve(count: int) -> None:
+    """Hold the numbers of *count* sockets, so that no file that is opened from now on gets one.
+
+    To be called before the application is loaded. What is held by somebody already stays his.
+    """
+    for number in range(FIRST, FIRST + count):
+        if not is_open(number):
+            null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            if null != number:
+                os.dup2(null, number, inheritable=False)
+                os.close(null)
+            _RESERVED.add(number)
+
+
+def most(entries: Iterable[Any]) -> int:
+    """The most sockets that one of the entries of `companion_workers` has, checked or not."""
+    binds = [entry.get("bind") for entry in entries if isinstance(entry, dict)]
+    counts = [
+        1 if isinstance(bind, str) else len(bind) for bind in binds if isinstance(bind, str | list | tuple)
+    ]
+    return max(counts, default=0)
+
+
+def holds_numbers() -> bool:
+    """Whether `release` has anything to do."""
+    return bool(_RESERVED)
+
+
+def release() -> None:
+    """In a companion: close what `reserve` holds."""
+    for number in [number for number in _RESERVED if _is_placeholder(number)]:
+        os.close(number)
+    _RESERVED.clear()
+
+
+def lift(fd: int, count: int) -> int:
+    """*fd*, or a copy of it and *fd* closed, above the numbers of *count* sockets."""
+    if not FIRST <= fd < FIRST + count:
+        return fd
+    copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST + count)
+    os.close(fd)
+    return copy
+
+
+def hand_over(sources: Sequence[int], force: bool = False) -> None:
+    """Have *sources* as the descriptors 3, 4 …, and nowhere else; a program started by exec inherits them.
+
+    Raises Occupied, before anything is changed, where such a number is neither free, nor reserved, nor
+    one of *sources*; with *force* it is theirs all the same, because no object outlives the exec that
+    follows.
+    """
+    numbers = range(FIRST, FIRST + len(sources))
+    if not force:
+        for number in numbers:
+            if number not in sources and is_open(number) and not _is_placeholder(number):
+                raise Occupied(_occupied(number))
+    # One that is in the place of another would be overwritten before its turn.
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, numbers.stop) if fd in numbers else fd for fd in sources]
+    for fd, number in zip(lifted, numbers, strict=True):
+        os.dup2(fd, number, inheritable=True)
+        os.close(fd)
+    _RESERVED.difference_update(numbers)
+
+
+def _occupied(number: int) -> str:
+    text = f"descriptor {number}, where a socket of 'bind' belongs, is held by {_describe(number)}"
+    if os.get_inheritable(number):
+        # What Python opens is closed by an exec; what is not, came by one.
+        return f"{text}, which the server was started with"
+    return f"{text} of the application; a restart of the server keeps it free"
+
+
+def is_open(number: int) -> bool:
+    try:
+        fcntl.fcntl(number, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
+
+
+def _is_placeholder(number: int) -> bool:
+    """Whether *number* is still what `reserve` has put there."""
+    if number not in _RESERVED:
+        return False
+    try:
+        info = os.fstat(number)
+    except OSError:
+        return False
+    return stat.S_ISCHR(info.st_mode) and info.st_rdev == os.stat(os.devnull).st_rdev
+
+
+def _describe(number: int) -> str:
+    for directory in ("/proc/self/fd", "/dev/fd"):
+        try:
+            return os.readlink(f"{directory}/{number}")
+        except OSError:
+            continue
+    return "a file"
+
+
+def runs(descriptors: Iterable[int]) -> list[tuple[int, int]]:
+    """*descriptors* as ranges (first, end), so that closing many that lie together costs one call."""
+    found: list[tuple[int, int]] = []
+    ordered = sorted(set(descriptors))
+    if not ordered:
+        return found
+    first = end = ordered[0]
+    for number in ordered:
+        if number > end:
+            found.append((first, end))
+            first = number
+        end = number + 1
+    found.append((first, end))
+    return found
+
+
+def without(ranges: Iterable[tuple[int, int]], besides: Iterable[int]) -> list[tuple[int, int]]:
+    """*ranges* but for the descriptors *besides*."""
+    kept = sorted(besides)
+    found = []
+    for first, end in ranges:
+        for number in kept:
+            if first <= number < end:
+                found.append((first, number))
+                first = number + 1
+        found.append((first, end))
+    return [(first, end) for first, end in found if first < end]
