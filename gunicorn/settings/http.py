@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Limits on requests, which proxies are believed, and what is allowed beyond the standard."""
+"""Settings for limits on requests, trusted proxies, and exceptions from the standard."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def validate_scheme_headers(val: Any) -> dict[Any, Any]:
 class LimitRequestLine(Count, section=SECURITY, default=4094):
     """The largest size of the request line (method, target, version) in bytes, at most 8190; 0 for no limit.
 
-    A longer one is refused with 414. Raise it for applications with very long query strings.
+    A longer line gets 414. Raise the limit for applications with very long query strings.
     """
 
 
 class LimitRequestFields(Count, section=SECURITY, default=100):
     """The largest number of header fields in a request, at most 32768.
 
-    More are refused with 431.
+    A request with more gets 431.
     """
 
 
 class LimitRequestFieldSize(Count, section=SECURITY, flags="--limit-request-field_size", default=8190):
     """The largest size of one header field in bytes; 0 for no limit.
 
-    A larger one is refused with 431. Raise it where cookies or tokens are large, as those of
-    Kerberos are; no limit means that a client decides how much memory it takes.
+    A larger field gets 431. Raise the limit if cookies or tokens are large, such as those of Kerberos.
+    Without a limit a client decides how much memory it takes.
     """
 
 
@@ -54,11 +54,11 @@ class SecureSchemeHeader(
     validator=validate_scheme_headers,
     default={"X-FORWARDED-PROTOCOL": "ssl", "X-FORWARDED-PROTO": "https", "X-FORWARDED-SSL": "on"},
 ):
-    """The header fields, with their values, by which a trusted proxy says that the client came by HTTPS.
+    """The header fields, with their values, by which a trusted proxy says that the client uses HTTPS.
 
-    Names are in upper case. A request with one of them gets ``wsgi.url_scheme`` ``https``; one
-    whose fields contradict each other is refused. Only proxies in ``forwarded_allow_ips`` are
-    believed. Your proxy must set or remove each field named here, so that no client can.
+    Names are in upper case. A request with one of them gets ``wsgi.url_scheme`` ``https``; a request with
+    contradicting fields is refused. Only proxies in ``forwarded_allow_ips`` are trusted. Your proxy must set
+    or remove each field named here, so that no client can send it.
     """
 
 
@@ -70,13 +70,14 @@ class ForwardedAllowIPS(
     default="127.0.0.1,::1",
     env_var="FORWARDED_ALLOW_IPS",
 ):
-    """Comma-separated addresses of trusted proxies, whose word about the client is believed.
+    """Comma-separated addresses of trusted proxies.
 
-    Networks (``10.0.0.0/8``) can be given too. It decides about ``secure_scheme_headers`` and
-    ``forwarder_headers``. ``*`` believes everybody: only where nothing but the proxy reaches the server.
-    Peers on Unix sockets are always believed, since the mode of the file has let them in.
+    Networks (``10.0.0.0/8``) are allowed too. The server takes ``secure_scheme_headers`` and
+    ``forwarder_headers`` only from these addresses. ``*`` trusts everybody: use it only if nothing but the
+    proxy can reach the server. Peers on Unix sockets are always trusted, because the mode of the file has
+    let them in.
 
-    Where the environment has ``FORWARDED_ALLOW_IPS``, that is the default.
+    If the environment has ``FORWARDED_ALLOW_IPS``, that is the default.
     """
 
     def from_env(self, text: str) -> str:
@@ -94,12 +95,13 @@ class ProxyProtocol(
 ):
     """Read the PROXY protocol, version 1 or 2, at the beginning of each connection that has it.
 
-    True or False; the flag alone is True. Both versions are told apart by themselves, so that the words
-    ``v1``, ``v2`` and ``auto`` of later Gunicorns are True, too, and ``off`` is False.
+    True or False; the flag alone is True. The server recognizes both versions, so the words ``v1``, ``v2``
+    and ``auto`` of later Gunicorns mean True, too, and ``off`` means False.
 
-    HAProxy, AWS load balancers and stunnel tell the client's address by it. With TLS it is expected
-    in the clear, before the handshake; inside of it only from peers that said nothing before. Of a
-    connection without it the peer is the client, so let nobody but the proxy reach the address.
+    HAProxy, AWS load balancers and stunnel send the client's address with it. With TLS it comes in the
+    clear, before the handshake; after the handshake it is accepted only from peers that did not send it
+    before. On a connection without it the peer counts as the client, so let nobody but the proxy reach the
+    address.
     """
 
 
@@ -111,69 +113,69 @@ class ProxyAllowFrom(
     validator=validate_string_to_addr_list,
     default="127.0.0.1,::1",
 ):
-    """The addresses that may speak the PROXY protocol, with commas in between; ``*`` for all.
+    """Comma-separated addresses that may use the PROXY protocol; ``*`` for all.
 
-    Only of use with ``proxy_protocol``.
+    It only affects ``proxy_protocol``.
     """
 
 
 class PermitObsoleteFolding(Flag, section=SERVER_MECHANICS):
-    """Accept header fields that go on in a further line.
+    """Accept header fields that continue on a further line.
 
-    RFC 9112, section 5.2, has made them obsolete, and servers that read them differently have been
-    attacked through them. Only for a client that cannot be changed.
+    RFC 9112, section 5.2, has made them obsolete, and servers that read them differently have been attacked
+    through them. Only for a client that cannot be changed.
     """
 
 
 class StripHeaderSpaces(Flag, section=SERVER_MECHANICS):
-    """Accept blanks between a header field's name and the colon, and drop them.
+    """Accept spaces between a header field's name and the colon, and drop them.
 
-    RFC 9112, section 5.1, has a server refuse them, since requests can be smuggled through proxies
-    that read them differently. Leave it off.
+    RFC 9112, section 5.1, tells servers to refuse them, because they let requests be smuggled through
+    proxies that read them differently. Leave it off.
     """
 
 
 class PermitUnconventionalHTTPMethod(Flag, section=SERVER_MECHANICS):
-    """Accept methods of any token, lower case, ``#`` and any length included.
+    """Accept any token as a method, with lower case, ``#`` and any length.
 
-    Without it methods are 3 to 20 characters of the kind that the IANA registry has. A safety belt, not a
-    promise: the application must check methods itself.
+    Without it methods have 3 to 20 characters of the kind in the IANA registry. The application must still
+    check methods itself.
     """
 
 
 class PermitUnconventionalHTTPVersion(Flag, section=SERVER_MECHANICS):
-    """Accept HTTP versions other than 1.0, 1.1 and their like.
+    """Accept other HTTP versions than 1.0, 1.1 and similar.
 
-    Such a request is still read as HTTP/1.1, which may be wrong. For experiments only.
+    The server still reads such a request as HTTP/1.1, which may be wrong. For experiments only.
     """
 
 
 class CasefoldHTTPMethod(Flag, section=SERVER_MECHANICS):
-    """Turn methods into upper case.
+    """Convert methods to upper case.
 
     Methods are case-sensitive (RFC 9110, section 9.1); this is for clients that send ``get``. It needs
-    ``permit_unconventional_http_method`` for those to be accepted at all.
+    ``permit_unconventional_http_method`` too, which accepts such methods in the first place.
     """
 
 
 class ForwarderHeaders(
     Setting, section=SERVER_MECHANICS, validator=validate_string_to_list, default="SCRIPT_NAME,PATH_INFO"
 ):
-    """Header fields with an underscore that are taken from a proxy in ``forwarded_allow_ips``, with
-    commas in between.
+    """Comma-separated header fields with an underscore that are accepted from a proxy in
+    ``forwarded_allow_ips``.
 
-    They are names of variables without ``HTTP_``, in upper case: ``REMOTE_USER`` sets
-    ``HTTP_REMOTE_USER``. A proxy mounts an application under a path by ``SCRIPT_NAME``; the path is that
-    of the request line, and ``PATH_INFO`` sets ``HTTP_PATH_INFO`` alone. From anybody else
-    ``header_map`` decides. A proxy must remove from its clients' requests what it does not set itself, and
-    ``Remote-User`` as well, which sets the same variable.
+    These are names of variables without ``HTTP_``, in upper case: ``REMOTE_USER`` sets ``HTTP_REMOTE_USER``.
+    A proxy mounts an application under a path with ``SCRIPT_NAME``; the path is that of the request line,
+    and ``PATH_INFO`` only sets ``HTTP_PATH_INFO``. For other peers ``header_map`` decides. A proxy must
+    remove these fields from its clients' requests unless it sets them itself, and ``Remote-User`` as well,
+    which sets the same variable.
     """
 
 
 class HeaderMap(Setting, section=SERVER_MECHANICS, validator=validate_header_map_behaviour, default="drop"):
-    """What happens to header fields whose variable is ambiguous: ``drop``, ``refuse`` or ``dangerous``.
+    """How to treat header fields with an ambiguous variable: ``drop``, ``refuse`` or ``dangerous``.
 
-    WSGI turns ``X-User`` and ``X_User`` into the one variable ``HTTP_X_USER``, so that a client can
-    pass the second where a proxy only removes the first. ``drop`` leaves fields with an underscore
-    out, ``refuse`` answers with an error, ``dangerous`` passes them on.
+    WSGI turns ``X-User`` and ``X_User`` into the same variable ``HTTP_X_USER``, so a client can send the
+    second if a proxy removes only the first. ``drop`` omits fields with an underscore, ``refuse`` answers
+    with an error, ``dangerous`` passes them on.
     """

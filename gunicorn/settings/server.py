@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where the configuration comes from, where the server listens, and how it sits in the system."""
+"""Settings for the configuration file, the listeners, and the server's place in the system."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class ConfigFile(
 ):
     """The configuration file.
 
-    A path, ``file:PATH``, or ``python:MODULE.NAME`` for a module that can be imported. The file is
-    Python: each variable with the name of a setting sets it, everything else in it is yours.
-    Without this flag ``gunicorn.conf.py`` in the directory of the start is read if it is there.
+    A path, ``file:PATH``, or ``python:MODULE.NAME`` for a module that can be imported. The file is Python:
+    each variable with the name of a setting sets it, everything else in it is yours. Without this flag the
+    server reads ``gunicorn.conf.py`` in the current directory, if it exists.
 
     Only useful on the command line, in ``GUNICORN_CMD_ARGS``, or set by an embedding application.
     """
 
 
 class WSGIApp(Text, section=CONFIG_FILE, flags=None):
-    """The application to serve, where the command line names none.
+    """The application to serve, if the command line names none.
 
-    ``MODULE:CALLABLE``, ``MODULE:FACTORY(ARGUMENTS)`` with literal arguments, or ``MODULE`` alone,
-    whose callable is then ``application``. Dots are allowed on either side of the colon.
+    ``MODULE:CALLABLE``, ``MODULE:FACTORY(ARGUMENTS)`` with literal arguments, or ``MODULE`` alone, whose
+    callable is then ``application``. Dots are allowed on either side of the colon.
     """
 
 
@@ -57,14 +57,13 @@ class Bind(
     default=["127.0.0.1:8000"],
     env_var="PORT",
 ):
-    """The address to listen on; repeat the flag, or give a list, for several.
+    """The address to listen on; for several, repeat the flag or give a list.
 
-    ``HOST``, ``HOST:PORT``, ``[IPV6]:PORT``, ``unix:PATH`` for a Unix socket, or ``fd://N`` for a
-    socket that whoever started the server opened as descriptor N. The port is 8000 unless it is
-    given.
+    ``HOST``, ``HOST:PORT``, ``[IPV6]:PORT``, ``unix:PATH`` for a Unix socket, or ``fd://N`` for a socket
+    that the parent process opened as descriptor N. The default port is 8000.
 
-    Where the environment has ``PORT``, the default is ``0.0.0.0:$PORT``, as hosting platforms
-    expect. Behind a proxy on the same machine a Unix socket is the cheapest choice.
+    If the environment has ``PORT``, the default is ``0.0.0.0:$PORT``, as hosting platforms expect. Behind a
+    proxy on the same machine a Unix socket is the cheapest choice.
     """
 
     def from_env(self, text: str) -> list[str]:
@@ -72,11 +71,11 @@ class Bind(
 
 
 class Backlog(Count, section=SERVER_SOCKET, default=2048):
-    """How many connections may wait in the kernel to be accepted.
+    """The number of connections that may wait in the kernel to be accepted.
 
-    A client beyond that sees its connection delayed or refused. The kernel has a limit of its own
-    (``net.core.somaxconn`` on Linux) and takes the lower of the two. A lower number lets a load
-    balancer notice sooner that this server is behind; 64 to 2048 is usual.
+    The kernel delays or refuses further clients. It has its own limit (``net.core.somaxconn`` on Linux) and
+    uses the lower of the two. With a lower number a load balancer notices sooner that this server is
+    overloaded; 64 to 2048 is usual.
     """
 
 
@@ -88,20 +87,20 @@ class Sendfile(
     const=False,
     validator=validate_bool,
     default_text="True",
-    flag_help="Don't let the kernel send files by itself.",
+    flag_help="Don't let the kernel send files.",
 ):
-    """Whether files that the application answers with are sent by the kernel, without a copy in the worker.
+    """Let the kernel send the files that the application answers with, without a copy in the worker.
 
-    Turn it off where a file system or a virtual machine's shared folder shows stale content. It is
-    used for ``wsgi.file_wrapper``, and never with TLS.
+    Turn it off if a file system or a virtual machine's shared folder delivers stale content. It applies to
+    ``wsgi.file_wrapper``, and never with TLS.
     """
 
 
 class ReusePort(Flag, section=SERVER_MECHANICS):
     """Set ``SO_REUSEPORT`` on the listening sockets.
 
-    Several servers can then listen on one address at once, and the kernel spreads new connections
-    over them. Note that it also lets a second server start by mistake without an error.
+    Several servers can then listen on one address, and the kernel distributes new connections among them. It
+    also lets you start a second server by mistake without an error.
     """
 
 
@@ -114,15 +113,15 @@ class Chdir(
 ):
     """The directory to change to before the application is loaded.
 
-    It is put on the import path too. A relative path starts at the directory of the start.
+    The server also adds it to the import path. A relative path starts at the current directory.
     """
 
 
 class Daemon(Flag, section=SERVER_MECHANICS, flags="-D --daemon"):
     """Detach from the terminal and run in the background.
 
-    Leave it off under systemd, supervisors and in containers: they watch the process that they
-    started. With it, set ``errorlog`` and ``pidfile``, or there is no trace of the server.
+    Leave it off under systemd, supervisors and in containers: they watch the process that they started. If
+    you use it, set ``errorlog`` and ``pidfile`` too, or the server leaves no trace.
     """
 
 
@@ -138,17 +137,17 @@ class Env(
 ):
     """A variable for the environment of the application, as ``KEY=VALUE``; repeat the flag for more.
 
-    In a file it is a list: ``raw_env = ["DJANGO_SETTINGS_MODULE=shop.settings"]``. The variables
-    are set before the application is loaded, and those that are gone after a reload are taken back.
+    In a file it is a list: ``raw_env = ["DJANGO_SETTINGS_MODULE=shop.settings"]``. The server sets the
+    variables before it loads the application, and removes those that are gone after a reload.
     """
 
 
 class Pidfile(Text, section=SERVER_MECHANICS, flags="-p --pid", meta="FILE"):
-    """The file that the process id of the master is written to.
+    """The file for the process id of the master.
 
-    None is written unless this is set. It is removed when the server ends. During an upgrade by
-    USR2 the new master writes ``<pidfile>.2`` until the old one is gone. A file that names a process which
-    runs is left alone, and so is one that cannot be read or is no regular file: the server does not start.
+    Without it no pid file is written. The server removes it when it ends. During an upgrade by USR2 the new
+    master writes ``<pidfile>.2`` until the old one is gone. If the file names a running process, cannot be
+    read, or is not a regular file, the server leaves it alone and does not start.
     """
 
 
@@ -163,8 +162,8 @@ class User(
 ):
     """The user that the workers and the companions run as, by name or number.
 
-    The master keeps the user that started it, so that it can listen on low ports and be reloaded. To take
-    effect it must be started as root.
+    The master keeps the user that started it, so that it can listen on low ports and reload. The setting
+    works only if the server is started as root.
     """
 
 
@@ -179,7 +178,7 @@ class Group(
 ):
     """The group that the workers and the companions run as, by name or number.
 
-    See ``user``. Supplementary groups are set by ``initgroups``.
+    See ``user``. ``initgroups`` sets supplementary groups.
     """
 
 
@@ -200,14 +199,14 @@ class Umask(
 
 
 class Initgroups(Flag, section=SERVER_MECHANICS):
-    """Give the workers all groups that ``user`` is a member of, beside ``group``.
+    """Give the workers all groups of ``user``, in addition to ``group``.
 
-    Needed where the application reads files that only a supplementary group may read.
+    Needed if the application reads files that only a supplementary group may read.
     """
 
 
 class PythonPath(Text, section=SERVER_MECHANICS, name="pythonpath"):
-    """Directories to put first on the import path, with commas in between.
+    """Comma-separated directories to put first on the import path.
 
     For example ``/srv/shop,/srv/shop/vendor``.
     """
@@ -216,7 +215,7 @@ class PythonPath(Text, section=SERVER_MECHANICS, name="pythonpath"):
 class Paste(Text, section=SERVER_MECHANICS, flags="--paste --paster"):
     """A PasteDeploy configuration file whose application is served.
 
-    A section other than ``main`` is named after a ``#``: ``production.ini#admin``. If the file configures
+    Name another section than ``main`` after a ``#``: ``production.ini#admin``. If the file configures
     logging, that configuration is used, unless ``logconfig`` is set. Needs the package PasteDeploy.
     """
 
@@ -233,21 +232,19 @@ class PasteGlobalConf(
 ):
     """A variable for the PasteDeploy file, as ``KEY=VALUE``; repeat the flag for more.
 
-    They are the defaults that ``%(KEY)s`` in the file refers to. A ``=`` within the key is written
-    ``\\=``.
+    These are the defaults for ``%(KEY)s`` in the file. Write a ``=`` within the key as ``\\=``.
     """
 
 
 class Procname(Text, section=PROCESS_NAMING, name="proc_name", flags="-n --name"):
     """The name in the process titles, so that ``ps`` and ``top`` tell several servers apart.
 
-    Needs the package setproctitle; without it titles stay as they are. ``default_proc_name`` where
-    it is not set.
+    Needs the package setproctitle; without it titles do not change. The default is ``default_proc_name``.
     """
 
 
 class DefaultProcName(Text, section=PROCESS_NAMING, flags=None, meta=None, default="gunicorn"):
-    """The name in the process titles where ``proc_name`` is not set.
+    """The name in the process titles if ``proc_name`` is not set.
 
     It becomes the name of the application on start.
     """
