@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The companion processes: which there are, and the defaults for what each leaves out."""
+"""Settings for companion processes, and the defaults of their keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AUTORESTART_WAYS = ("always", "on-failure", "never")
 
 
 def validate_companion_workers(val: Any) -> list[dict[str, Any]]:
-    """A list of dicts; what is in them is checked where companions are built."""
+    """Return a list of dicts; their contents are checked where companions are built."""
     if val is None:
         return []
     if not isinstance(val, (list, tuple)):
@@ -49,14 +49,14 @@ def validate_count_or_none(val: Any) -> int | None:
 
 
 def validate_size_or_none(val: Any) -> int | str | None:
-    """A size as it was given; whether the text is one is checked where companions are built."""
+    """Return a size as given; text is checked where companions are built."""
     if val is None or (isinstance(val, (int, str)) and not isinstance(val, bool)):
         return val
     raise TypeError(f"expected a size, such as '300M', not {val!r} ({type(val).__name__})")
 
 
 def validate_file_mode(val: Any) -> int:
-    """The permission bits of a file; text is octal, with or without ``0o``."""
+    """Return the permission bits of a file; text is octal, with or without ``0o``."""
     if isinstance(val, str):
         try:
             val = int(val.strip(), 8)
@@ -138,23 +138,23 @@ class CompanionWorkers(
 ):
     """The companion processes that run beside the web workers, each a dictionary.
 
-    ``name`` (unique; letters, digits, ``.``, ``_``, ``-``) is required, and one of two: ``target``, a
-    callable without arguments, or ``"module:callable"``, which is imported in the companion itself;
-    or ``command``, a program and its arguments as a list, which is run without a shell.
+    Each needs a ``name`` (unique; letters, digits, ``.``, ``_``, ``-``) and one of two: ``target``, a
+    callable without arguments, or ``"module:callable"``, which the companion itself imports; or ``command``,
+    a program and its arguments as a list, which runs without a shell.
 
-    These keys fall back to the settings below: ``cwd``, ``env``, ``stop_signal``, ``stop_timeout``,
+    These keys default to the settings below: ``cwd``, ``env``, ``stop_signal``, ``stop_timeout``,
     ``stop_as_group``, ``reload_timeout``, ``startsecs``, ``restart_delay``, ``restart_delay_max``,
-    ``autorestart``, ``start_retries``, ``start_timeout``, ``watchdog``, ``max_memory``,
-    ``max_lifetime``, ``max_lifetime_jitter``, ``stdout``, ``stderr``. These have no setting of their
-    own:
+    ``autorestart``, ``start_retries``, ``start_timeout``, ``watchdog``, ``max_memory``, ``max_lifetime``,
+    ``max_lifetime_jitter``, ``stdout``, ``stderr``. These have no global setting:
 
     * ``autostart`` is True; with False a companion waits for ``gunicorn-companion start``.
     * ``numprocs``: that many copies, named ``name:0``, ``name:1`` and so on.
-    * ``ready``: ``"startsecs"``, or ``"notify"``, where the companion itself says when it is RUNNING.
+    * ``ready``: ``"startsecs"``, or ``"notify"``: the companion itself reports when it is RUNNING.
     * ``after``: the names of companions that must be RUNNING before it starts.
-    * ``bind``: addresses that are listened on for it, and that stay open while it restarts.
-    * ``on_give_up``: ``"ignore"``, or ``"shutdown"``, to end the server with it (``start_retries``).
-    * ``singleton`` is True; with False it may run beside its older self while the server is upgraded.
+    * ``bind``: addresses to listen on for it, which stay open while it restarts.
+    * ``on_give_up``: ``"ignore"``, or ``"shutdown"``, to stop the server when it gives up
+      (``start_retries``).
+    * ``singleton`` is True; with False it may run beside an older process of its own during an upgrade.
 
     For example::
 
@@ -173,11 +173,10 @@ class CompanionWorkers(
 
 
 class CompanionConfigFile(Text, section=COMPANION_PROCESSES, meta="FILE"):
-    """A Python file with nothing but ``companion_*`` settings, read after the configuration file.
+    """A Python file with only ``companion_*`` settings, read after the configuration file.
 
-    For companions that are deployed or changed apart from the server's own configuration. What it
-    sets takes the place of what the configuration file sets; ``GUNICORN_CMD_ARGS`` and flags rank
-    above both. A relative path starts at the directory of the start.
+    For companions that are deployed or changed separately from the server. It overrides the configuration
+    file; ``GUNICORN_CMD_ARGS`` and flags override both. A relative path starts at the current directory.
     """
 
 
@@ -202,18 +201,18 @@ class CompanionControlSocketMode(
 ):
     """The permissions of the control socket; octal on the command line.
 
-    Whoever may write to it may stop and start companions. ``0o660`` lets the group in.
+    Everyone who may write to it can stop and start companions. ``0o660`` lets the group in.
     """
 
 
 class CompanionRunDir(
     Text, section=COMPANION_PROCESSES, meta="DIR", default_text="beside the default control socket"
 ):
-    """The directory in which it is recorded which companions run.
+    """The directory for records of the running companions.
 
-    By these records a new manager, or a new server, knows of companions that outlived an old one,
-    and runs none of them twice. Give two servers on the same application and address directories of
-    their own; otherwise there is no need to set it. It must not be emptied while the server runs.
+    From these records a new manager, or a new server, knows which companions have outlived an old one, and
+    runs none of them twice. Two servers with the same application and address need separate directories;
+    otherwise you need not set it. Do not empty it while the server runs.
     """
 
 
@@ -230,7 +229,7 @@ class CompanionEnv(
     validator=validate_companion_env,
     default={},
 ):
-    """Variables that are added to the environment of companions; key ``env``, which is merged over these.
+    """Variables to add to the environment of companions; key ``env``, which adds to these.
 
     A dictionary of strings. The flag can be repeated and adds to, or replaces, those of the file.
     """
@@ -242,27 +241,26 @@ class CompanionEnv(
 class CompanionStopSignal(
     Setting, section=COMPANION_PROCESSES, meta="SIGNAL", validator=validate_signal, default="SIGTERM"
 ):
-    """The signal that asks a companion to end; key ``stop_signal``.
+    """The signal that asks a companion to stop; key ``stop_signal``.
 
     A name, with or without ``SIG``, or a number.
     """
 
 
 class CompanionStopTimeout(Seconds, section=COMPANION_PROCESSES, default=60):
-    """The seconds from the stop signal until a companion is killed, its children with it; key
-    ``stop_timeout``.
+    """The seconds from the stop signal to SIGKILL for a companion and its children; key ``stop_timeout``.
 
-    Let it be longer than the longest job that has to be finished, and the limit of your service
-    manager longer than the longest of these.
+    Choose it longer than the longest job that must finish, and the limit of your service manager longer than
+    the longest ``stop_timeout``.
     """
 
 
 class CompanionStopAsGroup(Flag, section=COMPANION_PROCESSES):
     """Send the stop signal to the companion's whole process group; key ``stop_as_group``.
 
-    For shells and launchers, which don't pass a signal on. The companion is stopped when all of
-    them are gone, and what is left after its time is killed. A job worker that forks should get the
-    signal alone, so that the job at hand is finished.
+    For shells and launchers, which don't pass a signal on. The companion is stopped when all of them are
+    gone, and what is left at the end of ``stop_timeout`` is killed. Don't use it for a job worker that
+    forks: it should get the signal alone and finish its job.
     """
 
 
@@ -273,27 +271,25 @@ class CompanionStopOrder(
     validator=validate_companion_stop_order,
     default="reverse",
 ):
-    """In which order companions that are stopped together are told to end: ``reverse`` or ``together``.
+    """The order in which companions that stop together get their stop signals: ``reverse`` or ``together``.
 
-    ``reverse`` is the reverse order of their ``after``: one is told when all that come after it are
-    gone. The stop of the server may then take as long as the longest chain of them.
+    ``reverse`` is the reverse order of their ``after``: a companion gets its signal when all that come after
+    it are gone. The stop of the server may then take as long as the longest chain of them.
     """
 
 
 class CompanionReloadTimeout(Seconds, section=COMPANION_PROCESSES, default=60):
-    """The same as ``companion_stop_timeout`` where a companion is stopped to be started again; key
-    ``reload_timeout``.
-    """
+    """The ``companion_stop_timeout`` of a companion that stops to restart; key ``reload_timeout``."""
 
 
 class CompanionStartsecs(Seconds, section=COMPANION_PROCESSES, default=1):
-    """The seconds that a companion must be alive to be shown as RUNNING; key ``startsecs``."""
+    """The seconds that a companion must live to count as RUNNING; key ``startsecs``."""
 
 
 class CompanionRestartDelay(Seconds, section=COMPANION_PROCESSES, default=5):
-    """The seconds from a companion's unexpected end to its next start; key ``restart_delay``.
+    """The seconds from a companion's unexpected exit to its next start; key ``restart_delay``.
 
-    An exit that nobody asked for is unexpected whatever its code is.
+    An exit that nobody asked for is unexpected, whatever its code.
     """
 
 
@@ -302,14 +298,13 @@ class CompanionRestartDelayMax(
     section=COMPANION_PROCESSES,
     meta="SECONDS",
     validator=validate_seconds_or_none,
-    default_text="none: the delay stays what it is",
+    default_text="none: the delay stays the same",
 ):
-    """The longest delay before a start, up to which each is twice the one before; key
-    ``restart_delay_max``.
+    """Let the delay before each start double, up to this many seconds; key ``restart_delay_max``.
 
-    The first is ``restart_delay``. They vary a little, at random, so that what waits for the same
-    database does not come back in one moment. After a run that lasted longer than the delay before
-    it, it is ``restart_delay`` again.
+    The first is ``restart_delay``. They vary a little at random, so that companions that wait for the same
+    database do not come back all at once. After a run longer than the delay before it, the delay is
+    ``restart_delay`` again.
     """
 
 
@@ -320,10 +315,9 @@ class CompanionAutorestart(
     validator=validate_companion_autorestart,
     default="always",
 ):
-    """When a companion that ends by itself is started again: always, on-failure or never; key
-    ``autorestart``.
+    """When to restart a companion that exits by itself: always, on-failure or never; key ``autorestart``.
 
-    With ``on-failure`` exit code 0 means that it is done. One that is not started again is STOPPED,
+    With ``on-failure`` exit code 0 means that it has finished. A companion that is not restarted is STOPPED,
     with the reason "exited".
     """
 
@@ -333,21 +327,21 @@ class CompanionStartRetries(
     section=COMPANION_PROCESSES,
     meta="N",
     validator=validate_count_or_none,
-    default_text="none: it is tried for ever",
+    default_text="none: retry for ever",
 ):
-    """How many failed starts in a row a companion is given; key ``start_retries``.
+    """Give up on a companion after this many failed starts in a row; key ``start_retries``.
 
-    A start has failed if the companion is gone, or has been ended, before it was RUNNING. After the last
-    one it is STOPPED with the reason "gave up", until somebody starts it. With the key
-    ``on_give_up = "shutdown"`` the server then stops, too, with exit status 1.
+    A start has failed if the companion exits, or is killed, before it is RUNNING. After the last one it is
+    STOPPED with the reason "gave up", until somebody starts it. With the key ``on_give_up = "shutdown"`` the
+    server then stops too, with exit status 1.
     """
 
 
 class CompanionStartTimeout(Seconds, section=COMPANION_PROCESSES, default=60):
-    """The seconds that a companion with ``ready = "notify"`` has to say that it is ready; key
+    """The seconds within which a companion with ``ready = "notify"`` must report ready; key
     ``start_timeout``.
 
-    One that has not by then is stopped and tried again after its ``restart_delay``.
+    Otherwise it is stopped, and retried after its ``restart_delay``.
     """
 
 
@@ -356,14 +350,14 @@ class CompanionWatchdog(
     section=COMPANION_PROCESSES,
     meta="SECONDS",
     validator=validate_seconds_or_none,
-    default_text="none: nobody looks",
+    default_text="none: no watchdog",
 ):
-    """The seconds that a companion may be silent before it is taken for hung; key ``watchdog``.
+    """Kill and restart a companion that sends no heartbeat for this many seconds; key ``watchdog``.
 
-    Once it is RUNNING it has to send ``WATCHDOG=1`` at least that often, in systemd's protocol
-    (``WATCHDOG_USEC`` in its environment tells it); half of the time is a good interval. One that is
-    silent for longer gets SIGABRT, on which a Python target writes the stacks of its threads to its
-    standard error, then SIGKILL, and is started again after its ``restart_delay``.
+    While RUNNING it must send ``WATCHDOG=1`` at least that often, with systemd's protocol (``WATCHDOG_USEC``
+    in its environment has the time); half of the time is a good interval. A companion that is silent for
+    longer gets SIGABRT, on which a Python target writes the stacks of its threads to its standard error,
+    then SIGKILL. It restarts after its ``restart_delay``.
     """
 
 
@@ -374,11 +368,11 @@ class CompanionMaxMemory(
     validator=validate_size_or_none,
     default_text="none: no limit",
 ):
-    """The private memory above which a companion is restarted gracefully; key ``max_memory``.
+    """Restart a companion gracefully above this much private memory; key ``max_memory``.
 
-    Text such as ``300M`` or ``1.5G``, or a number of bytes, at least 1 MiB. What the companion and
-    its children share with the server does not count. Of several copies one is restarted at a time.
-    On Linux only: elsewhere nobody tells how much memory is private, and the limit has no effect.
+    Text such as ``300M`` or ``1.5G``, or a number of bytes, at least 1 MiB. Memory that the companion and
+    its children share with the server does not count. Only one of several copies restarts at a time. Linux
+    only: other systems do not tell private memory, and the limit has no effect there.
     """
 
 
@@ -389,36 +383,34 @@ class CompanionMaxLifetime(
     validator=validate_seconds_or_none,
     default_text="none: no limit",
 ):
-    """The seconds after which a companion is restarted gracefully, against slow leaks; key
-    ``max_lifetime``.
+    """Restart a companion gracefully after this many seconds, against slow leaks; key ``max_lifetime``.
 
-    Of several copies one is restarted at a time.
+    Only one of several copies restarts at a time.
     """
 
 
 class CompanionMaxLifetimeJitter(Seconds, section=COMPANION_PROCESSES, default=0):
-    """Up to this many seconds, at random, are added to ``max_lifetime``; key ``max_lifetime_jitter``."""
+    """Add up to this many seconds at random to ``max_lifetime``; key ``max_lifetime_jitter``."""
 
 
 class CompanionStdout(Text, section=COMPANION_PROCESSES, meta="FILE", default_text="``inherit``"):
     """The file that companions' standard output is appended to; key ``stdout``.
 
-    ``inherit``, or nothing, leaves it where the server's own goes.
+    ``inherit``, or nothing, sends it to the server's own.
     """
 
 
 class CompanionStderr(Text, section=COMPANION_PROCESSES, meta="FILE", default_text="``inherit``"):
     """The file that companions' standard error is appended to; key ``stderr``.
 
-    ``stdout`` sends it where standard output goes; ``inherit``, or nothing, leaves it where the
-    server's own goes.
+    ``stdout`` sends it where standard output goes; ``inherit``, or nothing, to the server's own.
     """
 
 
 class CompanionManagerShutdownBuffer(Seconds, section=COMPANION_PROCESSES, default=10):
-    """The seconds that the manager has beyond the longest time that one of its companions may take to stop.
+    """The seconds that the manager has beyond the longest stop of its companions.
 
-    It counts where the two limits below are derived.
+    The defaults of the two timeouts below include it.
     """
 
 
@@ -427,12 +419,11 @@ class CompanionManagerStopTimeout(
     section=COMPANION_PROCESSES,
     meta="SECONDS",
     validator=validate_seconds_or_none,
-    default_text="the longest ``stop_timeout`` and ``companion_manager_shutdown_buffer``",
+    default_text="the longest ``stop_timeout`` plus ``companion_manager_shutdown_buffer``",
 ):
-    """The seconds that the master waits for the manager of the companions when the server stops.
+    """The seconds that the master waits for the companion manager when the server stops.
 
-    After that the manager and all companions are killed. Workers are bounded by
-    ``graceful_timeout`` meanwhile.
+    After that it kills the manager and all companions. Web workers have ``graceful_timeout`` meanwhile.
     """
 
 
@@ -441,21 +432,20 @@ class CompanionManagerReloadTimeout(
     section=COMPANION_PROCESSES,
     meta="SECONDS",
     validator=validate_seconds_or_none,
-    default_text="the longest ``reload_timeout`` and ``companion_manager_shutdown_buffer``",
+    default_text="the longest ``reload_timeout`` plus ``companion_manager_shutdown_buffer``",
 ):
-    """The seconds that the master waits for the manager when it replaces it by a new one.
+    """The seconds that the master waits for the companion manager when it replaces it.
 
-    The web workers go on meanwhile.
+    The web workers keep serving meanwhile.
     """
 
 
 class CompanionReload(
     Setting, section=COMPANION_PROCESSES, meta="WHICH", validator=validate_companion_reload, default="changed"
 ):
-    """Which companions SIGHUP restarts: ``changed``, those whose configuration is another now, or ``all``.
+    """Which companions SIGHUP restarts: ``changed``, those with a changed configuration, or ``all``.
 
-    ``all`` replaces the manager too, which is how companions get new code where the application is
-    not preloaded.
+    ``all`` also replaces the manager; this is how companions get new code without ``preload_app``.
     """
 
 
@@ -463,26 +453,25 @@ class CompanionReload(
 def companion_post_fork(manager: Any, companion: Any) -> None:
     """Called in each companion after its fork, before its target.
 
-    The place to make again what must not be shared with a preloaded application: connections,
-    threads, the reporter of errors. If it raises, the start has failed and is tried again after
-    ``restart_delay``.
+    Create here again what must not be shared with a preloaded application: connections, threads, error
+    reporters. If it raises, the start has failed and is retried after ``restart_delay``.
     """
 
 
 @hook("CompanionPreFork", section=COMPANION_PROCESSES)
 def companion_pre_fork(manager: Any, companion: Any) -> None:
-    """Called in the companions' manager before each fork of a companion.
+    """Called in the companion manager before each fork of a companion.
 
-    If it raises, that is logged, and the companion starts all the same.
+    If it raises, that is logged, and the companion starts anyway.
     """
 
 
 @hook("CompanionExit", section=COMPANION_PROCESSES)
 def companion_exit(manager: Any, companion: Any) -> None:
-    """Called in the companions' manager when a companion's process has ended.
+    """Called in the companion manager when a companion's process has ended.
 
-    ``companion.last_exit_code`` and ``companion.last_exit_signal`` say how. If it raises, that is
-    logged and changes nothing else.
+    ``companion.last_exit_code`` and ``companion.last_exit_signal`` say how. If it raises, that is logged and
+    changes nothing else.
     """
 
 
@@ -496,9 +485,9 @@ class GcFreeze(
     default=True,
     flag_help="Don't freeze the garbage collector's heap before the first fork of a preloaded application.",
 ):
-    """Keep the garbage collector of workers and companions off the memory that they share with the master.
+    """Keep the garbage collector of workers and companions away from the memory shared with the master.
 
-    With ``preload_app`` the master collects garbage once before the first fork and freezes what is
-    left. A collection in a child then no longer writes to, and so copies, each page of the
-    application. The flag turns it off.
+    With ``preload_app`` the master collects garbage once before the first fork and freezes what is left.
+    Then a collection in a child does not write to each page of the application, which would copy it. The
+    flag turns it off.
     """

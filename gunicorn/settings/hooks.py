@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The functions that the server calls at the turns of its life; set in a configuration file."""
+"""Settings for hooks: functions in the configuration file that the server calls."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def own_hook(cfg: Any, name: str) -> Any:
 
 @hook("OnStarting", section=SERVER_HOOKS)
 def on_starting(server: Any) -> None:
-    """Called in the master before anything is set up; the log is there, listeners are not."""
+    """Called in the master before any set-up; the log is ready, the listeners are not."""
 
 
 @hook("OnReload", section=SERVER_HOOKS)
 def on_reload(server: Any) -> None:
-    """Called in the master on SIGHUP, when the new configuration is in place, before new workers start."""
+    """Called in the master on SIGHUP, after the new configuration is in place and before new workers start."""
 
 
 @hook("WhenReady", section=SERVER_HOOKS)
 def when_ready(server: Any) -> None:
-    """Called in the master once it listens, before the first worker is forked."""
+    """Called in the master when it listens, before it forks the first worker."""
 
 
 @hook("Prefork", section=SERVER_HOOKS)
@@ -41,15 +41,14 @@ def pre_fork(server: Any, worker: Any) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """Called in each worker right after its fork.
 
-    The place to make again what must not be shared with a preloaded application: database
-    connections, threads, clients of other services. For companions there is
-    ``companion_post_fork``.
+    Create here again what must not be shared with a preloaded application: database connections, threads,
+    clients of other services. Companions have ``companion_post_fork``.
     """
 
 
 @hook("PostWorkerInit", section=SERVER_HOOKS)
 def post_worker_init(worker: Any) -> None:
-    """Called in each worker when it has loaded the application and is about to serve."""
+    """Called in each worker after it has loaded the application, before it serves."""
 
 
 @hook("WorkerInt", section=SERVER_HOOKS)
@@ -59,9 +58,10 @@ def worker_int(worker: Any) -> None:
 
 @hook("WorkerAbort", section=SERVER_HOOKS)
 def worker_abort(worker: Any) -> None:
-    """Called in a worker that got SIGABRT, which is how the master ends one that was silent for ``timeout``.
+    """Called in a worker that got SIGABRT, which the master sends when the worker was silent for
+    ``timeout``.
 
-    The place to write down where it hangs, with ``faulthandler`` for example.
+    Use it to log where the worker hangs, for example with ``faulthandler``.
     """
 
 
@@ -72,14 +72,14 @@ def pre_exec(server: Any) -> None:
 
 @hook("PreRequest", section=SERVER_HOOKS)
 def pre_request(worker: Any, req: Any) -> None:
-    """Called in the worker before each request is given to the application."""
+    """Called in the worker before it passes each request to the application."""
 
 
 @hook("PostRequest", section=SERVER_HOOKS, validator=validate_post_request)
 def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
     """Called in the worker after each request.
 
-    A function that takes the first two or three arguments only is given these.
+    A function with only two or three parameters gets the first ones.
     """
 
 
@@ -90,12 +90,12 @@ def child_exit(server: Any, worker: Any) -> None:
 
 @hook("WorkerExit", section=SERVER_HOOKS)
 def worker_exit(server: Any, worker: Any) -> None:
-    """Called in a worker right before it ends, if it ends by itself."""
+    """Called in a worker right before it ends by itself."""
 
 
 @hook("NumWorkersChanged", section=SERVER_HOOKS)
 def nworkers_changed(server: Any, new_value: Any, old_value: Any) -> None:
-    """Called in the master when the wanted number of workers has changed.
+    """Called in the master when the number of workers to run has changed.
 
     The old value is None the first time.
     """
@@ -112,11 +112,10 @@ def on_exit(server: Any) -> None:
     does="returns ``default_ssl_context_factory()``",
 )
 def ssl_context(config: Any, default_ssl_context_factory: Any) -> Any:
-    """Called to make the ``ssl.SSLContext`` of connections.
+    """Called to create the ``ssl.SSLContext`` of connections.
 
-    Take what ``default_ssl_context_factory()`` returns, with the settings of the section SSL
-    applied, and change it, or make one of your own. For example, to refuse what is older than TLS
-    1.3::
+    Call ``default_ssl_context_factory()`` for a context with the settings of the section SSL, and change it,
+    or create your own. For example, to refuse versions older than TLS 1.3::
 
         def ssl_context(config, default_ssl_context_factory):
             import ssl

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is logged, in which form, and where to; metrics too."""
+"""Settings for logs and metrics."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gunicorn.settings.validators import (
 
 
 class AccessLog(Text, section=LOGGING, name="accesslog", flags="--access-logfile", meta="FILE"):
-    """The file of the access log; ``-`` is standard output. None is kept unless this is set."""
+    """The file of the access log; ``-`` is standard output. Without it there is no access log."""
 
 
 class DisableRedirectAccessToSyslog(Flag, section=LOGGING):
-    """Leave the access log out of syslog where ``syslog`` is on."""
+    """Don't send the access log to syslog when ``syslog`` is on."""
 
 
 class AccessLogFormat(
@@ -26,7 +26,7 @@ class AccessLogFormat(
     flags="--access-logformat",
     default='%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"',
 ):
-    """The form of a line in the access log.
+    """The format of a line in the access log.
 
     =============  ==================================================
     atom           what it is
@@ -55,9 +55,9 @@ class AccessLogFormat(
     ``{Name}e``    variable of the environ
     =============  ==================================================
 
-    Each is written ``%(ATOM)s``. What a request lacks is logged as ``-``; characters that could forge a
-    line are escaped. A format that would fail at each request, for a conversion that is none or a number
-    asked of text, is refused at the start, at a reload and by ``--check-config``.
+    Write each as ``%(ATOM)s``. A missing value is logged as ``-``; characters that could forge a line are
+    escaped. A format that would fail at each request, because of an unknown conversion or a number
+    conversion for text, is refused at the start, at a reload and by ``--check-config``.
     """
 
 
@@ -83,15 +83,15 @@ class CaptureOutput(Flag, section=LOGGING):
 class LoggerClass(
     Setting, section=LOGGING, meta="STRING", validator=validate_class, default="gunicorn.glogging.Logger"
 ):
-    """The class that logs, by its dotted path; in a file it may be the class itself.
+    """The logger class, by its dotted path; in a file it may be the class itself.
 
-    Derive your own from ``gunicorn.glogging.Logger``. With ``statsd_host`` and nothing set here it is
+    Derive your own from ``gunicorn.glogging.Logger``. With ``statsd_host`` the default is
     ``gunicorn.instrument.statsd.Statsd``.
     """
 
 
 class LogConfig(Text, section=LOGGING, name="logconfig", flags="--log-config", meta="FILE"):
-    """A file of logging configuration in the INI form of ``logging.config.fileConfig``.
+    """A file of logging configuration in the INI format of ``logging.config.fileConfig``.
 
     The loggers are ``gunicorn.error`` and ``gunicorn.access``.
     """
@@ -102,8 +102,7 @@ class LogConfigDict(
 ):
     """Logging configuration as a dictionary for ``logging.config.dictConfig``.
 
-    It is merged over the server's own. Used in place of ``logconfig`` and ``logconfig_json`` where
-    it is not empty.
+    It is merged into the server's own. If it is not empty, it replaces ``logconfig`` and ``logconfig_json``.
     """
 
 
@@ -119,19 +118,19 @@ class SyslogTo(
     meta="SYSLOG_ADDR",
     default="udp://localhost:514",
 ):
-    """Where syslog listens: ``udp://HOST:PORT``, ``tcp://HOST:PORT``, or ``unix://PATH`` for a socket.
+    """The address of syslog: ``udp://HOST:PORT``, ``tcp://HOST:PORT``, or ``unix://PATH`` for a socket.
 
-    After the path of a socket ``#stream`` or ``#dgram`` tells its type. On Linux the local one usually is
-    ``unix:///dev/log``. Used where ``syslog`` is on.
+    Add ``#stream`` or ``#dgram`` to the path of a socket to give its type. On Linux the local one usually is
+    ``unix:///dev/log``. It has an effect only if ``syslog`` is on.
     """
 
 
 class Syslog(Flag, section=LOGGING, flags="--log-syslog"):
-    """Send the logs to syslog, beside where they go otherwise."""
+    """Send the logs to syslog as well."""
 
 
 class SyslogPrefix(Text, section=LOGGING, flags="--log-syslog-prefix", meta="SYSLOG_PREFIX"):
-    """The name of the program in syslog: ``gunicorn.`` and this; the process name without it."""
+    """The name of the program in syslog, after ``gunicorn.``; by default the process name."""
 
 
 class SyslogFacility(
@@ -141,26 +140,25 @@ class SyslogFacility(
 
 
 class EnableStdioInheritance(Flag, section=LOGGING, flags="-R --enable-stdio-inheritance"):
-    """Keep standard output and standard error where they are in daemon mode.
+    """Keep standard output and standard error open in daemon mode.
 
-    Without it ``daemon`` sends both to ``/dev/null``. Set ``PYTHONUNBUFFERED`` to see what is
-    printed at once.
+    Without it ``daemon`` sends both to ``/dev/null``. Set ``PYTHONUNBUFFERED`` to see printed lines at once.
     """
 
 
 class StatsdHost(Setting, section=LOGGING, meta="STATSD_ADDR", validator=validate_statsd_address):
-    """The statsd server that metrics are sent to: ``HOST[:PORT]``, the port 8125 by default, or
-    ``unix://PATH``, or ``unix:PATH``.
+    """The statsd server for metrics: ``HOST[:PORT]``, the port 8125 by default, or ``unix://PATH``, or
+    ``unix:PATH``.
     """
 
 
 class DogstatsdTags(Text, section=LOGGING, meta="DOGSTATSD_TAGS", default=""):
-    """Tags for each metric, with commas in between, for servers that speak DogStatsD.
+    """Comma-separated tags for each metric, for servers that speak DogStatsD.
 
-    For example ``service:shop,env:production``. Where this is set, the figures of companions have
-    the companion's name as a further tag.
+    For example ``service:shop,env:production``. With it, the metrics of companions have the companion's name
+    as a further tag.
     """
 
 
 class StatsdPrefix(Text, section=LOGGING, meta="STATSD_PREFIX", default=""):
-    """What the name of each metric starts with; a dot is put after it if it ends without one."""
+    """The prefix of each metric's name; a dot is added if it does not end with one."""
