@@ -34,6 +34,8 @@ Names = Callable[["Mark"], bool]
 
 # Seconds that processes are given to be gone after SIGKILL, before anything is started.
 END_OF_LEFT = 1.0
+# Seconds that a process is given to have executed its program.
+EXECUTION = 0.25
 
 
 class Mark(NamedTuple):
@@ -116,22 +118,47 @@ def read(pid: int) -> Mark | None:
 
 
 def _read(pid: int) -> Mark | None:
+    deadline = time.monotonic() + EXECUTION
     try:
-        # What was executed has its mappings from there. So the newer mark is the mapping.
-        if os.readlink(f"/proc/{pid}/exe") == _own_program():
-            with open(f"/proc/{pid}/maps", "rb") as file:
-                for line in file:
-                    _, found, text = line.partition(_SHOWN)
-                    if found:
-                        return Mark.parse(text.split()[0])
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            for entry in file.read().split(b"\0"):
-                if entry.startswith(_ENTRY):
-                    return Mark.parse(entry[len(_ENTRY) :])
+        mark, known = _find(pid)
+        while not known and _is_executing(pid) and time.monotonic() < deadline:
+            time.sleep(0.001)
+            mark, known = _find(pid)
+        if not known:
+            # Its program may have got its environment since that was looked for.
+            mark, known = _find(pid)
     except OSError as exc:
         if exc.errno in spare.EXHAUSTED:
             raise
-    return None
+        return None
+    return mark
+
+
+def _find(pid: int) -> tuple[Mark | None, bool]:
+    """The mark of *pid*, and whether that is sure: without an environment it may be executing a program."""
+    # What was executed has its mappings from there. So the newer mark is the mapping.
+    if os.readlink(f"/proc/{pid}/exe") == _own_program():
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            for line in file:
+                _, found, text = line.partition(_SHOWN)
+                if found:
+                    return Mark.parse(text.split()[0]), True
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        environment = file.read()
+    for entry in environment.split(b"\0"):
+        if entry.startswith(_ENTRY):
+            return Mark.parse(entry[len(_ENTRY) :]), True
+    return None, bool(environment)
+
+
+def _is_executing(pid: int) -> bool:
+    """Whether *pid* is in the middle of execve(2), where its new memory has no arguments yet."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        if file.read(1):
+            return False
+    info = session.read_stat(pid)
+    # A zombie has no memory at all.
+    return info is not None and info.state not in "ZX"
 
 
 @functools.lru_cache(maxsize=1)
