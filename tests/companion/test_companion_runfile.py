@@ -399,7 +399,8 @@ else:
     os.read(r, 1)
     os.write(1, b"%d\\n" % child)
 while True:
-    time.sleep(60)
+    # Not for long: a signal just before it has its handler called only after it.
+    time.sleep(0.1)
 """
 
 
