@@ -88,14 +88,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def _check_name(value: Any) -> str:
     if not isinstance(value, str) or not NAME_RE.fullmatch(value):
-        raise ValueError(f"{value!r} is not made of letters, digits, '.', '_' and '-'")
+        raise ValueError(f"{value!r} may only contain letters, digits, '.', '_' and '-'")
     if value.startswith("-"):
-        raise ValueError(f"{value!r} begins with '-', so that commands would take it for an option")
+        raise ValueError(f"{value!r} begins with '-', which commands would read as an option")
     if len(value) > MAX_NAME:
         raise ValueError(f"it has {len(value)} characters, and at most {MAX_NAME} fit into a file name")
     if value == "all":
         # `gunicorn-companion stop all` means every companion.
-        raise ValueError("'all' stands for every companion in commands")
+        raise ValueError("'all' is reserved for commands")
     return value
 
 
@@ -156,7 +156,7 @@ def _check_output(value: Any) -> str | None:
 
 def _check_stdout(value: Any) -> str | None:
     if value in ("stdout", "stderr"):
-        raise ValueError(f"{value!r} is no file: use None, 'inherit' or a path")
+        raise ValueError(f"{value!r} is not a file: use None, 'inherit' or a path")
     return _check_output(value)
 
 
@@ -215,9 +215,7 @@ def _check_count(value: Any) -> int | None:
 def check_numprocs(value: Any) -> int | None:
     """The number of copies; none: one process under its plain name. Raises ValueError."""
     if value == 0 and isinstance(value, int) and not isinstance(value, bool):
-        raise ValueError(
-            "0 is not a number of 1 or more: to have none run, stop it or set autostart to False"
-        )
+        raise ValueError("0 is not a number of 1 or more: to run none, stop it or set autostart to False")
     count = _check_count(value)
     if count is not None and count > MAX_NUMPROCS:
         raise ValueError(f"{count} is more than {MAX_NUMPROCS}")
@@ -253,7 +251,7 @@ def _check_size(value: Any) -> int | None:
     if size < MIN_MEMORY:
         unit_forgotten = str(size) == str(value).strip() and size <= 2**17
         hint = f": write '{size}M'" if unit_forgotten else ""
-        raise ValueError(f"{value!r} is {size} bytes, and every process has more than 1M{hint}")
+        raise ValueError(f"{value!r} is {size} bytes, but every process uses more than 1M{hint}")
     return size
 
 
@@ -282,14 +280,14 @@ def _address(text: str) -> str:
     except RuntimeError as exc:
         raise ValueError(str(exc).replace(";", ":")) from None
     if isinstance(address, int):
-        raise ValueError(f"{text!r}: a descriptor is nothing to listen on here, name the address")
+        raise ValueError(f"{text!r}: a descriptor cannot be used here, give an address")
     if isinstance(address, str):
         length = len(os.fsencode(address))
         if length > MAX_SOCKET_PATH:
             raise ValueError(f"the path of a Unix socket has at most {MAX_SOCKET_PATH} bytes, not {length}")
         return f"unix:{address}"
     if not _names_port(text):
-        raise ValueError(f"{text!r} names no port")
+        raise ValueError(f"{text!r} has no port")
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

@@ -226,7 +226,7 @@ def _combination_problems(label: str, values: Mapping[str, Any]) -> list[str]:
     if INVALID not in (delay, longest) and delay is not None and longest is not None and longest < delay:
         problems.append(f"{label}: restart_delay_max: {longest:g} is less than restart_delay, {delay:g}")
     if values.get("on_give_up") == "shutdown" and values.get("start_retries") is None:
-        problems.append(f"{label}: on_give_up: never happens without start_retries")
+        problems.append(f"{label}: on_give_up: has no effect without start_retries")
     return problems
 
 
@@ -280,7 +280,7 @@ def _address_problems(configs: Sequence[CompanionConfig]) -> list[str]:
         for address in config.bind:
             other = taken.setdefault(address, config.name)
             if other != config.name:
-                problems.append(f"companion {config.name!r}: bind: {address} is {other!r}'s already")
+                problems.append(f"companion {config.name!r}: bind: {address} is already used by {other!r}")
     return problems
 
 

@@ -117,7 +117,7 @@ def remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, "something that is no socket is there")
+        raise OSError(errno.EEXIST, "something that is not a socket is there")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -128,7 +128,7 @@ def remove_stale(path: str) -> None:
             return
         except BlockingIOError:
             pass  # its backlog is full: it lives
-    raise OSError(errno.EADDRINUSE, "another server listens there")
+    raise OSError(errno.EADDRINUSE, "another server is listening there")
 
 
 class Reserve:
@@ -244,7 +244,7 @@ class ControlServer:
         self._complaint = None
         self.listener = listener
         self.poller.add(listener.fileno(), self._on_connection)
-        self.log.info("Companions are controlled at %s", self.path)
+        self.log.info("The control socket of companions is %s", self.path)
         return True
 
     def _complain(self, reason: str) -> None:
@@ -470,7 +470,7 @@ class ControlServer:
                 continue
             line = line or encode(message)
             if len(client.output) + len(line) > SUBSCRIBER_LIMIT:
-                self.log.info("A client that asked for events does not read them and is dropped")
+                self.log.info("Dropping a client that does not read its events")
                 self._drop(client)
                 continue
             waits = bool(client.output)

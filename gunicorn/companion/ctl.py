@@ -46,11 +46,11 @@ FOREIGN_WORDS = {
     "shutdown": "SIGTERM to the master ends the server; 'stop all' ends its companions",
     **dict.fromkeys(
         ("tail", "maintail", "logs", "log", "fg", "attach"),
-        "what a companion writes goes to the files in its stdout and stderr, or to the server's own output",
+        "companions write to the files in their stdout and stderr, or to the server's own output",
     ),
     **dict.fromkeys(("avail", "list", "ls", "ps", "show", "describe", "top", "monit"), "use status -v"),
     **dict.fromkeys(("kill", "send"), "use signal SIGNAL NAME"),
-    **dict.fromkeys(("clear", "reset-failed", "reset"), "start NAME lets one that gave up begin anew"),
+    **dict.fromkeys(("clear", "reset-failed", "reset"), "start NAME restarts one that gave up"),
     **dict.fromkeys(("enable", "disable"), "use autostart in the configuration"),
     "help": "use --help",
 }
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         _, found, rest = message.partition("argument COMMAND: invalid choice: '")
         if found:
             word = rest.partition("'")[0]
-            message = f"there is no command {word}" + (_meant(word) or f" ({', '.join(WORDS)})")
+            message = f"unknown command {word}" + (_meant(word) or f" ({', '.join(WORDS)})")
         super().error(message)
 
 

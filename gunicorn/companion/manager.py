@@ -261,7 +261,7 @@ class CompanionManager:
         count = figures.count_running(self.processes.values())
         if count != self._reported_running:
             self._reported_running = count
-            self.log.debug("%d companions run", count, extra=figures.gauge(figures.RUNNING, count))
+            self.log.debug("Companions running: %d", count, extra=figures.gauge(figures.RUNNING, count))
 
     def _next_deadline(self, now: float) -> float | None:
         """When companions must be looked at again; None: when something happens."""
@@ -299,7 +299,7 @@ class CompanionManager:
             self.stop_all()
         elif signum in (signal.SIGINT, signal.SIGQUIT):
             if self.stopping:
-                self.log.info("Companions are killed: a second %s", signal_name(signum))
+                self.log.info("Killing all companions: a second %s", signal_name(signum))
             self.stop_all(0.0 if self.stopping else self.graceful_timeout)
         elif signum == signal.SIGHUP:
             # What the arbiter wrote before it sent the signal comes first.
@@ -358,7 +358,7 @@ class CompanionManager:
         self.tell({"made_room": True})
 
     def _lose_master(self) -> None:
-        self.log.warning("The master is gone; companions are stopped")
+        self.log.warning("The master is gone; stopping companions")
         # First of all the address is made free for a new server.
         if self.control is not None:
             self.control.close_listener()
@@ -375,7 +375,7 @@ class CompanionManager:
                     "%s has changed, but is in the master's memory: restart the server", change.path
                 )
                 continue
-            self.log.info("Companion %s restarts: %s has changed", process.name, change.path)
+            self.log.info("Restarting companion %s: %s has changed", process.name, change.path)
             self.restart_process(process.name, Cause.CODE, f"{change.path} has changed")
 
     def look_again(self) -> None:
@@ -411,7 +411,7 @@ class CompanionManager:
         try:
             self.shared.write(state)
         except OSError as exc:
-            self.log.error("What was asked by command is not kept for the next manager: %s", exc.strerror)
+            self.log.error("Commands so far will be lost with this companion manager: %s", exc.strerror)
 
     def keep_orders(self) -> None:
         """The same, but only where a command has been given: what is let go after it others may take."""
@@ -643,7 +643,7 @@ class CompanionManager:
         if delay is None:
             self.log.info("Companion %s (pid %d) %s", name, pid, said)
         else:
-            self.log.warning("Companion %s (pid %d) %s; it is started again in %.3gs", name, pid, said, delay)
+            self.log.warning("Companion %s (pid %d) %s; restarting in %.3gs", name, pid, said, delay)
 
     def say(self) -> None:
         """Log what there was no time for."""
@@ -684,7 +684,7 @@ class CompanionManager:
         if not self.rolling:
             return
         for process, reason, cause in list(self.rolling.turns(self.processes)):
-            self.log.info("Companion %s restarts: %s", process.name, reason)
+            self.log.info("Restarting companion %s: %s", process.name, reason)
             self.send_event(process, Event.RESTART, now, cause=cause, reason=reason)
 
     def end_sessions(self, now: float) -> None:
@@ -693,18 +693,18 @@ class CompanionManager:
             self.send_event(process, Event.EMPTY, now)
 
     def _tell_left(self, pids: Collection[int]) -> None:
-        self.log.warning("Companions of a dead manager have left behind %s: SIGKILL", session.names_of(pids))
+        self.log.warning("Companions of a dead manager left behind %s: SIGKILL", session.names_of(pids))
 
     def _tell_leftovers(self, process: CompanionProcess, pids: Sequence[int], away: Collection[int]) -> None:
         """Say what is killed with the session of *process*, or after it; *away*: what has left it."""
         now = time.monotonic()
         whom = session.names_of(pids)
-        how = "is killed, and with it" if process.pid is not None else "is gone and has left behind"
+        how = "is killed together with" if process.pid is not None else "has exited and left behind"
         self.log.warning("Companion %s (pid %s) %s %s: SIGKILL", process.name, process.session, how, whom)
         asked = process.state is State.STOPPING and process.settled is None and not process.killed
         if asked and process.pid is None and not process.config.stop_as_group:
             self.log.warning(
-                "Companion %s: stop_as_group asks those to stop as well, and lets them finish", process.name
+                "Companion %s: stop_as_group sends them the stop signal and lets them finish", process.name
             )
         hint = None
         if away and process.pid is None and (process.state is not State.STOPPING or process.settled):
@@ -729,7 +729,7 @@ class CompanionManager:
             if not children:
                 return
             if not told and (names := session.names_of([pid for pid in children if session.exists(pid)])):
-                self.log.warning("Companions have left behind %s: SIGKILL", names)
+                self.log.warning("Companions left behind %s: SIGKILL", names)
             told = True
             for pid in children:
                 session.send(pid, signal.SIGKILL)
@@ -747,7 +747,7 @@ class CompanionManager:
             return self._is_stopping(process)
         self._take_stop_back(process)
         if process.state is State.RUNNING:
-            return True, f"{name} runs already"
+            return True, f"{name} is already running"
         if process.state is State.STARTING:
             return True, self._is_starting(process)
         self.send_event(process, Event.START, time.monotonic())
@@ -758,7 +758,7 @@ class CompanionManager:
     def why_nothing_starts(self) -> str:
         """What is told to those who ask for a start while all companions stop."""
         if self.replaced:
-            return "all companions are being restarted, with their manager; retry later"
+            return "all companions are restarting with their manager; retry later"
         return "the server is stopping"
 
     def _is_stopping(self, process: CompanionProcess) -> Outcome:
@@ -768,7 +768,7 @@ class CompanionManager:
     def _is_starting(self, process: CompanionProcess) -> str:
         """``rq is starting already``, or what it waits for."""
         if process.pid is not None:
-            return f"{process.name} is starting already"
+            return f"{process.name} is already starting"
         return f"{process.name} is {process.description(time.monotonic())}"
 
     def _note_start(self, process: CompanionProcess) -> None:
@@ -797,7 +797,7 @@ class CompanionManager:
     def _is_stopped(self, name: str, already: bool) -> str:
         process = self.processes[name]
         if already:
-            return f"{name} is stopped already"
+            return f"{name} is already stopped"
         if process.stops_after:
             return f"{name} is stopped after {', '.join(process.stops_after)}"
         return f"{name} is {'stopped' if process.state is State.STOPPED else 'stopping'}"
@@ -823,7 +823,7 @@ class CompanionManager:
         if process.state is State.STOPPING or (process.state is State.STARTING and process.pid is None):
             return self.restart_process(name)
         self.rolling.ask(name, "by command, in turn")
-        return True, f"{name} is restarting, when its turn comes"
+        return True, f"{name} will restart when its turn comes"
 
     def stop_all(self, timeout: float | None = None, *, reload: bool = False) -> None:
         """Stop every companion in its order, each within its own timeout (at most *timeout*).

@@ -151,7 +151,7 @@ def key_hint(key: str) -> str | None:
         return None
     if "logfile_" in key:
         return _ROTATION
-    return "what a companion writes goes to a file (stdout, stderr) or to the server's own output"
+    return "a companion writes to a file (stdout, stderr) or to the server's own output"
 
 
 def autorestart_hint(value: object) -> str | None:

@@ -24,7 +24,7 @@ def on_starting(server: Any) -> None:
 
 @hook("OnReload", section=SERVER_HOOKS)
 def on_reload(server: Any) -> None:
-    """Called in the master on SIGHUP, after the new configuration is in place and before new workers start."""
+    """Called in the master on SIGHUP, between reading the new configuration and starting new workers."""
 
 
 @hook("WhenReady", section=SERVER_HOOKS)

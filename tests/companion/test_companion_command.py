@@ -258,7 +258,7 @@ def test_a_job_that_has_done_its_work_is_as_it_should_be(managed, run):
     assert run("-s", server.socket, "status")[0] == 0
     code, out, err = run("-s", server.socket, "wait", "rq", "--state", "DONE")
     assert (code, out) == (1, "")
-    assert err.endswith("it is never done, as its autorestart is 'always'\n")
+    assert err.endswith("it never finishes, because its autorestart is 'always'\n")
     # To have been stopped by command is no success.
     run("-s", server.socket, "stop", "job")
     code, out, err = run("-s", server.socket, "wait", "job", "--state", "DONE")
@@ -291,7 +291,7 @@ def test_what_waits_for_one_that_gave_up_is_not_waited_for(managed, run):
 def test_a_start_does_not_wait_for_one_that_fails_and_is_tried_again(managed, run):
     server = managed(JOBS.replace("T.exit_0,", "T.exit_3, restart_delay=60,"))
     server.wait("job", "BACKOFF")
-    line = "gunicorn-companion: rq: STARTING, waiting for job, which fails and is tried again: exited with"
+    line = "gunicorn-companion: rq: STARTING, waiting for job, which keeps failing: exited with"
     for words in (["start", "rq"], ["restart", "rq"], ["wait", "rq", "--timeout", "0.2"]):
         code, out, err = run("-s", server.socket, *words)
         assert (code, out) == (1, "") and err.startswith(line), words
@@ -440,7 +440,7 @@ def test_a_manager_that_just_starts_is_waited_for(run, short_dir, stale):
     ("answer", "text"),
     [
         (b"220 mail.example ESMTP\n", "the answer is not JSON; is it a companion socket?"),
-        (b"[]\n", "the answer is no object; is it a companion socket?"),
+        (b"[]\n", "the answer is not an object; is it a companion socket?"),
         (b"", "the server closed the connection"),
         (b'{"ok": true', "the server closed the connection"),
         (b'{"ok": false, "error": "no"}\n', "gunicorn-companion: no\n"),
@@ -474,11 +474,11 @@ def test_a_path_that_cannot_be(run, tmp_path):
     ("words", "text"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["statsu"], "there is no command statsu; did you mean status?"),
-        (["frobnicate"], "there is no command frobnicate (status, start, "),
-        (["update"], "there is no command update: reread applies"),
-        (["shutdown"], "no command shutdown: SIGTERM to the master"),
-        (["tail", "-f", "rq"], "no command tail: what a companion writes goes to the files"),
+        (["statsu"], "unknown command statsu; did you mean status?"),
+        (["frobnicate"], "unknown command frobnicate (status, start, "),
+        (["update"], "unknown command update: reread applies"),
+        (["shutdown"], "unknown command shutdown: SIGTERM to the master"),
+        (["tail", "-f", "rq"], "unknown command tail: companions write to the files"),
         (["start"], "the following arguments are required: NAME"),
         (["reread", "rq"], "unrecognized arguments: rq"),
         (["restart", "--rolling"], "the following arguments are required: NAME"),

@@ -183,10 +183,10 @@ def test_memory_in_columns_and_in_a_sentence(fake, ask):
 
 def test_memory_that_is_not_told(fake, ask):
     server = fake("db")
-    assert ask("status", "-v")[1].endswith("\nThe system does not tell what they share.\n")
+    assert ask("status", "-v")[1].endswith("\nThis system does not report what they share.\n")
     server.companions["db"].update(state="STOPPED", pid=None)
     code, out, _ = ask("status", "-v")
-    assert code == 3 and out.endswith("\nNone of them runs.\n")
+    assert code == 3 and out.endswith("\nNone of them is running.\n")
     server.companions.clear()
     assert ask("status", "-v") == (0, "no companions are configured\n", "")
 

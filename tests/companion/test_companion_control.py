@@ -640,7 +640,7 @@ def test_a_live_one_is_left_alone_and_tried_again(bench):
             filler.close()
     # Said once, however often it was tried.
     (warning,) = bench.log.warnings
-    assert str(bench.path) in warning and "another server listens there" in warning
+    assert str(bench.path) in warning and "another server is listening there" in warning
     bench.server.close_listener()
     assert bench.path.is_socket()
     assert bench.server.next_attempt is None
@@ -699,9 +699,9 @@ def test_a_close_sends_what_is_owed(served):
 @pytest.mark.parametrize(
     ("prepare", "reason"),
     [
-        (lambda path: path.write_text("text"), "something that is no socket is there"),
-        (lambda path: path.mkdir(), "something that is no socket is there"),
-        (lambda path: path.symlink_to("/dev/null"), "something that is no socket is there"),
+        (lambda path: path.write_text("text"), "something that is not a socket is there"),
+        (lambda path: path.mkdir(), "something that is not a socket is there"),
+        (lambda path: path.symlink_to("/dev/null"), "something that is not a socket is there"),
         (lambda path: (path.parent.rmdir(), path.parent.symlink_to("nowhere")), "No such file or directory"),
         (lambda path: (path.parent.rmdir(), path.parent.write_text("")), "Not a directory"),
     ],

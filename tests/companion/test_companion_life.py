@@ -95,11 +95,11 @@ def shared(masters):
 def test_stop_start_restart(managed):
     server = managed("workers = [dict(name='rq', target=T.obey)]")
     first = server.pid("rq")
-    assert server.ask("start", "rq") == {"ok": True, "message": "rq runs already", "already": ["rq"]}
+    assert server.ask("start", "rq") == {"ok": True, "message": "rq is already running", "already": ["rq"]}
     assert server.ask("stop", "rq") == {"ok": True, "message": "rq is stopping"}
     stopped = server.wait("rq", "STOPPED")
     assert (stopped["description"], stopped["last_exit_signal"]) == ("stopped manually", "SIGTERM")
-    assert server.ask("stop", "rq") == {"ok": True, "message": "rq is stopped already", "already": ["rq"]}
+    assert server.ask("stop", "rq") == {"ok": True, "message": "rq is already stopped", "already": ["rq"]}
     assert server.ask("start", "rq") == {"ok": True, "message": "rq is starting"}
     second = server.pid("rq", without=[first])
     assert server.ask("restart", "rq") == {"ok": True, "message": "rq is restarting"}
@@ -208,7 +208,7 @@ def test_one_that_fails_again_and_again_is_told_though_it_runs_in_between(manage
         (server.directory / f"end-{found['pid']}").touch()
     text = server.wait("rq", without=pids)["description"]
     assert text.endswith("failed 4 times in a row: exited with status 3"), text
-    assert f"Companion rq (pid {pids[-1]}) exited with status 3; it is started again" in server.log()
+    assert f"Companion rq (pid {pids[-1]}) exited with status 3; restarting" in server.log()
     server.ok("restart", "rq")
     pids.append(server.pid("rq", without=pids))
     assert server.status()["rq"]["flapping"] is False
@@ -277,7 +277,7 @@ def test_a_death_is_told_before_the_start_that_follows(managed, delay):
     server = managed(f"workers = [dict(name='rq', target=T.obey, restart_delay={delay})]")
     first = server.pid("rq")
     os.kill(first, signal.SIGKILL)
-    death = f"Companion rq (pid {first}) killed by SIGKILL; it is started again in {delay}s"
+    death = f"Companion rq (pid {first}) killed by SIGKILL; restarting in {delay}s"
     if delay:
         # Though nothing follows.
         wait_until(lambda: death in server.log())
@@ -462,7 +462,7 @@ def test_a_job_is_let_finish_with_its_children(managed):
     # What is left when the leader is gone goes at once, which is told.
     assert not is_alive(child)
     assert found["leftovers_killed"] == 1
-    assert f"Companion rq (pid {pid}) is gone and has left behind {child} " in server.log()
+    assert f"Companion rq (pid {pid}) has exited and left behind {child} " in server.log()
 
 
 @pytest.mark.parametrize("as_group", [False, True])

@@ -96,7 +96,7 @@ def test_what_is_wrong_changes_nothing(managed, config, error):
     assert reply["error"] == error
     # Together on one line of the log.
     line = error.replace(":\n  ", ": ").replace("\n  ", "; ")
-    assert f"Companions keep their configuration: {line}" in server.log()
+    assert f"companions keep their configuration: {line}" in server.log()
     assert server.pid("rq") == pid
     assert set(server.status()) == {"rq", "off"}
     assert server.events("message") == []

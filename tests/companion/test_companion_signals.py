@@ -113,7 +113,7 @@ def test_a_start_takes_a_stop_back_that_waits(managed):
     server.wait_told("rq:0", "runs")
     server.pid("rq:1")
     server.ok("stop", "store", names=["store", "rq:0"])
-    assert server.ok("start", "store")["message"] == "store runs already"
+    assert server.ok("start", "store")["message"] == "store is already running"
     server.go_on()
     server.wait("rq:0", "STOPPED")
     assert server.pid("store") == store
@@ -156,7 +156,7 @@ def test_a_manager_that_makes_room_for_another_says_so(managed):
     server.wait_told("rq", "SIGTERM")
     for command in ("start", "restart", "reread", "scale"):
         reply = server.ask(command, "rq", numprocs=2)
-        assert reply["error"] == "all companions are being restarted, with their manager; retry later"
+        assert reply["error"] == "all companions are restarting with their manager; retry later"
     assert server.status()["rq"]["last_exit_reason"] == "its manager is replaced"
     # The server itself stops meanwhile.
     server.signal(signal.SIGTERM)
@@ -230,7 +230,7 @@ def test_hup_rereads(managed):
     assert server.pid("rq") == pid
     server.configure("syntax error")
     server.signal(signal.SIGHUP)
-    wait_until(lambda: "Companions keep their configuration: invalid syntax" in server.log())
+    wait_until(lambda: "companions keep their configuration: invalid syntax" in server.log())
     assert set(server.status()) == {"rq", "b"}
 
 
@@ -346,7 +346,7 @@ def test_a_successor_ends_what_has_left_the_sessions_of_a_dead_manager(managed):
     server.respawn()
     for name in names:
         gone(*helpers[name])
-    assert "Companions of a dead manager have left behind " in server.log()
+    assert "Companions of a dead manager left behind " in server.log()
     # The new ones have theirs.
     fresh = [int(server.wait_told(name, "helper", n)) for name in ("rq", "stopped") for n in (3, 4)]
     server.pid("rq")

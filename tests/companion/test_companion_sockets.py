@@ -306,8 +306,8 @@ except descriptors.Occupied as exc:
 """
     )
     assert found["error"] == (
-        "descriptor 4, where a socket of 'bind' belongs, is held by /etc/passwd of the application;"
-        " a restart of the server keeps it free"
+        "descriptor 4, needed for a socket of 'bind', is held by /etc/passwd of the application;"
+        " restart the server to free it"
     )
     # Before anything was changed.
     assert found["kinds"] == {3: NULL, 4: "/etc/passwd own", 5: "socket own", 6: "socket own"}

@@ -753,8 +753,8 @@ def broken(tmp_path: Path) -> dict[str, str]:
     return {
         "plain": f"{at}/plain is neither a program of this system nor a script with a '#!' line",
         "closed": f"{at}/closed is not executable for this user",
-        "lost": f"{at}/lost wants the interpreter /usr/bin/nosuch, which does not exist",
-        "dos": f"{at}/dos wants the interpreter '/bin/sh\\r', which does not exist",
+        "lost": f"{at}/lost needs the interpreter /usr/bin/nosuch, which does not exist",
+        "dos": f"{at}/dos needs the interpreter '/bin/sh\\r', which does not exist",
         "directory": f"{at}/directory is a directory",
         "link": f"{at}/link is a link to nowhere, which does not exist",
     }
@@ -882,7 +882,7 @@ def test_a_socket_does_not_take_the_place_of_a_file_of_the_application(run):
     end = run("facts", before=before)
     assert end.code == 1
     assert end.error is not None
-    assert end.error.startswith("descriptor 3, where a socket of 'bind' belongs, is held by /etc/passwd")
+    assert end.error.startswith("descriptor 3, needed for a socket of 'bind', is held by /etc/passwd")
     # A program has no such objects; but the hook before it has.
     hook = "    hook = lambda: print(held.readline()[:5])\n"
     end = command(run, "ls", "-l", "/proc/self/fd/3", before=before + hook)

@@ -58,7 +58,7 @@ def test_one_that_may_still_come_is_waited_for():
     assert a.state is State.BACKOFF
     hold(processes, [b])
     # It is tried again: a start is not waited for longer than one of `a` itself, but there is hope.
-    why = "a, which fails and is tried again: exited with status 1"
+    why = "a, which keeps failing: exited with status 1"
     assert (b.held_by, b.stuck, b.hopeless) == (("a",), why, False)
     assert b.description(T0) == f"waiting for {why}"
     start_again(a)
@@ -143,7 +143,7 @@ def test_of_a_set_the_copy_is_named_and_what_was_configured_away_is_missing():
     hold(processes, [b])
     assert b.held_by == ("rq", "off", "gone")
     assert b.stuck == (
-        "rq:2, which was stopped by command; off, which is not started; gone, which is not there any more"
+        "rq:2, which was stopped by command; off, which is not started; gone, which no longer exists"
     )
     b.handle(Event.STOP, T0 + 2, manual=True)
     assert (b.held_by, b.stuck) == ((), None)

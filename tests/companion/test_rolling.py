@@ -360,8 +360,8 @@ def test_what_needs_more_than_its_limit_is_left_alone_for_longer_each_time(monke
     assert ages[0] <= 10 and 600 <= ages[-1] <= 610
     assert len(warnings) == len(ages) - 2
     assert warnings[0] == (
-        "Companion rq exceeds its max_memory soon after each start, 3 times in a row: is that less than it"
-        " needs? After the next start it is left alone for 40s"
+        "Companion rq exceeds its max_memory soon after each start, 3 times in a row: does it need"
+        " more? After the next start the limit is ignored for 40s"
     )
 
 

@@ -154,7 +154,7 @@ def test_a_program_that_is_missing() -> None:
         server.wait_log("cannot run 'bin/worker': no such file")
         script = server.write("bin/worker", "#!/bin/nosuch\nexec sleep 60\n")
         script.chmod(0o755)
-        server.wait_log("bin/worker wants the interpreter /bin/nosuch, which does not exist")
+        server.wait_log("bin/worker needs the interpreter /bin/nosuch, which does not exist")
         # Not written in place: "text file busy" would be another error.
         server.write("bin/next", "#!/bin/sh\nexec sleep 60\n").chmod(0o755)
         os.rename(server.dir / "bin/next", script)

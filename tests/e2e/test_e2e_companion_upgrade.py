@@ -246,7 +246,7 @@ def test_without_run_files_it_holds_as_well() -> None:
         assert server.ask("stop", "b")["ok"]
         server.wait_companion("b", "STOPPED")
         new = Successor(server)
-        server.wait_log("Companions start when the old master is gone")
+        server.wait_log("Companions will start when the old master is gone")
         assert server.ask("stop", "a")["ok"]
         assert server.ask("start", "b")["ok"]
         server.wait_companion("b")
@@ -430,7 +430,7 @@ def test_without_run_files_they_start_when_the_old_master_is_gone() -> None:
     with companion_server(entry("a", "idle"), companion_run_dir="app.py/files") as server:
         old = server.wait_companion("a")["pid"]
         new = Successor(server)
-        server.wait_log("Companions start when the old master is gone")
+        server.wait_log("Companions will start when the old master is gone")
         wait_until(lambda: new.server.workers(), 10, "the new master serves")
         assert new.server.manager() is None
         take_over(server, new)
@@ -459,7 +459,7 @@ def test_as_another_user_and_as_yet_another() -> None:
             (server.dir / name).chmod(0o666)
         reconfigure(server, *companions, **{**settings, "user": "daemon"})
         new = Successor(server)
-        server.wait_log("Companions start when the old master is gone")
+        server.wait_log("Companions will start when the old master is gone")
         assert new.server.manager() is None and is_alive(old)
         take_over(server, new)
         found = server.wait_companion("a", without=[old])
@@ -478,11 +478,11 @@ def test_a_control_socket_of_a_configured_path_changes_hands() -> None:
         new = Successor(server)
         theirs = new.manager()
         # It is the old one's while that lives, and no reason to worry.
-        server.wait_log("another server listens there")
+        server.wait_log("another server is listening there")
         with Control(server.configured_control) as control:
             assert control.peer_pid() == manager
         lines = server.log().splitlines()
-        assert [line for line in lines if "listens there" in line and "WARNING" in line] == []
+        assert [line for line in lines if "is listening there" in line and "WARNING" in line] == []
         # A rollback leaves it to the old one.
         server.signal(signal.SIGTERM, new.pid)
         wait_until(lambda: not is_alive(new.pid), 10, "the new master gone")

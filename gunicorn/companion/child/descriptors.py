@@ -90,11 +90,11 @@ def hand_over(sources: Sequence[int], force: bool = False) -> None:
 
 
 def _occupied(number: int) -> str:
-    text = f"descriptor {number}, where a socket of 'bind' belongs, is held by {_describe(number)}"
+    text = f"descriptor {number}, needed for a socket of 'bind', is held by {_describe(number)}"
     if os.get_inheritable(number):
         # What Python opens is closed by an exec; what is not, came by one.
         return f"{text}, which the server was started with"
-    return f"{text} of the application; a restart of the server keeps it free"
+    return f"{text} of the application; restart the server to free it"
 
 
 def is_open(number: int) -> bool:

@@ -65,10 +65,10 @@ def _explain(path: str, exc: OSError) -> str:
     if exc.errno == errno.ENOENT:
         interpreter = _interpreter(path)
         if interpreter is not None:
-            return f"{path} wants the interpreter {interpreter}, which does not exist"
+            return f"{path} needs the interpreter {interpreter}, which does not exist"
         if os.path.islink(path) and not os.path.exists(path):
             return f"{path} is a link to {os.readlink(path)}, which does not exist"
-        return f"{path} wants a loader that does not exist (is it for another system?)"
+        return f"{path} needs a loader that does not exist (is it for another system?)"
     if exc.errno == errno.EACCES:
         if os.path.isdir(path):
             return f"{path} is a directory"
@@ -76,7 +76,7 @@ def _explain(path: str, exc: OSError) -> str:
             return f"{path} is not executable for this user"
         interpreter = _interpreter(path)
         if interpreter is not None:
-            return f"{path} wants the interpreter {interpreter}, which this user may not execute"
+            return f"{path} needs the interpreter {interpreter}, which this user may not execute"
     return f"{path}: {exc.strerror}"
 
 

@@ -76,7 +76,7 @@ class Connection:
         except ValueError:
             raise Failure(f"{self.path}: the answer is not JSON; is it a companion socket?") from None
         if not isinstance(reply, dict):
-            raise Failure(f"{self.path}: the answer is no object; is it a companion socket?")
+            raise Failure(f"{self.path}: the answer is not an object; is it a companion socket?")
         return reply
 
     def line(self) -> bytes:
@@ -254,7 +254,7 @@ def connect(path: str | None, timeout: float | None) -> Connection:
                 "~/.gunicorn or /run/*/; is the server running, as this user? (-s names its socket)"
             )
         except BlockingIOError:
-            problem = f"{path or 'the server'}: too many others wait for an answer"
+            problem = f"{path or 'the server'}: too many other clients are waiting"
         except (FileNotFoundError, ConnectionRefusedError) as exc:
             problem = f"{path}: {exc.strerror}; is the server running, with companions configured?"
         except OSError as exc:

@@ -150,7 +150,7 @@ def describe_sum(companions: list[Reply], memory: Reply) -> str:
     count = sum(1 for companion in companions if companion.get("memory"))
     if not count:
         running = any(companion["pid"] for companion in companions)
-        return "The system does not tell what they share." if running else "None of them runs."
+        return "This system does not report what they share." if running else "None of them is running."
     sums = {key: show_size(size) for key, size in sum_up(companions).items()}
     these, they = (f"These {count} companions take", "they") if count > 1 else ("This companion takes", "it")
     text = (
@@ -282,7 +282,7 @@ def _has_settled(companion: Reply | None) -> bool:
 
 def _state_of(companion: Reply | None) -> str:
     if companion is None:
-        return "STOPPED, it is configured no more"
+        return "STOPPED, removed from the configuration"
     return f"{companion['state']}, {describe(companion)}"
 
 
@@ -342,7 +342,7 @@ def wait(connection: Connection, options: Namespace) -> int:
             late = deadline is not None and time.monotonic() >= deadline
             for companion in stuck or (others if late else ()):
                 endless = options.state == DONE and companion.get("autorestart") == "always"
-                more = "; it is never done, as its autorestart is 'always'" if endless else ""
+                more = "; it never finishes, because its autorestart is 'always'" if endless else ""
                 complain(f"{companion['name']}: {_state_of(companion)}{more}")
             if stuck or late:
                 return REFUSED

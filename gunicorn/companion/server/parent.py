@@ -185,7 +185,7 @@ class ManagerHandle(ArbitersPart):
                 self.shared = SharedState.create()
                 ARBITERS_ALONE.add(self.shared)
             except OSError as exc:
-                self.log.warning("What is asked of companions ends with their manager: %s", exc.strerror)
+                self.log.warning("Commands will be lost with each companion manager: %s", exc.strerror)
         return self.shared
 
     def _take_back_state(self) -> None:
@@ -291,9 +291,7 @@ class ManagerHandle(ArbitersPart):
             fresh = self.arbiter.app.fresh_config()
             configs = build_companion_configs(fresh, outputs=False)
         except (ConfigError, ValueError) as exc:
-            self.log.warning(
-                "The companions' new configuration cannot be kept for their next manager: %s", exc
-            )
+            self.log.warning("Cannot save the companions' new configuration for the next manager: %s", exc)
             return
         finally:
             self.arbiter.hear_signals_again()
@@ -315,7 +313,7 @@ class ManagerHandle(ArbitersPart):
         """The manager may not read what we could: after a SIGHUP to us, a new one inherits it."""
         if self._reload_told:
             self._reload_told = False
-            self.log.warning("The companion manager may not read the configuration; it is replaced")
+            self.log.warning("Replacing the companion manager, because it may not read the configuration")
             self.replace()
 
     # -- reload ----------------------------------------------------------------
@@ -408,7 +406,7 @@ class ManagerHandle(ArbitersPart):
             ARBITERS_ALONE.discard(each.link)
             each.link.close()
             log = self.log.info if status == 0 else self.log.error
-            log("The companion manager before, process %d, %s", pid, describe_end(status))
+            log("The previous companion manager, process %d, %s", pid, describe_end(status))
             if status and self.link is not None:
                 # What it left behind the manager of now did not have to look for at its start.
                 self.link.send({"orphans": True})
@@ -496,8 +494,8 @@ class ManagerHandle(ArbitersPart):
         if silence >= PING_KILL:
             self.pulse.given_up = True
             self.log.error(
-                "The companion manager (pid %d) has not answered for %g s: SIGKILL. Its companions end,"
-                " and the next manager starts them again",
+                "The companion manager (pid %d) has not answered for %g s: SIGKILL. Its companions stop,"
+                " and the next manager restarts them",
                 pid,
                 round(silence, 1),
             )
@@ -619,7 +617,7 @@ class ManagerHandle(ArbitersPart):
         return True
 
     def _tell_left(self, pids: Collection[int]) -> None:
-        self.log.warning("Companions have left behind %s: SIGKILL", session.names_of(pids))
+        self.log.warning("Companions left behind %s: SIGKILL", session.names_of(pids))
 
     def _left_behind(self, now: float) -> list[Orphan]:
         """The sessions whose manager is dead: on a directory of our own all, else those of our managers.

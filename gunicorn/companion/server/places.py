@@ -175,7 +175,7 @@ class Places(ArbitersPart):
         reason = self._hindrance(self.inherited)
         if reason and not self._complained:
             self._complained = True
-            self.log.warning("Companions start when the old master is gone: %s", reason)
+            self.log.warning("Companions will start when the old master is gone: %s", reason)
         return bool(reason)
 
     def _hindrance(self, run_dir: str) -> str:
@@ -215,8 +215,8 @@ class Places(ArbitersPart):
         if self.inherited:
             if wanted and os.path.abspath(wanted) != self.inherited:
                 self.log.warning(
-                    "The run files stay in %s, where those of the old master are; companion_run_dir"
-                    " counts from the next restart of the service",
+                    "Run files stay in %s with those of the old master; companion_run_dir"
+                    " applies from the next restart of the service",
                     self.inherited,
                 )
             return self.inherited

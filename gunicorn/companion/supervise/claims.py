@@ -151,7 +151,7 @@ class Claims:
             # One that was configured no more has been told already.
             orphan = self._orphans.get(name) or self._strays.pop(name, None)
             if orphan is None or orphan.record.pid != record.pid:
-                self.log.info("Companion %s waits for its old self, pid %d", name, record.pid)
+                self.log.info("Companion %s waits for its older process, pid %d", name, record.pid)
                 orphan = Orphan(record, now, run)
             self._orphans[name] = orphan
             if not orphan.step(now):
@@ -281,7 +281,7 @@ class Claims:
         lost = [(name, run) for name, run in self._runs.items() if not run.in_place]
         if lost and self.usable_run_dir() is not None:
             count = sum(self._renew(name, run) for name, run in lost)
-            self.log.warning("Run files had been removed: %d; made again: %d", len(lost), count)
+            self.log.warning("Run files were missing: %d; recreated: %d", len(lost), count)
 
     def other_owner(self, group: str) -> int | None:
         """The pid of a copy of *group* that another server runs; None: there is none."""
@@ -339,7 +339,7 @@ class Claims:
         if self._complaint != reason:
             self._complaint = reason
             self.log.warning(
-                "No run files in %s: %s. Should the manager be killed, companions that ignore"
+                "No run files in %s: %s. If the manager is killed, companions that ignore"
                 " their stop signal may run beside their successors; and a second server on this"
                 " directory does not wait for them",
                 self.run_dir,
@@ -356,7 +356,7 @@ class Claims:
     def find_strays(self, known: Iterable[str], now: float) -> None:
         """Begin to end what a dead manager left under names that are not *known* any more."""
         for name, orphan in runfile.orphans(self.run_dir, now, known).items():
-            self.log.info("Ending %s (pid %d), which is configured no more", name, orphan.record.pid)
+            self.log.info("Stopping %s (pid %d): removed from the configuration", name, orphan.record.pid)
             self._strays[name] = orphan
 
     @property

@@ -217,7 +217,7 @@ def _signal(manager: CompanionManager, request: Request) -> Reply:
     number = parse_signal(wanted)
     idle = [process.name for process in processes if process.pid is None]
     if idle:
-        return error(f"{', '.join(idle)}: not running, so there is nobody to send a signal to")
+        return error(f"{', '.join(idle)}: not running, so it cannot get a signal")
     texts = []
     for process in processes:
         assert process.pid is not None

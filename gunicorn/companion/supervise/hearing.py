@@ -68,8 +68,8 @@ class Hearing:
                 self.take(process, notice)
         for sender in notice_socket.rejected:
             self.log.warning(
-                "Companion %s: a notification is ignored: its sender, pid %d, is none of the companion's"
-                " processes, or has ended already",
+                "Companion %s: ignoring a notification: its sender, pid %d, is none of the companion's"
+                " processes, or has already exited",
                 process.name,
                 sender,
             )

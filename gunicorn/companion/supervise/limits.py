@@ -63,7 +63,7 @@ class Limits:
             if private is None or age < self.patience(process.name):
                 continue
             limit = process.config.max_memory or 0
-            reason = f"its {private / MB:.1f} MB of private memory are over {limit / MB:g} MB"
+            reason = f"its {private / MB:.1f} MB of private memory exceed {limit / MB:g} MB"
             if self.rolling.ask(process.name, reason, process.pid, Cause.MEMORY):
                 self._note(process, age)
 
@@ -81,8 +81,8 @@ class Limits:
         self._soon[name] = count = self._soon.get(name, 0) + 1
         if count >= TOO_MANY:
             self.log.warning(
-                "Companion %s exceeds its max_memory soon after each start, %d times in a row: is that less"
-                " than it needs? After the next start it is left alone for %gs",
+                "Companion %s exceeds its max_memory soon after each start, %d times in a row: does it need"
+                " more? After the next start the limit is ignored for %gs",
                 name,
                 count,
                 self.patience(name),

@@ -56,7 +56,7 @@ def unmet(processes: Processes, after: Iterable[str]) -> Unmet:
         names.append(name)
         if not found:
             hopeless = True
-            stuck.append(f"{name}, which is not there any more")
+            stuck.append(f"{name}, which no longer exists")
         for process in missing:
             why = _why_missing(process)
             if why is not None:
@@ -70,7 +70,7 @@ def _why_missing(process: CompanionProcess) -> str | None:
     if process.state is State.STARTING:
         return None if process.stuck is None else f"waits for {process.stuck}"
     if process.state is State.BACKOFF:
-        return f"fails and is tried again: {process.why}"
+        return f"keeps failing: {process.why}"
     if process.state is not State.STOPPED:
         return None
     if process.manual_stop:

@@ -72,7 +72,7 @@ class Elder:
 def follow(manager: CompanionManager, before: Orders, now: Orders, at: float) -> None:
     """Do here what has been asked of the old manager since *before*."""
     if before.configuration != now.configuration:
-        manager.log.info("Companions are reread here, too, as they were by the old master")
+        manager.log.info("Rereading companions, as the old master did")
         manager.reread()
     for group in {*before.scaled, *now.scaled}:
         if before.scaled.get(group) != now.scaled.get(group):
@@ -82,7 +82,7 @@ def follow(manager: CompanionManager, before: Orders, now: Orders, at: float) ->
         if process is None or process.removed or before.stopped.get(name) == stopped:
             continue
         if stopped and not process.manual_stop:
-            manager.log.info("Companion %s is stopped here, too, as it was by command", name)
+            manager.log.info("Stopping companion %s, as the old master did by command", name)
             manager.stop_process(name)
         elif not stopped and process.state is State.STOPPING:
             # No command could do that; but this one is to run as soon as it can.
@@ -90,7 +90,7 @@ def follow(manager: CompanionManager, before: Orders, now: Orders, at: float) ->
             process.manual_stop = False
             manager.note_order(name, stopped=False)
         elif not stopped:
-            manager.log.info("Companion %s is started here, too, as it was by command", name)
+            manager.log.info("Starting companion %s, as the old master did by command", name)
             manager.start_process(name)
 
 

@@ -60,7 +60,7 @@ def reread(manager: CompanionManager, *, dry_run: bool = False) -> dict[str, Any
 
 
 def _refuse(manager: CompanionManager, reason: str) -> dict[str, Any]:
-    manager.log.error("Companions keep their configuration: %s", on_one_line(reason))
+    manager.log.error("Reread refused, companions keep their configuration: %s", on_one_line(reason))
     return {**error(reason), "kept_old_config": True}
 
 
@@ -76,7 +76,7 @@ def scale_group(manager: CompanionManager, group: str, number: int) -> Differenc
     found = apply(manager, scale([*others, one], manager.scaled))
     if number == one.numprocs:
         del manager.scaled[group]
-    manager.log.info("Companion %s has %d copies now", group, number)
+    manager.log.info("Companion %s now has %d copies", group, number)
     return found
 
 
@@ -87,7 +87,7 @@ def apply(manager: CompanionManager, configs: Sequence[CompanionConfig]) -> Diff
     # Of several copies the last goes first.
     for name in reversed(found.removed):
         manager.processes[name].removed = True
-        manager.stops.ask(name, Stop(cause=Cause.REREAD, reason="it is configured no more"))
+        manager.stops.ask(name, Stop(cause=Cause.REREAD, reason="it was removed from the configuration"))
     manager.stop_due(now)
     added, restarted, updated = set(found.added), set(found.restarted), set(found.updated)
     for config in configs:

@@ -191,7 +191,7 @@ class Starter:
         manager = self.manager
         manager.send_event(process, Event.START_FAILED, time.monotonic(), reason=reason)
         self.release(process)
-        manager.log.error("Companion %s does not start: %s", process.name, reason)
+        manager.log.error("Companion %s failed to start: %s", process.name, reason)
 
     def release(self, process: CompanionProcess) -> None:
         """Its session is empty. Between two starts the right to start it stays ours."""
