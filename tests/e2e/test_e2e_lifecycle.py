@@ -242,6 +242,8 @@ def test_hooks_run_in_their_order_with_their_arguments() -> None:
         server.get("/echo")
         server.signal(signal.SIGTTIN)
         server.wait_workers(2)
+        # Until it has booted, a worker that is told to end just ends.
+        wait_until(lambda: "post_worker_init 2 True" in server.log("hooks"), 10, "the second worker")
         old = server.workers()
         server.signal(signal.SIGHUP)
         server.wait_workers(1, without=old)
