@@ -23,7 +23,7 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("case", instructions.CASES)
 def test_each_request_of_a_case_is_answered(case: str, tmp_path: Path) -> None:
     Request().write(tmp_path / "requests", "127.0.0.1:8000")
-    done = run(str(instructions.DRIVER), case, "25", str(tmp_path / "requests"))
+    done = run(str(ROOT / instructions.DRIVER), case, "25", str(tmp_path / "requests"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -31,7 +31,7 @@ def test_an_answer_that_is_not_well_is_told() -> None:
     wrong = "inprocess.webapps.hello = lambda environ, start: (start('200 OK', []), [b'something else'])[1]"
     sent = "[b'GET / HTTP/1.1\\r\\nHost: h\\r\\n\\r\\n']"
     script = f"import inprocess; {wrong}; print(inprocess.serve('sync', 3, {sent}))"
-    done = run("-c", script, PYTHONPATH=f"{instructions.DRIVER.parent}{os.pathsep}{ROOT}")
+    done = run("-c", script, PYTHONPATH=f"{ROOT / instructions.DRIVER.parent}{os.pathsep}{ROOT}")
     assert done.stdout == "0\n", done.stderr
 
 

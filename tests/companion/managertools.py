@@ -163,9 +163,10 @@ class Managed:
             for word in path.read_text().split():
                 if word.isdigit():
                     everything.add(int(word))
-        mine = set(descendants_of(os.getpid()))
-        kill_all([pid for pid in everything & mine if is_alive(pid)])
-        reap_zombies()
+        # Until a look finds none: one that is just given to another parent is missed by a single look.
+        while alive := [pid for pid in everything & set(descendants_of(os.getpid())) if is_alive(pid)]:
+            kill_all(alive)
+            reap_zombies()
         if self.owned:
             shutil.rmtree(self.directory, ignore_errors=True)
 
