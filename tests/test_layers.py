@@ -78,6 +78,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.workers.connections",
         "gunicorn.workers.cycle",
         "gunicorn.workers.parting",
+        "gunicorn.workers.retiring",
         "gunicorn.workers.workertmp",
         "gunicorn.companion.child.watch",
         "gunicorn.companion.spawn",

@@ -29,16 +29,8 @@ from gunicorn.workers.base import TICK
 from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.connections import State
 from gunicorn.workers.cycle import Fate, may_leave_http
-from gunicorn.workers.parting import (
-    FAREWELL,
-    IDLE_AT_LEAST,
-    RETIRE_TICK,
-    Connection,
-    Queues,
-    has_input,
-    make_room,
-    part,
-)
+from gunicorn.workers.parting import IDLE_AT_LEAST, Connection, has_input, make_room
+from gunicorn.workers.retiring import part, retire
 
 try:
     # With what patching needs: imported in the master, so that not each worker has to.
@@ -165,11 +157,15 @@ class GeventWorker(AsyncWorker):
         self._keeps_time = self._tls is None and self.server_class is None
         self._alarm = gevent.get_hub().loop.io(self.PIPE[0], _READ)
         self._ended = gevent.event.Event()
-        acceptors = [gevent.spawn(self._accept_forever, listener) for listener in self.sockets]
+        self._acceptors = [gevent.spawn(self._accept_forever, listener) for listener in self.sockets]
         while self.alive and self.is_parent_alive():
             self._tick(self._beat)
         self.alive = False
-        self._retire_gracefully(acceptors)
+        for seconds in retire(self):
+            self._tick(seconds)
+        if self.conns:
+            with contextlib.suppress(gevent.Timeout):  # one may take no notice
+                gevent.killall(list(self.conns), block=True, timeout=0.2)
 
     def _tick(self, seconds: float) -> None:
         """Beat the heart and wait for a wake-up, at most *seconds*."""
@@ -207,59 +203,35 @@ class GeventWorker(AsyncWorker):
                 self.log_slow_request(conn.request, self._request_timeout, greenlet.gr_frame)
                 self.leave()
 
-    def _retire_gracefully(self, acceptors: list[Any]) -> None:
-        """Serve what has come, let clients go with an answer where they want one, and stop."""
-        # A little before the master loses patience.
-        deadline = self.graceful_deadline() - min(1.0, self.cfg.graceful_timeout / 4)
-        self._retired_at = time.monotonic()
-        self.log.debug("%s retires with %d connections", self, len(self.conns))
-        at_work = [greenlet for greenlet, conn in self.conns.items() if conn.state is State.BUSY]
-        # Meanwhile everything goes on, but each response says close.
-        self._tick_while_connected(min(time.monotonic() + FAREWELL[State.IDLE], deadline))
-        gevent.killall(acceptors)
-        if self.tmp.leaving:
-            self._stand_in(at_work, deadline - accepting.drain_seconds(self.cfg))
-        else:
-            self._drain_queues(time.monotonic() + accepting.drain_seconds(self.cfg))
-        for listener in self.sockets:
-            listener.close()
-        self._tick_while_connected(deadline)
-        if self.conns:
-            self.log.warning("%s ends with %d requests unfinished", self, len(self.conns))
-            with contextlib.suppress(gevent.Timeout):  # one may take no notice
-                gevent.killall(list(self.conns), block=True, timeout=0.2)
+    # -- the graceful end, as retire() wants it --------------------------------------------
 
-    def _tick_while_connected(self, until: float) -> None:
-        while self.conns and (now := time.monotonic()) < until:
-            part(self.conns.values(), self._retired_at)
-            self._tick(min(RETIRE_TICK, until - now))
+    def at_work(self) -> list[Any]:
+        return [greenlet for greenlet, conn in self.conns.items() if conn.state is State.BUSY]
 
-    def _drain_queues(self, until: float) -> None:
-        """Serve who is in the accept queues.
+    def part(self, retired_at: float) -> None:
+        part(self.conns.values(), retired_at)
 
-        The master may have closed its own listeners; the last to close one resets those who wait in it.
-        """
-        for listener in self.sockets:
-            while time.monotonic() < until:
-                self.notify()
-                if not self._has_room():
-                    part(self.conns.values(), self._retired_at)
-                    self._tick(RETIRE_TICK)
-                elif not self._take(listener):
-                    break
+    def stop_accepting(self) -> None:
+        gevent.killall(self._acceptors)
 
-    def _stand_in(self, at_work: list[Any], until: float) -> None:
-        """While requests hold the worker, whose place the master sees free only at its end, serve who waits.
+    def has_room(self) -> bool:
+        return len(self.conns) < self.worker_connections
 
-        Only those that nobody else accepts: they were in the queue at the last look.
-        """
-        queues = Queues()
-        while time.monotonic() < until and any(greenlet in self.conns for greenlet in at_work):
-            for listener in queues.stalled(self.sockets):
-                while time.monotonic() < until and self._has_room() and self._take(listener):
-                    self.notify()
-            part(self.conns.values(), self._retired_at)
-            self._tick(2 * RETIRE_TICK)
+    def take(self, listener: Any) -> bool:
+        """Begin to serve a connection from the accept queue; False if there is none."""
+        try:
+            client, addr = _accept(listener.sock)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if not self._failures.is_transient(error):
+                gevent.sleep(IDLE_AT_LEAST / 10)
+            return True
+        greenlet = gevent.Greenlet(self._serve, listener, client, addr)
+        self.conns[greenlet] = Connection(client)
+        greenlet.rawlink(self._forget)
+        greenlet.start()
+        return True
 
     # -- signals -------------------------------------------------------------------------
 
@@ -281,9 +253,6 @@ class GeventWorker(AsyncWorker):
 
     # -- connections ---------------------------------------------------------------------
 
-    def _has_room(self) -> bool:
-        return len(self.conns) < self.worker_connections
-
     def _accept_forever(self, listener: Any) -> None:
         arrival = gevent.get_hub().loop.io(listener.fileno(), _READ)
         # Among several workers each takes one at a time, so that a burst is spread over them.
@@ -291,31 +260,15 @@ class GeventWorker(AsyncWorker):
         while True:
             try:
                 gevent.socket.wait(arrival)
-                while not self._has_room():
+                while not self.has_room():
                     make_room(self.conns.values())
                     self._ended.clear()
                     self._ended.wait(IDLE_AT_LEAST)
-                while self._take(listener) and takes_more and self._has_room():
+                while self.take(listener) and takes_more and self.has_room():
                     pass
             except Exception:
                 self.log.exception("Accepting goes on after an error")
                 gevent.sleep(IDLE_AT_LEAST)
-
-    def _take(self, listener: Any) -> bool:
-        """Begin to serve a connection from the accept queue; False if there is none."""
-        try:
-            client, addr = _accept(listener.sock)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if not self._failures.is_transient(error):
-                gevent.sleep(IDLE_AT_LEAST / 10)
-            return True
-        greenlet = gevent.Greenlet(self._serve, listener, client, addr)
-        self.conns[greenlet] = Connection(client)
-        greenlet.rawlink(self._forget)
-        greenlet.start()
-        return True
 
     def _serve(self, listener: Any, client: Any, addr: Any) -> None:
         try:
@@ -446,11 +399,11 @@ class GeventWorker(AsyncWorker):
 
     def keeps_alive(self) -> bool:
         # Without a free place for others, nobody keeps his.
-        return self.keepalive > 0 and self._has_room()
+        return self.keepalive > 0 and self.has_room()
 
     def _may_pause_on(self) -> bool:
         """Whether a client that has paused within a body for `timeout` may keep its place."""
-        return self.alive and self._has_room()
+        return self.alive and self.has_room()
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Fate | bool:
         if not may_leave_http(req):

@@ -27,6 +27,7 @@ from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.bodies import BodyIntake
 from gunicorn.workers.connections import State, Waiting
 from gunicorn.workers.cycle import Fate, may_leave_http
+from gunicorn.workers.retiring import FAREWELL, RETIRE_TICK, retire
 from gunicorn.workers.threads.polling import make_poller
 from gunicorn.workers.threads.tconn import DaemonThreads, TConn
 from gunicorn.workers.threads.turns import LOOK, Turns
@@ -38,18 +39,8 @@ else:
 
 __all__ = ["DaemonThreads", "TConn", "ThreadWorker"]
 
-# How long a retiring worker waits for what. Clients that keep sending so get an answer that says close,
-# where a connection that is closed just when a request arrives would give them a reset.
-FAREWELL = {
-    State.IDLE: 0.5,
-    State.NEW: 1.0,
-    State.HEAD: 2.0,
-    State.HANDSHAKE: 2.0,
-    State.LINGER: 1.0,
-}
-
-# How often it looks whether its accept queue is empty by now: nothing tells.
-DRAIN_TICK = 0.02
+# A client that is answered for good is let go too.
+_FAREWELL = {**FAREWELL, State.LINGER: 1.0}
 
 # Deadlines of connections are kept to within this, so that not each of a thousand wakes the main thread.
 PUNCTUALITY = 0.1
@@ -151,10 +142,13 @@ class ThreadWorker(Worker):
             self.tpool.submit(self._follow)
         while self.alive and self.is_parent_alive():
             self._tick(math.inf)
-            if self._paused and (len(self.conns) < self.worker_connections or self._make_room()):
+            if self._paused and (self.has_room() or self._make_room()):
                 self._resume_accepting()
         self.alive = False
-        self._retire_gracefully()
+        for seconds in retire(self):
+            self._tick(time.monotonic() + seconds)
+        for conn in self.waiting.claim_states(State):
+            self._drop(conn)
         self.turns.stop()
         self.poller.stop()
         self.tpool.shutdown(False)
@@ -218,48 +212,40 @@ class ThreadWorker(Worker):
         except Exception:
             self._give_up(conn)
 
-    def _retire_gracefully(self) -> None:
-        """Serve what has come, let clients go with an answer where they want one, and stop."""
-        deadline = self.graceful_deadline()
-        self.log.debug("%s retires with %d connections", self, len(self.conns))
-        # Meanwhile everything goes on, but each response says close.
-        self._tick_while_connected(min(time.monotonic() + FAREWELL[State.IDLE], deadline))
-        if self.nr < self.max_requests:
-            self._drain_queues(time.monotonic() + accepting.drain_seconds(self.cfg))
-        self._stop_accepting()
-        self._tick_while_connected(deadline)
-        for conn in self.waiting.claim_states(State):
-            self._drop(conn)
+    # -- the graceful end, as retire() wants it --------------------------------------------
 
-    def _tick_while_connected(self, until: float) -> None:
-        while self.conns and (now := time.monotonic()) < until:
-            for state, seconds in FAREWELL.items():
-                self.waiting.cap(state, now + seconds)
-            self._tick(min(until, now + FAREWELL[State.IDLE]))
+    def at_work(self) -> list[Any]:
+        # Those who wait are left to the successor: here they might wait for a thread for as long.
+        return []
 
-    def _drain_queues(self, until: float) -> None:
-        """Let the threads serve who is in the accept queues.
+    def part(self, retired_at: float) -> None:
+        now = time.monotonic()
+        for state, seconds in _FAREWELL.items():
+            self.waiting.cap(state, now + seconds)
 
-        The master may have closed its own listeners; the last to close one resets those who wait in it.
-        When the worker retires on its own account the master is there, and so is the queue.
-        """
-        while (now := time.monotonic()) < until and any(map(accepting.has_queue, self.sockets)):
-            self._tick(min(until, now + DRAIN_TICK))
-
-    def _stop_accepting(self) -> None:
-        """Take over who has come at the last moment, and close the listeners."""
+    def stop_accepting(self) -> None:
         with self._accept_lock:
             # From here on no thread holds a connection that is in no book.
             self._accepting = False
-        for fd, listener in list(self._listeners.items()):
+        for fd in self._listeners:
             self.poller.forget(fd)
-            if self.nr < self.max_requests:
-                while len(self.conns) < self.worker_connections and (conn := self._take(listener, fd)):
-                    self._park(conn, conn.was, conn.deadline)
-            # Before it is closed: the next connection may get its number.
-            del self._listeners[fd]
-            with suppress(OSError):
-                listener.close()
+        # Before they are closed: the next connection may get the number of one.
+        self._listeners.clear()
+
+    def has_room(self) -> bool:
+        return len(self.conns) < self.worker_connections
+
+    def take(self, listener: Any) -> bool:
+        fd = listener.fileno()
+        conn = self._take(listener, fd)
+        if conn is not None:
+            self._park(conn, conn.was, conn.deadline)
+            return True
+        if fd in self._paused:
+            # No descriptor is left, say; one that ends frees its own.
+            self._paused.discard(fd)
+            self._tick(time.monotonic() + RETIRE_TICK)
+        return accepting.has_queue(listener)
 
     # -- the threads ---------------------------------------------------------------------
 
@@ -304,7 +290,7 @@ class ThreadWorker(Worker):
             if not self._accepting:
                 return
             fd = listener.fileno()
-            if len(self.conns) >= self.worker_connections and not self._make_room():
+            if not self.has_room() and not self._make_room():
                 self._pause(fd)
                 return
             conn = self._take(listener, fd)
@@ -347,7 +333,7 @@ class ThreadWorker(Worker):
 
     def _take_burst(self, listener: Any, fd: int) -> None:
         """Take all who wait to be accepted: their requests are not to wait for another round each."""
-        while len(self.conns) < self.worker_connections and (conn := self._take(listener, fd)):
+        while self.has_room() and (conn := self._take(listener, fd)):
             self._park(conn, conn.was, conn.deadline)
 
     def _make_room(self) -> bool:
@@ -369,12 +355,12 @@ class ThreadWorker(Worker):
         """Accept nothing until a connection ends."""
         self.poller.forget(fd)
         self._paused.add(fd)
-        if len(self.conns) < self.worker_connections:
+        if self.has_room():
             # It ended between the look and the note.
             self._resume_accepting()
 
     def _resume_accepting(self) -> None:
-        while self._paused and self._accepting and len(self.conns) < self.worker_connections:
+        while self._paused and self._accepting and self.has_room():
             with suppress(KeyError, OSError, ValueError):
                 self.poller.watch_listener(self._paused.pop())
 
@@ -480,7 +466,7 @@ class ThreadWorker(Worker):
     def handle_request(self, req: Any, conn: TConn) -> Fate | bool:
         """Have the application answer *req*; returns what becomes of the connection."""
         # Without a free place for others, nobody keeps his.
-        keep = self._keepalive > 0 and len(self.conns) < self.worker_connections
+        keep = self._keepalive > 0 and self.has_room()
         if may_leave_http(req):
             return self._serve_without_limits(req, conn, keep)
         return self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
@@ -516,7 +502,7 @@ class ThreadWorker(Worker):
     def _park(self, conn: TConn, state: State, deadline: float, write: bool = False) -> None:
         """Let *conn* wait; from here on it is no longer this thread's."""
         if not self.alive:
-            deadline = min(deadline, time.monotonic() + FAREWELL[state])
+            deadline = min(deadline, time.monotonic() + _FAREWELL[state])
         self.waiting.park(conn, state, deadline)
         try:
             self.poller.watch(conn.fd, write=write)

@@ -23,7 +23,8 @@ from gunicorn.workers import accepting
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.connections import State
 from gunicorn.workers.cycle import shown
-from gunicorn.workers.parting import FAREWELL, RETIRE_TICK, Queues, has_input, make_room, part
+from gunicorn.workers.parting import has_input, make_room
+from gunicorn.workers.retiring import FAREWELL, part, retire
 
 try:
     import tornado
@@ -73,7 +74,6 @@ class TornadoWorker(Worker):
         self._keepalive = float(cfg.keepalive)
         self._patience = float(cfg.timeout) or None
         self._retiring: Any = None
-        self._retired_at = 0.0
         self._paused: set[int] = set()
         self._failures = accepting.Failures(self.log)
         self._listeners: dict[int, Any] = {}
@@ -163,71 +163,33 @@ class TornadoWorker(Worker):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    # -- the end -------------------------------------------------------------------------
+    # -- the graceful end, as retire() wants it --------------------------------------------
 
     async def _retire_gracefully(self) -> None:
-        """Serve what has come, let clients go with an answer where they want one, and stop."""
-        # A little before the master loses patience.
-        deadline = self.graceful_deadline() - min(1.0, self.cfg.graceful_timeout / 4)
-        self._retired_at = time.monotonic()
         self.server.conn_params.no_keep_alive = True
-        at_work = [key for key, conn in self.conns.items() if conn.state is State.BUSY and not conn.detached]
         try:
-            await self._wait_while_connected(min(self._retired_at + FAREWELL[State.IDLE], deadline))
-            self._stop_accepting()
-            if self.tmp.leaving:
-                await self._stand_in(at_work, deadline - accepting.drain_seconds(self.cfg))
-            else:
-                await self._drain_queues(time.monotonic() + accepting.drain_seconds(self.cfg))
-            for listener in self.sockets:
-                listener.close()
-            await self._wait_while_connected(deadline)
-            if self.conns:
-                self.log.warning("%s ends with %d requests unfinished", self, len(self.conns))
+            for seconds in retire(self):
+                self._changed_conns.clear()
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._changed_conns.wait(), seconds)
+                self._prune()
         finally:
             self.ioloop.stop()
 
-    async def _wait_while_connected(self, until: float) -> None:
-        while self.conns and (now := time.monotonic()) < until:
-            await self._part(min(RETIRE_TICK, until - now))
+    def at_work(self) -> list[Any]:
+        return [key for key, conn in self.conns.items() if conn.state is State.BUSY and not conn.detached]
 
-    async def _part(self, seconds: float) -> None:
-        """Hang up connections that have waited enough, and wait for a connection to end."""
-        part(self.conns.values(), self._retired_at)
-        if time.monotonic() - self._retired_at >= FAREWELL[State.NEW]:
+    def part(self, retired_at: float) -> None:
+        part(self.conns.values(), retired_at)
+        if time.monotonic() - retired_at >= FAREWELL[State.NEW]:
             for conn in self.conns.values():
                 if conn.detached and conn.state is not State.LINGER:
                     conn.hang_up()
-        self._changed_conns.clear()
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._changed_conns.wait(), seconds)
-        self._prune()
 
-    async def _drain_queues(self, until: float) -> None:
-        """Serve who is in the accept queues.
+    def has_room(self) -> bool:
+        return len(self.conns) < self.worker_connections
 
-        The master may have closed its own listeners; the last to close one resets those who wait in it.
-        """
-        for listener in self.sockets:
-            while time.monotonic() < until:
-                if not self._has_room():
-                    await self._part(RETIRE_TICK)
-                elif not self._take(listener):
-                    break
-
-    async def _stand_in(self, at_work: list[Any], until: float) -> None:
-        """While requests hold the worker, whose place the master sees free only at its end, serve who waits.
-
-        Only those that nobody else accepts: they were in the queue at the last look.
-        """
-        queues = Queues()
-        while time.monotonic() < until and any(key in self.conns for key in at_work):
-            for listener in queues.stalled(self.sockets):
-                while self._has_room() and self._take(listener):
-                    pass
-            await self._part(2 * RETIRE_TICK)
-
-    def _stop_accepting(self) -> None:
+    def stop_accepting(self) -> None:
         for fd in self._listeners:
             self.ioloop.remove_handler(fd)
         self._listeners.clear()
@@ -235,18 +197,15 @@ class TornadoWorker(Worker):
 
     # -- connections ---------------------------------------------------------------------
 
-    def _has_room(self) -> bool:
-        return len(self.conns) < self.worker_connections
-
     def _accept(self, fd: int, events: int) -> None:
         listener = self._listeners[fd]
         # Among several workers each takes one at a time, so that a burst is spread over them.
-        if not self._has_room():
+        if not self.has_room():
             make_room(self.conns.values())
             self._pause(fd)
             return
         for _ in range(BURST if self.cfg.workers == 1 else 1):
-            if not self._has_room() or not self._take(listener):
+            if not self.has_room() or not self.take(listener):
                 return
 
     def _pause(self, fd: int) -> None:
@@ -256,10 +215,10 @@ class TornadoWorker(Worker):
             self._paused.add(fd)
 
     def _resume_accepting(self, anyway: bool = False) -> None:
-        while self._paused and (anyway or self._has_room()):
+        while self._paused and (anyway or self.has_room()):
             self.ioloop.add_handler(self._paused.pop(), self._accept, IOLoop.READ)
 
-    def _take(self, listener: Any) -> bool:
+    def take(self, listener: Any) -> bool:
         """Begin to serve a connection from the accept queue; False if there is none."""
         try:
             client, addr = listener.accept()

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a worker knows of connections that wait, and how it parts with them when it ends.
-
-A wait is never interrupted: the receiving side of its connection is shut. Whoever waits then finds what had
-arrived until that moment, if anything, and answers it before coming to the end.
-"""
+"""What a worker knows of connections that wait, and how it hangs up."""
 
 from __future__ import annotations
 
@@ -14,15 +10,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from gunicorn.workers import accepting, closing
+from gunicorn.workers import closing
 from gunicorn.workers.connections import State
-
-# How long a retiring worker waits for what, in seconds. Who is about to send a request gets an answer that
-# says close, where a connection that is closed under it would give a reset.
-FAREWELL = {State.IDLE: 0.5, State.NEW: 1.0, State.HEAD: 2.0, State.HANDSHAKE: 2.0}
-
-# How often a retiring worker looks at its connections.
-RETIRE_TICK = 0.1
 
 # How long a connection must have idled to be closed in favour of a new one.
 IDLE_AT_LEAST = 1.0
@@ -63,14 +52,6 @@ def has_input(sock: Any) -> bool:
         return False
 
 
-def part(conns: Iterable[Connection], retired_at: float) -> None:
-    """Hang up those whose farewell, in a worker that retires since *retired_at*, has been long enough."""
-    now = time.monotonic()
-    for conn in conns:
-        if now - max(conn.since, retired_at) >= FAREWELL.get(conn.state, now):
-            conn.hang_up()
-
-
 def make_room(conns: Iterable[Connection]) -> None:
     """Hang up the one that has idled the longest, for a new one.
 
@@ -81,17 +62,3 @@ def make_room(conns: Iterable[Connection]) -> None:
     longest = min(idle, key=lambda conn: conn.since, default=None)
     if longest is not None:
         longest.hang_up()
-
-
-class Queues:
-    """Finds the listeners at which clients wait that no other worker accepts."""
-
-    def __init__(self) -> None:
-        self._waited: set[Any] = set()
-
-    def stalled(self, listeners: Iterable[Any]) -> list[Any]:
-        """Those where somebody waited at the last call too."""
-        waiting = {listener for listener in listeners if accepting.has_queue(listener)}
-        stalled = list(waiting & self._waited)
-        self._waited = waiting - set(stalled)
-        return stalled

@@ -19,16 +19,14 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.workers import accepting, closing
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.bodies import BodyIntake
+from gunicorn.workers.connections import State
 from gunicorn.workers.cycle import Fate, Stopped, may_leave_http
+from gunicorn.workers.retiring import FAREWELL, close_listener, retire
 
 if TYPE_CHECKING:
     import ssl
 else:
     from gunicorn.unix import maybessl as ssl
-
-# How long a worker that is to end waits for a request, in seconds: of a client that has only connected, or
-# that has sent a part of its head.
-FAREWELL = 1.0
 
 # For `timeout = 0`. Not for ever: a signal interrupts only a wait that has a limit (signal(7)).
 FOREVER = 86400.0
@@ -70,15 +68,26 @@ class SyncWorker(Worker):
 
         Raises StopWaiting if the worker has been told to end, or the master is gone.
         """
-        self.notify()
-        ready = {fd for fd, _ in self._poll.poll(timeout * 1000)}
-        if self.PIPE and self.PIPE[0] in ready:
-            self.drain_pipe()
+        ready = self._poll_once(timeout)
         # Even if somebody waits: under a steady load somebody always does.
         if not self.alive or not self.is_parent_alive():
             raise StopWaiting
         self._go_on_greeting(ready)
         return [listener for listener in self.sockets if listener.fileno() in ready]
+
+    def _poll_once(self, timeout: float) -> set[int]:
+        """Beat the heart; the descriptors that are ready, none of them after *timeout* seconds."""
+        self.notify()
+        ready = set()
+        for fd, events in self._poll.poll(timeout * 1000):
+            if events & select.POLLNVAL:
+                # A listener that was closed: it would end every later wait.
+                self._poll.unregister(fd)
+            else:
+                ready.add(fd)
+        if self.PIPE and self.PIPE[0] in ready:
+            self.drain_pipe()
+        return ready
 
     def run(self) -> None:
         self.cycle  # noqa: B018 - what it looks up is not for the first client to wait for
@@ -101,7 +110,12 @@ class SyncWorker(Worker):
             self.run_for_multiple(timeout)
         else:
             self.run_for_one(timeout)
-        self._drain_listeners()
+        for seconds in retire(self):
+            ready = self._poll_once(seconds)
+            self._go_on_greeting(ready)
+            for listener in self.sockets:
+                if listener.fileno() in ready:
+                    self.take(listener)
 
     def run_for_one(self, timeout: float) -> None:
         """Serve a single listener: as long as connections are waiting, without asking whether they are."""
@@ -114,7 +128,7 @@ class SyncWorker(Worker):
                 beaten = now
                 if not self.is_parent_alive():
                     return
-            if self._accept_quietly(listener):
+            if self.take(listener):
                 continue
             try:
                 self.wait(timeout)
@@ -133,20 +147,7 @@ class SyncWorker(Worker):
                 if not self.alive:
                     return
                 self.notify()
-                self._accept_quietly(listener)
-
-    def _accept_quietly(self, listener: Any) -> bool:
-        """Serve one connection; False if none was waiting."""
-        try:
-            self.accept(listener)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if listener.fileno() < 0:
-                return False  # closed by the signal to end
-            if not self._failures.is_transient(error):
-                time.sleep(0.1)
-        return True
+                self.take(listener)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM, in a request maybe: who comes from now on is refused, not left to wait for its end."""
@@ -157,24 +158,41 @@ class SyncWorker(Worker):
         # Before that, run() is about to use them, and then closes them itself.
         for listener in self.sockets if self._serving else ():
             if not accepting.has_queue(listener):
-                # The socket in it, so that whoever is about to use the listener meets a plain OSError.
-                getattr(listener, "sock", listener).close()
+                close_listener(listener)
 
-    def _drain_listeners(self) -> None:
-        """Serve who is in the accept queues when the worker is told to end, until they are empty.
+    # -- the graceful end, as retire() wants it --------------------------------------------
 
-        The master may have closed its own listeners by then; the last to close one resets those who
-        wait in it. With *max_requests* the master is there, and so is the queue.
-        """
-        until = time.monotonic() + accepting.drain_seconds(self.cfg)
-        for listener in self.sockets if self.nr < self.max_requests else ():
-            while time.monotonic() < until and self._accept_quietly(listener):
-                self.notify()
-            # At once: whoever comes between the last look and here is lost.
-            getattr(listener, "sock", listener).close()
-        while self._greeted and (left := until - time.monotonic()) > 0:
-            self.notify()
-            self._go_on_greeting({fd for fd, _ in self._poll.poll(min(left, TICK) * 1000)})
+    @property
+    def conns(self) -> dict[int, Any]:
+        """The connections that shake hands; any other is served at once and closed."""
+        return self._greeted
+
+    def at_work(self) -> list[Any]:
+        return []
+
+    def part(self, retired_at: float) -> None:
+        until = time.monotonic() + FAREWELL[State.HANDSHAKE]
+        for fd, (listener, tls, addr, deadline) in self._greeted.items():
+            self._greeted[fd] = (listener, tls, addr, min(deadline, until))
+
+    def stop_accepting(self) -> None:
+        """Nothing: who comes is served from the queue as before."""
+
+    def has_room(self) -> bool:
+        return True
+
+    def take(self, listener: Any) -> bool:
+        """Serve a connection from the accept queue; False if there is none."""
+        try:
+            self.accept(listener)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if listener.fileno() < 0:
+                return False  # closed by the signal to end
+            if not self._failures.is_transient(error):
+                time.sleep(0.1)
+        return True
 
     # -- TLS -----------------------------------------------------------------------------
 
@@ -204,7 +222,11 @@ class SyncWorker(Worker):
             self._shake_hands(fd)
         now = time.monotonic()
         for fd in [fd for fd, (*_, deadline) in self._greeted.items() if deadline <= now]:
-            self._end_greeting(fd)
+            # What came while another client was served is there, and was not looked at.
+            if fd in self._poll_once(0):
+                self._shake_hands(fd)
+            else:
+                self._end_greeting(fd)
 
     def _shake_hands(self, fd: int) -> None:
         listener, tls, addr, _ = self._greeted[fd]
@@ -278,12 +300,12 @@ class SyncWorker(Worker):
         client = self._awaited
         if self._tls is not None:
             # A read that has begun keeps the timeout that it has begun with.
-            timer = threading.Timer(FAREWELL, self._cut_short, (client,))
+            timer = threading.Timer(FAREWELL[State.NEW], self._cut_short, (client,))
             timer.daemon = True
             timer.start()
             return
         with suppress(OSError):
-            closing.set_blocking_timeout(client, FAREWELL)
+            closing.set_blocking_timeout(client, FAREWELL[State.NEW])
 
     def _cut_short(self, client: Any) -> None:
         """End the wait for the request of *client*, if it still lasts; what has arrived is read."""

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: MIT
+"""The graceful end of a worker, the same for all classes: answer what has come, then let every client go.
+
+A wait for a client is never interrupted: the receiving side of its connection is shut. Whoever waits then
+finds what had arrived until that moment, if anything, and answers it before it comes to the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, Protocol
+
+from gunicorn.workers import accepting
+from gunicorn.workers.connections import State
+from gunicorn.workers.parting import Connection
+
+# How many seconds a retiring worker waits for a connection in each state. A client that is about to send a
+# request gets an answer with "Connection: close"; closing the connection under it would be a reset.
+FAREWELL = {State.IDLE: 0.5, State.NEW: 1.0, State.HEAD: 2.0, State.HANDSHAKE: 2.0}
+
+# How often a retiring worker looks at its connections.
+RETIRE_TICK = 0.1
+
+
+class Retiring(Protocol):
+    """What a worker class gives for its graceful end."""
+
+    cfg: Any
+    log: Any
+    tmp: Any
+    sockets: list[Any]
+
+    @property
+    def conns(self) -> Collection[Any]:
+        """The open connections, by keys that stay the same."""
+
+    def notify(self) -> None:
+        """Beat the heart."""
+
+    def graceful_deadline(self) -> float:
+        """The moment at which the master stops waiting."""
+
+    def at_work(self) -> Collection[Any]:
+        """The keys of connections whose requests may hold the worker up for long."""
+
+    def stop_accepting(self) -> None:
+        """Accept connections only by ``take()`` from now on."""
+
+    def has_room(self) -> bool:
+        """Whether another connection may be taken."""
+
+    def take(self, listener: Any) -> bool:
+        """Begin to serve a connection from the accept queue; False if there is none."""
+
+    def part(self, retired_at: float) -> None:
+        """Hang up connections that have waited for as long as FAREWELL says, since *retired_at* at least."""
+
+
+def retire(worker: Retiring) -> Iterator[float]:
+    """End *worker* gracefully, in steps.
+
+    Each item is a number of seconds: the worker goes on serving for so long, or until a connection ends, and
+    then asks for the next one. Connections that are open after the last one are to be cut off.
+    """
+    started = time.monotonic()
+    # A little before the master loses patience.
+    deadline = worker.graceful_deadline() - min(1.0, worker.cfg.graceful_timeout / 4)
+    worker.log.debug("%s retires with %d connections", worker, len(worker.conns))
+    at_work = worker.at_work()
+    # Meanwhile everything goes on, but each response says close.
+    yield from _wait_while_connected(worker, started, min(started + FAREWELL[State.IDLE], deadline))
+    worker.stop_accepting()
+    if worker.tmp.leaving:
+        # The master is there, and so is the queue, for this worker's successor.
+        yield from _stand_in(worker, started, at_work, deadline - accepting.drain_seconds(worker.cfg))
+    else:
+        yield from _drain_queues(worker, started, time.monotonic() + accepting.drain_seconds(worker.cfg))
+    for listener in worker.sockets:
+        close_listener(listener)
+    yield from _wait_while_connected(worker, started, deadline)
+    if worker.conns:
+        worker.log.warning("%s ends with %d requests unfinished", worker, len(worker.conns))
+
+
+def _wait_while_connected(worker: Retiring, retired_at: float, until: float) -> Iterator[float]:
+    while worker.conns and (now := time.monotonic()) < until:
+        worker.part(retired_at)
+        yield min(RETIRE_TICK, until - now)
+
+
+def _drain_queues(worker: Retiring, retired_at: float, until: float) -> Iterator[float]:
+    """Serve the clients in the accept queues.
+
+    The master may have closed its own listeners; the last to close one resets those who wait in it.
+    """
+    for listener in worker.sockets:
+        while time.monotonic() < until:
+            worker.notify()
+            if not worker.has_room():
+                worker.part(retired_at)
+                yield RETIRE_TICK
+            elif not worker.take(listener):
+                break
+        # At once: a client that comes between the last look and here is lost.
+        close_listener(listener)
+
+
+def _stand_in(worker: Retiring, retired_at: float, at_work: Collection[Any], until: float) -> Iterator[float]:
+    """Serve the clients that nobody else accepts, as long as requests hold the worker.
+
+    The master may start a successor only at its end. A client that was in the queue at the last look already
+    is one that nobody else accepts.
+    """
+    queues = Queues()
+    while time.monotonic() < until and any(key in worker.conns for key in at_work):
+        for listener in queues.stalled(worker.sockets):
+            while time.monotonic() < until and worker.has_room() and worker.take(listener):
+                worker.notify()
+        worker.part(retired_at)
+        yield 2 * RETIRE_TICK
+
+
+def part(conns: Iterable[Connection], retired_at: float) -> None:
+    """Hang up those whose farewell, in a worker that retires since *retired_at*, has been long enough."""
+    now = time.monotonic()
+    for conn in conns:
+        if now - max(conn.since, retired_at) >= FAREWELL.get(conn.state, now):
+            conn.hang_up()
+
+
+def close_listener(listener: Any) -> None:
+    """Close the socket in *listener*, so that whoever is about to use it meets a plain OSError."""
+    getattr(listener, "sock", listener).close()
+
+
+class Queues:
+    """Finds the listeners at which clients wait that no other worker accepts."""
+
+    def __init__(self) -> None:
+        self._waited: set[Any] = set()
+
+    def stalled(self, listeners: Iterable[Any]) -> list[Any]:
+        """Those where somebody waited at the last call too."""
+        waiting = {listener for listener in listeners if accepting.has_queue(listener)}
+        stalled = list(waiting & self._waited)
+        self._waited = waiting - set(stalled)
+        return stalled
