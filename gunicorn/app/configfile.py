@@ -313,7 +313,13 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     import difflib
 
     near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=cutoff)
-    return near[0] if near else None
+    # The word of a flag may look more like another setting: preload, of --preload, like reload.
+    return (_setting_with_flag(name.lower()) or near[0]) if near else None
+
+
+def _setting_with_flag(word: str) -> str | None:
+    flag = "--" + word.replace("_", "-")
+    return next((cls.name for cls in KNOWN_SETTINGS if cls.cli and flag in cls.cli), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -247,6 +247,7 @@ def post_forc(server, worker): pass
 Preload_App = True
 base_dir = "/srv"
 debug = True
+preload = True
 something_else = [1]
 """
 
@@ -263,8 +264,10 @@ def test_near_misses_are_warned_of(here: Path) -> None:
         ("5", "bnid", "bind"),
         ("7", "post_forc", "post_fork"),
         ("8", "Preload_App", "preload_app"),
+        # It has the name of the flag, --preload, and is not meant as reload.
+        ("11", "preload", "preload_app"),
     ]
-    assert len(done.stderr.splitlines()) == 4
+    assert len(done.stderr.splitlines()) == 5
 
 
 LATER = """
