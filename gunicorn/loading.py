@@ -217,7 +217,10 @@ def check_protocol(app: Any, worker_class: Any) -> None:
     """
     if not is_asgi(app):
         return
-    chosen = load_class(worker_class)
+    try:
+        chosen = load_class(worker_class)
+    except Exception:
+        return  # This is no mistake of the application: whoever needs the class reports it.
     if chosen.__module__.startswith("gunicorn.workers."):
         raise AppImportError(
             f"{_name_of(app)} is an ASGI application, and the worker class {chosen.__name__} serves WSGI; "

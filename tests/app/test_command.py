@@ -323,6 +323,19 @@ def test_an_asgi_application_under_a_wsgi_class(here: Path, args: list[str]) -> 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("gthraed", "'gthraed' is not"), ("crash.Worker", "ZeroDivision")]
+)
+def test_a_wrong_worker_class_is_reported_once_with_an_asgi_application(
+    here: Path, name: str, said: str
+) -> None:
+    (here / "live.py").write_text("async def app(scope, receive, send): ...\n")
+    done = gunicorn(here, "--check-config", "-k", name, "live:app")
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert sum(line.startswith("Error: ") for line in done.stderr.splitlines()) == 1
+
+
 def test_near_misses_are_nobodys_business_otherwise(here: Path) -> None:
     (here / "gunicorn.conf.py").write_text(NEAR + "raise SystemExit('read to the end')\n")
     done = gunicorn(here, "shop:app")
