@@ -48,6 +48,8 @@ LAYERS: list[list[str]] = [
         "gunicorn.config",
         "gunicorn.companion.checks",
         "gunicorn.companion.config",
+        "gunicorn.companion.keys",
+        "gunicorn.companion.output_files",
         "gunicorn.companion.showing",
         "gunicorn.companion.process",
         "gunicorn.app",

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""What each key of a companion may be: a function a key, from the value given to its final form."""
+"""Checks of the keys of a companion: each takes the value given and returns its final form.
+
+They look at the value alone, and raise ValueError with what would be right.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import math
 import os
-import pwd
 import re
 import signal
-import stat
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gunicorn.settings import redact
@@ -86,7 +86,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"{word}: did you mean {near[0]}?" if near else word
 
 
-def _check_name(value: Any) -> str:
+def check_name(value: Any) -> str:
     if not isinstance(value, str) or not NAME_RE.fullmatch(value):
         raise ValueError(f"{value!r} may only contain letters, digits, '.', '_' and '-'")
     if value.startswith("-"):
@@ -99,7 +99,7 @@ def _check_name(value: Any) -> str:
     return value
 
 
-def _check_target(value: Any) -> Target | None:
+def check_target(value: Any) -> Target | None:
     if value is None:
         return None
     if isinstance(value, str):
@@ -121,7 +121,7 @@ def _check_target(value: Any) -> Target | None:
     return value  # type: ignore[no-any-return]
 
 
-def _check_time(value: Any) -> float:
+def check_time(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{value!r} is not a number of seconds")
     if not math.isfinite(value) or value < 0:
@@ -129,17 +129,13 @@ def _check_time(value: Any) -> float:
     return value
 
 
-def _check_bool(value: Any) -> bool:
+def check_bool(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{value!r} is neither True nor False")
     return value
 
 
-def _check_signal(value: Any) -> int:
-    return parse_signal(value)
-
-
-def _check_path(value: Any) -> str | None:
+def check_path(value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
@@ -150,17 +146,17 @@ def _check_path(value: Any) -> str | None:
     return path
 
 
-def _check_output(value: Any) -> str | None:
-    return None if value in INHERIT else _check_path(value)
+def check_output(value: Any) -> str | None:
+    return None if value in INHERIT else check_path(value)
 
 
-def _check_stdout(value: Any) -> str | None:
+def check_stdout(value: Any) -> str | None:
     if value in ("stdout", "stderr"):
         raise ValueError(f"{value!r} is not a file: use None, 'inherit' or a path")
-    return _check_output(value)
+    return check_output(value)
 
 
-def _check_env(value: Any) -> dict[str, str]:
+def check_env(value: Any) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -174,7 +170,7 @@ def _check_env(value: Any) -> dict[str, str]:
     return dict(value)
 
 
-def _check_command(value: Any) -> tuple[str, ...] | None:
+def check_command(value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
     if isinstance(value, str):
@@ -204,7 +200,7 @@ def _words(line: str) -> list[str]:
         return line.split()
 
 
-def _check_count(value: Any) -> int | None:
+def check_count(value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -216,27 +212,27 @@ def check_numprocs(value: Any) -> int | None:
     """The number of copies; none: one process under its plain name. Raises ValueError."""
     if value == 0 and isinstance(value, int) and not isinstance(value, bool):
         raise ValueError("0 is not a number of 1 or more: to run none, stop it or set autostart to False")
-    count = _check_count(value)
+    count = check_count(value)
     if count is not None and count > MAX_NUMPROCS:
         raise ValueError(f"{count} is more than {MAX_NUMPROCS}")
     return count
 
 
-def _check_some_time(value: Any) -> float:
-    if _check_time(value) == 0:
+def check_some_time(value: Any) -> float:
+    if check_time(value) == 0:
         raise ValueError("0 leaves no time")
-    return _check_time(value)
+    return check_time(value)
 
 
-def _check_positive_time(value: Any) -> float | None:
+def check_positive_time(value: Any) -> float | None:
     if value is None:
         return None
-    if _check_time(value) == 0:
+    if check_time(value) == 0:
         raise ValueError("0 leaves no time (None turns it off)")
-    return _check_time(value)
+    return check_time(value)
 
 
-def _check_size(value: Any) -> int | None:
+def check_size(value: Any) -> int | None:
     if value is None:
         return None
     match = SIZE_RE.fullmatch(value.strip()) if isinstance(value, str) else None
@@ -255,7 +251,7 @@ def _check_size(value: Any) -> int | None:
     return size
 
 
-def _check_names(value: Any) -> tuple[str, ...]:
+def check_names(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     names = (value,) if isinstance(value, str) else value
@@ -264,7 +260,7 @@ def _check_names(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _check_bind(value: Any) -> tuple[str, ...]:
+def check_bind(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     texts = (value,) if isinstance(value, str) else value
@@ -297,7 +293,7 @@ def _names_port(text: str) -> bool:
     return re.search(r":\d+\Z", text) is not None and ("]:" in text or text.count("::") == 0)
 
 
-def _one_of(*words: str) -> Callable[[Any], str]:
+def one_of(*words: str) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         if value not in words:
             raise ValueError(f"{value!r} is none of {', '.join(words)}")
@@ -306,127 +302,8 @@ def _one_of(*words: str) -> Callable[[Any], str]:
     return check
 
 
-def _check_autorestart(value: Any) -> str:
+def check_autorestart(value: Any) -> str:
     hint = autorestart_hint(value)
     if hint and value not in AUTORESTART_WAYS:
         raise ValueError(f"{value!r}: here it is {hint!r}")
-    return _one_of(*AUTORESTART_WAYS)(value)
-
-
-CHECKS: dict[str, Callable[[Any], Any]] = {
-    "name": _check_name,
-    "target": _check_target,
-    "command": _check_command,
-    "cwd": _check_path,
-    "env": _check_env,
-    "stop_signal": _check_signal,
-    "stdout": _check_stdout,
-    "stderr": _check_output,
-    "autorestart": _check_autorestart,
-    "start_retries": _check_count,
-    "on_give_up": _one_of("ignore", "shutdown"),
-    "ready": _one_of("startsecs", "notify"),
-    "bind": _check_bind,
-    "after": _check_names,
-    "max_memory": _check_size,
-    "numprocs": check_numprocs,
-    "start_timeout": _check_some_time,
-    **dict.fromkeys(("restart_delay_max", "watchdog", "max_lifetime"), _check_positive_time),
-    **dict.fromkeys(
-        (
-            "stop_timeout",
-            "reload_timeout",
-            "startsecs",
-            "restart_delay",
-            "max_lifetime_jitter",
-        ),
-        _check_time,
-    ),
-    **dict.fromkeys(("stop_as_group", "autostart", "singleton"), _check_bool),
-}
-
-
-class WriterIdentity:
-    """Who will write the companions' output files: they are checked for that user, not for ours."""
-
-    def __init__(self, uid: int, gid: int, initgroups: bool = False) -> None:
-        self.uid = uid
-        self.myself = uid == os.geteuid() and gid == os.getegid()
-        self.groups = {gid, *self._supplementary_groups(uid, gid, initgroups)}
-
-    @staticmethod
-    def _supplementary_groups(uid: int, gid: int, initgroups: bool) -> Collection[int]:
-        """Those after the change of user, which keeps ours unless *initgroups* gives it its own."""
-        if initgroups and uid and gid:
-            with contextlib.suppress(KeyError):
-                return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
-        return os.getgroups()
-
-    @property
-    def name(self) -> str:
-        try:
-            return pwd.getpwuid(self.uid).pw_name
-        except KeyError:
-            return f"uid {self.uid}"
-
-    def may(self, path: str, want: int) -> bool:
-        """Whether that user has the permission bits *want* (of os.R_OK, W_OK, X_OK) on *path*."""
-        if self.myself:
-            return os.access(path, want, effective_ids=os.access in os.supports_effective_ids)
-        if self.uid == 0:
-            return True
-        info = os.stat(path)
-        if info.st_uid == self.uid:
-            bits = info.st_mode >> 6
-        elif info.st_gid in self.groups:
-            bits = info.st_mode >> 3
-        else:
-            bits = info.st_mode
-        return bits & want == want
-
-
-def output_problems(label: str, values: Mapping[str, Any], user: WriterIdentity) -> list[str]:
-    problems = []
-    for key in ("stdout", "stderr"):
-        path, cwd = values.get(key), values.get("cwd")
-        if path is None or path is INVALID or (key == "stderr" and path == "stdout"):
-            continue
-        if cwd is INVALID and not os.path.isabs(path):
-            continue  # nobody knows where that would be
-        problem = _output_problem(path if cwd is INVALID else os.path.join(cwd or "", path), user)
-        if problem:
-            problems.append(f"{label}: {key}: {problem}")
-    return problems
-
-
-def _output_problem(path: str, user: WriterIdentity) -> str | None:
-    """Why *path* cannot be opened for append by *user*; None if it can."""
-    path = os.path.abspath(path)
-    parent = os.path.dirname(path)
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        mode = None
-    except OSError as exc:
-        return f"{path}: {exc.strerror}"
-    if not os.path.isdir(parent):
-        return f"directory {parent} does not exist"
-    if mode is not None and stat.S_ISDIR(mode):
-        return f"{path} is a directory"
-    blocked = _first_closed_directory(parent, user)
-    if blocked:
-        return f"{path}: {user.name} may not enter {blocked}"
-    if mode is None and not user.may(parent, os.W_OK | os.X_OK):
-        return f"directory {parent} is not writable for {user.name}"
-    if mode is not None and not user.may(path, os.W_OK):
-        return f"{path} is not writable for {user.name}"
-    return None
-
-
-def _first_closed_directory(directory: str, user: WriterIdentity) -> str | None:
-    parts = directory.split(os.sep)
-    for end in range(1, len(parts) + 1):
-        prefix = os.sep.join(parts[:end]) or os.sep
-        if not user.may(prefix, os.X_OK):
-            return prefix
-    return None
+    return one_of(*AUTORESTART_WAYS)(value)

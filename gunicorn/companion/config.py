@@ -6,86 +6,25 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import signal
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from gunicorn.companion.checks import (
-    CHECKS,
-    INVALID,
-    Target,
-    WriterIdentity,
-    describe_target,
-    did_you_mean,
-    output_problems,
-    parse_signal,
-)
+from gunicorn.companion.checks import INVALID, describe_target, did_you_mean, parse_signal
+from gunicorn.companion.keys import GLOBAL_KEYS, KEYS, KNOWN_KEYS, SHAPE_KEYS, Keys
+from gunicorn.companion.output_files import WriterIdentity, output_problems
 from gunicorn.errors import all_mistakes
 from gunicorn.settings.foreign import key_hint
 
-# The keys that have a global default `companion_<key>`.
-GLOBAL_KEYS = (
-    "cwd",
-    "env",
-    "stop_signal",
-    "stop_timeout",
-    "stop_as_group",
-    "reload_timeout",
-    "startsecs",
-    "restart_delay",
-    "restart_delay_max",
-    "autorestart",
-    "start_retries",
-    "start_timeout",
-    "watchdog",
-    "max_memory",
-    "max_lifetime",
-    "max_lifetime_jitter",
-    "stdout",
-    "stderr",
-)
-# The keys that shape the process itself: a change of one needs a restart, any other applies as it is.
-# The watchdog is one, because the process was told its time when it started.
-SHAPE_KEYS = ("target", "command", "cwd", "env", "stdout", "stderr", "bind", "watchdog")
-
 
 @dataclass(frozen=True)
-class CompanionConfig:
+class CompanionConfig(Keys):
     """One validated companion. Times are seconds, sizes bytes; ``stop_signal`` is a signal number.
 
     Of a *numprocs* set this is one copy: ``name`` is ``group:index``.
     """
 
-    name: str
-    target: Target | None = None
-    cwd: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-    stop_signal: int = signal.SIGTERM
-    stop_timeout: float = 60
-    stop_as_group: bool = False
-    reload_timeout: float = 60
-    startsecs: float = 1
-    restart_delay: float = 5
-    autostart: bool = True
-    stdout: str | None = None
-    stderr: str | None = None
-    command: tuple[str, ...] | None = None
-    numprocs: int | None = None
     index: int | None = None
-    autorestart: str = "always"
-    restart_delay_max: float | None = None
-    start_retries: int | None = None
-    on_give_up: str = "ignore"
-    ready: str = "startsecs"
-    start_timeout: float = 60
-    watchdog: float | None = None
-    bind: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    max_memory: int | None = None
-    max_lifetime: float | None = None
-    max_lifetime_jitter: float = 0
-    singleton: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop_signal", parse_signal(self.stop_signal))
@@ -127,9 +66,6 @@ def unknown_key(key: str) -> str:
     """*key* with what to write in its place: what another program's key is here, or the nearest of ours."""
     hint = key_hint(key)
     return f"{key}: {hint}" if hint else did_you_mean(key, KNOWN_KEYS)
-
-
-KNOWN_KEYS = tuple(f.name for f in fields(CompanionConfig) if f.name != "index")
 
 
 def _digest(config: CompanionConfig, names: Iterable[str]) -> str:
@@ -293,7 +229,7 @@ def _merge_env(values: dict[str, Any], defaults: Mapping[str, Any]) -> None:
 def _checked(key: str, value: Any, label: str, problems: list[str]) -> Any:
     """*value* in its final form; INVALID, and a line in *problems*, where it is wrong."""
     try:
-        return CHECKS[key](value)
+        return KEYS[key].check(value)
     except ValueError as exc:
         problems.append(f"{label}: {exc}")
         return INVALID

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from processtools import T0, backoff, make, running, starting, stopping
 
-from gunicorn.companion.config import SHAPE_KEYS, CompanionConfig, copies
+from gunicorn.companion.config import CompanionConfig, copies
+from gunicorn.companion.keys import SHAPE_KEYS
 from gunicorn.companion.process import CompanionProcess, Event
 from gunicorn.companion.supervise.reread import Scaled, difference, scale
 
