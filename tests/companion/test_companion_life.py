@@ -390,6 +390,9 @@ def test_a_detached_process_is_known_by_what_it_has_inherited(managed, way):
         # The next one has begun: of the first nothing is there any more.
         server.wait_told("rq", "helper", 3)
     assert not any(map(is_alive, helpers))
+    if way != "stop":
+        # The end of the test kills whom it knows.
+        server.wait_told("rq", "helper", 4)
 
 
 def test_detached_processes_count_for_the_memory_of_their_companion(managed):

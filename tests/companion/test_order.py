@@ -260,6 +260,66 @@ def test_a_stop_that_waits_can_be_taken_back():
     assert "store" not in stops and processes["store"].stops_after == ()
 
 
+def line() -> Processes:
+    return {**runs("store"), **runs("job", after=("store",)), **runs("rq", numprocs=2, after=("job",))}
+
+
+def test_one_that_is_gone_does_not_part_those_before_it_from_those_after_it():
+    processes, stops = line(), Stops()
+    processes["job"].handle(Event.STOP, T0 + 1)
+    end(processes["job"], T0 + 1)
+    for name in processes:
+        stops.ask(name, Stop())
+    # As with a job that was done long ago.
+    assert told(stops, processes) == ["job", "rq:0", "rq:1"]
+    assert told(stops, processes) == []
+    assert processes["store"].stops_after == ("rq:0", "rq:1")
+    end(processes["rq:0"], T0 + 3)
+    assert told(stops, processes) == []
+    end(processes["rq:1"], T0 + 3)
+    assert told(stops, processes) == ["store"]
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_one_that_dies_meanwhile_does_not_part_them_either(removed):
+    processes, stops = line(), Stops()
+    for name in processes:
+        stops.ask(name, Stop())
+    assert told(stops, processes) == ["rq:0", "rq:1"]
+    assert processes["store"].stops_after == ("job",)
+    run_for(processes["job"], 0.5)
+    assert told(stops, processes) == ["job"]
+    if removed:
+        del processes["job"]
+    assert told(stops, processes) == []
+    assert processes["store"].stops_after == ("rq:0", "rq:1")
+    for name in ("rq:0", "rq:1"):
+        end(processes[name], T0 + 3)
+    assert told(stops, processes) == ["store"]
+
+
+def test_nobody_waits_for_one_that_was_started_again():
+    processes, stops = {**runs("store"), **runs("rq", after=("store",))}, Stops()
+    stops.ask("rq", Stop(manual=True))
+    assert told(stops, processes) == ["rq"]
+    end(processes["rq"], T0 + 3)
+    processes["rq"].handle(Event.START, T0 + 4)
+    processes["rq"].handle(Event.FORKED, T0 + 4, pid=43)
+    stops.ask("store", Stop(manual=True))
+    assert told(stops, processes) == ["store"]
+
+
+def test_nobody_waits_for_one_whose_stop_was_taken_back():
+    processes, stops = chain(), Stops()
+    for name in ("store", "rq:1", "mail"):
+        stops.ask(name, Stop(manual=True))
+    assert told(stops, processes) == ["mail"]
+    assert processes["store"].stops_after == ("rq:1",)
+    stops.drop(processes["rq:1"])
+    end(processes["mail"], T0 + 3)
+    assert told(stops, processes) == ["store"]
+
+
 def test_one_that_is_gone_is_forgotten():
     processes, stops = chain(), Stops()
     for name in ("store", "rq:0"):

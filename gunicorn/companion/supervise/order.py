@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -116,13 +116,17 @@ class Stop:
 class Stops:
     """Stops of several together, in the reverse order of `after`: one is told when all that need it are gone.
 
+    One is needed by what comes after it, be it by way of others that are gone, such as a job that is done.
     Nobody waits for one that is not to be stopped with it.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[str, Stop] = {}
-        # All that were asked for together, until they are STOPPED.
+        # All that were asked for, until they are gone.
         self._going: set[str] = set()
+        # By name and by set whom that means, with their `after`; while somebody waits, also of those
+        # that are gone.
+        self._known: dict[str, dict[str, Sequence[str]]] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._waiting
@@ -147,13 +151,11 @@ class Stops:
 
     def due(self, processes: Processes, *, together: bool = False) -> list[tuple[CompanionProcess, Stop]]:
         """Those whose turn has come, or all; of the others is noted whom they wait for."""
+        self._going = {n for n in self._going if n in processes and self._is_going(processes[n])}
         if not self._waiting:
+            self._known.clear()
             return []
-        self._going = {n for n in self._going if n in processes and processes[n].state is not State.STOPPED}
-        needed: dict[str, list[str]] = {}
-        for name in self._going:
-            for each in processes[name].config.after:
-                needed.setdefault(each, []).append(name)
+        needed = self._find_needed(processes)
         found = []
         for name, stop in list(self._waiting.items()):
             process = processes.get(name)
@@ -169,6 +171,38 @@ class Stops:
                 found.append((process, stop))
             else:
                 process.stops_after = tuple(sorted(users))
+        return found
+
+    def _is_going(self, process: CompanionProcess) -> bool:
+        return process.name in self._waiting or process.state is State.STOPPING
+
+    def _find_needed(self, processes: Processes) -> dict[str, list[str]]:
+        """By name or set those on their way out that need it."""
+        for process in processes.values():
+            config = process.config
+            for label in (config.name, config.group):
+                self._known.setdefault(label, {})[config.name] = config.after
+        needed: dict[str, list[str]] = {}
+        # Copies have it in common.
+        behind: dict[tuple[str, ...], set[str]] = {}
+        for name in self._going:
+            after = tuple(processes[name].config.after)
+            if after not in behind:
+                behind[after] = self._all_behind(after)
+            for each in behind[after]:
+                needed.setdefault(each, []).append(name)
+        return needed
+
+    def _all_behind(self, after: Iterable[str]) -> set[str]:
+        """*after*, and what those of them come after that nobody waits for."""
+        found: set[str] = set()
+        pending = list(after)
+        while pending:
+            each = pending.pop()
+            if each not in found:
+                found.add(each)
+                known = self._known.get(each, {}).items()
+                pending.extend(before for name, its in known if name not in self._going for before in its)
         return found
 
 
