@@ -39,7 +39,7 @@ The configuration file is Python, and a setting is a variable with its name::
         worker.log.info("worker %s is here", worker.pid)
 
 Other names are your own variables; only names that begin with ``companion_`` must be settings.
-``gunicorn --check-config`` checks the configuration; ``gunicorn --print-config`` shows the result of all of them.
+``gunicorn --check-config`` checks the configuration, and ``gunicorn --print-config`` shows the result.
 SIGHUP reads everything again; if anything is wrong, the server logs it and keeps the old configuration.
 """
 
