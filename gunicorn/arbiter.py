@@ -218,7 +218,7 @@ class Arbiter(Shutdown, Succession, Reloading):
         self.log.info("Workers: %s of class %s", self.num_workers, self.cfg.worker_class_str)
         self.check_worker_class()
         if self.cfg.reload and self.cfg.preload_app:
-            self.log.info("With reload nothing is preloaded: each process loads the code that is on disk")
+            self.log.info("preload_app has no effect with reload: each process loads the code on disk")
         self.cfg.when_ready(self)
 
     def init_signals(self) -> None:
@@ -295,11 +295,11 @@ class Arbiter(Shutdown, Succession, Reloading):
                 raise
             # From a hook: the workers must not outlive it.
             status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-            self.halt("a hook has asked to exit", status)
+            self.halt("a hook asked to exit", status)
         except BaseException:
             if self._in_child:
                 raise
-            self.log.exception("The master cannot go on")
+            self.log.exception("The master failed")
             self.end(False, 1)
 
     def sleep(self) -> None:
@@ -451,7 +451,7 @@ class Arbiter(Shutdown, Succession, Reloading):
                 pass
             else:
                 # As process 1 of a container, this one inherits the orphans of all others.
-                self.log.debug("The process %s, none of ours, %s", pid, describe_end(status))
+                self.log.debug("The orphan process %s %s", pid, describe_end(status))
         if halt is not None and not self._stopping:
             raise HaltServer(*halt)
 

@@ -281,7 +281,7 @@ class Logger:
                 handler.write_line(self._line(resp, req, environ, request_time))
                 throttle = self._throttle
                 if throttle.count and (lost := throttle.recovered()):
-                    self.error("The access log is written again (lines lost: %d)", lost)
+                    self.error("The access log works again (lines lost: %d)", lost)
             else:
                 log.info(self._format, SafeAtoms(self.atoms(resp, req, environ, request_time)))
         except Exception as error:
@@ -333,7 +333,7 @@ class Logger:
             except (OSError, ValueError) as error:
                 # ValueError: its owner has closed the stream below it.
                 why = getattr(error, "strerror", None) or error
-                self.error("Log file %s stays as it is: %s", handler.baseFilename, why)
+                self.error("Log file %s cannot be reopened: %s", handler.baseFilename, why)
         if self.logfile is not None:
             redirect_stdio(self.logfile.fileno())
 
@@ -469,7 +469,7 @@ def reopen_logs(log: Any) -> None:
     try:
         log.reopen_files()
     except Exception:
-        log.exception("The log files cannot be opened again")
+        log.exception("The log files cannot be reopened")
 
 
 def follow(log: Any, old_cfg: Any, cfg: Any) -> None:

@@ -175,7 +175,7 @@ def _hint(holder: Any, name: str, implied: bool) -> str:
     if not near and implied:
         near = [name for name in names if name in ("app", "wsgi", "create_app", "make_app")][:1]
     said = f"; did you mean {near[0]!r}?" if near else ""
-    return said + (" (no attribute was given, so 'application' is looked for)" if implied else "")
+    return said + (" (the default attribute is 'application')" if implied else "")
 
 
 def _call_factory(factory: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -250,7 +250,7 @@ def load_class(uri: Any, default: str = DEFAULT_WORKER, section: str = "gunicorn
     if uri.lower() in _EVENTLET_NAMES:
         raise RuntimeError(_EVENTLET)
     if section == "gunicorn.workers" and uri.lower() in _ASGI_NAMES:
-        raise RuntimeError(f"{uri!r} is no worker class here; {_ASGI}")
+        raise RuntimeError(f"{uri!r} is not a worker class here; {_ASGI}")
     if uri.startswith("egg:"):
         distribution, _, name = uri[len("egg:") :].partition("#")
         if distribution == "gunicorn":  # its own entry points are the aliases

@@ -126,7 +126,7 @@ class Pidfile:
     def _read(self) -> int | None:
         # A pipe would keep us waiting, and to open a device does something to it.
         if not stat.S_ISREG(os.stat(self.fname).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
         fd = os.open(self.fname, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
             text = os.read(fd, 64).strip()

@@ -96,12 +96,12 @@ def test_a_zombie_is_replaced(tmp_path: Path) -> None:
 def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "x.pid"
     os.mkfifo(path)
-    with pytest.raises(RuntimeError, match=r"x\.pid cannot be written: it is no regular file"):
+    with pytest.raises(RuntimeError, match=r"x\.pid cannot be written: it is not a regular file"):
         Pidfile(str(path)).create(os.getpid())
     assert path.is_fifo() and Pidfile(str(path)).validate() is None
     null = tmp_path / "null"
     null.symlink_to("/dev/null")
-    with pytest.raises(RuntimeError, match="it is no regular file"):
+    with pytest.raises(RuntimeError, match="it is not a regular file"):
         Pidfile(str(null)).create(os.getpid())
     assert null.is_symlink()
 

@@ -129,16 +129,16 @@ def build_parser(words: Sequence[str]) -> Parser:
     parser = Parser(
         prog="gunicorn-companion",
         formatter_class=Formatter,
-        description="See and steer the companion processes of a running server.",
-        epilog="Exit status: 0 done (for status: all that should run is RUNNING), 1 refused, or settled "
-        "otherwise than asked, 2 wrong usage or no answer, 3 status found a companion that should run and "
-        "does not. 'gunicorn-companion COMMAND --help' tells more of a command.",
+        description="Show and control the companion processes of a running server.",
+        epilog="Exit status: 0 success (for status: every companion that should run is RUNNING), 1 refused, "
+        "or not in the requested state, 2 wrong usage or no answer, 3 status found a companion that should "
+        "run and does not. 'gunicorn-companion COMMAND --help' explains a command.",
     )
     _add_common(parser)
     socket = os.environ.get(SOCKET_VARIABLE) or None
     parser.set_defaults(socket=socket, json=False, timeout=None, no_wait=False)
     parser.add_argument(
-        "--version", action=_Version, nargs=0, help="tell which Gunicorn is installed, and where"
+        "--version", action=_Version, nargs=0, help="show which Gunicorn is installed, and where"
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (text, more, add_arguments) in WORDS.items():
@@ -212,8 +212,8 @@ def _add_common(parser: Parser, waits: bool = True) -> None:
         metavar="S",
         type=_seconds,
         default=argparse.SUPPRESS,
-        help=f"seconds to wait for an answer (default {DEFAULT_TIMEOUT:g}), and for companions to settle "
-        "(default: as long as their own limits allow)",
+        help=f"seconds to wait for an answer (default {DEFAULT_TIMEOUT:g}), and for companions to start or "
+        "stop (default: as long as their own limits allow)",
     )
     parser.add_argument(
         "--no-wait",
@@ -234,8 +234,8 @@ def _status(parser: Parser) -> None:
         "-v",
         "--verbose",
         action="store_true",
-        help="their memory, too, each and in sum: the proportional size (PSS), in which a page that ten "
-        "processes share counts a tenth in each, private memory, and what copy-on-write saves",
+        help="add memory, for each and in total: the proportional size (PSS), which counts a page that ten "
+        "processes share as a tenth in each, private memory, and what copy-on-write saves",
     )
 
 
@@ -244,7 +244,7 @@ def _restart(parser: Parser) -> None:
     parser.add_argument(
         "--rolling",
         action="store_true",
-        help="one copy at a time, each RUNNING before the next is stopped",
+        help="one copy at a time, each RUNNING before the next stops",
     )
 
 
@@ -255,7 +255,7 @@ def _signal(parser: Parser) -> None:
 
 def _scale(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="a companion with numprocs, by its plain name")
-    parser.add_argument("numprocs", metavar="N", type=_count, help="how many there shall be")
+    parser.add_argument("numprocs", metavar="N", type=_count, help="the number of copies")
 
 
 def _wait(parser: Parser) -> None:
@@ -265,15 +265,15 @@ def _wait(parser: Parser) -> None:
         default="RUNNING",
         type=str.upper,
         choices=(*STATES, DONE),
-        help="the state that all of them shall be in (default RUNNING, or done): "
+        help="the state to wait for (default RUNNING, or done): "
         + ", ".join(STATES)
-        + "; DONE: STOPPED by themselves with exit status 0, their work done",
+        + "; DONE: STOPPED by itself with exit status 0",
         metavar="STATE",
     )
 
 
 def _reread(parser: Parser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="tell what would change and leave it at that")
+    parser.add_argument("--dry-run", action="store_true", help="only show what would change")
 
 
 def _pid(parser: Parser) -> None:
@@ -287,13 +287,13 @@ def _nothing(parser: Parser) -> None:
 # What each is for, what else there is to say of it, and what stands behind it.
 WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "status": (
-        "show companions, their state and what it means",
-        "Exit status 3: one that should run is not RUNNING, or fails again and again.",
+        "show companions and their state",
+        "Exit status 3: a companion that should run is not RUNNING, or keeps failing.",
         _status,
     ),
     "start": (
-        "start companions that are stopped, or wait for their next start",
-        "Returns when they are RUNNING, or done; with 1 where one waits for another one that is stopped.",
+        "start companions that are stopped or waiting for a restart",
+        "Returns when they are RUNNING or done; exit status 1: one waits for a companion that is stopped.",
         _some,
     ),
     "stop": (
@@ -309,8 +309,8 @@ WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     ),
     "scale": (
         "change how many copies of a companion run",
-        "Holds until its numprocs is changed in the configuration, or the server starts anew. "
-        "The highest index goes first.",
+        "Lasts until its numprocs changes in the configuration, or the server restarts. "
+        "The copy with the highest index stops first.",
         _scale,
     ),
     "wait": (
@@ -320,21 +320,21 @@ WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
         _wait,
     ),
     "events": (
-        "print each change of a state as it comes, a line of JSON each",
-        "Ends with the server, or by Ctrl-C.",
+        "print each change of a state as a line of JSON",
+        "Ends with the server, or on Ctrl-C.",
         _nothing,
     ),
     "reread": (
-        "read the configuration again and apply what changed",
-        "Where it has a mistake nothing changes, and the exit status is 1.",
+        "read the configuration again and apply the changes",
+        "If it is wrong, nothing changes and the exit status is 1.",
         _reread,
     ),
     "pid": (
         "print the pid of the companion manager, or of companions",
-        "Exit status 1: a companion has none.",
+        "Exit status 1: a companion has no process.",
         _pid,
     ),
-    "version": ("print the version of the running server", "For that of the command: --version.", _nothing),
+    "version": ("print the version of the running server", "--version prints that of the command.", _nothing),
 }
 
 

@@ -179,7 +179,7 @@ class Statsd(Logger):
             lost = self._figures_lost.failed()
             if lost:
                 # Not self.warning(), which would count itself by the same way.
-                Logger.warning(self, "Figures for statsd are lost: %d", lost, exc_info=True)
+                Logger.warning(self, "Metrics for statsd were lost: %d", lost, exc_info=True)
 
     def _connect_again(self) -> None:
         if self._address and time.monotonic() > self._tried + self._retry_delay:

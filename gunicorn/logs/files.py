@@ -101,7 +101,7 @@ class LogFile(logging.FileHandler):
         try:
             self.write_line(f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
             if self.throttle is not None:
-                _report_lost(self, "is written again", self.throttle.recovered())
+                _report_lost(self, "works again", self.throttle.recovered())
         except RecursionError:
             raise
         except Exception:
@@ -127,7 +127,7 @@ class LogFile(logging.FileHandler):
             line = b"\n" + line
         while (written := file.write(line)) != len(line):
             if written is None:
-                raise BlockingIOError("nobody takes what is in the log's pipe")
+                raise BlockingIOError("nobody reads from the log's pipe")
             self._torn = True
             line = line[written:]
         if self._torn:

@@ -49,7 +49,7 @@ class SyslogHandler(logging.handlers.SysLogHandler):
         if lost and sys.stderr is not None:
             with contextlib.suppress(OSError, ValueError):
                 where = self.address if isinstance(self.address, str) else "%s:%s" % self.address  # noqa: UP031
-                sys.stderr.write(f"syslog at {where} does not take messages: {error} (lost: {lost})\n")
+                sys.stderr.write(f"syslog at {where} does not accept messages: {error} (lost: {lost})\n")
 
     def _message(self, record: logging.LogRecord) -> bytes:
         text = self.ident + self.format(record)

@@ -66,7 +66,7 @@ class Reloading(Workforce, Companionship):
         except BaseException as exc:
             # Some libraries derive what ends a wait from it: asyncio.CancelledError, gevent.Timeout.
             self.unit.reload_refused(one_line(exc))
-            self.log.error("The new configuration is not taken over, all stays as it was: %s", one_line(exc))
+            self.log.error("Reload refused, the old configuration stays: %s", one_line(exc))
             self.log.debug("Where it failed:", exc_info=True)
             return
         finally:
@@ -74,7 +74,7 @@ class Reloading(Workforce, Companionship):
         self._switch = switch
         self._warn_of_misspelt_settings()
         if self.cfg.preload_app and not self.cfg.reload:
-            self.log.info("The application stays as it was preloaded; new code comes by SIGUSR2 or a restart")
+            self.log.info("The preloaded application stays; SIGUSR2 or a restart brings new code")
         self._hook("on_reload", self)
         self._set_title()
         for record in self._all_records():
@@ -100,7 +100,7 @@ class Reloading(Workforce, Companionship):
             switch.take_back()
         except Exception as exc:
             # The old log files, for one, which cannot be opened any more.
-            self.log.error("A part of the old configuration cannot be had again: %s", one_line(exc))
+            self.log.error("Cannot restore a part of the old configuration: %s", one_line(exc))
         for record in self._all_records():
             record.outdated = record.pid not in switch.current
         if self.companions is not None and self.companion_manager_pid not in (0, switch.manager):
@@ -114,7 +114,7 @@ class Reloading(Workforce, Companionship):
             return
         self._abandon_reload()
         self.unit.reload_refused(why)
-        self.log.error("The new configuration is not taken over, all stays as it was: %s", why)
+        self.log.error("Reload refused, the old configuration stays: %s", why)
 
     def check_reload(self, cfg: Any) -> None:
         """Raise what is wrong with *cfg* before any of it is applied."""

@@ -51,7 +51,7 @@ class Shutdown(Workforce, Companionship):
         self._halting = True
         if reason is not None:
             log = self.log.error if exit_status else self.log.info
-            log("The server halts: %s", reason)
+            log("The server stops: %s", reason)
             self._halt_reason = reason
         # Where a worker cannot boot, companions are stopped in the workers' time.
         self._failed = exit_status != 0 and not self._given_up
@@ -62,14 +62,14 @@ class Shutdown(Workforce, Companionship):
         try:
             self.stop(graceful)
         except Exception:
-            self.log.exception("The stop fails: SIGKILL to all children")
+            self.log.exception("The stop failed: killing all children")
             self.kill_workers(signal.SIGKILL)
             self.signal_companion_manager(signal.SIGKILL)
         self._leave(exit_status)
 
     def _leave(self, exit_status: int) -> None:
         self._halting = True
-        self.log.info("The master ends")
+        self.log.info("The master exits")
         try:
             if self._started:
                 self._hook("on_exit", self)
@@ -140,7 +140,7 @@ class Shutdown(Workforce, Companionship):
         try:
             return bool(step(self.companions))
         except Exception:
-            self.log.exception("The companions cannot be stopped in order: SIGKILL to their manager")
+            self.log.exception("Cannot stop the companions gracefully: killing their manager")
             self.signal_companion_manager(signal.SIGKILL)
             self.companions = None
             return True

@@ -25,7 +25,7 @@ class Succession(Master):
     def reexec(self) -> None:
         """Start a new master from the program on disk, which gets the sockets of this one."""
         if self.reexec_pid:
-            self.log.warning("A new master runs already, as process %s", self.reexec_pid)
+            self.log.warning("A new master is already running as process %s", self.reexec_pid)
             return
         if self.master_pid:
             self.log.warning("This master is itself waiting to succeed process %s", self.master_pid)
@@ -83,7 +83,7 @@ class Succession(Master):
             return
         if self.master_pid == os.getppid():
             return
-        self.log.info("The old master is gone, this one takes its place")
+        self.log.info("The old master is gone; this one takes over")
         self.master_pid = 0
         self._take_pidfile()
         self._set_title()
@@ -100,7 +100,7 @@ class Succession(Master):
         except RuntimeError as exc:
             if str(exc) != self._pidfile_trouble:
                 self._pidfile_trouble = str(exc)
-                self.log.error("The pid file stays %s for now: %s", self.pidfile.fname, exc)
+                self.log.error("Cannot rename the pid file %s yet: %s", self.pidfile.fname, exc)
         else:
             self._pidfile_trouble = ""
 
@@ -111,7 +111,7 @@ class Succession(Master):
             left = Pidfile(successor_path(self.cfg.pidfile))
             left.pid = pid
             left.unlink()
-        self.log.warning("The new master %s, this one stays", describe_end(status))
+        self.log.warning("The new master %s; this one keeps running", describe_end(status))
 
     def _set_title(self) -> None:
         name = f"{self.proc_name}.2" if self.master_pid else self.proc_name

@@ -115,7 +115,7 @@ class Workforce(Master):
             if record.retiring and not worker.aborted:
                 continue  # it has a deadline of its own, and not every class beats while it drains
             if not worker.aborted:
-                self.log.critical("The worker %s has not answered for %s s", pid, self.timeout)
+                self.log.critical("Worker %s has sent no heartbeat for %s s", pid, self.timeout)
                 worker.aborted = True
                 record.kill_at = now + pool.ABORT_GRACE
                 self.kill_worker(pid, signal.SIGABRT)
@@ -125,7 +125,7 @@ class Workforce(Master):
 
     def _kill_due(self, now: float) -> None:
         for record in pool.due_for_kill(self._all_records(), now):
-            self.log.error("The worker %s did not end in time: SIGKILL", record.pid)
+            self.log.error("Worker %s did not exit in time: SIGKILL", record.pid)
             record.killed_at = now
             self.kill_worker(record.pid, signal.SIGKILL)
 
@@ -146,7 +146,7 @@ class Workforce(Master):
         code = exit_code(status)
         if silent and code is not None and not record.booted:
             self.log.error(
-                "The worker %s exited while booting, without an exception (os._exit() in the application?)",
+                "Worker %s exited while booting, without an exception (os._exit() in the application?)",
                 pid,
             )
             code = code if self._served else self.WORKER_BOOT_ERROR
@@ -160,7 +160,7 @@ class Workforce(Master):
         if not (record.booted or record.outdated or record.retiring or self._stopping):
             if reason is not None:
                 if serving and self._switch is None:
-                    self.log.error("The server goes on with its other workers: %s", reason[0])
+                    self.log.error("The server keeps running with its other workers: %s", reason[0])
                 self.worker_did_not_boot(reason[0])
             elif worker.aborted is True:
                 self.worker_did_not_boot(f"a worker took longer than {self.timeout} s to boot")
@@ -178,7 +178,7 @@ class Workforce(Master):
     def _log_end(self, pid: int, status: int, *, asked: bool) -> None:
         log = self.log.debug if asked or status == 0 else self.log.error
         hint = " (out of memory?)" if term_signal(status) == signal.SIGKILL and not asked else ""
-        log("The worker %s %s%s", pid, describe_end(status), hint)
+        log("Worker %s %s%s", pid, describe_end(status), hint)
 
     def _retire(self, pid: int, now: float) -> None:
         """Have a worker finish what it does and end; it is told once, and killed at the deadline."""
@@ -240,7 +240,7 @@ class Workforce(Master):
     def _refuse_start(self, exc: Exception) -> int:
         """Log why no worker was started, and have the next attempt wait."""
         unexpected = exc if not isinstance(exc, OSError) else None
-        self.log.error("A worker cannot be started: %s", exc, exc_info=unexpected)
+        self.log.error("Cannot start a worker: %s", exc, exc_info=unexpected)
         self._pacing.start_failed(time.monotonic())
         return 0
 
@@ -260,7 +260,7 @@ class Workforce(Master):
                 sibling.tmp.close()
         except Exception:
             # An exception that went on from here would end in the master's loop.
-            self.log.exception("The worker %s cannot let go of the master's things", os.getpid())
+            self.log.exception("Worker %s cannot release the master's resources", os.getpid())
             sys.exit(self.WORKER_BOOT_ERROR)
 
     def _run_worker(self, worker: Any) -> None:
@@ -273,7 +273,7 @@ class Workforce(Master):
             set_process_title(f"worker [{self.proc_name}]")
             # A text: `logging` asks whether a single argument is a Mapping. For a class of which nobody has
             # asked that yet the answer takes 40 pages of memory, in each worker; of texts the master has.
-            self.log.info("The worker %s starts", str(worker.pid))
+            self.log.info("Worker %s starts", str(worker.pid))
             self.cfg.post_fork(self, worker)
             worker.init_process()
         except SystemExit as exc:
@@ -283,20 +283,20 @@ class Workforce(Master):
             self.log.debug("Where it failed:", exc_info=True)
             status = self.APP_LOAD_ERROR
         except BaseException as exc:
-            self.log.exception("The worker %s failed", worker.pid)
+            self.log.exception("Worker %s failed", worker.pid)
             again = worker.booted or (self._served and _may_pass(exc))
             status = 255 if again else self.WORKER_BOOT_ERROR
         # It ends anyway. What a signal raised from here on would cut short the hook, an exit handler of the
         # application, or the interpreter's own end.
         disregard(WORKER_SIGNALS)
         try:
-            self.log.info("The worker %s ends", worker.pid)
+            self.log.info("Worker %s exits", worker.pid)
             if hasattr(worker.tmp, "end"):
                 worker.tmp.end()
             worker.tmp.close()
             self.cfg.worker_exit(self, worker)
         except Exception:
-            self.log.exception("The worker %s failed at its end", worker.pid)
+            self.log.exception("Worker %s failed while exiting", worker.pid)
         sys.exit(status)
 
     def kill_workers(self, sig: int) -> None:

@@ -32,7 +32,7 @@ def parse_address(netloc: str, default_port: str = "8000") -> Address:
     if netloc.startswith("unix:"):
         path = rest if netloc.startswith("unix://") else netloc[len("unix:") :]
         if not path:
-            raise RuntimeError(f"{netloc!r} names no path; write unix:/path/to/socket")
+            raise RuntimeError(f"{netloc!r} has no path; write unix:/path/to/socket")
         return path
     if netloc.startswith("fd://"):
         if not rest.isdecimal():
@@ -40,7 +40,7 @@ def parse_address(netloc: str, default_port: str = "8000") -> Address:
         return int(rest)
     if separator:
         if scheme.lower() != "tcp":
-            raise RuntimeError(f"the scheme {scheme!r} of {netloc!r} is none of tcp, unix, fd")
+            raise RuntimeError(f"the scheme {scheme!r} of {netloc!r} is not one of tcp, unix, fd")
         netloc = rest
     host, port = _split_port(netloc, default_port)
     if not _PORT_RE.fullmatch(port) or int(port) > 65535:

@@ -132,11 +132,11 @@ class Place:
         if self.trusts(info):
             return None
         if info.st_nlink > 1:
-            raise Untrusted(self.path, "a link on the way has a second name")
+            raise Untrusted(self.path, "a link on the way has a hard link")
         return info.st_uid or None
 
     def bad_link(self, owner: int) -> Untrusted:
-        return Untrusted(self.path, f"a link of user {owner} leads to what is not that user's")
+        return Untrusted(self.path, f"a link of user {owner} leads to something that user does not own")
 
     def check(self, info: os.stat_result, user: int, made: bool = False) -> None:
         """Raise Untrusted if the file *info* does not belong here, as root's or *user*'s.
@@ -151,13 +151,14 @@ class Place:
             return
         directory = os.fstat(self.fd)
         if not (stat.S_ISREG(info.st_mode) or stat.S_ISFIFO(info.st_mode)):
-            raise Untrusted(self.path, "it is no file, in a directory that others may write to")
+            raise Untrusted(self.path, "it is not a file, and others may write to its directory")
         # Some file systems in user space count no names at all.
         if info.st_nlink > 1:
-            raise Untrusted(self.path, "it has a second name, in a directory that others may write to")
+            raise Untrusted(self.path, "it has a hard link, and others may write to its directory")
         if directory.st_mode & stat.S_ISVTX and info.st_uid not in (0, user, directory.st_uid):
             raise Untrusted(
-                self.path, f"it is user {info.st_uid}'s, in a directory where everybody makes files"
+                self.path,
+                f"it is user {info.st_uid}'s, and everybody may create files in its directory",
             )
 
     def check_before_making(self) -> None:

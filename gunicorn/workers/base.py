@@ -264,7 +264,7 @@ class Worker:
         """Whether the master is still there; compared with what was, not with 1, which a master may be."""
         if self.ppid == os.getppid():
             return True
-        self.log.info("The master is gone, %s ends", self)
+        self.log.info("The master is gone; worker %s exits", self.pid)
         return False
 
     @cached_property
@@ -275,7 +275,7 @@ class Worker:
     def retire(self) -> None:
         """Called once `max_requests` have been served: finish and end, to be replaced by a fresh worker."""
         if self.alive:
-            self.log.info("%s has served its %s requests and retires", self, self.nr)
+            self.log.info("Worker %s has served %s requests and retires", self.pid, self.nr)
             self.leave()
 
     def leave(self) -> None:
@@ -288,7 +288,9 @@ class Worker:
         """Log that *req* takes longer than *limit* seconds, and where: in *frame*."""
         what = f"{getattr(req, 'method', 'a')} {getattr(req, 'uri', 'request')}"
         stack = "".join(traceback.format_stack(frame)) if frame is not None else "it has just ended"
-        self.log.error("%s takes longer than %g s; %s retires:\n%s", ascii(what), limit, self, stack)
+        self.log.error(
+            "%s takes longer than %g s; worker %s retires:\n%s", ascii(what), limit, self.pid, stack
+        )
 
     def graceful_deadline(self) -> float:
         """The moment, from now, at which the master stops waiting for a worker that ends."""

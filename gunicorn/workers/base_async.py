@@ -62,7 +62,7 @@ class AsyncWorker(Worker):
             fate = self._serve_requests(listener, client, addr)
         except Exception as error:
             if isinstance(error, NoMoreData):
-                self.log.debug("The connection ended within a request: %s", error)
+                self.log.debug("The connection ended during a request: %s", error)
             self.handle_error(None, client, addr, error)
             fate = Fate.LINGER
         finally:

@@ -121,8 +121,9 @@ class GeventWorker(AsyncWorker):
     def _warn_if_late(self) -> None:
         if self.cfg.preload_app:
             self.log.warning(
-                "The application was preloaded before gevent could patch the standard library; what it holds "
-                "of that blocks the whole worker. Do without preload_app, or patch in the configuration file"
+                "The application was preloaded before gevent could patch the standard library; the"
+                " unpatched parts it uses block the whole worker. Turn preload_app off, or"
+                " patch in the configuration file"
             )
             return
         holders = [
@@ -132,8 +133,8 @@ class GeventWorker(AsyncWorker):
         ]
         if holders:
             self.log.warning(
-                "gevent patches the standard library only now; who was imported by the configuration file "
-                "and holds SSLContext as it was: %s",
+                "gevent patches the standard library only now; these modules of the configuration file "
+                "hold the unpatched SSLContext: %s",
                 ", ".join(sorted(holders)),
             )
 
@@ -267,14 +268,14 @@ class GeventWorker(AsyncWorker):
                 while self.take(listener) and takes_more and self.has_room():
                     pass
             except Exception:
-                self.log.exception("Accepting goes on after an error")
+                self.log.exception("An error while accepting connections")
                 gevent.sleep(IDLE_AT_LEAST)
 
     def _serve(self, listener: Any, client: Any, addr: Any) -> None:
         try:
             self.handle(listener, client, addr)
         except Exception:
-            self.log.exception("A connection is given up")
+            self.log.exception("Closing a connection after an error")
             client.close()
 
     def _forget(self, greenlet: Any) -> None:

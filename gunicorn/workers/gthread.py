@@ -267,7 +267,7 @@ class ThreadWorker(Worker):
                 self._attend(fd)
             except BaseException:
                 # A thread that ended would be missed by all requests after this one.
-                self.log.exception("A thread goes on after an error")
+                self.log.exception("An error in a worker thread")
 
     def _attend(self, fd: int) -> None:
         """See what *fd* has been reported for."""
@@ -372,7 +372,7 @@ class ThreadWorker(Worker):
             elif conn.was is not _HANDSHAKE or self._shake_hands(conn):
                 self._gather_and_serve(conn)
         except BaseException:
-            self.log.exception("A connection is given up")
+            self.log.exception("Closing a connection after an error")
             self._give_up(conn)
 
     def _shake_hands(self, conn: TConn) -> bool:

@@ -369,7 +369,7 @@ class TornadoWorker(Worker):
                 if cycle.post_request is not None:
                     cycle.post_request(self, info, environ, reply)
             except Exception:
-                self.log.exception("What follows a request failed")
+                self.log.exception("The code after a request failed")
 
         reply.on_finish = finished
         if cycle.pre_request is not None:

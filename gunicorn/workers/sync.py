@@ -284,7 +284,7 @@ class SyncWorker(Worker):
             client.close()
             raise
         except NoMoreData as error:
-            self.log.debug("The connection ended within a request: %s", error)
+            self.log.debug("The connection ended during a request: %s", error)
             fate = self._refuse(None, client, addr, error)
         except Exception as error:
             fate = self._refuse(None, client, addr, error)

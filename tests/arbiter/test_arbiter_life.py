@@ -65,7 +65,7 @@ def test_a_worker_that_cannot_boot_halts_the_server(mode: str, code: int) -> Non
     with TinyServer(HOOKS, mode=mode, workers=2, ready=None, pidfile="x.pid", expected_code=code) as server:
         assert server.wait_exit(10) == code
         assert len(server.events("on_exit")) == 1
-        assert "The server halts" in server.log()
+        assert "The server stops" in server.log()
 
 
 def test_an_application_that_is_not_there_halts_the_server() -> None:

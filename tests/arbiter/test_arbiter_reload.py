@@ -346,11 +346,11 @@ def test_what_nobody_notices_is_told_at_the_start_and_by_a_reload() -> None:
         first = server.running(1)
         assert "dirty_apps is not a setting and has no effect: there are no dirty workers" in server.log()
         assert "worker is not a setting and has no effect; did you mean workers?" in server.log()
-        assert "stays as it was preloaded" not in server.log()
+        assert "preloaded application stays" not in server.log()
         reload(server, "bnid = 5", workers=1, preload_app=True)
         server.running(1, without=first)
         assert "bnid is not a setting and has no effect; did you mean bind?" in server.log()
-        assert server.log().count("The application stays as it was preloaded") == 1
+        assert server.log().count("The preloaded application stays") == 1
 
 
 def test_listeners_that_stay_follow_the_configuration(short_dir: Path) -> None:
@@ -387,7 +387,7 @@ def test_a_configuration_whose_workers_do_not_boot_is_taken_back() -> None:
         old = server.running(2)
         for times in (1, 2):
             reload(server, bind=f"127.0.0.1:{other}", **more)
-            wait_until(lambda times=times: server.log().count("all stays as it was") == times)
+            wait_until(lambda times=times: server.log().count("the old configuration stays") == times)
             assert server.running(2) == old
             assert server.get().status == 200 and not connects(other)
             assert server.read_int("x.pid") == server.pid and not (server.dir / "y.pid").exists()
@@ -403,7 +403,7 @@ def test_a_replacement_that_does_not_boot_ends_no_server_that_serves() -> None:
         first, second = server.running(2)
         server.write("app.py", "import not_there")
         os.kill(first, signal.SIGKILL)
-        server.wait_log("The server goes on with its other workers: a worker failed to boot")
+        server.wait_log("The server keeps running with its other workers: a worker failed to boot")
         assert server.get().text == str(second)
         server.write("app.py", APP)
         server.running(2, without=[first])
@@ -417,7 +417,7 @@ def test_a_reload_replaces_one_that_has_yet_to_show_whether_its_workers_boot() -
         assert server.read_int("x.pid") == server.pid
         server.write("gunicorn.conf.py", "not python")
         server.signal(signal.SIGHUP)
-        server.wait_log("all stays as it was")
+        server.wait_log("the old configuration stays")
         assert server.running(2) == old
         assert server.read_int("x.pid") == server.pid and not (server.dir / "y.pid").exists()
 
@@ -426,7 +426,7 @@ def test_a_worker_that_hangs_while_it_boots_retires_no_old_one() -> None:
     with TinyServer(workers=1, timeout=1, graceful_timeout=1) as server:
         old = server.running(1)
         reload(server, "def post_fork(*args):\n    import time; time.sleep(60)", workers=1, timeout=1)
-        server.wait_log("all stays as it was: a worker took longer than 1 s to boot")
+        server.wait_log("the old configuration stays: a worker took longer than 1 s to boot")
         assert server.running(1) == old
 
 

@@ -29,7 +29,7 @@ def test_the_new_master_takes_over() -> None:
         assert server.read_int("x.pid") == old
         wait_until(lambda: children_of(new), 5)
         server.signal(signal.SIGUSR2)
-        server.wait_log("runs already")
+        server.wait_log("is already running")
         server.stop()
         server.adopt(new)
         wait_until(lambda: server.read_int("x.pid") == new, 5, "the pid file renamed")
@@ -70,7 +70,7 @@ def test_a_successor_that_cannot_start_changes_nothing() -> None:
         server.write("gunicorn.conf.py", "raise RuntimeError('new and broken')")
         server.signal(signal.SIGUSR2)
         server.wait_log("new and broken")
-        server.wait_log("this one stays")
+        server.wait_log("this one keeps running")
         assert server.running(1) == pids
         assert not (server.dir / "x.pid.2").exists()
 
@@ -81,7 +81,7 @@ def test_a_pre_exec_that_raises_leaves_one_master() -> None:
         pids = server.running(1)
         server.signal(signal.SIGUSR2)
         server.wait_log("not now")
-        server.wait_log("this one stays")
+        server.wait_log("this one keeps running")
         assert server.running(1) == pids
 
 

@@ -27,7 +27,7 @@ def test_the_server_stops_gracefully_with_exit_status_1() -> None:
         assert len(server.log("drain.drained").split()) == 1
         assert len(starts(server, "vital")) in (2, 3)
         log = server.log()
-        assert "The server halts: the companion vital has given up" in log
+        assert "The server stops: the companion vital has given up" in log
         assert "Traceback" not in log
 
 

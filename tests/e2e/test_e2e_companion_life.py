@@ -86,7 +86,7 @@ def test_a_log_directory_that_is_missing_costs_one_companion() -> None:
         assert server.get("/").status == 200
         # In a running server it is a mistake of the new configuration.
         server.signal(signal.SIGHUP)
-        server.wait_log("all stays as it was: invalid companion configuration: companion 'b': stdout")
+        server.wait_log("the old configuration stays: invalid companion configuration: companion 'b': stdout")
         (server.dir / "logs").mkdir()
         server.wait_companion("b")
 

@@ -129,7 +129,7 @@ def ssl_context(config, default_ssl_context_factory):
         old = server.wait_workers(2)
         Path(cert).write_text("broken")
         server.signal(signal.SIGHUP)
-        server.wait_log("all stays as it was: certfile")
+        server.wait_log("the old configuration stays: certfile")
         status, log = failing(DEFAULT_APP, tls)
         assert status == 1 and "Traceback" not in log and f"certfile {cert!r}" in log
         done = run("--check-config", "--certfile", cert, "--keyfile", key, "app:app", cwd=server.dir)

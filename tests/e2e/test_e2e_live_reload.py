@@ -136,7 +136,7 @@ def test_nothing_is_preloaded() -> None:
         wait_answer(server, "one")
         server.write("helper.py", 'TEXT = b"two"\n')
         wait_answer(server, "two")
-        assert "nothing is preloaded" in server.log()
+        assert "preload_app has no effect" in server.log()
 
 
 @ENGINES

@@ -232,7 +232,7 @@ def test_usr1_after_a_change_of_user_gives_nothing_of_root_s_away() -> None:
         (theirs / "access.log").symlink_to(secret)
         os.lchown(theirs / "access.log", 65534, 65534)
         server.signal(signal.SIGUSR1)
-        server.wait_log("access.log stays as it is: root does not use it", name="error.log")
+        server.wait_log("access.log cannot be reopened: root does not use it", name="error.log")
         wait_until(lambda: server.get("/boom") and "boom on purpose" in server.log("error.log"))
         assert (server.dir / "error.log").stat().st_uid == 65534
         server.get("/echo?after")

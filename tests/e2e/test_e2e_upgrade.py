@@ -115,12 +115,12 @@ def test_the_new_master_goes_on_when_the_old_one_is_killed() -> None:
         # Of a process that lives: the file is not the new one's to take, until it names the old master again.
         server.write("g.pid", f"{os.getpid()}\n")
         server.signal(signal.SIGKILL)
-        wait_until(lambda: "The pid file stays" in server.log(), 5, "a complaint")
+        wait_until(lambda: "Cannot rename the pid file" in server.log(), 5, "a complaint")
         assert pid_in(server, "g.pid.2")() == new
         # Nobody has collected the old one: a zombie.
         server.write("g.pid", old)
         wait_until(lambda: pid_in(server, "g.pid")() == new, 5, "promoted")
-        assert server.log().count("The pid file stays") == 1
+        assert server.log().count("Cannot rename the pid file") == 1
         assert server.wait_exit() == -signal.SIGKILL
         server.adopt(new)
         wait_until(lambda: served_by(server, new), 5, "serving")

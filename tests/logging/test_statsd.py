@@ -219,4 +219,4 @@ def test_a_socket_that_breaks_breaks_nothing(daemon: socket.socket, tmp_path: Pa
     log.sock = Broken()  # type: ignore[assignment]
     for _ in range(3):
         log.error("x")
-    assert (tmp_path / "log").read_text().count("Figures for statsd are lost") == 1
+    assert (tmp_path / "log").read_text().count("Metrics for statsd were lost") == 1

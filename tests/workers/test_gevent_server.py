@@ -351,7 +351,7 @@ def test_tls(kind: str, more: str, certificate: tuple[str, str]) -> None:
             assert server.wait_exit() == 0
             assert client.sock.recv(10) == b""
         if more:
-            assert "holds SSLContext as it was" in server.log()
+            assert "hold the unpatched SSLContext" in server.log()
 
 
 def test_an_application_that_answers_itself() -> None:
