@@ -23,7 +23,7 @@ import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 
-from gunicorn.unix import session, spare
+from gunicorn.unix import session, spare, trust
 
 SUFFIX = ".run"
 _quoted = json.encoder.encode_basestring_ascii
@@ -485,3 +485,29 @@ def orphans(directory: str | None, now: float, known: Iterable[str] = ()) -> dic
         for name, record in records(directory).items()
         if name not in skipped and not record.supervised
     }
+
+
+def remove_dead(directory: str) -> None:
+    """Remove what a manager that was killed has left of companions that have come to their end."""
+    try:
+        fd = trust.open_directory(directory)
+    except OSError:
+        return
+    try:
+        for name in names(directory):
+            record = peek(directory, name)
+            if record is None or not (record.supervised or record.runs):
+                with contextlib.suppress(OSError):
+                    _remove_unless_held(fd, name + SUFFIX)
+    finally:
+        os.close(fd)
+
+
+def _remove_unless_held(directory: int, file: str) -> None:
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    try:
+        # Whoever claims it just then sees that it is gone, and makes another.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(file, dir_fd=directory)
+    finally:
+        os.close(fd)

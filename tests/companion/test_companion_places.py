@@ -15,6 +15,7 @@ import pytest
 from companiontools import Script
 from harness import wait_until
 
+from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.server.places import DirectoryUse, Places
 
 
@@ -147,9 +148,12 @@ def test_it_stays_over_an_upgrade(make: Make, tmp_path: Path, which: str) -> Non
 def test_one_that_is_not_empty_stays(make: Make, tmp_path: Path) -> None:
     places = make(companion_run_dir=str(tmp_path / "run"))
     places.choose()
-    (tmp_path / "run" / "rq.run").touch()
+    # Of another server, which has begun just now.
+    held = RunFile.claim(str(tmp_path / "run"), "rq")
+    assert held is not None
     places.tidy_up()
-    assert (tmp_path / "run" / "rq.run").exists()
+    assert held.in_place
+    held.release()
 
 
 def test_a_directory_that_was_made_again_is_in_use_again(make: Make, tmp_path: Path) -> None:

@@ -354,6 +354,25 @@ def test_records_of_a_directory(tmp_path):
     assert {name: each.name for name, each in found.items()} == {"a": "a", "b.c": "b.c"}
 
 
+def test_files_of_the_dead_are_removed(tmp_path, companion):
+    mine = session.identity(os.getpid())
+    contents = {
+        "blank": b" " * 2048,
+        "gone": record().to_bytes(),
+        "supervised": record(supervisor=os.getpid(), supervisor_started=mine).to_bytes(),
+        "runs": companion.record.to_bytes(),
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.run").write_bytes(content)
+    (tmp_path / "companion-1.sock").touch()
+    held = RunFile.claim(str(tmp_path), "held")
+    runfile.remove_dead(str(tmp_path))
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["companion-1.sock", "held.run", "runs.run", "supervised.run"]
+    held.release()
+    runfile.remove_dead(str(tmp_path / "missing"))
+
+
 # -- whose it is ---------------------------------------------------------------------
 
 

@@ -261,6 +261,24 @@ def test_a_companion_that_exits_during_the_stop_is_not_started_again() -> None:
         assert len(server.log("a.starts").splitlines()) == 1
 
 
+def test_a_manager_that_is_killed_during_the_stop_leaves_no_run_files() -> None:
+    """Neither of what drained nor of what waited for its next start."""
+    companions = [entry("drain", env={"UNTIL": "done"}), entry("exit3", restart_delay=60)]
+    with companion_server(*companions, companion_run_dir="run/files") as server:
+        server.wait_companion("drain")
+        server.wait_companion("exit3", "BACKOFF")
+        manager = server.wait_manager()
+        files = server.run_dir / "files"
+        assert sorted(path.name for path in files.iterdir()) == ["drain.run", "exit3.run"]
+        os.kill(manager, signal.SIGSTOP)
+        server.signal(signal.SIGTERM)
+        os.kill(manager, signal.SIGKILL)
+        wait_until(lambda: not is_alive(manager))
+        server.write("done", "")
+        assert server.wait_exit() == 0
+        assert not files.exists()
+
+
 def test_a_manager_that_hangs_is_killed_at_its_limit_with_all_it_ran() -> None:
     server = companion_server(
         entry("stubborn_family", stop_timeout=1), companion_manager_stop_timeout=1.5, graceful_timeout=1

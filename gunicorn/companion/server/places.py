@@ -308,6 +308,7 @@ class Places(ArbitersPart):
             with contextlib.suppress(OSError):
                 remove_stale(path)
         if self.run_dir is not None and not self.shared():
+            runfile.remove_dead(self.run_dir)
             # Not empty where something of another server is in it all the same.
             with contextlib.suppress(OSError):
                 os.rmdir(self.run_dir)
