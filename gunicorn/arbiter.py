@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The master process: it listens, has workers and companions, and answers signals.
+"""The master process: it listens, manages workers and companions, and handles signals.
 
 ``run()`` is one loop around one wait. What it does with children of one kind is in a part of its own:
 ``workforce``, ``companionship``, ``succession``; ``shutdown`` and ``reload`` are for all of them.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Config: the value of every setting, and what follows from several of them together."""
+"""Config: the value of every setting, and values derived from several of them."""
 
 from __future__ import annotations
 

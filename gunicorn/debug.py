@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A trace of every line that is executed: a flood, for when nothing else tells what happens."""
+"""Trace every executed line: a flood, as a last resort."""
 
 from __future__ import annotations
 

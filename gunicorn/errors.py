@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The errors that end a start or leave a running configuration as it is."""
+"""Errors that end a start, or make a reload keep the old configuration."""
 
 from __future__ import annotations
 

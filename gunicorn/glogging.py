@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The error log and the access log: where they go and in which form."""
+"""The error log and the access log: their files and formats."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Code by its name: the application, worker and logger classes, entry points."""
+"""Load code by name: the application, worker and logger classes, entry points."""
 
 from __future__ import annotations
 

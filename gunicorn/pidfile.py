@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The file that says which process is the master."""
+"""The pid file of the master."""
 
 from __future__ import annotations
 

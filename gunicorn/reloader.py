@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Notices that a file of the running program has changed, and says so."""
+"""Watch the files of the running program and report changes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Listening sockets: made from configured addresses, or taken over by descriptor."""
+"""Listening sockets: created from configured addresses, or inherited by descriptor."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The two protocols of systemd that a server speaks: sockets passed in, and state told back.
+"""systemd's protocols for a server: socket activation, and notification of its state.
 
 Sources: sd_listen_fds(3), sd_notify(3).
 """

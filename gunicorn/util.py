@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Small functions that other packages import from here; nothing inside this package does."""
+"""Small functions that other packages import from here; nothing in this package uses them."""
 
 from __future__ import annotations
 

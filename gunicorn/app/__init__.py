@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What loads the configuration and the application, and starts the server."""
+"""Load the configuration and the application, and start the server."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Applications: where the configuration comes from, layer by layer, and what is served."""
+"""Applications: load the configuration, layer by layer, and the WSGI callable."""
 
 from __future__ import annotations
 

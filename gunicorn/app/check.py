@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``--check-config``: all that can be found out about a configuration without serving."""
+"""``--check-config``: check a configuration as far as possible without serving."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Configuration files: run, applied to a Config, and their mistakes told by file and line."""
+"""Run configuration files and apply them to a Config; report mistakes by file and line."""
 
 from __future__ import annotations
 

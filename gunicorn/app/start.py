@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The circumstances in which the server was started, and a return to them to read the configuration again."""
+"""Remember how the server was started, and restore that to read the configuration again."""
 
 from __future__ import annotations
 

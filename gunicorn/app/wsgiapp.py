@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The ``gunicorn`` command: a WSGI callable or a PasteDeploy file by its name."""
+"""The ``gunicorn`` command: serve a WSGI callable or a PasteDeploy file."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Companion processes: what runs beside the web workers, under the same server.
+"""Companion processes, which run beside the web workers under the same server.
 
 The package is imported only where companions are configured, so that a plain
 web server pays nothing for it. A target takes `notify` from here.

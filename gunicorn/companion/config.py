@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a companion is configured to be: validation, defaults, and what a change means."""
+"""The configuration of a companion: validation, defaults, and the effect of changes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The control socket: newline-delimited JSON over a Unix socket. It knows no companion.
+"""The control socket: newline-delimited JSON over a Unix socket. It knows no companions.
 
 Requests go to a dispatch callable and its answers back, in order. An answer with
 ``"subscribe": true`` (which is not sent) makes its client one that is sent every

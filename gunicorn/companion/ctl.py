@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The ``gunicorn-companion`` command: its words, and its end.
+"""The ``gunicorn-companion`` command: its arguments and its exit.
 
 It is called from health checks and scripts, often, and so must start quickly: it stands on the standard
 library and the lowest layers alone, and builds of its parser what a call needs.

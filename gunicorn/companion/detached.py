@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Processes that have left their companion's session, and whose they are.
+"""Find processes that have left their companion's session, and their companion.
 
 A daemon calls setsid(2) and loses its parent: neither the session nor the tree of
 processes tells then where it comes from. What it cannot lose by that is what it

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How often in a row a companion has failed, and what a run must prove to end that. Pure."""
+"""Count a companion's failures in a row, and decide when a run ends the count. Pure."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The pair of sockets between arbiter and manager: messages, and each one's sign of the other's life.
+"""The socket pair between arbiter and manager: messages, and end-of-file when one of them dies.
 
 Only the arbiter holds its end, and only the manager the other (every other child
 closes both). End-of-file at the manager's end therefore means that the arbiter

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where control sockets and run files are when nobody says where."""
+"""The default paths of control sockets and run files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The record of who runs, which outlives the manager.
+"""The records of running companions, which outlive the manager.
 
 One file a companion, in the run directory. The *lock* on it is the right to
 start the companion: the manager takes it before the fork and holds it until the

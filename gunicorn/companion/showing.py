@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What people and programs see of a companion."""
+"""Describe a companion for people and for programs."""
 
 from __future__ import annotations
 

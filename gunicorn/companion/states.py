@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The words for a companion's life: its states, what happens to it, what is done about it."""
+"""The states, events and actions in a companion's life."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``wsgi.input``: readers that know where a body ends, and the file-like Body over any of them.
+"""``wsgi.input``: readers that know where a body ends, and the file-like Body over each of them.
 
 A reader's ``read(size)`` gives *size* bytes, fewer only at the end. A body that ends before it
 should raises NoMoreData, so that an application never takes a part for the whole.

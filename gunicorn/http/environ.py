@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The environ of PEP 3333, from what was parsed. Pure: the caller brings addresses and defaults."""
+"""Build the environ of PEP 3333. Pure: the caller brings addresses and defaults."""
 
 from __future__ import annotations
 

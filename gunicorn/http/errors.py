@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What can be wrong with a message, each error knowing how to answer it.
+"""The errors of a message; each knows its own answer.
 
 Every class carries ``status`` and ``reason`` for the status line and ``text``, a sentence that
 is safe to show to the client: it never repeats what the client sent. ``str(error)`` is for the log.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The character classes and small rules of RFC 9110 and RFC 9112, each under the name of its rule."""
+"""The character classes and small rules of RFC 9110 and RFC 9112, under the RFC's names."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The head of a response: what an application's status and headers become on the wire. Pure."""
+"""Build the head of a response from an application's status and headers. Pure."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A request as it is read from a connection: the head parsed, the body ready to be read."""
+"""A request read from a connection: the head parsed, the body ready to be read."""
 
 from __future__ import annotations
 

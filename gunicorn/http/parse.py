@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The head of a request: bytes in, a RequestHead out. No socket inside.
+"""Parse the head of a request: bytes in, a RequestHead out. No socket inside.
 
 ``HeadGatherer`` collects bytes until a head is complete, wherever they come from; ``parse_head``
 reads a complete one. The fast way takes the heads that clients really send, by what the interpreter does

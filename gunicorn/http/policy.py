@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a worker accepts, taken from the configuration once and asked per request."""
+"""The rules for requests that a worker accepts, taken from the configuration once."""
 
 from __future__ import annotations
 

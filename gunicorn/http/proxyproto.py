@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The PROXY protocol, versions 1 (a line of text) and 2 (binary), as HAProxy's specification has them.
+"""The PROXY protocol, versions 1 (a line of text) and 2 (binary), by HAProxy's specification.
 
 Pure: bytes in, the described connection out. Whether the peer may say such things is not asked here.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""TLS connections that a proxy announces: its PROXY header comes in the clear, before the handshake.
+"""TLS connections behind a proxy whose PROXY header comes in the clear, before the handshake.
 
 That is where the specification of the protocol has it, and proxies that pass TLS on unread put it there. A
 socket of these classes takes it off the connection as the first part of the handshake. Not one byte behind

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sources of bytes that take back what was read too far."""
+"""Sources of bytes that take back bytes that were read too far."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""WSGI over a connection: the environ that an application gets, the response that it makes."""
+"""WSGI over a connection: the environ for an application, and its response."""
 
 from __future__ import annotations
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Figures about the server, for those who watch it."""
+"""Metrics of the server."""

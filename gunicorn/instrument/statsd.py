@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Metrics to a statsd daemon, with DogStatsD's tags where they are configured."""
+"""Send metrics to a statsd daemon, with DogStatsD's tags if configured."""
 
 from __future__ import annotations
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Where logs go, and what their lines say."""
+"""The outputs and formats of logs."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Access-log formats: what each atom is, how it is made safe, and a format compiled into a function.
+"""Compile access-log formats into functions that escape each value.
 
 Pure: nothing here writes or looks at a configuration.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The files and streams that logs go to: opened, written line by line, and opened anew after a rotation."""
+"""The files and streams of logs: open them, write lines, reopen them after a rotation."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where a syslog daemon is, and what its facilities are called."""
+"""Parse addresses and facilities of syslog."""
 
 from __future__ import annotations
 

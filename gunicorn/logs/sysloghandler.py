@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Log records to a syslog daemon over UDP, TCP or a Unix socket. Imported where one is configured."""
+"""Send log records to a syslog daemon over UDP, TCP or a Unix socket."""
 
 from __future__ import annotations
 

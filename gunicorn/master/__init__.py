@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What an Arbiter is made of."""
+"""The parts of an Arbiter."""

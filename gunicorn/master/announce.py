@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a service manager is told, and when. Nothing here sends, or reads a clock.
+"""Decide what to tell a service manager, and when. Nothing here sends, or reads a clock.
 
 Source: sd_notify(3), sd_watchdog_enabled(3). The arbiter describes its situation at each turn of its
 loop; ``Announcer.step()`` answers with the message that is due.

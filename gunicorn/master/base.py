@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the parts of the master share: its state, its hooks, and what comes before its first fork.
+"""The base of the master's parts: its state, its hooks, and the steps before its first fork.
 
 ``arbiter.Arbiter`` is put together from three parts, each with children of one kind: ``Workforce``,
 ``Companionship`` and ``Succession``.

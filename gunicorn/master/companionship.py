@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The master's one companion child, the manager: started, told, buried.
+"""Start, signal and reap the companion manager.
 
 No companion is known here. The package ``gunicorn.companion`` is imported only when there are some.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The environment that carries listening sockets from one process image to the next.
+"""The environment variables that carry listening sockets from one process image to the next.
 
 Two ways exist. An old master passes ``GUNICORN_PID`` (itself), ``GUNICORN_FD`` (numbers, separated by
 commas), and with companions ``GUNICORN_COMPANION_RUN_DIR`` (where they leave their records, so that

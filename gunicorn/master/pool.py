@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the pool of workers needs next. Nothing here forks, kills or reads a clock.
+"""Plan the next step for the pool of workers. Nothing here forks, kills or reads a clock.
 
 The arbiter keeps one ``WorkerRecord`` a process, asks these functions with the time as an
 argument, and carries the answers out.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A reload: all of a new configuration is taken over, or nothing of it.
+"""Reload: apply all of a new configuration, or nothing of it.
 
 What can fail is done first, each step with its undoing. Then the arbiter starts new workers; whether they
 boot decides about the rest. What cannot be undone, closing what is no longer wanted, comes last.

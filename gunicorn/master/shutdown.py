@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The end of the server: all children are told at once, each kind has its time, signals are still heard."""
+"""Stop the server: signal all children at once, and wait for each kind within its own time."""
 
 from __future__ import annotations
 

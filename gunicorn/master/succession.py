@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From one master to the next: the start of a successor beside this one, and the step into its place."""
+"""Start a new master beside this one, and take over from an old master."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a reload keeps until its workers have booted: the way back to the configuration before it."""
+"""Keep the previous configuration until a reload's workers have booted, to go back to it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The master's workers: forked, watched by their heartbeats, retired, killed, buried.
+"""The master's workers: fork them, watch their heartbeats, retire, kill and reap them.
 
 What the pool needs is decided in ``gunicorn.master.pool``; here it is carried out.
 """

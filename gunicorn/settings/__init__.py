@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The settings, a file a section; importing this package defines them all, in the order of the manual."""
+"""The settings, one section in each file; importing this package defines all of them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Addresses as people write them, as the socket calls take them. No look-up is made."""
+"""Parse addresses for the socket calls. No name is looked up."""
 
 from __future__ import annotations
 

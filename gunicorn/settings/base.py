@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a setting is: a class that registers itself, instances that carry one value each."""
+"""The base of settings: classes that register themselves, instances that hold one value each."""
 
 from __future__ import annotations
 

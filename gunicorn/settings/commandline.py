@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The parser of the command line: argparse's, with a word about flags that it does not know."""
+"""The parser of the command line, with hints about unknown flags."""
 
 from __future__ import annotations
 

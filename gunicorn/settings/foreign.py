@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is called otherwise here: settings of Gunicorn 24 to 27, keys of supervisord and others.
+"""Other programs' names for settings and keys: Gunicorn 24 to 27, supervisord and others.
 
 Read only where a name is unknown, so that the message can say what to write in its place.
 """

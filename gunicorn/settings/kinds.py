@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The kinds of settings that most are of, and hooks, which are settings too."""
+"""The common kinds of settings, and hooks, which are settings too."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Keeps passwords and keys out of what is logged and printed of a configuration.
+"""Hide passwords and keys in logged and printed configuration.
 
 What a value is can only be told by the name that it has, and by its place in a URL.
 """

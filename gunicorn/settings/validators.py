@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Each validator takes a value as it was written and returns it as the server uses it.
+"""Validators: each takes a value as written and returns it as the server uses it.
 
 They raise TypeError for a value of the wrong kind and ValueError for a wrong value of the
 right kind (ConfigError where the name of a user, directory or engine is unknown); the

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One wait for a loop: descriptors with callbacks, bounded by the nearest deadline.
+"""One wait for an event loop: descriptors with callbacks, until the nearest deadline.
 
 A loop that supervises something is a few verbs around ``Poller.wait()``::
 

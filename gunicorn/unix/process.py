@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a process does to itself: detach, change its owner, rename itself; and exit statuses read."""
+"""Detach a process, change its user, set its title; and describe exit statuses."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which processes belong to a session, who they are, and their end.
+"""Find the processes of a session, describe and signal them.
 
 A companion's unit is its *session*: job workers put their children into process
 groups of their own, but leave the session alone. Linux tells by /proc; elsewhere

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Signals as records in a queue, and signals kept off while a process forks.
+"""Queue signals as records, and block signals around a fork.
 
 Nothing but these functions (and the workers' own table) touches a signal
 disposition, so what a signal does in which process can be read in two places.

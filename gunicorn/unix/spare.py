@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One descriptor kept in reserve, for what must go on when no other is left."""
+"""Keep one descriptor in reserve for when no other is left."""
 
 from __future__ import annotations
 

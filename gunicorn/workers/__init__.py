@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The kinds of workers, by the short names that ``worker_class`` takes."""
+"""The worker classes, by the short names for ``worker_class``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How a connection is accepted, what can go wrong with that, and whether somebody waits for it."""
+"""Accept connections, handle the errors of accept(), and check for waiting ones."""
 
 from __future__ import annotations
 

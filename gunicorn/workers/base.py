@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every worker is: a forked child that loads the application, hears signals and beats its heart."""
+"""The base of all workers: a forked child that loads the application and sends heartbeats."""
 
 from __future__ import annotations
 

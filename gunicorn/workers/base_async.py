@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What workers share that give each connection a thread of control of its own, and keep it open."""
+"""The base of workers with a thread of control for each connection, which stays open."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How long a worker waits for a request's body whose client pauses.
+"""Limit how long a worker waits for a request's body while its client pauses.
 
 A body arrives whole however long that takes: uploads stall, and some clients make theirs as they go. Within
 `timeout` nothing is asked. After that the worker waits on as long as nobody else needs what it waits with,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How a connection ends so that the client gets all of the last answer (RFC 9112 section 9.6).
+"""Close a connection so that the client gets all of the last answer (RFC 9112 section 9.6).
 
 A socket that is closed while bytes which nobody has read wait in it, or still arrive, sends a reset; and a
 reset destroys what the client has received but not read yet. So the sending side is shut first,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which connections wait for what, and until when. Pure bookkeeping: no sockets, no clock."""
+"""Track what each connection waits for, and until when. Pure: no sockets, no clock."""
 
 from __future__ import annotations
 

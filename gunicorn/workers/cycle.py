@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The request cycle that every worker runs: from a parsed request to what becomes of its connection."""
+"""The request cycle of every worker: from a parsed request to the next state of its connection."""
 
 from __future__ import annotations
 

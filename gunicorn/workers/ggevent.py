@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Greenlets: one for each connection, all in one thread that gevent switches between.
+"""The gevent worker: a greenlet for each connection, all in one thread.
 
 What blocks must be gevent's own, so each worker patches the standard library, after it was
 forked: the master and the companions stay as they are.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""gevent's WSGI server on connections that a worker accepts: what it logs, counts and keeps open."""
+"""gevent's WSGI server on connections that a worker accepts."""
 
 from __future__ import annotations
 

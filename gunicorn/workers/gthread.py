@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Threads that take turns at waiting, and serve what they find: leader and followers.
+"""The threaded worker: threads take turns at waiting, and serve what they find.
 
 The thread that leads waits on the poller and serves what it finds; when that holds it up, another one takes
 the turn. It is woken for bytes, not for requests: the head of a request is gathered

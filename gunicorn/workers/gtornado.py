@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tornado's event loop and HTTP server: for its own applications, and for WSGI as Tornado runs it.
+"""The tornado worker: Tornado's event loop and HTTP server, also for WSGI.
 
 The library parses, answers and keeps connections open. The worker accepts them, knows what each waits
 for, counts requests, and ends as every worker does.

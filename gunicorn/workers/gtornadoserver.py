@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tornado's HTTP server on streams that a worker accepts: it tells the worker what becomes of each."""
+"""Tornado's HTTP server on streams that a worker accepts; it reports the end of each to the worker."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""WSGI applications on Tornado's HTTP server: their environ, and what may be sent of their answers."""
+"""WSGI applications on Tornado's HTTP server: their environ and their answers."""
 
 from __future__ import annotations
 

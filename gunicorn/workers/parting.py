@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a worker knows of connections that wait, and how it hangs up."""
+"""Close idle connections when a worker retires."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The heartbeat of a worker: a file without a name whose modification time the master reads."""
+"""The heartbeat file of a worker: unnamed; the master reads its modification time."""
 
 from __future__ import annotations
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What runs in a companion itself."""
+"""The code that runs in a companion itself."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The descriptors from 3 on, as which the sockets of ``bind`` are handed over, sd_listen_fds(3).
+"""Pass the sockets of ``bind`` from descriptor 3 on, as in sd_listen_fds(3).
 
 In a companion that is a program of its own these numbers are free, or exec frees them. A Python target
 shares the memory of the preloaded application, whose objects may hold descriptors of these very

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The end of a Python target, as a program of its own would end; no path leads back into the manager."""
+"""Exit like a Python program of its own; no path leads back into the manager."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A companion that is a program: found on PATH and executed, without a shell."""
+"""Find a companion's program on PATH and execute it, without a shell."""
 
 from __future__ import annotations
 

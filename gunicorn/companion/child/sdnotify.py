@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a service tells its supervisor: the datagrams of sd_notify(3), both ways.
+"""Send and parse the datagrams of sd_notify(3).
 
 `notify` is the service's half and is meant for targets. `parse` is the
 supervisor's half. Targets import this file, so it stands on the standard library alone.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Restarts on changed files, in development: each companion watches what it has loaded itself.
+"""Restart companions on changed files, in development: each watches the modules it has loaded.
 
 Only it knows which modules those are. It tells the manager through a pipe, and the manager
 restarts it like anybody who asks for it, with its stop signal and its time.

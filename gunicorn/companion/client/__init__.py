@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What the command ``gunicorn-companion`` does."""
+"""The implementation of the command ``gunicorn-companion``."""

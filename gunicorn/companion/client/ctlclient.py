@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The client's end of the control socket: which server it is, and a request at a time.
+"""The client of the control socket: find the server and send it one request at a time.
 
 Like the rest of the command it stands on the standard library and `paths` alone.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the commands of ``gunicorn-companion`` ask, print and wait for; each returns the exit code.
+"""The commands of ``gunicorn-companion``: ask, print, wait, and return the exit code.
 
 Waiting is the client's work: the manager waits for nobody.
 """

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""The master's side of the manager, and where both find each other."""
+"""The master's side of the manager, and the paths that both use."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The manager's process, from the arbiter's fork to its end."""
+"""The manager's process, from the arbiter's fork to its exit."""
 
 from __future__ import annotations
 

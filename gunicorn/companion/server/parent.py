@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The arbiter's side: what it holds of its one companion child, the manager.
+"""The arbiter's handle of the companion manager.
 
 The arbiter forks, signals and reaps; `ManagerHandle` keeps what that needs from
 one manager to the next, and knows when something is due. No companion is known

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where a server's control socket and run files are, and who else uses the same run directory.
+"""Choose a server's control socket and run directory, and detect other users of the directory.
 
 Each server that uses a run directory holds a shared lock on it, which the system takes
 away when the server dies. The last one may so know that it is the last.

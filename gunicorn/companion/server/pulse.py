@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whether the manager answers: questions, answers, and how long one has been listened for in vain. Pure.
+"""Decide whether the manager still answers: pings, answers and time-outs. Pure.
 
 One question is under way at a time. Something that may hang the manager (a signal to
 reread, say) makes another one due, as the answer to an older question says nothing about it.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What the manager does with companions."""
+"""The manager's work on companions."""

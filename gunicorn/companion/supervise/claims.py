@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The right to start a companion, and the older selves of companions that are in the way of it.
+"""Grant the right to start a companion, and stop older processes that stand in its way.
 
 An older self is what a dead manager left behind; its end is brought about here.
 One that somebody else supervises is left alone and waited for.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the control socket can ask of the manager: a table of commands and their functions."""
+"""The commands of the control socket and their functions in the manager."""
 
 from __future__ import annotations
 

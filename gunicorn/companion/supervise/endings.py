@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The end of sessions: SIGKILL to what must go, and the word that nothing of a session is left."""
+"""End sessions: kill what is left, and report when a session is empty."""
 
 from __future__ import annotations
 

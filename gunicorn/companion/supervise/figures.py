@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What of companions is counted, for a logger that sends metrics.
+"""Count starts, failures and kills of companions, for a logger that sends metrics.
 
 The manager logs each figure with an ``extra``, as the master does with its workers; which logger
 makes a metric of it is the logger's business.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The ears of the manager: a notify socket for each companion that runs."""
+"""The notify sockets of running companions."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What lives or grows beyond its limit is asked in for a restart."""
+"""Restart companions that exceed their lifetime or memory."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The manager's line to the master: the link, watched by the manager's poller."""
+"""The manager's end of the link to the master, watched by the manager's poller."""
 
 from __future__ import annotations
 

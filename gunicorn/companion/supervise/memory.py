@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What companions take of the machine's memory, told truly.
+"""Measure the memory of companions, with shared pages counted in proportion.
 
 The resident size (RSS) counts a page that ten processes share ten times. The
 kernel knows better, by /proc/<pid>/smaps_rollup (see proc(5)): the proportional

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The manager's end of sd_notify(3): a socket for each companion, and who may speak on it.
+"""Receive sd_notify(3) messages: a socket for each companion, and a check of the sender.
 
 A message counts if it comes from a process of the companion's session or from a
 descendant of one. The kernel tells who sent it; the path or the name of the socket

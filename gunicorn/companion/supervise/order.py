@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which companions a name means, and which of them another one has to wait for, on both ways. Pure."""
+"""Resolve names of companions, and the order of starts and stops. Pure."""
 
 from __future__ import annotations
 

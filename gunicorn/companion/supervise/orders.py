@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What was asked by command and holds on: who is to run or not, and how many copies.
+"""Lasting commands: which companions are to run or not, and the number of copies.
 
 While two masters run, after USR2, the new one follows what is asked of the old one.
 """

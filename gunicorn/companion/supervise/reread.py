@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What another configuration means for the companions that are there, as plain data."""
+"""Compare a new configuration with the present companions, as plain data."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A new configuration for companions that run: read, compared, applied."""
+"""Read, compare and apply a new configuration for running companions."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Restarts that take turns: of the copies of one companion never two are down for them.
+"""Rolling restarts: never stop two copies of one companion at a time.
 
 Pure, like the life of a companion: who wants a restart is asked in, and whose
 turn has come is asked out, whenever something has happened.

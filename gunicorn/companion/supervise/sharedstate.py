@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What outlives a manager, in memory that the master, its managers and its successor share.
+"""State that outlives a manager, in memory shared with the master and its successor.
 
 The manager writes it at once, so that nothing is lost with the manager, and nothing waits for a master that
 is busy. No disk is needed, and nothing is left behind.

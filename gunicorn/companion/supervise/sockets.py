@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The sockets of ``bind``: the manager opens and keeps them, each start of a companion gets them.
+"""Open the sockets of ``bind`` and keep them for each start of a companion.
 
 They stay open while the companion restarts: whoever connects meanwhile waits in the
 queue and is not refused. The manager itself never accepts.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How a companion comes to run: whose turn it is, what it gets along, and what is given up with it."""
+"""Start companions: choose those that are due, prepare them, fork, and clean up failures."""
 
 from __future__ import annotations
 

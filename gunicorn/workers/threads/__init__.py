@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""How the threads of a worker share its connections."""
+"""Share a worker's connections among its threads."""

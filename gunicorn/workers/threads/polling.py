@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""One set of descriptors, waited on by whichever thread has the turn, each event going to one thread.
+"""One epoll set shared by threads; each event goes to one of them.
 
-The set tells of what arrives after ``watch()``, and of what is there by then. It may also tell, once, of
-what arrives before the next ``watch()``: the thread that has the connection then has to look again, which is
-what ``doubt()`` is for.
+After ``watch()`` the set reports bytes that arrive, and bytes that are there already. It may also report, once, bytes
+that arrive before the next ``watch()``. The thread that has the connection must then look again, with ``doubt()``.
 """
 
 from __future__ import annotations

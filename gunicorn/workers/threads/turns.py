@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whose turn it is among the threads of a worker: one leads, the others stand by. No clock, no sockets.
+"""Decide which thread of a worker leads and which stand by. No clock, no sockets.
 
 The leader waits for what arrives and serves it, one request after the other. While it is quick it keeps its
 turn and no thread is woken for a request: that would cost more than most requests do. Only when one
