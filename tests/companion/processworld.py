@@ -29,9 +29,10 @@ from gunicorn.companion.process import (
     Event,
     State,
 )
+from gunicorn.companion.supervise.changes import difference, scale
 from gunicorn.companion.supervise.limits import Limits
 from gunicorn.companion.supervise.order import Stop, Stops
-from gunicorn.companion.supervise.reread import Scaled, difference, scale
+from gunicorn.companion.supervise.overrides import Scaled
 from gunicorn.companion.supervise.rolling import DOWN, Rolling
 
 LOG = logging.getLogger(__name__)

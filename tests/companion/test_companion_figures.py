@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from gunicorn.companion.process import State
-from gunicorn.companion.supervise.figures import BACKOFFS, KILLS, RESTARTS, Snapshot, counted
+from gunicorn.companion.supervise.figures import BACKOFFS, KILLS, RESTARTS, counted
+from gunicorn.companion.table import Snapshot
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gunicorn.companion.supervise.orders import Elder, Orders
+from gunicorn.companion.supervise.overrides import Elder, Overrides
 from gunicorn.companion.supervise.sharedstate import _HEAD, _PLACES, SharedState
 
 
@@ -94,16 +94,16 @@ def test_a_descriptor_of_something_else_says_nothing() -> None:
 @pytest.mark.parametrize(
     "state", [{}, {"stopped": 1, "scale": 2}, {"stopped": ["a"], "scale": {"rq": 3}}, {"scale": {"rq": [1]}}]
 )
-def test_orders_of_another_version_are_none(state: dict[str, object]) -> None:
-    assert Orders.of(state) == Orders()
+def test_overrides_of_another_version_are_none(state: dict[str, object]) -> None:
+    assert Overrides.of(state) == Overrides()
 
 
-def test_an_elder_s_orders_before_and_now(shared: SharedState) -> None:
+def test_an_elder_s_overrides_before_and_now(shared: SharedState) -> None:
     elder = Elder(shared.copy())
     assert not elder.has_changed
-    orders = Orders({"a": True}, {"rq": (3, 2)})
-    shared.write(orders.as_state())
+    overrides = Overrides({"a": True}, {"rq": (3, 2)})
+    shared.write(overrides.as_state())
     assert elder.has_changed
-    assert elder.look() == (Orders(), orders)
+    assert elder.look() == (Overrides(), overrides)
     assert not elder.has_changed
     elder.shared.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which companions a name means, what holds one that comes after others, and in which order they stop."""
+"""What holds a companion that comes after others, and in which order they stop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from processtools import T0, end, failure, run_for, start_again
 
 from gunicorn.companion.config import CompanionConfig, copies
 from gunicorn.companion.process import CompanionProcess, Event, State
-from gunicorn.companion.supervise.order import Stop, Stops, chosen, hold, stop_limit
+from gunicorn.companion.supervise.order import Stop, Stops, hold, stop_limit
 
 Processes = dict[str, CompanionProcess]
 
@@ -25,28 +25,6 @@ def started(name: str, **values) -> Processes:
         if not process.config.after:
             process.handle(Event.FORKED, T0, pid=42)
     return processes
-
-
-@pytest.mark.parametrize(
-    ("name", "names"),
-    [
-        ("db", ["db"]),
-        ("rq", ["rq:0", "rq:1"]),
-        ("rq:1", ["rq:1"]),
-        ("rq:*", ["rq:0", "rq:1"]),
-        ("worker-*", ["worker-1", "worker-2"]),
-        ("worker-?", ["worker-1", "worker-2"]),
-        ("*[q1]", ["rq:1", "worker-1"]),
-        ("*", ["db", "rq:0", "rq:1", "worker-1", "worker-2"]),
-        ("rq:[1-9]", ["rq:1"]),
-        ("work", []),
-        ("rq:2", []),
-        ("x*", []),
-    ],
-)
-def test_what_a_name_means(name, names):
-    processes = {**make("worker-2"), **make("rq", 2), **make("db"), **make("worker-1")}
-    assert [process.name for process in chosen(processes, name)] == names
 
 
 def test_one_that_may_still_come_is_waited_for():

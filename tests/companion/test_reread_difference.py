@@ -11,7 +11,8 @@ from processtools import T0, backoff, make, running, starting, stopping
 from gunicorn.companion.config import CompanionConfig, copies
 from gunicorn.companion.keys import SHAPE_KEYS
 from gunicorn.companion.process import CompanionProcess, Event
-from gunicorn.companion.supervise.reread import Scaled, difference, scale
+from gunicorn.companion.supervise.changes import difference, scale
+from gunicorn.companion.supervise.overrides import Scaled
 
 KINDS = ("added", "removed", "restarted", "updated", "unchanged")
 

@@ -17,12 +17,12 @@ from gunicorn.companion.child.ending import flush
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.control import remove_abandoned
 from gunicorn.companion.link import Link
-from gunicorn.companion.manager import CompanionManager, Hook
+from gunicorn.companion.manager import CompanionManager
 from gunicorn.companion.server.places import ArbitersPart, Places
 from gunicorn.companion.spawn import set_parent_death_signal, stay_dumpable
-from gunicorn.companion.supervise.rereading import ConfigUnreadable
+from gunicorn.companion.supervise.changes import ConfigUnreadable
+from gunicorn.companion.supervise.hooks import Hook, no_hook
 from gunicorn.companion.supervise.sharedstate import SharedState
-from gunicorn.companion.supervise.starting import no_hook
 from gunicorn.errors import ConfigError
 from gunicorn.glogging import follow
 from gunicorn.settings.hooks import own_hook
@@ -190,8 +190,10 @@ class ManagerChild(ArbitersPart):
     def _adopt(self, manager: CompanionManager) -> None:
         """The configuration that was read last counts from now on."""
         cfg = self._fresh = self._read
-        manager.pre_fork = _hook(cfg, "companion_pre_fork")
-        manager.post_fork = _hook(cfg, "companion_post_fork")
-        manager.on_exit = _hook(cfg, "companion_exit")
+        manager.hooks.set(
+            pre_fork=_hook(cfg, "companion_pre_fork"),
+            post_fork=_hook(cfg, "companion_post_fork"),
+            on_exit=_hook(cfg, "companion_exit"),
+        )
         manager.graceful_timeout = cfg.graceful_timeout
-        manager.stop_order = cfg.companion_stop_order
+        manager.steering.stop_order = cfg.companion_stop_order

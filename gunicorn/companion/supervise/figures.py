@@ -8,26 +8,15 @@ makes a metric of it is the logger's business.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from gunicorn.companion.process import CompanionProcess, State
+from gunicorn.companion.table import Snapshot
 
 RUNNING = "gunicorn.companions.running"
 RESTARTS = "gunicorn.companions.restarts"
 BACKOFFS = "gunicorn.companions.backoffs"
 KILLS = "gunicorn.companions.kills"
-
-
-class Snapshot(NamedTuple):
-    """What counts of a companion at one moment."""
-
-    state: State
-    restarts: int
-    kills: int
-
-    @classmethod
-    def of(cls, process: CompanionProcess) -> Snapshot:
-        return cls(process.state, process.restart_count, process.kill_count)
 
 
 def counted(before: Snapshot, after: Snapshot) -> dict[str, int]:

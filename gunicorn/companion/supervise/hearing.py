@@ -4,24 +4,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Iterable
 from typing import Any
 
-from gunicorn.companion.process import CompanionProcess
+from gunicorn.companion.process import CompanionProcess, Event, State
 from gunicorn.companion.supervise import notices
 from gunicorn.companion.supervise.notices import Notice, NoticeSocket
+from gunicorn.companion.table import ProcessTable
 from gunicorn.unix.poller import Poller
-
-Taker = Callable[[CompanionProcess, Notice], None]
 
 
 class Hearing:
-    """Gives *take* each notice that a companion sends of itself, as the poller finds it."""
+    """Turns each notice that a companion of *table* sends of itself into events, as the poller finds it."""
 
-    def __init__(self, poller: Poller, log: Any, take: Taker) -> None:
-        self.poller = poller
+    def __init__(self, table: ProcessTable, log: Any, poller: Poller) -> None:
+        self.table = table
         self.log = log
-        self.take = take
+        self.poller = poller
         self._sockets: dict[str, NoticeSocket] = {}
 
     @staticmethod
@@ -65,7 +65,7 @@ class Hearing:
         # Between two processes there is nobody whose word would count.
         for notice in notice_socket.receive(process.pid or 0):
             if process.pid is not None:
-                self.take(process, notice)
+                self._take(process, notice)
         for sender in notice_socket.rejected:
             self.log.warning(
                 "Companion %s: ignoring a notification: its sender, pid %d, is none of the companion's"
@@ -73,6 +73,17 @@ class Hearing:
                 process.name,
                 sender,
             )
+
+    def _take(self, process: CompanionProcess, notice: Notice) -> None:
+        now = time.monotonic()
+        if notice.status is not None:
+            process.status_text = notice.status
+        if notice.watchdog:
+            self.table.send(process, Event.BEAT, now)
+        if notice.ready:
+            self.table.send(process, Event.READY, now)
+        if notice.trigger and process.pid is not None and process.state is not State.STOPPING:
+            self.table.send(process, Event.HUNG, now, reason="it sent WATCHDOG=trigger")
 
     def forget(self, name: str) -> None:
         """What the process has left unheard is no business of its successor."""

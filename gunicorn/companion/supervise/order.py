@@ -1,35 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Resolve names of companions, and the order of starts and stops. Pure."""
+"""Resolve the order of starts and stops of companions. Pure."""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.process import CompanionProcess, State
 from gunicorn.companion.states import GAVE_UP, Cause
-
-Processes = Mapping[str, CompanionProcess]
-
-
-def chosen(processes: Processes, name: str) -> list[CompanionProcess]:
-    """What ``rq``, ``rq:2``, ``rq:*`` or ``w*`` means: one, all copies of a set, or all that match."""
-    if name in processes:
-        return [processes[name]]
-    group = name.removesuffix(":*")
-    found = [p for p in processes.values() if p.config.group == group]
-    # No name has one of these characters.
-    if not found and any(character in name for character in "*?["):
-        found = [p for p in processes.values() if fnmatch.fnmatchcase(p.name, name)]
-    return in_order(found)
-
-
-def in_order(processes: Iterable[CompanionProcess]) -> list[CompanionProcess]:
-    """By name, and copies by their index."""
-    return sorted(processes, key=lambda process: (process.config.group, process.config.index or 0))
+from gunicorn.companion.table import Processes, chosen
 
 
 class Unmet(NamedTuple):

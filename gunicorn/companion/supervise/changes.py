@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: MIT
+"""Read, compare and apply a new configuration for running companions."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gunicorn.companion.config import CompanionConfig, copies
+from gunicorn.companion.control import error
+from gunicorn.companion.process import Cause, CompanionProcess, Event, State
+from gunicorn.companion.supervise.claims import Claims
+from gunicorn.companion.supervise.order import Stop
+from gunicorn.companion.supervise.overrides import KeptState, Scaled, configs_of
+from gunicorn.companion.supervise.starting import Starter
+from gunicorn.companion.supervise.steering import Steering
+from gunicorn.companion.table import ProcessTable
+from gunicorn.errors import on_one_line
+
+Configs = list[CompanionConfig]
+
+
+class ConfigUnreadable(Exception):
+    """The configuration may not be read by the user that the manager runs as."""
+
+
+@dataclass
+class Difference:
+    """Names, by what becomes of them."""
+
+    added: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    restarted: list[str] = field(default_factory=list)
+    updated: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, list[str]]:
+        return {kind: sorted(names) for kind, names in vars(self).items()}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{len(names)} {kind}" for kind, names in vars(self).items() if names) or "none"
+
+
+def digest(configs: Iterable[CompanionConfig]) -> str:
+    """The same for any two lists that configure the same companions."""
+    text = "\n".join(sorted(f"{config.name} {config.fingerprint}" for config in configs))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def difference(processes: Mapping[str, CompanionProcess], configs: Iterable[CompanionConfig]) -> Difference:
+    """What it takes to come from *processes* to *configs*."""
+    found = Difference()
+    wanted = {config.name: config for config in configs}
+    for name, process in processes.items():
+        if name not in wanted and not process.removed:
+            found.removed.append(name)
+    for name, config in wanted.items():
+        known = processes.get(name)
+        if known is None or known.removed:
+            found.added.append(name)
+        elif known.config.fingerprint == config.fingerprint:
+            found.unchanged.append(name)
+        elif known.config.shape_hash != config.shape_hash and _would_be_another(known):
+            found.restarted.append(name)
+        else:
+            found.updated.append(name)
+    return found
+
+
+def _would_be_another(process: CompanionProcess) -> bool:
+    """Whether another shape has something to change now, and not only at the next start."""
+    if process.state is State.STARTING:
+        return process.pid is not None
+    if process.state is State.STOPPED:
+        # What has ended or failed by itself did so in its old shape.
+        return process.settled is not None
+    return process.state in (State.RUNNING, State.BACKOFF)
+
+
+def scale(configs: Iterable[CompanionConfig], scaled: Scaled) -> list[CompanionConfig]:
+    """*configs* with as many copies as was asked for by command.
+
+    A number that was asked for holds until the configured one changes; it is taken out of *scaled* then.
+    """
+    found: list[CompanionConfig] = []
+    done: set[str] = set()
+    configured: set[str] = set()
+    for config in configs:
+        group = config.group
+        if config.numprocs is None:
+            found.append(config)
+            continue
+        configured.add(group)
+        number, before = scaled.get(group, (config.numprocs, config.numprocs))
+        if before != config.numprocs:
+            del scaled[group]
+            number = config.numprocs
+        if group not in done:
+            done.add(group)
+            found.extend(copies(config, number))
+    for group in scaled.keys() - configured:
+        del scaled[group]
+    return found
+
+
+class Changes:
+    """Brings *table* to another configuration.
+
+    *load_configs* reads the configuration anew; it raises with a text for people. *adopt_config* is called
+    when what it has read is to count. *tell* sends the master a message; *spare_descriptors* frees some to
+    read files with; *after_command* begins what needs no waiting.
+    """
+
+    def __init__(
+        self,
+        table: ProcessTable,
+        log: Any,
+        *,
+        steering: Steering,
+        starter: Starter,
+        kept: KeptState,
+        claims: Claims,
+        load_configs: Callable[[], Configs] | None,
+        adopt_config: Callable[[], Any],
+        tell: Callable[[dict[str, Any]], None],
+        spare_descriptors: Callable[[], AbstractContextManager[None]],
+        after_command: Callable[[], None],
+    ) -> None:
+        self.table = table
+        self.log = log
+        self.steering = steering
+        self.starter = starter
+        self.kept = kept
+        self.claims = claims
+        self.load_configs = load_configs
+        self.adopt_config = adopt_config
+        self.tell = tell
+        self.spare_descriptors = spare_descriptors
+        self.after_command = after_command
+
+    @property
+    def _scaled(self) -> Scaled:
+        return self.kept.overrides.scaled
+
+    def reread(self, *, dry_run: bool = False) -> dict[str, Any]:
+        """Read the configuration again and apply the difference; on any error nothing changes.
+
+        With *dry_run* nothing changes at all, and the difference is only told.
+        """
+        if self.steering.stopping:
+            return error(self.steering.why_nothing_starts)
+        if self.load_configs is None:
+            return {**error("this manager has no configuration to read"), "kept_old_config": True}
+        # Configuration files are programs, and one may never return.
+        self.tell({"rereading": True})
+        try:
+            with self.spare_descriptors():
+                configs = self.load_configs()
+        except ConfigUnreadable as exc:
+            if not dry_run:
+                self.tell({"unreadable": True})
+            return self._refuse(f"{exc}; send SIGHUP to the master, which may read it")
+        except SystemExit as exc:
+            return self._refuse(f"the configuration calls sys.exit({exc})")
+        except Exception as exc:
+            return self._refuse(str(exc) or type(exc).__name__)
+        if dry_run:
+            found = difference(self.table, scale(configs, dict(self._scaled)))
+            return {"ok": True, "dry_run": True, **found.as_dict()}
+        self.adopt_config()
+        # What goes may be taken up by the manager of a new master, which must know better then.
+        self.kept.overrides.configuration = digest(configs)
+        self.kept.write()
+        result = self.use(configs)
+        self.tell({"reread": {config.name: config.fingerprint for config in configs}})
+        self.after_command()
+        return result
+
+    def _refuse(self, reason: str) -> dict[str, Any]:
+        self.log.error("Reread refused, companions keep their configuration: %s", on_one_line(reason))
+        return {**error(reason), "kept_old_config": True}
+
+    def use(self, configs: Configs) -> dict[str, Any]:
+        """Make *configs*, which are valid, the configuration; tell what changed, by name."""
+        found = self._apply(scale(configs, self._scaled))
+        self.log.info("Companions reread: %s", found)
+        return {"ok": True, **found.as_dict()}
+
+    def scale_group(self, group: str, number: int) -> Difference:
+        """Have *number* copies of *group*, which has `numprocs`, until the configured number changes."""
+        one = configs_of(self.table, group)[0]
+        assert one.numprocs is not None
+        others = [p.config for p in self.table.values() if not p.removed and p.config.group != group]
+        self._scaled[group] = (number, one.numprocs)
+        # As in `reread`.
+        self.kept.write()
+        found = self._apply(scale([*others, one], self._scaled))
+        if number == one.numprocs:
+            del self._scaled[group]
+        self.log.info("Companion %s now has %d copies", group, number)
+        return found
+
+    def _apply(self, configs: Sequence[CompanionConfig]) -> Difference:
+        now = time.monotonic()
+        found = difference(self.table, configs)
+        # Of several copies the last goes first.
+        for name in reversed(found.removed):
+            self.table[name].removed = True
+            self.steering.stops.ask(
+                name, Stop(cause=Cause.REREAD, reason="it was removed from the configuration")
+            )
+        self.steering.stop_due(now)
+        added, restarted, updated = set(found.added), set(found.restarted), set(found.updated)
+        for config in configs:
+            name = config.name
+            if name in added:
+                self._add(config, now)
+                continue
+            process = self.table[name]
+            process.config = config
+            if name in restarted:
+                reason = "its configuration has changed"
+                self.table.send(process, Event.RESTART, now, cause=Cause.REREAD, reason=reason)
+            elif name in updated:
+                self._record_limits(process)
+        self.forget_removed()
+        return found
+
+    def _add(self, config: CompanionConfig, now: float) -> None:
+        process = self.table.add(config)
+        stops = self.steering.stops
+        # A name that comes back waits, as STOPPING, for its old process.
+        if config.name in stops:
+            stops.drop(process)
+            self.table.send(process, Event.STOP, now)
+        process.config = config
+        process.removed = False
+        if config.autostart and not process.manual_stop:
+            self.table.send(process, Event.START, now)
+
+    def _record_limits(self, process: CompanionProcess) -> None:
+        """Write down how what runs is to be stopped, for a next manager that finds it without this one."""
+        run = self.claims.held(process.name)
+        record = run.read() if run is not None else None
+        if run is not None and record is not None and record.pid == process.pid:
+            config = process.config
+            record = replace(
+                record,
+                stop_signal=config.stop_signal,
+                stop_timeout=config.stop_timeout,
+                stop_as_group=config.stop_as_group,
+            )
+            # On a full disk the old limits stay there.
+            with contextlib.suppress(OSError):
+                run.write(record)
+
+    def forget_removed(self) -> None:
+        """Let go of what was configured away and has ended."""
+        for process in [p for p in self.table.values() if p.removed and p.state is State.STOPPED]:
+            self.table.remove(process)
+            self.starter.let_go(process)
+            self.kept.overrides.stopped.pop(process.name, None)
+            self.log.info("Companion %s is gone", process.name)

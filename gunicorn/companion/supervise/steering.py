@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""Start, stop and restart companions, by command or because the server stops."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from gunicorn.companion.process import Cause, CompanionProcess, Event, State
+from gunicorn.companion.supervise.claims import Claims
+from gunicorn.companion.supervise.order import Stop, Stops
+from gunicorn.companion.supervise.overrides import KeptState
+from gunicorn.companion.supervise.rolling import Rolling
+from gunicorn.companion.table import ProcessTable
+
+Outcome = tuple[bool, str]
+
+
+class Steering:
+    """Turns what is asked for into events; ``stopping`` says whether all companions stop.
+
+    *stop_order*: with "reverse" those that need others stop before them.
+    """
+
+    def __init__(
+        self,
+        table: ProcessTable,
+        *,
+        stops: Stops,
+        rolling: Rolling,
+        kept: KeptState,
+        claims: Claims,
+        stop_order: str,
+    ) -> None:
+        self.table = table
+        self.stops = stops
+        self.rolling = rolling
+        self.kept = kept
+        self.claims = claims
+        self.stop_order = stop_order
+        self.stopping = False
+        # Whether the stop makes room for another manager, and the server goes on.
+        self.replaced = False
+        # Whether every companion has a next one in the server that takes over.
+        self.handing_over = False
+
+    @property
+    def why_nothing_starts(self) -> str:
+        """The answer to those who ask for a start while all companions stop."""
+        if self.replaced:
+            return "all companions are restarting with their manager; retry later"
+        return "the server is stopping"
+
+    # -- one or several ----------------------------------------------------
+
+    def start(self, name: str) -> Outcome:
+        """Start a companion that is stopped or waits for its next start."""
+        process = self.table[name]
+        if process.state is State.STOPPING:
+            return self._is_stopping(process)
+        self._take_stop_back(process)
+        if process.state is State.RUNNING:
+            return True, f"{name} is already running"
+        if process.state is State.STARTING:
+            return True, self._is_starting(process)
+        self.table.send(process, Event.START, time.monotonic())
+        self._note_start(process)
+        return True, f"{name} is starting"
+
+    def stop(self, processes: Iterable[CompanionProcess]) -> dict[str, Outcome]:
+        """Stop them and keep them stopped; one that others of them come after is told when those are gone."""
+        stopped = {process.name: process.state is State.STOPPED for process in processes}
+        for name in stopped:
+            self.stops.ask(name, Stop(manual=True))
+            self.kept.note(name, stopped=True)
+        self.stop_due(time.monotonic())
+        return {name: (True, self._is_stopped(name, already)) for name, already in stopped.items()}
+
+    def restart(self, name: str, cause: Cause = Cause.COMMAND, reason: str = "by command") -> Outcome:
+        """Stop a companion within its `reload_timeout` and start it again."""
+        process = self.table[name]
+        if process.state is State.STOPPING:
+            return self._is_stopping(process)
+        self._take_stop_back(process)
+        # Without a process its restart is the start that it waits for.
+        coming = process.state is State.STARTING and process.pid is None
+        self.table.send(process, Event.RESTART, time.monotonic(), cause=cause, reason=reason)
+        process.manual_stop = False
+        self._note_start(process)
+        return True, self._is_starting(process) if coming else f"{name} is restarting"
+
+    def restart_in_turn(self, name: str) -> Outcome:
+        """Restart a companion as soon as no other copy of it is down for that."""
+        process = self.table[name]
+        if process.state is State.STOPPED:
+            return self.start(name)
+        if process.state is State.STOPPING or (process.state is State.STARTING and process.pid is None):
+            return self.restart(name)
+        self.rolling.ask(name, "by command, in turn")
+        return True, f"{name} will restart when its turn comes"
+
+    def _is_stopping(self, process: CompanionProcess) -> Outcome:
+        """The refusal of a start, with the time that it may still take."""
+        return False, f"{process.name} is stopping; retry later ({process.description(time.monotonic())})"
+
+    def _is_starting(self, process: CompanionProcess) -> str:
+        """``rq is starting already``, or what it waits for."""
+        if process.pid is not None:
+            return f"{process.name} is already starting"
+        return f"{process.name} is {process.description(time.monotonic())}"
+
+    def _is_stopped(self, name: str, already: bool) -> str:
+        process = self.table[name]
+        if already:
+            return f"{name} is already stopped"
+        if process.stops_after:
+            return f"{name} is stopped after {', '.join(process.stops_after)}"
+        return f"{name} is {'stopped' if process.state is State.STOPPED else 'stopping'}"
+
+    def _note_start(self, process: CompanionProcess) -> None:
+        """One that does not start by itself is to run in the next manager, too."""
+        if not process.config.autostart:
+            self.kept.note(process.name, stopped=False)
+
+    def _take_stop_back(self, process: CompanionProcess) -> None:
+        if process.name in self.stops:
+            self.stops.drop(process)
+            self.kept.note(process.name, stopped=False)
+
+    # -- all ---------------------------------------------------------------
+
+    def stop_all(self, timeout: float | None = None, *, reload: bool = False) -> None:
+        """Stop every companion in its order, each within its own timeout (at most *timeout*).
+
+        Repeated without *timeout* it changes nothing: a service manager signals every
+        process of the unit, and the arbiter does it too.
+        """
+        if not reload:
+            self.replaced = False
+        if self.stopping and timeout is None:
+            return
+        self.replaced = reload
+        now, again = time.monotonic(), self.stopping
+        self.stopping = self.table.changed = True
+        if reload:
+            # The next manager brings new code: what has failed with the old one is tried again.
+            for process in self.table.values():
+                process.settled = None
+        self.stops.clear(self.table)
+        reason = "its manager is replaced" if reload else "the server stops"
+        for process in self.table.values():
+            own = process.config.reload_timeout if reload else process.config.stop_timeout
+            limit = own if timeout is None else min(own, timeout)
+            # One on its way out has a deadline of its own; only a restart is off.
+            has_one = process.state is State.STOPPING and timeout is None
+            self.stops.ask(process.name, Stop(None if has_one else limit, cause=Cause.SERVER, reason=reason))
+        # With a manager that takes over each of them has a successor, which waits for it and for no other.
+        self.stop_due(now, together=again or reload or self.handing_over)
+        if timeout is not None:
+            self.claims.hasten(now + timeout)
+
+    def stop_due(self, now: float, *, together: bool = False) -> None:
+        """Tell those to stop whose turn has come. *together*: it is everybody's."""
+        together = together or self.stop_order != "reverse"
+        while found := self.stops.due(self.table, together=together):
+            for process, stop in found:
+                self.table.send(process, Event.STOP, now, **stop.details)
