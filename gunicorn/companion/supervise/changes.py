@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 from gunicorn.companion.config import CompanionConfig, copies
@@ -108,6 +108,7 @@ def scale(configs: Iterable[CompanionConfig], scaled: Scaled) -> list[CompanionC
     return found
 
 
+@dataclass(eq=False, repr=False)
 class Changes:
     """Brings *table* to another configuration.
 
@@ -116,32 +117,18 @@ class Changes:
     read files with; *after_command* begins what needs no waiting.
     """
 
-    def __init__(
-        self,
-        table: ProcessTable,
-        log: Any,
-        *,
-        steering: Steering,
-        starter: Starter,
-        kept: KeptState,
-        claims: Claims,
-        load_configs: Callable[[], Configs] | None,
-        adopt_config: Callable[[], Any],
-        tell: Callable[[dict[str, Any]], None],
-        spare_descriptors: Callable[[], AbstractContextManager[None]],
-        after_command: Callable[[], None],
-    ) -> None:
-        self.table = table
-        self.log = log
-        self.steering = steering
-        self.starter = starter
-        self.kept = kept
-        self.claims = claims
-        self.load_configs = load_configs
-        self.adopt_config = adopt_config
-        self.tell = tell
-        self.spare_descriptors = spare_descriptors
-        self.after_command = after_command
+    table: ProcessTable
+    log: Any
+    _: KW_ONLY
+    steering: Steering
+    starter: Starter
+    kept: KeptState
+    claims: Claims
+    load_configs: Callable[[], Configs] | None
+    adopt_config: Callable[[], Any]
+    tell: Callable[[dict[str, Any]], None]
+    spare_descriptors: Callable[[], AbstractContextManager[None]]
+    after_command: Callable[[], None]
 
     @property
     def _scaled(self) -> Scaled:

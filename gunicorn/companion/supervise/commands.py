@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gunicorn import __version__
@@ -25,6 +26,7 @@ Request = Mapping[str, Any]
 Reply = dict[str, Any]
 
 
+@dataclass(eq=False, repr=False)
 class Commands:
     """Answers requests about the companions of *table*.
 
@@ -32,24 +34,14 @@ class Commands:
     *after_command* begins at once what a command has made possible.
     """
 
-    def __init__(
-        self,
-        table: ProcessTable,
-        log: Any,
-        *,
-        steering: Steering,
-        changes: Changes,
-        server: Mapping[str, Any],
-        belonging: Belonging,
-        after_command: Callable[[], None],
-    ) -> None:
-        self.table = table
-        self.log = log
-        self.steering = steering
-        self.changes = changes
-        self.server = server
-        self.belonging = belonging
-        self.after_command = after_command
+    table: ProcessTable
+    log: Any
+    _: KW_ONLY
+    steering: Steering
+    changes: Changes
+    server: Mapping[str, Any]
+    belonging: Belonging
+    after_command: Callable[[], None]
 
     def answer(self, request: Request) -> Reply | bytes:
         """The reply to one request; whatever is wrong with it is an error reply."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from gunicorn.companion.process import CompanionProcess, Event
@@ -14,13 +15,13 @@ from gunicorn.companion.table import ProcessTable
 LATE = 1.0
 
 
+@dataclass(eq=False, repr=False)
 class Deadlines:
     """Watches the deadlines of companions in *table*."""
 
-    def __init__(self, table: ProcessTable, log: Any, hearing: Hearing) -> None:
-        self.table = table
-        self.log = log
-        self.hearing = hearing
+    table: ProcessTable
+    log: Any
+    hearing: Hearing
 
     def promote_running(self, now: float, late: Iterable[CompanionProcess]) -> None:
         """STARTING becomes RUNNING after `startsecs`. *late*: all for whom something is due."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gunicorn.companion.process import Action, CompanionProcess
@@ -16,23 +17,16 @@ from gunicorn.unix import session
 from gunicorn.unix.signals import signal_name
 
 
+@dataclass(eq=False, repr=False)
 class Executor:
     """Observes the table. *tell* sends the master a message."""
 
-    def __init__(
-        self,
-        log: Any,
-        *,
-        claims: Claims,
-        endings: Endings,
-        starter: Starter,
-        tell: Callable[[dict[str, Any]], None],
-    ) -> None:
-        self.log = log
-        self.claims = claims
-        self.endings = endings
-        self.starter = starter
-        self.tell = tell
+    log: Any
+    _: KW_ONLY
+    claims: Claims
+    endings: Endings
+    starter: Starter
+    tell: Callable[[dict[str, Any]], None]
 
     def observe(self, change: Change) -> None:
         for action in change.actions:

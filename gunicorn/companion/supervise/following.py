@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gunicorn.companion.process import Event, State
@@ -13,27 +14,18 @@ from gunicorn.companion.supervise.steering import Steering
 from gunicorn.companion.table import ProcessTable
 
 
+@dataclass(eq=False, repr=False)
 class Follower:
     """Follows the elder of *kept* for as long as it is ``beside_elder``."""
 
-    def __init__(
-        self,
-        table: ProcessTable,
-        log: Any,
-        *,
-        kept: KeptState,
-        rights: Rights,
-        steering: Steering,
-        changes: Changes,
-        beside_elder: bool,
-    ) -> None:
-        self.table = table
-        self.log = log
-        self.kept = kept
-        self.rights = rights
-        self.steering = steering
-        self.changes = changes
-        self.beside_elder = beside_elder
+    table: ProcessTable
+    log: Any
+    _: KW_ONLY
+    kept: KeptState
+    rights: Rights
+    steering: Steering
+    changes: Changes
+    beside_elder: bool
 
     def step(self, now: float) -> None:
         elder, last = self.kept.elder, not self.beside_elder

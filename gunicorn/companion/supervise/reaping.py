@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import time
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gunicorn.companion.process import MIN_START_INTERVAL, CompanionProcess, Event, State
@@ -19,27 +20,18 @@ from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import signal_name
 
 
+@dataclass(eq=False, repr=False)
 class Reaper:
     """Sends EXITED for each companion of *table* that has ended."""
 
-    def __init__(
-        self,
-        table: ProcessTable,
-        log: Any,
-        *,
-        claims: Claims,
-        hearing: Hearing,
-        stops: Stops,
-        hooks: Hooks,
-        reporter: Reporter,
-    ) -> None:
-        self.table = table
-        self.log = log
-        self.claims = claims
-        self.hearing = hearing
-        self.stops = stops
-        self.hooks = hooks
-        self.reporter = reporter
+    table: ProcessTable
+    log: Any
+    _: KW_ONLY
+    claims: Claims
+    hearing: Hearing
+    stops: Stops
+    hooks: Hooks
+    reporter: Reporter
 
     def reap(self) -> None:
         """Collect every child that has ended, adopted ones included."""

@@ -12,6 +12,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import KW_ONLY, dataclass
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ def _explain(exc: OSError) -> str:
 _Prepared = tuple[RunFile, list[socket], str | None]
 
 
+@dataclass(eq=False, repr=False)
 class Starter:
     """Starts the companions of *table*, and lets go of what each start was made with.
 
@@ -59,33 +61,19 @@ class Starter:
     read files with. ``nofile`` is the limit that companions get; none: the manager's.
     """
 
-    def __init__(
-        self,
-        table: ProcessTable,
-        log: Any,
-        *,
-        claims: Claims,
-        listeners: Listeners,
-        hearing: Hearing,
-        kept: KeptState,
-        hooks: Hooks,
-        reporter: Reporter,
-        watch: SourceWatch | None,
-        descriptors: Callable[[], list[int]],
-        spare_descriptors: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        self.table = table
-        self.log = log
-        self.claims = claims
-        self.listeners = listeners
-        self.hearing = hearing
-        self.kept = kept
-        self.hooks = hooks
-        self.reporter = reporter
-        self.watch = watch
-        self.descriptors = descriptors
-        self.spare_descriptors = spare_descriptors
-        self.nofile: tuple[int, int] | None = None
+    table: ProcessTable
+    log: Any
+    _: KW_ONLY
+    claims: Claims
+    listeners: Listeners
+    hearing: Hearing
+    kept: KeptState
+    hooks: Hooks
+    reporter: Reporter
+    watch: SourceWatch | None
+    descriptors: Callable[[], list[int]]
+    spare_descriptors: Callable[[], AbstractContextManager[None]]
+    nofile: tuple[int, int] | None = None
 
     def start_wanted(self, now: float) -> None:
         """Have those start that are meant to run, and end what a dead manager left of the others."""

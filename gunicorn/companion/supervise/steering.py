@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
 
 from gunicorn.companion.process import Cause, CompanionProcess, Event, State
 from gunicorn.companion.supervise.claims import Claims
@@ -16,33 +17,25 @@ from gunicorn.companion.table import ProcessTable
 Outcome = tuple[bool, str]
 
 
+@dataclass(eq=False, repr=False)
 class Steering:
     """Turns what is asked for into events; ``stopping`` says whether all companions stop.
 
     *stop_order*: with "reverse" those that need others stop before them.
     """
 
-    def __init__(
-        self,
-        table: ProcessTable,
-        *,
-        stops: Stops,
-        rolling: Rolling,
-        kept: KeptState,
-        claims: Claims,
-        stop_order: str,
-    ) -> None:
-        self.table = table
-        self.stops = stops
-        self.rolling = rolling
-        self.kept = kept
-        self.claims = claims
-        self.stop_order = stop_order
-        self.stopping = False
-        # Whether the stop makes room for another manager, and the server goes on.
-        self.replaced = False
-        # Whether every companion has a next one in the server that takes over.
-        self.handing_over = False
+    table: ProcessTable
+    _: KW_ONLY
+    stops: Stops
+    rolling: Rolling
+    kept: KeptState
+    claims: Claims
+    stop_order: str
+    stopping: bool = False
+    # Whether the stop makes room for another manager, and the server goes on.
+    replaced: bool = False
+    # Whether every companion has a next one in the server that takes over.
+    handing_over: bool = False
 
     @property
     def why_nothing_starts(self) -> str:
