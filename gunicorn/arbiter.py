@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The master process: it listens, manages workers and companions, and handles signals.
 
-``run()`` is one loop around one wait. What it does with children of one kind is in a part of its own:
-``workforce``, ``companionship``, ``succession``; ``shutdown`` and ``reload`` are for all of them.
+``run()`` is one loop around one wait. Each kind of children has its own part: ``workforce``,
+``companionship``, ``succession``; ``shutdown`` and ``reload`` concern all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_end
 from gunicorn.unix.signals import Interrupted, SignalInbox, blocked_signals, in_turn, signal_name, unblock_all
 
-# Heartbeats, and whether the old master is still there, are looked at this often.
+# Seconds between checks of the heartbeats and of the old master.
 TICK = 1.0
 # While old workers wait for new ones to boot.
 BOOT_TICK = 0.1
@@ -52,7 +52,7 @@ class StopAsked(StopIteration):
 class Arbiter(Shutdown, Succession, Reloading):
     """Runs *app* in worker processes, until it is told to stop.
 
-    Making one only sets up the environment and, where configured, loads the application.
+    The constructor only sets up the environment and, if configured, loads the application.
     """
 
     SIGNALS = [
@@ -82,7 +82,7 @@ class Arbiter(Shutdown, Succession, Reloading):
         self.LISTENERS = []
         self.WORKERS = {}
         self.PIPE = []
-        # What has been heard and not been handled yet, oldest first.
+        # Signals that have arrived and not been handled yet, oldest first.
         self.SIG_QUEUE = []
 
         self.log = None
@@ -196,12 +196,12 @@ class Arbiter(Shutdown, Succession, Reloading):
         except ConfigError as exc:
             raise HaltServer(str(exc)) from exc
         self.init_signals()
-        # What follows may wait: a hook for a database, an address for the server that still has it.
+        # The next steps may wait: a hook for a database, an address for the server that still has it.
         with self.interruptible():
             self._start_listening(given)
 
     def _start_listening(self, given: handoff.Inherited) -> None:
-        # A stop in the middle would leave a file that nobody removes.
+        # A stop in the middle would leave a stale file.
         with blocked_signals():
             self.pidfile = self.make_pidfile(self.cfg.pidfile)
         self.cfg.on_starting(self)
@@ -226,17 +226,19 @@ class Arbiter(Shutdown, Succession, Reloading):
         if self.inbox is None:
             self.inbox = SignalInbox([*self.SIGNALS, signal.SIGCHLD])
         self.inbox.install()
-        # Those of the children, too: they inherit the mask, and a watchdog's SIGABRT has to reach them.
+        # Also for the children: they inherit the mask, and a watchdog's SIGABRT must reach them.
         unblock_all()
         self.PIPE = list(self.inbox.pipe)
         self.poller.add(self.inbox.fileno(), self._take_signals)
 
     def interruptible(self) -> contextlib.AbstractContextManager[None]:
-        """Within the block a signal to stop ends what is waited for, by Interrupted."""
+        """Within the block a signal to stop interrupts a wait with Interrupted."""
         return contextlib.nullcontext() if self.inbox is None else self.inbox.interrupting(STOPS)
 
     def hear_signals_again(self) -> None:
-        """After a configuration file was run: it, or what it imports, may have set handlers of its own."""
+        """Restore our signal handlers: a configuration file, or a module that it imports, may have set its
+        own.
+        """
         if self.inbox is not None:
             self.inbox.install()
 
@@ -329,7 +331,7 @@ class Arbiter(Shutdown, Succession, Reloading):
         return max(0.0, min(waits))
 
     def situation(self, now: float) -> Situation:
-        """What counts of this server for its service manager."""
+        """Return the facts about this server for its service manager."""
         records = self._all_records()
         return Situation(
             pid=self.pid or 0,

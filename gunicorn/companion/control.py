@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The control socket: newline-delimited JSON over a Unix socket. It knows no companions.
 
-Requests go to a dispatch callable and its answers back, in order. An answer with
-``"subscribe": true`` (which is not sent) makes its client one that is sent every
-`broadcast` from then on. No call on a client's account blocks: one that is slow,
-silent, huge or gone costs nobody else anything.
+Requests go to a dispatch callable and its answers back, in order. An answer with ``"subscribe": true``
+(which is not sent) subscribes its client to every later `broadcast`. Nothing blocks for a client: a slow,
+silent or dead one does not delay the others.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ MAX_LINE = 64 * 1024
 MAX_CONNECTIONS = 256
 # A client with this much unread is not listened to until it has read.
 OUTPUT_HIGH_WATER = 256 * 1024
-# A subscriber with this much unread is dropped: what happens waits for nobody. Room for each of
-# a thousand companions to change its state a few times.
+# Drop a subscriber with this much unread. It is room for a thousand companions to change their state a few
+# times.
 SUBSCRIBER_LIMIT = 1024 * 1024
 # Requests of one client that are answered before others, and the companions, have their turn.
 REQUESTS_AT_ONCE = 8
@@ -48,7 +47,7 @@ Dispatch = Callable[[dict[str, Any]], "dict[str, Any] | bytes"]
 
 
 class Log(Protocol):
-    """What is asked of a logger here."""
+    """The methods of a logger that this module uses."""
 
     def warning(self, msg: str, *args: Any) -> None: ...
     def info(self, msg: str, *args: Any) -> None: ...
@@ -71,7 +70,7 @@ class LineReader:
         self._buffer += data
 
     def end(self) -> None:
-        """Nothing follows: what is left is a request if it is whole, though its newline is missing."""
+        """End of input: the rest is a request if it is complete, even without its newline."""
         try:
             whole = isinstance(json.loads(self._buffer), dict)
         except (ValueError, RecursionError):
@@ -111,7 +110,7 @@ def error(text: str) -> dict[str, Any]:
 
 
 def remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on. Raises OSError where something else is there."""
+    """Remove a socket that nobody listens on. Raises OSError if the path is something else."""
     try:
         mode = os.stat(path, follow_symlinks=False).st_mode
     except FileNotFoundError:
@@ -167,8 +166,8 @@ def remove_abandoned(path: str) -> None:
         return
     for other in glob.glob(os.path.join(glob.escape(os.path.dirname(path)), paths.SOCKET_PATTERN)):
         master = paths.master_of(other)
-        # A server in another container may have the directory too, and a pid that is nobody's here: it
-        # is asked whether it listens.
+        # A server in another container may share the directory, and its pid may not exist here: probe
+        # whether it listens.
         if master is not None and _is_gone(master):
             with contextlib.suppress(OSError):
                 if os.stat(other, follow_symlinks=False).st_uid == os.geteuid():
@@ -186,7 +185,7 @@ def _is_gone(pid: int) -> bool:
 
 
 class Client:
-    """One connection: what it sent and has not been read, what it is owed."""
+    """One connection, with its unread input and its unsent answers."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -231,7 +230,7 @@ class ControlServer:
     def open(self, now: float) -> bool:
         """Listen, if that is possible; True if it was."""
         self.next_attempt = None
-        # Two are needed for a moment: a probe of what is there, and the socket.
+        # Two descriptors are needed for a moment: the probe of an existing socket, and the new socket.
         self.reserve.release_all()
         try:
             listener = self._listen()
@@ -287,7 +286,7 @@ class ControlServer:
         return (info.st_dev, info.st_ino) == self._owned
 
     def check(self, now: float) -> None:
-        """Listen anew if the socket file is gone or somebody else's. There is nobody to be patient with."""
+        """Listen again if the socket file is gone or belongs to somebody else."""
         if self.patient:
             self.patient, self._complaint = False, None
         if self.listener is None or not self.file_is_ours:
@@ -415,7 +414,7 @@ class ControlServer:
         client.pending = client.reader.lines()
 
     def _serve(self, client: Client) -> None:
-        """Answer what is complete, as long as the client takes the answers, and some at a time."""
+        """Answer complete requests, a few at a time, as long as the client takes the answers."""
         more = True
         for _ in range(REQUESTS_AT_ONCE):
             if client.full:
@@ -441,7 +440,7 @@ class ControlServer:
         self._watch(client, more)
 
     def _watch(self, client: Client, more: bool) -> None:
-        """Wait for what is to be waited for; *more*: it has requests that are not answered yet."""
+        """Watch the client's socket for input or room; *more*: it has unanswered requests."""
         wanted = 0 if client.full or client.ended or more else READABLE
         # With requests left over, a client that can be written to is one whose turn comes again.
         self.poller.modify(client.fileno(), wanted | (WRITABLE if client.output or more else 0))
@@ -463,7 +462,7 @@ class ControlServer:
         return any(client.subscribed for client in self.clients.values())
 
     def broadcast(self, message: dict[str, Any]) -> None:
-        """Send *message* to the subscribers; one that has not read for too long is dropped."""
+        """Send *message* to the subscribers; drop those with too much unread."""
         line: bytes | None = None
         for client in list(self.clients.values()):
             if not client.subscribed:
@@ -498,6 +497,6 @@ class ControlServer:
             return
         self.poller.remove(fd)
         client.sock.close()
-        # Before a companion takes what has become free.
+        # Take the descriptor back before a companion does.
         self.reserve.fill()
         self._accept_again()

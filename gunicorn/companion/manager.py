@@ -58,22 +58,20 @@ if TYPE_CHECKING:
 
 SIGNALS = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "CHLD", "TTIN", "TTOU", "WINCH")
 
-# Seconds that adopted processes are given to be gone after SIGKILL.
+# Seconds to wait for adopted processes after SIGKILL.
 END_OF_ADOPTED = 2.0
 
 
 class CompanionManager:
     """Runs the companions of *configs*; ``processes`` maps name to `CompanionProcess`.
 
-    *load_configs* reads the configuration anew and returns the companions in it;
-    it raises with a text for people (`ConfigUnreadable` where the file may not be read).
-    *adopt_config* is called when what it has read is to count.
-    *follow_log* is called at a SIGHUP, which may have changed where the log goes.
-    *control_path*: none, no control socket. *run_dir*: none, no run files.
-    *server* is what ``status`` tells of the server; ``started`` in it is
-    monotonic. *shared* holds what an earlier manager of this server left behind; *elder*, over an upgrade,
-    what the manager of the old master leaves, which is followed for as long as *beside_elder* says.
-    *pre_fork* and *on_exit* are called in the manager, *post_fork* in the companion.
+    *load_configs* rereads the configuration and returns its companions; it raises with a text for people
+    (`ConfigUnreadable` if the file may not be read). *adopt_config* is called when what it has read is to
+    count. *follow_log* is called at a SIGHUP, which may have changed the log's destination. *control_path*:
+    none, no control socket. *run_dir*: none, no run files. *server* is what ``status`` tells of the server;
+    ``started`` in it is monotonic. *shared* holds what an earlier manager of this server left behind;
+    *elder*, over an upgrade, what the manager of the old master leaves, which is followed for as long as
+    *beside_elder* says. *pre_fork* and *on_exit* are called in the manager, *post_fork* in the companion.
     *umask* shapes the mode of the Unix sockets in `bind`.
     """
 
@@ -231,7 +229,7 @@ class CompanionManager:
             # Most wake-ups are a client's, and concern no companion; with a thousand of them a look at each
             # is what would take the time.
             if self.table.changed or (self._due is not None and now >= self._due):
-                # What was reaped just now is past, not to come.
+                # A process that was just reaped is an old event, not a new one.
                 self._look_at_all(time.monotonic())
         finally:
             self.reporter.flush()
@@ -265,7 +263,7 @@ class CompanionManager:
             self.table.send(process, Event.RESTART, now, cause=cause, reason=reason)
 
     def retry_backoff(self, now: float) -> None:
-        """Start what has waited long enough, and for everybody that it has to wait for."""
+        """Start companions whose delay is over and whose dependencies run."""
         if not self.starter.start_due(now):
             self.table.changed = True
 
@@ -305,7 +303,7 @@ class CompanionManager:
     # -- beginning and end -------------------------------------------------
 
     def _prepare(self) -> None:
-        """Signals first: from here on one that arrives is heard."""
+        """Signals first: none is lost from here on."""
         self.inbox.install()
         unblock_all()
         self.poller.add(self.inbox.fileno(), lambda events: None)
@@ -365,7 +363,7 @@ class CompanionManager:
             self.reap_processes()
 
     def _start_all(self) -> None:
-        """Start what is meant to run; end what a dead manager left and nobody configures any more."""
+        """Start the companions that are meant to run; stop orphans that are no longer configured."""
         now = time.monotonic()
         older = self.endings.end_left()
         self.claims.find_strays(self.table, now)
@@ -432,7 +430,9 @@ class CompanionManager:
             )
 
     def _make_room(self) -> None:
-        """The next manager takes over. This one ends what it runs; there, each waits for its older self."""
+        """Let the next manager take over. This one stops its companions; there, each waits for its older
+        process.
+        """
         self.stop_all(reload=True)
         if self.control is not None:
             self.control.close()
@@ -442,7 +442,7 @@ class CompanionManager:
 
     def _lose_master(self) -> None:
         self.log.warning("The master is gone; stopping companions")
-        # First of all the address is made free for a new server.
+        # First free the address for a new server.
         if self.control is not None:
             self.control.close_listener()
         self.stop_all()
@@ -521,7 +521,7 @@ class CompanionManager:
         return self.table
 
     def spawn_process(self, process: CompanionProcess) -> None:
-        """Fork *process*, unless an older self of it is still there."""
+        """Fork *process*, unless an older process of it is still there."""
         self.starter.spawn([process])
 
     def start_process(self, name: str) -> Outcome:

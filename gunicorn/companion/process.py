@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The life of one companion, as plain data and pure transitions.
 
-Nothing here forks, kills or looks at a clock: ``now`` (monotonic seconds) and
-wait statuses come in as arguments, and what has to be done to the operating
-system goes out as a tuple of `Action`. All changes of state go through
-`CompanionProcess.handle` and its table of (state, event); a pair that the
-table lacks is a bug in the caller and raises `TransitionError`.
+Nothing here forks, kills or looks at a clock: ``now`` (monotonic seconds) and wait statuses come in as
+arguments, and a tuple of `Action` goes out for the caller to carry out. All changes of state go through
+`CompanionProcess.handle` and its table of (state, event). A pair that is not in the table is a bug in the
+caller and raises `TransitionError`.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ __all__ = [
     "format_uptime",
 ]
 
-# Members of a session that are nobody's children here give no SIGCHLD; their
-# end is polled for at this interval, only while a session is ending.
+# Members of a session that are not our children give no SIGCHLD: poll for their end at this interval, only
+# while a session is ending.
 POLL_INTERVAL = 0.05
 
-# What another server runs may run for long; whether it is free is looked at so often.
+# A companion of another server may run for long: check at this interval whether it is free.
 WAIT_INTERVAL = 0.25
 
-# Seconds that a hung process is given to write the stacks of its threads, from SIGABRT to SIGKILL.
+# Seconds from SIGABRT to SIGKILL, for a hung process to write the stacks of its threads.
 ABORT_TIME = 2.0
 
 # A growing delay is shortened by up to this part of it, at random: what failed
@@ -77,15 +76,13 @@ class Details:
 class CompanionProcess(Shown):
     """One companion: its configuration, its state, its counters and deadlines.
 
-    ``state`` is what is; ``manual_stop``, ``restart_pending``, ``failing`` (it
-    ends, and is to be tried again after its delay) and ``removed`` are what is
-    wanted. ``settled`` says why it is STOPPED where nobody has stopped it.
-    ``pid`` is the child of this manager, or None. ``session`` is the session that
-    must be empty before the next start; it outlives ``pid`` while leftovers end.
-    ``waiting_for`` is the pid of an older self that somebody else started (0: not known),
-    ``held_by`` names companions that must be RUNNING first, ``stuck`` says which of them
-    fail or are stopped, and why, ``hopeless`` that they stay so unless somebody helps.
-    All times are monotonic seconds. *chance* gives numbers from 0 to 1.
+    ``state`` is the actual state; ``manual_stop``, ``restart_pending``, ``failing`` (it ends, and will be
+    retried after its delay) and ``removed`` are intentions. ``settled`` says why it is STOPPED if no command
+    has stopped it. ``pid`` is the child of this manager, or None. ``session`` is the session that must be
+    empty before the next start; it outlives ``pid`` while leftovers end. ``waiting_for`` is the pid of an
+    older self that somebody else started (0: not known), ``held_by`` names companions that must be RUNNING
+    first, ``stuck`` says which of them fail or are stopped, and why, ``hopeless`` that they stay so unless
+    somebody helps. All times are monotonic seconds. *chance* gives numbers from 0 to 1.
     """
 
     def __init__(self, config: CompanionConfig, chance: Callable[[], float] = random.random) -> None:
@@ -119,9 +116,9 @@ class CompanionProcess(Shown):
         # What it says of itself: STATUS= of sd_notify(3).
         self.status_text: str | None = None
         self.reason: str | None = None
-        # What its operator should do about the way that it ends.
+        # A hint for the operator about the way it exits.
         self.hint: str | None = None
-        # Why its latest process has ended, or ends, in a word and in a sentence.
+        # Why its latest process has ended, as a word and as a sentence.
         self.cause: Cause | None = None
         self.cause_text: str | None = None
         self.failures = Failures()
@@ -157,7 +154,7 @@ class CompanionProcess(Shown):
 
     @property
     def legacy(self) -> dict[str, Any] | None:
-        """Why nobody starts it, to be told to the next manager; None where that is not so."""
+        """The reason why it stays stopped, for the next manager; None if it does not."""
         if self.settled is None:
             return None
         return {
@@ -178,9 +175,8 @@ class CompanionProcess(Shown):
     # -- transitions -------------------------------------------------------
 
     def handle(self, event: Event, now: float, **details: Any) -> tuple[Action, ...]:
-        """Apply *event*; return what must be done, in order.
-
-        Raises TransitionError where the table has no entry for the pair.
+        """Apply *event*; return the actions, in order. Raises TransitionError if the table has no entry for
+        the pair.
         """
         step = TRANSITIONS.get((self.state, event))
         if step is None:
@@ -228,15 +224,16 @@ class CompanionProcess(Shown):
         return ()
 
     def _blocked(self, d: Details) -> tuple[Action, ...]:
-        """An older self lives. *session*: it is ours to end. None: somebody else
-        supervises it (or holds its record), and we try again in a moment."""
+        """An older process lives. *session*: we stop it. None: somebody else supervises it (or holds its
+        record), and we retry in a moment.
+        """
         # 0: another server's, whose pid is not known.
         self.waiting_for = d.pid if d.pid is not None or d.session is not None else 0
         self.session = d.session
         if d.session is not None:
             self.next_retry_at = d.now + POLL_INTERVAL
         else:
-            # All that wait are looked at together.
+            # Check all waiting companions together.
             self.next_retry_at = (d.now // WAIT_INTERVAL + 1) * WAIT_INTERVAL
         return ()
 
@@ -273,7 +270,7 @@ class CompanionProcess(Shown):
         return self._hung(d)
 
     def _fail(self, now: float, cause: Cause, reason: str, timeout: float) -> None:
-        """It is ended as it would be by a stop, and then is where its own exit would have brought it."""
+        """End it as a stop would; then treat it as if it had exited by itself."""
         self.state = State.STOPPING
         self.failing = True
         self.restart_pending = False
@@ -338,7 +335,7 @@ class CompanionProcess(Shown):
         return self._back_off(d)
 
     def _settle(self, settled: str) -> tuple[Action, ...]:
-        """STOPPED, by nobody's command; by way of STOPPING where leftovers of the session end."""
+        """Go to STOPPED without a command, through STOPPING while leftovers of the session end."""
         self.settled = settled
         self.failing = False
         self.next_retry_at = self.stop_deadline = None
@@ -421,8 +418,8 @@ class CompanionProcess(Shown):
         self.reason = None
         self.held_by, self.stuck, self.hopeless = (), None, False
         if self.session is not None:
-            # The leader is gone and its leftovers have had their SIGKILL, or an
-            # older self is ending by its own deadline: only its end is awaited.
+            # The leader is gone and its leftovers have had SIGKILL, or an older process ends by its own
+            # deadline: just wait.
             self.state = State.STOPPING
             self.killed = self.waiting_for is None
             return ()
@@ -431,7 +428,7 @@ class CompanionProcess(Shown):
         return (Action.RELEASE,)
 
     def _restart_starting(self, d: Details) -> tuple[Action, ...]:
-        """Restart of what has no process yet is the start that is coming anyway."""
+        """A restart without a process yet is the pending start."""
         if self.pid is not None:
             return self._restart(d)
         self.failed_starts = self.delays = 0
@@ -449,8 +446,7 @@ class CompanionProcess(Shown):
             self.failing = False
             self.reason = None
         if d.timeout is not None and self.stop_deadline is not None:
-            # A quicker stop is asked for (the server is told INT, say). A later
-            # deadline than the one that was promised is never set.
+            # A quicker stop (the server got INT, say). Never move a deadline to a later time.
             self.stop_deadline = min(self.stop_deadline, d.now + d.timeout)
         return ()
 
@@ -508,7 +504,7 @@ class CompanionProcess(Shown):
 
     @property
     def draining(self) -> bool:
-        """Whether leftovers of its session are let finish: they were asked to end, as it was."""
+        """Whether leftovers of its session may finish, because they got the stop signal too."""
         return self.state is State.STOPPING and self.ending and self.group_asked and not self.killed
 
     def can_start(self, now: float) -> bool:

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The records of running companions, which outlive the manager.
 
-One file a companion, in the run directory. The *lock* on it is the right to
-start the companion: the manager takes it before the fork and holds it until the
-session is empty, so two supervisors on one directory never start the same
-companion. The *record* in it says who runs: the child writes it itself, before
-its target runs, since a manager can die between fork() and its next line; until
-then the child holds the inherited lock too, so that the moment in which it
-lives without a record is covered. A record whose supervisor is dead is an
-orphan's, and whoever finds it ends that orphan's session.
+One file a companion, in the run directory. The *lock* on it is the right to start the companion: the manager
+takes it before the fork and holds it until the session is empty, so two supervisors on one directory never
+start the same companion. The *record* in it says who runs: the child writes it itself, before its target
+runs, since a manager can die between fork() and its next line; until then the child holds the inherited lock
+too, so that the moment in which it lives without a record is covered. A record whose supervisor is dead
+belongs to an orphan, and the manager that finds it ends that session.
 """
 
 from __future__ import annotations
@@ -28,10 +26,10 @@ from gunicorn.unix import session, spare, trust
 SUFFIX = ".run"
 _quoted = json.encoder.encode_basestring_ascii
 MAX_RECORD = 64 * 1024
-# What is there before a record, which says nothing: so that the record, and why a start has failed, find
-# room on a disk that is full by then.
+# A placeholder, so that the record or the reason of a failed start finds room on a disk that has become
+# full.
 _BLANK = b" " * 2048
-# Seconds between two looks at a session whose leader is gone and whose others are let finish.
+# Seconds between two checks of a session whose leader is gone while the others may finish.
 DRAIN_INTERVAL = 0.25
 # The end of the record of a start that has not failed.
 _NO_ERROR = b', "error": null}'
@@ -41,7 +39,7 @@ _LATER_FIELDS = {"stop_as_group": False, "group_signalled": False}
 
 @dataclass(frozen=True)
 class Record:
-    """Who runs for a companion. ``started`` and ``supervisor_started`` are `session.identity` strings."""
+    """The process of a companion. ``started`` and ``supervisor_started`` are `session.identity` strings."""
 
     name: str
     pid: int
@@ -75,7 +73,7 @@ class Record:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Record | None:
-        """None for what is no record: an empty file, or one that was not written to its end."""
+        """Parse a record; None for an empty or incomplete file."""
         if not data:
             return None
         try:
@@ -88,7 +86,7 @@ class Record:
         return record if record._is_sound() else None
 
     def _is_sound(self) -> bool:
-        """Whether each value is of its kind: processes are signalled by these numbers."""
+        """Whether each value has its type: these numbers are used to signal processes."""
         numbers = (self.pid, self.session, self.supervisor, self.stop_signal)
         texts = (self.name, self.started, self.supervisor_started)
         return (
@@ -223,7 +221,7 @@ class RunFile:
         return False
 
     def copy_to(self, other: RunFile) -> None:
-        """Have the record there, too. Raises OSError."""
+        """Copy the record there. Raises OSError."""
         if not other.clear():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if (record := self.read()) is not None:
@@ -363,13 +361,11 @@ def records(directory: str | None) -> dict[str, Record]:
 class Orphan:
     """The end of a recorded session whose supervisor is dead.
 
-    ``step`` is called at intervals until it returns True. One that had its
-    parent-death signal is only waited for, others get their stop signal once;
-    what is left of the session once the leader is gone, or at the deadline, gets
-    SIGKILL. With `stop_as_group` the others are asked like the leader, and have
-    until the deadline like it. With *uid* only that user's processes are touched:
-    the records lie in a directory of the companions' user, who must not be able to
-    make a privileged master kill for him.
+    ``step`` is called at intervals until it returns True. A process that had its parent-death signal is only
+    waited for; others get their stop signal once. When the leader is gone, or at the deadline, the rest of
+    the session gets SIGKILL. With `stop_as_group` the others get the stop signal like the leader, and have
+    until the deadline. With *uid* only that user's processes are touched: the records lie in a directory of
+    the companions' user, who must not be able to make a privileged master kill for him.
     """
 
     def __init__(
@@ -383,7 +379,7 @@ class Orphan:
         self.record = record
         self.uid = uid
         self.deadline = now + (record.stop_timeout if timeout is None else timeout)
-        # When others than the leader are looked for, while those are let finish.
+        # The time of the next check for others than the leader, while those may finish.
         self._look_at = now
         self._run = run
         self._begun = False
@@ -410,7 +406,7 @@ class Orphan:
             run.write(replace(record, signalled=True, group_signalled=record.stop_as_group))
 
     def _ask_the_others(self) -> None:
-        """The stop signal to the process group but for its leader, which is asked by itself."""
+        """Send the stop signal to the process group except its leader, which gets its own."""
         leader = self.record.pid
         for pid in session.members({self.record.session}).get(self.record.session, ()):
             with contextlib.suppress(OSError):
@@ -426,7 +422,7 @@ class Orphan:
         return not self.record.runs and session.identity(self.record.pid) is not None
 
     def drains(self, now: float) -> bool:
-        """Whether it is let finish its work: nothing is due but to wait."""
+        """Whether it may finish its work, so that there is nothing to do but wait."""
         try:
             if now >= self.deadline or not self._may_touch(self.record.pid):
                 return False
@@ -477,7 +473,7 @@ class Orphan:
 def orphans(directory: str | None, now: float, known: Iterable[str] = ()) -> dict[str, Orphan]:
     """An `Orphan` for each recorded session of *directory* whose supervisor is dead, but for names *known*.
 
-    For those it is made when they are to start: to make one is to send the stop signal.
+    Those are made when the companion is to start, because making one sends the stop signal.
     """
     skipped = frozenset(known)
     return {
@@ -506,7 +502,7 @@ def remove_dead(directory: str) -> None:
 def _remove_unless_held(directory: int, file: str) -> None:
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
     try:
-        # Whoever claims it just then sees that it is gone, and makes another.
+        # A process that locks it just then sees that it is gone, and makes another.
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(file, dir_fd=directory)
     finally:

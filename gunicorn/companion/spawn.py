@@ -114,7 +114,7 @@ class Plan(NamedTuple):
     birth: Birth
     parent: int
     stop_signal: int
-    # Its record, but for what it says of itself, and where that is written.
+    # Its record except the parts that the child fills in, and the file for it.
     record: bytes
     run_fd: int
     # Ranges of descriptors to close.
@@ -215,11 +215,11 @@ def _call_once() -> None:
 
 
 def spawn(plans: Iterable[Plan]) -> list[int | OSError]:
-    """Fork a companion for each of *plans*; return their pids, or why a fork was refused.
+    """Fork a companion for each of *plans*; return their pids, or the error of a failed fork.
 
-    Every signal is blocked across the forks, so that none reaches a child
-    while it still has the manager's handlers. What is buffered must have been written.
-    Between two forks as little happens as can be: after each, every page that is written to is copied.
+    Every signal is blocked across the forks, so that none reaches a child while it still has the manager's
+    handlers. Flush all buffers before. Do as little as possible between two forks: after each, every page
+    that is written to is copied.
     """
     forked: list[int | OSError] = []
     prepared = _is_prepared()
@@ -262,7 +262,7 @@ def _child(plan: Plan, prepared: bool) -> NoReturn:
 
 
 def _become(plan: Plan, prepared: bool) -> None:
-    """From a copy of the manager to a companion just before its target, or to the program of `command`.
+    """Turn a copy of the manager into a companion just before its target, or into the program of `command`.
 
     What is done each time is done here and not in functions of its own, and by names of this module or of
     this function: for each function, and each attribute, some more pages would be copied.
@@ -273,7 +273,7 @@ def _become(plan: Plan, prepared: bool) -> None:
     # From here on this process ends with its parent.
     signalled = _PRCTL is not None and _PRCTL(PR_SET_PDEATHSIG, stop_signal, 0, 0, 0) == 0
     if getppid() != parent:
-        # The manager died before the signal was armed; nobody would end this one.
+        # The manager died before the signal was armed, so nothing would stop this process.
         os._exit(0)
     pid = getpid()
     try:
@@ -405,7 +405,7 @@ def _prctl(option: int, value: int) -> bool:
 
 
 def variables_of(birth: Birth) -> dict[str, str]:
-    """What a companion is told of itself: ours, and those of systemd's protocols but for LISTEN_PID."""
+    """Return a companion's own variables: ours, and those of systemd's protocols except LISTEN_PID."""
     config = birth.config
     found = {"GUNICORN_COMPANION_NAME": config.name}
     if config.index is not None:
@@ -418,7 +418,7 @@ def variables_of(birth: Birth) -> dict[str, str]:
         # Without WATCHDOG_PID: a wrapper that stays would keep its program from beating.
         found["WATCHDOG_USEC"] = str(max(1, round(config.watchdog * 1_000_000)))
     if config.command is not None and UNBUFFERED not in environ:
-        # Where its output is no terminal, Python keeps 8 KiB of it, which a SIGKILL would lose.
+        # Unless its output is a terminal, Python buffers 8 KiB of it, which a SIGKILL would lose.
         found[UNBUFFERED] = "1"
     count = len(birth.listeners)
     if count:
@@ -502,7 +502,7 @@ def _report(run: RunFile, reason: str) -> None:
         if record is not None:
             run.write(replace(record, error=reason))
             return
-    # Its record could not be written: nobody else has heard of it.
+    # Its record could not be written, so nobody else knows of it.
     with contextlib.suppress(Exception):
         print(f"companion pid {getpid()}: {reason}", file=sys.stderr, flush=True)
 
@@ -540,7 +540,7 @@ def import_target(target: Target) -> Callable[[], Any]:
 
 
 def _load(plan: Plan) -> Callable[[], Any] | None:
-    """The target, for its call; None where it cannot be imported, which is told."""
+    """Return the target to call; report and return None if it cannot be imported."""
     birth, target = plan.birth, plan.target
     config = birth.config
     if birth.close_logs is not None:

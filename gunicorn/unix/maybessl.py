@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The names of ``ssl`` for code that only compares types, without importing the module.
 
-Importing ``ssl`` takes an eighth of a start's import time. If nothing has imported it, no object can be of its
-types, so each name stands for a class without instances::
+Importing ``ssl`` takes an eighth of a start's import time. If nothing has imported it, no object can be of
+its types, so each name stands for a class without instances::
 
     if TYPE_CHECKING:
         import ssl

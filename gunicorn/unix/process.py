@@ -57,7 +57,7 @@ def daemonize(enable_stdio_inheritance: bool = False) -> None:
     """
     if "GUNICORN_PID" in os.environ or "GUNICORN_FD" in os.environ:
         return
-    # What is buffered must be written once, not by parent and child.
+    # Flush buffers, so that parent and child do not both write them.
     sys.stdout.flush()
     sys.stderr.flush()
     if os.fork():

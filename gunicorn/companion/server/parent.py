@@ -37,10 +37,10 @@ from gunicorn.unix.process import describe_end
 SPAWN_INTERVAL = 1.0
 # How often the arbiter looks whether the socket file and the run files are still there.
 SOCKET_CHECK_INTERVAL = 5.0
-# From the last word to SIGKILL, for a manager that was told to end everything now.
+# Seconds until SIGKILL, for a manager that was told to end everything now.
 LAST_WORD = 2.0
-# A manager is asked so often whether it lives, in seconds, and at once after what may hang it. An answer that
-# does not come is logged after so long, and ends the manager after so long.
+# Seconds between two pings of the manager (one follows at once after an action that may hang it), until a
+# missing answer is logged, and until it gets the manager killed.
 PING_INTERVAL = 60.0
 PING_WARN = 30.0
 PING_KILL = 60.0
@@ -105,7 +105,7 @@ class ManagerHandle(ArbitersPart):
     def __init__(self, arbiter: Any) -> None:
         self.arbiter = arbiter
         self.link: Link | None = None
-        # What outlives a manager; and over an upgrade what those of the old master write.
+        # State that outlives a manager; during an upgrade also that of the old master's managers.
         self.shared: SharedState | None = None
         self.elder: SharedState | None = None
         if arbiter.inherited_state_fd is not None:
@@ -179,7 +179,7 @@ class ManagerHandle(ArbitersPart):
         self._lent = [None if each is None else each.copy() for each in (self.share(), self.elder)]
 
     def share(self) -> SharedState | None:
-        """What outlives a manager; None where there is no memory for it."""
+        """The state that outlives a manager; None if there is no memory for it."""
         if self.shared is None:
             try:
                 self.shared = SharedState.create()
@@ -227,10 +227,10 @@ class ManagerHandle(ArbitersPart):
             link.close()
 
     def reaped(self, clean: bool = False) -> None:
-        """The manager is gone; what it said last is still read.
+        """Handle the manager's exit; read its last messages.
 
-        *clean*: it ended by itself, after all that it ran. Otherwise its successor has to
-        look for what is left where this one wrote it down, whatever a reload has changed.
+        *clean*: it exited by itself, after all of its companions. Otherwise its successor must look for
+        leftovers in this one's run directory, whatever a reload has changed.
         """
         self.drop_link()
         self.kill_at = None
@@ -370,15 +370,15 @@ class ManagerHandle(ArbitersPart):
         return files
 
     def ending(self) -> None:
-        """The manager is told to end: from now on its time is limited."""
+        """Tell the manager to end, and limit its time."""
         if self.kill_at is None:
             self.kill_at = time.monotonic() + self.stop_timeout()
 
     def replace(self) -> None:
-        """End the manager; the arbiter starts another at once, or where that cannot be when it is reaped.
+        """End the manager; the arbiter starts another at once, or else when this one is reaped.
 
-        Two can be beside each other, as over an upgrade, where each sees the run files of the other. Each
-        companion then waits for its own older self only.
+        Two can run side by side, as in an upgrade, if each sees the other's run files. Each companion then
+        waits for its own older process only.
         """
         self.kill_at = time.monotonic() + self.reload_timeout()
         same = all(getattr(self.cfg, name) == before for name, before in self._fixed.items())
@@ -423,7 +423,7 @@ class ManagerHandle(ArbitersPart):
     # -- limits ------------------------------------------------------------------
 
     def stop_timeout(self) -> float:
-        """Seconds that the manager is given on shutdown; 0 with no companions."""
+        """Seconds that the manager has on shutdown; 0 without companions."""
         explicit = self.cfg.companion_manager_stop_timeout
         if explicit is not None:
             return float(explicit)
@@ -457,7 +457,7 @@ class ManagerHandle(ArbitersPart):
     # -- watching ----------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """What is due while a manager is there."""
+        """Do what is due while a manager runs."""
         if self.link is not None:
             self.link.flush()
         self._listen(now)
@@ -483,7 +483,7 @@ class ManagerHandle(ArbitersPart):
         self.pulse.answered(number)
 
     def _listen(self, now: float) -> None:
-        """Ask the manager whether it lives, if that is due; end one that does not answer."""
+        """Ping the manager if that is due; kill it if it does not answer."""
         # An answer that has come counts, however late we are to look.
         self.receive()
         silence = self.pulse.look(now)
@@ -555,24 +555,24 @@ class ManagerHandle(ArbitersPart):
         return [record for record in records if (record.supervisor, record.supervisor_started) in self._ours]
 
     def _uid(self) -> int | None:
-        """Whose processes a record may have us kill: as root not everybody's."""
+        """The user whose processes a record may make us kill: as root, not everybody's."""
         return self.cfg.uid if os.geteuid() == 0 else None
 
     # -- the end -------------------------------------------------------------------
 
     def begin_stop(self, graceful: bool) -> None:
-        """The server stops. A manager is told; sessions that no manager minds any more are ended here."""
+        """Stop the manager; end sessions that no manager supervises any more."""
         now = time.monotonic()
         cap = float(self.cfg.graceful_timeout)
         limit = self.stop_timeout()
         if not graceful:
-            # Those of earlier configurations are given no longer than *cap* either.
+            # Limit those of earlier configurations to *cap* too.
             longest = self._longest(self.configs, lambda config: min(cap, config.stop_timeout))
             limit = min(limit, max(cap, longest) + self._buffer)
         if self.arbiter.companion_manager_pid:
             self.kill_at = now + limit
             if self.link is not None and self.arbiter.reexec_pid:
-                # There each companion starts when its older self is gone, and need not wait for others.
+                # There each companion starts when its older process is gone, without waiting for others.
                 self.link.send({"handing_over": True})
             self.arbiter.signal_companion_manager(signal.SIGTERM if graceful else signal.SIGINT)
             self.suspect()
@@ -595,7 +595,7 @@ class ManagerHandle(ArbitersPart):
             session.send(each.pid, signal.SIGINT)
 
     def stopped(self) -> bool:
-        """One step of the stop: True when neither a manager nor anything it ran is left."""
+        """Take one step of the stop: True when neither a manager nor any of its processes is left."""
         now = time.monotonic()
         self.tend_leaving(now)
         if self.arbiter.companion_manager_pid:

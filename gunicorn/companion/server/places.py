@@ -18,12 +18,12 @@ from typing import Any, Protocol
 from gunicorn.companion import paths, runfile
 from gunicorn.companion.control import remove_stale
 
-# More than the longest step in which a file system tells the time of a change.
+# More than the coarsest resolution of a file system's times.
 STEP_NS = 2_000_000_000
 
 
 class Closable(Protocol):
-    """What is the arbiter's alone."""
+    """An object that only the arbiter may hold."""
 
     def close(self) -> None: ...
 
@@ -73,7 +73,7 @@ class DirectoryUse:
             return False
 
     def alone(self) -> bool:
-        """Whether nobody else uses it."""
+        """Whether no other server uses it."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             alone = True
@@ -130,9 +130,9 @@ class Places(ArbitersPart):
     # -- which ---------------------------------------------------------------
 
     def choose(self) -> None:
-        """Decide where the next manager finds things, and make what it cannot make itself."""
+        """Choose the paths of the next manager, and create what it cannot create itself."""
         if self.inherited and self._hindrance(self.inherited):
-            # So the old master is gone; what it left is of no use, and may be in the way of our own.
+            # The old master is gone; its leftovers are useless and may be in our way.
             with contextlib.suppress(OSError):
                 os.rmdir(self.inherited)
             self.inherited = None
@@ -144,7 +144,9 @@ class Places(ArbitersPart):
         self._enter()
 
     def planned(self) -> tuple[str | None, str | None]:
-        """Where a server that is started now would have the two; nothing is made. ``PID`` is the master's."""
+        """Return where a server that starts now would have both, without creating them. ``PID`` is the
+        master's.
+        """
         cfg = self.cfg
         default = paths.likely_default_directory(os.environ, cfg.uid, cfg.gid)
         control: str | None = cfg.companion_control_socket
@@ -155,7 +157,7 @@ class Places(ArbitersPart):
         return control, self._resolve_run_dir(cfg.companion_run_dir, default)
 
     def told_successor(self) -> str | None:
-        """What a successor is told of the run directory; see `inherited`."""
+        """Tell a successor the run directory; see `inherited`."""
         if not self.chosen:
             return self.inherited
         return self.run_dir if self.usable else ""
@@ -266,9 +268,10 @@ class Places(ArbitersPart):
             self._leave()
 
     def lost_run_files(self, wanted: set[str]) -> bool:
-        """Have the run directory there, should it have been removed; whether files in it have gone since.
+        """Recreate the run directory if it was removed; return whether files in it are gone.
 
-        *wanted*: the names of companions that mostly have one. What is missing each time was let go.
+        *wanted*: the names of companions that usually have one. A file that is missing each time was
+        released.
         """
         if self.run_dir is None:
             return False
@@ -316,5 +319,5 @@ class Places(ArbitersPart):
 
 
 def application(arbiter: Any) -> str:
-    """What the server serves, in a word."""
+    """The name of the application."""
     return str(getattr(arbiter.app, "app_uri", None) or arbiter.cfg.wsgi_app or arbiter.cfg.proc_name)

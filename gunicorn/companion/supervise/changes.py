@@ -247,7 +247,7 @@ class Changes:
                 run.write(record)
 
     def forget_removed(self) -> None:
-        """Let go of what was configured away and has ended."""
+        """Drop companions that were removed from the configuration and have ended."""
         for process in [p for p in self.table.values() if p.removed and p.state is State.STOPPED]:
             self.table.remove(process)
             self.starter.let_go(process)

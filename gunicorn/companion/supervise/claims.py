@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Grant the right to start a companion, and stop older processes that stand in its way.
 
-An older self is what a dead manager left behind; its end is brought about here.
-One that somebody else supervises is left alone and waited for.
+This module stops older processes that a dead manager left behind. Those with another supervisor are waited
+for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SAME_MOMENT = 20_000_000
 
 @dataclass(frozen=True)
 class Blocked:
-    """An older self lives, as *pid* (None: unknown). *session*: ours to end; None: somebody else's."""
+    """An older process lives, as *pid* (None: unknown). *session*: ours to stop; None: somebody else's."""
 
     pid: int | None
     session: int | None = None
@@ -76,7 +76,7 @@ class _Glance:
 
 @dataclass(frozen=True)
 class _Elsewhere:
-    """One that another server runs: as it was found, and until when that is taken for granted."""
+    """A companion that another server runs, and until when that need not be checked again."""
 
     record: Record
     stamp: int
@@ -98,7 +98,7 @@ class Claims:
         # Of these, those whose last process has come to its end: nobody else has written since.
         self._cleared: set[str] = set()
         self._orphans: dict[str, Orphan] = {}
-        # Older selves of what is configured no more.
+        # Older processes of companions that are no longer configured.
         self._strays: dict[str, Orphan] = {}
         # Whose wait for another server has been logged.
         self._waiting: set[str] = set()
@@ -120,7 +120,7 @@ class Claims:
     # -- claiming ----------------------------------------------------------
 
     def claim(self, name: str, now: float, *, singleton: bool = True) -> RunFile | Blocked:
-        """The locked, empty run file of *name*, or what is in the way. Raises OSError."""
+        """Return the locked, empty run file of *name*, or what is in the way. Raises OSError."""
         run = self._runs.get(name)
         if run is not None and (named := run.locked) is not None:
             # There may be room again.
@@ -174,7 +174,7 @@ class Claims:
         return run if run.clear() else self._without_room(name, run)
 
     def _other_form(self, name: str, now: float) -> Blocked | None:
-        """What runs as ``sched`` where ``sched:0`` is to start, or the other way round."""
+        """Return the process of ``sched`` if ``sched:0`` is to start, or the other way round."""
         group, is_copy, _ = name.partition(":")
         for other in [group] if is_copy else self._copies(group, now):
             own = self._runs.get(other)
@@ -237,7 +237,7 @@ class Claims:
         return None
 
     def _note_elsewhere(self, name: str, record: Record | None, now: float) -> None:
-        # As the directory was before the try: what has changed since then is seen the next time.
+        # The directory's time before the attempt: later changes are seen the next time.
         stamp = self._glance.stamp
         if record is not None and stamp is not None and now < self._glance.at + GLANCE:
             self._elsewhere[name] = _Elsewhere(record, stamp, now + LOOK_AGAIN)
@@ -367,17 +367,17 @@ class Claims:
         return name in self._orphans
 
     def hasten(self, deadline: float) -> None:
-        """No older self is given longer than to *deadline*."""
+        """Limit the time of all older processes to *deadline*."""
         for orphan in (*self._orphans.values(), *self._strays.values()):
             orphan.deadline = min(orphan.deadline, deadline)
 
     def sessions_to_look_at(self, now: float) -> set[int]:
-        """Those of the older selves for which something is due; one that only drains costs no look."""
+        """The sessions of older processes for which something is due; one that only drains is not checked."""
         old_selves = (*self._orphans.values(), *self._strays.values())
         return {orphan.record.session for orphan in old_selves if not orphan.drains(now)}
 
     def step_older_self(self, name: str, now: float, members: Mapping[int, list[int]]) -> bool:
-        """Do what is due for the older self of *name*; True when it is gone."""
+        """Do what is due for the older process of *name*; True when it is gone."""
         return self._orphans[name].step(now, members)
 
     def forget_older_self(self, name: str) -> None:
@@ -388,7 +388,7 @@ class Claims:
         return None if orphan is None else orphan.record.session
 
     def step_strays(self, now: float, wanted: set[int], members: Mapping[int, list[int]]) -> list[str]:
-        """Do what is due for the older selves of what is configured no more; return who is gone."""
+        """Do what is due for older processes that are no longer configured; return those that are gone."""
         gone = []
         for name, orphan in list(self._strays.items()):
             if orphan.record.session in wanted and orphan.step(now, members):
@@ -401,7 +401,7 @@ class Claims:
         return gone
 
     def older_selves(self) -> list[str]:
-        """The names of which a dead manager has left something that has not come to its end."""
+        """The names of companions of a dead manager that still have processes."""
         found = runfile.records(self.run_dir).items()
         sessions = session.members({record.session for _, record in found if not record.supervised})
         return [name for name, record in found if not record.supervised and record.session in sessions]

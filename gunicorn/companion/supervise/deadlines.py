@@ -34,7 +34,7 @@ class Deadlines:
         for process in late:
             due = process.due_event(now)
             if due in (Event.NOT_READY, Event.HUNG):
-                # It may have spoken while nobody here listened.
+                # It may have sent messages that have not been read yet.
                 self.hearing.hear(process)
                 due = process.due_event(now)
             if due is Event.HUNG and now > (process.watchdog_at or now) + LATE:

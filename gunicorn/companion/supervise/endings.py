@@ -11,16 +11,17 @@ from gunicorn.companion.process import CompanionProcess, State
 from gunicorn.companion.supervise.claims import Claims
 from gunicorn.unix import session
 
-# What a companion has left behind that was asked to stop is given so long to see that it is alone, as helpers
-# do whose pipe ends.
+# Seconds for the leftovers of a stopped companion to notice that they are alone, as helpers do when their
+# pipe ends.
 GRACE = 0.05
 
 
 class Endings:
-    """Knows which sessions are to be killed. *claims* knows the older selves that are ended, too.
+    """Knows the sessions to kill.
 
-    *on_kill* is told of each companion whose leftovers get SIGKILL, with their pids, and with those of them
-    that have left its session. *on_left*: what older selves have left, likewise.
+    *claims* knows the older processes to stop. *on_kill* is called for each companion whose leftovers get
+    SIGKILL, with their pids and those that have left its session; *on_left* likewise for the leftovers of
+    older processes.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Endings:
         self._to_kill: set[CompanionProcess] = set()
 
     def adopt(self, children: session.OwnChildren) -> None:
-        """What loses its parent below us is ours from now on."""
+        """Adopt descendants that lose their parent from now on."""
         self.children = children
         self.adopted = detached.Adopted(children, self.claims.run_dir)
 
@@ -52,9 +53,9 @@ class Endings:
         self._to_kill.add(process)
 
     def step(self, processes: Collection[CompanionProcess], now: float) -> list[CompanionProcess]:
-        """Kill what must end; return those of *processes* whose session has become empty.
+        """Kill leftovers; return those of *processes* whose session has become empty.
 
-        One look at the process table serves them all, and mostly it takes none.
+        One read of the process table serves them all, and usually none is needed.
         """
         ending = [p for p in processes if p.ending]
         own = {p for p in {*ending, *self._to_kill} if not self.claims.waits_for_older_self(p.name)}
@@ -71,8 +72,8 @@ class Endings:
             if not self._nothing_is_left(own, wanted, processes):
                 members, away = session.members(wanted), self._away(own, processes)
         except OSError:
-            # No descriptor is left to look with. Whoever can be found without is killed; for the rest
-            # there is the next step.
+            # No descriptor is left to read with. Kill the processes that can be found without one; the next
+            # step finds the rest.
             for process in own:
                 if process.pid is not None:
                     session.send(process.pid, signal.SIGKILL)
@@ -106,7 +107,7 @@ class Endings:
     def _away(
         self, processes: Iterable[CompanionProcess], all_of_them: Iterable[CompanionProcess]
     ) -> dict[str, list[int]]:
-        """By name what has left the session of one of *processes* and lost its parent."""
+        """Map names of *processes* to the pids that have left their session and lost their parent."""
         if self.adopted is None:
             return {}
         sessions = {p.session for p in all_of_them}
@@ -120,7 +121,7 @@ class Endings:
         }
 
     def belonging(self, processes: Collection[CompanionProcess]) -> Mapping[int, int]:
-        """The session that each process belongs to which has left it and lost its parent."""
+        """Map processes that have left their session and lost their parent to that session."""
         sessions = {p.name: p.session for p in processes}
         try:
             away = self._away(processes, processes)
@@ -129,14 +130,14 @@ class Endings:
         return {pid: sessions[name] or 0 for name, pids in away.items() for pid in pids}
 
     def _ask(self, process: CompanionProcess, outside: Iterable[int]) -> None:
-        """The stop signal, once, to what is not in the process group that had it."""
+        """Send the stop signal, once, to processes outside the process group that had it."""
         for pid in outside:
             if pid not in self._asked:
                 self._asked.add(pid)
                 session.ask_to_stop(pid, process.config.stop_signal)
 
     def _end_left_by(self, names: Collection[str]) -> set[str]:
-        """SIGKILL to what the older selves of *names* have left; return those who had left something."""
+        """Kill leftovers of the older processes of *names*; return the names that had some."""
         if not names or self.adopted is None:
             return set()
         wanted = {detached.digest(name): name for name in names}
@@ -157,9 +158,8 @@ class Endings:
         return set(found.values())
 
     def end_left(self) -> list[str]:
-        """SIGKILL to what dead managers have left; return the names whose older selves still end.
-
-        What those have left goes after them.
+        """Kill leftovers of dead managers; return the names whose older processes are still ending. Their
+        leftovers follow.
         """
         if self.adopted is None:
             return []

@@ -39,7 +39,7 @@ class Executor:
             session.ask_group_to_stop(process.session or 0, config.stop_signal)
         elif action is Action.SIGNAL and process.pid is not None:
             if process.failing:
-                # Before the signal: what it writes for that must not be cut in two by this line.
+                # Log before the signal, so that this line does not cut the companion's traceback in two.
                 self.log.error(
                     "Stopping companion %s (pid %d): %s", process.name, process.pid, process.reason
                 )

@@ -23,8 +23,8 @@ __all__ = ["Notice", "NoticeSocket", "remove_stale"]
 
 SUFFIX = ".notify"
 
-# Datagrams taken at a time: one companion that talks without end must not keep the
-# others, or the control socket, waiting. What is left makes the poller return at once.
+# Datagrams to read at a time, so that a talkative companion does not keep the others, or the control socket,
+# waiting. If some are left, the poller returns at once.
 MOST_AT_ONCE = 32
 
 # A queue is shorter: /proc/sys/net/unix/max_dgram_qlen is 10, or 512 where systemd has set it.
@@ -33,15 +33,14 @@ MOST_DISCARDED = 1024
 # Senders that are reported over the life of one socket: the log is not theirs to fill.
 MOST_REJECTED = 16
 
-# Generations that are looked through between a sender and its companion.
+# The most generations to search between a sender and its companion.
 MOST_ANCESTORS = 64
 
 # struct ucred of unix(7): pid, uid, gid.
 _UCRED = struct.Struct("3i")
 _FD = array.array("i")
 
-# Whether the kernel says who sent a datagram. Where it doesn't, the directory lets
-# nobody else in.
+# Whether the kernel names the sender of a datagram. If not, the directory keeps others out.
 KNOWS_SENDERS = sys.platform.startswith("linux")
 # Names that need no directory: unix(7), "abstract".
 _HAVE_ABSTRACT = sys.platform.startswith("linux")
@@ -65,10 +64,9 @@ class NoticeSocket:
     def open(cls, run_dir: str | None, name: str) -> NoticeSocket:
         """Listen for the companion *name*. Raises OSError.
 
-        In *run_dir*, on a file of mode 0600; as a Linux abstract socket where there is no such
-        directory, or its path is too long or not to be written. A manager that is root takes
-        an abstract one always: what it starts may change its user, as ``sudo`` does,
-        and could not reach the file then.
+        The socket is a file of mode 0600 in *run_dir*, or a Linux abstract socket if there is no such
+        directory, or its path is too long or not writable. A manager that is root always uses an abstract
+        one: its companions may change their user, as ``sudo`` does, and could not reach the file then.
         """
         flags = socket.SOCK_DGRAM | getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)
         sock = socket.socket(socket.AF_UNIX, flags)
@@ -91,7 +89,7 @@ class NoticeSocket:
         return not self.address.startswith("/") or _is_socket(self.address)
 
     def receive(self, pid: int) -> list[Notice]:
-        """What has been said by now by the companion whose leader is *pid*; never blocks.
+        """Return the messages so far of the companion whose leader is *pid*; never blocks.
 
         At most ``MOST_AT_ONCE`` datagrams are taken, so more may be there.
         """
@@ -205,8 +203,8 @@ def _bind(sock: socket.socket, run_dir: str | None, name: str) -> str:
                 raise
     elif not _HAVE_ABSTRACT:
         raise OSError("there is no directory for the notify socket")
-    # With a part that nobody guesses: it must not be taken, now or by somebody else after us, while
-    # the companion of a dead manager still speaks to it.
+    # With a random part: nobody else may take the name while the companion of a dead manager still sends to
+    # it.
     chosen = f"gunicorn/{os.getpid()}/{name[:50]}/{os.urandom(8).hex()}"
     sock.bind(b"\0" + chosen.encode())
     return "@" + chosen
@@ -225,7 +223,7 @@ def _bind_file(sock: socket.socket, path: str) -> None:
 
 
 def remove_stale(run_dir: str | None) -> None:
-    """Remove the socket files in *run_dir* that nobody listens on any more."""
+    """Remove the stale socket files in *run_dir*."""
     if run_dir is None:
         return
     try:

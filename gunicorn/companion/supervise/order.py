@@ -47,7 +47,7 @@ def unmet(processes: Processes, after: Iterable[str]) -> Unmet:
 
 
 def _why_missing(process: CompanionProcess) -> str | None:
-    """What keeps *process* from being RUNNING; None where it is on its way."""
+    """Return what keeps *process* from becoming RUNNING; None if it is on its way."""
     if process.state is State.STARTING:
         return None if process.stuck is None else f"waits for {process.stuck}"
     if process.state is State.BACKOFF:
@@ -90,15 +90,16 @@ class Stop:
 
     @property
     def details(self) -> dict[str, Any]:
-        """What goes with the event."""
+        """The arguments of the event."""
         return vars(self)
 
 
 class Stops:
-    """Stops of several together, in the reverse order of `after`: one is told when all that need it are gone.
+    """Stop several companions together, in the reverse order of `after`: each gets its signal when all that
+    need it are gone.
 
-    One is needed by what comes after it, be it by way of others that are gone, such as a job that is done.
-    Nobody waits for one that is not to be stopped with it.
+    A companion is needed by those that come after it, even through others that are gone, such as a finished
+    job. Nothing waits for a companion that is not part of the stop.
     """
 
     def __init__(self) -> None:
@@ -113,14 +114,14 @@ class Stops:
         return name in self._waiting
 
     def ask(self, name: str, stop: Stop) -> None:
-        """Have *name* stopped as soon as nobody needs it."""
+        """Stop *name* as soon as nothing needs it."""
         before = self._waiting.get(name, stop)
         timeout = before.timeout if stop.timeout is None else stop.timeout
         self._waiting[name] = replace(stop, timeout=timeout, manual=before.manual or stop.manual)
         self._going.add(name)
 
     def drop(self, process: CompanionProcess) -> None:
-        """It is not to be stopped any more, or is told so already."""
+        """Remove it: it need not stop any more, or has its signal already."""
         self._waiting.pop(process.name, None)
         process.stops_after = ()
 

@@ -46,7 +46,7 @@ class Reaper:
             if process is not None:
                 self._bury(process, pid, status)
             elif any(p.draining for p in self.table.values()):
-                # One that was adopted: perhaps the last of a session that is let finish.
+                # An adopted process, perhaps the last of a session that may finish.
                 self.table.changed = True
 
     def _bury(self, process: CompanionProcess, pid: int, status: int) -> None:
@@ -75,5 +75,5 @@ class Reaper:
 def _delay_of(process: CompanionProcess) -> float:
     """Seconds from its exit to its next start."""
     wait = (process.next_retry_at or 0.0) - (process.exited_at or 0.0)
-    # In a crash loop there is more to wait for than what is configured.
+    # In a crash loop the delay may be longer than configured.
     return wait if wait > MIN_START_INTERVAL else process.delay

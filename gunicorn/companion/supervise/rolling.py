@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Rolling restarts: never stop two copies of one companion at a time.
 
-Pure, like the life of a companion: who wants a restart is asked in, and whose
-turn has come is asked out, whenever something has happened.
+Pure, like the life of a companion: restarts are queued, and after each event the caller asks whose turn it
+is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DOWN = (State.STARTING, State.BACKOFF, State.STOPPING)
 
 
 class Rolling:
-    """Companions that are to be restarted, in the order in which they were asked in."""
+    """Companions to restart, in the order of the requests."""
 
     def __init__(self) -> None:
         # Name to reason, cause, and the pid that it is about; a dict keeps the order.
@@ -48,13 +48,14 @@ class Rolling:
     def turns(
         self, processes: Mapping[str, CompanionProcess]
     ) -> Iterator[tuple[CompanionProcess, str, Cause]]:
-        """Those to restart now, each with reason and cause, and at most one of a set that takes one down.
+        """Return those to restart now, each with reason and cause, and at most one copy of a set that would
+        go down.
 
-        A copy that is down goes first, since nothing is lost by it; one that runs goes when all others run.
-        What was stopped, for whatever reason, is not waited for. A copy that fails again and again is waited
-        for before a restart by command, since it may fail for the new code; before one for a limit it is not,
-        since a leak goes on meanwhile. Nobody has asked for that one, so it does not begin while something is
-        missing that the companion comes after: it would stay down.
+        A copy that is down goes first, because it costs nothing; a running copy goes when all others run.
+        Stopped copies do not count. A restart by command waits for a copy that keeps failing, because the
+        new code may be broken. A restart for a limit does not, because a leak goes on meanwhile. A restart
+        for a limit also does not begin while a companion in `after` is not RUNNING, because the copy would
+        stay down.
         """
         for name in list(self._waiting):
             process = processes.get(name)
@@ -64,7 +65,7 @@ class Rolling:
                 self.drop(name)
             elif pid not in (None, process.pid):
                 self.drop(name)
-        # Sets of which one is down, or will be by this.
+        # Sets with a copy that is down, or will be.
         taken: set[str] = set()
         down = {process.config.group for process in processes.values() if process.state in DOWN}
         down_for_limits = {
@@ -92,7 +93,7 @@ def _keeps_failing(process: CompanionProcess) -> bool:
 
 
 def _has_a_process_to_come(process: CompanionProcess) -> bool:
-    """Whether a restart now would bring another process than the one that is there or coming anyway."""
+    """Whether a restart now would bring a new process, beside a start that is pending anyway."""
     if process.state is State.STARTING:
         return process.pid is not None
     return process.state in (State.RUNNING, State.BACKOFF)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Companions that are started before others, and the control socket, have their turn.
 STARTS_AT_ONCE = 64
-# Seconds that new processes are given before we go on.
+# Seconds of head start for new processes.
 HEAD_START = 0.002
 
 
@@ -109,19 +109,19 @@ class Starter:
         return not due or self.spawn(due)
 
     def spawn(self, processes: Iterable[CompanionProcess]) -> bool:
-        """Fork each of *processes* that no older self is in the way of; False if some are left for later.
+        """Fork each of *processes* that no older process blocks; False if some are left for later.
 
-        Everything that goes before comes first for all of them, then the forks, then what follows: after
-        a fork each page that is written to is copied, so as little as can be happens between two.
+        Prepare all of them, then fork all, then follow up all: after a fork each page that is written to is
+        copied, so do as little as possible between two forks.
         """
         found = ((each, its) for each in processes if (its := self._prepare(each)) is not None)
         # Those that have to wait for somebody take no turn away.
         prepared = list(itertools.islice(found, STARTS_AT_ONCE))
-        # What has got its own descriptors now is not to fail for want of one to read with for a moment.
+        # Companions that have their descriptors must not fail because one more is missing for a moment.
         with self.spare_descriptors():
             close, unwanted = runs(self.descriptors()), server_variables()
             plans = [(each, Plan.of(self._birth(each, its, close), unwanted)) for each, its in prepared]
-            # What is buffered must be written once, not by parent and child.
+            # Flush buffers, so that parent and child do not both write them.
             flush()
             if self.hooks.pre_fork is no_hook:
                 pids = spawn([plan for _, plan in plans])
@@ -154,7 +154,7 @@ class Starter:
                 yield process, forked
 
     def _prepare(self, process: CompanionProcess) -> _Prepared | None:
-        """What a start is made with; None where it has to wait, or has failed."""
+        """Gather what a start needs; None if it must wait, or has failed."""
         config = process.config
         try:
             run = self._claim(process, time.monotonic())
@@ -177,7 +177,7 @@ class Starter:
             return None
 
     def _who_listens(self, process: CompanionProcess) -> Blocked | None:
-        """Who has an address of *process* and is to give it up; None where nobody of ours is."""
+        """Return the companion that holds an address of *process* and will release it, or None."""
         config = process.config
         pid = self.claims.other_owner(config.group)
         if pid is not None:
@@ -202,7 +202,7 @@ class Starter:
             watch=self.watch,
             listeners=listeners,
             notify=notify,
-            # No next manager ends what is left of one that may run beside its older self.
+            # No later manager stops leftovers of a companion that may run beside its older process.
             mark=str(
                 Mark.of(self.claims.run_dir if process.config.singleton else None, process.name, os.getpid())
             ),
@@ -211,7 +211,7 @@ class Starter:
         )
 
     def _claim(self, process: CompanionProcess, now: float) -> RunFile | None:
-        """The locked run file; None, and the process BLOCKED, while an older self is in the way."""
+        """Return the locked run file; None, and the process BLOCKED, while an older process is in the way."""
         claimed = self.claims.claim(process.name, now, singleton=process.config.singleton)
         if isinstance(claimed, Blocked):
             self.table.send(process, Event.BLOCKED, now, pid=claimed.pid, session=claimed.session)
@@ -237,12 +237,12 @@ class Starter:
             self.hearing.forget(process.name)
 
     def let_go(self, process: CompanionProcess) -> None:
-        """Give up what a start is made with, the right to it last."""
+        """Release what a start was given, its run file last."""
         group = process.config.group
         self.hearing.close(process.name)
         copies = (p for p in self.table.values() if p.config.group == group)
         if process.config.bind and all(p.state is State.STOPPED for p in copies):
-            # Whoever is started next, by us or by another server, opens them anew.
+            # The next start, by us or by another server, opens them again.
             self.listeners.close(group)
         self.kept.write_overrides()
         self.claims.release(process.name)

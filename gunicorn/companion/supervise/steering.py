@@ -61,7 +61,7 @@ class Steering:
         return True, f"{name} is starting"
 
     def stop(self, processes: Iterable[CompanionProcess]) -> dict[str, Outcome]:
-        """Stop them and keep them stopped; one that others of them come after is told when those are gone."""
+        """Stop them and keep them stopped; each gets its signal when those that come after it are gone."""
         stopped = {process.name: process.state is State.STOPPED for process in processes}
         for name in stopped:
             self.stops.ask(name, Stop(manual=True))
@@ -97,7 +97,7 @@ class Steering:
         return False, f"{process.name} is stopping; retry later ({process.description(time.monotonic())})"
 
     def _is_starting(self, process: CompanionProcess) -> str:
-        """``rq is starting already``, or what it waits for."""
+        """Return ``rq is already starting``, or what it waits for."""
         if process.pid is not None:
             return f"{process.name} is already starting"
         return f"{process.name} is {process.description(time.monotonic())}"
@@ -111,7 +111,7 @@ class Steering:
         return f"{name} is {'stopped' if process.state is State.STOPPED else 'stopping'}"
 
     def _note_start(self, process: CompanionProcess) -> None:
-        """One that does not start by itself is to run in the next manager, too."""
+        """Remember that a companion without autostart is to run in the next manager too."""
         if not process.config.autostart:
             self.kept.note(process.name, stopped=False)
 
@@ -136,7 +136,7 @@ class Steering:
         now, again = time.monotonic(), self.stopping
         self.stopping = self.table.changed = True
         if reload:
-            # The next manager brings new code: what has failed with the old one is tried again.
+            # The next manager brings new code, so it retries companions that have failed with the old one.
             for process in self.table.values():
                 process.settled = None
         self.stops.clear(self.table)

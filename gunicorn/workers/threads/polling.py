@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """One epoll set shared by threads; each event goes to one of them.
 
-After ``watch()`` the set reports bytes that arrive, and bytes that are there already. It may also report, once, bytes
-that arrive before the next ``watch()``. The thread that has the connection must then look again, with ``doubt()``.
+After ``watch()`` the set reports bytes that arrive, and bytes that are there already. It may also report,
+once, bytes that arrive before the next ``watch()``. The thread that has the connection must then look again,
+with ``doubt()``.
 """
 
 from __future__ import annotations
