@@ -208,19 +208,37 @@ def left(run_dir: str | None, managers: Collection[int] = (), uid: int | None = 
 
     *managers*: only those, if there are any. *uid*: only that user's processes.
     """
-    found: dict[int, Mark] = {}
-    if run_dir is None or not session.HAVE_PROC:
-        return found
+    if run_dir is None:
+        return {}
     ours = digest(run_dir)
+    found = _of_dead_managers(
+        lambda mark: mark.run_dir == ours and (not managers or mark.manager in managers)
+    )
+    return {pid: mark for pid, mark in found.items() if uid is None or session.owner(pid) == uid}
+
+
+def may_hold_sockets(run_dir: str | None) -> dict[int, str]:
+    """What dead managers have left, by pid with the digest of its companion's name.
+
+    Also of those companions that may run beside their older self, of whichever server, which no next manager
+    ends.
+    """
+    places = {digest(run_dir or ""), digest("")}
+    return {pid: mark.name for pid, mark in _of_dead_managers(lambda mark: mark.run_dir in places).items()}
+
+
+def _of_dead_managers(is_wanted: Names) -> dict[int, Mark]:
+    """The processes that run with a mark that *is_wanted*, and whose manager is dead."""
+    found: dict[int, Mark] = {}
     alive: dict[tuple[int, str], bool] = {}
     for pid in session.all_pids():
         mark = read(pid)
-        if mark is None or mark.run_dir != ours or (managers and mark.manager not in managers):
+        if mark is None or not is_wanted(mark):
             continue
         manager = (mark.manager, mark.started)
         if manager not in alive:
             alive[manager] = mark.supervised
-        if not alive[manager] and _runs(pid) and (uid is None or session.owner(pid) == uid):
+        if not alive[manager] and _runs(pid):
             found[pid] = mark
     return found
 

@@ -523,3 +523,25 @@ def test_the_socket_over_an_upgrade_of_the_server() -> None:
         assert clients.pids == {old, new}
         assert "cannot listen" not in server.log()
         assert overlaps(server) == []
+
+
+@pytest.mark.parametrize("keys", [{"singleton": False}, {"numprocs": 2}])
+def test_after_a_crash_of_the_manager_the_socket_of_an_older_self_is_waited_for(keys: dict[str, Any]) -> None:
+    companion = entry(
+        "drain", env={"UNTIL": "done"}, bind=f"127.0.0.1:{free_port()}", start_retries=1, **keys
+    )
+    with companion_server(companion) as server:
+        names = ["drain"] if "singleton" in keys else ["drain:0", "drain:1"]
+        before = [server.wait_companion(name)["pid"] for name in names]
+        manager = server.wait_manager()
+        os.kill(manager, signal.SIGKILL)
+        if len(names) > 1:
+            # That one's name is free at once, and the other copy has the socket.
+            os.kill(before[0], signal.SIGKILL)
+        server.wait_manager(without=manager)
+        waits = f"waiting for pid {before[-1]}"
+        wait_until(lambda: server.companion(names[0])["description"] == waits, 10, server.log)
+        server.write("done", "")
+        for name, pid in zip(names, before, strict=True):
+            assert server.wait_companion(name, without=[pid])["failed_starts"] == 0
+        assert "does not start" not in server.log()

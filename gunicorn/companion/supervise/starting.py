@@ -12,14 +12,15 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
+from gunicorn.companion import detached
 from gunicorn.companion.child.descriptors import runs
 from gunicorn.companion.child.ending import flush
 from gunicorn.companion.detached import Mark
-from gunicorn.companion.process import CompanionProcess, Event, State
+from gunicorn.companion.process import WAIT_INTERVAL, CompanionProcess, Event, State
 from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.spawn import Birth, Plan, server_variables, spawn
 from gunicorn.companion.supervise import order
@@ -74,6 +75,9 @@ class Starter:
     descriptors: Callable[[], list[int]]
     spare_descriptors: Callable[[], AbstractContextManager[None]]
     nofile: tuple[int, int] | None = None
+    # What dead managers have left, as of a moment.
+    _left: dict[int, str] = field(default_factory=dict, init=False)
+    _left_at: float = field(default=float("-inf"), init=False)
 
     def start_wanted(self, now: float) -> None:
         """Have those start that are meant to run, and end what a dead manager left of the others."""
@@ -188,7 +192,23 @@ class Starter:
             if one.config.group == other:
                 # The configuration gives an address to one; it has moved, and its last owner still ends.
                 return Blocked(one.pid)
-        return Blocked(None) if self.listeners.is_elsewhere(config.bind) else None
+        if self.listeners.is_elsewhere(config.bind):
+            return Blocked(None)
+        return self._left_by_dead_manager(process)
+
+    def _left_by_dead_manager(self, process: CompanionProcess) -> Blocked | None:
+        """An older self whose manager is dead, and which has the sockets open until it ends."""
+        if time.monotonic() >= self._left_at + WAIT_INTERVAL:
+            try:
+                self._left = detached.may_hold_sockets(self.claims.run_dir)
+            except OSError:
+                # No descriptor is left to look with.
+                return None
+            self._left_at = time.monotonic()
+        copies = (p for p in self.table.values() if p.config.group == process.config.group)
+        names = {detached.digest(p.name) for p in copies}
+        pid = min((pid for pid, name in self._left.items() if name in names), default=None)
+        return None if pid is None else Blocked(pid)
 
     def _birth(self, process: CompanionProcess, prepared: _Prepared, close: list[tuple[int, int]]) -> Birth:
         hook = self.hooks.post_fork
