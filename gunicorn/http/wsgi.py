@@ -37,7 +37,7 @@ __all__ = [
 
 TOKEN_RE: re.Pattern[str] = grammar.TOKEN_RE
 HEADER_VALUE_RE: re.Pattern[str] = grammar.FIELD_VALUE_RE
-# How much of a file is given to the system at once where it copies by itself.
+# The most bytes of a file to pass to one call of sendfile().
 BLKSIZE = 0x3FFFFFFF
 
 _MSG_MORE = getattr(socket, "MSG_MORE", 0)  # not everywhere; without it a small packet goes first
@@ -59,7 +59,7 @@ ExcInfo: TypeAlias = "tuple[type[BaseException], BaseException, TracebackType] |
 
 
 def base_environ(cfg: Any) -> dict[str, Any]:
-    """What is the same in the environ of every request of a worker."""
+    """Return the part of the environ that is the same for every request of a worker."""
     return {
         "wsgi.errors": WSGIErrorsWrapper(cfg),
         "wsgi.version": (1, 0),
@@ -90,7 +90,7 @@ _OF_EACH = (
 
 
 class _Base:
-    """What is the same in the environ of every request that comes to a server."""
+    """The part of the environ that is the same for every request to a server."""
 
     __slots__ = ("cfg", "environ", "has_server", "script_name")
 
@@ -120,7 +120,7 @@ def _base_for(cfg: Any, server: Any) -> _Base:
 
 
 class _Common:
-    """What is the same in the environ of every request of a connection."""
+    """The part of the environ that is the same for every request of a connection."""
 
     __slots__ = ("base", "cfg", "client", "environ", "sock")
 
@@ -387,7 +387,7 @@ class Response:
         """The status line and the headers that the server adds, as lines."""
         closes = self.announced_close = self.should_close()
         if self.upgrade:
-            # After 101 the connection is the new protocol's, and no word about its end is ours.
+            # After 101 the connection belongs to the new protocol, and its end is not ours to announce.
             connection = "upgrade, close" if closes and self.status_code != 101 else "upgrade"
         else:
             connection = "close" if closes else "keep-alive"
@@ -416,10 +416,10 @@ class Response:
         return data
 
     def _settle_request_body(self) -> None:
-        """Say close now if what is left of the request's body could not be drained later."""
+        """Announce close now if the rest of the request's body could not be drained later."""
         body = self.req.body
         if body.before_read is not None and not self.req.unreader.pending:
-            # RFC 9110 section 10.1.1: without a 100 nobody knows whether the body will come.
+            # RFC 9110 section 10.1.1: without a 100 the body may never come.
             body.before_read = None
             self.must_close = True
         elif body.remaining is not None and body.remaining > DRAIN_LIMIT:
@@ -455,7 +455,7 @@ class Response:
         self.sock.sendall(data)
 
     def can_sendfile(self) -> bool:
-        """Whether the system may copy files to the socket by itself."""
+        """Whether the system may copy files to the socket itself."""
         return (
             self.cfg.sendfile is not False
             and not self.cfg.is_ssl

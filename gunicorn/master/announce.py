@@ -15,14 +15,14 @@ from gunicorn.master.handoff import WATCHDOG_PID
 
 WATCHDOG_USEC = "WATCHDOG_USEC"
 
-# At a stop so much more time is asked for, and so often: a few repetitions may get lost or come late.
+# The extra time to ask for during a stop, and the interval: a few repetitions may get lost or come late.
 EXTENSION = 15.0
 EXTEND_EVERY = 3.0
 # While workers boot, the loop looks this often whether they have.
 BOOT_TICK = 0.1
 # A loop must not spin, whatever the environment says.
 SHORTEST_WATCHDOG = 0.02
-# In characters, of which each may be four bytes.
+# In characters, each of up to four bytes.
 LONGEST_STATUS = 500
 
 
@@ -38,12 +38,12 @@ class Phase(enum.Enum):
 
 
 class Situation(NamedTuple):
-    """What counts of the server at one moment.
+    """The facts about the server at one moment.
 
     *ready*: all workers that are wanted have booted, under the current configuration. *successor*: the
-    master that this one has started by USR2, 0 for none. *waiting*: this is such a successor, and the
-    old master is still there. *left* and *companions_left*: whom a stop still waits for. *reason*: why
-    the server halts, where nobody asked for it.
+    master that this one has started by USR2, 0 for none. *waiting*: this is such a successor, and the old
+    master is still there. *left* and *companions_left*: the processes that a stop still waits for. *reason*:
+    why the server stops without a request.
     """
 
     pid: int
@@ -60,7 +60,7 @@ class Situation(NamedTuple):
 
 
 def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float:
-    """How often ``WATCHDOG=1`` is due from the process *pid*: half of what it is allowed; 0 for never."""
+    """Return the interval of ``WATCHDOG=1`` for the process *pid*: half of the time it has; 0 for never."""
     usec, meant = environ.get(WATCHDOG_USEC, "").strip(), environ.get(WATCHDOG_PID, "").strip()
     if not (usec.isascii() and usec.isdecimal()) or meant not in ("", str(pid)):
         return 0.0
@@ -76,8 +76,8 @@ class Announcer:
     def __init__(self, watchdog: float = 0.0) -> None:
         self.phase = Phase.STARTING
         self._watchdog = watchdog
-        # A successor says nothing: a service manager hears the main process only, and logs a warning for
-        # each message of another.
+        # A successor sends nothing: a service manager accepts messages of the main process only, and logs a
+        # warning for each other one.
         self._silent = False
         self._status = ""
         self._note = ""
@@ -86,14 +86,14 @@ class Announcer:
     # -- what the arbiter reports ----------------------------------------------------------------
 
     def reload_begins(self, now: float) -> str:
-        """The message to send before the configuration is read; "" where nobody is to hear."""
+        """Return the message to send before the configuration is read; "" for none."""
         self._note = ""
         # While it starts, READY=1 is owed anyway.
         if self._silent or self.phase not in (Phase.SERVING, Phase.RELOADING):
             return ""
         self.phase = Phase.RELOADING
         self._status = "Reloading: reading the configuration"
-        # Which answer belongs to which request the manager knows by the time: it must be no earlier.
+        # The service manager matches answers to requests by the time: it must not be earlier.
         return f"RELOADING=1\nMONOTONIC_USEC={int(now * 1_000_000)}\nSTATUS={self._status}"
 
     def reload_refused(self, why: str) -> None:
@@ -182,7 +182,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _presentable(text: str) -> str:
-    """*text* without line ends, each of which would begin another assignment, and not too long.
+    """Return *text* shortened and without line ends, each of which would begin another assignment.
 
     systemd drops a message of more than 4096 bytes whole.
     """

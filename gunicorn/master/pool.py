@@ -17,9 +17,9 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 1.0
 # A pool without a failed start for so long counts from the beginning.
 FORGIVEN_AFTER = 10.0
-# From SIGABRT to SIGKILL, for a worker whose heart has stopped.
+# Seconds from SIGABRT to SIGKILL, for a worker without a heartbeat.
 ABORT_GRACE = 1.0
-# How long new workers may take to boot until what they were started with is final.
+# How long new workers may take to boot until the new configuration is final.
 TRIAL = 10.0
 # How many workers start before the loop looks at signals again.
 SPAWN_BATCH = 4
@@ -43,14 +43,14 @@ class WorkerRecord:
         self.pid = pid
         self.age = age
         self.spawned_at = spawned_at
-        # The heartbeat as the master made it; a later one is the worker's own, and shows that it has booted.
+        # The heartbeat set by the master; a later one is the worker's own and shows that it has booted.
         self.first_beat = first_beat
         self.booted = booted
         # Started under a configuration that a reload has replaced.
         self.outdated = outdated
         # Told to end, once.
         self.retiring = retiring
-        # Has said by itself that it takes no more work: it is as good as gone, but for what it finishes.
+        # The worker has announced that it takes no more work and only finishes what it has.
         self.leaving = leaving
         # The deadline for its SIGKILL; then the moment when it got that.
         self.kill_at: float | None = None
@@ -66,11 +66,11 @@ class Plan(NamedTuple):
 
 
 def plan(records: Iterable[WorkerRecord], wanted: int, now: float, boot_wait: float) -> Plan:
-    """What brings the pool to *wanted* workers of the current configuration.
+    """Return the steps to *wanted* workers of the current configuration.
 
-    An outdated worker goes on serving until a new one has booted in its place, or has had
-    *boot_wait* seconds to: between the two there is no moment without a worker. Among those that are
-    too many, outdated ones that never booted go first (they serve nobody), then the oldest.
+    An outdated worker keeps serving until a new one has booted in its place, or has had *boot_wait* seconds
+    to boot, so that there is always a worker. Of surplus workers, outdated ones that never booted go first
+    (they serve nobody), then the oldest.
     """
     staying = [record for record in records if not (record.retiring or record.leaving)]
     current = sorted((record for record in staying if not record.outdated), key=_oldest_first)
@@ -89,7 +89,7 @@ def plan(records: Iterable[WorkerRecord], wanted: int, now: float, boot_wait: fl
 def is_trial(records: Iterable[WorkerRecord], wanted: int, now: float) -> bool:
     """Whether new workers have yet to boot, or to fail to, while older ones serve.
 
-    Not for ever: what is loaded may wait for something that comes with the new configuration.
+    Not for ever: the application may wait for something that comes with the new configuration.
     """
     new = [record for record in records if not record.outdated]
     shown = any(record.booted or now - record.spawned_at >= TRIAL for record in new)
@@ -112,7 +112,7 @@ def _oldest_first(record: WorkerRecord) -> tuple[bool, int]:
 
 
 def overdue(beats: Mapping[int, float], timeout: float, now: float) -> list[int]:
-    """The pids whose last heartbeat is more than *timeout* seconds ago; 0 switches the check off."""
+    """Return the pids whose last heartbeat is more than *timeout* seconds ago; 0 turns the check off."""
     if timeout <= 0:
         return []
     return [pid for pid, beat in beats.items() if now - beat > timeout]
@@ -190,11 +190,11 @@ class Pacing:
 
 
 def match_addresses(old: Sequence[object], new: Sequence[object]) -> tuple[list[int | None], list[int]]:
-    """Which of the *old* listeners serve the *new* addresses.
+    """Match the *old* listeners to the *new* addresses.
 
-    For each new address the index of the old one that is the same, or none where a listener must be
-    made; then the indices of old ones that nobody wants any more. An address that is listed
-    twice is matched twice only if it was there twice.
+    Return for each new address the index of the same old one, or None if a listener must be created; then
+    the indices of old ones that are not needed any more. An address that is listed twice is matched twice
+    only if it was there twice.
     """
     left = dict(enumerate(old))
     kept: list[int | None] = []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The master's workers: fork them, watch their heartbeats, retire, kill and reap them.
 
-What the pool needs is decided in ``gunicorn.master.pool``; here it is carried out.
+``gunicorn.master.pool`` decides what the pool needs; this module does it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BOOT_WAIT = 30.0
 # What the system refuses now and may grant later.
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
 
-# Those to which the handlers of a worker may answer by an exception, or that would end it by default.
+# Signals on which a worker's handlers may raise, or that would kill it by default.
 WORKER_SIGNALS = tuple(
     getattr(signal, f"SIG{name}") for name in ("ABRT", "HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "WINCH")
 )
@@ -59,7 +59,7 @@ class Workforce(Master):
         """The record of one of ``WORKERS``."""
         record = self._records.get(pid)
         if record is None:
-            # Not started by spawn_worker(): seen for the first time, and taken for one that boots.
+            # Not started by spawn_worker(): this is its first sight, so treat it as booting.
             worker = self.WORKERS[pid]
             record = pool.WorkerRecord(pid, worker.age, time.monotonic(), worker.tmp.last_update())
             self._records[pid] = record
@@ -69,7 +69,7 @@ class Workforce(Master):
         return [self._record(pid) for pid in self.WORKERS]
 
     def _plan(self, now: float) -> pool.Plan:
-        # With a timeout, one that takes longer is ended, and the old worker is still needed.
+        # With a timeout, a slow worker is killed, and the old worker is still needed.
         return pool.plan(
             self._fresh_records(), self.num_workers, now, math.inf if self.timeout else BOOT_WAIT
         )
@@ -98,15 +98,15 @@ class Workforce(Master):
     def _says_it_leaves(self, pid: int) -> bool:
         """Whether a worker ends on its own account, after `max_requests` for one."""
         try:
-            # Heartbeats that are not ours may not know the word.
+            # Other heartbeat classes may lack this method.
             return getattr(self.WORKERS[pid].tmp, "leaving", False) is True
         except (OSError, ValueError):
             return False
 
     def murder_workers(self) -> None:
-        """End workers whose heart has stopped: SIGABRT, so that they can say where they hang, then SIGKILL.
+        """Kill workers without a heartbeat: SIGABRT, so that they can log where they hang, then SIGKILL.
 
-        Those that were told to end and have not done so in time get SIGKILL as well.
+        Workers that did not stop in time get SIGKILL as well.
         """
         now = time.monotonic()
         beats = {pid: beat for pid in self.WORKERS if (beat := self._last_beat(pid)) is not None}
@@ -181,7 +181,7 @@ class Workforce(Master):
         log("Worker %s %s%s", pid, describe_end(status), hint)
 
     def _retire(self, pid: int, now: float) -> None:
-        """Have a worker finish what it does and end; it is told once, and killed at the deadline."""
+        """Retire a worker: signal it once, and kill it at the deadline."""
         record = self._record(pid)
         record.retiring = True
         deadline = now + self.cfg.graceful_timeout
@@ -196,9 +196,9 @@ class Workforce(Master):
             self.log.debug("%s workers", count, extra=gauge)
 
     def spawn_workers(self) -> None:
-        """Start the workers that are missing: a few at a time, and none while failed ones are waited out.
+        """Start missing workers: a few at a time, and none during the delay after a failure.
 
-        The loop comes back for the others, so that signals are heard in between.
+        The loop comes back for the others, so that signals are handled in between.
         """
         now = time.monotonic()
         missing = min(self._plan(now).spawn, pool.SPAWN_BATCH)
@@ -217,7 +217,7 @@ class Workforce(Master):
             )
             first_beat = worker.tmp.last_update()
         except Exception as exc:
-            # Its heartbeat file, for one, for which there may be no descriptor just now.
+            # For example its heartbeat file, if no descriptor is left.
             if not self._served:
                 raise
             return self._refuse_start(exc)
@@ -245,13 +245,13 @@ class Workforce(Master):
         return 0
 
     def _leave_master(self, worker: Any) -> None:
-        """In the new worker, while signals are held back: let go of what is the master's alone."""
+        """In the new worker, with signals blocked: release the resources of the master."""
         self._in_child = True
         if self.inbox is None:
             return
         try:
-            # Until the worker sets its own, a stop ends it at once (it serves nobody yet), and a
-            # rotated log is not written on.
+            # Until the worker sets its own handlers, a stop kills it at once (it serves nobody yet), and it
+            # ignores a log rotation.
             handlers: dict[int, Any] = {signal.SIGUSR1: getattr(worker, "handle_usr1", signal.SIG_IGN)}
             reset_to_default(self.inbox.signals, handlers)
             self.inbox.close()
@@ -271,8 +271,8 @@ class Workforce(Master):
         try:
             worker.pid = os.getpid()
             set_process_title(f"worker [{self.proc_name}]")
-            # A text: `logging` asks whether a single argument is a Mapping. For a class of which nobody has
-            # asked that yet the answer takes 40 pages of memory, in each worker; of texts the master has.
+            # A str: `logging` checks whether a single argument is a Mapping. The first check of a class
+            # takes 40 pages of memory, in each worker; for str the master has done it.
             self.log.info("Worker %s starts", str(worker.pid))
             self.cfg.post_fork(self, worker)
             worker.init_process()

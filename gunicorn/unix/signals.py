@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Queue signals as records, and block signals around a fork.
 
-Nothing but these functions (and the workers' own table) touches a signal
-disposition, so what a signal does in which process can be read in two places.
+Only these functions (and the workers' own table) change a signal disposition, so two places show what a
+signal does in which process.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Interrupted(BaseException):
 
 
 def in_turn(queue: Iterable[int], first: Iterable[int], repeatable: Iterable[int]) -> list[int]:
-    """*queue* in the order of its handling.
+    """Return *queue* in the order of its handling.
 
-    Those of *first* go ahead of all others. What has the same effect once as several times counts once, where
-    it came last; those of *repeatable* count each time.
+    Signals in *first* overtake all others. A signal counts once, where it came last, unless it is in
+    *repeatable*.
     """
     left = list(queue)
     once = set(left) - set(repeatable)
@@ -74,7 +74,7 @@ class SignalInbox:
         self.signals = tuple(signals)
         self.queue: list[int] = []
         self.pipe: tuple[int, int] | tuple[()] = ()
-        # The first of these that arrives raises Interrupted, where nobody waits for the queue yet.
+        # The first of these that arrives raises Interrupted, while the queue is not read yet.
         self.interrupts: frozenset[int] = frozenset()
         self._pid = 0
 
@@ -102,14 +102,14 @@ class SignalInbox:
         """The handler: record and wake. Raises Interrupted, once, where that is wanted."""
         self.queue.append(signum)
         self.wake()
-        # Recorded all the same: what is interrupted may catch everything.
+        # Record it anyway: the interrupted code may catch everything.
         if signum in self.interrupts and os.getpid() == self._pid:
             self.interrupts = frozenset()
             raise Interrupted(signum)
 
     @contextlib.contextmanager
     def interrupting(self, signals: Iterable[int]) -> Iterator[None]:
-        """Within the block the first of *signals* raises Interrupted, one that waits already at once."""
+        """Within the block the first of *signals* raises Interrupted, at once if one is pending."""
         self.interrupts = frozenset(signals)
         try:
             for signum in self.queue:
@@ -127,7 +127,7 @@ class SignalInbox:
                 os.write(self.pipe[1], b"\0")
 
     def drain(self) -> list[int]:
-        """Return what has arrived since the last call, in the order of arrival.
+        """Return the signals that have arrived since the last call, in order.
 
         A signal that came several times before its handler could run counts once,
         as a pending signal does in the kernel.
@@ -136,8 +136,8 @@ class SignalInbox:
         # Entries are taken out one by one: the handler may append at any moment.
         arrived = [self.queue.pop(0) for _ in range(len(self.queue))]
         if len(arrived) > 1:
-            # Handlers of signals that were pending together run in numerical order; the
-            # bytes of the C handler keep the order in which they came.
+            # Python's handlers of signals that were pending together run in numerical order; the bytes of
+            # the C handler keep the order of arrival.
             arrived.sort(key=lambda signum: seen.find(signum) if signum in seen else len(seen))
         return arrived
 
@@ -170,17 +170,17 @@ def _drop_wakeup_fd(own: int) -> None:
 
 @contextlib.contextmanager
 def blocked_signals() -> Iterator[set[int]]:
-    """Hold back every signal of this thread, and let them come at the end of the block.
+    """Block every signal of this thread, and unblock them at the end of the block.
 
-    A fork goes into the block, and so does what gives the child its own
-    dispositions: a signal sent to the child in between then waits for them::
+    Fork within the block, and set the child's own dispositions there: a signal sent to the child in between
+    then waits for them::
 
         with blocked_signals():
             pid = os.fork()
             if pid == 0:
                 reset_to_default()
 
-    The value is the mask as it was before, for a child that needs another end.
+    The value is the previous mask, for a child that restores it in another way.
     """
     mask = block_all()
     try:
@@ -195,7 +195,7 @@ def block_all() -> set[int]:
 
 
 def set_mask(mask: Iterable[int]) -> None:
-    """Let come what is not in *mask*."""
+    """Unblock all signals that are not in *mask*."""
     _sigmask(_SIG_SETMASK, mask)
 
 
@@ -221,16 +221,16 @@ def reset_to_default(
             handler = _SIG_IGN if handler else _SIG_DFL
         _signal(signum, handler)
     if "gevent.signal" in sys.modules and signal.SIGCHLD in signals:
-        # Where it is patched, the library hears of children by this signal. It has to be told that its
+        # If gevent has patched it, the library learns of children by this signal. It must know that its
         # handler is gone, or it would wait for the end of a subprocess for ever.
         signal.signal(signal.SIGCHLD, own.get(signal.SIGCHLD, signal.SIG_DFL))
 
 
 def disregard(signals: Iterable[int], *, for_good: bool = False) -> None:
-    """Let *signals* change nothing from now on; with *for_good*, not even once the interpreter is gone.
+    """Ignore *signals* from now on; with *for_good*, even when the interpreter is gone.
 
-    Without, by a handler: what is ignored stays so in programs that this process starts. But the interpreter
-    puts the default action in the place of handlers early in its end.
+    Without it, use a handler: an ignored signal stays ignored in programs that this process starts. But the
+    interpreter restores the default action early in its exit.
     """
     for signum in signals:
         _signal(signum, _SIG_IGN if for_good else _do_nothing)

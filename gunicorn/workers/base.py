@@ -83,9 +83,9 @@ class Worker:
         return f"<Worker {self.pid}>"
 
     def notify(self) -> None:
-        """Beat the heart: the master ends a worker that has not done so for ``timeout`` seconds.
+        """Send a heartbeat: the master kills a worker without one for ``timeout`` seconds.
 
-        The first beat in ``run()`` says that the worker serves: until then the master keeps its predecessor.
+        The first one in ``run()`` says that the worker serves: until then the master keeps its predecessor.
         """
         self.booted = self._running
         self.tmp.notify()
@@ -158,7 +158,7 @@ class Worker:
     def _changed(self, path: str) -> None:
         """Called in the reloader's thread when a file has changed: retire as if the master had said so."""
         if self.reloader.is_inherited(path):
-            # A new worker would have the old code, too.
+            # A new worker would have the old code too.
             self.log.warning("%s has changed, but is in the master's memory: restart the server", path)
             return
         # Once: the rest of a checkout changes nothing more for this process.
@@ -172,7 +172,7 @@ class Worker:
 
     def init_signals(self) -> None:
         """Install the handlers; ``PIPE[0]`` becomes readable whenever one of them has run."""
-        # None goes by way of the default action, which would end a worker that is told to rotate its logs.
+        # Never through the default action, which would kill a worker on a log rotation.
         handlers: dict[int, Any] = {
             signal.SIGQUIT: self.handle_quit,
             signal.SIGINT: self.handle_quit,
@@ -203,17 +203,17 @@ class Worker:
                 pass
 
     def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
-        """Open the log files again; that swaps descriptors and so is safe in the middle of a log record."""
+        """Reopen the log files; that swaps descriptors and so is safe in the middle of a log record."""
         reopen_logs(self.log)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM: finish what is being served, then end."""
+        """SIGTERM: finish the current requests, then exit."""
         if sig == signal.SIGQUIT:
             # Classes from elsewhere have their loop call this for both.
             self.handle_quit(sig, frame)
         self.alive = False
         if not self._running and not self._ends_at_once():
-            # It serves nobody yet, and an application may take long to load.
+            # The worker serves nobody yet, and an application may take long to load.
             self._told_to_end = time.monotonic()
             self._insist(sig, frame)
             raise Stopped(0)
@@ -249,7 +249,7 @@ class Worker:
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:
         """SIGABRT: the master has waited too long for a heartbeat.
 
-        The hook is called here, where it still sees what the worker hangs in.
+        Call the hook here, where it can still see where the worker hangs.
         """
         self.alive = False
         self.cfg.worker_abort(self)
@@ -261,7 +261,9 @@ class Worker:
     # -- for the loops of subclasses -----------------------------------------------------
 
     def is_parent_alive(self) -> bool:
-        """Whether the master is still there; compared with what was, not with 1, which a master may be."""
+        """Whether the master is still there; compare with the former parent, not with 1, which a master may
+        be.
+        """
         if self.ppid == os.getppid():
             return True
         self.log.info("The master is gone; worker %s exits", self.pid)
@@ -279,7 +281,7 @@ class Worker:
             self.leave()
 
     def leave(self) -> None:
-        """Finish and end; the master is told, and starts a successor now and not only at the end."""
+        """Finish and exit; tell the master, which starts a successor now and not only at the exit."""
         self.alive = False
         self.tmp.leave()
         self.wake()

@@ -36,7 +36,7 @@ class HandledElsewhere(BaseException):
 
 
 class Fate(enum.Enum):
-    """What becomes of a connection after a request."""
+    """The next state of a connection after a request."""
 
     KEEP = enum.auto()  # another request may follow, or has arrived
     CLOSE = enum.auto()
@@ -49,7 +49,7 @@ _KEEP, _CLOSE, _LINGER = Fate.KEEP, Fate.CLOSE, Fate.LINGER
 
 
 class Cycle:
-    """Runs the requests of one worker; what each would look up in its configuration is looked up once."""
+    """Runs the requests of one worker, with the configuration looked up once."""
 
     def __init__(self, worker: Any) -> None:
         cfg = worker.cfg
@@ -95,7 +95,7 @@ class Cycle:
                 closes = resp.should_close()
             if closes or resp.must_close or req.must_close:
                 fate = _CLOSE if req.body.finished else _LINGER
-            # Only what has arrived: nobody waits for a client that sends what nobody wants.
+            # Only bytes that have arrived: do not wait for a client that sends unwanted bytes.
             elif req.body.finished or req.drain(timeout=0):
                 fate = _KEEP
             else:
@@ -106,7 +106,7 @@ class Cycle:
             # An application may let anything through: CancelledError, what sys.exit() raises.
             fate = self._failed(error, req, resp, sock, addr)
         if resp is not None:
-            # None: what was said on a connection that the application took over, only that one knows.
+            # None: the application took over the connection, and only it knows what was sent.
             if self.wants_access and resp.status is not None:
                 self._log_access(resp, req, environ, started)
             if self.post_request is not None:
@@ -118,13 +118,14 @@ class Cycle:
         result = worker.wsgi(environ, resp.start_response)
         try:
             if not worker.alive:
-                # It was told to end while the application worked; the client is still to hear of it.
+                # The worker was told to stop while the application ran; tell the client.
                 resp.force_close()
             if isinstance(result, wsgi.FileWrapper):
                 resp.write_file(result)
             else:
                 for item in result:
-                    # PEP 3333: an iterable may be endless, or slow. What follows the last yield still runs.
+                    # PEP 3333: an iterable may be endless, or slow. The code after the last yield still
+                    # runs.
                     if resp.sent == resp.response_length or not resp.has_body:
                         break
                     resp.write(item)
@@ -225,7 +226,7 @@ class Cycle:
 
 
 class Unparsed:
-    """The response, for the access log, to what was no request."""
+    """The response to a malformed request, for the access log."""
 
     def __init__(self, status: str, sent: int) -> None:
         self.status = status
@@ -325,7 +326,7 @@ def raised_by_connection(error: BaseException) -> bool:
 
 
 def _innermost_module(trace: TracebackType | None) -> str:
-    """The module in which an error arose, passing over the plumbing."""
+    """Return the module in which an error arose, skipping our own helpers."""
     found = ""
     while trace is not None:
         name: str = trace.tb_frame.f_globals.get("__name__", "")

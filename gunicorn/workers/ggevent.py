@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The gevent worker: a greenlet for each connection, all in one thread.
 
-What blocks must be gevent's own, so each worker patches the standard library, after it was
-forked: the master and the companions stay as they are.
+Blocking calls must be gevent's, so each worker patches the standard library after its fork; the master and
+the companions stay unpatched.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class GeventWorker(AsyncWorker):
         super().init_process()
 
     def patch(self) -> None:
-        """Patch the standard library, and warn of what it comes too late for.
+        """Patch the standard library, and warn if that comes too late.
 
         A subclass that patches more calls this first.
         """
@@ -169,7 +169,7 @@ class GeventWorker(AsyncWorker):
                 gevent.killall(list(self.conns), block=True, timeout=0.2)
 
     def _tick(self, seconds: float) -> None:
-        """Beat the heart and wait for a wake-up, at most *seconds*."""
+        """Send a heartbeat and wait for a wake-up, at most *seconds*."""
         self.notify()
         if self._request_timeout:
             self._look_for_slow_requests()
@@ -180,7 +180,7 @@ class GeventWorker(AsyncWorker):
             self.drain_pipe()
 
     def _hang_up_overdue(self) -> float:
-        """Hang up who has been silent for too long; in how many seconds the next one will have been."""
+        """Close connections that are silent for too long; return the seconds until the next one is."""
         now = time.monotonic()
         patience = self._patience or math.inf
         nearest = min(self.keepalive or patience, patience)
@@ -188,7 +188,7 @@ class GeventWorker(AsyncWorker):
             limit = self.keepalive if conn.state is State.IDLE else patience
             if conn.state in (State.IDLE, State.NEW):
                 left = conn.since + limit - now
-                # What came while the process stood still is to be answered, and its next request, too.
+                # Requests that came while the process was suspended must be answered, and the next one too.
                 if left <= 0 and not has_input(conn.sock):
                     conn.hang_up()
                 else:
@@ -365,8 +365,8 @@ class GeventWorker(AsyncWorker):
         plain = getattr(sock, "_sock", sock)
         conn.enter(_NEW if first else _IDLE)
         while True:
-            # A request hardly ever comes so soon that a look before the wait would find it. And others may
-            # have ended when the first one comes: that is to be seen before this one is told to stay or not.
+            # A request hardly ever comes so soon that a check before the wait would find it. And others may
+            # have ended when the first one comes, which matters for whether this one may stay.
             _wait_for_arrival(conn, plain)
             try:
                 data = plain.recv(READ_SIZE)
@@ -409,7 +409,7 @@ class GeventWorker(AsyncWorker):
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Fate | bool:
         if not may_leave_http(req):
             return super().handle_request(listener_name, req, sock, addr)
-        # What is spoken next, such as WebSocket, has long silences.
+        # The next protocol, such as WebSocket, may be silent for long.
         set_patience(sock, None)
         try:
             return super().handle_request(listener_name, req, sock, addr)
@@ -446,9 +446,9 @@ class GeventPyWSGIWorker(GeventWorker):
 
 @contextlib.contextmanager
 def _entry_points_read_once() -> Iterator[None]:
-    """Let gevent read what is installed once, not once for each of two dozen events.
+    """Let gevent read the installed entry points once, not for each of two dozen events.
 
-    That is most of the time that a worker takes to start, when clients may be waiting for it.
+    That takes most of a worker's start, while clients may be waiting.
     """
     from importlib import metadata
 
@@ -462,10 +462,10 @@ def _entry_points_read_once() -> Iterator[None]:
 
 
 def _is_hub() -> bool:
-    """Whether the code that runs is the hub's, not that of a greenlet, which may wait.
+    """Whether the hub runs, and not a greenlet, which may wait.
 
-    A signal may come while the worker boots: the hub, and what it has to import, are not to be made in the
-    midst of another import by asking for it.
+    A signal may come while the worker boots, so this must not create the hub, and import its modules, in the
+    middle of another import.
     """
     return isinstance(gevent.getcurrent(), gevent.hub.Hub)
 
@@ -492,7 +492,7 @@ def _make_cooperative(listener: Any) -> None:
 
 
 def _server_environ(cfg: Any, address: Any) -> dict[str, Any]:
-    """What is the same in all environs of a server of the library."""
+    """Return the part of the environ that is the same for all requests to the library's server."""
     host, port = address[:2] if isinstance(address, tuple) else (str(address), "")
     return {
         **base_environ(cfg),

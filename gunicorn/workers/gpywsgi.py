@@ -51,7 +51,7 @@ class GeventResponse:
 
 
 class PyWSGIRequest:
-    """What hooks want to know of a request."""
+    """A request, as hooks see it."""
 
     def __init__(self, handler: Any, environ: dict[str, Any]) -> None:
         path, _, query = str(handler.path or "-").partition("?")
@@ -93,7 +93,7 @@ class _Input(pywsgi.Input):  # type: ignore[misc]
 
     @property
     def is_held_back(self) -> bool:
-        """Whether the client waits for a 100 (Continue), so that nobody knows whether its body will come."""
+        """Whether the client waits for a 100 (Continue), so that its body may never come."""
         return self.socket is not None
 
     def _discard(self) -> None:
@@ -123,8 +123,8 @@ def _early_end() -> Iterator[None]:
 class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     """Serves the requests of one connection.
 
-    The library reads bodies and writes responses. What is a request, and which answer may go out, is decided
-    by the rules that hold under the other worker classes.
+    The library reads bodies and writes responses. The rules for requests and answers are those of the other
+    worker classes.
     """
 
     _head_timer: Any = None
@@ -137,11 +137,11 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     ignored_socket_errors = ()
     response_headers: Any
     _orig_status: Any
-    # What the application has answered, once it has: checked, with what it means for the framing.
+    # The application's response, once there is one: checked, with its framing.
     _answer: Response | None = None
-    # What was said on the connection, only the application knows.
+    # Only the application knows what was sent on the connection.
     _taken_over = False
-    # Whom a proxy speaks for, and then who is connected.
+    # The client behind a proxy, then the peer.
     client_address: Any
     peer_address: Any = None
     proxy_protocol_info: dict[str, Any] | None = None
@@ -261,7 +261,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self.server.worker.handle_error(req, self.socket, self.client_address, refused.error)
             result, more_expected = None, True
         if result is None:
-            # The library, which ends it then, waits for nobody who is still sending.
+            # The library closes it then, without waiting for a client that is still sending.
             more_expected |= getattr(self.wsgi_input, "is_held_back", False)
             closing.close_gracefully(self.socket, more_expected)
         return result
@@ -317,7 +317,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             raise _Refused(error) from None
         sock = self.socket if head.expect_continue else None
         self.wsgi_input = _Input(self.rfile, head.content_length, sock, head.chunked)
-        # What is spoken next, such as WebSocket, has no end that is known.
+        # The next protocol, such as WebSocket, has no known end.
         upgrades = "HTTP_UPGRADE" in environ and not (head.content_length or head.chunked)
         environ["wsgi.input"] = self.rfile if upgrades else self.wsgi_input
         environ["wsgi.input_terminated"] = not upgrades
@@ -328,7 +328,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if worker.nr >= worker.max_requests:
             worker.retire()
         if "HTTP_UPGRADE" in environ or self.command == "CONNECT":
-            # It has long silences, too.
+            # It may also be silent for long.
             set_patience(self.socket, None)
         return environ
 
@@ -488,7 +488,7 @@ class PyWSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
 
 
 class _logged(contextlib.AbstractContextManager[None]):
-    """Log what goes wrong in its block, which is called *name*."""
+    """Log exceptions in its block, which is called *name*."""
 
     def __init__(self, worker: Any, name: str) -> None:
         self.worker = worker

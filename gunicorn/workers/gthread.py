@@ -2,10 +2,9 @@
 """The threaded worker: threads take turns at waiting, and serve what they find.
 
 The thread that leads waits on the poller and serves what it finds; when that holds it up, another one takes
-the turn. It is woken for bytes, not for requests: the head of a request is gathered
-without waiting, so that a client that sends it slowly occupies no thread, only a place in the poller.
-The main thread serves nobody. It beats the heart, hears signals, ends connections whose time is up, and is
-the watchman of the turns.
+the turn. It is woken for bytes, not for requests: the head of a request is gathered without waiting, so that
+a client that sends it slowly occupies no thread, only a place in the poller. The main thread serves nobody.
+It sends heartbeats, handles signals, closes overdue connections, and supervises the turns.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ else:
 
 __all__ = ["DaemonThreads", "TConn", "ThreadWorker"]
 
-# A client that is answered for good is let go too.
+# Also the state of a client that has its last answer.
 _FAREWELL = {**FAREWELL, State.LINGER: 1.0}
 
 # Deadlines of connections are kept to within this, so that not each of a thousand wakes the main thread.
@@ -116,7 +115,9 @@ class ThreadWorker(Worker):
         super().init_process()
 
     def get_thread_pool(self) -> Any:
-        """What runs the threads: anything with ``submit(function)`` and room for `threads` of them."""
+        """Return the executor of the threads: any object with ``submit(function)`` and room for `threads` of
+        them.
+        """
         return DaemonThreads()
 
     @property
@@ -154,7 +155,7 @@ class ThreadWorker(Worker):
         self.tpool.shutdown(False)
 
     def _tick(self, until: float) -> None:
-        """Beat the heart, end what is overdue, and wait for a wake-up, a deadline or *until*."""
+        """Send a heartbeat, close overdue connections, and wait for a wake-up, a deadline or *until*."""
         self.notify()
         self.murder_keepalived()
         if self._request_timeout:
@@ -175,7 +176,7 @@ class ThreadWorker(Worker):
                 left = LOOK
             if self._alarm.poll(max(0, math.ceil(left * 1000))):
                 self.drain_pipe()
-                # The leader alone wakes it, too, to have itself watched.
+                # The leader also wakes it, to be watched.
                 if not self.alive or self._paused:
                     return
             now = time.monotonic()
@@ -242,7 +243,7 @@ class ThreadWorker(Worker):
             self._park(conn, conn.was, conn.deadline)
             return True
         if fd in self._paused:
-            # No descriptor is left, say; one that ends frees its own.
+            # Out of descriptors, say; a connection that ends frees one.
             self._paused.discard(fd)
             self._tick(time.monotonic() + RETIRE_TICK)
         return accepting.has_queue(listener)
@@ -405,7 +406,7 @@ class ThreadWorker(Worker):
                 conn.was = _IDLE
                 if not conn.parser.unreader.pending and not conn.is_tls:
                     if not conn.received_all or conn.parser.unreader.asked:
-                        # Something may be there of which the poller has told already.
+                        # There may be bytes that the poller has already reported.
                         self.poller.doubt(conn.fd)
                     self._park(conn, _IDLE, time.monotonic() + self._keepalive)
                     return
@@ -483,10 +484,10 @@ class ThreadWorker(Worker):
         return fate
 
     def _left_for_body(self) -> float:
-        """For how long a thread may wait on for a body that has paused for `timeout`.
+        """Return how much longer a thread may wait for a body that has paused for `timeout`.
 
-        As long as no client waits for a thread. Of those who wait so, each asks at another time, so that the
-        first one that gives up frees a thread before the others see whether that is enough.
+        It may wait as long as no client needs a thread. Waiting threads check at different times, so that
+        the first one to give up frees a thread before the others check again.
         """
         turns = self.turns
         if not self.alive:
@@ -517,14 +518,14 @@ class ThreadWorker(Worker):
 
     def _look_again(self, conn: TConn) -> None:
         """Let *conn* wait on, which was claimed by mistake."""
-        # What has arrived meanwhile was reported while nobody could claim it. TLS may have waited to write:
-        # that is reported at once then, and a thread sees what it waits for.
+        # Bytes that arrived meanwhile were reported while no thread could take them. TLS may have waited to
+        # write: that is reported at once, and a thread sees what it waits for.
         self.poller.doubt(conn.fd)
         self._park(conn, conn.was, conn.deadline, write=conn.is_tls)
 
     def _refuse(self, conn: TConn, error: BaseException, req: Any = None) -> None:
-        """Answer what was no request as far as the client takes it, and close *conn*."""
-        # A client that does not read would hold up a thread, or the one that beats the heart.
+        """Answer a malformed request as far as the client reads the answer, and close *conn*."""
+        # A client that does not read would hold up a thread, or the main thread with its heartbeat.
         with suppress(OSError):
             conn.sock.settimeout(0)
         self.handle_error(req, conn.sock, conn.client, error)

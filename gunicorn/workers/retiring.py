@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The graceful end of a worker, the same for all classes: answer what has come, then let every client go.
+"""The graceful end of a worker, the same for all classes: answer open requests, then close every connection.
 
-A wait for a client is never interrupted: the receiving side of its connection is shut. Whoever waits then
-finds what had arrived until that moment, if anything, and answers it before it comes to the end.
+A wait for a client is never interrupted; instead the receiving side of its connection is shut down. The
+waiting code then finds the bytes that had arrived, if any, and answers them before the end of input.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def retire(worker: Retiring) -> Iterator[float]:
     yield from _wait_while_connected(worker, started, min(started + FAREWELL[State.IDLE], deadline))
     worker.stop_accepting()
     if worker.tmp.leaving:
-        # The master is there, and so is the queue, for this worker's successor.
+        # The master is still there, and keeps the queue for this worker's successor.
         yield from _stand_in(worker, started, at_work, deadline - accepting.drain_seconds(worker.cfg))
     else:
         yield from _drain_queues(worker, started, time.monotonic() + accepting.drain_seconds(worker.cfg))
@@ -107,10 +107,10 @@ def _drain_queues(worker: Retiring, retired_at: float, until: float) -> Iterator
 
 
 def _stand_in(worker: Retiring, retired_at: float, at_work: Collection[Any], until: float) -> Iterator[float]:
-    """Serve the clients that nobody else accepts, as long as requests hold the worker.
+    """Serve clients that no other worker accepts, as long as requests hold this worker.
 
-    The master may start a successor only at its end. A client that was in the queue at the last look already
-    is one that nobody else accepts.
+    The master may start a successor only at its exit. A client that was already in the queue at the last
+    check is one that no other worker accepts.
     """
     queues = Queues()
     while time.monotonic() < until and any(key in worker.conns for key in at_work):
@@ -122,7 +122,7 @@ def _stand_in(worker: Retiring, retired_at: float, at_work: Collection[Any], unt
 
 
 def part(conns: Iterable[Connection], retired_at: float) -> None:
-    """Hang up those whose farewell, in a worker that retires since *retired_at*, has been long enough."""
+    """Close connections that have had their time in a worker that retires since *retired_at*."""
     now = time.monotonic()
     for conn in conns:
         if now - max(conn.since, retired_at) >= FAREWELL.get(conn.state, now):

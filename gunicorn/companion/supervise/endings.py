@@ -158,8 +158,9 @@ class Endings:
         return set(found.values())
 
     def end_left(self) -> list[str]:
-        """Kill leftovers of dead managers; return the names whose older processes are still ending. Their
-        leftovers follow.
+        """Kill leftovers of dead managers; return the names whose older processes are still ending.
+
+        Their leftovers follow.
         """
         if self.adopted is None:
             return []
