@@ -357,7 +357,7 @@ def test_forged_messages_are_ignored() -> None:
         server.wait_log(f"pid {os.getpid()}")
         victim = server.companion("victim")
         assert victim["state"] == "STARTING" and not victim["status_text"]
-        ignored = [line for line in server.log().splitlines() if "ignored" in line]
+        ignored = [line for line in server.log().splitlines() if "ignoring" in line]
         assert len(ignored) == 2, "one warning a sender"
         go(server, "go.victim")
         assert server.wait_companion("victim")["status_text"] == "serving, 0 jobs"
