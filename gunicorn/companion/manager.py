@@ -34,10 +34,10 @@ from gunicorn.companion.supervise.deadlines import Deadlines
 from gunicorn.companion.supervise.endings import Endings
 from gunicorn.companion.supervise.executor import Executor
 from gunicorn.companion.supervise.following import Follower
-from gunicorn.companion.supervise.hearing import Hearing
 from gunicorn.companion.supervise.hooks import Hook, Hooks, no_hook
 from gunicorn.companion.supervise.limits import Limits
 from gunicorn.companion.supervise.masterline import MasterLine
+from gunicorn.companion.supervise.notify_sockets import Notifications, remove_stale
 from gunicorn.companion.supervise.order import Stops
 from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.reaping import Reaper
@@ -125,8 +125,8 @@ class CompanionManager:
         self.master = MasterLine(link, self.poller, self._hear_master, self._lose_master)
         self.hooks = Hooks(self, log, pre_fork=pre_fork, post_fork=post_fork, on_exit=on_exit)
         self.reporter = Reporter(self.table, log, self.control)
-        self.hearing = Hearing(self.table, log, self.poller)
-        self.deadlines = Deadlines(self.table, log, self.hearing)
+        self.notifications = Notifications(self.table, log, self.poller)
+        self.deadlines = Deadlines(self.table, log, self.notifications)
 
         rights = Rights(shared, None if self.kept.elder is None else elder)
         self.claims = Claims(run_dir, log, rights)
@@ -140,7 +140,7 @@ class CompanionManager:
             log,
             claims=self.claims,
             listeners=self.listeners,
-            hearing=self.hearing,
+            notifications=self.notifications,
             kept=self.kept,
             hooks=self.hooks,
             reporter=self.reporter,
@@ -152,7 +152,7 @@ class CompanionManager:
             self.table,
             log,
             claims=self.claims,
-            hearing=self.hearing,
+            notifications=self.notifications,
             stops=stops,
             hooks=self.hooks,
             reporter=self.reporter,
@@ -315,7 +315,7 @@ class CompanionManager:
         prepare_parent()
         spare.keep()
         self._raise_file_limit()
-        self.hearing.tidy_up(self.claims.run_dir)
+        remove_stale(self.claims.run_dir)
         if self.control is not None:
             self.control.open(time.monotonic())
 
@@ -403,7 +403,7 @@ class CompanionManager:
             self._follow_surroundings(changes)
         if message.get("run_files"):
             self.claims.renew()
-            self.hearing.renew(self.table.values(), self.claims.run_dir)
+            self.notifications.renew(self.claims.run_dir)
         if message.get("make_room") and not self.steering.stopping:
             self._make_room()
         if message.get("orphans"):
@@ -472,7 +472,7 @@ class CompanionManager:
         """Every descriptor of the manager's own, which no child of it is to keep."""
         fds = self.claims.descriptors()
         fds.extend(self.inbox.pipe)
-        fds.extend(self.hearing.descriptors())
+        fds.extend(self.notifications.descriptors())
         fds.extend(self.listeners.descriptors())
         fds.extend(self.master.descriptors())
         fds.extend(self.endings.descriptors())

@@ -22,7 +22,7 @@ from companiontools import answer_of, python_env
 from harness import LINUX, kill_all
 
 from gunicorn.companion.child.sdnotify import MAX_DATAGRAM
-from gunicorn.companion.supervise.notices import (
+from gunicorn.companion.supervise.notify_sockets import (
     MOST_AT_ONCE,
     MOST_REJECTED,
     Notice,
@@ -392,7 +392,7 @@ def test_nobody_belongs_to_no_leader(companion: Callable[..., Companion]) -> Non
 
 UNPRIVILEGED = """
 import json, os, socket, stat, sys
-from gunicorn.companion.supervise.notices import NoticeSocket, remove_stale
+from gunicorn.companion.supervise.notify_sockets import NoticeSocket, remove_stale
 if os.geteuid() == 0:
     os.chown(sys.argv[1], 65534, 65534)
     os.setgroups([]); os.setgid(65534); os.setuid(65534)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gunicorn.companion.process import CompanionProcess, Event
-from gunicorn.companion.supervise.hearing import Hearing
+from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.table import ProcessTable
 
 # Seconds after a deadline at which the manager must have been held up itself.
@@ -21,7 +21,7 @@ class Deadlines:
 
     table: ProcessTable
     log: Any
-    hearing: Hearing
+    notifications: Notifications
 
     def promote_running(self, now: float, late: Iterable[CompanionProcess]) -> None:
         """STARTING becomes RUNNING after `startsecs`. *late*: all for whom something is due."""
@@ -35,7 +35,7 @@ class Deadlines:
             due = process.due_event(now)
             if due in (Event.NOT_READY, Event.HUNG):
                 # It may have sent messages that have not been read yet.
-                self.hearing.hear(process)
+                self.notifications.receive(process)
                 due = process.due_event(now)
             if due is Event.HUNG and now > (process.watchdog_at or now) + LATE:
                 # We were held up ourselves, and perhaps it was with us (a paused container).

@@ -11,8 +11,8 @@ from typing import Any
 
 from gunicorn.companion.process import MIN_START_INTERVAL, CompanionProcess, Event, State
 from gunicorn.companion.supervise.claims import Claims
-from gunicorn.companion.supervise.hearing import Hearing
 from gunicorn.companion.supervise.hooks import Hooks
+from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.order import Stops
 from gunicorn.companion.supervise.reporting import Reporter
 from gunicorn.companion.table import ProcessTable
@@ -28,7 +28,7 @@ class Reaper:
     log: Any
     _: KW_ONLY
     claims: Claims
-    hearing: Hearing
+    notifications: Notifications
     stops: Stops
     hooks: Hooks
     reporter: Reporter
@@ -53,7 +53,7 @@ class Reaper:
         run = self.claims.held(process.name)
         reason = run.error_of(pid) if run is not None else None
         # Its last words.
-        self.hearing.hear(process)
+        self.notifications.receive(process)
         asked = process.state is State.STOPPING or process.name in self.stops
         obeyed = asked and not process.failing and not process.killed
         self.table.send(process, Event.EXITED, time.monotonic(), status=status, reason=reason)

@@ -25,8 +25,8 @@ from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.spawn import Birth, Plan, server_variables, spawn
 from gunicorn.companion.supervise import order
 from gunicorn.companion.supervise.claims import Blocked, Claims
-from gunicorn.companion.supervise.hearing import Hearing
 from gunicorn.companion.supervise.hooks import Hooks, no_hook
+from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.reporting import Reporter
 from gunicorn.companion.supervise.sockets import Listeners
@@ -67,7 +67,7 @@ class Starter:
     _: KW_ONLY
     claims: Claims
     listeners: Listeners
-    hearing: Hearing
+    notifications: Notifications
     kept: KeptState
     hooks: Hooks
     reporter: Reporter
@@ -171,7 +171,7 @@ class Starter:
             listeners = self.listeners.open(config.group, config.bind) if config.bind else []
             # Where the run file has a name, its directory is one to write to.
             run_dir = None if run.path is None else self.claims.run_dir
-            return run, listeners, self.hearing.open(process, run_dir)
+            return run, listeners, self.notifications.open(process, run_dir)
         except OSError as exc:
             blocked = self._who_listens(process) if exc.errno == errno.EADDRINUSE else None
             if blocked is not None:
@@ -254,12 +254,12 @@ class Starter:
             self.let_go(process)
         else:
             self.claims.clear(process.name)
-            self.hearing.forget(process.name)
+            self.notifications.discard(process.name)
 
     def let_go(self, process: CompanionProcess) -> None:
         """Release what a start was given, its run file last."""
         group = process.config.group
-        self.hearing.close(process.name)
+        self.notifications.close(process.name)
         copies = (p for p in self.table.values() if p.config.group == group)
         if process.config.bind and all(p.state is State.STOPPED for p in copies):
             # The next start, by us or by another server, opens them again.
