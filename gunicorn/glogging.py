@@ -80,10 +80,10 @@ def _is_own(handler: logging.Handler) -> bool:
 
 
 class Logger:
-    """Writes the two logs; what ``logger_class`` may replace.
+    """Writes the two logs; ``logger_class`` may replace it.
 
-    ``setup(cfg)`` may be called again with another configuration: what is logged then goes where
-    that one says, and if it raises, on to where it went before.
+    ``setup(cfg)`` may be called again with another configuration, which then applies; if it raises, the logs
+    stay where they were.
     """
 
     LOG_LEVELS = {
@@ -338,16 +338,16 @@ class Logger:
             redirect_stdio(self.logfile.fileno())
 
     def close_in_child(self) -> None:
-        """In a child that is none of the server's processes: hold nothing that the server logs to.
+        """In a child that is not a process of the server: close the server's log files.
 
-        A rotated file goes only when nobody has it open any more. What is logged here all the same goes
-        to standard error. The handlers of a logconfig stay: the child's own code may use them.
+        A rotated file frees its space only when nobody has it open. Later log lines go to standard error.
+        The handlers of a logconfig stay, because the child's own code may use them.
         """
         for handler in [*self.error_log.handlers, *self.access_log.handlers]:
             if isinstance(handler, LogFile):
                 handler.close_in_child()
             elif _is_own(handler) and not isinstance(handler, LogStream):
-                # A connection, which is made anew when it is needed.
+                # A connection, which is opened again when needed.
                 handler.close()
         self.logfile = None
         close_uncaptured()
@@ -400,7 +400,7 @@ def _apply_logconfig(cfg: Any) -> None:
     _drop_logconfig()
     if not (cfg.logconfig_dict or cfg.logconfig_json or cfg.logconfig):
         return
-    # Not with the module: what it brings along (sockets, pickles) is most of what logging takes at a start.
+    # Not at the top: its imports (sockets, pickles) take most of logging's time at a start.
     import json
     import logging.config
 
@@ -419,7 +419,7 @@ def _apply_logconfig(cfg: Any) -> None:
         cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
         where = cfg.logconfig_json or cfg.logconfig
         name = "logconfig_dict" if cfg.logconfig_dict else f"log configuration {where!r}"
-        # Of one that is missing only the name is said.
+        # A KeyError has only the missing name.
         reason = f"there is no section or key {error}" if isinstance(error, KeyError) else error
         raise ConfigError(f"{name}: {reason}{cause}") from error
     for log in loggers():

@@ -26,12 +26,12 @@ Callback = Callable[[str], Any]
 
 # How often, in seconds, native events are interrupted to see whether there are more directories to watch.
 LOOK_AROUND = 1.0
-# Milliseconds that an editor or a checkout has to finish what it has begun.
+# Milliseconds for an editor or a checkout to finish its changes.
 SETTLE_MS = 100
 
 
-# How each source was when its module was loaded. Its first look may come seconds later, after the rest
-# of a large application, and what is saved meanwhile must not pass for what runs.
+# The state of each source when its module was loaded. The first check may come seconds later, after the rest
+# of a large application, and must notice a file that was saved meanwhile.
 _loaded: dict[str, Stamp | None] = {}
 
 
@@ -81,7 +81,9 @@ class Reloader(threading.Thread):
             self.add_extra_file(path, now=False)
 
     def add_extra_file(self, filename: str, *, now: bool = True) -> None:
-        """Watch *filename*, or what it stands for, too: from how that is *now*, or at the start."""
+        """Also watch *filename*, or the files that it matches: compare with their state *now*, or at the
+        start.
+        """
         with self._lock:
             (self._patterns if glob.has_magic(filename) else self._extra_files).add(filename)
         if now:
@@ -200,8 +202,8 @@ class InotifyReloader(Reloader):
             directories = self.get_directories()
             events = watchfiles.watch(
                 *sorted(directories),
-                # Here, changes that concern nobody would be passed over without an end of the wait: a log
-                # that is written all the time would put off the look around for ever.
+                # With a filter here, irrelevant changes would not end the wait: a busy log would delay the
+                # regular check for ever.
                 watch_filter=None,
                 debounce=SETTLE_MS * 4,
                 step=SETTLE_MS,
@@ -224,7 +226,7 @@ class InotifyReloader(Reloader):
                         break
 
     def get_directories(self) -> set[str]:
-        """The directories to watch. Of the standard library nobody edits anything, so it is left out.
+        """The directories to watch. Nobody edits the standard library, so it is left out.
 
         Directories, because a watch on a file is lost when an editor puts another in its place.
         """
@@ -244,7 +246,7 @@ class InotifyReloader(Reloader):
         return {path for path in found if os.path.isdir(path)}
 
     def _concerns(self, path: str) -> bool:
-        """Whether a look is worth its while: logs and databases are written beside sources, too."""
+        """Whether a change matters: logs and databases are written beside sources, too."""
         if path.endswith(".py"):
             return True
         with self._lock:

@@ -43,7 +43,7 @@ class BaseApplication:
         self.do_load_config()
 
     def init(self, parser: ArgumentParser, opts: Namespace, args: list[str]) -> dict[str, Any] | None:
-        """Look at the command line before the other layers; what is returned is set below a config file."""
+        """Read the command line before the other layers; returned settings rank below a config file."""
         raise NotImplementedError
 
     def load(self) -> WSGICallable:
@@ -58,7 +58,7 @@ class BaseApplication:
         self.cfg = Config(self.usage, prog=self.prog)
 
     def do_load_config(self) -> None:
-        """Load the configuration at the start; a mistake in it is told on stderr and ends the process."""
+        """Load the configuration at the start; print a mistake on stderr and exit."""
         try:
             self.load_default_config()
             self.load_config()
@@ -87,7 +87,7 @@ class BaseApplication:
         try:
             with configfile.given(files or {}), as_at_start(self._start) as effects:
                 rehearsal.load_default_config()
-                # The present directory is not the one of the start where that is out of reach.
+                # The current directory is another one if that of the start is out of reach.
                 rehearsal.cfg.settings["chdir"].value = self._start.directory
                 rehearsal.load_config()
         except ConfigError:
@@ -95,13 +95,13 @@ class BaseApplication:
         except SystemExit as error:
             raise ConfigError(f"the configuration cannot be loaded: exit {error.code}") from error
         except BaseException as error:
-            # Those that do not derive from Exception, too: asyncio.CancelledError, a gevent.Timeout.
+            # Also those that do not derive from Exception: asyncio.CancelledError, a gevent.Timeout.
             raise ConfigError(
                 f"the configuration cannot be loaded: {type(error).__name__}: {error}"
             ) from error
         fresh = rehearsal.cfg
         fresh.effects = effects
-        # load_config may note things on the application, such as what is to be served.
+        # load_config may set attributes of the application, such as the WSGI callable.
         fresh.noted = {
             name: value
             for name, value in rehearsal.__dict__.items()
@@ -198,7 +198,7 @@ class Application(BaseApplication):
         args = parser.parse_args(self._start.argv)
         for name, value in (self.init(parser, args, args.args) or {}).items():
             self._set(f"application: {name}", name.lower(), value)
-        # Config modules and what config files import are looked for here as well.
+        # Config modules, and modules that config files import, are searched here too.
         with contextlib.suppress(ConfigError):
             self.chdir()
         env_args = self._parse_environment(parser)
@@ -269,7 +269,7 @@ class Application(BaseApplication):
                 sys.path.insert(0, path)
 
     def run(self) -> None:
-        """Check or print the configuration if that is asked for, else detach if that is, and serve."""
+        """Check or print the configuration if requested; otherwise detach if requested, and serve."""
         if self.cfg.print_config or self.cfg.check_config:
             from gunicorn.app.check import check, derived
 

@@ -29,7 +29,7 @@ class ConfigFileError(ConfigError):
 
 
 class ConfigSource(NamedTuple):
-    """A file that was run: where it is, what it is called in messages, and the names that it defined."""
+    """A configuration file that was run: its path, its name in messages, and the names that it defined."""
 
     path: str | None
     label: str
@@ -41,7 +41,7 @@ _given: Mapping[str, bytes] = {}
 
 @contextlib.contextmanager
 def given(files: Mapping[str, bytes]) -> Iterator[None]:
-    """Within the block the text of *files*, by path, is what is in there, not on the disk."""
+    """Within the block use the texts in *files*, by path, instead of those on disk."""
     global _given
     before, _given = _given, files
     try:
@@ -50,17 +50,17 @@ def given(files: Mapping[str, bytes]) -> Iterator[None]:
         _given = before
 
 
-# From 3 on, as many as nobody names addresses in `bind` of one companion.
+# From 3 on, more than any companion has addresses in `bind`.
 _LOW_DESCRIPTORS = 16
 
 
 @contextlib.contextmanager
 def _low_descriptors_taken() -> Iterator[None]:
-    """Within the block what is opened gets none of the lowest numbers.
+    """Keep the lowest descriptors free within the block.
 
-    These are for the sockets of companions, whose number is known only when the file has been read. What
-    stays open for the life of the process, such as libffi's own library once ctypes is imported, would
-    hold one for ever.
+    They are for the sockets of companions, whose number is known only after reading the file. A file that
+    stays open for the life of the process, such as libffi's library after an import of ctypes, would hold
+    one for ever.
     """
     taken: list[int] = []
     try:
@@ -174,7 +174,7 @@ def _line_in(tb: TracebackType | None, path: str) -> int | None:
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback of *error*, from the first frame that is not the server's nor the import system's."""
+    """The traceback of *error*, without the leading frames of the server and the import system."""
     tb = error.__traceback__
     while tb is not None:
         filename = tb.tb_frame.f_code.co_filename
@@ -313,7 +313,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     import difflib
 
     near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=cutoff)
-    # The word of a flag may look more like another setting: preload, of --preload, like reload.
+    # The name of a flag may resemble another setting more: preload, of --preload, resembles reload.
     return (_setting_with_flag(name.lower()) or near[0]) if near else None
 
 
@@ -349,7 +349,7 @@ def near_misses(cfg: Config) -> list[str]:
             if lines is None:
                 # Only now: most files have no such name, and it takes a parser.
                 lines = defined_at(source)
-            # What is not defined in the text itself came by `import *` and is somebody else's.
+            # A name that the text itself does not define came by `import *`.
             if name in lines:
                 way = f": {hint}" if hint else f"; did you mean {near}?"
                 warnings.append(

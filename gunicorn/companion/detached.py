@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Find processes that have left their companion's session, and their companion.
 
-A daemon calls setsid(2) and loses its parent: neither the session nor the tree of
-processes tells then where it comes from. What it cannot lose by that is what it
-inherited: a variable in the environment that its program was executed with, or,
-where none was executed since the fork of a Python target, a mapping of a memory
-file whose name says the same. Linux alone shows both, in /proc.
+A daemon calls setsid(2) and loses its parent, so neither its session nor the process tree shows its origin.
+But it keeps an inherited mark: a variable in the environment of its program, or, in a fork of a Python
+target, a mapping of a memory file with the same text as its name. Only Linux shows both, in /proc.
 """
 
 from __future__ import annotations
@@ -32,9 +30,9 @@ _SHOWN = b"/memfd:" + _FILE
 # Whether a process with that mark is meant.
 Names = Callable[["Mark"], bool]
 
-# Seconds that processes are given to be gone after SIGKILL, before anything is started.
+# Seconds to wait for processes to be gone after SIGKILL, before anything starts.
 END_OF_LEFT = 1.0
-# Seconds that a process is given to have executed its program.
+# Seconds to wait until a process has executed its program.
 EXECUTION = 0.25
 
 
@@ -103,7 +101,7 @@ def leave(mark: str) -> None:
     """Have *mark* in what this process maps: its forks inherit it. No memory is behind it."""
     if _MMAP is None or not mark:
         return
-    # Where the kernel does not let us, the environment of what is executed is left.
+    # If the kernel does not allow it, there is still the environment of an executed program.
     with contextlib.suppress(OSError):
         fd = os.memfd_create(f"companion-mark-{mark}", os.MFD_CLOEXEC)
         _MMAP(None, 4096, _PROT_NONE, _MAP_SHARED, fd, 0)
@@ -136,7 +134,7 @@ def _read(pid: int) -> Mark | None:
 
 def _find(pid: int) -> tuple[Mark | None, bool]:
     """The mark of *pid*, and whether that is sure: without an environment it may be executing a program."""
-    # What was executed has its mappings from there. So the newer mark is the mapping.
+    # exec() drops all mappings, so a mapping is the newer mark.
     if os.readlink(f"/proc/{pid}/exe") == _own_program():
         with open(f"/proc/{pid}/maps", "rb") as file:
             for line in file:
@@ -218,7 +216,7 @@ def left(run_dir: str | None, managers: Collection[int] = (), uid: int | None = 
 
 
 def may_hold_sockets(run_dir: str | None) -> dict[int, str]:
-    """What dead managers have left, by pid with the digest of its companion's name.
+    """Return leftovers of dead managers, by pid with the digest of its companion's name.
 
     Also of those companions that may run beside their older self, of whichever server, which no next manager
     ends.

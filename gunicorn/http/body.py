@@ -18,7 +18,7 @@ from .parse import parse_fields
 from .policy import RequestPolicy
 from .unreader import READ_SIZE, Unreader
 
-# Less is read from a buffer: frames of Git or protobuf are asked for four bytes at a time.
+# Read smaller sizes from a buffer: readers of Git or protobuf frames ask for four bytes at a time.
 SMALL_READ = 8192
 
 
@@ -72,7 +72,7 @@ class ChunkedReader:
         return b"".join(parts)
 
     def read_some(self, limit: int = READ_SIZE) -> bytes:
-        """What comes first, at least one byte and at most *limit*; empty at the end."""
+        """Return the next bytes, at least one and at most *limit*; empty at the end."""
         data = self._content.read(limit)
         while not data and not self._decoder.complete:
             data = self._receive()  # may be framing alone
@@ -103,7 +103,7 @@ class ChunkedReader:
     # What follows is the reference interface, for subclasses and tests that drive the parts by hand.
 
     def parse_trailers(self, unreader: Unreader, data: bytes) -> None:
-        """Read trailers, of which *data* is the start, up to their end."""
+        """Read trailers, which begin with *data*, up to their end."""
         buffer = io.BytesIO()
         buffer.write(data)
         while not buffer.getvalue().startswith(b"\r\n") and b"\r\n\r\n" not in buffer.getvalue():
@@ -136,7 +136,7 @@ class ChunkedReader:
         return size, rest
 
     def get_data(self, unreader: Unreader, buf: io.BytesIO) -> None:
-        """Add what comes next to *buf*. Raises NoMoreData at the end."""
+        """Append the next bytes to *buf*. Raises NoMoreData at the end."""
         data = unreader.read()
         if not data:
             raise NoMoreData(buf.getvalue())
@@ -301,7 +301,7 @@ class Body:
         return lines
 
     def discard(self, limit: int) -> bool:
-        """Read and drop what is left; True if the body ended within *limit* bytes."""
+        """Read and drop the rest; True if the body ended within *limit* bytes."""
         self.before_read = None
         self._buffer = None
         while not self.finished:

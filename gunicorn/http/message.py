@@ -49,12 +49,12 @@ METHOD_BADCHAR_RE = grammar.UNCONVENTIONAL_METHOD_RE
 VERSION_RE = grammar.HTTP_VERSION_RE
 RFC9110_5_5_INVALID_AND_DANGEROUS = grammar.CONTROLS_RE
 
-# What is read of a body that the application left, so that the connection can serve another request.
+# The most to read of a body that the application left, so that the connection can serve another request.
 DRAIN_LIMIT = 256 * 1024
 
 
 class Message:
-    """What requests have in common with any other message; reads itself from *unreader* at once.
+    """The base of requests; it reads itself from *unreader* at once.
 
     It is the *req_number*-th of its connection. *policy* and *proxy_info* are found if they are not given.
     """
@@ -232,11 +232,11 @@ class Request(Message):
             self.body = NO_BODY
 
     def drain(self, limit: int = DRAIN_LIMIT, timeout: float | None = None) -> bool:
-        """Discard what the application left of the body; True if another request can follow.
+        """Discard the rest of the body; True if another request can follow.
 
-        At most about *limit* bytes are read, within *timeout* seconds (0: only what has arrived;
-        None: the socket's own timeout for each read). Nothing is read of a body that is
-        known to be longer, or that the client holds back until it is asked for. Raises nothing.
+        At most about *limit* bytes are read, within *timeout* seconds (0: only what has arrived; None: the
+        socket's own timeout for each read). Nothing is read of a body that is known to be longer, or that
+        the client holds back until a 100. Raises nothing.
         """
         body = self.body
         if body.finished:
@@ -290,7 +290,7 @@ class Request(Message):
             self.get_data(unreader, buf)
 
     def proxy_protocol(self, line: str) -> bool:
-        """Take *line* for what it says if it is a PROXY line and one is expected."""
+        """Parse *line* if it is a PROXY line and one is expected."""
         if not self.policy.proxy_protocol or self.req_number != 1 or not line.startswith("PROXY"):
             return False
         self.proxy_protocol_access_check()

@@ -130,9 +130,9 @@ class RequestHead:
 
 
 def find_head_end(buffer: bytes | bytearray, start: int = 0) -> int:
-    """The offset just after the head at the start of *buffer*, or -1 while it is incomplete.
+    """Return the offset just after the head at the start of *buffer*, or -1 while it is incomplete.
 
-    *start* is where the search may begin: three bytes before what was not yet there the last time.
+    *start* is where the search may begin: three bytes before the new ones.
     """
     if buffer.startswith(b"\r\n"):
         start = max(start, skip_empty_lines(buffer))
@@ -259,8 +259,8 @@ def fast_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> Req
     """As exact_head for an ordinary, sound head; None where one must look line by line."""
     text = block.decode("latin-1")
     lines = text.split("\r\n")
-    # White space that would have to be taken off a value, a tab and most of what is not ASCII are rare enough
-    # for the exact way. If the ends of lines account for all that is not printable, no CR or LF is by itself.
+    # Space around a value, tabs and most non-ASCII characters are rare enough for the exact parser. If the
+    # line ends account for all unprintable characters, there is no bare CR or LF.
     if len(block) - len(block.translate(None, _UNPRINTABLE)) != 2 * (len(lines) - 1):
         return None
     if ":  " in text or " \r\n" in text:
@@ -298,8 +298,8 @@ def fast_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> Req
 
 
 def _key_of(name: str) -> str | None:
-    """The environ's key for a name as sent; None for one that is for the exact way to judge."""
-    # What becomes of an underscore is policy.
+    """Return the environ's key for a name as sent; None if the exact parser must decide."""
+    # The policy decides about underscores.
     if "_" in name or not grammar.TOKEN_RE.fullmatch(name):
         return None
     key = header_key(name.upper())
@@ -511,7 +511,7 @@ def _check_value(value: str) -> None:
 
 
 def keeps_underscore(name: str, policy: RequestPolicy, trusted: bool) -> bool:
-    """What becomes of a name with an underscore, which in the environ looks like one with a dash."""
+    """Decide about a name with an underscore, which in the environ looks like one with a dash."""
     if trusted and policy.forwards(name):
         return True
     if policy.header_map == "refuse":

@@ -71,7 +71,7 @@ _NUMBERS = frozenset("TMDB")
 
 
 class _Examples(dict[str, Any]):
-    """A value of its kind for each atom; *own*: any other suits every conversion."""
+    """A value of the right type for each atom; *own*: any other value suits every conversion."""
 
     def __init__(self, own: bool) -> None:
         super().__init__(h=ABSENT)
@@ -113,7 +113,7 @@ def basic_user(environ: Environ) -> str | None:
     if scheme.lower() != "basic":
         return None
     try:
-        # The standard decoder skips what is not base64, unless told to refuse it.
+        # The standard decoder skips characters that are not base64, unless told to refuse them.
         decoded = base64.b64decode(credentials.strip().encode("latin-1"), validate=True)
     except (binascii.Error, UnicodeEncodeError, ValueError):
         return None
@@ -185,14 +185,14 @@ _LINE = """\
     return {safe_text}.encode("utf-8", "backslashreplace")
 """
 
-# Whatever may have to be escaped becomes a zero.
+# Map every character that may need escaping to a zero.
 _MARKED = bytes(byte if 32 <= byte < 127 and chr(byte) not in '"\\' else 0 for byte in range(256))
 
 
 def compile_format(fmt: str, now: Callable[[], str], user: Callable[[Environ], str | None]) -> Line | None:
-    """A function that gives the line of one request, asking for no atom that *fmt* does not name.
+    """Return a function for the line of one request that computes only the atoms in *fmt*.
 
-    None for a format that mixes in what is no named conversion: what that means is for ``%`` to say.
+    None for a format with other than named conversions, which are left to ``%``.
     """
     template: list[str] = []
     values: list[str] = []
@@ -251,7 +251,9 @@ def _plain_atoms() -> Any:
 
 
 def _expression(key: str, verified: bool) -> str:
-    """What gives the atom *key*; of a user that is not *verified* only if the client names one."""
+    """Return the expression for the atom *key*; for a user that is not *verified* only if the client names
+    one.
+    """
     if key == "t":
         return "now()"
     if key == "u":

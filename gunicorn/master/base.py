@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The base of the master's parts: its state, its hooks, and the steps before its first fork.
 
-``arbiter.Arbiter`` is put together from three parts, each with children of one kind: ``Workforce``,
+``arbiter.Arbiter`` consists of three parts, each with its own kind of children: ``Workforce``,
 ``Companionship`` and ``Succession``.
 """
 
@@ -32,7 +32,7 @@ class Master:
     # The successor that this master has started, and the master that this one is to succeed.
     reexec_pid: int
     master_pid: int
-    # The one companion child, and what is kept of it from one to the next; none without companions.
+    # The handle of the companion manager, which survives its restarts; None without companions.
     companion_manager_pid: int
     companions: ManagerHandle | None
     inbox: SignalInbox | None
@@ -45,11 +45,11 @@ class Master:
     _switch: Switch | None
 
     def old_listeners(self) -> list[Any]:
-        """What is kept open only in case a reload is taken back: for no child."""
+        """Return listeners that are kept open only to undo a reload: children must close them."""
         return self._switch.listeners if self._switch is not None else []
 
     def _hook(self, name: str, *args: Any) -> None:
-        """Call a hook of the configuration; what it raises is logged, and the server goes on."""
+        """Call a hook of the configuration; log its exceptions and go on."""
         try:
             getattr(self.cfg, name)(*args)
         except (SystemExit, HaltServer, Interrupted, KeyboardInterrupt):
@@ -73,6 +73,6 @@ class Master:
             # Here once, and not in each worker that makes a context.
             import ssl  # noqa: F401
         if self.cfg.preload_app and self.cfg.gc_freeze:
-            # What is frozen no collection visits: its pages stay shared, as nobody writes into them.
+            # Collections skip frozen objects, so their pages stay shared.
             gc.collect()
             gc.freeze()

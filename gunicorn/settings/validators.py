@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Validators: each takes a value as written and returns it as the server uses it.
 
-They raise TypeError for a value of the wrong kind and ValueError for a wrong value of the
-right kind (ConfigError where the name of a user, directory or engine is unknown); the
-text says what would be right. The name of the setting is added by whoever applies it.
+They raise TypeError for a wrong type and ValueError for a wrong value (ConfigError for the name of an
+unknown user, directory or engine); the text says what would be right. The caller adds the name of the
+setting.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PROTOCOL_TLS = 2  # ssl.PROTOCOL_TLS, without an import of ssl
 _TLS_VERSION = re.compile(r"(PROTOCOL_)?(TLS|SSL)v?[0-9._]*(_METHOD|_CLIENT|_SERVER)?", re.IGNORECASE)
 _FALSE = ("false", "no", "off", "0")
 PROXY_PROTOCOL_MODES = ("v1", "v2", "auto")
-#: What may follow the flag ``--proxy-protocol``.
+# : The words that may follow the flag ``--proxy-protocol``.
 PROXY_PROTOCOL_WORDS = PROXY_PROTOCOL_MODES + _TRUE + _FALSE
 
 
@@ -110,8 +110,8 @@ def validate_file_exists(val: Any) -> str | None:
 
 
 def _is_missing(path: str) -> bool:
-    # What this user may not look at may well be there: keys are read as root and
-    # the configuration once more by the companions' manager, as another user.
+    # A file that this user may not see may exist: root reads the keys, and the companion manager reads the
+    # configuration again as another user.
     try:
         os.stat(path)
     except PermissionError:
@@ -192,7 +192,7 @@ def validate_assignments(val: Any) -> list[str]:
 
 
 def validate_class(val: Any) -> Any:
-    """A class, or text that names one; a function is asked for either."""
+    """Return a class, or text that names one; call a function for either."""
     if isinstance(val, (FunctionType, MethodType)):
         val = val()
     if isinstance(val, type):
@@ -263,7 +263,7 @@ def describe(func: Any) -> str:
 
 
 def validate_post_request(val: Any) -> Callable[..., Any]:
-    """A hook of 4 arguments; older ones of 3 (without the response) or 2 are given what they take."""
+    """Return a hook of 4 arguments; wrap older ones of 3 (without the response) or 2."""
     hook: Callable[..., Any] = validate_callable(-1)(val)
     if accepts(hook, 4):
         return hook

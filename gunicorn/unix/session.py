@@ -68,9 +68,9 @@ def names_of(pids: Collection[int]) -> str:
 
 def _read_stat(pid: int) -> list[bytes] | None:
     """The fields that follow the command's name."""
-    # Not by open(): a file object takes longer to make than the kernel takes to answer, and this is
-    # asked for each process of the machine, and in each child that was just forked.
-    # And by names of this module, for the sake of the latter: see `Plan`.
+    # Not with open(): creating a file object takes longer than the kernel's answer, and this runs for each
+    # process of the machine, and in each forked child. The module's own names are for the latter: see
+    # `Plan`.
     try:
         text = _stat_text(pid)
     except OSError as exc:
@@ -230,9 +230,9 @@ def all_pids() -> list[int]:
 
 
 def families(sessions: Collection[int], more: Mapping[int, int]) -> dict[int, list[int]]:
-    """The live processes of each of *sessions*, and what descends from them in sessions of its own.
+    """Return the live processes of each of *sessions*, and their descendants in other sessions.
 
-    *more*: the session that a process belongs to which has lost its parent. Without /proc: `members`.
+    *more*: the session of each process that has lost its parent. Without /proc: `members`.
     """
     if not HAVE_PROC:
         return members(sessions)
@@ -247,7 +247,7 @@ def families(sessions: Collection[int], more: Mapping[int, int]) -> dict[int, li
             path.append(each)
             each = stats[each].ppid
         owner = owners.get(each, 0)
-        # Each is asked once, whatever descends from it.
+        # Look each one up once, however many descendants it has.
         owners.update(dict.fromkeys(path, owner))
         if owner and info.runs:
             found.setdefault(owner, []).append(pid)
@@ -265,10 +265,10 @@ def children_of(parent: int) -> list[int]:
 class OwnChildren:
     """The kernel's list of the children of this process (Linux), zombies included.
 
-    Those that the main thread has forked, and all that this process has adopted. The kernel warns that the
-    list may lack somebody: it is handed out in pieces, each of which goes on after so many entries, and where
-    one of those before has left meanwhile, one is passed over. From our own list nobody leaves but by our
-    own wait(2), and who is new in it comes last; so read here, between two waits, it is exact.
+    It has the children that the main thread has forked and all adopted ones. The kernel warns that the list
+    may miss some: it is read in pieces by position, so an entry is skipped if an earlier one leaves
+    meanwhile. From our own list an entry leaves only by our own wait(2), and new ones come last; so a read
+    between two waits is exact.
     """
 
     def __init__(self) -> None:
@@ -327,16 +327,16 @@ def send(pid: int, signum: int) -> bool:
 def ask_to_stop(pid: int, signum: int, as_group: bool = False) -> None:
     """The stop signal, then SIGCONT: a stopped process handles no signal but SIGKILL."""
     for each in (signum, signal.SIGCONT):
-        # The leader of a session leads the process group of its number, too; but for the
-        # first moment after the fork, when neither is there and the leader is all of it.
+        # The leader of a session also leads the process group with its number. Right after the fork neither
+        # exists, and the leader is all of it.
         if not (as_group and _send_to_group(pid, each)):
             send(pid, each)
 
 
 def ask_group_to_stop(group: int, signum: int) -> None:
-    """The same to what is left of a process group without its leader, whose number may be anybody's by now.
+    """Send the same to the rest of a process group without its leader, whose pid may be reused.
 
-    The kernel gives out no number that a group still has.
+    The kernel does not reuse a number while a group has it.
     """
     if group > 0 and _send_to_group(group, signum):
         _send_to_group(group, signal.SIGCONT)

@@ -50,7 +50,7 @@ TORNADO5: bool = tornado.version_info >= (5, 0)
 # How many connections one wake-up accepts, so that others of the loop have their turn.
 BURST = 16
 
-# How often connections are looked at whose time may be over.
+# Seconds between checks for overdue connections.
 SWEEP = 0.5
 
 # How much larger than is permitted a head may be that is still read, to be refused.
@@ -84,7 +84,7 @@ class TornadoWorker(Worker):
         """Called when the class is chosen, in the master; nothing is to be prepared there."""
 
     def init_process(self) -> None:
-        # Before the application is loaded, which may use it; one that the master had would be shared.
+        # Before the application is loaded, which may use it; the master's loop would be shared.
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         super().init_process()
@@ -153,7 +153,7 @@ class TornadoWorker(Worker):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        # Where an application has made the loop hear signals, it no longer wakes up by ours.
+        # If an application has added signal handlers to the loop, ours no longer wakes it.
         self.wake()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> Any:
@@ -326,7 +326,7 @@ class TornadoWorker(Worker):
                 if conn.state is State.HEAD:
                     self.handle_error(None, conn.sock, conn.address, RequestTimeout())
                 conn.hang_up()
-        # Whoever has idled for long enough by now makes room, if anybody waits for it.
+        # Idle connections make room if another client waits.
         self._resume_accepting(anyway=True)
 
     # -- requests ------------------------------------------------------------------------

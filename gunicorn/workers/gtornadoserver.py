@@ -66,12 +66,12 @@ class _Noticing:
 
     conn: Conn | None = None
     worker: Any = None
-    # Takes what comes first, where the PROXY protocol is spoken.
+    # Reads the first bytes, with the PROXY protocol.
     intake: ProxyIntake | None = None
 
     def read_from_fd(self, buf: Any) -> Any:
         if self.intake is not None:
-            # Room is left for what was held back.
+            # Leave room for the bytes that were held back.
             count = super().read_from_fd(memoryview(buf)[: len(buf) // 2])  # type: ignore[misc]
             if count is not None:
                 count = self.intake.pass_on(buf, count)
@@ -154,7 +154,7 @@ class ProxyIntake:
 
 
 class RequestInfo:
-    """What hooks and the access log want to know of a request."""
+    """A request, as hooks and the access log see it."""
 
     def __init__(self, start_line: Any, headers: Any, peer: Any, client: Any) -> None:
         self.method: str = start_line.method
@@ -181,7 +181,7 @@ class RequestInfo:
 
 
 class Reply(HTTPConnection):  # type: ignore[misc]
-    """Passes a response on to the library's connection, and remembers what was said in it."""
+    """Passes a response on to the library's connection, and remembers its status and fields."""
 
     proxy_protocol_info: dict[str, Any] | None = None
     #: What the request says, once its head has come.
@@ -235,7 +235,7 @@ class Reply(HTTPConnection):  # type: ignore[misc]
 
     def finish(self) -> None:
         if self._tunnel is not None:
-            # Nothing that follows on the connection is HTTP. What was written goes out first.
+            # The connection is not HTTP any more. Send pending output first.
             self._tunnel.add_done_callback(lambda _: self._inner.close())
         else:
             self._inner.finish()
@@ -253,7 +253,7 @@ class Reply(HTTPConnection):  # type: ignore[misc]
             done()
 
     def refuse(self, start_line: Any, headers: Any, error: ParseException) -> None:
-        """Answer a request that cannot be served as it was sent, before the application hears of it."""
+        """Answer a request that cannot be served as it was sent, without calling the application."""
         self.on_finish = None  # what follows puts it into the access log
         conn = self.conn
         conn.ended = True

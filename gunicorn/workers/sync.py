@@ -76,7 +76,7 @@ class SyncWorker(Worker):
         return [listener for listener in self.sockets if listener.fileno() in ready]
 
     def _poll_once(self, timeout: float) -> set[int]:
-        """Beat the heart; the descriptors that are ready, none of them after *timeout* seconds."""
+        """Send a heartbeat and return the descriptors that are ready, none after *timeout* seconds."""
         self.notify()
         ready = set()
         for fd, events in self._poll.poll(timeout * 1000):
@@ -103,10 +103,10 @@ class SyncWorker(Worker):
         if self.PIPE:
             self._poll.register(self.PIPE[0], select.POLLIN)
         self._serving = True
-        # The wait ends often enough to beat the heart and to notice that the master has gone.
+        # The wait ends often enough for heartbeats and to notice that the master has gone.
         timeout = min(TICK, self.timeout / 2 or TICK)
         if len(self.sockets) > 1 or self._tls is not None:
-            # Who shakes hands must have a look between two new connections.
+            # Check pending handshakes between two new connections.
             self.run_for_multiple(timeout)
         else:
             self.run_for_one(timeout)
@@ -153,7 +153,7 @@ class SyncWorker(Worker):
         """SIGTERM, in a request maybe: who comes from now on is refused, not left to wait for its end."""
         super().handle_exit(sig, frame)
         if self._awaited is not None:
-            # The signal has interrupted the wait, which goes on with what is set now.
+            # The signal has interrupted the wait, which continues with the new values.
             self._hurry()
         # Before that, run() is about to use them, and then closes them itself.
         for listener in self.sockets if self._serving else ():
@@ -197,7 +197,7 @@ class SyncWorker(Worker):
     # -- TLS -----------------------------------------------------------------------------
 
     def _greet(self, listener: Any, client: socket.socket, addr: Any) -> None:
-        """Begin a handshake. It goes on when the client does, and holds up nobody meanwhile."""
+        """Begin a handshake. It continues when the client does, and blocks nothing meanwhile."""
         client.setblocking(False)
         try:
             tls = self._tls.wrap_socket(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The commands of ``gunicorn-companion``: ask, print, wait, and return the exit code.
 
-Waiting is the client's work: the manager waits for nobody.
+The client waits; the manager does not.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def show_status(connection: Connection, options: Namespace) -> int:
     replies = [connection.must(cmd="status", name=name, **more) for name in names]
     if not names:
         replies.append(connection.must(cmd="status", **more))
-    # A copy may have been named by itself and by its set.
+    # A copy may be named directly and through its set.
     found = {companion["name"]: companion for reply in replies for companion in reply["companions"]}
     companions = list(found.values())
     memory = replies[0].get("memory")
@@ -103,7 +103,7 @@ def is_done(companion: Reply) -> bool:
 
 
 def has_come_to(companion: Reply, wanted: str) -> bool:
-    """Whether it is in the state *wanted*; one that has done its work counts as RUNNING, too."""
+    """Whether it is in the state *wanted*; a finished job counts as RUNNING."""
     if wanted in (DONE, "RUNNING") and is_done(companion):
         return True
     return bool(companion["state"] == wanted)
@@ -140,7 +140,7 @@ def print_memory(companions: list[Reply], memory: Reply) -> None:
 
 
 def sum_up(companions: list[Reply]) -> dict[str, int]:
-    """The sums of what is told of *companions*; ``separate``: what they would take on their own."""
+    """Sum up the memory of *companions*; ``separate``: their memory as separate processes."""
     told = [companion["memory"] for companion in companions if companion.get("memory")]
     sums = {key: sum(one[key] for one in told) for key in ("rss", "pss", "private", "saved")}
     return {**sums, "separate": sums["pss"] + sums["saved"]}
@@ -229,9 +229,9 @@ def _deadline(options: Namespace) -> float | None:
 def _settle(
     connection: Connection, options: Namespace, goals: dict[str, tuple[str, str]], rolling: bool = False
 ) -> bool:
-    """Wait until every one has settled; False if one settled otherwise than asked.
+    """Wait until every companion has settled; False if one settled in another state than requested.
 
-    *goals*: by name the state that is wanted and the word for having got there.
+    *goals*: by name the wanted state and the word for reaching it.
     """
     if not goals:
         return True
@@ -247,7 +247,7 @@ def _settle(
                 wanted, done = goals.pop(name)
                 good = _tell(options, name, companion, wanted, done) and good
             if rolling and not good and goals:
-                # The others wait for one that does not come up, and it may never.
+                # The others wait for one that may never come up.
                 complain(f"not restarted yet: {', '.join(goals)}")
                 return False
             if not goals:
@@ -259,7 +259,7 @@ def _settle(
 
 
 def _look(connection: Connection, names: list[str]) -> dict[str, Reply]:
-    """The companions by name; narrowed to one where it is all that is asked for."""
+    """Return the companions by name; ask for one alone if only it is needed."""
     if len(names) == 1:
         reply = connection.ask(cmd="status", name=names[0])
         # It may be configured no more.
@@ -274,7 +274,7 @@ def _has_settled(companion: Reply | None) -> bool:
     if companion is None:
         return True
     if companion["state"] == "STARTING":
-        # What it comes after fails or is stopped: as for that one, there is no end to wait for.
+        # A companion in its `after` fails or is stopped, so the wait would not end.
         return bool(companion.get("stuck"))
     waits = companion.get("rolling") or companion.get("stops_after")
     return companion["state"] != "STOPPING" and not waits
@@ -397,7 +397,7 @@ def reread(connection: Connection, options: Namespace) -> int:
 def follow_events(connection: Connection, options: Namespace) -> int:
     """One line of JSON for each change of a state, until the server ends or somebody interrupts."""
     connection.must(cmd="events")
-    # What does not happen may do so for long.
+    # There may be no event for long.
     connection.sock.settimeout(None)
     while True:
         sys.stdout.write(connection.line().decode("utf-8", "replace"))

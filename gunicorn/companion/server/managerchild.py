@@ -39,7 +39,7 @@ def _hook(cfg: Any, name: str) -> Hook:
 
 
 def _load_ahead() -> None:
-    """Load what is needed later: the user of the companions may not be able to read Python's library."""
+    """Import modules that are needed later: the companions' user may not be able to read Python's library."""
     for name in ("difflib", "encodings.ascii", "encodings.idna", "shlex"):
         importlib.import_module(name)
     try:
@@ -70,7 +70,7 @@ class ManagerChild(ArbitersPart):
         self.server = server
         self.shared = shared
         self.elder = elder
-        # The configuration that was read last, the last one that counts, and the one that the log follows.
+        # The configurations: the last one read, the last one in effect, and the log's.
         self._read: Any = None
         self._fresh: Any = None
         self._log_cfg: Any = None
@@ -145,7 +145,7 @@ class ManagerChild(ArbitersPart):
         return manager
 
     def _make_watch(self) -> SourceWatch | None:
-        """With `reload`, what has companions restarted when their files change."""
+        """With `reload`, return the watch that restarts companions when their files change."""
         cfg = self.cfg
         if not cfg.reload:
             return None
@@ -167,7 +167,7 @@ class ManagerChild(ArbitersPart):
 
     def _load(self, manager: CompanionManager) -> list[CompanionConfig]:
         """The configuration read anew, for the manager's reread. Raises where it is wrong."""
-        # What the arbiter sent before its SIGHUP counts for that one time.
+        # Files that the arbiter sent before its SIGHUP apply to that reload only.
         files = {path: text.encode("latin-1") for path, text in manager.take_files().items()}
         # Nobody but the arbiter ends a manager whose configuration file never returns.
         set_parent_death_signal(signal.SIGKILL)
@@ -181,7 +181,7 @@ class ManagerChild(ArbitersPart):
             raise
         finally:
             set_parent_death_signal(signal.SIGCONT)
-            # A configuration file, or what it imports, may have set handlers of its own.
+            # A configuration file, or a module that it imports, may have set its own handlers.
             manager.inbox.install()
         configs = build_companion_configs(cfg)
         self._read = cfg

@@ -77,15 +77,15 @@ def _would_be_another(process: CompanionProcess) -> bool:
     if process.state is State.STARTING:
         return process.pid is not None
     if process.state is State.STOPPED:
-        # What has ended or failed by itself did so in its old shape.
+        # It ended or failed by itself in its old shape.
         return process.settled is not None
     return process.state in (State.RUNNING, State.BACKOFF)
 
 
 def scale(configs: Iterable[CompanionConfig], scaled: Scaled) -> list[CompanionConfig]:
-    """*configs* with as many copies as was asked for by command.
+    """Return *configs* with the numbers of copies set by command.
 
-    A number that was asked for holds until the configured one changes; it is taken out of *scaled* then.
+    A number set by command lasts until the configured one changes; then it is removed from *scaled*.
     """
     found: list[CompanionConfig] = []
     done: set[str] = set()
@@ -160,7 +160,7 @@ class Changes:
             found = difference(self.table, scale(configs, dict(self._scaled)))
             return {"ok": True, "dry_run": True, **found.as_dict()}
         self.adopt_config()
-        # What goes may be taken up by the manager of a new master, which must know better then.
+        # The manager of a new master may take over what this one releases, so it must know the change first.
         self.kept.overrides.configuration = digest(configs)
         self.kept.write()
         result = self.use(configs)

@@ -13,7 +13,7 @@ from gunicorn.unix.poller import READABLE, WRITABLE, Poller
 class MasterLine:
     """Gives *hear* each message of the master, and calls *ended* once when there is no master any more.
 
-    Without a link (a manager on its own) nobody speaks, and what is told is told to nobody.
+    Without a link (a manager without a master) nothing arrives and nothing is sent.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class MasterLine:
         return [] if self.link is None else [self.link.fileno()]
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Send *message*, which takes the place of an earlier one of its kind; never blocks."""
+        """Send *message*, which replaces an earlier unsent one of its kind; never blocks."""
         if self.link is not None:
             self.link.send_latest(message)
             self._flush()
 
     def receive(self) -> None:
-        """Take in what has been said by now."""
+        """Read the messages that have arrived."""
         if self.link is None or self.link.ended:
             return
         self._flush()

@@ -81,7 +81,7 @@ def of_process(pid: int) -> Memory | None:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             return parse(file.read())
     except OSError:
-        # The main thread has ended, and others go on: what they share, each of them tells.
+        # The main thread has ended and others run on: any of them shows the shared memory.
         return next(filter(None, map(_of_thread, session.other_threads(pid))), None)
 
 
@@ -94,15 +94,16 @@ def _of_thread(path: str) -> Memory | None:
 
 
 def of_session(pids: Iterable[int]) -> Memory | None:
-    """The sum over the processes of one session; None where nothing is told of any of them."""
+    """Return the sum over the processes of one session; None if the system shows none of them."""
     found = [memory for pid in pids if (memory := of_process(pid)) is not None]
     return sum(found, Memory()) if found else None
 
 
 def of_sessions(sessions: Collection[int], more: Mapping[int, int] | None = None) -> dict[int, Memory]:
-    """The memory of each of *sessions* and of what descends from it, by one look at the process table.
+    """Return the memory of each of *sessions* with its descendants, with one read of the process table.
 
-    *more*: what has lost its parent, and its session. One of which nothing is told is not in the result.
+    *more*: processes that have lost their parent, and their session. A session that the system does not show
+    is omitted.
     """
     found = {}
     for leader, pids in _families(sessions, more).items():
@@ -113,11 +114,10 @@ def of_sessions(sessions: Collection[int], more: Mapping[int, int] | None = None
 
 
 def beyond(limits: Mapping[int, int], more: Mapping[int, int] | None = None) -> dict[int, int]:
-    """The private memory of those sessions that have more of it than their limit.
+    """Return the private memory of the sessions that exceed their limit.
 
-    Private memory is a part of the resident, which the kernel keeps count of; only
-    where that is near the limit it is made to walk through the pages, some
-    milliseconds a process.
+    Private memory is a part of the resident size, which the kernel counts anyway. Only if that is near the
+    limit, let the kernel walk through the pages, which takes some milliseconds a process.
     """
     found = {}
     for leader, pids in _families(limits, more).items():
@@ -157,7 +157,7 @@ def _resident_pages(path: str) -> int:
 
 
 def totals(companions: Iterable[Memory], manager: int | None = None) -> dict[str, Any]:
-    """The sums that ``status`` shows; *manager*: the pid of the one who runs them, told apart."""
+    """Return the sums for ``status``; *manager*: the manager's pid, listed separately."""
     total = sum(companions, Memory())
     own = of_process(manager) if manager is not None else None
     return {

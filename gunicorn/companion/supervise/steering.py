@@ -19,7 +19,7 @@ Outcome = tuple[bool, str]
 
 @dataclass(eq=False, repr=False)
 class Steering:
-    """Turns what is asked for into events; ``stopping`` says whether all companions stop.
+    """Turns requests into events; ``stopping`` says whether all companions stop.
 
     *stop_order*: with "reverse" those that need others stop before them.
     """

@@ -21,14 +21,14 @@ class Poller(Protocol):
     def watch(self, fd: int, *, write: bool = False) -> None:
         """Report *fd* once when it is readable (*write*: writable), hung up or in error.
 
-        What had arrived when it was last reported must have been received, or the report be in doubt.
+        The caller must have received everything from the last report, or have called `doubt`.
         """
 
     def watch_listener(self, fd: int) -> None:
         """Report *fd* as long as somebody waits to be accepted; at least once for each call."""
 
     def doubt(self, fd: int) -> None:
-        """Have the next ``watch()`` look what is there: not all was received, or a report lost."""
+        """Let the next ``watch()`` check again: not all was received, or a report was lost."""
 
     def welcome(self, fd: int) -> None:
         """*fd* is a new connection's number; whatever had it before was closed."""
@@ -46,7 +46,7 @@ class Poller(Protocol):
         """End every wait, now and later."""
 
     def close(self) -> None:
-        """Let go of the system's resources, when nobody waits any more."""
+        """Release the system's resources, when no thread waits any more."""
 
 
 # How many events are fetched at once; whoever has the turn next goes on with them.
@@ -65,7 +65,7 @@ class EpollPoller:
         self._epoll = select.epoll()
         self._stop_reader, self._stop_writer = os.pipe()
         self._epoll.register(self._stop_reader, select.EPOLLIN)
-        # What the kernel watches each number for; 0 if something may be there of which it tells no more.
+        # The events that the kernel watches for each number; 0 if it may have unreported bytes.
         self._watched: dict[int, int] = {}
         self._ready: deque[tuple[int, int]] = deque()
 
@@ -86,7 +86,7 @@ class EpollPoller:
             if known is None:
                 self._epoll.register(fd, events)
             else:
-                # Looks, too, whether something is there already.
+                # This also checks for bytes that are there already.
                 self._epoll.modify(fd, events)
         except FileExistsError:
             self._epoll.modify(fd, events)
@@ -117,7 +117,7 @@ class EpollPoller:
                 self._ready.append((fd, events))
                 return None
             if events & _ENDING:
-                # The end comes with what was sent before it, and is told of only once.
+                # End of input is reported together with the bytes before it, and only once.
                 self.doubt(fd)
             return fd
 
