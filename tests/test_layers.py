@@ -82,6 +82,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.workers.cycle",
         "gunicorn.workers.parting",
         "gunicorn.workers.retiring",
+        "gunicorn.workers.tls",
         "gunicorn.workers.workertmp",
         "gunicorn.companion.child.watch",
         "gunicorn.companion.spawn",

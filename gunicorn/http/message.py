@@ -12,13 +12,13 @@ from . import grammar
 from .body import NO_BODY, Body, ChunkedReader, EOFReader, LengthReader
 from .errors import ForbiddenProxyRequest, InvalidProxyLine, LimitRequestLine, NoMoreData, ParseException
 from .parse import (
-    HEAD_END,
     Headers,
     HeadGatherer,
     RequestHead,
     parse_fields,
     parse_head,
     parse_request_line,
+    whole_head,
 )
 from .policy import (
     DEFAULT_MAX_HEADERFIELD_SIZE,
@@ -186,10 +186,8 @@ class Request(Message):
             unreader.pending = b""
         else:
             data = unreader.read()
-        # At 0 there would be empty lines, which the gatherer skips.
-        if (end := data.find(HEAD_END)) > 0 and (not policy.proxy_protocol or self.req_number > 1):
-            # Nearly always: the whole head in one piece, and often nothing else.
-            end += len(HEAD_END)
+        if end := whole_head(data, policy, first=self.req_number == 1):
+            # Often nothing else follows.
             block = data if end == len(data) else data[:end]
             self._take(parse_head(block, policy, policy.forwarded_allow.allows(self.peer_addr)))
             return data[end:]

@@ -140,6 +140,17 @@ def find_head_end(buffer: bytes | bytearray, start: int = 0) -> int:
     return index + 4 if index >= 0 else -1
 
 
+def whole_head(data: bytes, policy: RequestPolicy, *, first: bool) -> int:
+    """The end of the head that *data* begins with, in the usual case that all of it came in one piece.
+
+    0 where a HeadGatherer is needed: more has to come, or something may precede the head, as a PROXY header
+    may if *first* is true.
+    """
+    index = data.find(HEAD_END)
+    # At 0 there would be empty lines.
+    return index + 4 if index > 0 and not (first and policy.proxy_protocol) else 0
+
+
 def skip_empty_lines(buffer: bytes | bytearray, offset: int = 0) -> int:
     """*offset* moved behind the few empty lines that may precede a request line."""
     for _ in range(MAX_EMPTY_LINES):

@@ -20,7 +20,7 @@ from typing import Any
 from gunicorn import __version__
 from gunicorn import sock as listening
 from gunicorn.http.errors import RequestTimeout
-from gunicorn.http.parse import find_head_end
+from gunicorn.http.parse import whole_head
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import READ_SIZE
 from gunicorn.http.wsgi import base_environ
@@ -31,6 +31,7 @@ from gunicorn.workers.connections import State
 from gunicorn.workers.cycle import Fate, may_leave_http
 from gunicorn.workers.parting import IDLE_AT_LEAST, Connection, has_input, make_room
 from gunicorn.workers.retiring import part, retire
+from gunicorn.workers.tls import wrap_accepted
 
 try:
     # With what patching needs: imported in the master, so that not each worker has to.
@@ -310,17 +311,11 @@ class GeventWorker(AsyncWorker):
             super().handle(listener, client, addr)
 
     def _shake_hands(self, client: Any) -> Any:
-        options: dict[str, Any] = {
-            "server_side": True,
-            "suppress_ragged_eofs": self.cfg.suppress_ragged_eofs,
-            "do_handshake_on_connect": False,
-        }
-        if isinstance(self._tls, gevent.ssl.SSLContext):
-            tls = self._tls.wrap_socket(client, **options)
-        else:
+        kind = None
+        if not isinstance(self._tls, gevent.ssl.SSLContext):
             # The hook made it of a class that was not patched, whose sockets would block.
             kind = patient_class(listening.tls_socket_class(self.cfg, gevent.ssl.SSLSocket))
-            tls = kind(client, _context=self._tls, **options)
+        tls = wrap_accepted(self._tls, client, self.cfg, kind)
         try:
             late = ssl.SSLError("the handshake was not completed in time")
             with gevent.Timeout(self._patience or HANDSHAKE_SECONDS, late):
@@ -383,7 +378,7 @@ class GeventWorker(AsyncWorker):
             if not data:
                 return None
             unreader.unread(data)
-            if find_head_end(data) > 0 and not parser.policy.proxy_protocol:
+            if whole_head(data, parser.policy, first=not parser.req_count):
                 # Nearly always: nothing more is waited for, so there is nothing to time.
                 conn.request = req = next(parser, None)
                 conn.enter(_BUSY)

@@ -25,6 +25,7 @@ from gunicorn.workers.connections import State
 from gunicorn.workers.cycle import shown
 from gunicorn.workers.parting import has_input, make_room
 from gunicorn.workers.retiring import FAREWELL, part, retire
+from gunicorn.workers.tls import wrap_accepted
 
 try:
     import tornado
@@ -233,7 +234,7 @@ class TornadoWorker(Worker):
         conn = Conn(client)
         try:
             if self._tls is not None:
-                conn.sock = client = self._wrap(client)
+                conn.sock = client = wrap_accepted(self._tls, client, self.cfg)
                 conn.enter(State.HANDSHAKE)
                 conn.stream = TLSStream(client)
                 self._begin(self._shake_hands(conn, addr))
@@ -247,14 +248,6 @@ class TornadoWorker(Worker):
         if self._tls is None:
             self._serve(conn, addr)
         return True
-
-    def _wrap(self, client: Any) -> Any:
-        return self._tls.wrap_socket(
-            client,
-            server_side=True,
-            suppress_ragged_eofs=self.cfg.suppress_ragged_eofs,
-            do_handshake_on_connect=False,
-        )
 
     async def _shake_hands(self, conn: Conn, addr: Any) -> None:
         try:

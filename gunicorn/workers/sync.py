@@ -22,6 +22,7 @@ from gunicorn.workers.bodies import BodyIntake
 from gunicorn.workers.connections import State
 from gunicorn.workers.cycle import Fate, Stopped, may_leave_http
 from gunicorn.workers.retiring import FAREWELL, close_listener, retire
+from gunicorn.workers.tls import wrap_accepted
 
 if TYPE_CHECKING:
     import ssl
@@ -200,12 +201,7 @@ class SyncWorker(Worker):
         """Begin a handshake. It continues when the client does, and blocks nothing meanwhile."""
         client.setblocking(False)
         try:
-            tls = self._tls.wrap_socket(
-                client,
-                server_side=True,
-                suppress_ragged_eofs=self.cfg.suppress_ragged_eofs,
-                do_handshake_on_connect=False,
-            )
+            tls = wrap_accepted(self._tls, client, self.cfg)
         except OSError:
             client.close()  # it has left
             return
@@ -264,7 +260,8 @@ class SyncWorker(Worker):
             elif self._tls is not None and not isinstance(client, ssl.SSLSocket):
                 # From a subclass that accepts in its own way.
                 client.settimeout(self.timeout or None)
-                client = listening.ssl_wrap_socket(client, self.cfg)
+                client = wrap_accepted(self._tls, client, self.cfg)
+                client.do_handshake()
             self._awaited = client
             if not self.alive:
                 self._hurry()

@@ -547,6 +547,20 @@ def test_find_head_end_resumes() -> None:
         assert parse.find_head_end(bytearray(raw), max(0, seen - 3)) == end
 
 
+def test_whole_head() -> None:
+    raw = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+    plain, proxied = RequestPolicy(), RequestPolicy(proxy_protocol=True)
+    assert (
+        parse.whole_head(raw, plain, first=True)
+        == parse.whole_head(raw + b"rest", plain, first=False)
+        == len(raw)
+    )
+    for other in (b"", raw[:-1], b"\r\n\r\n" + raw):
+        assert parse.whole_head(other, plain, first=True) == 0
+    assert parse.whole_head(raw, proxied, first=True) == 0
+    assert parse.whole_head(raw, proxied, first=False) == len(raw)
+
+
 def test_white_space_runs_cost_linear_time() -> None:
     block = LINE + b"".join(b"A%d: %b\x01\r\n" % (i, b" " * 8000) for i in range(90)) + b"\r\n"
     policy = RequestPolicy(limit_request_field_size=0)

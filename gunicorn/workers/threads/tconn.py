@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn import sock as listening
 from gunicorn.http.errors import NoMoreData
-from gunicorn.http.parse import HEAD_END, HeadGatherer
+from gunicorn.http.parse import HeadGatherer, whole_head
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.policy import RequestPolicy, policy_for
 from gunicorn.workers import closing
 from gunicorn.workers.connections import State
+from gunicorn.workers.tls import wrap_accepted
 
 if TYPE_CHECKING:
     import ssl
@@ -57,12 +58,7 @@ class TConn:
         if self.cfg.is_ssl:
             self.is_tls = True
             self.sock.settimeout(0)
-            self.sock = (context or listening.ssl_context(self.cfg)).wrap_socket(
-                self.sock,
-                server_side=True,
-                suppress_ragged_eofs=self.cfg.suppress_ragged_eofs,
-                do_handshake_on_connect=False,
-            )
+            self.sock = wrap_accepted(context or listening.ssl_context(self.cfg), self.sock, self.cfg)
         self.parser = RequestParser(self.cfg, self.sock, self.client, policy=policy or policy_for(self.cfg))
 
     def set_timeout(self) -> None:
@@ -88,8 +84,8 @@ class TConn:
                 unreader.asked = False
                 self.received_all = len(data) < _RECEIVE
             if gatherer is None:
-                # Nearly always: a whole head in one piece. The parser finds its end again, where one may be.
-                if data.find(HEAD_END) > 0 and not parser.policy.proxy_protocol:
+                # The parser finds its end again.
+                if whole_head(data, parser.policy, first=not parser.req_count):
                     unreader.pending = data
                     return True
                 gatherer = self.gatherer = HeadGatherer(parser.policy, first=parser.req_count == 0)
