@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The ticker on FastAPI: the latest prices, and a WebSocket that tells each change."""
+"""The ticker on FastAPI: the latest prices, and a WebSocket that pushes each change."""
 
 from __future__ import annotations
 

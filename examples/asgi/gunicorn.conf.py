@@ -10,7 +10,7 @@ wsgi_app = "fastapi_app:app"
 worker_class = "uvicorn_worker.UvicornWorker"
 workers = 2
 accesslog = "-"
-# Requests get this long to finish when a worker is to end.
+# Seconds for requests to finish when a worker stops.
 graceful_timeout = 20
 
 companion_workers = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Prices that change all the time: a companion makes them, whoever serves reads them."""
+"""Prices that change all the time: a companion makes them, the web workers read them."""
 
 from __future__ import annotations
 

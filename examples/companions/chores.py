@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the companions run: a worker that does jobs, and a scheduler that puts some in by the clock."""
+"""The companions' code: a worker that does jobs, and a scheduler that adds some periodically."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKING_SECONDS = float(os.environ.get("SHOP_PACKING_SECONDS", 1))
 
 
 class StopFlag:
-    """True once the process was asked to stop. The handler only notes it: the job at hand is finished."""
+    """True after a stop signal. The handler only sets it, so that the current job finishes."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -30,7 +30,7 @@ class StopFlag:
 
 
 def worker() -> None:
-    """Do jobs, one at a time, until SIGTERM; then finish the one at hand and leave."""
+    """Do jobs, one at a time, until SIGTERM; then finish the current one and exit."""
     name = os.environ["GUNICORN_COMPANION_NAME"]
     stop = StopFlag()
     recovered = jobqueue.recover(name)
@@ -50,7 +50,7 @@ def worker() -> None:
 
 
 def scheduler() -> None:
-    """Put the periodic jobs in when their time has come, until SIGTERM."""
+    """Add the periodic jobs when they are due, until SIGTERM."""
     stop = StopFlag()
     while not stop:
         jobqueue.put_when_due("stocktaking", None, STOCKTAKING_SECONDS, source="scheduler")
@@ -65,7 +65,7 @@ def pack(item: str) -> str:
 
 def stocktaking(argument: None) -> str:
     packed = jobqueue.counts().get("done", 0)
-    return f"{packed} jobs done so far"
+    return f"jobs done so far: {packed}"
 
 
 CHORES = {"pack": pack, "stocktaking": stocktaking}

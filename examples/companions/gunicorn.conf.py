@@ -11,12 +11,12 @@ companion_workers = [
     {"name": "worker-1", "target": "chores:worker"},
     {"name": "worker-2", "target": "chores:worker"},
 ]
-# A worker that is told to stop finishes the job in its hands: give the longest job time enough.
+# A worker finishes its job before it stops: allow enough time for the longest job.
 companion_stop_timeout = 30
 
 
 def on_starting(server):
-    # Once, in the master, before anything is forked: the tables exist for all that follow.
+    # Once, in the master, before any fork: create the tables for all processes.
     import jobqueue
 
     jobqueue.prepare()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The page: who has packed how much, and under which pids."""
+"""The page: how much each packer has packed, and its pids."""
 
 from __future__ import annotations
 

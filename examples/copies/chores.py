@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the companions run: one that makes the table and is done, and packers, of which there are several."""
+"""The companions' code: a job that creates the table, and packers, in several copies."""
 
 from __future__ import annotations
 

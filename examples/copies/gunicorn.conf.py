@@ -8,7 +8,7 @@ preload_app = True
 accesslog = "-"
 
 companion_workers = [
-    # A job: it makes the table, exits with 0, and rests. A failure is tried again, a while later each time.
+    # A job: it creates the table and exits with 0. After a failure it is retried, with growing delays.
     {
         "name": "migrate",
         "target": "chores:migrate",
@@ -16,22 +16,22 @@ companion_workers = [
         "restart_delay": 1,
         "restart_delay_max": 30,
     },
-    # Three of the same, which need the table.
+    # Three copies, which need the table.
     {
         "name": "packer",
         "target": "chores:pack",
         "numprocs": 3,
         "after": ["migrate"],
-        # Old ones go before a leak becomes a problem: one at a time, and not all within the same minute.
+        # Restart old ones before a leak becomes a problem: one at a time, and not all within the same minute.
         "max_lifetime": float(os.environ.get("BOARD_LIFETIME", "60")),
         "max_lifetime_jitter": float(os.environ.get("BOARD_JITTER", "30")),
         "max_memory": "300M",
-        # Dead within a second, five times in a row: then something is wrong that a sixth time won't cure.
+        # Give up after five failed starts in a row.
         "start_retries": 5,
         "restart_delay": 1,
     },
 ]
-# A packer that is told to stop finishes the parcel in its hands.
+# A packer finishes its parcel before it stops.
 companion_stop_timeout = companion_reload_timeout = 20
 
 

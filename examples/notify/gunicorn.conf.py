@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A shop whose companions say when they are ready and that they live: start it with ``gunicorn`` here."""
+"""A shop whose companions report readiness and heartbeats: start it with ``gunicorn`` here."""
 
 import os
 import sys
@@ -8,9 +8,9 @@ wsgi_app = "shop:app"
 accesslog = "-"
 
 companion_workers = [
-    # A target. It takes a while to load, and counts as RUNNING when it says so itself.
+    # A target. It takes a while to load, and is RUNNING when it reports ready.
     {"name": "recommender", "target": "recommender:run", "ready": "notify", "start_timeout": 30},
-    # A program of its own, which would say the same to systemd. It starts when the other is RUNNING.
+    # A program, which would send the same to systemd. It starts when the recommender is RUNNING.
     {
         "name": "courier",
         "command": [sys.executable, "courier.py"],
@@ -18,6 +18,6 @@ companion_workers = [
         "after": ["recommender"],
     },
 ]
-# Who has not said for so many seconds that it is alive has its stacks dumped, is killed and started again.
+# Without a heartbeat for so many seconds a companion dumps its stacks, is killed and restarts.
 companion_watchdog = float(os.environ.get("SHOP_WATCHDOG", "10"))
 companion_restart_delay = 2

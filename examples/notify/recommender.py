@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Works out what is bought together. Loading takes its time, and until then it is no use to anybody."""
+"""Find products that are bought together. Loading takes some seconds, and until then it is not ready."""
 
 import collections
 import itertools

@@ -13,7 +13,7 @@ raw_env = ["LIVE_PORT=" + os.environ.get("LIVE_PORT", "8001")]
 companion_workers = [
     {
         "name": "live",
-        # No shell reads this: each word is one argument, whatever is in it.
+        # There is no shell: each string is one argument, whatever is in it.
         "command": ["node", "live.js"],
         # The first becomes descriptor 3 of the program, the second 4. They are open before it starts and
         # stay open while it restarts.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A shop whose orders show on every open page at once: it tells them to the live server."""
+"""A shop whose orders appear on every open page at once: it sends them to the live server."""
 
 from __future__ import annotations
 
