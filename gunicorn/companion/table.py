@@ -76,7 +76,7 @@ class ProcessTable(Mapping[str, CompanionProcess]):
         return self._by_pid.get(pid)
 
     def chosen(self, name: str) -> list[CompanionProcess]:
-        """See `chosen`."""
+        """Those that *name* means, as `chosen` finds them."""
         return chosen(self._by_name, name)
 
     def send(self, process: CompanionProcess, event: Event, now: float, **details: Any) -> None:
