@@ -141,7 +141,7 @@ def build(**values) -> CompanionConfig:
         (rq(bind="[::1]"), "bind: '[::1]' has no port"),
         (rq(bind="::1"), "bind: '::1' has no port"),
         ({"name": "js", "command": "it's"}, "write it as a list"),
-        (rq(bind="unix:"), "bind: 'unix:' names no path"),
+        (rq(bind="unix:"), "bind: 'unix:' has no path: write unix:/path/to/socket"),
         (rq(bind="unix:" + 54 * "é"), "bind: the path of a Unix socket has at most 107 bytes, not 108"),
         (rq(bind=9000), "bind: 9000 is not a list of addresses"),
         (rq(after=["db"]), "companion 'rq': after: no companion named db"),
