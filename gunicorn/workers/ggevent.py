@@ -298,7 +298,9 @@ class GeventWorker(AsyncWorker):
         else:
             conn.enter(State.HANDSHAKE)
             try:
-                client = conn.sock = self._shake_hands(client)
+                # Wrapping leaves the socket before it closed, so this is the one that waits from here on.
+                client = conn.sock = self._wrap(client)
+                self._shake_hands(client)
             except (OSError, ValueError) as error:
                 self.handle_error(None, client, addr, error)
                 client.close()
@@ -310,12 +312,14 @@ class GeventWorker(AsyncWorker):
         else:
             super().handle(listener, client, addr)
 
-    def _shake_hands(self, client: Any) -> Any:
+    def _wrap(self, client: Any) -> Any:
         kind = None
         if not isinstance(self._tls, gevent.ssl.SSLContext):
             # The hook made it of a class that was not patched, whose sockets would block.
             kind = patient_class(listening.tls_socket_class(self.cfg, gevent.ssl.SSLSocket))
-        tls = wrap_accepted(self._tls, client, self.cfg, kind)
+        return wrap_accepted(self._tls, client, self.cfg, kind)
+
+    def _shake_hands(self, tls: Any) -> None:
         try:
             late = ssl.SSLError("the handshake was not completed in time")
             with gevent.Timeout(self._patience or HANDSHAKE_SECONDS, late):
@@ -323,7 +327,6 @@ class GeventWorker(AsyncWorker):
         except BaseException:
             tls.close()
             raise
-        return tls
 
     def await_request(self, sock: Any, first: bool) -> bool:
         """Wait until something of a request arrives; False if `keepalive` is over before.

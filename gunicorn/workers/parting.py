@@ -39,9 +39,11 @@ class Connection:
         """Let the wait find the end of the connection, behind what has arrived."""
         self.enter(State.LINGER)
         self.hung_up = True
-        with contextlib.suppress(OSError, ValueError):
-            # Below gevent, whose own would throw an error into the greenlet that waits.
-            _socket.socket.shutdown(getattr(self.sock, "_sock", self.sock), socket.SHUT_RD)
+        # Below gevent, whose own would throw an error into the greenlet that waits.
+        sock = getattr(self.sock, "_sock", self.sock)
+        if isinstance(sock, _socket.socket):  # gevent replaces that of a closed one
+            with contextlib.suppress(OSError, ValueError):
+                _socket.socket.shutdown(sock, socket.SHUT_RD)
 
 
 def has_input(sock: Any) -> bool:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from harness import Background, Server, wait_until
+from harness import Background, Server, read_until_closed, wait_until
 from test_nothing_lost import under_load
 from workertools import APP, Client, connect, elapsed, get, make_certificate
 
@@ -352,6 +352,21 @@ def test_tls(kind: str, more: str, certificate: tuple[str, str]) -> None:
             assert client.sock.recv(10) == b""
         if more:
             assert "hold the unpatched SSLContext" in server.log()
+
+
+@BOTH
+def test_handshakes_that_never_end_disturb_no_stop(kind: str, certificate: tuple[str, str]) -> None:
+    config = conf(kind, certfile=certificate[0], keyfile=certificate[1])
+    with Server(APP, config, ready="listen") as server, tls(server) as client, connect(server) as silent:
+        client.send(get("/until?done"))
+        wait_until(lambda: server.log("until"))
+        server.signal(signal.SIGTERM)
+        silent.sock.settimeout(5)
+        read_until_closed(silent.sock)
+        server.write("done", "")
+        assert client.answer().status == 200
+        assert server.wait_exit() == 0
+        assert "failed" not in server.log()
 
 
 def test_an_application_that_answers_itself() -> None:
