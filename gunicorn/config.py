@@ -32,8 +32,8 @@ __all__ = ["KNOWN_SETTINGS", "PLATFORM", "Config", "Setting", "get_default_confi
 class Config:
     """The settings by name in ``settings``; ``cfg.NAME`` is the value of the setting NAME.
 
-    Where a property below has the name of a setting, ``cfg.NAME`` is what the server works
-    with, and ``cfg.settings[NAME].get()`` what was set.
+    If a property below has the name of a setting, ``cfg.NAME`` is the effective value, and
+    ``cfg.settings[NAME].get()`` the configured one.
     """
 
     settings: dict[str, Setting]
@@ -44,7 +44,7 @@ class Config:
         self.prog = prog or os.path.basename(sys.argv[0])
         #: The environment before `raw_env` was applied to it.
         self.env_orig: dict[str, str] = os.environ.copy()
-        #: What was read: the configuration files with the names they define, in their order.
+        # : The configuration files that were read, with the names they define, in order.
         self.sources: list[Any] = []
         #: What reading them did to the process and noted on the application, to be done on adoption.
         self.effects: Any = None
@@ -93,7 +93,7 @@ class Config:
         return shlex.split(text)
 
     def parser(self) -> ArgumentParser:
-        """A parser for all flags; what is not given is None. ``args`` is what is left: the application."""
+        """Return a parser for all flags; a missing flag is None. ``args`` is the rest: the application."""
         import argparse
 
         from gunicorn.settings.commandline import Parser
@@ -194,7 +194,7 @@ class Config:
 
     @property
     def env(self) -> dict[str, str]:
-        """The variables in ``raw_env``. Raises RuntimeError for what is not ``KEY=VALUE``."""
+        """The variables in ``raw_env``. Raises RuntimeError for entries other than ``KEY=VALUE``."""
         variables = {}
         for text in self.settings["raw_env"].get() or ():
             key, separator, value = text.partition("=")

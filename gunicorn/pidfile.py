@@ -136,5 +136,5 @@ class Pidfile:
 
 
 def successor_path(path: str) -> str:
-    """Where a new master has its pid file until the one that has *path* is gone."""
+    """Return the pid file of a new master until the owner of *path* is gone."""
     return f"{path}.2"

@@ -32,11 +32,11 @@ class BindError(Exception):
 
 
 class BaseSocket:
-    """A listening, non-blocking stream socket; what it lacks is asked of ``sock``, the real one.
+    """A listening, non-blocking stream socket; other attributes come from ``sock``, the real one.
 
-    *address* is the configured one and stays in ``cfg_addr``. With *fd* the socket exists: that
-    descriptor is taken over and not bound. It is inheritable, so that a successor started by exec gets it;
-    whoever runs application code sets close-on-exec in its own process.
+    *address* is the configured one and stays in ``cfg_addr``. With *fd* the socket exists: that descriptor
+    is taken over and not bound. It is inheritable, so that a successor started by exec gets it; a process
+    that runs application code sets close-on-exec for itself.
     """
 
     FAMILY: socket.AddressFamily
@@ -331,7 +331,7 @@ def _is_abstract(name: str | bytes) -> bool:
 
 
 def ssl_context(conf: Any) -> ssl.SSLContext:
-    """The TLS context for *conf*, as the ``ssl_context`` hook wants it.
+    """Return the TLS context for *conf*, from the ``ssl_context`` hook.
 
     The hook is given the configuration and a function that makes the default context: certificate and
     key, the client certificates asked for, the authorities, the ciphers. With ``proxy_protocol`` its

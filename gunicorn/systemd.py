@@ -63,11 +63,11 @@ def _send(address: str, state: str, *, blocking: bool) -> None:
 
 
 class Unit:
-    """The master's line to the service manager that started it, if one did.
+    """The master's connection to the service manager that started it, if any.
 
-    What is said is decided by ``announce.Announcer``. The variables stay in the environment: workers
-    inherit them, as they do with Gunicorn, so that an application may add a ``STATUS=`` of its own
-    where the unit has ``NotifyAccess=all``. Companions don't.
+    ``announce.Announcer`` decides what to send. The variables stay in the environment: workers inherit them,
+    as they do with Gunicorn, so that an application may add a ``STATUS=`` of its own where the unit has
+    ``NotifyAccess=all``. Companions don't.
     """
 
     def __init__(self, arbiter: Any) -> None:
@@ -84,7 +84,7 @@ class Unit:
             self.announcer = Announcer(watchdog_seconds(environ, pid))
 
     def step(self, now: float) -> None:
-        """Send what is due."""
+        """Send due messages."""
         if self.announcer is not None:
             self._say(self.announcer.step(now, self.arbiter.situation(now)))
 
@@ -105,7 +105,7 @@ class Unit:
             self.announcer.reload_refused(why)
 
     def leave(self, now: float) -> None:
-        """Say the last word: the process ends now."""
+        """Send the last message: the process exits now."""
         if self.announcer is not None:
             self._say(self.announcer.leave(now, self.arbiter.situation(now)))
 
@@ -114,7 +114,7 @@ class Unit:
             self._unsent.append(message)
         while self._unsent:
             try:
-                # The master waits for nobody, the service manager included.
+                # The master never waits, not even for the service manager.
                 _send(self._address, self._unsent[0], blocking=False)
             except BlockingIOError:
                 return

@@ -99,7 +99,7 @@ def check_is_writable(path: str) -> None:
 
 
 def close(sock: Any) -> None:
-    """Close *sock*; one that fails to close is as good as closed."""
+    """Close *sock* and ignore errors."""
     try:
         sock.close()
     except OSError:

@@ -37,7 +37,7 @@ class Surroundings(NamedTuple):
 
     @classmethod
     def here(cls, *more: str) -> Surroundings:
-        """*more*: directories that are to be on the import path, too."""
+        """*more*: further directories for the import path."""
         path = [entry for entry in sys.path if isinstance(entry, str)]
         path[:0] = [entry for entry in more if entry not in path]
         try:
@@ -71,7 +71,7 @@ def follow_surroundings(changes: Mapping[str, Any]) -> None:
 
 
 class Effects:
-    """What was done to the process between entering and leaving `as_at_start`; undone, until `apply`."""
+    """The changes to the process between entering and leaving `as_at_start`; undone, until `apply`."""
 
     def __init__(self) -> None:
         self.environ: dict[str, str | None] = {}
@@ -137,7 +137,7 @@ def _is_here(fd: int) -> bool:
 
 
 def environ_changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str | None]:
-    """What turns *before* into *after*: values by name, None for one that is gone."""
+    """Return the changes from *before* to *after*: values by name, None for a removed one."""
     changes: dict[str, str | None] = {name: None for name in before if name not in after}
     changes.update({name: value for name, value in after.items() if before.get(name) != value})
     return changes

@@ -47,7 +47,7 @@ def describe_target(target: Target) -> str:
     if isinstance(target, str):
         return target
     if isinstance(target, functools.partial):
-        # Where an object lies in memory is no part of what it is: it changes at every reread.
+        # Ignore the address of an object: it changes at every reread.
         arguments = re.sub(r" at 0x[0-9a-fA-F]+", "", f"*{target.args!r}, **{target.keywords!r}")
         return f"{describe_target(target.func)}({arguments})"
     qualname = getattr(target, "__qualname__", None)
@@ -79,7 +79,7 @@ def parse_signal(value: int | str) -> int:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``stop_sigal: did you mean stop_signal?``; the word alone where nothing is near."""
+    """``stop_sigal: did you mean stop_signal?``; the name alone if no other is similar."""
     import difflib
 
     near = difflib.get_close_matches(word, list(known), n=1)
@@ -270,7 +270,7 @@ def check_bind(value: Any) -> tuple[str, ...]:
 
 
 def _address(text: str) -> str:
-    """An address in the one form that it is compared and opened by."""
+    """Return an address in the canonical form, for comparing and opening."""
     try:
         address = parse_address(text)
     except RuntimeError as exc:
@@ -289,7 +289,7 @@ def _address(text: str) -> str:
 
 
 def _names_port(text: str) -> bool:
-    # An IPv6 address without brackets ends in such a way, too.
+    # An IPv6 address without brackets ends like that too.
     return re.search(r":\d+\Z", text) is not None and ("]:" in text or text.count("::") == 0)
 
 

@@ -47,7 +47,7 @@ class CompanionConfig(Keys):
     def config_hash(self) -> str:
         """SHA-256 over every field but ``restart_delay``, in a canonical form.
 
-        Nor over ``numprocs``: a copy is what it is, however many there are beside it.
+        It also omits ``numprocs``: a copy does not depend on the number of copies.
         """
         return _digest(self, [f.name for f in fields(self) if f.name not in ("restart_delay", "numprocs")])
 
@@ -86,9 +86,9 @@ def _digest(config: CompanionConfig, names: Iterable[str]) -> str:
 def build_companion_configs(cfg: Any, *, outputs: bool = True) -> list[CompanionConfig]:
     """The companions that *cfg* names, omitted keys filled from the global settings.
 
-    Raises ValueError with every mistake at once, each with the companion's name
-    (or its index) and the key. Imports no target. Without *outputs* nothing is looked up on the disk:
-    whether the files of ``stdout`` and ``stderr`` can be written then shows at the start of that companion.
+    Raises ValueError with every mistake at once, each with the companion's name (or its index) and the key.
+    Imports no target. Without *outputs* the disk is not checked: whether the files of ``stdout`` and
+    ``stderr`` can be written then shows at the start of that companion.
     """
     problems: list[str] = []
     user = WriterIdentity(cfg.uid, cfg.gid, bool(cfg.initgroups)) if outputs else None
@@ -156,7 +156,7 @@ def _build_one(
 
 
 def _combination_problems(label: str, values: Mapping[str, Any]) -> list[str]:
-    """What is right alone and wrong together."""
+    """Report keys that are valid alone but not together."""
     problems = []
     delay, longest = values.get("restart_delay"), values.get("restart_delay_max")
     if INVALID not in (delay, longest) and delay is not None and longest is not None and longest < delay:
@@ -167,7 +167,7 @@ def _combination_problems(label: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def _order_problems(entries: Sequence[Any], configs: Sequence[CompanionConfig]) -> list[str]:
-    """Names in `after` that are nobody's, and circles of them, in which none could ever start."""
+    """Report unknown names in `after`, and circles, in which none could ever start."""
     # Those that are wrong otherwise are there all the same.
     names = {
         entry["name"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str)
@@ -193,7 +193,7 @@ def _find_circle(graph: Mapping[str, set[str]]) -> list[str]:
     done: set[str] = set()
     for start in graph:
         path: list[str] = []
-        # What is left to visit of each node on the path; no recursion, for long chains.
+        # The nodes left to visit for each node on the path; no recursion, for long chains.
         branches = [iter([start])]
         while branches:
             name = next(branches[-1], None)

@@ -7,7 +7,8 @@ from __future__ import annotations
 PERSISTENT = 3
 
 # A run has proved itself when it has lasted this many times as long as the one that failed before it, within
-# these bounds in seconds: what dies after a minute each time has recovered in two, not in ten seconds.
+# these bounds in seconds: one that dies after a minute each time has recovered in two minutes, not in ten
+# seconds.
 PROOF_FACTOR = 2
 SHORTEST_PROOF = 10.0
 LONGEST_PROOF = 600.0

@@ -19,7 +19,7 @@ from gunicorn.settings.base import Setting
 
 
 class Key(NamedTuple):
-    """What is known about a key, besides its name and type."""
+    """The properties of a key, besides its name and type."""
 
     # From the value given to its final form; raises ValueError.
     check: Callable[[Any], Any]

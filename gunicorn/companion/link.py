@@ -24,7 +24,7 @@ class Link:
         self.sock = sock
         self._reader = LineReader(limit=16 * 1024 * 1024)
         self._unsent = bytearray()
-        # Messages that a later one of their kind takes the place of, while nothing of them has been sent.
+        # Messages that a later one of their kind replaces, if no byte of them has been sent.
         self._latest: dict[str, bytes] = {}
         self.ended = False
 
@@ -42,18 +42,18 @@ class Link:
         return self.flush()
 
     def send_latest(self, message: dict[str, Any]) -> bool:
-        """The same for a message that says all of its kind, of which only the last one counts.
+        """The same for a message of which only the last one of its kind counts.
 
-        The other end may be busy for long, as in a configuration file; what is kept does not grow.
+        The other end may be busy for long, as in a configuration file; the queue does not grow.
         """
         kind = next(iter(message))
-        # It comes after what was said before it.
+        # It must follow earlier messages.
         self._latest.pop(kind, None)
         self._latest[kind] = encode(message)
         return self.flush()
 
     def flush(self) -> bool:
-        """Send what was kept; True when nothing is left."""
+        """Send queued messages; True when nothing is left."""
         while self._unsent or self._latest:
             if not self._unsent:
                 self._unsent += self._latest.pop(next(iter(self._latest)))

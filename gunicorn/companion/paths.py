@@ -91,14 +91,13 @@ class Unusable(Exception):
 def prepare_directory(path: str, uid: int, gid: int) -> None:
     """Make *path* (its last component) if it is missing, mode 0700, for user *uid*. Raises Unusable.
 
-    Called before the manager changes its user: what it needs is made for that
-    user while it still can be.
+    Called before the manager changes its user, while it can still create directories for that user.
     """
     from gunicorn.unix import trust
 
     try:
-        # A root that has logged in has an $XDG_RUNTIME_DIR that nobody else may enter.
-        # (For ourselves the system answers better than the permission bits: there are access lists.)
+        # A root that has logged in has an $XDG_RUNTIME_DIR that nobody else may enter. (For ourselves ask
+        # the system rather than the permission bits, because of access lists.)
         closed = _closed_ancestor(path, uid, gid) if uid != os.geteuid() else None
         if closed is not None:
             raise Unusable(f"{path}: user {uid} may not enter {closed}")
@@ -134,7 +133,7 @@ def hand_over_run_files(directory: str, suffix: str, uid: int, gid: int) -> None
     try:
         fd = trust.open_directory(directory)
     except OSError:
-        return  # the manager says what it cannot open
+        return  # the manager reports paths that it cannot open
     try:
         for name in os.listdir(fd):
             if name.endswith(suffix):

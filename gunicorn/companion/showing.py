@@ -110,7 +110,7 @@ class Shown:
 
     @property
     def verdict(self) -> str:
-        """Why it is not started again by itself: ``gave up after 3 failed starts: exited with status 1``."""
+        """Why it does not restart by itself: ``gave up after 3 failed starts: exited with status 1``."""
         why = self.why
         if self.settled != GAVE_UP:
             return why
@@ -194,7 +194,7 @@ class Shown:
         return f"{kept[2][:-1]},{passing[1:]}"
 
     def _passing(self, now: float) -> dict[str, Any]:
-        """What is another with each second."""
+        """The fields that change every second."""
         uptime = self._uptime(now)
         return {
             "description": self.description(now),
@@ -203,7 +203,7 @@ class Shown:
         }
 
     def _lasting(self, offset: float | None) -> dict[str, Any]:
-        """What stays until something happens. *offset*: from monotonic to wall-clock time."""
+        """The fields that change only with an event. *offset*: from monotonic to wall-clock time."""
 
         def shown(moment: float | None) -> float | None:
             return None if moment is None or offset is None else round(moment + offset, 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 
-# Why a companion is STOPPED though nobody has stopped it.
+# Why a companion is STOPPED without a command.
 EXITED = "exited"
 GAVE_UP = "gave up"
 
@@ -21,7 +21,7 @@ class State(enum.Enum):
 
 
 class Event(enum.Enum):
-    """What can happen to a companion."""
+    """The events of a companion."""
 
     START = "start"
     STOP = "stop"

@@ -14,7 +14,7 @@ Processes = Mapping[str, CompanionProcess]
 
 
 class Snapshot(NamedTuple):
-    """What observers compare: a companion before an event and after it."""
+    """A companion before or after an event, for observers to compare."""
 
     state: State
     restarts: int
@@ -27,7 +27,7 @@ class Snapshot(NamedTuple):
 
 
 class Change(NamedTuple):
-    """An event that has happened to a companion, and what has to be done about it."""
+    """An event of a companion, and the actions that follow."""
 
     process: CompanionProcess
     before: Snapshot
@@ -65,7 +65,7 @@ class ProcessTable(Mapping[str, CompanionProcess]):
         return self._by_name.values()
 
     def add(self, config: CompanionConfig) -> CompanionProcess:
-        """The companion named in *config*: the one that is there, or a new one."""
+        """Return the companion named in *config*: the existing one, or a new one."""
         return self._by_name.setdefault(config.name, CompanionProcess(config))
 
     def remove(self, process: CompanionProcess) -> None:

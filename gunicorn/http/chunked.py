@@ -48,7 +48,7 @@ class ChunkedDecoder:
         self.leftover = b""
         self._state = _State.SIZE
         self._missing = 0  # bytes of the current chunk that are still to come
-        self._partial = b""  # what was received of an unfinished line
+        self._partial = b""  # the received part of an unfinished line
         self._trailer_data = bytearray()
         self._trailer_count = 0
         self._error: Exception | None = None
@@ -128,7 +128,7 @@ class ChunkedDecoder:
         return newline + 1
 
     def _trailer_limit(self) -> int:
-        # Where fields have no limit, trailers, which hardly anybody sends, keep the default one.
+        # Without a limit on fields, trailers keep the default one; they are rare.
         return self.policy.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
 
     def _begin_chunk(self, line: bytes) -> None:

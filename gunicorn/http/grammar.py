@@ -11,8 +11,8 @@ _TOKEN_CLASS = f"[{re.escape(TOKEN_SPECIALS)}0-9A-Za-z]"
 TOKEN_RE = re.compile(f"{_TOKEN_CLASS}+")
 TOKEN_BYTES_RE = re.compile(f"{_TOKEN_CLASS}+".encode("ascii"))
 
-# RFC 9110 section 5.5: controls other than HTAB have no place in a field value; CR, LF and NUL
-# among them are how one message is made to look like two.
+# RFC 9110 section 5.5: controls other than HTAB have no place in a field value; CR, LF and NUL could make
+# one message look like two.
 CONTROLS_RE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 FIELD_VALUE_RE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
@@ -76,7 +76,7 @@ def bytes_to_str(b: bytes | str) -> str:
 
 
 def to_bytestring(value: object, encoding: str = "utf8") -> bytes:
-    """*value* as bytes; raises TypeError for what is neither str nor bytes."""
+    """Return *value* as bytes; raises TypeError for other types than str and bytes."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):

@@ -40,7 +40,7 @@ def current_date() -> str:
 
 
 def check_status(status: str) -> int:
-    """The code of a WSGI status string. Raises TypeError or ValueError for what is none."""
+    """Return the code of a WSGI status string. Raises TypeError or ValueError for anything else."""
     code = _CODES.get(status) if type(status) is str else None
     if code is not None:
         return code

@@ -50,7 +50,7 @@ class AllowList:
     def allows(self, peer: PeerAddress) -> bool:
         """Whether *peer*, an address as the socket module gives it, is trusted."""
         if self._anyone or not isinstance(peer, tuple):
-            # Whoever can open a Unix socket was let in by its file mode.
+            # A peer on a Unix socket was let in by its file mode.
             return True
         host = peer[0]
         if host in self._addresses:
@@ -153,7 +153,7 @@ class RequestPolicy:
         self.forwarded_allow = forwarded_allow or AllowList("127.0.0.1,::1")
         self.proxy_protocol = proxy_protocol
         if proxy_protocol:
-            # What its headers are read with: here once for all workers, and not by each within a request.
+            # Import the parser of headers here, once for all workers, and not in each within a request.
             import ipaddress  # noqa: F401
         self.proxy_allow = proxy_allow or AllowList("127.0.0.1,::1")
         self.default_scheme = default_scheme

@@ -26,9 +26,9 @@ _FIRST_BYTES = (V1_PREFIX[:1], V2_SIGNATURE[:1])
 
 
 class ProxiedSocket:
-    """What a class of TLS sockets needs to read a PROXY header before the handshake; mixed in before it.
+    """A mixin for TLS sockets that reads a PROXY header before the handshake.
 
-    ``proxy_seen`` tells whether there was one, ``proxy_info`` what it said. ``do_handshake()`` raises
+    ``proxy_seen`` tells whether there was one, ``proxy_info`` its content. ``do_handshake()`` raises
     SSLError for a header that is malformed, or that the peer may not send.
     """
 
@@ -52,7 +52,7 @@ class ProxiedSocket:
         super().do_handshake(*args, **kwargs)  # type: ignore[misc]
 
     def _receive_header(self, sock: Any) -> None:
-        """Receive what has come of a header; raises BlockingIOError if that is nothing."""
+        """Receive the part of a header that has arrived; raises BlockingIOError if there is none."""
         plain = getattr(sock, "_sock", sock)
         data = _socket.socket.recv(plain, _PEEK, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         if not self._header and data[:1] not in _FIRST_BYTES:

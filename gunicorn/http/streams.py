@@ -29,10 +29,10 @@ class FileWrapper:
 
 
 class WSGIErrorsWrapper(io.RawIOBase):
-    """``wsgi.errors``: text that goes where the error log goes, as it is.
+    """``wsgi.errors``: writes text unchanged to the outputs of the error log.
 
-    One serves all requests of a worker: it looks for the streams when it writes, so that a
-    reopened log is followed, and it cannot be closed.
+    One object serves all requests of a worker. It looks the streams up when it writes, so that it follows a
+    reopened log, and it cannot be closed.
     """
 
     def __init__(self, cfg: Any) -> None:
@@ -71,8 +71,8 @@ class WSGIErrorsWrapper(io.RawIOBase):
 def file_span(filelike: Any) -> tuple[int, int] | None:
     """Offset and number of bytes that are left of a regular file; None for anything else.
 
-    Only the exact types that open() and tempfile make count. What wraps them, or derives from them,
-    may have a descriptor whose content differs from what it reads (gzip, decryption, ranges).
+    Only the exact types that open() and tempfile make count. Wrappers and subclasses may have a descriptor
+    whose content differs from what they read (gzip, decryption, ranges).
     """
     if type(filelike).__module__ == "tempfile":
         filelike = getattr(filelike, "file", filelike)

@@ -13,7 +13,7 @@ class Unreader:
     """Bytes from ``chunk()``, which subclasses give, before them whatever was put back."""
 
     def __init__(self) -> None:
-        #: What can be read without asking the source.
+        # : The bytes that can be read without asking the source.
         self.pending = b""
         #: What the connection's requests have in common for an application; whoever makes environs keeps it.
         self.common: Any = None
@@ -23,7 +23,9 @@ class Unreader:
         raise NotImplementedError
 
     def read(self, size: int | None = None) -> bytes:
-        """*size* bytes, fewer only at the end; None or less than 0: what comes first, of any length."""
+        """Return *size* bytes, fewer only at the end; with None or less than 0 the next bytes, of any
+        length.
+        """
         if size is not None and not isinstance(size, int):
             raise TypeError(f"size must be an int or None, not {type(size).__name__}")
         if size is None or size < 0:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Reload: apply all of a new configuration, or nothing of it.
 
-What can fail is done first, each step with its undoing. Then the arbiter starts new workers; whether they
-boot decides about the rest. What cannot be undone, closing what is no longer wanted, comes last.
+The steps that can fail come first, each with its undo. Then the arbiter starts new workers; whether they
+boot decides about the rest. The step that cannot be undone, closing old listeners, comes last.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Reloading(Workforce, Companionship):
         self.log.error("Reload refused, the old configuration stays: %s", why)
 
     def check_reload(self, cfg: Any) -> None:
-        """Raise what is wrong with *cfg* before any of it is applied."""
+        """Raise the errors of *cfg* before any of it is applied."""
         self.check_companions(cfg, outputs=True)
 
     def _warn_of_misspelt_settings(self) -> None:
@@ -150,7 +150,7 @@ def switch_configuration(arbiter: Any, current: set[int]) -> Switch:
             sock.check_tls(cfg)
         arbiter.check_worker_class()
         for listener in listeners:
-            # Kept ones, too: they show by it whether they speak TLS.
+            # Also for kept ones: it decides whether they speak TLS.
             undo.callback(vars(listener).update, conf=listener.conf, log=listener.log)
             listener.conf, listener.log = cfg, arbiter.log
         for listener in dropped:
@@ -193,7 +193,7 @@ def _restore(
 def _new_listeners(
     arbiter: Any, old_cfg: Any, cfg: Any, undo: contextlib.ExitStack
 ) -> tuple[list[Any], list[Any]]:
-    """The listeners for *cfg*, and those to close. New ones are made before any is closed."""
+    """Return the listeners for *cfg*, and those to close. Create new ones before any is closed."""
     wanted = cfg.address
     if arbiter.systemd or wanted == old_cfg.address:
         return arbiter.LISTENERS, []
@@ -234,7 +234,7 @@ def _renew_log(arbiter: Any, old_cfg: Any, cfg: Any, undo: contextlib.ExitStack)
 
 
 def one_line(exc: BaseException) -> str:
-    """What an error says, for one line of the log; with its kind, where the text says little without."""
+    """Return an error's text for one line of the log; with its type, if the text alone says little."""
     text = on_one_line(str(exc))
     if isinstance(exc, SystemExit):
         return f"it asked to exit ({text})" if text else "it asked to exit"

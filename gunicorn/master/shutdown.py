@@ -81,10 +81,10 @@ class Shutdown(Workforce, Companionship):
         sys.exit(exit_status)
 
     def stop(self, graceful: bool = True) -> None:
-        """Close the listeners, have the workers end, and return when they are gone.
+        """Close the listeners, stop the workers, and return when they are gone.
 
-        They get ``graceful_timeout`` seconds, whether they finish their requests or not. Signals
-        are heard meanwhile: SIGINT or SIGQUIT ends everything now.
+        They get ``graceful_timeout`` seconds, whether they finish their requests or not. Signals are handled
+        meanwhile: SIGINT or SIGQUIT kills everything now.
         """
         if self._switch is not None:
             self._switch.settle()
@@ -156,7 +156,7 @@ class Shutdown(Workforce, Companionship):
                 self.handle_chld(signum, None)
 
     def _end_now(self) -> None:
-        """A second SIGINT or SIGQUIT: nobody is waited for any more."""
+        """A second SIGINT or SIGQUIT: wait no longer."""
         now = time.monotonic()
         for record in self._all_records():
             record.kill_at = now

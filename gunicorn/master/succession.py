@@ -31,7 +31,7 @@ class Succession(Master):
             self.log.warning("This master is itself waiting to succeed process %s", self.master_pid)
             return
         master_pid = os.getpid()
-        # Where the new master reads what was asked of companions by command, and is asked from now on.
+        # The file from which the new master reads commands to companions, past and future.
         shared = self.companions.share() if self.companions is not None else None
         # A copy: our own descriptor is closed in every child.
         state = None

@@ -22,7 +22,7 @@ def is_ipv6(addr: str) -> bool:
 
 
 def parse_address(netloc: str, default_port: str = "8000") -> Address:
-    """What *netloc* names: (host, port), the path of a Unix socket, or a descriptor's number.
+    """Parse *netloc* to (host, port), the path of a Unix socket, or a descriptor's number.
 
     ``HOST``, ``HOST:PORT``, ``:PORT``, ``[IPv6]``, ``[IPv6]:PORT`` with an optional ``tcp://``;
     ``unix:PATH`` and ``unix://PATH``; ``fd://N``. A host that is left out is ``0.0.0.0``.
@@ -55,7 +55,7 @@ def _split_port(netloc: str, default_port: str) -> tuple[str, str]:
             raise RuntimeError(f"{netloc!r} is not of the form [IPv6]:PORT")
         return host, after[1:] if after else default_port
     if netloc.count(":") > 1:
-        # Bare IPv6; with a port it must stand in brackets, or nobody can tell the two apart.
+        # Bare IPv6; with a port it needs brackets, because it would be ambiguous.
         if is_ipv6(netloc):
             return netloc, default_port
         raise RuntimeError(f"{netloc!r} has too many colons; write an IPv6 address as [ADDRESS]:PORT")

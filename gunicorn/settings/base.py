@@ -63,8 +63,8 @@ def described(clsname: str, attrs: dict[str, Any], given: dict[str, Any]) -> dic
 class SettingMeta(type):
     """Registers each subclass of Setting that has a name, and prepares its class attributes.
 
-    What is regular about a setting is said in keywords of the class statement (see `described`); a class
-    without keywords sets all attributes itself.
+    The keywords of the class statement describe a regular setting (see `described`); a class without
+    keywords sets all attributes itself.
     """
 
     def __new__(
@@ -72,8 +72,8 @@ class SettingMeta(type):
     ) -> SettingMeta:
         if given:
             attrs = described(clsname, attrs, given)
-        # A plain function in a class body would bind to the instance when it is
-        # asked for. `type` is left alone: `auto_int(_, x)` counts on being bound.
+        # A plain function in a class body would bind to the instance on access. `type` stays as it is:
+        # `auto_int(_, x)` relies on being bound.
         for key in ("validator", "default"):
             if isinstance(attrs.get(key), FunctionType):
                 attrs[key] = staticmethod(attrs[key])
@@ -181,7 +181,7 @@ class Setting(metaclass=SettingMeta):
         self.value = self.validator(val)
 
     def set_from_command_line(self, val: Any) -> None:
-        """Take what a flag gave; a class overrides it where a flag adds to what is there."""
+        """Set the value of a flag; a class overrides it if its flag adds to the existing value."""
         self.set(val)
 
     def __lt__(self, other: Setting) -> bool:

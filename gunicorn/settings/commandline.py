@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
     ) -> Any:
         given = list(sys.argv[1:] if args is None else args)
         found, unknown = self.parse_known_args(_with_modes(given), namespace)
-        # What follows a flag that is not known is no mistake by itself.
+        # The value of an unknown flag is not a mistake in itself.
         unknown = [word for word in unknown if word.startswith("-")] or unknown
         if unknown:
             unknown = redact.in_value(unknown)

@@ -85,7 +85,7 @@ class Place:
         return target
 
     def info(self) -> os.stat_result | None:
-        """What has the name at the moment, a link itself; None if nothing has."""
+        """Return the status of the path, without following a link; None if it does not exist."""
         try:
             return os.stat(self.name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -308,7 +308,7 @@ def _give_empty_directory(place: Place, owner: Owner) -> None:
         return
     fd = os.open(place.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd)
     try:
-        # Whoever may write to the directory above may have put another of root's in its place.
+        # A user who may write to the directory above may have put another directory of root's in its place.
         if os.fstat(fd).st_uid != 0 or os.listdir(fd):
             raise Untrusted(place.path, "it was replaced as soon as it was made")
         os.fchown(fd, *owner)
@@ -324,7 +324,7 @@ def give_socket(path: str, owner: Owner) -> None:
     with place_of(path, follow=False) as place:
         _check_socket(place, place.info())
         if not hasattr(os, "O_PATH") or not os.path.exists("/proc/self/fd"):
-            # A moment is left in which the file may be replaced, where the system has no better way.
+            # There is a moment in which the file may be replaced, if the system has no better way.
             os.chown(place.name, *owner, dir_fd=place.fd, follow_symlinks=False)
             return
         fd = os.open(place.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd)

@@ -40,7 +40,7 @@ _LOG_SECONDS = 30.0
 _DRAIN_SECONDS = 5.0
 
 
-# The numbers; asked of the object, they are looked up among the names of an enumeration each time.
+# Plain numbers: attributes of an enumeration are slower to look up.
 _family = _socket.socket.family.__get__
 _kind = _socket.socket.type.__get__
 _proto = _socket.socket.proto.__get__
@@ -57,7 +57,7 @@ def accept(listener: Any) -> tuple[Any, Any]:
 
 
 class Failures:
-    """Connections that could not be accepted: which of them call for a pause, and what the log hears."""
+    """Failed accepts: decide which need a pause, and which to log."""
 
     def __init__(self, log: Any) -> None:
         self._log = log
@@ -78,7 +78,7 @@ class Failures:
 
 
 def drain_seconds(cfg: Any) -> float:
-    """For how long a worker that ends still serves who has been waiting; then it needs time to finish."""
+    """Return how long a worker that stops still serves waiting clients; then it needs time to finish."""
     return min(float(cfg.graceful_timeout) / 2, _DRAIN_SECONDS)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Limit how long a worker waits for a request's body while its client pauses.
 
-A body arrives whole however long that takes: uploads stall, and some clients make theirs as they go. Within
-`timeout` nothing is asked. After that the worker waits on as long as nobody else needs what it waits with,
-and has the kernel find out whether the client is still there.
+A body arrives complete however long that takes: uploads stall, and some clients produce theirs as they send.
+Up to `timeout` the worker just waits. After that it waits on as long as nothing else needs its thread or
+place, and lets the kernel probe whether the client is still there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-# A client that is gone without a word is noticed after a minute in all.
+# A client that vanished is noticed after a minute in total.
 _PROBES = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
 
@@ -39,7 +39,7 @@ class BodyIntake:
                 data: bytes = sock.recv(size, *self._flags)
                 return data
             except (BlockingIOError, TimeoutError) as error:
-                # Who wants no wait gets none. The latter: the kernel has given the client up.
+                # Do not wait if told so. The latter: the kernel has given the client up.
                 if sock.gettimeout() == 0 or error.errno == errno.ETIMEDOUT:
                     raise
             self._wait(sock)

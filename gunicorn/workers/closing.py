@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Close a connection so that the client gets all of the last answer (RFC 9112 section 9.6).
 
-A socket that is closed while bytes which nobody has read wait in it, or still arrive, sends a reset; and a
-reset destroys what the client has received but not read yet. So the sending side is shut first,
-and what the client still sends is thrown away, within bounds.
+A socket that is closed with unread bytes, or while bytes still arrive, sends a reset; and a reset destroys
+data that the client has received but not read yet. So shut down the sending side first, and discard further
+input, within bounds.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def peek_now(sock: Any) -> bytes:
 
 
 def receive_now(sock: Any, size: int = _CHUNK) -> bytes:
-    """What has arrived on the connection itself, below any TLS. Raises BlockingIOError if that is nothing."""
+    """Receive the bytes on the connection itself, below any TLS. Raises BlockingIOError if there are none."""
     return _socket.socket.recv(getattr(sock, "_sock", sock), size, socket.MSG_DONTWAIT)
 
 
@@ -83,7 +83,7 @@ def begin_close(sock: Any, more_expected: bool = False) -> bool:
 
 
 def _has_input(sock: Any) -> bool:
-    """Whether bytes have arrived that nobody has received; the connection's end is none."""
+    """Whether unread bytes have arrived; end of input does not count."""
     count = bytearray(_NO_BYTES)  # bytes that cannot be changed would be taken only after two errors
     fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
     return count != _NO_BYTES
@@ -101,7 +101,7 @@ def say_goodbye(sock: Any) -> None:
 
 
 def discard_now(sock: Any, limit: int = LINGER_BYTES) -> tuple[bool, int]:
-    """Throw away what has arrived; (whether the connection is at its end, how many bytes)."""
+    """Discard the bytes that have arrived; return (whether the connection is at its end, how many bytes)."""
     count = 0
     try:
         while count < limit:

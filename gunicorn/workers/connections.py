@@ -36,12 +36,12 @@ C = TypeVar("C", bound=Waiter)
 
 
 class Waiting(Generic[C]):
-    """The connections that wait. Whoever takes one out owns it, and nobody else can get at it then.
+    """The waiting connections. A thread that takes one out owns it.
 
     Threads and the clock's keeper compete for a connection: every operation is one of a dict, which is
-    atomic, so they need no lock. Between a look at a connection and its claim a thread may have served it, or
-    closed it and accepted another one under its number: what is claimed is looked at again, and given to
-    *put_back* if it was not meant.
+    atomic, so they need no lock. Between a look at a connection and its claim a thread may have served it,
+    or closed it and accepted another one under its number: so check a claimed one again, and give it to
+    *put_back* if it is another.
     """
 
     def __init__(self, put_back: Callable[[C], object]) -> None:

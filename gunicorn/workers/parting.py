@@ -36,7 +36,7 @@ class Connection:
         self.since = time.monotonic()
 
     def hang_up(self) -> None:
-        """Let the wait find the end of the connection, behind what has arrived."""
+        """Let the waiting code find the end of input, after the bytes that have arrived."""
         self.enter(State.LINGER)
         self.hung_up = True
         # Below gevent, whose own would throw an error into the greenlet that waits.
@@ -55,9 +55,9 @@ def has_input(sock: Any) -> bool:
 
 
 def make_room(conns: Iterable[Connection]) -> None:
-    """Hang up the one that has idled the longest, for a new one.
+    """Close the connection that has idled the longest, for a new one.
 
-    One that has only just been answered is spared: its next request may be on the way.
+    One that was answered just now is spared: its next request may be on the way.
     """
     before = time.monotonic() - IDLE_AT_LEAST
     idle = (conn for conn in conns if conn.state is State.IDLE and conn.since < before)

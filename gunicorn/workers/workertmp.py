@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 PLATFORM = sys.platform
-# Modes that no file has when it is made.
+# Modes that no new file has.
 _LEAVING, _ENDED = 0o400, 0o200
 IS_CYGWIN = PLATFORM.startswith("cygwin")
 
@@ -84,7 +84,7 @@ def _unnamed_file(directory: str | None) -> int:
             return os.memfd_create("gunicorn-heartbeat", os.MFD_CLOEXEC)
         except OSError as exc:
             if exc.errno in (errno.EMFILE, errno.ENFILE):
-                raise  # a file would take a descriptor, too
+                raise  # a file would also take a descriptor
             # Not allowed in this sandbox.
     import tempfile
 

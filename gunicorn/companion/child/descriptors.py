@@ -28,7 +28,7 @@ class Occupied(Exception):
 def reserve(count: int) -> None:
     """Hold the numbers of *count* sockets, so that no file that is opened from now on gets one.
 
-    To be called before the application is loaded. What is held by somebody already stays his.
+    Call it before the application is loaded. Numbers in use stay as they are.
     """
     for number in range(FIRST, FIRST + count):
         if not is_open(number):
@@ -70,11 +70,10 @@ def lift(fd: int, count: int) -> int:
 
 
 def hand_over(sources: Sequence[int], force: bool = False) -> None:
-    """Have *sources* as the descriptors 3, 4 …, and nowhere else; a program started by exec inherits them.
+    """Move *sources* to the descriptors 3, 4 …; a program started by exec inherits them.
 
-    Raises Occupied, before anything is changed, where such a number is neither free, nor reserved, nor
-    one of *sources*; with *force* it is theirs all the same, because no object outlives the exec that
-    follows.
+    Raises Occupied, before it changes anything, if such a number is neither free, nor reserved, nor one of
+    *sources*. With *force* it takes the number anyway, because no object outlives the exec that follows.
     """
     numbers = range(FIRST, FIRST + len(sources))
     if not force:
@@ -92,7 +91,7 @@ def hand_over(sources: Sequence[int], force: bool = False) -> None:
 def _occupied(number: int) -> str:
     text = f"descriptor {number}, needed for a socket of 'bind', is held by {_describe(number)}"
     if os.get_inheritable(number):
-        # What Python opens is closed by an exec; what is not, came by one.
+        # An exec closes the files that Python opened; any other came through an exec.
         return f"{text}, which the server was started with"
     return f"{text} of the application; restart the server to free it"
 

@@ -21,7 +21,7 @@ Given = TypeVar("Given")
 def run_to_the_end(load: Callable[[Given], Callable[[], Any] | None], given: Given) -> int:
     """Call the target that *load* gives, do what the interpreter does at its end, return the exit code.
 
-    *load* is called with what is *given*. None from it: there is nothing to run, which it has told; the code
+    *load* is called with *given*. If it returns None, it has reported that there is nothing to run; the code
     is 1.
     """
     code = 0
@@ -86,7 +86,7 @@ def _finalize(code: int) -> int:
 
 
 def flush() -> bool:
-    """Write what is buffered; False where that cannot be."""
+    """Flush the buffers; False if that fails."""
     good = True
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -117,7 +117,7 @@ def forget_inherited_exit_handlers() -> None:
     atexit.register(logging.shutdown)
     if util is not None:
         util._finalizer_registry.clear()
-        # Children of the master's: this process must neither join nor terminate them.
+        # The master's children: this process must neither join nor terminate them.
         sys.modules["multiprocessing.process"]._children.clear()
         atexit.register(util._exit_function)
     _standard = atexit._ncallbacks()

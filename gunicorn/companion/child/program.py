@@ -25,7 +25,7 @@ def execute(command: Sequence[str], environ: Mapping[str, str], keep: int) -> No
 
     Relative names of programs, and of directories in PATH, count from the working directory.
     """
-    # An exec resets what has a handler, and keeps what is ignored.
+    # An exec resets signals with a handler, and keeps ignored ones.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     close_at_exec(keep)
     name = command[0]

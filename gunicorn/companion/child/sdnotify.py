@@ -17,8 +17,8 @@ MAX_DATAGRAM = 4096
 # Characters of a STATUS= that are kept: it is a phrase beside others in a table.
 MAX_STATUS = 256
 
-# How long a message waits for a supervisor whose queue is full. A sign of life is followed by
-# the next one, and must not hold up what it is to prove alive.
+# How long a message waits for a supervisor whose queue is full. Another heartbeat follows soon, and sending
+# one must not hold up the work.
 PATIENCE = 1.0
 PATIENCE_OF_BEAT = 0.1
 
@@ -38,9 +38,9 @@ NOTHING = Notice()
 
 
 def parse(datagram: bytes) -> Notice:
-    """Read one datagram: lines of ``NAME=value``. What is unknown or malformed says nothing.
+    """Read one datagram: lines of ``NAME=value``.
 
-    Of a name that comes twice the last value counts.
+    Unknown and malformed lines are ignored. The last value of a repeated name counts.
     """
     # A C program may have sent the end of its string along. Another NUL is no text.
     text = datagram.removesuffix(b"\0")
@@ -71,15 +71,15 @@ def printable(text: str) -> str:
 def notify(
     ready: bool = False, watchdog: bool = False, status: str | None = None, stopping: bool = False
 ) -> bool:
-    """Tell the supervisor of this process how it is; True where the message was taken.
+    """Report this process's state to its supervisor; True if the message was sent.
 
-    *ready*: it has started and works from now on. *watchdog*: it is alive; to be repeated, at half of
-    the time that it is given. *status*: a phrase for people, shown until the next; "" takes it back.
-    *stopping*: it is about to end. Several at once are one message.
+    *ready*: it has started and works from now on. *watchdog*: a heartbeat; send one at least every half of
+    the watchdog's time. *status*: a phrase for people, shown until the next; "" removes it. *stopping*: it
+    is about to exit. Several arguments make one message.
 
-    Nothing is raised where nobody listens: without ``NOTIFY_SOCKET`` in the environment, or with a
-    supervisor that is gone, this does nothing and returns False. Where the supervisor is busy it waits
-    for a moment, a second at most. Any thread and any child process may call it. sd_notify(3).
+    It does not raise if nobody listens: without ``NOTIFY_SOCKET`` in the environment, or when the supervisor
+    is gone, it does nothing and returns False. If the supervisor is busy it waits a moment, at most a
+    second. Any thread and any child process may call it. sd_notify(3).
     """
     lines = []
     if ready:

@@ -73,7 +73,7 @@ class SourceWatch:
     def begin(self, inherited: set[str]) -> None:
         """Watch from now on. *inherited*: the sources that were loaded before the target was imported.
 
-        To be called after the import, in which gevent may have replaced what threads are made of.
+        Call it after the import, in which gevent may have patched threads.
         """
 
         def tell(path: str) -> None:
@@ -81,7 +81,7 @@ class SourceWatch:
             if not change.inherited:
                 # The rest of a checkout changes nothing more for this process.
                 reloader.stop()
-            # Where the manager is gone, or has not read for long, there is nobody to restart this one.
+            # If the manager is gone, or has not read for long, nothing would restart this one.
             with contextlib.suppress(OSError):
                 os.write(self._write, _message(change))
 

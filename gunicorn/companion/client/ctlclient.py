@@ -23,9 +23,9 @@ DEFAULT_TIMEOUT = 5.0
 RETRY_INTERVAL = 0.1
 SOCKET_VARIABLE = "GUNICORN_COMPANION_SOCKET"
 
-# More than any server has to say; one that is somebody else's must not use our memory up.
+# More than any server sends; somebody else's server must not use up our memory.
 MAX_REPLY = 64 * 1024 * 1024
-# What acts on a terminal: C0 but for tab and newline, DEL, C1.
+# Control characters of terminals: C0 except tab and newline, DEL, C1.
 _CONTROL_RE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 # Between two looks at what may have changed: where the server tells of changes, in case that it
@@ -114,7 +114,7 @@ class Connection:
         return pid
 
     def must(self, **request: Any) -> Reply:
-        """Like `ask`; a refusal is a Failure, too."""
+        """Like `ask`, but a refusal raises Failure too."""
         reply = self.ask(**request)
         if not reply.get("ok"):
             raise Failure(refusal(reply), REFUSED)
@@ -167,8 +167,8 @@ def refusal(reply: Reply) -> str:
 class Changes:
     """Tells when to look again: at once when the server tells of a change, or after an interval.
 
-    So that waiting costs a server with a thousand companions next to nothing.
-    It has a connection of its own; a server that refuses it is looked at more often.
+    This makes waiting cheap for a server with a thousand companions. It has its own connection; if the
+    server refuses it, it asks more often.
     """
 
     def __init__(self, path: str) -> None:
@@ -209,7 +209,10 @@ class Changes:
         self._looked = time.monotonic()
 
     def _take(self, timeout: float) -> bool:
-        """What the server tells within *timeout*, unread: what it comes to is asked for. False: nothing."""
+        """Wait up to *timeout* for an event; False if none came.
+
+        Its content is ignored: the client asks for the status.
+        """
         if self._sock is None:
             return False
         self._sock.settimeout(timeout)
@@ -237,8 +240,7 @@ def _sleep(seconds: float, deadline: float | None) -> None:
 def connect(path: str | None, timeout: float | None) -> Connection:
     """Connect to *path*, or to the one live socket. Raises Failure.
 
-    A socket that is missing or refuses is tried again until the timeout: the
-    manager may just be starting.
+    Retry a missing or refusing socket until the timeout, because the manager may just be starting.
     """
     limit = DEFAULT_TIMEOUT if timeout is None else timeout
     deadline = time.monotonic() + limit

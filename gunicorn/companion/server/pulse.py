@@ -7,8 +7,8 @@ reread, say) makes another one due, as the answer to an older question says noth
 
 from __future__ import annotations
 
-# The most that one look counts, in seconds. An arbiter looks at least so often; one that did not was
-# itself held up (a frozen container, a slow configuration file), and its own absence is nobody's silence.
+# The most seconds that one check counts. An arbiter checks at least that often; otherwise it was itself held
+# up (a frozen container, a slow configuration file), and the manager is not to blame.
 LONGEST_LOOK = 1.0
 
 

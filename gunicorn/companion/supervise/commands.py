@@ -30,8 +30,8 @@ Reply = dict[str, Any]
 class Commands:
     """Answers requests about the companions of *table*.
 
-    *server* is what ``status`` tells of the server. *belonging* finds what has left its companion's session.
-    *after_command* begins at once what a command has made possible.
+    *server* is the server's part of ``status``. *belonging* finds processes that have left their companion's
+    session. *after_command* starts at once what a command has made possible.
     """
 
     table: ProcessTable
@@ -167,7 +167,7 @@ class Commands:
         accepted = [name for name, (good, _) in outcomes.items() if good]
         reply: Reply = {"ok": True, "message": "; ".join(outcomes[name][1] for name in accepted)}
         if len(accepted) < len(outcomes):
-            # What was not refused goes on.
+            # The others continue.
             reply.update(error("; ".join(text for good, text in outcomes.values() if not good)))
         if [*outcomes] != [request["name"]]:
             reply["names"] = accepted

@@ -206,10 +206,10 @@ class Endings:
     ) -> bool:
         """Whether the sessions *wanted* are empty: their leaders are gone, and nobody was adopted from them.
 
-        A session is inherited by fork alone, so whoever is in one descends from its leader. When the
-        leader can be waited for, each of its children has been given to the nearest ancestor that adopts,
-        which is us, and so with whoever dies of those below. If all our children are companions
-        that we have forked, there is no such child, and nobody below one.
+        A session is inherited only by fork, so all its members descend from its leader. When the leader is a
+        zombie, the kernel has given each of its children to the nearest adopting ancestor, which is this
+        process; the same holds for every descendant that dies. So if all our children are companions that we
+        have forked, no descendant is left.
         """
         if self.children is None or wanted != {
             p.session for p in own if p.pid is None and p.waiting_for is None

@@ -11,7 +11,7 @@ from gunicorn.companion.states import Cause
 from gunicorn.companion.supervise import memory
 from gunicorn.companion.supervise.rolling import Rolling
 
-# How often the memory of companions that have a limit is looked at, in seconds.
+# Seconds between checks of the memory of companions with a limit.
 MEMORY_INTERVAL = 5.0
 
 MB = 2**20
@@ -29,7 +29,7 @@ Belonging = Callable[[Collection[CompanionProcess]], Mapping[int, int]]
 
 
 class Limits:
-    """`max_lifetime` and `max_memory`. ``due``: when memory is looked at next; None: it need not be."""
+    """`max_lifetime` and `max_memory`. ``due``: the time of the next memory check; None: no check."""
 
     def __init__(self, rolling: Rolling, log: Any, belonging: Belonging = lambda processes: {}) -> None:
         self.rolling = rolling
@@ -40,7 +40,7 @@ class Limits:
         self._soon: dict[str, int] = {}
 
     def check(self, processes: Collection[CompanionProcess], now: float) -> None:
-        """Ask in what is beyond its limit at *now*."""
+        """Queue a restart of companions that exceed a limit at *now*."""
         for process in processes:
             if process.config.max_lifetime is not None and process.is_expired(now):
                 reason = f"it has lived for {process.config.max_lifetime:g}s"

@@ -302,7 +302,7 @@ class Notifications:
         notice_socket = self._sockets.get(process.name)
         if notice_socket is None:
             return
-        # Between two processes there is nobody whose word would count.
+        # In between there is no moment with a companion whose messages would count.
         for notice in notice_socket.receive(process.pid or 0):
             if process.pid is not None:
                 self._take(process, notice)

@@ -59,14 +59,14 @@ class Elder:
 
     def look(self) -> tuple[Overrides, Overrides]:
         """The overrides before and now."""
-        # The version first: what is written meanwhile is seen the next time.
+        # Read the version first: later writes are seen the next time.
         self._version = self.shared.version()
         before, self.overrides = self.overrides, Overrides.of(self.shared.read())
         return before, self.overrides
 
 
 class KeptState:
-    """What outlives a manager: overrides, and why companions have settled.
+    """The state that outlives a manager: overrides, and why companions have settled.
 
     *shared* is where the next manager reads it. *elder*, over an upgrade, is where the manager of the old
     master writes the same.
@@ -79,8 +79,8 @@ class KeptState:
         state = {} if shared is None else shared.read()
         if elder is not None:
             if not state:
-                # The first manager of a new master takes over the overrides of the old one. What has ended or
-                # given up there is tried with the new code.
+                # The first manager of a new master takes over the overrides of the old one. Companions that
+                # have ended or given up there are retried with the new code.
                 found = Overrides.of(elder.read()).as_state()
                 state = {**found, "elder": found}
             if isinstance(seen := state.get("elder"), dict):
@@ -93,7 +93,7 @@ class KeptState:
         self._is_ours = True
 
     def restore(self, table: ProcessTable) -> None:
-        """Apply what was read to *table*, and keep the state of that from now on."""
+        """Apply the state to *table*, and keep that table's state from now on."""
         self._table = table
         for name, process in table.items():
             process.manual_stop = self.overrides.stopped.get(name, False)
@@ -123,7 +123,7 @@ class KeptState:
             self.log.error("Commands so far will be lost with this companion manager: %s", exc.strerror)
 
     def write_overrides(self) -> None:
-        """Write only if a command has changed one: a companion that is let go may start elsewhere at once."""
+        """Write only if a command has changed one: a released companion may start elsewhere at once."""
         if self._overrides_changed:
             self.write()
 

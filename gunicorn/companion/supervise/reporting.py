@@ -57,11 +57,13 @@ class Reporter:
             self.log.debug("Companions running: %d", count, extra=figures.gauge(figures.RUNNING, count))
 
     def old_leftovers(self, pids: Collection[int]) -> None:
-        """Log what is killed of the companions of a dead manager."""
+        """Log the killed processes of a dead manager's companions."""
         self.log.warning("Companions of a dead manager left behind %s: SIGKILL", session.names_of(pids))
 
     def leftovers(self, process: CompanionProcess, pids: Sequence[int], away: Collection[int]) -> None:
-        """Report what is killed with the session of *process*, or after it; *away*: what has left it."""
+        """Report the processes killed with the session of *process*, or after it; *away*: those that have
+        left it.
+        """
         now = time.monotonic()
         whom = session.names_of(pids)
         how = "is killed together with" if process.pid is not None else "has exited and left behind"

@@ -25,7 +25,7 @@ from gunicorn.companion.runfile import unnamed_file
 _HEAD = struct.Struct("=QQI")
 # How often a lock is tried for that somebody else looks at just then.
 _TRIES = 100
-# A state is written into one of two places in turn: a writer that is killed leaves the one before whole.
+# A state is written into one of two places in turn, so a killed writer leaves the previous state intact.
 _ROOM = 16 * 1024 * 1024
 _PLACES = (0, _ROOM)
 
@@ -111,9 +111,9 @@ class SharedState:
 
 
 class Rights:
-    """Which companions run, and which addresses are listened on, by which of the managers of two masters.
+    """Locks for the companions and addresses of the managers of two masters.
 
-    Each holds what it has in the files of both masters, so that either sees the other's.
+    Each manager holds its locks in the files of both masters, so that either sees the other's.
     """
 
     def __init__(self, *files: SharedState | None) -> None:
@@ -140,7 +140,7 @@ class Rights:
 
 
 def _byte_of(what: str) -> int:
-    """Where the lock for *what* is: far behind all that is written, and nobody else's."""
+    """The offset of the lock for *what*: far behind all written data, and unique."""
     return int.from_bytes(hashlib.sha256(what.encode()).digest()[:7], "big") | 1 << 56
 
 

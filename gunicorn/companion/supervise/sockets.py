@@ -74,7 +74,7 @@ class Listeners:
                     known.listeners[address] = listener = self._listen(address)
                     opened.append(listener)
         except OSError:
-            # Where nobody will accept, nobody is to wait.
+            # Close it if nothing will accept: no client should wait.
             known.listeners = {a: each for a, each in known.listeners.items() if each not in opened}
             sock.close_sockets(opened)
             raise
@@ -97,8 +97,8 @@ class Listeners:
             number = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EADDRINUSE
             raise OSError(number, str(exc)) from exc
         found = _socket(listener)
-        # As systemd hands them over. Who wants it otherwise sets it, for all copies: it is no property of
-        # a descriptor but of what all of them share.
+        # As systemd passes them. A companion that needs another mode sets it, for all copies: it is a
+        # property of the socket that all of them share.
         found.setblocking(True)
         found.set_inheritable(False)
         return listener

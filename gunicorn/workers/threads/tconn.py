@@ -28,7 +28,7 @@ _RECEIVE = 65536
 
 
 class TConn:
-    """A connection: what has come of its next request, and until when it may wait for more."""
+    """A connection: the bytes of its next request so far, and its deadline for more."""
 
     def __init__(self, cfg: Any, sock: Any, client: Any, server: Any) -> None:
         self.cfg = cfg
@@ -45,7 +45,7 @@ class TConn:
         self.gatherer: HeadGatherer | None = None
         #: Whether ``gather()`` has received all that had arrived.
         self.received_all = True
-        # What is being served, where `request_timeout` limits it: since when, and by which thread.
+        # The current request, if `request_timeout` limits it: since when, and by which thread.
         self.request: Any = None
         self.since = math.inf
         self.thread = 0
@@ -102,7 +102,7 @@ class TConn:
         return self.gatherer is not None and bool(self.gatherer.buffer)
 
     def has_input(self) -> bool:
-        """Whether something has arrived that nobody has received, the connection's end included."""
+        """Whether unread input has arrived, including the end of input."""
         try:
             closing.peek_now(self.sock)
         except BlockingIOError:

@@ -2,9 +2,9 @@
 """Decide which thread of a worker leads and which stand by. No clock, no sockets.
 
 The leader waits for what arrives and serves it, one request after the other. While it is quick it keeps its
-turn and no thread is woken for a request: that would cost more than most requests do. Only when one
-holds it up does a thread that stands by take the turn over. The watchman, who serves nobody, sees to that: he
-looks every ``LOOK`` seconds as long as there is something to do.
+turn and no thread is woken for a request: that would cost more than most requests do. Only when one holds it
+up does a thread that stands by take the turn over. The watchman, a thread that serves nothing, ensures that:
+it checks every ``LOOK`` seconds as long as there is work.
 
 An application that blocks often would be held up often. After two hold-ups in a row the turn is therefore
 passed on before each of the next requests is served, of twice as many if one more comes soon after them.
@@ -54,7 +54,7 @@ class Turns:
         """Wait until it is the turn of *me*; False once ``stop()`` was called."""
         with self._lock:
             if self.leader and self.working and not self._stopped:
-                # Who leads is at work, so *me*, who runs anyway, goes on in its place.
+                # The leader is busy, so *me*, which runs anyway, takes its place.
                 self.leader = me
                 return True
         self._baton.acquire()
@@ -66,7 +66,7 @@ class Turns:
             return True
 
     def pass_on(self, leader: int) -> bool:
-        """Let somebody else lead in the place of *leader*; False if that one does not."""
+        """Let another thread lead in place of *leader*; False if *leader* does not lead."""
         with self._lock:
             if not leader or self.leader != leader:
                 return False
