@@ -7,6 +7,7 @@ waiting code then finds the bytes that had arrived, if any, and answers them bef
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Protocol
@@ -24,7 +25,7 @@ RETIRE_TICK = 0.1
 
 
 class Retiring(Protocol):
-    """What a worker class gives for its graceful end."""
+    """The methods of a worker class that its graceful end needs."""
 
     cfg: Any
     log: Any
@@ -54,7 +55,9 @@ class Retiring(Protocol):
         """Begin to serve a connection from the accept queue; False if there is none."""
 
     def part(self, retired_at: float) -> None:
-        """Hang up connections that have waited for as long as FAREWELL says, since *retired_at* at least."""
+        """Close connections that have waited for the time in FAREWELL, counted from *retired_at* at the
+        earliest.
+        """
 
 
 def retire(worker: Retiring) -> Iterator[float]:
@@ -64,9 +67,9 @@ def retire(worker: Retiring) -> Iterator[float]:
     then asks for the next one. Connections that are open after the last one are to be cut off.
     """
     started = time.monotonic()
-    # A little before the master loses patience.
+    # A little before the master kills this worker.
     deadline = worker.graceful_deadline() - min(1.0, worker.cfg.graceful_timeout / 4)
-    worker.log.debug("%s retires with %d connections", worker, len(worker.conns))
+    worker.log.debug("Worker %s retires with %d connections", os.getpid(), len(worker.conns))
     at_work = worker.at_work()
     # Meanwhile everything goes on, but each response says close.
     yield from _wait_while_connected(worker, started, min(started + FAREWELL[State.IDLE], deadline))
@@ -80,7 +83,7 @@ def retire(worker: Retiring) -> Iterator[float]:
         close_listener(listener)
     yield from _wait_while_connected(worker, started, deadline)
     if worker.conns:
-        worker.log.warning("%s ends with %d requests unfinished", worker, len(worker.conns))
+        worker.log.warning("Worker %s exits with %d requests unfinished", os.getpid(), len(worker.conns))
 
 
 def _wait_while_connected(worker: Retiring, retired_at: float, until: float) -> Iterator[float]:
