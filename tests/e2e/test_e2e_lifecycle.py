@@ -108,7 +108,7 @@ def test_a_heartbeat_directory_that_is_gone_ends_no_healthy_server() -> None:
         first, second = server.wait_workers(2)
         os.rename(server.dir / "beats", server.dir / "elsewhere")
         server.signal(signal.SIGKILL, first)
-        server.wait_log("A worker cannot be started: [Errno 2]")
+        server.wait_log("Cannot start a worker: [Errno 2]")
         assert server.get().text == str(second)
         os.rename(server.dir / "elsewhere", server.dir / "beats")
         server.wait_workers(2, without=[first])
