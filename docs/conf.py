@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# The settings page and the map of modules are written from the code, so the package must be importable.
+# Some pages are written from the code, so the package must be importable.
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
 from gunicorn import __version__  # noqa: E402
@@ -17,7 +17,7 @@ author = "the project's contributors"
 project_copyright = "the project's contributors, MIT licence"
 version = release = __version__
 
-extensions = ["module_map", "settings_page"]
+extensions = ["companion_keys", "module_map", "settings_page"]
 exclude_patterns = ["_build"]
 highlight_language = "none"
 nitpicky = True

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import Any
+
+from generated import writes
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = ".. This file is written by _ext/module_map.py from the modules' docstrings; changes belong there.\n"
@@ -41,17 +42,7 @@ def table() -> str:
     return "\n".join(blocks)
 
 
-def write_map(app: Any) -> None:
-    """Write the map beside the sources, unless it is there as it should be."""
-    path, text = Path(app.srcdir) / "modules.inc", table()
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
-
-
-def setup(app: Any) -> dict[str, Any]:
-    app.connect("builder-inited", write_map)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
-
+setup = writes("modules.inc", table)
 
 if __name__ == "__main__":
     print(table(), end="")

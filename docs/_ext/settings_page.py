@@ -6,8 +6,7 @@ As a Sphinx extension it writes it before each build; ``python settings_page.py`
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from generated import writes
 
 from gunicorn.settings import KNOWN_SETTINGS, SECTIONS
 from gunicorn.settings.base import Setting
@@ -87,19 +86,7 @@ def default(cls: type[Setting]) -> str:
     return f"``{cls.default!r}``"
 
 
-def write_page(app: Any) -> None:
-    """Write the page beside the other sources, unless it is there as it should be."""
-    path = Path(app.srcdir) / "settings.rst"
-    text = page()
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
-
-
-def setup(app: Any) -> dict[str, Any]:
-    # Before the environment looks for sources, so that the page is among them.
-    app.connect("builder-inited", write_page)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
-
+setup = writes("settings.rst", page)
 
 if __name__ == "__main__":
     print(page(), end="")

@@ -142,19 +142,8 @@ class CompanionWorkers(
     callable without arguments, or ``"module:callable"``, which the companion itself imports; or ``command``,
     a program and its arguments as a list, which runs without a shell.
 
-    These keys default to the settings below: ``cwd``, ``env``, ``stop_signal``, ``stop_timeout``,
-    ``stop_as_group``, ``reload_timeout``, ``startsecs``, ``restart_delay``, ``restart_delay_max``,
-    ``autorestart``, ``start_retries``, ``start_timeout``, ``watchdog``, ``max_memory``, ``max_lifetime``,
-    ``max_lifetime_jitter``, ``stdout``, ``stderr``. These have no global setting:
-
-    * ``autostart`` is True; with False a companion waits for ``gunicorn-companion start``.
-    * ``numprocs``: that many copies, named ``name:0``, ``name:1`` and so on.
-    * ``ready``: ``"startsecs"``, or ``"notify"``: the companion itself reports when it is RUNNING.
-    * ``after``: the names of companions that must be RUNNING before it starts.
-    * ``bind``: addresses to listen on for it, which stay open while it restarts.
-    * ``on_give_up``: ``"ignore"``, or ``"shutdown"``, to stop the server when it gives up
-      (``start_retries``).
-    * ``singleton`` is True; with False it may run beside an older process of its own during an upgrade.
+    All other keys have a default. For most of them a setting below sets it for all companions: the default of
+    ``stop_timeout`` is ``companion_stop_timeout``. The page about companions has a table of the keys.
 
     For example::
 
