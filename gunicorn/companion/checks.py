@@ -208,6 +208,14 @@ def check_count(value: Any) -> int | None:
     return value
 
 
+def check_nice(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not -20 <= value <= 19:
+        raise ValueError(f"{value!r} is not a whole number from -20 to 19")
+    return value
+
+
 def check_numprocs(value: Any) -> int | None:
     """The number of copies; none: one process under its plain name. Raises ValueError."""
     if value == 0 and isinstance(value, int) and not isinstance(value, bool):

@@ -172,6 +172,9 @@ class Keys:
         checks.check_bind, "addresses to listen on for it: :doc:`programs`", shapes=True
     )
     singleton: bool = key(checks.check_bool, "False: it may run beside an older process of its own", True)
+    nice: int | None = key(
+        checks.check_nice, "its nice value, from -20 to 19; none: that of the server", shapes=True
+    )
 
 
 KEYS: dict[str, Key] = {each.name: each.metadata["key"] for each in fields(Keys)}

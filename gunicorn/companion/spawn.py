@@ -163,6 +163,7 @@ class Plan(NamedTuple):
                 or config.cwd
                 or config.stdout
                 or config.stderr
+                or config.nice is not None
                 or _needs_faulthandler(config)
             ),
             [*variables_of(birth).items(), *config.env.items()],
@@ -318,8 +319,17 @@ def _settle(plan: Plan) -> None:
     if config.cwd is not None:
         _enter(config.cwd)
     _redirect(config)
+    if config.nice is not None:
+        _set_nice(config.nice)
     if _needs_faulthandler(config):
         _arm_faulthandler()
+
+
+def _set_nice(value: int) -> None:
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, value)
+    except OSError as exc:
+        raise StartFailed(f"cannot set nice to {value}: {exc.strerror}") from None
 
 
 def _needs_faulthandler(config: CompanionConfig) -> bool:

@@ -148,6 +148,11 @@ def build(**values) -> CompanionConfig:
         (rq(after="rq"), "companion 'rq': after: they wait for each other: rq -> rq"),
         (rq(after=[7]), "after: [7] is not a list of companions' names"),
         (rq(singleton="no"), "singleton: 'no' is neither True nor False"),
+        (rq(nice=20), "companion 'rq': nice: 20 is not a whole number from -20 to 19"),
+        (rq(nice=-21), "nice: -21 is not a whole number from -20 to 19"),
+        (rq(nice="5"), "nice: '5' is not a whole number from -20 to 19"),
+        (rq(nice=True), "nice: True is not a whole number from -20 to 19"),
+        (rq(nice=1.0), "nice: 1.0 is not a whole number from -20 to 19"),
         (rq(**{"qqq": 1}), "companion 'rq': unknown key qqq"),
         ({**rq(), 5: 1}, "companion 'rq': unknown key 5"),
         (rq(stop_signal="SIGFOO"), "companion 'rq': stop_signal: unknown signal 'SIGFOO'"),
@@ -338,6 +343,7 @@ def test_defaults():
         "max_lifetime": None,
         "max_lifetime_jitter": 0,
         "singleton": True,
+        "nice": None,
     }
     assert build() == CompanionConfig("rq", "app:run")
     assert CompanionConfig("rq", work, stop_signal="INT").stop_signal == signal.SIGINT
@@ -472,6 +478,7 @@ OTHER_VALUES = {
     "max_lifetime": 3600,
     "max_lifetime_jitter": 60,
     "singleton": False,
+    "nice": 10,
     "numprocs": 2,
     "cwd": "/",
     "env": {"A": "b"},
@@ -485,7 +492,7 @@ OTHER_VALUES = {
     "stdout": "/dev/null",
     "stderr": "/dev/null",
 }
-SHAPE = {"target", "command", "cwd", "env", "stdout", "stderr", "bind", "watchdog"}
+SHAPE = {"target", "command", "cwd", "env", "stdout", "stderr", "bind", "watchdog", "nice"}
 
 
 def test_the_table_of_other_values_is_whole():
@@ -583,6 +590,11 @@ def test_an_address_has_one_companion():
 )
 def test_sizes(given, size):
     assert build(max_memory=given).max_memory == size
+
+
+@pytest.mark.parametrize("value", [None, -20, 0, 19])
+def test_nice_values(value):
+    assert build(nice=value).nice == value
 
 
 def test_a_command_is_shown_as_a_shell_would_be_told():

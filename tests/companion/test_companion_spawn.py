@@ -464,6 +464,21 @@ def test_the_directory(run, tmp_path):
     assert (tmp_path / "d" / "log").exists()
 
 
+OWN_NICE = [sys.executable, "-c", "import os; print(os.getpriority(os.PRIO_PROCESS, 0))"]
+
+
+@pytest.mark.parametrize(("nice", "found"), [(12, 12), (19, 19), (None, 3)])
+def test_the_nice_value(run, nice, found):
+    before = """
+        import os
+        os.setpriority(os.PRIO_PROCESS, 0, 3)
+        def target():
+            print(os.getpriority(os.PRIO_PROCESS, 0))
+    """
+    assert run("", before=before, nice=nice).out == f"{found}\n"
+    assert run("", before=before, nice=nice, command=OWN_NICE).out == f"{found}\n"
+
+
 def test_the_limit_of_open_files_is_that_of_the_server(run):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     raised = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({hard}, {hard}))"
@@ -524,6 +539,23 @@ def test_it_gets_its_stop_signal_when_the_parent_dies(tmp_path):
 def test_a_missing_directory(run):
     end = run("nothing", cwd="/nonexistent")
     assert (end.code, end.error) == (1, "cannot enter cwd /nonexistent: No such file or directory")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="gives up a capability of Linux")
+def test_a_nice_value_that_the_system_refuses(run):
+    before = """
+        import ctypes, os, resource
+        os.setpriority(os.PRIO_PROCESS, 0, 3)
+        resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
+        # capget(2): the version, this process; effective, permitted and inheritable, twice.
+        head, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        libc = ctypes.CDLL(None)
+        assert libc.capget(head, sets) == 0
+        sets[0] &= ~(1 << 23)  # CAP_SYS_NICE
+        assert libc.capset(head, sets) == 0
+    """
+    end = run("nothing", before=before, nice=2)
+    assert (end.code, end.error) == (1, "cannot set nice to 2: Permission denied")
 
 
 def test_a_log_that_cannot_be_opened(run, tmp_path):

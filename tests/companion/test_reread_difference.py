@@ -44,6 +44,7 @@ OTHERS = {
     "max_lifetime": 7,
     "max_lifetime_jitter": 7,
     "singleton": False,
+    "nice": 7,
 }
 
 
