@@ -218,8 +218,8 @@ def left(run_dir: str | None, managers: Collection[int] = (), uid: int | None = 
 def may_hold_sockets(run_dir: str | None) -> dict[int, str]:
     """Return leftovers of dead managers, by pid with the digest of its companion's name.
 
-    Also of those companions that may run beside their older self, of whichever server, which no next manager
-    ends.
+    Also those of companions that may run beside an older process, of any server, because no later manager
+    stops them.
     """
     places = {digest(run_dir or ""), digest("")}
     return {pid: mark.name for pid, mark in _of_dead_managers(lambda mark: mark.run_dir in places).items()}

@@ -138,7 +138,7 @@ class TornadoWorker(Worker):
         return server
 
     def heartbeat(self) -> None:
-        """Beat the heart."""
+        """Send a heartbeat."""
         self.notify()
 
     def watchdog(self) -> None:

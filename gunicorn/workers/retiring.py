@@ -37,7 +37,7 @@ class Retiring(Protocol):
         """The open connections, by keys that stay the same."""
 
     def notify(self) -> None:
-        """Beat the heart."""
+        """Send a heartbeat."""
 
     def graceful_deadline(self) -> float:
         """The moment at which the master stops waiting."""

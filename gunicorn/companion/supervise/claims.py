@@ -351,7 +351,7 @@ class Claims:
         record = runfile.peek(self.run_dir, name)
         return record is not None and not record.supervised
 
-    # -- older selves --------------------------------------------------------
+    # -- older processes -----------------------------------------------------
 
     def find_strays(self, known: Iterable[str], now: float) -> None:
         """Begin to end what a dead manager left under names that are not *known* any more."""

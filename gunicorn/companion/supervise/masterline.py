@@ -11,7 +11,7 @@ from gunicorn.unix.poller import READABLE, WRITABLE, Poller
 
 
 class MasterLine:
-    """Gives *hear* each message of the master, and calls *ended* once when there is no master any more.
+    """Calls *hear* with each message of the master, and *ended* once when the master is gone.
 
     Without a link (a manager without a master) nothing arrives and nothing is sent.
     """

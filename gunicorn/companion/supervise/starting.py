@@ -197,7 +197,7 @@ class Starter:
         return self._left_by_dead_manager(process)
 
     def _left_by_dead_manager(self, process: CompanionProcess) -> Blocked | None:
-        """An older self whose manager is dead, and which has the sockets open until it ends."""
+        """An older process whose manager is dead, and which keeps the sockets open until it ends."""
         if time.monotonic() >= self._left_at + WAIT_INTERVAL:
             try:
                 self._left = detached.may_hold_sockets(self.claims.run_dir)

@@ -109,7 +109,9 @@ class Turns:
         return waited > COMPUTING or idle > (SURELY if late else LOOK / 2)
 
     def _learn(self) -> None:
-        """Decide for how many requests to be wary. A thread may just not have been given the processor."""
+        """Decide for how many requests to pass the turn on early. A thread may just have lacked the
+        processor.
+        """
         apart = self.count - self._held_up_at
         self._held_up_at = self.count
         if apart < self._caution + _RARELY:
