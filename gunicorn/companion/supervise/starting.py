@@ -159,7 +159,6 @@ class Starter:
 
     def _prepare(self, process: CompanionProcess) -> _Prepared | None:
         """Gather what a start needs; None if it must wait, or has failed."""
-        config = process.config
         try:
             run = self._claim(process, time.monotonic())
         except OSError as exc:
@@ -168,17 +167,40 @@ class Starter:
         if run is None:
             return None
         try:
-            listeners = self.listeners.open(config.group, config.bind) if config.bind else []
+            listeners = self._open_listeners(process)
+            if listeners is None:
+                return None
             # Where the run file has a name, its directory is one to write to.
             run_dir = None if run.path is None else self.claims.run_dir
             return run, listeners, self.notifications.open(process, run_dir)
         except OSError as exc:
-            blocked = self._who_listens(process) if exc.errno == errno.EADDRINUSE else None
-            if blocked is not None:
-                self.table.send(process, Event.BLOCKED, time.monotonic(), pid=blocked.pid)
-            else:
-                self._fail(process, _explain(exc))
+            self._fail(process, _explain(exc))
             return None
+
+    def _open_listeners(self, process: CompanionProcess) -> list[socket] | None:
+        """Return the sockets of `bind`; None, and the process BLOCKED, while their owner still ends.
+
+        Raises OSError.
+        """
+        config = process.config
+        if not config.bind:
+            return []
+        try:
+            return self.listeners.open(config.group, config.bind)
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise
+        blocked = self._who_listens(process)
+        if blocked is None:
+            # Its owner may have released the address just before we looked for the owner.
+            try:
+                return self.listeners.open(config.group, config.bind)
+            except OSError as exc:
+                blocked = self._who_listens(process) if exc.errno == errno.EADDRINUSE else None
+                if blocked is None:
+                    raise
+        self.table.send(process, Event.BLOCKED, time.monotonic(), pid=blocked.pid)
+        return None
 
     def _who_listens(self, process: CompanionProcess) -> Blocked | None:
         """Return the companion that holds an address of *process* and will release it, or None."""
