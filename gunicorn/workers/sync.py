@@ -32,6 +32,9 @@ else:
 # For `timeout = 0`. Not for ever: a signal interrupts only a wait that has a limit (signal(7)).
 FOREVER = 86400.0
 
+# How many answered clients that still send are waited for at once, while others are served.
+_MOST_LINGERING = 64
+
 
 class StopWaiting(Exception):
     """Raised by ``wait()`` when the worker is to end."""
@@ -52,6 +55,10 @@ class SyncWorker(Worker):
         self._failures = accepting.Failures(self.log)
         # Whose request is waited for.
         self._awaited: Any = None
+        # When to be done with all clients, once the master has told the worker to end.
+        self._deadline = math.inf
+        # Answered clients that are waited for when all are served, because the worker ends.
+        self._lingering: list[Any] = []
         # Short of the master's timeout, so that a silent client costs itself and not the worker.
         self._patience = self.timeout or FOREVER
         self._receive_body = BodyIntake(self._left_for_body).receive
@@ -117,6 +124,9 @@ class SyncWorker(Worker):
             for listener in self.sockets:
                 if listener.fileno() in ready:
                     self.take(listener)
+        until = min(time.monotonic() + closing.LINGER_SECONDS, self._deadline)
+        for client in self._lingering:
+            closing.linger(client, until - time.monotonic())
 
     def run_for_one(self, timeout: float) -> None:
         """Serve a single listener: as long as connections are waiting, without asking whether they are."""
@@ -153,6 +163,9 @@ class SyncWorker(Worker):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM, in a request maybe: who comes from now on is refused, not left to wait for its end."""
         super().handle_exit(sig, frame)
+        # A little before the master loses patience.
+        margin = min(0.5, self.cfg.graceful_timeout / 4)
+        self._deadline = min(self._deadline, self.graceful_deadline() - margin)
         if self._awaited is not None:
             # The signal has interrupted the wait, which continues with the new values.
             self._hurry()
@@ -289,20 +302,34 @@ class SyncWorker(Worker):
             self._awaited = None
             if fate is Fate.RESET:
                 closing.reset(client)
-            else:
-                closing.close_gracefully(client, more_expected=fate is Fate.LINGER)
+            elif closing.begin_close(client, more_expected=fate is Fate.LINGER):
+                self._linger(client)
+
+    def _linger(self, client: Any) -> None:
+        """Wait for an answered client that is still sending.
+
+        A worker that ends does so later, for all such clients at once: others wait for their answers.
+        """
+        if self.alive:
+            closing.linger(client)
+            return
+        if len(self._lingering) == _MOST_LINGERING:
+            self._lingering.pop(0).close()
+        self._lingering.append(client)
 
     def _hurry(self) -> None:
         """Wait only a moment more for a request that has not come yet, because the worker is to end."""
         client = self._awaited
+        # Not 0, which would be for ever.
+        seconds = max(0.01, min(FAREWELL[State.NEW], self._deadline - time.monotonic()))
         if self._tls is not None:
             # A read that has begun keeps the timeout that it has begun with.
-            timer = threading.Timer(FAREWELL[State.NEW], self._cut_short, (client,))
+            timer = threading.Timer(seconds, self._cut_short, (client,))
             timer.daemon = True
             timer.start()
             return
         with suppress(OSError):
-            closing.set_blocking_timeout(client, FAREWELL[State.NEW])
+            closing.set_blocking_timeout(client, seconds)
 
     def _cut_short(self, client: Any) -> None:
         """End the wait for the request of *client*, if it still lasts; what has arrived is read."""

@@ -410,6 +410,6 @@ def test_no_client_holds_up_the_end_of_a_plain_worker(
     with Server(APP, conf("sync", **settings), ready="listen") as server, dial(server, secure) as client:
         client.send(sent)
         # Beside the listener, it has this one, and waits for its request.
-        wait_until(lambda: str(descriptors(server.workers()[0])).count("socket:") == 2)
+        wait_until(lambda: server.workers() and str(descriptors(server.workers()[0])).count("socket:") == 2)
         assert elapsed(server.stop) < 5
         assert "SIGKILL" not in server.log()

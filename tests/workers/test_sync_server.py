@@ -92,6 +92,23 @@ def test_a_handshake_under_way_is_finished_by_a_worker_that_ends(certificate: tu
         wait_until(lambda: ask(server) != first)
 
 
+def test_silent_clients_delay_no_stop() -> None:
+    """One after the other may have its moment, but nobody waits for each to close its end."""
+    with Server(APP, "graceful_timeout = 8", ready="listen") as server, contextlib.ExitStack() as stack:
+        with Client(server.connect()) as client:
+            client.ask()
+        silent = [stack.enter_context(Client(server.connect())) for _ in range(3)]
+        for client in silent[::2]:
+            client.send(b"GET / HT")
+        last = stack.enter_context(Client(server.connect()))
+        last.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.signal(signal.SIGTERM)
+        assert last.answer().status == 200
+        assert [client.answer().status for client in silent] == [408] * 3
+        assert server.wait_exit() == 0
+        assert "SIGKILL" not in server.log()
+
+
 @contextlib.contextmanager
 def busy(server: Server) -> Iterator[None]:
     """Clients that come one after the other, so that there is always one."""
