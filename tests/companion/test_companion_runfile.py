@@ -163,18 +163,23 @@ def test_a_link_is_not_followed(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root would live by what others wrote")
 def test_root_lives_by_no_file_that_another_user_has_made(tmp_path):
     tmp_path.chmod(0o777)
-    (tmp_path / "a.run").write_bytes(record(os.getpid(), session=os.getsid(0)).to_bytes())
-    assert set(runfile.records(str(tmp_path))) == {"a"}
-    os.link(tmp_path / "a.run", tmp_path / "second.run")
-    assert runfile.records(str(tmp_path)) == {}
-    (tmp_path / "second.run").unlink()
-    os.chown(tmp_path / "a.run", 65534, 65534)
-    assert runfile.records(str(tmp_path)) == {}
-    with pytest.raises(PermissionError, match="another user has made it"):
-        RunFile.claim(str(tmp_path), "a")
-    # Those of the directory's owner, who has the companions, count.
-    os.chown(tmp_path, 65534, 65534)
-    assert set(runfile.records(str(tmp_path))) == {"a"}
+    # Its own session: that of the tests may have begun outside of this PID namespace, and is 0 here.
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        try:
+            (tmp_path / "a.run").write_bytes(record(process.pid, session=process.pid).to_bytes())
+            assert set(runfile.records(str(tmp_path))) == {"a"}
+            os.link(tmp_path / "a.run", tmp_path / "second.run")
+            assert runfile.records(str(tmp_path)) == {}
+            (tmp_path / "second.run").unlink()
+            os.chown(tmp_path / "a.run", 65534, 65534)
+            assert runfile.records(str(tmp_path)) == {}
+            with pytest.raises(PermissionError, match="another user has made it"):
+                RunFile.claim(str(tmp_path), "a")
+            # Those of the directory's owner, who has the companions, count.
+            os.chown(tmp_path, 65534, 65534)
+            assert set(runfile.records(str(tmp_path))) == {"a"}
+        finally:
+            process.kill()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root would live by what others wrote")

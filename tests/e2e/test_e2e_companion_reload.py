@@ -393,6 +393,31 @@ def test_a_changed_global_default_reaches_every_companion_that_does_not_override
         assert server.ask("reread")["restarted"] == ["a", "b"]
 
 
+# Wrong for the master alone, for as long as there is a file "broken".
+BROKEN_FOR_THE_MASTER = """
+import os
+if os.path.exists("broken") and open("g.pid").read().strip() == str(os.getpid()):
+    1/0
+"""
+
+
+def test_what_the_master_could_not_read_after_a_reread_it_reads_for_the_next_manager() -> None:
+    with companion_server(*TWO, extra=BROKEN_FOR_THE_MASTER, pidfile="g.pid") as server:
+        settled(server, "a", "b")
+        reconfigure(
+            server, entry("b", "idle"), entry("c", "idle"), extra=BROKEN_FOR_THE_MASTER, pidfile="g.pid"
+        )
+        broken = server.write("broken", "")
+        assert server.ask("reread")["removed"] == ["a"]
+        server.wait_log("Cannot save the companions' new configuration for the next manager")
+        broken.unlink()
+        manager = server.wait_manager()
+        os.kill(manager, signal.SIGKILL)
+        server.wait_manager(20, without=manager)
+        settled(server, "b", "c")
+        assert len(starts(server, "a")) == 1
+
+
 def test_reread_from_a_companion_config_file() -> None:
 
     def text_of(*companions: dict[str, Any]) -> str:

@@ -133,6 +133,8 @@ class ManagerHandle(ArbitersPart):
         self._surroundings = Surroundings({}, [], None)
         self._server: dict[str, Any] = {}
         self._reload_told = False
+        # What the manager has applied and the master could not read: name to fingerprint.
+        self._unread: dict[str, str] | None = None
         # At a quick stop, what every timeout is capped at.
         self._cap: float | None = None
 
@@ -235,6 +237,8 @@ class ManagerHandle(ArbitersPart):
         self.drop_link()
         self.kill_at = None
         self._places_stay = not clean or bool(self.leaving)
+        if self._unread is not None and not clean:
+            self._take_over(self._unread)
 
     def _describe_server(self) -> dict[str, Any]:
         return {
@@ -283,8 +287,12 @@ class ManagerHandle(ArbitersPart):
             self._let_leave()
 
     def _take_over(self, applied: dict[str, str]) -> None:
-        """The manager has applied a configuration: hold the same one for its successor."""
+        """The manager has applied a configuration: hold the same one for its successor.
+
+        Where the file is broken meanwhile, it is read once more before that one starts.
+        """
         self._reload_told = False
+        self._unread = None
         if applied == {config.name: config.fingerprint for config in self.configs}:
             return
         try:
@@ -292,6 +300,7 @@ class ManagerHandle(ArbitersPart):
             configs = build_companion_configs(fresh, outputs=False)
         except (ConfigError, ValueError) as exc:
             self.log.warning("Cannot save the companions' new configuration for the next manager: %s", exc)
+            self._unread = applied
             return
         finally:
             self.arbiter.hear_signals_again()
@@ -326,6 +335,7 @@ class ManagerHandle(ArbitersPart):
             c.name: c.fingerprint for c in self.configs
         }
         pid = self.arbiter.companion_manager_pid
+        self._unread = None
         self.remember(configs)
         if not pid:
             return
