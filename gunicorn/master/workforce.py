@@ -283,7 +283,12 @@ class Workforce(Master):
             self.log.debug("Where it failed:", exc_info=True)
             status = self.APP_LOAD_ERROR
         except BaseException as exc:
-            self.log.exception("Worker %s failed", worker.pid)
+            if isinstance(exc, ConfigError):
+                # Its text names the setting and the file; the trace shows our code only.
+                self.log.error("Worker %s failed: %s", worker.pid, exc)
+                self.log.debug("Where it failed:", exc_info=True)
+            else:
+                self.log.exception("Worker %s failed", worker.pid)
             again = worker.booted or (self._served and _may_pass(exc))
             status = 255 if again else self.WORKER_BOOT_ERROR
         # It ends anyway. What a signal raised from here on would cut short the hook, an exit handler of the

@@ -139,6 +139,14 @@ def ssl_context(config, default_ssl_context_factory):
         server.signal(signal.SIGHUP)
         server.wait_workers(2, without=old)
         assert "failed" not in server.log()
+        # And without a reload: each worker that is started meanwhile says so in one line.
+        Path(cert).write_text("broken")
+        serving = server.wait_workers(2)
+        os.kill(serving[0], signal.SIGKILL)
+        server.wait_log(f"failed: certfile {cert!r}")
+        Path(cert).write_text(good)
+        server.wait_workers(2, without=serving[:1])
+        assert "Traceback" not in server.log()
 
 
 def test_post_worker_init_that_raises_is_a_boot_error() -> None:
