@@ -416,7 +416,8 @@ class Arbiter(Shutdown, Succession, Reloading):
         """Reopen the log files: here, in the workers and in the companion manager."""
         reopen_logs(self.log)
         self.kill_workers(signal.SIGUSR1)
-        self.signal_companion_manager(signal.SIGUSR1)
+        if self.companions is not None:
+            self.companions.reopen_logs()
 
     def handle_usr2(self) -> None:
         """Start a new master beside this one."""

@@ -68,7 +68,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.reloader",
         "gunicorn.http.*",
         "gunicorn.companion.control",
-        "gunicorn.companion.link",
+        "gunicorn.companion.server.link",
         "gunicorn.companion.table",
     ],
     # What is done with a connection, and in a companion's own process.

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.start import follow_surroundings
 from gunicorn.companion.control import ControlServer
-from gunicorn.companion.link import Link
 from gunicorn.companion.process import (
     POLL_INTERVAL,
     WAIT_INTERVAL,
@@ -26,6 +25,7 @@ from gunicorn.companion.process import (
     Event,
     State,
 )
+from gunicorn.companion.server.link import Link
 from gunicorn.companion.spawn import become_subreaper, prepare_parent
 from gunicorn.companion.supervise.changes import Changes, Configs, digest, scale
 from gunicorn.companion.supervise.claims import Claims
@@ -36,7 +36,6 @@ from gunicorn.companion.supervise.executor import Executor
 from gunicorn.companion.supervise.following import Follower
 from gunicorn.companion.supervise.hooks import Hook, Hooks, no_hook
 from gunicorn.companion.supervise.limits import Limits
-from gunicorn.companion.supervise.masterline import MasterLine
 from gunicorn.companion.supervise.notify_sockets import Notifications, remove_stale
 from gunicorn.companion.supervise.order import Stops
 from gunicorn.companion.supervise.overrides import KeptState
@@ -108,8 +107,8 @@ class CompanionManager:
         self.watch = watch
         # When companions must be looked at again, whether or not something happens.
         self._due: float | None = None
-        # Configuration files that the arbiter has read for us.
-        self._files: dict[str, str] = {}
+        # Configuration files that the master has read for the reload that is under way.
+        self.files: dict[str, str] = {}
 
         self.kept = KeptState(shared, elder, log)
         overrides = self.kept.overrides
@@ -122,7 +121,7 @@ class CompanionManager:
         self.control: ControlServer | None = None
         if control_path is not None:
             self.control = ControlServer(control_path, control_mode, self._answer, self.poller, log)
-        self.master = MasterLine(link, self.poller, self._hear_master, self._lose_master)
+        self.link = link
         self.hooks = Hooks(self, log, pre_fork=pre_fork, post_fork=post_fork, on_exit=on_exit)
         self.reporter = Reporter(self.table, log, self.control)
         self.notifications = Notifications(self.table, log, self.poller)
@@ -158,7 +157,7 @@ class CompanionManager:
             reporter=self.reporter,
         )
         executor = Executor(
-            log, claims=self.claims, endings=self.endings, starter=self.starter, tell=self.master.tell
+            log, claims=self.claims, endings=self.endings, starter=self.starter, tell=self.tell_master
         )
         # What a command overrides is noted first: a release writes it down.
         self.table.observers = [self.kept.observe, executor.observe, self.reporter.observe]
@@ -180,7 +179,7 @@ class CompanionManager:
             claims=self.claims,
             load_configs=load_configs,
             adopt_config=adopt_config,
-            tell=self.master.tell,
+            tell=self.tell_master,
             spare_descriptors=self._spare_descriptors,
             after_command=self._after_command,
         )
@@ -307,7 +306,8 @@ class CompanionManager:
         self.inbox.install()
         unblock_all()
         self.poller.add(self.inbox.fileno(), lambda events: None)
-        self.master.open()
+        if self.link is not None:
+            self.link.watch(self.poller, self._on_message, self._on_master_gone)
         if self.watch is not None:
             self.poller.add(self.watch.fileno(), self._on_change)
         if become_subreaper():
@@ -377,45 +377,78 @@ class CompanionManager:
 
     def _on_signal(self, signum: int, now: float) -> None:
         if signum == signal.SIGTERM:
-            # What the arbiter wrote before it sent the signal comes first.
-            self.master.receive()
+            if self.link is not None:
+                # The master may have written before it sent the signal that another server takes over.
+                self.link.read()
             self.stop_all()
         elif signum in (signal.SIGINT, signal.SIGQUIT):
             if self.steering.stopping:
                 self.log.info("Killing all companions: a second %s", signal_name(signum))
             self.stop_all(0.0 if self.steering.stopping else self.graceful_timeout)
         elif signum == signal.SIGHUP:
-            # What the arbiter wrote before it sent the signal comes first.
-            self.master.receive()
-            self.changes.reread()
-            self.follow_log()
+            self._reload()
         elif signum == signal.SIGUSR1:
-            reopen_logs(self.log)
-            if self.control is not None and not self.steering.stopping:
-                self.control.check(now)
+            self._reopen_logs()
         elif signum == signal.SIGUSR2:
             self.stop_all(reload=True)
 
-    def _hear_master(self, message: dict[str, Any]) -> None:
-        self.server.update(message.get("server", {}))
-        self._files.update(message.get("files", {}))
-        if changes := message.get("surroundings"):
-            self._follow_surroundings(changes)
-        if message.get("run_files"):
+    def _on_message(self, message: dict[str, Any]) -> None:
+        """Do what the master asks for. Signals are for people, and for a stop, which must not be missed."""
+        now = time.monotonic()
+        if "reload" in message:
+            self._reload(**message["reload"])
+        if "reopen" in message:
+            self._reopen_logs()
+        if "check_socket" in message:
+            self._check_socket(now)
+        if "run_files" in message:
             self.claims.renew()
             self.notifications.renew(self.claims.run_dir)
-        if message.get("make_room") and not self.steering.stopping:
+        if "replace" in message and message["replace"] == "after this one":
+            self.stop_all(reload=True)
+        elif "replace" in message and not self.steering.stopping:
             self._make_room()
-        if message.get("orphans"):
-            self.claims.find_strays(self.table, time.monotonic())
+        if "orphans" in message:
+            self.claims.find_strays(self.table, now)
             self.table.changed = True
-        if message.get("promoted"):
+        if "promoted" in message:
             self.follower.beside_elder = False
             self.table.changed = True
+            self._check_socket(now)
         if "handing_over" in message:
             self.steering.handing_over = bool(message["handing_over"])
         if "ping" in message:
-            self.master.tell({"pong": message["ping"]})
+            self.tell_master({"pong": message["ping"]})
+
+    def tell_master(self, message: dict[str, Any]) -> None:
+        """Send *message*, which replaces an earlier unsent one of its kind; never blocks."""
+        if self.link is not None:
+            self.link.send_latest(message)
+
+    def _reload(
+        self,
+        *,
+        server: Mapping[str, Any] | None = None,
+        files: dict[str, str] | None = None,
+        surroundings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Read the configuration again, after a reload of the master with what that has changed."""
+        self.server.update(server or {})
+        if surroundings:
+            self._follow_surroundings(surroundings)
+        self.files = files or {}
+        self.changes.reread()
+        self.files = {}
+        self.follow_log()
+
+    def _reopen_logs(self) -> None:
+        reopen_logs(self.log)
+        self._check_socket(time.monotonic())
+
+    def _check_socket(self, now: float) -> None:
+        """Make the control socket's file again if it is gone."""
+        if self.control is not None and not self.steering.stopping:
+            self.control.check(now)
 
     def _follow_surroundings(self, changes: Mapping[str, Any]) -> None:
         """A reload has changed the environment, the import path or the directory of the master."""
@@ -438,9 +471,9 @@ class CompanionManager:
             self.control.close()
             self.control = self.reporter.control = None
         self.kept.hand_over()
-        self.master.tell({"made_room": True})
+        self.tell_master({"made_room": True})
 
-    def _lose_master(self) -> None:
+    def _on_master_gone(self) -> None:
         self.log.warning("The master is gone; stopping companions")
         # First free the address for a new server.
         if self.control is not None:
@@ -463,18 +496,13 @@ class CompanionManager:
 
     # -- files and descriptors -----------------------------------------------
 
-    def take_files(self) -> dict[str, str]:
-        """The configuration files that the arbiter read for us, once."""
-        files, self._files = self._files, {}
-        return files
-
     def _descriptors(self) -> list[int]:
         """Every descriptor of the manager's own, which no child of it is to keep."""
         fds = self.claims.descriptors()
         fds.extend(self.inbox.pipe)
         fds.extend(self.notifications.descriptors())
         fds.extend(self.listeners.descriptors())
-        fds.extend(self.master.descriptors())
+        fds.extend([] if self.link is None else [self.link.fileno()])
         fds.extend(self.endings.descriptors())
         fds.extend(spare.descriptors())
         if self.watch is not None:

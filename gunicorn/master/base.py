@@ -17,7 +17,7 @@ from gunicorn.unix.poller import Poller
 from gunicorn.unix.signals import Interrupted, SignalInbox
 
 if TYPE_CHECKING:
-    from gunicorn.companion.server.parent import ManagerHandle
+    from gunicorn.companion.server.handle import ManagerHandle
 
 
 class Master:

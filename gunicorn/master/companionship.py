@@ -17,7 +17,7 @@ from gunicorn.unix.process import describe_end
 from gunicorn.unix.signals import blocked_signals
 
 if TYPE_CHECKING:
-    from gunicorn.companion.server.parent import ManagerHandle
+    from gunicorn.companion.server.handle import ManagerHandle
 
 
 class Companionship(Master):
@@ -64,7 +64,7 @@ class Companionship(Master):
 
     def _companion_handle(self) -> ManagerHandle:
         if self.companions is None:
-            from gunicorn.companion.server.parent import ManagerHandle
+            from gunicorn.companion.server.handle import ManagerHandle
 
             self.companions = ManagerHandle(self)
         return self.companions

@@ -17,7 +17,7 @@ from gunicorn.pidfile import Pidfile
 from gunicorn.systemd import Unit
 
 if TYPE_CHECKING:
-    from gunicorn.companion.server.parent import ManagerHandle
+    from gunicorn.companion.server.handle import ManagerHandle
 
 # A process that got SIGKILL and is not gone after this is stuck in the kernel; nobody can wait for it.
 LAST_REAP = 5.0

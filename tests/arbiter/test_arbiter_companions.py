@@ -15,7 +15,7 @@ import pytest
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
-from gunicorn.companion.link import Link
+from gunicorn.companion.server.link import Link
 from gunicorn.errors import HaltServer
 
 
@@ -140,28 +140,6 @@ def test_stop_signals_the_manager_and_forgets_one_that_is_gone(arbiter: Arbiter)
     assert arbiter.companion_manager_pid == 0
 
 
-@pytest.mark.parametrize(
-    ("reload", "companions", "expected"),
-    [
-        ("changed", COMPANIONS, signal.SIGHUP),
-        ("all", COMPANIONS, signal.SIGUSR2),
-        ("changed", [], signal.SIGTERM),
-        ("all", [], signal.SIGTERM),
-    ],
-)
-def test_reload(arbiter: Arbiter, reload: str, companions: list[dict[str, Any]], expected: int) -> None:
-    arbiter.cfg.set("companion_workers", COMPANIONS)
-    with mock.patch("os.fork", return_value=5):
-        arbiter.spawn_companion_manager()
-    arbiter.cfg.set("companion_workers", companions)
-    arbiter.cfg.set("companion_reload", reload)
-    # One of another user or mask cannot be beside the old one.
-    arbiter.cfg.set("umask", 0o027)
-    with mock.patch("os.kill") as kill:
-        arbiter.reload_companion_manager()
-    kill.assert_called_once_with(5, expected)
-
-
 def test_a_manager_that_nobody_prepared_is_told_to_reread(arbiter: Arbiter) -> None:
     arbiter.cfg.set("companion_workers", COMPANIONS)
     arbiter.companion_manager_pid = 5
@@ -251,19 +229,58 @@ def other_end(arbiter: Arbiter, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lin
     kept.close()
 
 
+@pytest.mark.parametrize(
+    ("reload", "companions", "settings", "expected"),
+    [
+        ("changed", COMPANIONS, {}, ["reload", "ping"]),
+        ("all", COMPANIONS, {}, {"replace": "beside this one"}),
+        # One of another user or mask cannot be beside the old one.
+        ("all", COMPANIONS, {"umask": 0o027}, {"replace": "after this one"}),
+        ("changed", [], {}, signal.SIGTERM),
+        ("all", [], {}, signal.SIGTERM),
+    ],
+)
+def test_reload(
+    arbiter: Arbiter,
+    other_end: Link,
+    reload: str,
+    companions: list[dict[str, Any]],
+    settings: dict[str, Any],
+    expected: Any,
+) -> None:
+    settings = {"companion_workers": companions, "companion_reload": reload, **settings}
+    for name, value in settings.items():
+        arbiter.cfg.set(name, value)
+    with mock.patch("os.kill") as kill:
+        arbiter.reload_companion_manager()
+    messages = list(other_end.receive())
+    if isinstance(expected, int):
+        kill.assert_called_once_with(5, expected)
+        assert messages == []
+    else:
+        kill.assert_not_called()
+        assert messages == [expected] or [kind for message in messages for kind in message] == expected
+
+
+def test_what_the_master_asks_for_goes_over_the_link(arbiter: Arbiter, other_end: Link) -> None:
+    assert arbiter.companions is not None
+    with mock.patch("os.kill") as kill:
+        arbiter.handle_usr1()
+        arbiter.companions.promoted()
+    kill.assert_not_called()
+    assert list(other_end.receive()) == [{"reopen": True}, {"promoted": True}]
+
+
 def test_the_manager_is_asked_after_what_may_hang_it(arbiter: Arbiter, other_end: Link) -> None:
     assert arbiter.companions is not None
     arbiter.manage_companion_manager()
     assert list(other_end.receive()) == []
 
-    def on_kill(pid: int, sig: int) -> None:
-        # An answer must say that the signal has been dealt with.
-        assert [list(message) for message in other_end.receive()] == [["server", "files", "surroundings"]]
-
-    with mock.patch("os.kill", side_effect=on_kill) as kill:
-        arbiter.reload_companion_manager()
-    kill.assert_called_once_with(5, signal.SIGHUP)
-    assert list(other_end.receive()) == [{"ping": 1}]
+    arbiter.reload_companion_manager()
+    # An answer must say that the reload has been dealt with.
+    reload, ping = other_end.receive()
+    assert [*reload, *reload["reload"]] == ["reload", "server", "files", "surroundings"]
+    assert ping == {"ping": 1}
     # It says itself that it rereads, by command: another question, once this one is answered.
     other_end.send({"pong": 1})
     other_end.send({"rereading": True})

@@ -23,8 +23,8 @@ import managertargets
 from companiontools import make_cfg
 
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
-from gunicorn.companion.link import Link
 from gunicorn.companion.manager import CompanionManager
+from gunicorn.companion.server.link import Link
 from gunicorn.companion.supervise.changes import ConfigUnreadable
 from gunicorn.companion.supervise.hooks import no_hook
 from gunicorn.companion.supervise.sharedstate import SharedState

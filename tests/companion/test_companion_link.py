@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from companiontools import Script
 
-from gunicorn.companion.link import Link
+from gunicorn.companion.server.link import Link
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_the_death_of_the_other_end_is_seen_at_once():
     script = Script(
         """
         import os, sys, time
-        from gunicorn.companion.link import Link
+        from gunicorn.companion.server.link import Link
         ours, theirs = Link.pair()
         if os.fork():
             theirs.close()

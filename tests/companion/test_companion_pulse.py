@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from gunicorn.companion.server.pulse import Pulse
+from gunicorn.companion.server.link import Pulse
 
 
 def test_it_is_asked_at_an_interval() -> None:

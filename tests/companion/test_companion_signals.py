@@ -191,24 +191,44 @@ def test_int_during_a_stop_ends_everything_now(managed, first):
     assert "finished" not in server.read("rq.told")
 
 
-def test_usr2_ends_it_within_the_reload_timeout(managed):
+def ask(server, way, signum, **message):
+    """Ask the manager for something by signal, as people do, or on the link, as the master does."""
+    if way == "link":
+        server.order(send=message)
+    else:
+        server.signal(signum)
+
+
+@pytest.mark.parametrize("way", ["signal", "link"])
+def test_usr2_ends_it_within_the_reload_timeout(managed, way):
     server = managed("workers = [dict(name='rq', target=T.ignore, stop_timeout=60, reload_timeout=0.3)]")
     server.pid("rq")
     server.wait_told("rq", "runs")
-    server.signal(signal.SIGUSR2)
+    ask(server, way, signal.SIGUSR2, replace="after this one")
     server.wait_end()
 
 
-def test_usr1_reopens_logs_and_makes_the_socket_file_again(managed):
+@pytest.mark.parametrize("way", ["signal", "link"])
+def test_usr1_reopens_logs_and_makes_the_socket_file_again(managed, way):
     server = managed("workers = [dict(name='rq', target=T.obey)]")
     pid = server.pid("rq")
     server.wait_told("rq", "runs")
     server.socket.unlink()
-    server.signal(signal.SIGUSR1)
+    ask(server, way, signal.SIGUSR1, reopen=True)
     # It would have killed the companion.
     assert server.pid("rq") == pid
     assert server.socket.stat().st_mode & 0o777 == 0o600
     assert "files reopened" in server.log()
+
+
+def test_the_socket_file_alone_is_made_again(managed):
+    server = managed("workers = [dict(name='rq', target=T.obey)]")
+    server.pid("rq")
+    for message in ("check_socket", "promoted"):
+        server.socket.unlink()
+        server.order(send={message: True})
+        wait_until(server.socket.exists)
+    assert "files reopened" not in server.log()
 
 
 def test_terminal_signals_do_nothing(managed):
@@ -220,16 +240,17 @@ def test_terminal_signals_do_nothing(managed):
     assert server.peer() == server.manager
 
 
-def test_hup_rereads(managed):
+@pytest.mark.parametrize("way", ["signal", "link"])
+def test_hup_rereads(managed, way):
     server = managed("workers = [dict(name='rq', target=T.obey)]")
     pid = server.pid("rq")
     server.configure("workers = [dict(name='rq', target=T.obey), dict(name='b', target=T.obey)]")
-    server.signal(signal.SIGHUP)
+    ask(server, way, signal.SIGHUP, reload={})
     wait_until(lambda: "b" in server.status())
     server.wait("b")
     assert server.pid("rq") == pid
     server.configure("syntax error")
-    server.signal(signal.SIGHUP)
+    ask(server, way, signal.SIGHUP, reload={})
     wait_until(lambda: "companions keep their configuration: invalid syntax" in server.log())
     assert set(server.status()) == {"rq", "b"}
 

@@ -398,8 +398,8 @@ def test_a_plain_file_in_its_place_is_left_alone() -> None:
 
 #: Looks after the socket twice a second, where it is every few seconds else.
 ATTENTIVE = """
-import gunicorn.companion.server.parent, gunicorn.companion.control
-gunicorn.companion.server.parent.SOCKET_CHECK_INTERVAL = gunicorn.companion.control.RETRY_INTERVAL = 0.5
+import gunicorn.companion.server.handle, gunicorn.companion.control
+gunicorn.companion.server.handle.SOCKET_CHECK_INTERVAL = gunicorn.companion.control.RETRY_INTERVAL = 0.5
 """
 
 

@@ -48,8 +48,8 @@ def hang(server: Server, seconds: float = 1000) -> None:
 
 def pings(interval: float = 60, warn: float = 0.5, kill: float = 1.5) -> str:
     """Text for the configuration file: when the manager is asked, and how long it has for an answer."""
-    names = "parent.PING_INTERVAL, parent.PING_WARN, parent.PING_KILL"
-    return f"import gunicorn.companion.server.parent as parent\n{names} = {interval}, {warn}, {kill}\n"
+    names = "handle.PING_INTERVAL, handle.PING_WARN, handle.PING_KILL"
+    return f"import gunicorn.companion.server.handle as handle\n{names} = {interval}, {warn}, {kill}\n"
 
 
 def two(extra: str, **settings: Any) -> Server:

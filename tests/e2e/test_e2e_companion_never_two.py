@@ -65,7 +65,7 @@ def run():
     note("end", os.getpid(), time.monotonic())
 """
 APP = "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'']\n"
-PINGS = "import gunicorn.companion.server.parent as parent\nparent.PING_WARN, parent.PING_KILL = 0.5, 1\n"
+PINGS = "import gunicorn.companion.server.handle as handle\nhandle.PING_WARN, handle.PING_KILL = 0.5, 1\n"
 
 
 class World:

@@ -16,9 +16,9 @@ from gunicorn.companion.child import descriptors
 from gunicorn.companion.child.ending import flush
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.control import remove_abandoned
-from gunicorn.companion.link import Link
 from gunicorn.companion.manager import CompanionManager
-from gunicorn.companion.server.places import ArbitersPart, Places
+from gunicorn.companion.server.link import Link
+from gunicorn.companion.server.run_directory import ArbitersPart, Places
 from gunicorn.companion.spawn import set_parent_death_signal, stay_dumpable
 from gunicorn.companion.supervise.changes import ConfigUnreadable
 from gunicorn.companion.supervise.hooks import Hook, no_hook
@@ -167,8 +167,7 @@ class ManagerChild(ArbitersPart):
 
     def _load(self, manager: CompanionManager) -> list[CompanionConfig]:
         """The configuration read anew, for the manager's reread. Raises where it is wrong."""
-        # Files that the arbiter sent before its SIGHUP apply to that reload only.
-        files = {path: text.encode("latin-1") for path, text in manager.take_files().items()}
+        files = {path: text.encode("latin-1") for path, text in manager.files.items()}
         # Nobody but the arbiter ends a manager whose configuration file never returns.
         set_parent_death_signal(signal.SIGKILL)
         try:

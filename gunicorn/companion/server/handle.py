@@ -20,12 +20,11 @@ from gunicorn import __version__
 from gunicorn.app.start import Surroundings
 from gunicorn.companion import detached, runfile
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
-from gunicorn.companion.link import Link
 from gunicorn.companion.process import POLL_INTERVAL
 from gunicorn.companion.runfile import Orphan, Record
-from gunicorn.companion.server.managerchild import ManagerChild
-from gunicorn.companion.server.places import ARBITERS_ALONE, ArbitersPart, Places, application
-from gunicorn.companion.server.pulse import Pulse
+from gunicorn.companion.server.link import Link, Pulse
+from gunicorn.companion.server.manager_process import ManagerChild
+from gunicorn.companion.server.run_directory import ARBITERS_ALONE, ArbitersPart, Places, application
 from gunicorn.companion.supervise.order import stop_limit
 from gunicorn.companion.supervise.sharedstate import SharedState
 from gunicorn.errors import ConfigError
@@ -212,7 +211,7 @@ class ManagerHandle(ArbitersPart):
         self.kill_at = None
         self._reload_told = False
         assert self.link is not None
-        self.arbiter.poller.add(self.link.fileno(), lambda events: self.receive())
+        self.link.watch(self.arbiter.poller, self._on_message)
 
     def spawn_failed(self) -> None:
         """There is no manager; the next attempt is paced like any other."""
@@ -222,9 +221,9 @@ class ManagerHandle(ArbitersPart):
 
     def drop_link(self) -> None:
         if self.link is not None:
-            self.receive()
+            self.link.read()
             link, self.link = self.link, None
-            self.arbiter.poller.remove(link.fileno())
+            link.unwatch()
             ARBITERS_ALONE.discard(link)
             link.close()
 
@@ -259,32 +258,23 @@ class ManagerHandle(ArbitersPart):
 
     # -- what the manager says -------------------------------------------------
 
-    def receive(self) -> None:
-        """Take in the manager's messages."""
-        if self.link is None:
-            return
-        made_room = False
-        for message in self.link.receive():
-            made_room = made_room or bool(message.get("made_room"))
-            if "reread" in message:
-                self._take_over(message["reread"])
-                if not self.cfg.companion_workers:
-                    # The last companion has left, and the manager leaves with it.
-                    self.arbiter.stop_companion_manager(signal.SIGTERM)
-            if message.get("unreadable"):
-                self._replace_if_it_must_know()
-            if "pong" in message:
-                self._hear_answer(message["pong"])
-            if message.get("rereading"):
-                # It runs a configuration file, which may never return.
-                self.suspect()
-            if "gave_up" in message:
-                self.arbiter.companion_gave_up(str(message["gave_up"]))
-        if self.link is not None and self.link.ended:
-            # Its end is reported by SIGCHLD; a descriptor at end-of-file is always readable.
-            self.arbiter.poller.remove(self.link.fileno())
-        elif made_room:
+    def _on_message(self, message: dict[str, Any]) -> None:
+        if "made_room" in message:
             self._let_leave()
+        if "reread" in message:
+            self._take_over(message["reread"])
+            if not self.cfg.companion_workers:
+                # The last companion has left, and the manager leaves with it.
+                self.arbiter.stop_companion_manager(signal.SIGTERM)
+        if "unreadable" in message:
+            self._replace_if_it_must_know()
+        if "pong" in message:
+            self._hear_answer(message["pong"])
+        if "rereading" in message:
+            # It runs a configuration file, which may never return.
+            self.suspect()
+        if "gave_up" in message:
+            self.arbiter.companion_gave_up(str(message["gave_up"]))
 
     def _take_over(self, applied: dict[str, str]) -> None:
         """The manager has applied a configuration: hold the same one for its successor.
@@ -354,19 +344,27 @@ class ManagerHandle(ArbitersPart):
                 " or a restart of the service)",
                 ", ".join(differ),
             )
-        if self.link is not None:
-            before, self._surroundings = self._surroundings, self._look_around()
-            self.link.send(
-                {
-                    "server": self._describe_server(),
-                    "files": self._files_to_hand_over(),
-                    "surroundings": self._surroundings.changes_since(before),
-                }
-            )
+        if self.link is None:
+            # A manager that an embedder has forked.
+            self.arbiter.signal_companion_manager(signal.SIGHUP)
+            return
+        before, self._surroundings = self._surroundings, self._look_around()
         self._reload_told = changed_names
-        self.arbiter.signal_companion_manager(signal.SIGHUP)
-        # After the signal: the answer shows that the manager is through with it.
+        self._tell(
+            "reload",
+            {
+                "server": self._describe_server(),
+                "files": self._files_to_hand_over(),
+                "surroundings": self._surroundings.changes_since(before),
+            },
+        )
+        # Next on the link, so that the answer shows that the manager is through with it.
         self.suspect()
+
+    def _tell(self, kind: str, value: Any = True) -> None:
+        """Send one message to the manager, if there is one."""
+        if self.link is not None:
+            self.link.send({kind: value})
 
     def _files_to_hand_over(self) -> dict[str, str]:
         """The text of the configuration files, for a manager whose user may not read them."""
@@ -392,10 +390,7 @@ class ManagerHandle(ArbitersPart):
         """
         self.kill_at = time.monotonic() + self.reload_timeout()
         same = all(getattr(self.cfg, name) == before for name, before in self._fixed.items())
-        if same and self.link is not None and self.places.usable:
-            self.link.send({"make_room": True})
-        else:
-            self.arbiter.signal_companion_manager(signal.SIGUSR2)
+        self._tell("replace", "beside this one" if same and self.places.usable else "after this one")
 
     def _let_leave(self) -> None:
         """The manager has written down what the next one needs; there may be one from now on."""
@@ -403,7 +398,7 @@ class ManagerHandle(ArbitersPart):
         if not pid or link is None or self.kill_at is None:
             return
         self.leaving.append(Leaving(pid, link, self.kill_at))
-        self.arbiter.poller.remove(link.fileno())
+        link.unwatch()
         self.link = self.kill_at = None
         self.arbiter.companion_manager_pid = 0
         # The records of those that it still ends are there.
@@ -417,9 +412,9 @@ class ManagerHandle(ArbitersPart):
             each.link.close()
             log = self.log.info if status == 0 else self.log.error
             log("The previous companion manager, process %d, %s", pid, describe_end(status))
-            if status and self.link is not None:
+            if status:
                 # What it left behind the manager of now did not have to look for at its start.
-                self.link.send({"orphans": True})
+                self._tell("orphans")
             return True
         return False
 
@@ -468,8 +463,6 @@ class ManagerHandle(ArbitersPart):
 
     def tick(self, now: float) -> None:
         """Do what is due while a manager runs."""
-        if self.link is not None:
-            self.link.flush()
         self._listen(now)
         if self.kill_at is not None and now >= self.kill_at:
             self.kill()
@@ -485,7 +478,7 @@ class ManagerHandle(ArbitersPart):
 
     def _ask(self, now: float) -> None:
         if self.link is not None and not self.pulse.given_up and self.pulse.due(now, PING_INTERVAL):
-            self.link.send({"ping": self.pulse.ask(now)})
+            self._tell("ping", self.pulse.ask(now))
 
     def _hear_answer(self, number: object) -> None:
         if self.pulse.reported and number == self.pulse.number:
@@ -495,7 +488,8 @@ class ManagerHandle(ArbitersPart):
     def _listen(self, now: float) -> None:
         """Ping the manager if that is due; kill it if it does not answer."""
         # An answer that has come counts, however late we are to look.
-        self.receive()
+        if self.link is not None:
+            self.link.read()
         silence = self.pulse.look(now)
         self._ask(now)
         if self.pulse.given_up or silence < min(PING_WARN, PING_KILL):
@@ -518,16 +512,17 @@ class ManagerHandle(ArbitersPart):
 
     def promoted(self) -> None:
         """The old master is gone, and with it what may have listened where this server is to listen."""
-        if self.link is not None:
-            self.link.send({"promoted": True})
-        if self.cfg.companion_control_socket:
-            self.arbiter.signal_companion_manager(signal.SIGUSR1)
+        self._tell("promoted")
+
+    def reopen_logs(self) -> None:
+        """Have the manager begin new log files, after a rotation."""
+        self._tell("reopen")
 
     def _check_socket_file(self) -> None:
         path = self.places.control_path
         if path is None or self.kill_at is not None or os.path.lexists(path):
             return
-        self.arbiter.signal_companion_manager(signal.SIGUSR1)
+        self._tell("check_socket")
 
     def _check_run_files(self) -> None:
         """Have the manager look for run files that were removed, and a second time later."""
@@ -538,7 +533,7 @@ class ManagerHandle(ArbitersPart):
             self._looks_left = 2
         if self._looks_left:
             self._looks_left -= 1
-            self.link.send({"run_files": True})
+            self._tell("run_files")
 
     def kill(self) -> None:
         """SIGKILL to a manager that did not end in time, and to what its run files name."""
@@ -581,9 +576,9 @@ class ManagerHandle(ArbitersPart):
             limit = min(limit, max(cap, longest) + self._buffer)
         if self.arbiter.companion_manager_pid:
             self.kill_at = now + limit
-            if self.link is not None and self.arbiter.reexec_pid:
+            if self.arbiter.reexec_pid:
                 # There each companion starts when its older process is gone, without waiting for others.
-                self.link.send({"handing_over": True})
+                self._tell("handing_over")
             self.arbiter.signal_companion_manager(signal.SIGTERM if graceful else signal.SIGINT)
             self.suspect()
         for each in self.leaving:

@@ -16,7 +16,7 @@ from companiontools import Script
 from harness import wait_until
 
 from gunicorn.companion.runfile import RunFile
-from gunicorn.companion.server.places import DirectoryUse, Places
+from gunicorn.companion.server.run_directory import DirectoryUse, Places
 
 
 class Log:
@@ -193,7 +193,7 @@ def test_a_use_ends_with_its_process_and_is_no_child_s() -> None:
     script = Script(
         """
         import os, sys, tempfile
-        from gunicorn.companion.server.places import DirectoryUse
+        from gunicorn.companion.server.run_directory import DirectoryUse
         path = tempfile.mkdtemp()
         use = DirectoryUse.begin(path)
         pid = os.fork()
