@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 
 from gunicorn.unix import session, spare, trust
+from gunicorn.unix.kernel import KERNEL, Kernel
 
 SUFFIX = ".run"
 _quoted = json.encoder.encode_basestring_ascii
@@ -97,15 +98,13 @@ class Record:
             and all(type(flag) is bool for flag in (self.signalled, self.stop_as_group, self.group_signalled))
         )
 
-    @property
-    def supervised(self) -> bool:
+    def is_supervised(self, kernel: Kernel = KERNEL) -> bool:
         """Whether the supervisor that started it lives."""
-        return session.is_alive(self.supervisor, self.supervisor_started)
+        return kernel.is_alive(self.supervisor, self.supervisor_started)
 
-    @property
-    def runs(self) -> bool:
+    def runs(self, kernel: Kernel = KERNEL) -> bool:
         """Whether the recorded process itself lives."""
-        return session.is_alive(self.pid, self.started)
+        return kernel.is_alive(self.pid, self.started)
 
 
 def record_form(
@@ -375,8 +374,10 @@ class Orphan:
         run: RunFile | None = None,
         timeout: float | None = None,
         uid: int | None = None,
+        kernel: Kernel = KERNEL,
     ) -> None:
         self.record = record
+        self.kernel = kernel
         self.uid = uid
         self.deadline = now + (record.stop_timeout if timeout is None else timeout)
         # The time of the next check for others than the leader, while those may finish.
@@ -389,12 +390,12 @@ class Orphan:
     def _begin(self) -> None:
         """Ask it to end. Raises OSError where no descriptor is left to look with."""
         record, run = self.record, self._run
-        if record.runs:
+        if record.runs(self.kernel):
             if not self._may_touch(record.pid):
                 self._begun = True
                 return
             # A stopped process handles its parent-death signal only once it continues.
-            session.ask_to_stop(record.pid, signal.SIGCONT if record.signalled else record.stop_signal)
+            self.kernel.ask_to_stop(record.pid, signal.SIGCONT if record.signalled else record.stop_signal)
         elif self._is_strangers():
             self._begun = True
             return
@@ -408,10 +409,10 @@ class Orphan:
     def _ask_the_others(self) -> None:
         """Send the stop signal to the process group except its leader, which gets its own."""
         leader = self.record.pid
-        for pid in session.members({self.record.session}).get(self.record.session, ()):
+        for pid in self.kernel.members({self.record.session}).get(self.record.session, ()):
             with contextlib.suppress(OSError):
-                if pid != leader and os.getpgid(pid) == leader and self._may_touch(pid):
-                    session.ask_to_stop(pid, self.record.stop_signal)
+                if pid != leader and self.kernel.group_of(pid) == leader and self._may_touch(pid):
+                    self.kernel.ask_to_stop(pid, self.record.stop_signal)
 
     def _is_strangers(self) -> bool:
         """Whether somebody else has the leader's number now.
@@ -419,7 +420,7 @@ class Orphan:
         The kernel does not give out the number of a session that still has members; or it never was a
         companion's.
         """
-        return not self.record.runs and session.identity(self.record.pid) is not None
+        return not self.record.runs(self.kernel) and self.kernel.identity(self.record.pid) is not None
 
     def drains(self, now: float) -> bool:
         """Whether it may finish its work, so that there is nothing to do but wait."""
@@ -428,7 +429,7 @@ class Orphan:
                 return False
         except OSError:
             return False
-        return self.record.runs or now < self._look_at
+        return self.record.runs(self.kernel) or now < self._look_at
 
     def step(self, now: float, members: Mapping[int, list[int]] | None = None) -> bool:
         """Do what is due; True when the session is empty. *members*: `session.members`, if at hand."""
@@ -441,7 +442,7 @@ class Orphan:
     def _step(self, now: float, members: Mapping[int, list[int]] | None) -> bool:
         if not self._begun:
             self._begin()
-        if self.record.runs and self._may_touch(self.record.pid):
+        if self.record.runs(self.kernel) and self._may_touch(self.record.pid):
             if now >= self.deadline:
                 self.kill(members)
             return False
@@ -456,30 +457,32 @@ class Orphan:
 
     def _members(self, members: Mapping[int, list[int]] | None) -> list[int]:
         if members is None:
-            members = session.members({self.record.session})
+            members = self.kernel.members({self.record.session})
         return [pid for pid in members.get(self.record.session, []) if self._may_touch(pid)]
 
     def kill(self, members: Mapping[int, list[int]] | None = None) -> bool:
         """SIGKILL to every member; False where there is none."""
         pids = self._members(members)
         for pid in pids:
-            session.send(pid, signal.SIGKILL)
+            self.kernel.send(pid, signal.SIGKILL)
         return bool(pids)
 
     def _may_touch(self, pid: int) -> bool:
-        return self.uid is None or session.owner(pid) == self.uid
+        return self.uid is None or self.kernel.owner(pid) == self.uid
 
 
-def orphans(directory: str | None, now: float, known: Iterable[str] = ()) -> dict[str, Orphan]:
+def orphans(
+    directory: str | None, now: float, known: Iterable[str] = (), kernel: Kernel = KERNEL
+) -> dict[str, Orphan]:
     """An `Orphan` for each recorded session of *directory* whose supervisor is dead, but for names *known*.
 
     Those are made when the companion is to start, because making one sends the stop signal.
     """
     skipped = frozenset(known)
     return {
-        name: Orphan(record, now)
+        name: Orphan(record, now, kernel=kernel)
         for name, record in records(directory).items()
-        if name not in skipped and not record.supervised
+        if name not in skipped and not record.is_supervised(kernel)
     }
 
 
@@ -492,7 +495,7 @@ def remove_dead(directory: str) -> None:
     try:
         for name in names(directory):
             record = peek(directory, name)
-            if record is None or not (record.supervised or record.runs):
+            if record is None or not (record.is_supervised() or record.runs()):
                 with contextlib.suppress(OSError):
                     _remove_unless_held(fd, name + SUFFIX)
     finally:

@@ -383,12 +383,12 @@ def test_files_of_the_dead_are_removed(tmp_path, companion):
 
 def test_supervised_and_running():
     mine = session.identity(os.getpid())
-    assert record(supervisor=os.getpid(), supervisor_started=mine).supervised
+    assert record(supervisor=os.getpid(), supervisor_started=mine).is_supervised()
     # Another process has the number of the supervisor now.
-    assert not record(supervisor=os.getpid(), supervisor_started=mine + "0").supervised
-    assert not record().supervised
-    assert record(pid=os.getpid()).runs
-    assert not record(pid=os.getpid(), started="boot/1").runs
+    assert not record(supervisor=os.getpid(), supervisor_started=mine + "0").is_supervised()
+    assert not record().is_supervised()
+    assert record(pid=os.getpid()).runs()
+    assert not record(pid=os.getpid(), started="boot/1").runs()
 
 
 def test_orphans_are_those_without_a_living_supervisor(tmp_path):

@@ -545,7 +545,9 @@ class ManagerHandle(ArbitersPart):
             "The companion manager (pid %d) did not end in time: SIGKILL to it and to its companions", pid
         )
         # Looked at while the manager lives, which the records name.
-        records = [record for record in self._records() if record.supervisor == pid and record.supervised]
+        records = [
+            record for record in self._records() if record.supervisor == pid and record.is_supervised()
+        ]
         session.send(pid, signal.SIGKILL)
         # Where no descriptor is left to find them with, the kernel ends the leaders.
         with contextlib.suppress(OSError):
@@ -634,5 +636,5 @@ class ManagerHandle(ArbitersPart):
         return [
             Orphan(record, now, timeout=self._cap, uid=self._uid())
             for record in records
-            if not record.supervised
+            if not record.is_supervised()
         ]

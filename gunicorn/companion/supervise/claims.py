@@ -19,7 +19,7 @@ from typing import Any
 from gunicorn.companion import runfile
 from gunicorn.companion.runfile import Orphan, Record, RunFile
 from gunicorn.companion.supervise.sharedstate import Rights
-from gunicorn.unix import session
+from gunicorn.unix.kernel import KERNEL, Kernel
 
 # What another server runs is tried for again after so long, whether or not anything has changed.
 LOOK_AGAIN = 5.0
@@ -46,6 +46,7 @@ class _Glance:
     # while that is just happening.
     stamp: int | None
     directory: str | None = None
+    kernel: Kernel = KERNEL
     _alive: dict[tuple[int, str], bool] = field(default_factory=dict)
 
     @functools.cached_property
@@ -59,18 +60,18 @@ class _Glance:
         return found
 
     @classmethod
-    def of(cls, directory: str | None, now: float) -> _Glance:
+    def of(cls, directory: str | None, now: float, kernel: Kernel) -> _Glance:
         stamp = None
         if directory is not None:
             with contextlib.suppress(OSError):
                 changed = os.stat(directory).st_mtime_ns
                 stamp = changed if abs(time.time_ns() - changed) > SAME_MOMENT else None
-        return cls(now, stamp, directory)
+        return cls(now, stamp, directory, kernel)
 
     def supervised(self, record: Record) -> bool:
         who = record.supervisor, record.supervisor_started
         if who not in self._alive:
-            self._alive[who] = record.supervised
+            self._alive[who] = record.is_supervised(self.kernel)
         return self._alive[who]
 
 
@@ -90,7 +91,10 @@ def _right(name: str) -> str:
 class Claims:
     """The run files that this manager holds, by companion name, in *run_dir* (none: files without a name)."""
 
-    def __init__(self, run_dir: str | None, log: Any, rights: Rights | None = None) -> None:
+    def __init__(
+        self, run_dir: str | None, log: Any, rights: Rights | None = None, *, kernel: Kernel = KERNEL
+    ) -> None:
+        self.kernel = kernel
         self.run_dir = run_dir
         self.log = log
         self.rights = rights or Rights()
@@ -147,12 +151,12 @@ class Claims:
         if singleton and record is None and run is not None and run.path is None:
             # Of a directory that cannot be written to.
             record = self._older_self(name)
-        if record is not None and not record.supervised:
+        if record is not None and not record.is_supervised(self.kernel):
             # One that was configured no more has been told already.
             orphan = self._orphans.get(name) or self._strays.pop(name, None)
             if orphan is None or orphan.record.pid != record.pid:
                 self.log.info("Companion %s waits for its older process, pid %d", name, record.pid)
-                orphan = Orphan(record, now, run)
+                orphan = Orphan(record, now, run, kernel=self.kernel)
             self._orphans[name] = orphan
             if not orphan.step(now):
                 return Blocked(record.pid, record.session)
@@ -179,9 +183,9 @@ class Claims:
         for other in [group] if is_copy else self._copies(group, now):
             own = self._runs.get(other)
             record = own.read() if own is not None else runfile.peek(self.run_dir, other)
-            orphaned = own is None and record is not None and not record.supervised
+            orphaned = own is None and record is not None and not record.is_supervised(self.kernel)
             if record is not None and orphaned and other not in self._strays:
-                self._strays[other] = Orphan(record, now)
+                self._strays[other] = Orphan(record, now, kernel=self.kernel)
             if own is not None or orphaned or runfile.is_held(self.run_dir, other):
                 pid = record.pid if record is not None else None
                 if self._told_of.get(name) != other:
@@ -209,16 +213,25 @@ class Claims:
     def _older_self(self, name: str) -> Record | None:
         """What a dead manager left, if it can be read and its process lives."""
         record = runfile.peek(self.run_dir, name)
-        return record if record is not None and record.runs and not record.supervised else None
+        return (
+            record
+            if record is not None and record.runs(self.kernel) and not record.is_supervised(self.kernel)
+            else None
+        )
 
     def _runs_elsewhere(self, name: str) -> bool:
         """Whether the record names a process of somebody else's that lives, as does its supervisor."""
         record = runfile.peek(self.run_dir, name)
-        return record is not None and record.supervisor != os.getpid() and record.supervised and record.runs
+        return (
+            record is not None
+            and record.supervisor != os.getpid()
+            and record.is_supervised(self.kernel)
+            and record.runs(self.kernel)
+        )
 
     def _look(self, now: float) -> _Glance:
         if now >= self._glance.at + GLANCE:
-            self._glance = _Glance.of(self.run_dir, now)
+            self._glance = _Glance.of(self.run_dir, now, self.kernel)
         return self._glance
 
     def _still_elsewhere(self, name: str, now: float) -> Record | None:
@@ -285,7 +298,7 @@ class Claims:
 
     def other_owner(self, group: str) -> int | None:
         """The pid of a copy of *group* that another server runs; None: there is none."""
-        now = time.monotonic()
+        now = self.kernel.now()
         if now >= self._owners_at + GLANCE:
             self._owners, self._owners_at = self._look_for_owners(), now
         return self._owners.get(group)
@@ -294,7 +307,9 @@ class Claims:
         return {
             name.partition(":")[0]: record.pid
             for name, record in runfile.records(self.run_dir).items()
-            if record.supervisor != os.getpid() and record.supervised and record.runs
+            if record.supervisor != os.getpid()
+            and record.is_supervised(self.kernel)
+            and record.runs(self.kernel)
         }
 
     def clear(self, name: str) -> None:
@@ -349,13 +364,13 @@ class Claims:
     def has_old_self(self, name: str) -> bool:
         """Whether a dead manager left a record of *name*."""
         record = runfile.peek(self.run_dir, name)
-        return record is not None and not record.supervised
+        return record is not None and not record.is_supervised(self.kernel)
 
     # -- older processes -----------------------------------------------------
 
     def find_strays(self, known: Iterable[str], now: float) -> None:
         """Begin to end what a dead manager left under names that are not *known* any more."""
-        for name, orphan in runfile.orphans(self.run_dir, now, known).items():
+        for name, orphan in runfile.orphans(self.run_dir, now, known, self.kernel).items():
             self.log.info("Stopping %s (pid %d): removed from the configuration", name, orphan.record.pid)
             self._strays[name] = orphan
 
@@ -402,6 +417,10 @@ class Claims:
 
     def older_selves(self) -> list[str]:
         """The names of companions of a dead manager that still have processes."""
-        found = runfile.records(self.run_dir).items()
-        sessions = session.members({record.session for _, record in found if not record.supervised})
-        return [name for name, record in found if not record.supervised and record.session in sessions]
+        found = {
+            name: record
+            for name, record in runfile.records(self.run_dir).items()
+            if not record.is_supervised(self.kernel)
+        }
+        members = self.kernel.members({record.session for record in found.values()})
+        return [name for name, record in found.items() if record.session in members]

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""What supervision asks of the operating system: processes, signals and the clock."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection
+
+from gunicorn.unix import session
+
+
+class Kernel:
+    """The real one; a test may pass another to whatever takes a kernel.
+
+    Forks are not part of it: what a child does after its fork cannot be told by its pid.
+    """
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic()
+
+    def wait(self) -> tuple[int, int] | None:
+        """Collect a child that has ended; return its pid and wait status, or None if there is none."""
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        return (pid, status) if pid else None
+
+    def identity(self, pid: int) -> str | None:
+        return session.identity(pid)
+
+    def is_alive(self, pid: int, identity: str) -> bool:
+        """Whether the process that had *pid* when `identity` returned *identity* still runs."""
+        return session.is_alive(pid, identity)
+
+    def owner(self, pid: int) -> int | None:
+        return session.owner(pid)
+
+    def group_of(self, pid: int) -> int:
+        """The process group of *pid*. Raises OSError if there is no such process."""
+        return os.getpgid(pid)
+
+    def members(self, sessions: Collection[int]) -> dict[int, list[int]]:
+        return session.members(sessions)
+
+    def send(self, pid: int, signum: int) -> bool:
+        return session.send(pid, signum)
+
+    def ask_to_stop(self, pid: int, signum: int, as_group: bool = False) -> None:
+        session.ask_to_stop(pid, signum, as_group)
+
+    def ask_group_to_stop(self, group: int, signum: int) -> None:
+        session.ask_group_to_stop(group, signum)
+
+
+KERNEL = Kernel()
