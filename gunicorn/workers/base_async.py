@@ -11,7 +11,7 @@ from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers import closing
 from gunicorn.workers.base import Worker
-from gunicorn.workers.cycle import Fate, HandledElsewhere
+from gunicorn.workers.cycle import CLOSE, KEEP, LINGER, RESET, HandledElsewhere, Outcome
 
 
 class _AlreadyHandled:
@@ -57,31 +57,31 @@ class AsyncWorker(Worker):
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve the requests of a connection one after the other, and close it."""
-        fate = Fate.RESET  # for what ends the process or the greenlet
+        outcome = RESET  # for what ends the process or the greenlet
         try:
-            fate = self._serve_requests(listener, client, addr)
+            outcome = self._serve_requests(listener, client, addr)
         except Exception as error:
             if isinstance(error, NoMoreData):
                 self.log.debug("The connection ended during a request: %s", error)
             self.handle_error(None, client, addr, error)
-            fate = Fate.LINGER
+            outcome = LINGER
         finally:
-            if fate is Fate.RESET:
+            if outcome == RESET:
                 closing.reset(client)
             else:
-                closing.close_gracefully(client, more_expected=fate is Fate.LINGER)
+                closing.close_gracefully(client, more_expected=outcome == LINGER)
 
-    def _serve_requests(self, listener: Any, client: Any, addr: Any) -> Fate:
+    def _serve_requests(self, listener: Any, client: Any, addr: Any) -> Outcome:
         parser = RequestParser(self.cfg, client, addr, policy=self.cycle.policy)
         server = self.address_of(listener)
         while True:
             req = self._next_request(parser)
             if req is None:
-                return Fate.CLOSE
+                return CLOSE
             answer = self.handle_request(server, req, client, addr)
-            if not isinstance(answer, Fate):
-                answer = Fate.KEEP if answer else Fate.CLOSE
-            if answer is not Fate.KEEP:
+            if not isinstance(answer, str):
+                answer = KEEP if answer else CLOSE
+            if answer != KEEP:
                 return answer
 
     def address_of(self, listener: Any) -> Any:
@@ -102,9 +102,9 @@ class AsyncWorker(Worker):
         """Whether a connection may stay open after its response."""
         return self.keepalive > 0
 
-    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Fate | bool:
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Outcome | bool:
         """Have the application answer *req*; returns what becomes of the connection."""
         try:
             return self.cycle.serve(req, sock, addr, listener_name, keep=self.keeps_alive(), multithread=True)
         except HandledElsewhere:
-            return Fate.CLOSE
+            return CLOSE

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import enum
 import errno
 import sys
 import time
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gunicorn.http import wsgi
 from gunicorn.http.errors import ClientAnswer, NoMoreData, RequestTimeout
@@ -35,17 +34,12 @@ class HandledElsewhere(BaseException):
     """Raised where the result of an application that has answered on its own should be sent."""
 
 
-class Fate(enum.Enum):
-    """The next state of a connection after a request."""
-
-    KEEP = enum.auto()  # another request may follow, or has arrived
-    CLOSE = enum.auto()
-    LINGER = enum.auto()  # to be closed, but the client is still sending
-    RESET = enum.auto()  # to be closed so that the client sees that the content was cut short
-
-
-# An attribute of an enumeration costs as much as a call, and one of a module hardly anything.
-_KEEP, _CLOSE, _LINGER = Fate.KEEP, Fate.CLOSE, Fate.LINGER
+#: What becomes of a connection after a request.
+Outcome = Literal["keep", "close", "linger", "reset"]
+KEEP: Final = "keep"  # another request may follow, or has arrived
+CLOSE: Final = "close"
+LINGER: Final = "linger"  # close once the client has stopped sending
+RESET: Final = "reset"  # close so that the client sees that the content was cut short
 
 
 class Cycle:
@@ -68,7 +62,7 @@ class Cycle:
 
     def serve(
         self, req: Any, sock: Any, addr: Any, server: Any, *, keep: bool, multithread: bool = False
-    ) -> Fate:
+    ) -> Outcome:
         """Have the application answer *req*, which came over *sock* from *addr* to *server*.
 
         *keep*: the worker would take another request on the connection. Application errors are logged and
@@ -77,6 +71,7 @@ class Cycle:
         worker = self.worker
         started = time.monotonic() if self.wants_access else 0.0
         resp: Any = None
+        outcome: Outcome
         environ: dict[str, Any] = {}
         try:
             if self.pre_request is not None:
@@ -94,24 +89,24 @@ class Cycle:
             if closes is None:
                 closes = resp.should_close()
             if closes or resp.must_close or req.must_close:
-                fate = _CLOSE if req.body.finished else _LINGER
+                outcome = CLOSE if req.body.finished else LINGER
             # Only bytes that have arrived: do not wait for a client that sends unwanted bytes.
             elif req.body.finished or req.drain(timeout=0):
-                fate = _KEEP
+                outcome = KEEP
             else:
-                fate = _LINGER
+                outcome = LINGER
         except self.passing:
             raise
         except BaseException as error:
             # An application may let anything through: CancelledError, what sys.exit() raises.
-            fate = self._failed(error, req, resp, sock, addr)
+            outcome = self._failed(error, req, resp, sock, addr)
         if resp is not None:
             # None: the application took over the connection, and only it knows what was sent.
             if self.wants_access and resp.status is not None:
                 self._log_access(resp, req, environ, started)
             if self.post_request is not None:
                 self._call_post_request(req, environ, resp)
-        return fate
+        return outcome
 
     def _respond(self, environ: dict[str, Any], resp: Any) -> None:
         worker = self.worker
@@ -135,27 +130,27 @@ class Cycle:
             if hasattr(result, "close"):
                 result.close()
 
-    def _failed(self, error: BaseException, req: Any, resp: Any, sock: Any, addr: Any) -> Fate:
-        """Log why a request failed, answer it if its response has not begun, return the connection's fate."""
+    def _failed(self, error: BaseException, req: Any, resp: Any, sock: Any, addr: Any) -> Outcome:
+        """Log why a request failed, answer it if its response has not begun, return the outcome."""
         where = f"{getattr(req, 'method', '-')} {getattr(req, 'uri', '-')}"
         from_client = raised_by_connection(error)
         if resp is None and from_client:
             return self.answer_error(req, sock, addr, error)
         if isinstance(error, StopIteration) and resp is not None and not resp.headers_sent:
             self.log_taken_over(error, where, may_leave_http(req))
-            return Fate.CLOSE
+            return CLOSE
         # Without a response, the application may have taken the connection over: no page belongs there.
         taken = resp is not None and resp.status is None and may_leave_http(req)
         from_client = from_client or (taken and is_end_of(sock, error))
         if from_client and _has_closed(sock, error):
             self.log.debug("The application has closed the connection of %s itself", ascii(where))
-            return Fate.CLOSE
+            return CLOSE
         self.log_failure(error, from_client, where, addr)
         if from_client and is_disconnect(error):
-            return Fate.CLOSE
+            return CLOSE
         if resp is not None and resp.headers_sent:
             delimited = resp.chunked or resp.response_length is not None
-            return Fate.CLOSE if delimited else Fate.RESET
+            return CLOSE if delimited else RESET
         status, reason, text = answer_for(error if from_client else None)
         sent = 0 if taken else _send_error(sock, status, reason, text, _is_head(req))
         if resp is not None:
@@ -163,7 +158,7 @@ class Cycle:
             resp.sent = sent
         elif self.wants_access:
             self._log_unparsed(Unparsed(f"{status} {reason}", sent), req, addr)
-        return Fate.CLOSE if taken else Fate.LINGER
+        return CLOSE if taken else LINGER
 
     def log_failure(self, error: BaseException, from_client: bool, where: str, addr: Any) -> None:
         """Log why the request *where*, a method and a target, was not answered as it should be."""
@@ -184,14 +179,14 @@ class Cycle:
             text = "The application ended %s by StopIteration; nothing more is sent"
             self.log.warning(text, ascii(where), exc_info=_exc_info(error))
 
-    def answer_error(self, req: Any, sock: Any, addr: Any, error: BaseException) -> Fate:
-        """Answer a request that could not be read, log it, and return the fate of its connection."""
+    def answer_error(self, req: Any, sock: Any, addr: Any, error: BaseException) -> Outcome:
+        """Answer a request that could not be read, log it, and return the outcome."""
         if is_disconnect(error):
             self.log.debug("The client %s went away: %s", shown(addr), error)
-            return Fate.CLOSE
+            return CLOSE
         if isinstance(error, ssl.SSLError):
             self.log.warning("TLS with %s failed: %s", shown(addr), error)
-            return Fate.CLOSE
+            return CLOSE
         if isinstance(error, ClientAnswer | TimeoutError | BlockingIOError):
             log = self.log.debug if isinstance(error, NoMoreData | OSError) else self.log.warning
             log("Bad request from %s: %s", shown(addr), _reason(error))
@@ -202,7 +197,7 @@ class Cycle:
         sent = _send_error(sock, status, reason, text, _is_head(req))
         if self.wants_access:
             self._log_unparsed(Unparsed(f"{status} {reason}", sent), req, addr)
-        return Fate.LINGER
+        return LINGER
 
     def _log_access(self, resp: Any, req: Any, environ: dict[str, Any], started: float) -> None:
         self.log.access(resp, req, environ, timedelta(0, time.monotonic() - started))

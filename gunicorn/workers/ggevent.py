@@ -28,7 +28,7 @@ from gunicorn.workers import accepting
 from gunicorn.workers.base import TICK
 from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.connections import State
-from gunicorn.workers.cycle import Fate, may_leave_http
+from gunicorn.workers.cycle import Outcome, may_leave_http
 from gunicorn.workers.parting import IDLE_AT_LEAST, Connection, has_input, make_room
 from gunicorn.workers.retiring import part, retire
 from gunicorn.workers.tls import wrap_accepted
@@ -404,7 +404,7 @@ class GeventWorker(AsyncWorker):
         """Whether a client that has paused within a body for `timeout` may keep its place."""
         return self.alive and self.has_room()
 
-    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Fate | bool:
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Outcome | bool:
         if not may_leave_http(req):
             return super().handle_request(listener_name, req, sock, addr)
         # The next protocol, such as WebSocket, may be silent for long.

@@ -25,7 +25,7 @@ from gunicorn.workers import accepting, closing
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.bodies import BodyIntake
 from gunicorn.workers.connections import State, Waiting
-from gunicorn.workers.cycle import Fate, may_leave_http
+from gunicorn.workers.cycle import CLOSE, KEEP, LINGER, RESET, Outcome, may_leave_http
 from gunicorn.workers.retiring import FAREWELL, RETIRE_TICK, retire
 from gunicorn.workers.threads.polling import make_poller
 from gunicorn.workers.threads.tconn import DaemonThreads, TConn
@@ -49,7 +49,6 @@ IDLE_AT_LEAST = 1.0
 
 # An attribute of an enumeration costs as much as a call, and one of a module hardly anything.
 _HANDSHAKE, _IDLE, _LINGER = State.HANDSHAKE, State.IDLE, State.LINGER
-_FATE_KEEP = Fate.KEEP
 
 
 def _is_plain(function: object) -> bool:
@@ -451,20 +450,20 @@ class ThreadWorker(Worker):
             if self._request_timeout:
                 conn.request, conn.thread, conn.since = req, threading.get_ident(), time.monotonic()
             answer = self.handle_request(req, conn)
-            fate = answer if isinstance(answer, Fate) else _FATE_KEEP if answer else Fate.CLOSE
+            outcome = answer if isinstance(answer, str) else KEEP if answer else CLOSE
         except StopIteration:
-            fate = Fate.CLOSE
+            outcome = CLOSE
         except Exception as error:
             conn.since = math.inf
             self._refuse(conn, error, req)
             return False, conn
         conn.since = math.inf
-        if fate is _FATE_KEEP:
+        if outcome == KEEP:
             return True, conn
-        self._end(conn, fate)
+        self._end(conn, outcome)
         return False, conn
 
-    def handle_request(self, req: Any, conn: TConn) -> Fate | bool:
+    def handle_request(self, req: Any, conn: TConn) -> Outcome | bool:
         """Have the application answer *req*; returns what becomes of the connection."""
         # Without a free place for others, nobody keeps his.
         keep = self._keepalive > 0 and self.has_room()
@@ -472,16 +471,16 @@ class ThreadWorker(Worker):
             return self._serve_without_limits(req, conn, keep)
         return self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
 
-    def _serve_without_limits(self, req: Any, conn: TConn, keep: bool) -> Fate:
+    def _serve_without_limits(self, req: Any, conn: TConn, keep: bool) -> Outcome:
         """Serve *req*, after which something else than HTTP may be spoken: WebSocket has long silences."""
         if conn.is_tls:
             conn.sock.settimeout(None)
         elif self._patience < math.inf:
             closing.set_send_timeout(conn.sock, 0)
-        fate = self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
-        if fate is _FATE_KEEP and not conn.is_tls and self._patience < math.inf:
+        outcome = self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
+        if outcome == KEEP and not conn.is_tls and self._patience < math.inf:
             closing.set_send_timeout(conn.sock, self._patience)
-        return fate
+        return outcome
 
     def _left_for_body(self) -> float:
         """Return how much longer a thread may wait for a body that has paused for `timeout`.
@@ -529,17 +528,17 @@ class ThreadWorker(Worker):
         with suppress(OSError):
             conn.sock.settimeout(0)
         self.handle_error(req, conn.sock, conn.client, error)
-        self._end(conn, Fate.LINGER)
+        self._end(conn, LINGER)
 
-    def _end(self, conn: TConn, fate: Fate) -> None:
-        """Close *conn* as *fate* says, in the poller where the client is still sending."""
-        if fate is Fate.RESET:
+    def _end(self, conn: TConn, outcome: Outcome) -> None:
+        """Close *conn* as *outcome* says, in the poller where the client is still sending."""
+        if outcome == RESET:
             self.poller.forget(conn.fd)
             closing.reset(conn.sock)
             self._forget(conn)
             return
         conn.gatherer = None
-        if closing.begin_close(conn.sock, more_expected=fate is Fate.LINGER):
+        if closing.begin_close(conn.sock, more_expected=outcome == LINGER):
             conn.was = State.LINGER
             conn.deadline = time.monotonic() + closing.LINGER_SECONDS
             self._discard(conn)

@@ -20,7 +20,7 @@ from gunicorn.workers import accepting, closing
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.bodies import BodyIntake
 from gunicorn.workers.connections import State
-from gunicorn.workers.cycle import Fate, Stopped, may_leave_http
+from gunicorn.workers.cycle import CLOSE, LINGER, RESET, Outcome, Stopped, may_leave_http
 from gunicorn.workers.retiring import FAREWELL, close_listener, retire
 from gunicorn.workers.tls import wrap_accepted
 
@@ -266,7 +266,7 @@ class SyncWorker(Worker):
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve the connection *client* from *addr* and close it."""
-        fate = Fate.CLOSE
+        outcome = CLOSE
         try:
             if self._tls is None and not self._inherits.get(listener):
                 self._set_timeout(listener, client)
@@ -289,20 +289,20 @@ class SyncWorker(Worker):
             if leaves_http or not self.alive:
                 self._limit(client, 0 if leaves_http else self._patience)
             answer = self.handle_request(listener, req, client, addr)
-            fate = answer if isinstance(answer, Fate) else Fate.CLOSE
+            outcome = answer if isinstance(answer, str) else CLOSE
         except Stopped:
             client.close()
             raise
         except NoMoreData as error:
             self.log.debug("The connection ended during a request: %s", error)
-            fate = self._refuse(None, client, addr, error)
+            outcome = self._refuse(None, client, addr, error)
         except Exception as error:
-            fate = self._refuse(None, client, addr, error)
+            outcome = self._refuse(None, client, addr, error)
         finally:
             self._awaited = None
-            if fate is Fate.RESET:
+            if outcome == RESET:
                 closing.reset(client)
-            elif closing.begin_close(client, more_expected=fate is Fate.LINGER):
+            elif closing.begin_close(client, more_expected=outcome == LINGER):
                 self._linger(client)
 
     def _linger(self, client: Any) -> None:
@@ -362,11 +362,11 @@ class SyncWorker(Worker):
         else:
             self._inherits[listener] = True
 
-    def _refuse(self, req: Any, client: Any, addr: Any, error: BaseException) -> Fate:
+    def _refuse(self, req: Any, client: Any, addr: Any, error: BaseException) -> Outcome:
         self.handle_error(req, client, addr, error)
-        return Fate.LINGER
+        return LINGER
 
-    def handle_request(self, listener: Any, req: Any, client: Any, addr: Any) -> Fate:
+    def handle_request(self, listener: Any, req: Any, client: Any, addr: Any) -> Outcome:
         """Have the application answer *req*; returns what becomes of the connection."""
         server = self._names.get(listener) or listener.getsockname()
         return self.cycle.serve(req, client, addr, server, keep=False)

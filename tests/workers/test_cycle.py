@@ -18,7 +18,7 @@ from gunicorn.config import Config
 from gunicorn.http.errors import InvalidHeader, NoMoreData, RequestTimeout
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.wsgi import Response
-from gunicorn.workers.cycle import Cycle, Fate, HandledElsewhere, Stopped
+from gunicorn.workers.cycle import CLOSE, KEEP, LINGER, RESET, Cycle, HandledElsewhere, Outcome, Stopped
 
 ADDRESS = ("192.0.2.1", 4711)
 SERVER = ("192.0.2.9", 8000)
@@ -72,7 +72,7 @@ class Exchange:
         self.cycle = Cycle(self.worker)
         self.parser = RequestParser(self.worker.cfg, self.ours, ADDRESS)
 
-    def __call__(self, data: bytes = GET, keep: bool = True, **options: Any) -> Fate:
+    def __call__(self, data: bytes = GET, keep: bool = True, **options: Any) -> Outcome:
         self.theirs.sendall(data)
         req = next(self.parser)
         return self.cycle.serve(req, self.ours, ADDRESS, SERVER, keep=keep, **options)
@@ -106,8 +106,8 @@ def test_a_head_from_elsewhere(
     head = ["HTTP/1.1 200 OK\r\n", "X-Mine: 1\r\n"]
     monkeypatch.setattr(Response, "default_headers", lambda resp: list(head))
     exchange = Exchange(pair, hello)
-    assert exchange() is Fate.KEEP
-    assert exchange(b"GET / HTTP/1.0\r\n\r\n") is Fate.CLOSE
+    assert exchange() == KEEP
+    assert exchange(b"GET / HTTP/1.0\r\n\r\n") == CLOSE
     assert exchange.answer() == 2 * b"HTTP/1.1 200 OK\r\nX-Mine: 1\r\nContent-Length: 5\r\n\r\nhello"
 
 
@@ -143,45 +143,45 @@ def answering(result: Any, status: str = "200 OK", headers: Any = (("Content-Len
 
 
 @pytest.mark.parametrize(
-    ("data", "keep", "fate"),
+    ("data", "keep", "outcome"),
     [
-        (GET, True, Fate.KEEP),
-        (GET, False, Fate.CLOSE),
-        (GET.replace(b"1.1", b"1.0"), True, Fate.CLOSE),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", True, Fate.CLOSE),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", True, Fate.KEEP),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nab", True, Fate.LINGER),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n", False, Fate.LINGER),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", True, Fate.LINGER),
+        (GET, True, KEEP),
+        (GET, False, CLOSE),
+        (GET.replace(b"1.1", b"1.0"), True, CLOSE),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", True, CLOSE),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", True, KEEP),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nab", True, LINGER),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n", False, LINGER),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", True, LINGER),
         (
             b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
             True,
-            Fate.KEEP,
+            KEEP,
         ),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", True, Fate.LINGER),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", True, LINGER),
     ],
 )
-def test_fate_of_the_connection(pair: Any, data: bytes, keep: bool, fate: Fate) -> None:
+def test_outcome_for_the_connection(pair: Any, data: bytes, keep: bool, outcome: Outcome) -> None:
     exchange = Exchange(pair, hello)
-    assert exchange(data, keep) is fate
+    assert exchange(data, keep) == outcome
     answer = exchange.answer()
     assert answer.startswith(b"HTTP/1.") and b" 200 OK\r\n" in answer and answer.endswith(b"\r\n\r\nhello")
-    if fate is Fate.CLOSE:
+    if outcome == CLOSE:
         assert b"\r\nConnection: close\r\n" in answer
 
 
 def test_two_requests_on_one_connection(pair: Any) -> None:
     exchange = Exchange(pair, hello)
-    assert exchange(GET + GET) is Fate.KEEP
-    assert exchange(b"") is Fate.KEEP
+    assert exchange(GET + GET) == KEEP
+    assert exchange(b"") == KEEP
     assert exchange.answer().count(b"HTTP/1.1 200 OK") == 2 and exchange.worker.nr == 2
 
 
 def test_a_worker_that_has_served_enough_says_so(pair: Any) -> None:
     exchange = Exchange(pair, hello)
     exchange.worker.max_requests = 2
-    assert exchange() is Fate.KEEP and exchange.worker.alive
-    assert exchange() is Fate.CLOSE and not exchange.worker.alive
+    assert exchange() == KEEP and exchange.worker.alive
+    assert exchange() == CLOSE and not exchange.worker.alive
 
 
 def test_an_order_to_end_during_the_request_reaches_the_client(pair: Any) -> None:
@@ -190,7 +190,7 @@ def test_an_order_to_end_during_the_request_reaches_the_client(pair: Any) -> Non
         return hello(environ, start_response)
 
     exchange = Exchange(pair, app)
-    assert exchange() is Fate.CLOSE
+    assert exchange() == CLOSE
     assert b"Connection: close" in exchange.answer()
 
 
@@ -230,7 +230,7 @@ def test_a_pre_request_hook_that_fails_is_a_500(pair: Any) -> None:
         raise ValueError
 
     exchange = Exchange(pair, hello, pre_request=hook)
-    assert exchange() is Fate.LINGER and exchange.answer().startswith(b"HTTP/1.1 500 ")
+    assert exchange() == LINGER and exchange.answer().startswith(b"HTTP/1.1 500 ")
 
 
 def test_a_post_request_hook_that_fails_is_only_logged(pair: Any) -> None:
@@ -238,7 +238,7 @@ def test_a_post_request_hook_that_fails_is_only_logged(pair: Any) -> None:
         raise ValueError
 
     exchange = Exchange(pair, hello, post_request=hook)
-    assert exchange() is Fate.KEEP
+    assert exchange() == KEEP
     assert exchange.worker.log.lines == [("exception", "The hook post_request failed")]
 
 
@@ -287,7 +287,7 @@ def raising(error: BaseException) -> Any:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_whatever_the_application_raises_is_a_500(pair: Any, error: BaseException) -> None:
     exchange = Exchange(pair, raising(error))
-    assert exchange() is Fate.LINGER
+    assert exchange() == LINGER
     assert exchange.worker.log.lines == [("error", "The application failed on 'GET /path?q'")]
     answer = exchange.answer()
     assert answer.startswith(b"HTTP/1.1 500 Internal Server Error\r\n") and b"Connection: close" in answer
@@ -329,7 +329,7 @@ def taking_over(end: Any) -> Any:
 def test_stop_iteration_says_that_the_connection_was_taken_over(pair: Any, request_: bytes, end: Any) -> None:
     calls: list[Any] = []
     exchange = Exchange(pair, taking_over(end), post_request=lambda *arguments: calls.append(arguments))
-    assert exchange(request_) is Fate.CLOSE
+    assert exchange(request_) == CLOSE
     assert exchange.answer() == b"taken"
     log = exchange.worker.log
     # Where nobody asked for another protocol, it may be a mistake, and that must be found.
@@ -341,7 +341,7 @@ def test_stop_iteration_says_that_the_connection_was_taken_over(pair: Any, reque
 @pytest.mark.parametrize("end", [ValueError(), None, [], FailingResult(ValueError()), SystemExit()], ids=repr)
 def test_no_page_is_sent_into_another_protocol(pair: Any, request_: bytes, end: Any) -> None:
     exchange = Exchange(pair, taking_over(end))
-    assert exchange(request_) is Fate.CLOSE
+    assert exchange(request_) == CLOSE
     assert exchange.answer() == b"taken"
     assert exchange.worker.log.levels() == ["error"]
     assert exchange.worker.log.accesses[0][:2] == ("500 Internal Server Error", 0)
@@ -349,7 +349,7 @@ def test_no_page_is_sent_into_another_protocol(pair: Any, request_: bytes, end: 
 
 def test_an_upgrade_that_the_application_answers_as_http_may_fail_as_http(pair: Any) -> None:
     exchange = Exchange(pair, answering(FailingResult(ValueError())))
-    assert exchange(UPGRADE) is Fate.LINGER
+    assert exchange(UPGRADE) == LINGER
     assert exchange.answer().startswith(b"HTTP/1.1 500 ")
 
 
@@ -359,7 +359,7 @@ def test_stop_iteration_within_a_response_cuts_it(pair: Any) -> None:
         raise StopIteration
 
     exchange = Exchange(pair, app)
-    assert exchange() is Fate.CLOSE
+    assert exchange() == CLOSE
     assert exchange.answer().endswith(b"\r\n\r\nhe") and exchange.worker.log.levels() == ["error"]
 
 
@@ -367,7 +367,7 @@ def test_stop_iteration_within_a_response_cuts_it(pair: Any) -> None:
 def test_a_path_outside_of_script_name_is_not_the_applications_failure(pair: Any, method: bytes) -> None:
     exchange = Exchange(pair, raising(AssertionError()), forwarded_allow_ips="192.0.2.1")
     data = method + b" /other HTTP/1.1\r\nHost: x\r\nSCRIPT_NAME: /sub\r\n\r\n"
-    assert exchange(data) is Fate.LINGER
+    assert exchange(data) == LINGER
     text = "configuration problem: path '/other' does not lie below SCRIPT_NAME '/sub'"
     assert exchange.worker.log.lines == [("warning", f"Bad request from 192.0.2.1: {text}")]
     answer = exchange.answer()
@@ -411,7 +411,7 @@ def test_no_more_is_taken_of_a_result_than_can_be_sent(
     result = Counting()
     headers = [("Content-Length", str(length))] if length is not None else []
     exchange = Exchange(pair, answering(result, status, headers))
-    assert exchange(GET.replace(b"GET", method.encode())) is Fate.KEEP
+    assert exchange(GET.replace(b"GET", method.encode())) == KEEP
     assert (result.taken, result.closed) == (taken, 1)
     content = exchange.answer().partition(b"\r\n\r\n")[2]
     assert content == (b"12345" * 3)[:length] * (method == "GET" and status == "200 OK")
@@ -424,7 +424,7 @@ def test_what_follows_the_last_yield_runs(pair: Any) -> None:
         yield b"hello"
         done.append(True)
 
-    assert Exchange(pair, answering(result()))() is Fate.KEEP and done
+    assert Exchange(pair, answering(result()))() == KEEP and done
 
 
 @pytest.mark.parametrize("error", [Stopped(0), HandledElsewhere()], ids=repr)
@@ -447,7 +447,7 @@ def test_what_ends_more_than_the_request_goes_through(pair: Any, error: BaseExce
 )
 def test_a_wrong_application_is_a_500(pair: Any, app: Any) -> None:
     exchange = Exchange(pair, app)
-    assert exchange() is Fate.LINGER
+    assert exchange() == LINGER
     assert exchange.worker.log.levels() == ["error"]
     assert exchange.answer().count(b"HTTP/1.1 ") == 1
 
@@ -460,19 +460,21 @@ def test_an_error_page_for_head_has_no_body(pair: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "headers", "fate"),
+    ("data", "headers", "outcome"),
     [
-        (GET, [("Content-Length", "50")], Fate.CLOSE),
-        (GET, [], Fate.CLOSE),
-        (GET.replace(b"1.1", b"1.0"), [("Content-Length", "50")], Fate.CLOSE),
+        (GET, [("Content-Length", "50")], CLOSE),
+        (GET, [], CLOSE),
+        (GET.replace(b"1.1", b"1.0"), [("Content-Length", "50")], CLOSE),
         # Its end would look like the end of the content.
-        (GET.replace(b"1.1", b"1.0"), [], Fate.RESET),
+        (GET.replace(b"1.1", b"1.0"), [], RESET),
     ],
 )
-def test_a_failure_in_the_middle_cuts_the_response(pair: Any, data: bytes, headers: Any, fate: Fate) -> None:
+def test_a_failure_in_the_middle_cuts_the_response(
+    pair: Any, data: bytes, headers: Any, outcome: Outcome
+) -> None:
     result = Closing([b"begun", ValueError("late")])
     exchange = Exchange(pair, answering(result, headers=headers))
-    assert exchange(data) is fate
+    assert exchange(data) == outcome
     assert result.closed == 1
     answer = exchange.answer()
     assert b"begun" in answer and b"500" not in answer and not answer.endswith(b"0\r\n\r\n")
@@ -488,7 +490,7 @@ def test_close_is_called_whatever_happens(pair: Any) -> None:
 
 def test_close_that_fails_is_logged(pair: Any) -> None:
     exchange = Exchange(pair, answering(Closing([b"hello"], fails=True)))
-    assert exchange() is Fate.CLOSE
+    assert exchange() == CLOSE
     assert exchange.worker.log.levels() == ["error"]
     assert exchange.answer().endswith(b"hello")
 
@@ -502,7 +504,7 @@ def test_a_client_that_leaves_is_no_error(pair: Any) -> None:
 
     results: list[Closing] = []
     exchange = Exchange(pair, app)
-    assert exchange() is Fate.CLOSE
+    assert exchange() == CLOSE
     assert exchange.worker.log.levels() == ["debug"] and results[0].closed == 1
 
 
@@ -526,10 +528,7 @@ def test_a_body_that_breaks_the_framing_is_a_400(pair: Any) -> None:
         return hello(environ, start_response)
 
     exchange = Exchange(pair, app)
-    assert (
-        exchange(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n")
-        is Fate.LINGER
-    )
+    assert exchange(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n") == LINGER
     assert exchange.worker.log.levels() == ["warning"]
     assert exchange.answer().startswith(b"HTTP/1.1 400 ")
 
@@ -541,7 +540,7 @@ def test_a_body_that_never_comes_is_a_408(pair: Any) -> None:
 
     exchange = Exchange(pair, app)
     exchange.ours.settimeout(0.05)
-    assert exchange(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc") is Fate.LINGER
+    assert exchange(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc") == LINGER
     assert exchange.answer().startswith(b"HTTP/1.1 408 ")
 
 
@@ -557,7 +556,7 @@ def test_files_are_closed(pair: Any, tmp_path: Path) -> None:
         return environ["wsgi.file_wrapper"](file)
 
     exchange = Exchange(pair, app)
-    assert exchange() is Fate.KEEP
+    assert exchange() == KEEP
     assert exchange.answer().endswith(b"\r\n\r\nhello") and opened[0].closed
 
 
@@ -578,7 +577,7 @@ def test_files_are_closed(pair: Any, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_read_is_answered(pair: Any, error: Exception, status: int, level: str) -> None:
     exchange = Exchange(pair, hello)
-    assert exchange.cycle.answer_error(None, exchange.ours, ADDRESS, error) is Fate.LINGER
+    assert exchange.cycle.answer_error(None, exchange.ours, ADDRESS, error) == LINGER
     assert exchange.worker.log.levels() == [level]
     answer = exchange.answer()
     assert answer.startswith(b"HTTP/1.1 %d " % status) and b"a bug" not in answer
@@ -599,7 +598,7 @@ def test_what_cannot_be_read_is_answered(pair: Any, error: Exception, status: in
 )
 def test_who_has_left_gets_no_answer(pair: Any, error: Exception, level: str) -> None:
     exchange = Exchange(pair, hello)
-    assert exchange.cycle.answer_error(None, exchange.ours, ADDRESS, error) is Fate.CLOSE
+    assert exchange.cycle.answer_error(None, exchange.ours, ADDRESS, error) == CLOSE
     assert exchange.worker.log.levels() == [level] and exchange.answer() == b""
 
 
@@ -616,5 +615,5 @@ def test_an_application_may_close_the_connection_itself(pair: Any) -> None:
         return [b"never sent"]
 
     exchange = Exchange(pair, app)
-    assert exchange() is Fate.CLOSE
+    assert exchange() == CLOSE
     assert exchange.worker.log.levels() == ["debug"]
