@@ -28,7 +28,6 @@ from gunicorn.companion.process import (
 from gunicorn.companion.server.link import Link
 from gunicorn.companion.spawn import become_subreaper, prepare_parent
 from gunicorn.companion.supervise.changes import Changes, Configs, digest, scale
-from gunicorn.companion.supervise.claims import Claims
 from gunicorn.companion.supervise.commands import Commands
 from gunicorn.companion.supervise.deadlines import Deadlines
 from gunicorn.companion.supervise.endings import Endings
@@ -41,6 +40,7 @@ from gunicorn.companion.supervise.order import Stops
 from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.reaping import Reaper
 from gunicorn.companion.supervise.reporting import Reporter
+from gunicorn.companion.supervise.rights import StartRights
 from gunicorn.companion.supervise.rolling import Rolling
 from gunicorn.companion.supervise.sharedstate import Rights, SharedState
 from gunicorn.companion.supervise.sockets import Listeners
@@ -128,16 +128,16 @@ class CompanionManager:
         self.deadlines = Deadlines(self.table, log, self.notifications)
 
         rights = Rights(shared, None if self.kept.elder is None else elder)
-        self.claims = Claims(run_dir, log, rights)
+        self.start_rights = StartRights(run_dir, log, rights)
         self.listeners = Listeners(log, umask=umask, rights=rights)
-        self.endings = Endings(self.claims, self.reporter.leftovers, self.reporter.old_leftovers)
+        self.endings = Endings(self.start_rights, self.reporter.leftovers, self.reporter.old_leftovers)
         self.rolling = Rolling()
         self.limits = Limits(self.rolling, log, self.endings.belonging)
         stops = Stops()
         self.starter = Starter(
             self.table,
             log,
-            claims=self.claims,
+            start_rights=self.start_rights,
             listeners=self.listeners,
             notifications=self.notifications,
             kept=self.kept,
@@ -150,14 +150,18 @@ class CompanionManager:
         self.reaper = Reaper(
             self.table,
             log,
-            claims=self.claims,
+            start_rights=self.start_rights,
             notifications=self.notifications,
             stops=stops,
             hooks=self.hooks,
             reporter=self.reporter,
         )
         executor = Executor(
-            log, claims=self.claims, endings=self.endings, starter=self.starter, tell=self.tell_master
+            log,
+            start_rights=self.start_rights,
+            endings=self.endings,
+            starter=self.starter,
+            tell=self.tell_master,
         )
         # What a command overrides is noted first: a release writes it down.
         self.table.observers = [self.kept.observe, executor.observe, self.reporter.observe]
@@ -167,7 +171,7 @@ class CompanionManager:
             stops=stops,
             rolling=self.rolling,
             kept=self.kept,
-            claims=self.claims,
+            start_rights=self.start_rights,
             stop_order=stop_order,
         )
         self.changes = Changes(
@@ -176,7 +180,7 @@ class CompanionManager:
             steering=self.steering,
             starter=self.starter,
             kept=self.kept,
-            claims=self.claims,
+            start_rights=self.start_rights,
             load_configs=load_configs,
             adopt_config=adopt_config,
             tell=self.tell_master,
@@ -273,7 +277,7 @@ class CompanionManager:
     def _next_deadline(self, now: float) -> float | None:
         """When companions must be looked at again; None: when something happens."""
         times = [t for p in self.table.values() if (t := p.next_deadline(now)) is not None]
-        if self.claims.has_strays:
+        if self.start_rights.has_orphans:
             times.append(now + POLL_INTERVAL)
         if self.kept.elder is not None:
             times.append(now + WAIT_INTERVAL)
@@ -295,7 +299,7 @@ class CompanionManager:
         """Whether a stop has come to its end."""
         return (
             self.steering.stopping
-            and not self.claims.has_strays
+            and not self.start_rights.has_orphans
             and all(p.state is State.STOPPED for p in self.table.values())
         )
 
@@ -315,7 +319,7 @@ class CompanionManager:
         prepare_parent()
         spare.keep()
         self._raise_file_limit()
-        remove_stale(self.claims.run_dir)
+        remove_stale(self.start_rights.run_dir)
         if self.control is not None:
             self.control.open(time.monotonic())
 
@@ -366,7 +370,7 @@ class CompanionManager:
         """Start the companions that are meant to run; stop orphans that are no longer configured."""
         now = time.monotonic()
         older = self.endings.end_left()
-        self.claims.find_strays(self.table, now)
+        self.start_rights.find_orphans(self.table, now)
         self.starter.start_wanted(now)
         self.step(now)
         if older:
@@ -402,14 +406,14 @@ class CompanionManager:
         if "check_socket" in message:
             self._check_socket(now)
         if "run_files" in message:
-            self.claims.renew()
-            self.notifications.renew(self.claims.run_dir)
+            self.start_rights.renew()
+            self.notifications.renew(self.start_rights.run_dir)
         if "replace" in message and message["replace"] == "after this one":
             self.stop_all(reload=True)
         elif "replace" in message and not self.steering.stopping:
             self._make_room()
         if "orphans" in message:
-            self.claims.find_strays(self.table, now)
+            self.start_rights.find_orphans(self.table, now)
             self.table.changed = True
         if "promoted" in message:
             self.follower.beside_elder = False
@@ -498,7 +502,7 @@ class CompanionManager:
 
     def _descriptors(self) -> list[int]:
         """Every descriptor of the manager's own, which no child of it is to keep."""
-        fds = self.claims.descriptors()
+        fds = self.start_rights.descriptors()
         fds.extend(self.inbox.pipe)
         fds.extend(self.notifications.descriptors())
         fds.extend(self.listeners.descriptors())

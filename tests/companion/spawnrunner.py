@@ -56,7 +56,7 @@ def run(plan: dict[str, Any]) -> None:
         target = getattr(spawntargets, target)
     file = RunFile.claim(plan["run_dir"], "rq")
     assert file is not None
-    # As `Claims` hands it out.
+    # As `StartRights` hands it out.
     file.clear()
     birth = Birth(
         config=CompanionConfig(plan["config"].pop("name", "rq"), target, **plan["config"]),

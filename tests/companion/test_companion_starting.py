@@ -49,7 +49,7 @@ def test_an_address_that_was_released_meanwhile_is_no_failed_start(
         owner.bind(f"{tmp_path}/s")
         owner.listen()
         listeners = Departing(owner, looks)
-        claims = SimpleNamespace(
+        start_rights = SimpleNamespace(
             claim=lambda *_, **__: run,
             clear=lambda name: None,
             other_owner=lambda group: None,
@@ -60,7 +60,7 @@ def test_an_address_that_was_released_meanwhile_is_no_failed_start(
         starter = Starter(
             table,
             logging.getLogger("test"),
-            claims=cast(Any, claims),
+            start_rights=cast(Any, start_rights),
             listeners=listeners,
             notifications=cast(Any, notifications),
             kept=cast(Any, SimpleNamespace(must_follow_first=False)),

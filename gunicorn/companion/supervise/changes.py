@@ -14,9 +14,9 @@ from typing import Any
 from gunicorn.companion.config import CompanionConfig, copies
 from gunicorn.companion.control import error
 from gunicorn.companion.process import Cause, CompanionProcess, Event, State
-from gunicorn.companion.supervise.claims import Claims
 from gunicorn.companion.supervise.order import Stop
 from gunicorn.companion.supervise.overrides import KeptState, Scaled, configs_of
+from gunicorn.companion.supervise.rights import StartRights
 from gunicorn.companion.supervise.starting import Starter
 from gunicorn.companion.supervise.steering import Steering
 from gunicorn.companion.table import ProcessTable
@@ -123,7 +123,7 @@ class Changes:
     steering: Steering
     starter: Starter
     kept: KeptState
-    claims: Claims
+    start_rights: StartRights
     load_configs: Callable[[], Configs] | None
     adopt_config: Callable[[], Any]
     tell: Callable[[dict[str, Any]], None]
@@ -232,7 +232,7 @@ class Changes:
 
     def _record_limits(self, process: CompanionProcess) -> None:
         """Write down how what runs is to be stopped, for a next manager that finds it without this one."""
-        run = self.claims.held(process.name)
+        run = self.start_rights.held(process.name)
         record = run.read() if run is not None else None
         if run is not None and record is not None and record.pid == process.pid:
             config = process.config

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from gunicorn.companion import detached
 from gunicorn.companion.process import CompanionProcess, State
-from gunicorn.companion.supervise.claims import Claims
+from gunicorn.companion.supervise.rights import StartRights
 from gunicorn.unix import session
 
 # Seconds for the leftovers of a stopped companion to notice that they are alone, as helpers do when their
@@ -19,18 +19,18 @@ GRACE = 0.05
 class Endings:
     """Knows the sessions to kill.
 
-    *claims* knows the older processes to stop. *on_kill* is called for each companion whose leftovers get
-    SIGKILL, with their pids and those that have left its session; *on_left* likewise for the leftovers of
-    older processes.
+    *start_rights* knows the older processes to stop. *on_kill* is called for each companion whose leftovers
+    get SIGKILL, with their pids and those that have left its session; *on_left* likewise for the leftovers
+    of older processes.
     """
 
     def __init__(
         self,
-        claims: Claims,
+        start_rights: StartRights,
         on_kill: Callable[[CompanionProcess, Sequence[int], Collection[int]], None],
         on_left: Callable[[Collection[int]], None],
     ) -> None:
-        self.claims = claims
+        self.start_rights = start_rights
         self.on_kill = on_kill
         self.on_left = on_left
         self.adopted: detached.Adopted | None = None
@@ -46,7 +46,7 @@ class Endings:
     def adopt(self, children: session.OwnChildren) -> None:
         """Adopt descendants that lose their parent from now on."""
         self.children = children
-        self.adopted = detached.Adopted(children, self.claims.run_dir)
+        self.adopted = detached.Adopted(children, self.start_rights.run_dir)
 
     def kill(self, process: CompanionProcess) -> None:
         """SIGKILL to every process of its session, at the next step."""
@@ -58,12 +58,14 @@ class Endings:
         One read of the process table serves them all, and usually none is needed.
         """
         ending = [p for p in processes if p.ending]
-        own = {p for p in {*ending, *self._to_kill} if not self.claims.waits_for_older_self(p.name)}
+        own = {p for p in {*ending, *self._to_kill} if not self.start_rights.waits_for_older_process(p.name)}
         self._to_kill.clear()
         if not any(p.draining for p in ending):
             self._asked.clear()
         empty: list[CompanionProcess] = []
-        wanted = {p.session for p in own if p.session is not None} | self.claims.sessions_to_look_at(now)
+        wanted = {p.session for p in own if p.session is not None} | self.start_rights.sessions_to_look_at(
+            now
+        )
         if not wanted:
             return empty
         members: dict[int, list[int]] = {}
@@ -84,11 +86,11 @@ class Endings:
                 self._ask(process, outside)
             else:
                 self._kill(process, members.get(process.session or 0, ()), outside, now)
-        older = {p.name: self.claims.older_session(p.name) for p in ending if p not in own}
+        older = {p.name: self.start_rights.older_session(p.name) for p in ending if p not in own}
         gone_before = {
             name
             for name, number in older.items()
-            if number in wanted and self.claims.step_older_self(name, now, members)
+            if number in wanted and self.start_rights.step_older_process(name, now, members)
         }
         gone_before -= self._end_left_by(gone_before)
         for process in ending:
@@ -97,11 +99,11 @@ class Endings:
             else:
                 gone = process.name in gone_before
             if gone:
-                self.claims.forget_older_self(process.name)
+                self.start_rights.forget_older_process(process.name)
                 empty.append(process)
                 self._seen.pop(process.session or 0, None)
                 self._killed.pop(process.session or 0, None)
-        self._end_left_by(self.claims.step_strays(now, wanted, members))
+        self._end_left_by(self.start_rights.step_orphans(now, wanted, members))
         return empty
 
     def _away(
@@ -145,7 +147,7 @@ class Endings:
         try:
             found = {
                 pid: wanted[mark.name]
-                for pid, mark in detached.left(self.claims.run_dir).items()
+                for pid, mark in detached.left(self.start_rights.run_dir).items()
                 if mark.name in wanted
             }
         except OSError:
@@ -165,11 +167,11 @@ class Endings:
         if self.adopted is None:
             return []
         try:
-            older = self.claims.older_selves()
+            older = self.start_rights.with_older_processes()
         except OSError:
             return []
         busy = {detached.digest(name) for name in older}
-        run_dir = self.claims.run_dir
+        run_dir = self.start_rights.run_dir
         detached.end_left(lambda: detached.left(run_dir), self.on_left, lambda mark: mark.name not in busy)
         return older
 

@@ -9,8 +9,8 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gunicorn.companion.process import Action, CompanionProcess
-from gunicorn.companion.supervise.claims import Claims
 from gunicorn.companion.supervise.endings import Endings
+from gunicorn.companion.supervise.rights import StartRights
 from gunicorn.companion.supervise.starting import Starter
 from gunicorn.companion.table import Change
 from gunicorn.unix import session
@@ -23,7 +23,7 @@ class Executor:
 
     log: Any
     _: KW_ONLY
-    claims: Claims
+    start_rights: StartRights
     endings: Endings
     starter: Starter
     tell: Callable[[dict[str, Any]], None]
@@ -48,7 +48,7 @@ class Executor:
             )
             session.ask_to_stop(process.pid, config.stop_signal, config.stop_as_group)
             if config.stop_as_group:
-                self.claims.note_group_signalled(process.name, process.pid)
+                self.start_rights.note_group_signalled(process.name, process.pid)
         elif action is Action.ABORT and process.pid is not None:
             self.log.error("Killing companion %s (pid %d): %s", process.name, process.pid, process.reason)
             session.ask_to_stop(process.pid, signal.SIGABRT, config.stop_as_group)

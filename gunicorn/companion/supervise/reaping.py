@@ -10,11 +10,11 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gunicorn.companion.process import MIN_START_INTERVAL, CompanionProcess, Event, State
-from gunicorn.companion.supervise.claims import Claims
 from gunicorn.companion.supervise.hooks import Hooks
 from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.order import Stops
 from gunicorn.companion.supervise.reporting import Reporter
+from gunicorn.companion.supervise.rights import StartRights
 from gunicorn.companion.table import ProcessTable
 from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import signal_name
@@ -27,7 +27,7 @@ class Reaper:
     table: ProcessTable
     log: Any
     _: KW_ONLY
-    claims: Claims
+    start_rights: StartRights
     notifications: Notifications
     stops: Stops
     hooks: Hooks
@@ -50,7 +50,7 @@ class Reaper:
                 self.table.changed = True
 
     def _bury(self, process: CompanionProcess, pid: int, status: int) -> None:
-        run = self.claims.held(process.name)
+        run = self.start_rights.held(process.name)
         reason = run.error_of(pid) if run is not None else None
         # Its last words.
         self.notifications.receive(process)

@@ -24,11 +24,11 @@ from gunicorn.companion.process import WAIT_INTERVAL, CompanionProcess, Event, S
 from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.spawn import Birth, Plan, server_variables, spawn
 from gunicorn.companion.supervise import order
-from gunicorn.companion.supervise.claims import Blocked, Claims
 from gunicorn.companion.supervise.hooks import Hooks, no_hook
 from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.reporting import Reporter
+from gunicorn.companion.supervise.rights import Blocked, StartRights
 from gunicorn.companion.supervise.sockets import Listeners
 from gunicorn.companion.table import ProcessTable
 
@@ -65,7 +65,7 @@ class Starter:
     table: ProcessTable
     log: Any
     _: KW_ONLY
-    claims: Claims
+    start_rights: StartRights
     listeners: Listeners
     notifications: Notifications
     kept: KeptState
@@ -90,7 +90,7 @@ class Starter:
 
     def _end_old_self(self, process: CompanionProcess, now: float) -> None:
         """What a dead manager left of a companion that is to be stopped: STOPPING until it is gone."""
-        if not self.claims.has_old_self(process.name):
+        if not self.start_rights.has_older_process(process.name):
             return
         manual, legacy = process.manual_stop, process.legacy
         self.table.send(process, Event.START, now)
@@ -171,7 +171,7 @@ class Starter:
             if listeners is None:
                 return None
             # Where the run file has a name, its directory is one to write to.
-            run_dir = None if run.path is None else self.claims.run_dir
+            run_dir = None if run.path is None else self.start_rights.run_dir
             return run, listeners, self.notifications.open(process, run_dir)
         except OSError as exc:
             self._fail(process, _explain(exc))
@@ -205,7 +205,7 @@ class Starter:
     def _who_listens(self, process: CompanionProcess) -> Blocked | None:
         """Return the companion that holds an address of *process* and will release it, or None."""
         config = process.config
-        pid = self.claims.other_owner(config.group)
+        pid = self.start_rights.other_owner(config.group)
         if pid is not None:
             # Over an upgrade copies change hands one by one, and the socket with the last of them.
             return Blocked(pid)
@@ -222,7 +222,7 @@ class Starter:
         """An older process whose manager is dead, and which keeps the sockets open until it ends."""
         if time.monotonic() >= self._left_at + WAIT_INTERVAL:
             try:
-                self._left = detached.may_hold_sockets(self.claims.run_dir)
+                self._left = detached.may_hold_sockets(self.start_rights.run_dir)
             except OSError:
                 # No descriptor is left to look with.
                 return None
@@ -246,7 +246,9 @@ class Starter:
             notify=notify,
             # No later manager stops leftovers of a companion that may run beside its older process.
             mark=str(
-                Mark.of(self.claims.run_dir if process.config.singleton else None, process.name, os.getpid())
+                Mark.of(
+                    self.start_rights.run_dir if process.config.singleton else None, process.name, os.getpid()
+                )
             ),
             # Those of a program are closed as it begins.
             close_logs=getattr(self.log, "close_in_child", None) if process.config.command is None else None,
@@ -254,13 +256,13 @@ class Starter:
 
     def _claim(self, process: CompanionProcess, now: float) -> RunFile | None:
         """Return the locked run file; None, and the process BLOCKED, while an older process is in the way."""
-        claimed = self.claims.claim(process.name, now, singleton=process.config.singleton)
+        claimed = self.start_rights.claim(process.name, now, singleton=process.config.singleton)
         if isinstance(claimed, Blocked):
             self.table.send(process, Event.BLOCKED, now, pid=claimed.pid, session=claimed.session)
             return None
         if self.kept.must_follow_first:
             # Over an upgrade: this may be free because it was stopped by command.
-            self.claims.clear(process.name)
+            self.start_rights.clear(process.name)
             self.table.changed = True
             return None
         return claimed
@@ -275,7 +277,7 @@ class Starter:
         if process.state is State.STOPPED:
             self.let_go(process)
         else:
-            self.claims.clear(process.name)
+            self.start_rights.clear(process.name)
             self.notifications.discard(process.name)
 
     def let_go(self, process: CompanionProcess) -> None:
@@ -287,4 +289,4 @@ class Starter:
             # The next start, by us or by another server, opens them again.
             self.listeners.close(group)
         self.kept.write_overrides()
-        self.claims.release(process.name)
+        self.start_rights.release(process.name)

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 
 from gunicorn.companion.process import Cause, CompanionProcess, Event, State
-from gunicorn.companion.supervise.claims import Claims
 from gunicorn.companion.supervise.order import Stop, Stops
 from gunicorn.companion.supervise.overrides import KeptState
+from gunicorn.companion.supervise.rights import StartRights
 from gunicorn.companion.supervise.rolling import Rolling
 from gunicorn.companion.table import ProcessTable
 
@@ -29,7 +29,7 @@ class Steering:
     stops: Stops
     rolling: Rolling
     kept: KeptState
-    claims: Claims
+    start_rights: StartRights
     stop_order: str
     stopping: bool = False
     # Whether the stop makes room for another manager, and the server goes on.
@@ -150,7 +150,7 @@ class Steering:
         # With a manager that takes over each of them has a successor, which waits for it and for no other.
         self.stop_due(now, together=again or reload or self.handing_over)
         if timeout is not None:
-            self.claims.hasten(now + timeout)
+            self.start_rights.hasten(now + timeout)
 
     def stop_due(self, now: float, *, together: bool = False) -> None:
         """Tell those to stop whose turn has come. *together*: it is everybody's."""

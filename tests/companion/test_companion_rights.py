@@ -18,11 +18,11 @@ from harness import short_tmpdir, wait_until
 
 from gunicorn.companion import runfile
 from gunicorn.companion.runfile import Record, RunFile
-from gunicorn.companion.supervise.claims import LOOK_AGAIN, Blocked, Claims
+from gunicorn.companion.supervise.rights import LOOK_AGAIN, Blocked, StartRights
 from gunicorn.companion.supervise.sharedstate import Rights, SharedState
 from gunicorn.unix import session
 
-LOG = logging.getLogger("claims")
+LOG = logging.getLogger("rights")
 
 
 class Other:
@@ -66,12 +66,12 @@ def settled(directory: Path) -> None:
     wait_until(lambda: time.time_ns() - directory.stat().st_mtime_ns > 50_000_000)
 
 
-def tries(claims: Claims, *names: str, after: float = 0.0) -> int:
+def tries(start_rights: StartRights, *names: str, after: float = 0.0) -> int:
     """How many run files are tried for, when each of *names* is claimed once; all are blocked."""
     now = time.monotonic() + after
     with mock.patch.object(RunFile, "claim", wraps=RunFile.claim) as claim:
         for name in names:
-            assert isinstance(claims.claim(name, now), Blocked)
+            assert isinstance(start_rights.claim(name, now), Blocked)
     return claim.call_count
 
 
@@ -80,75 +80,75 @@ def test_many_that_wait_are_not_tried_for_again_and_again(other: Other, tmp_path
     for name in names:
         other.run(name)
     settled(tmp_path)
-    claims = Claims(str(tmp_path), LOG)
-    assert tries(claims, *names) == 50
-    assert tries(claims, *names, after=0.1) == 50
+    start_rights = StartRights(str(tmp_path), LOG)
+    assert tries(start_rights, *names) == 50
+    assert tries(start_rights, *names, after=0.1) == 50
     for after in (0.2, 0.3, 0.4):
-        assert tries(claims, *names, after=after) == 0
+        assert tries(start_rights, *names, after=after) == 0
     # But now and then, whatever the signs are; that shows a pid that has changed as well.
     other.run("c0", pid=77)
-    assert tries(claims, *names, after=0.1 + LOOK_AGAIN) == 50
-    assert claims.claim("c0", time.monotonic() + 0.2 + LOOK_AGAIN) == Blocked(77)
+    assert tries(start_rights, *names, after=0.1 + LOOK_AGAIN) == 50
+    assert start_rights.claim("c0", time.monotonic() + 0.2 + LOOK_AGAIN) == Blocked(77)
 
 
 def test_what_is_let_go_is_had_at_the_next_try(other: Other, tmp_path: Path) -> None:
     for name in ("a", "b"):
         other.run(name)
     settled(tmp_path)
-    claims = Claims(str(tmp_path), LOG)
+    start_rights = StartRights(str(tmp_path), LOG)
     for after in (0, 0.1, 0.2):
-        assert isinstance(claims.claim("a", time.monotonic() + after), Blocked)
+        assert isinstance(start_rights.claim("a", time.monotonic() + after), Blocked)
     other.runs.pop("a").release()
-    run = claims.claim("a", time.monotonic() + 0.3)
-    assert isinstance(run, RunFile) and claims.held("a") is run
-    claims.release("a")
+    run = start_rights.claim("a", time.monotonic() + 0.3)
+    assert isinstance(run, RunFile) and start_rights.held("a") is run
+    start_rights.release("a")
 
 
 def test_what_a_dead_server_ran_is_noticed_at_the_next_try(other: Other, tmp_path: Path) -> None:
     other.run("a")
     settled(tmp_path)
-    claims = Claims(str(tmp_path), LOG)
+    start_rights = StartRights(str(tmp_path), LOG)
     for after in (0, 0.1, 0.2):
-        assert isinstance(claims.claim("a", time.monotonic() + after), Blocked)
+        assert isinstance(start_rights.claim("a", time.monotonic() + after), Blocked)
     # Its locks go with it, and nothing in the directory changes.
     other.kill()
     os.close(other.runs.pop("a").fd)
-    run = claims.claim("a", time.monotonic() + 0.3)
+    run = start_rights.claim("a", time.monotonic() + 0.3)
     assert isinstance(run, RunFile)
-    claims.release("a")
+    start_rights.release("a")
 
 
 def test_a_directory_that_has_just_changed_proves_nothing(other: Other, tmp_path: Path) -> None:
     other.run("a")
-    claims = Claims(str(tmp_path), LOG)
+    start_rights = StartRights(str(tmp_path), LOG)
     for after in (0, 0.1, 0.2, 0.3):
         os.utime(tmp_path)
-        assert tries(claims, "a", after=after) == 1
+        assert tries(start_rights, "a", after=after) == 1
 
 
 def test_what_was_held_and_cleared_is_had_again_as_it_is(tmp_path: Path) -> None:
-    claims = Claims(str(tmp_path), LOG)
+    start_rights = StartRights(str(tmp_path), LOG)
     now = time.monotonic()
-    run = claims.claim("a", now)
+    run = start_rights.claim("a", now)
     assert isinstance(run, RunFile)
     who = session.identity(os.getpid()) or ""
     record = Record("a", os.getpid(), who, os.getpid(), os.getpid(), who, signal.SIGTERM, 5.0)
     for _ in range(2):
         run.write(record)
-        claims.clear("a")
-        assert claims.claim("a", now) is run
+        start_rights.clear("a")
+        assert start_rights.claim("a", now) is run
         assert run.read() is None
     # Without a word that the process has come to its end, what it wrote is looked at.
     run.write(record)
-    assert claims.claim("a", now) is run
+    assert start_rights.claim("a", now) is run
     assert run.read() is None
-    claims.clear("a")
+    start_rights.clear("a")
     os.unlink(tmp_path / "a.run")
-    other = claims.claim("a", now)
+    other = start_rights.claim("a", now)
     assert isinstance(other, RunFile)
     assert other is not run
     assert other.in_place
-    claims.release("a")
+    start_rights.release("a")
 
 
 # -- a directory that cannot be used, or is taken away --
@@ -191,11 +191,11 @@ def test_where_the_record_can_be_read_it_is_waited_for(public: Path) -> None:
         (public / "b.run").touch()
 
         def check() -> str:
-            claims = Claims(str(public), LOG)
-            found = [claims.claim(name, time.monotonic()) for name in ("a", "b")]
+            start_rights = StartRights(str(public), LOG)
+            found = [start_rights.claim(name, time.monotonic()) for name in ("a", "b")]
             assert isinstance(found[1], RunFile) and found[1].path is None
             # And what may run beside it does.
-            alone = claims.claim("a", time.monotonic(), singleton=False)
+            alone = start_rights.claim("a", time.monotonic(), singleton=False)
             assert isinstance(alone, RunFile)
             return str(found[0])
 
@@ -225,8 +225,8 @@ def test_where_the_record_can_be_read_an_orphan_is_ended(public: Path) -> None:
         other.kill()
 
         def check() -> str:
-            claims = Claims(str(public), LOG)
-            blocked = claims.claim("a", time.monotonic())
+            start_rights = StartRights(str(public), LOG)
+            blocked = start_rights.claim("a", time.monotonic())
             if session.identity(old.pid) is not None:
                 assert isinstance(blocked, Blocked) and blocked.session == old.pid
             return "ended"
@@ -239,57 +239,57 @@ def test_where_the_record_can_be_read_an_orphan_is_ended(public: Path) -> None:
 
 def test_what_was_removed_is_made_again_with_what_it_said(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    claims = Claims(str(run_dir), LOG)
+    start_rights = StartRights(str(run_dir), LOG)
     run_dir.mkdir()
     who = session.identity(os.getpid()) or ""
     record = Record("a", os.getpid(), who, os.getpid(), os.getpid(), who, signal.SIGTERM, 5.0)
     for name in ("a", "b", "c"):
-        assert isinstance(claims.claim(name, time.monotonic()), RunFile)
+        assert isinstance(start_rights.claim(name, time.monotonic()), RunFile)
     for name in ("a", "b"):
-        run = claims.held(name)
+        run = start_rights.held(name)
         assert run is not None
         run.write(replace(record, name=name))
     (run_dir / "b.run").unlink()
-    claims.renew()
+    start_rights.renew()
     assert runfile.records(str(run_dir)).keys() == {"a", "b"}
     shutil.rmtree(run_dir)
-    claims.renew()
+    start_rights.renew()
     assert runfile.records(str(run_dir)) == {name: replace(record, name=name) for name in ("a", "b")}
-    assert Claims(str(run_dir), LOG).claim("c", time.monotonic()) == Blocked(None)
+    assert StartRights(str(run_dir), LOG).claim("c", time.monotonic()) == Blocked(None)
     # What is held between two starts is held on.
-    claims.clear("c")
+    start_rights.clear("c")
     (run_dir / "c.run").unlink()
-    again = claims.claim("c", time.monotonic())
-    assert isinstance(again, RunFile) and again.in_place and again is claims.held("c")
-    descriptors = claims.descriptors()
+    again = start_rights.claim("c", time.monotonic())
+    assert isinstance(again, RunFile) and again.in_place and again is start_rights.held("c")
+    descriptors = start_rights.descriptors()
     assert len(descriptors) == len(set(descriptors)) == 3
     for name in ("a", "b", "c"):
-        claims.release(name)
+        start_rights.release(name)
     assert list(run_dir.iterdir()) == []
 
 
 def test_what_somebody_else_has_made_meanwhile_is_his(tmp_path: Path) -> None:
-    claims, others = Claims(str(tmp_path), LOG), Claims(str(tmp_path), LOG)
+    start_rights, others = StartRights(str(tmp_path), LOG), StartRights(str(tmp_path), LOG)
     now = time.monotonic()
-    mine = claims.claim("a", now)
+    mine = start_rights.claim("a", now)
     (tmp_path / "a.run").unlink()
     assert isinstance(others.claim("a", now), RunFile)
-    claims.renew()
-    assert claims.held("a") is mine
-    claims.clear("a")
-    assert claims.claim("a", now) == Blocked(None)
+    start_rights.renew()
+    assert start_rights.held("a") is mine
+    start_rights.clear("a")
+    assert start_rights.claim("a", now) == Blocked(None)
     others.release("a")
 
 
 def test_names_that_are_let_go_leave_nothing_behind(other: Other, tmp_path: Path) -> None:
     other.run("a")
     settled(tmp_path)
-    claims = Claims(str(tmp_path), LOG)
+    start_rights = StartRights(str(tmp_path), LOG)
     for after in (0, 0.1, 0.2):
-        assert isinstance(claims.claim("a", time.monotonic() + after), Blocked)
-    assert claims._waiting and claims._elsewhere
-    claims.release("a")
-    assert not claims._waiting and not claims._elsewhere
+        assert isinstance(start_rights.claim("a", time.monotonic() + after), Blocked)
+    assert start_rights._waiting and start_rights._elsewhere
+    start_rights.release("a")
+    assert not start_rights._waiting and not start_rights._elsewhere
 
 
 def test_two_masters_see_each_other_s_rights_without_run_files() -> None:
@@ -298,30 +298,30 @@ def test_two_masters_see_each_other_s_rights_without_run_files() -> None:
     pid = os.fork()
     if pid == 0:
         # The manager of the old master.
-        theirs = Claims(None, LOG, Rights(elder.copy()))
+        theirs = StartRights(None, LOG, Rights(elder.copy()))
         theirs.claim("a", time.monotonic())
         os.write(write, b".")
         signal.pause()
         os._exit(0)
-    claims = Claims(None, LOG, Rights(shared, elder))
+    start_rights = StartRights(None, LOG, Rights(shared, elder))
     try:
         os.read(read, 1)
-        assert claims.claim("a", time.monotonic()) == Blocked(None)
-        assert isinstance(claims.claim("b", time.monotonic()), RunFile)
-        assert isinstance(claims.claim("a", time.monotonic(), singleton=False), RunFile)
-        claims.release("a")
+        assert start_rights.claim("a", time.monotonic()) == Blocked(None)
+        assert isinstance(start_rights.claim("b", time.monotonic()), RunFile)
+        assert isinstance(start_rights.claim("a", time.monotonic(), singleton=False), RunFile)
+        start_rights.release("a")
         # The next manager of the old master sees what the new one has.
         child = os.fork()
         if child == 0:
-            next_one = Claims(None, LOG, Rights(elder.copy()))
+            next_one = StartRights(None, LOG, Rights(elder.copy()))
             os._exit(0 if next_one.claim("b", time.monotonic()) == Blocked(None) else 1)
         assert os.waitpid(child, 0)[1] == 0
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    assert isinstance(claims.claim("a", time.monotonic()), RunFile)
+    assert isinstance(start_rights.claim("a", time.monotonic()), RunFile)
     for name in ("a", "b"):
-        claims.release(name)
+        start_rights.release(name)
     for file in (read, write, shared.fd, elder.fd):
         os.close(file)
 
@@ -336,45 +336,45 @@ def test_a_single_one_and_copies_of_it_never_run_together(
     other: Other, tmp_path: Path, there, wanted
 ) -> None:
     other.run(there, pid=7)
-    claims = Claims(str(tmp_path), LOG)
+    start_rights = StartRights(str(tmp_path), LOG)
     now = time.monotonic()
-    assert claims.claim(wanted, now) == Blocked(7)
-    assert claims.held(wanted) is None
+    assert start_rights.claim(wanted, now) == Blocked(7)
+    assert start_rights.held(wanted) is None
     # Between two processes the right is the other's still.
     other.runs[there].clear()
-    assert claims.claim(wanted, now + 1) == Blocked(None)
+    assert start_rights.claim(wanted, now + 1) == Blocked(None)
     # Nor do others of a similar name mind.
-    assert isinstance(claims.claim("scheduler", now + 1), RunFile)
+    assert isinstance(start_rights.claim("scheduler", now + 1), RunFile)
     other.runs.pop(there).release()
-    assert isinstance(claims.claim(wanted, now + 2), RunFile)
-    claims.release(wanted)
-    claims.release("scheduler")
+    assert isinstance(start_rights.claim(wanted, now + 2), RunFile)
+    start_rights.release(wanted)
+    start_rights.release("scheduler")
 
 
 def test_copies_of_one_companion_run_together(other: Other, tmp_path: Path) -> None:
     other.run("sched:0")
-    claims = Claims(str(tmp_path), LOG)
-    assert isinstance(claims.claim("sched:1", time.monotonic()), RunFile)
-    claims.release("sched:1")
+    start_rights = StartRights(str(tmp_path), LOG)
+    assert isinstance(start_rights.claim("sched:1", time.monotonic()), RunFile)
+    start_rights.release("sched:1")
 
 
 def test_where_both_are_allowed_neither_form_waits(other: Other, tmp_path: Path) -> None:
     other.run("sched")
-    claims = Claims(str(tmp_path), LOG)
-    assert isinstance(claims.claim("sched:0", time.monotonic(), singleton=False), RunFile)
-    claims.release("sched:0")
+    start_rights = StartRights(str(tmp_path), LOG)
+    assert isinstance(start_rights.claim("sched:0", time.monotonic(), singleton=False), RunFile)
+    start_rights.release("sched:0")
 
 
 @pytest.mark.parametrize("directory", [True, False])
 def test_the_other_form_is_waited_for_in_one_manager_too(tmp_path: Path, directory: bool) -> None:
-    claims = Claims(str(tmp_path) if directory else None, LOG)
+    start_rights = StartRights(str(tmp_path) if directory else None, LOG)
     now = time.monotonic()
-    assert isinstance(claims.claim("sched", now), RunFile)
-    assert claims.claim("sched:0", now) == Blocked(None)
-    claims.release("sched")
-    assert isinstance(claims.claim("sched:0", now), RunFile)
-    assert claims.claim("sched", now) == Blocked(None)
-    claims.release("sched:0")
+    assert isinstance(start_rights.claim("sched", now), RunFile)
+    assert start_rights.claim("sched:0", now) == Blocked(None)
+    start_rights.release("sched")
+    assert isinstance(start_rights.claim("sched:0", now), RunFile)
+    assert start_rights.claim("sched", now) == Blocked(None)
+    start_rights.release("sched:0")
 
 
 def test_what_a_dead_manager_left_of_the_other_form_is_ended_and_waited_for(
@@ -383,10 +383,10 @@ def test_what_a_dead_manager_left_of_the_other_form_is_ended_and_waited_for(
     other.run("sched", pid=4_000_000)
     other.runs.pop("sched").close()
     other.kill()
-    claims = Claims(str(tmp_path), LOG)
+    start_rights = StartRights(str(tmp_path), LOG)
     now = time.monotonic()
-    assert claims.claim("sched:0", now) == Blocked(4_000_000)
-    assert claims.has_strays
-    claims.step_strays(now, {other.pid}, {})
-    assert isinstance(claims.claim("sched:0", now + 1), RunFile)
-    claims.release("sched:0")
+    assert start_rights.claim("sched:0", now) == Blocked(4_000_000)
+    assert start_rights.has_orphans
+    start_rights.step_orphans(now, {other.pid}, {})
+    assert isinstance(start_rights.claim("sched:0", now + 1), RunFile)
+    start_rights.release("sched:0")

@@ -88,7 +88,7 @@ def _right(name: str) -> str:
     return "companion " + name
 
 
-class Claims:
+class StartRights:
     """The run files that this manager holds, by companion name, in *run_dir* (none: files without a name)."""
 
     def __init__(
@@ -101,9 +101,9 @@ class Claims:
         self._runs: dict[str, RunFile] = {}
         # Of these, those whose last process has come to its end: nobody else has written since.
         self._cleared: set[str] = set()
-        self._orphans: dict[str, Orphan] = {}
+        self._older: dict[str, Orphan] = {}
         # Older processes of companions that are no longer configured.
-        self._strays: dict[str, Orphan] = {}
+        self._orphans: dict[str, Orphan] = {}
         # Whose wait for another server has been logged.
         self._waiting: set[str] = set()
         self._elsewhere: dict[str, _Elsewhere] = {}
@@ -150,17 +150,17 @@ class Claims:
         record = run.read() if run is not None else runfile.peek(self.run_dir, name)
         if singleton and record is None and run is not None and run.path is None:
             # Of a directory that cannot be written to.
-            record = self._older_self(name)
+            record = self._older_process(name)
         if record is not None and not record.is_supervised(self.kernel):
             # One that was configured no more has been told already.
-            orphan = self._orphans.get(name) or self._strays.pop(name, None)
+            orphan = self._older.get(name) or self._orphans.pop(name, None)
             if orphan is None or orphan.record.pid != record.pid:
                 self.log.info("Companion %s waits for its older process, pid %d", name, record.pid)
                 orphan = Orphan(record, now, run, kernel=self.kernel)
-            self._orphans[name] = orphan
+            self._older[name] = orphan
             if not orphan.step(now):
                 return Blocked(record.pid, record.session)
-            del self._orphans[name]
+            del self._older[name]
         if run is None:
             pid = record.pid if record is not None else None
             self._note_elsewhere(name, record, now)
@@ -184,8 +184,8 @@ class Claims:
             own = self._runs.get(other)
             record = own.read() if own is not None else runfile.peek(self.run_dir, other)
             orphaned = own is None and record is not None and not record.is_supervised(self.kernel)
-            if record is not None and orphaned and other not in self._strays:
-                self._strays[other] = Orphan(record, now, kernel=self.kernel)
+            if record is not None and orphaned and other not in self._orphans:
+                self._orphans[other] = Orphan(record, now, kernel=self.kernel)
             if own is not None or orphaned or runfile.is_held(self.run_dir, other):
                 pid = record.pid if record is not None else None
                 if self._told_of.get(name) != other:
@@ -210,7 +210,7 @@ class Claims:
         self._runs[name] = memory
         return memory
 
-    def _older_self(self, name: str) -> Record | None:
+    def _older_process(self, name: str) -> Record | None:
         """What a dead manager left, if it can be read and its process lives."""
         record = runfile.peek(self.run_dir, name)
         return (
@@ -361,53 +361,53 @@ class Claims:
                 reason,
             )
 
-    def has_old_self(self, name: str) -> bool:
+    def has_older_process(self, name: str) -> bool:
         """Whether a dead manager left a record of *name*."""
         record = runfile.peek(self.run_dir, name)
         return record is not None and not record.is_supervised(self.kernel)
 
     # -- older processes -----------------------------------------------------
 
-    def find_strays(self, known: Iterable[str], now: float) -> None:
+    def find_orphans(self, known: Iterable[str], now: float) -> None:
         """Begin to end what a dead manager left under names that are not *known* any more."""
         for name, orphan in runfile.orphans(self.run_dir, now, known, self.kernel).items():
             self.log.info("Stopping %s (pid %d): removed from the configuration", name, orphan.record.pid)
-            self._strays[name] = orphan
+            self._orphans[name] = orphan
 
     @property
-    def has_strays(self) -> bool:
-        return bool(self._strays)
+    def has_orphans(self) -> bool:
+        return bool(self._orphans)
 
-    def waits_for_older_self(self, name: str) -> bool:
-        return name in self._orphans
+    def waits_for_older_process(self, name: str) -> bool:
+        return name in self._older
 
     def hasten(self, deadline: float) -> None:
         """Limit the time of all older processes to *deadline*."""
-        for orphan in (*self._orphans.values(), *self._strays.values()):
+        for orphan in (*self._older.values(), *self._orphans.values()):
             orphan.deadline = min(orphan.deadline, deadline)
 
     def sessions_to_look_at(self, now: float) -> set[int]:
         """The sessions of older processes for which something is due; one that only drains is not checked."""
-        old_selves = (*self._orphans.values(), *self._strays.values())
+        old_selves = (*self._older.values(), *self._orphans.values())
         return {orphan.record.session for orphan in old_selves if not orphan.drains(now)}
 
-    def step_older_self(self, name: str, now: float, members: Mapping[int, list[int]]) -> bool:
+    def step_older_process(self, name: str, now: float, members: Mapping[int, list[int]]) -> bool:
         """Do what is due for the older process of *name*; True when it is gone."""
-        return self._orphans[name].step(now, members)
+        return self._older[name].step(now, members)
 
-    def forget_older_self(self, name: str) -> None:
-        self._orphans.pop(name, None)
+    def forget_older_process(self, name: str) -> None:
+        self._older.pop(name, None)
 
     def older_session(self, name: str) -> int | None:
-        orphan = self._orphans.get(name)
+        orphan = self._older.get(name)
         return None if orphan is None else orphan.record.session
 
-    def step_strays(self, now: float, wanted: set[int], members: Mapping[int, list[int]]) -> list[str]:
+    def step_orphans(self, now: float, wanted: set[int], members: Mapping[int, list[int]]) -> list[str]:
         """Do what is due for older processes that are no longer configured; return those that are gone."""
         gone = []
-        for name, orphan in list(self._strays.items()):
+        for name, orphan in list(self._orphans.items()):
             if orphan.record.session in wanted and orphan.step(now, members):
-                del self._strays[name]
+                del self._orphans[name]
                 with contextlib.suppress(OSError):
                     run = RunFile.claim(self.run_dir, name)
                     if run is not None:
@@ -415,7 +415,7 @@ class Claims:
                 gone.append(name)
         return gone
 
-    def older_selves(self) -> list[str]:
+    def with_older_processes(self) -> list[str]:
         """The names of companions of a dead manager that still have processes."""
         found = {
             name: record
