@@ -22,6 +22,8 @@ from typing import Any
 
 from harness import ROOT, is_alive, kill_all
 
+from gunicorn.companion.keys import KEYS
+
 HERE = Path(__file__).resolve().parent
 
 # The defaults of the settings that companions look at.
@@ -30,24 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "gid": os.getegid(),
     "initgroups": False,
     "companion_workers": [],
-    "companion_cwd": None,
-    "companion_env": {},
-    "companion_stop_signal": "SIGTERM",
-    "companion_stop_timeout": 60,
-    "companion_stop_as_group": False,
-    "companion_reload_timeout": 60,
-    "companion_startsecs": 1,
-    "companion_restart_delay": 5,
-    "companion_restart_delay_max": None,
-    "companion_autorestart": "always",
-    "companion_start_retries": None,
-    "companion_start_timeout": 60,
-    "companion_watchdog": None,
-    "companion_max_memory": None,
-    "companion_max_lifetime": None,
-    "companion_max_lifetime_jitter": 0,
-    "companion_stdout": None,
-    "companion_stderr": None,
+    **{f"companion_{name}": key.setting.default for name, key in KEYS.items() if key.setting is not None},
 }
 
 

@@ -173,36 +173,6 @@ HOOKS = {
     "companion_exit": 2,
 }
 
-#: Class → setting, importable from gunicorn.config.
-CLASSES = """
-ConfigFile=config, WSGIApp=wsgi_app, Bind=bind, Backlog=backlog, Workers=workers, WorkerClass=worker_class,
-WorkerThreads=threads, WorkerConnections=worker_connections, MaxRequests=max_requests,
-MaxRequestsJitter=max_requests_jitter, Timeout=timeout, GracefulTimeout=graceful_timeout, Keepalive=keepalive,
-LimitRequestLine=limit_request_line, LimitRequestFields=limit_request_fields,
-LimitRequestFieldSize=limit_request_field_size, Reload=reload, ReloadEngine=reload_engine,
-ReloadExtraFiles=reload_extra_files, Spew=spew, ConfigCheck=check_config, PrintConfig=print_config,
-PreloadApp=preload_app, Sendfile=sendfile, ReusePort=reuse_port, Chdir=chdir, Daemon=daemon, Env=raw_env,
-Pidfile=pidfile, WorkerTmpDir=worker_tmp_dir, User=user, Group=group, Umask=umask, Initgroups=initgroups,
-TmpUploadDir=tmp_upload_dir, SecureSchemeHeader=secure_scheme_headers, ForwardedAllowIPS=forwarded_allow_ips,
-AccessLog=accesslog, DisableRedirectAccessToSyslog=disable_redirect_access_to_syslog,
-AccessLogFormat=access_log_format, ErrorLog=errorlog, Loglevel=loglevel, CaptureOutput=capture_output,
-LoggerClass=logger_class, LogConfig=logconfig, LogConfigDict=logconfig_dict, LogConfigJson=logconfig_json,
-SyslogTo=syslog_addr, Syslog=syslog, SyslogPrefix=syslog_prefix, SyslogFacility=syslog_facility,
-EnableStdioInheritance=enable_stdio_inheritance, StatsdHost=statsd_host, DogstatsdTags=dogstatsd_tags,
-StatsdPrefix=statsd_prefix, Procname=proc_name, DefaultProcName=default_proc_name, PythonPath=pythonpath,
-Paste=paste, OnStarting=on_starting, OnReload=on_reload, WhenReady=when_ready, Prefork=pre_fork,
-Postfork=post_fork, PostWorkerInit=post_worker_init, WorkerInt=worker_int, WorkerAbort=worker_abort,
-PreExec=pre_exec, PreRequest=pre_request, PostRequest=post_request, ChildExit=child_exit,
-WorkerExit=worker_exit, NumWorkersChanged=nworkers_changed, OnExit=on_exit, NewSSLContext=ssl_context,
-ProxyProtocol=proxy_protocol, ProxyAllowFrom=proxy_allow_ips, KeyFile=keyfile, CertFile=certfile,
-SSLVersion=ssl_version, CertReqs=cert_reqs, CACerts=ca_certs, SuppressRaggedEOFs=suppress_ragged_eofs,
-DoHandshakeOnConnect=do_handshake_on_connect, Ciphers=ciphers, PasteGlobalConf=raw_paste_global_conf,
-PermitObsoleteFolding=permit_obsolete_folding, StripHeaderSpaces=strip_header_spaces,
-PermitUnconventionalHTTPMethod=permit_unconventional_http_method,
-PermitUnconventionalHTTPVersion=permit_unconventional_http_version, CasefoldHTTPMethod=casefold_http_method,
-ForwarderHeaders=forwarder_headers, HeaderMap=header_map
-"""
-
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,15 +217,6 @@ def test_flags_section_and_default(name: str) -> None:
 def test_hooks_take_their_arguments_and_do_nothing(name: str) -> None:
     hook = getattr(config.Config(), name)
     assert hook(*range(HOOKS[name])) is None
-
-
-def test_classes_are_importable_by_name() -> None:
-    pairs = re.findall(r"(\w+)=(\w+)", CLASSES)
-    assert len(pairs) == 93
-    for class_name, setting in pairs:
-        cls = getattr(config, class_name)
-        assert issubclass(cls, config.Setting)
-        assert cls.name == setting
 
 
 def test_every_default_passes_its_validator() -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from gunicorn.unix.poller import Deadlines, Poller
+from gunicorn.unix.poller import Poller
 
 
 def test_callbacks_get_the_events_of_their_descriptor() -> None:
@@ -74,35 +74,3 @@ def test_a_passed_deadline_does_not_wait() -> None:
     started = time.monotonic()
     Poller().wait(-5)
     assert time.monotonic() - started < 1
-
-
-def test_deadlines() -> None:
-    deadlines: Deadlines[str] = Deadlines()
-    assert deadlines.nearest() is None
-    assert deadlines.timeout(5) is None
-    assert deadlines.timeout(5, longest=1) == 1
-    deadlines.set("b", 20)
-    deadlines.set("a", 10)
-    assert deadlines.timeout(8) == 2
-    assert deadlines.timeout(8, longest=1) == 1
-    assert deadlines.timeout(12) == 0
-    assert deadlines.pop_due(9) == []
-    deadlines.set("c", 10)
-    deadlines.cap("b", 30)
-    assert deadlines.get("b") == 20
-    deadlines.cap("b", 15)
-    assert deadlines.pop_due(15) == ["a", "c", "b"]
-    assert len(deadlines) == 0
-    deadlines.set("a", 1)
-    assert "a" in deadlines
-    deadlines.clear("a")
-    deadlines.clear("a")
-    assert "a" not in deadlines and deadlines.get("a") is None
-
-
-def test_deadlines_never_compare_their_keys() -> None:
-    deadlines: Deadlines[object] = Deadlines()
-    keys = [object(), object()]
-    for key in keys:
-        deadlines.set(key, 1.0)
-    assert deadlines.pop_due(1.0) == keys
