@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from . import chunked as chunked_coding
-from .errors import NoMoreData
+from .errors import NoMoreData, of_connection
 from .parse import parse_fields
 from .policy import RequestPolicy
 from .unreader import READ_SIZE, Unreader
@@ -89,11 +89,11 @@ class ChunkedReader:
             if not received:
                 raise NoMoreData(b"")
             content = decoder.feed(received)
-        except Exception:
+        except Exception as error:
             # Where the next request would begin is unknown now.
             if self.req is not None:
                 self.req.force_close()
-            raise
+            raise of_connection(error)
         if decoder.complete:
             self.unreader.unread(decoder.leftover)
             if self.req is not None:
@@ -139,7 +139,7 @@ class ChunkedReader:
         """Append the next bytes to *buf*. Raises NoMoreData at the end."""
         data = unreader.read()
         if not data:
-            raise NoMoreData(buf.getvalue())
+            raise of_connection(NoMoreData(buf.getvalue()))
         buf.write(data)
 
 
@@ -178,7 +178,7 @@ class LengthReader:
             return b""
         data = self.unreader.read_some(limit)
         if not data:
-            raise NoMoreData(b"")
+            raise of_connection(NoMoreData(b""))
         self.length -= len(data)
         return data
 

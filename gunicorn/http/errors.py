@@ -7,6 +7,25 @@ is safe to show to the client: it never repeats what the client sent. ``str(erro
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
+
+def of_connection(error: E) -> E:
+    """Mark *error*, where it arises, as one of the client's connection, and return it.
+
+    Its class does not tell: an application has connections of its own.
+    """
+    marked: Any = error
+    marked.of_connection = True
+    return error
+
+
+def is_of_connection(error: BaseException) -> bool:
+    """Whether *error* arose in reading a request or in sending its response."""
+    return getattr(error, "of_connection", False)
+
 
 class ClientAnswer:
     """The answer that an error leads to; mixed into every class of this module."""

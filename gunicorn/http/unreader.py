@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from .errors import of_connection
+
 READ_SIZE = 65536
 
 
@@ -58,7 +60,7 @@ class Unreader:
 
 
 class SocketUnreader(Unreader):
-    """Reads from a socket, whose timeout holds and whose errors pass through."""
+    """Reads from a socket, whose timeout holds and whose errors pass through, marked."""
 
     #: Receives at most so many bytes of a body from the socket, waiting as the worker sees fit. Without, as
     #: the socket's timeout says.
@@ -77,15 +79,20 @@ class SocketUnreader(Unreader):
 
     def chunk(self) -> bytes:
         self.asked = True
-        data: bytes = self.sock.recv(self.mxchunk)
+        try:
+            data: bytes = self.sock.recv(self.mxchunk)
+        except OSError as error:
+            raise of_connection(error)
         return data
 
     def _receive(self, limit: int) -> bytes:
         # A body may ask for more at once than a head is worth.
+        size = min(limit, READ_SIZE)
         self.asked = True
-        if self.receive is not None:
-            return self.receive(self.sock, min(limit, READ_SIZE))
-        data: bytes = self.sock.recv(min(limit, READ_SIZE))
+        try:
+            data: bytes = self.receive(self.sock, size) if self.receive else self.sock.recv(size)
+        except OSError as error:
+            raise of_connection(error)
         return data
 
 

@@ -15,7 +15,7 @@ from gunicorn import SERVER, SERVER_SOFTWARE
 from . import environ as environment
 from . import grammar, head
 from .chunked import LAST_CHUNK, encode_chunk
-from .errors import InvalidHeader
+from .errors import InvalidHeader, of_connection
 from .message import DRAIN_LIMIT
 from .policy import RequestPolicy
 from .streams import FileWrapper, WSGIErrorsWrapper, file_span
@@ -262,7 +262,7 @@ class Response:
 
     ``sent`` counts bytes of content, ``response_length`` is the Content-Length or None,
     ``status_code`` the number of ``status``, ``has_body`` whether content may go out.
-    Errors of the socket pass through.
+    Errors of the socket pass through, marked as those of the connection.
     """
 
     def __init__(self, req: Any, sock: Any, cfg: Any) -> None:
@@ -403,7 +403,13 @@ class Response:
     def send_headers(self) -> None:
         """Send the head, unless that is done."""
         if not self.headers_sent:
-            self.sock.sendall(self._take_head())
+            self._send(self._take_head())
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self.sock.sendall(data)
+        except OSError as error:
+            raise of_connection(error)
 
     def _take_head(self) -> bytes:
         """The bytes of the head, which the caller sends now."""
@@ -451,8 +457,8 @@ class Response:
             if size <= JOIN_LIMIT:
                 data = first + data
             else:
-                self.sock.sendall(first)
-        self.sock.sendall(data)
+                self._send(first)
+        self._send(data)
 
     def can_sendfile(self) -> bool:
         """Whether the system may copy files to the socket itself."""
@@ -477,11 +483,14 @@ class Response:
         if not self.has_body or count <= 0:
             self.send_headers()
             return True
-        if not self.headers_sent:
-            # Held back by the system until the file's first bytes join it.
-            self.sock.sendall(self._take_head(), _MSG_MORE)
-        # Fewer, if the file became shorter meanwhile: close() notices.
-        self.sent += self.sock.sendfile(respiter.filelike, offset, count)
+        try:
+            if not self.headers_sent:
+                # Held back by the system until the file's first bytes join it.
+                self.sock.sendall(self._take_head(), _MSG_MORE)
+            # Fewer, if the file became shorter meanwhile: close() notices.
+            self.sent += self.sock.sendfile(respiter.filelike, offset, count)
+        except OSError as error:
+            raise of_connection(error)
         return True
 
     def write_file(self, respiter: FileWrapper) -> None:
@@ -512,9 +521,9 @@ class Response:
             raise AssertionError("the application did not call start_response")
         if not self.headers_sent:
             data = self._take_head()
-            self.sock.sendall(data + LAST_CHUNK if self.chunked else data)
+            self._send(data + LAST_CHUNK if self.chunked else data)
         elif self.chunked:
-            self.sock.sendall(LAST_CHUNK)
+            self._send(LAST_CHUNK)
         if self.has_body and self.response_length is not None and self.sent < self.response_length:
             # The client waits for the rest; only the end of the connection tells it that none comes.
             self.must_close = True
@@ -522,7 +531,7 @@ class Response:
     def send_continue(self) -> None:
         """Ask the client for the body it holds back, unless it already sends or is answered."""
         if not self.headers_sent and not self.req.unreader.pending:
-            self.sock.sendall(head.CONTINUE)
+            self._send(head.CONTINUE)
 
     def send_early_hints(self, headers: Iterable[tuple[str, str]]) -> None:
         """``wsgi.early_hints``: send *headers* ahead in a 103 response (RFC 8297).
@@ -532,4 +541,4 @@ class Response:
         if self.headers_sent or self.req.version < (1, 1):
             return
         checked = [(name, head.check_header(name, value)[1]) for name, value in headers]
-        self.sock.sendall(head.encode_head("HTTP/1.1 103 Early Hints\r\n" + head.field_lines(checked)))
+        self._send(head.encode_head("HTTP/1.1 103 Early Hints\r\n" + head.field_lines(checked)))

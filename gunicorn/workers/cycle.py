@@ -8,11 +8,16 @@ import sys
 import time
 from contextlib import suppress
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gunicorn.http import wsgi
-from gunicorn.http.errors import ClientAnswer, NoMoreData, RequestTimeout
+from gunicorn.http.errors import (
+    ClientAnswer,
+    ConfigurationProblem,
+    NoMoreData,
+    RequestTimeout,
+    is_of_connection,
+)
 from gunicorn.http.head import error_response
 from gunicorn.http.policy import policy_for
 from gunicorn.settings.hooks import own_hook
@@ -133,8 +138,9 @@ class Cycle:
     def _failed(self, error: BaseException, req: Any, resp: Any, sock: Any, addr: Any) -> Outcome:
         """Log why a request failed, answer it if its response has not begun, return the outcome."""
         where = f"{getattr(req, 'method', '-')} {getattr(req, 'uri', '-')}"
-        from_client = raised_by_connection(error)
-        if resp is None and from_client:
+        from_client = is_of_connection(error)
+        # The latter: its path lies outside of SCRIPT_NAME.
+        if resp is None and (from_client or isinstance(error, ConfigurationProblem)):
             return self.answer_error(req, sock, addr, error)
         if isinstance(error, StopIteration) and resp is not None and not resp.headers_sent:
             self.log_taken_over(error, where, may_leave_http(req))
@@ -300,35 +306,6 @@ _GONE = frozenset(
         errno.ENETUNREACH,
     )
 )
-
-# Where reading and writing of a connection pass through between the system and us.
-_PLUMBING = frozenset(("socket", "ssl", "gevent", "gunicorn.workers.gsocket", "gunicorn.workers.bodies"))
-_OF_HTTP = "unreader", "body", "chunked", "parse", "message", "environ"
-_READING = frozenset((*(f"gunicorn.http.{name}" for name in _OF_HTTP), "gunicorn.workers.gpywsgi"))
-_WRITING = "gunicorn.http.wsgi"
-
-
-def raised_by_connection(error: BaseException) -> bool:
-    """Whether *error* came from our own reading or writing of the connection.
-
-    An application has connections of its own, whose ends are its errors; and headers, which
-    are checked by the same rules as a client's.
-    """
-    if not isinstance(error, OSError | ClientAnswer):
-        return False
-    module = _innermost_module(error.__traceback__)
-    return module in _READING or (module == _WRITING and isinstance(error, OSError))
-
-
-def _innermost_module(trace: TracebackType | None) -> str:
-    """Return the module in which an error arose, skipping our own helpers."""
-    found = ""
-    while trace is not None:
-        name: str = trace.tb_frame.f_globals.get("__name__", "")
-        if name not in _PLUMBING and name.partition(".")[0] not in _PLUMBING:
-            found = name
-        trace = trace.tb_next
-    return found
 
 
 def shown(addr: Any) -> str:

@@ -23,6 +23,8 @@ from gunicorn.http.errors import (
     LimitRequestHeaders,
     NoMoreData,
     ParseException,
+    is_of_connection,
+    of_connection,
 )
 from gunicorn.http.head import error_response, forbids_length
 from gunicorn.http.parse import HEAD_END, MAX_EMPTY_LINES, RequestHead, parse_head
@@ -37,7 +39,7 @@ from gunicorn.http.proxyproto import (
 )
 from gunicorn.http.wsgi import Response, forwarded_script_name, proxy_environ, server_script_name
 from gunicorn.workers import closing
-from gunicorn.workers.cycle import Stopped, answer_for, is_end_of, raised_by_connection
+from gunicorn.workers.cycle import Stopped, answer_for, is_end_of
 from gunicorn.workers.gsocket import set_patience
 
 
@@ -101,23 +103,24 @@ class _Input(pywsgi.Input):  # type: ignore[misc]
             super()._discard()
 
     def read(self, length: Any = None) -> Any:
-        with _early_end():
+        with _of_connection():
             return super().read(length)
 
     def readline(self, size: Any = None) -> Any:
-        with _early_end():
+        with _of_connection():
             return super().readline(size)
 
 
 @contextlib.contextmanager
-def _early_end() -> Iterator[None]:
+def _of_connection() -> Iterator[None]:
+    """Mark errors in its block as those of the connection."""
     try:
         yield
     except OSError as error:
-        # Not the system's, nor of a framing that is broken.
         if type(error) is OSError and error.errno is None:
-            raise NoMoreData(b"") from None
-        raise
+            # Raised by the library at an early end of the body.
+            raise of_connection(NoMoreData(b"")) from None
+        raise of_connection(error)
 
 
 class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
@@ -384,6 +387,10 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             answer.sent += len(data)
             super().write(data)
 
+    def _sendall(self, data: bytes) -> None:
+        with _of_connection():
+            super()._sendall(data)
+
     def process_result(self) -> None:
         for data in self.result:
             answer = self._answer
@@ -398,7 +405,8 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if not self.headers_sent:
             self.write(b"")
         if self.response_use_chunked:
-            self.socket.sendall(LAST_CHUNK)
+            with _of_connection():
+                self.socket.sendall(LAST_CHUNK)
         if answer.has_body and answer.sent < (answer.response_length or 0):
             # The client waits for the rest; only the end of the connection tells it that none comes.
             self.close_connection = True
@@ -437,7 +445,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             cycle.log_taken_over(error, where, leaves_http)
             return
         taken = answer is None and leaves_http
-        from_client = raised_by_connection(error) or (taken and is_end_of(self.socket, error))
+        from_client = is_of_connection(error) or (taken and is_end_of(self.socket, error))
         if not isinstance(error, gevent.GreenletExit):
             cycle.log_failure(error, from_client, where, self.client_address)
         if self.headers_sent:

@@ -294,6 +294,23 @@ def test_whatever_the_application_raises_is_a_500(pair: Any, error: BaseExceptio
     assert b"wrong" not in answer and b"backend" not in answer
 
 
+def test_an_error_of_the_connection_stays_one_wherever_it_is_raised_again(pair: Any) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        try:
+            environ["wsgi.input"].read()
+        except OSError as error:
+            kept = error.with_traceback(None)
+        raise kept
+
+    exchange = Exchange(pair, app)
+    exchange.theirs.sendall(b"POST /path?q HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab")
+    exchange.theirs.shutdown(socket.SHUT_WR)
+    req = next(exchange.parser)
+    exchange.cycle.serve(req, exchange.ours, ADDRESS, SERVER, keep=True)
+    assert exchange.answer().startswith(b"HTTP/1.1 400 ")
+    assert exchange.worker.log.levels() == ["warning"]
+
+
 UPGRADE = b"GET /path HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"
 CONNECT = b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n"
 
