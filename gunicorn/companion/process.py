@@ -26,6 +26,7 @@ __all__ = [
     "EXITED",
     "GAVE_UP",
     "JITTER",
+    "LONGEST_WAIT",
     "MIN_START_INTERVAL",
     "POLL_INTERVAL",
     "TRANSITIONS",
@@ -43,8 +44,10 @@ __all__ = [
 # while a session is ending.
 POLL_INTERVAL = 0.05
 
-# A companion of another server may run for long: check at this interval whether it is free.
+# A companion of another server may run for long: check whether it has gone after this time, and then at
+# intervals that double up to the longest.
 WAIT_INTERVAL = 0.25
+LONGEST_WAIT = 2.0
 
 # Seconds from SIGABRT to SIGKILL, for a hung process to write the stacks of its threads.
 ABORT_TIME = 2.0
@@ -92,6 +95,8 @@ class CompanionProcess(Shown):
         self.pid: int | None = None
         self.session: int | None = None
         self.waiting_for: int | None = None
+        # Seconds from the latest check for another supervisor's process to the next.
+        self.wait = 0.0
         self.started_at: float | None = None
         self.exited_at: float | None = None
         self.next_retry_at: float | None = None
@@ -195,6 +200,7 @@ class CompanionProcess(Shown):
         self.settled = None
         self.reason = None
         self.held_by, self.stuck, self.hopeless = (), None, False
+        self.wait = 0.0
         self.next_retry_at = self._earliest_start(d.now)
         return ()
 
@@ -233,8 +239,9 @@ class CompanionProcess(Shown):
         if d.session is not None:
             self.next_retry_at = d.now + POLL_INTERVAL
         else:
+            self.wait = min(LONGEST_WAIT, max(WAIT_INTERVAL, 2 * self.wait))
             # Check all waiting companions together.
-            self.next_retry_at = (d.now // WAIT_INTERVAL + 1) * WAIT_INTERVAL
+            self.next_retry_at = (d.now // self.wait + 1) * self.wait
         return ()
 
     def _alive(self, d: Details) -> tuple[Action, ...]:

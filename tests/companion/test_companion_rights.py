@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Waiting for what another server runs: cheap for many, and over as soon as it is free."""
+"""The rights to start companions, which the managers of several servers share."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import pytest
 from harness import short_tmpdir, wait_until
 
 from gunicorn.companion import runfile
 from gunicorn.companion.runfile import Record, RunFile
-from gunicorn.companion.supervise.rights import LOOK_AGAIN, Blocked, StartRights
+from gunicorn.companion.supervise.rights import Blocked, StartRights
 from gunicorn.companion.supervise.sharedstate import Rights, SharedState
 from gunicorn.unix import session
 
@@ -61,69 +60,38 @@ def other(tmp_path: Path) -> Iterator[Other]:
     other.end()
 
 
-def settled(directory: Path) -> None:
-    """Until the directory's last change is past beyond doubt."""
-    wait_until(lambda: time.time_ns() - directory.stat().st_mtime_ns > 50_000_000)
-
-
-def tries(start_rights: StartRights, *names: str, after: float = 0.0) -> int:
-    """How many run files are tried for, when each of *names* is claimed once; all are blocked."""
-    now = time.monotonic() + after
-    with mock.patch.object(RunFile, "claim", wraps=RunFile.claim) as claim:
-        for name in names:
-            assert isinstance(start_rights.claim(name, now), Blocked)
-    return claim.call_count
-
-
-def test_many_that_wait_are_not_tried_for_again_and_again(other: Other, tmp_path: Path) -> None:
-    names = [f"c{number}" for number in range(50)]
-    for name in names:
-        other.run(name)
-    settled(tmp_path)
+def test_a_released_right_is_had_at_the_next_try(other: Other, tmp_path: Path) -> None:
+    other.run("a")
     start_rights = StartRights(str(tmp_path), LOG)
-    assert tries(start_rights, *names) == 50
-    assert tries(start_rights, *names, after=0.1) == 50
-    for after in (0.2, 0.3, 0.4):
-        assert tries(start_rights, *names, after=after) == 0
-    # But now and then, whatever the signs are; that shows a pid that has changed as well.
-    other.run("c0", pid=77)
-    assert tries(start_rights, *names, after=0.1 + LOOK_AGAIN) == 50
-    assert start_rights.claim("c0", time.monotonic() + 0.2 + LOOK_AGAIN) == Blocked(77)
-
-
-def test_what_is_let_go_is_had_at_the_next_try(other: Other, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        other.run(name)
-    settled(tmp_path)
-    start_rights = StartRights(str(tmp_path), LOG)
-    for after in (0, 0.1, 0.2):
-        assert isinstance(start_rights.claim("a", time.monotonic() + after), Blocked)
+    assert start_rights.claim("a", time.monotonic()) == Blocked(other.pid)
+    other.run("a", pid=77)
+    assert start_rights.claim("a", time.monotonic()) == Blocked(77)
     other.runs.pop("a").release()
-    run = start_rights.claim("a", time.monotonic() + 0.3)
+    run = start_rights.claim("a", time.monotonic())
     assert isinstance(run, RunFile) and start_rights.held("a") is run
     start_rights.release("a")
 
 
-def test_what_a_dead_server_ran_is_noticed_at_the_next_try(other: Other, tmp_path: Path) -> None:
+def test_the_right_of_a_killed_server_is_had_at_the_next_try(other: Other, tmp_path: Path) -> None:
     other.run("a")
-    settled(tmp_path)
     start_rights = StartRights(str(tmp_path), LOG)
-    for after in (0, 0.1, 0.2):
-        assert isinstance(start_rights.claim("a", time.monotonic() + after), Blocked)
+    assert isinstance(start_rights.claim("a", time.monotonic()), Blocked)
     # Its locks go with it, and nothing in the directory changes.
     other.kill()
     os.close(other.runs.pop("a").fd)
-    run = start_rights.claim("a", time.monotonic() + 0.3)
-    assert isinstance(run, RunFile)
+    assert isinstance(start_rights.claim("a", time.monotonic()), RunFile)
     start_rights.release("a")
 
 
-def test_a_directory_that_has_just_changed_proves_nothing(other: Other, tmp_path: Path) -> None:
+def test_a_wait_is_logged_once(other: Other, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     other.run("a")
     start_rights = StartRights(str(tmp_path), LOG)
-    for after in (0, 0.1, 0.2, 0.3):
-        os.utime(tmp_path)
-        assert tries(start_rights, "a", after=after) == 1
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            assert isinstance(start_rights.claim("a", time.monotonic()), Blocked)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Companion a waits: another server runs it (pid {other.pid})"
+    ]
 
 
 def test_what_was_held_and_cleared_is_had_again_as_it_is(tmp_path: Path) -> None:
@@ -279,17 +247,6 @@ def test_what_somebody_else_has_made_meanwhile_is_his(tmp_path: Path) -> None:
     start_rights.clear("a")
     assert start_rights.claim("a", now) == Blocked(None)
     others.release("a")
-
-
-def test_names_that_are_let_go_leave_nothing_behind(other: Other, tmp_path: Path) -> None:
-    other.run("a")
-    settled(tmp_path)
-    start_rights = StartRights(str(tmp_path), LOG)
-    for after in (0, 0.1, 0.2):
-        assert isinstance(start_rights.claim("a", time.monotonic() + after), Blocked)
-    assert start_rights._waiting and start_rights._elsewhere
-    start_rights.release("a")
-    assert not start_rights._waiting and not start_rights._elsewhere
 
 
 def test_two_masters_see_each_other_s_rights_without_run_files() -> None:

@@ -10,6 +10,7 @@ import pytest
 from processtools import T0, backoff, make, restarting, running, starting, stopping
 
 from gunicorn.companion.process import (
+    LONGEST_WAIT,
     MIN_START_INTERVAL,
     POLL_INTERVAL,
     TRANSITIONS,
@@ -319,6 +320,24 @@ def test_a_stop_does_not_wait_for_what_another_supervisor_runs():
     assert T0 < process.next_deadline(T0) <= T0 + WAIT_INTERVAL
     process.handle(Event.STOP, T0 + 1, manual=True)
     assert process.state is State.STOPPED
+
+
+def test_checks_for_another_supervisors_process_become_rarer_and_common_to_all():
+    process = make()
+    process.handle(Event.START, T0)
+    moments = [T0]
+    for _ in range(6):
+        process.handle(Event.BLOCKED, moments[-1], pid=7)
+        moments.append(process.next_retry_at)
+        assert process.can_start(moments[-1]) and not process.can_start(moments[-1] - 0.01)
+    intervals = (WAIT_INTERVAL, 0.5, 1.0, LONGEST_WAIT, LONGEST_WAIT, LONGEST_WAIT)
+    for before, after, interval in zip(moments, moments[1:], intervals, strict=False):
+        assert after % interval == 0 and 0 < after - before <= interval
+    # Another start begins with the shortest one.
+    process.handle(Event.STOP, moments[-1], manual=True)
+    process.handle(Event.START, moments[-1])
+    process.handle(Event.BLOCKED, moments[-1], pid=7)
+    assert process.next_retry_at <= moments[-1] + WAIT_INTERVAL
 
 
 def test_a_running_companion_needs_no_wake_up():
