@@ -22,8 +22,8 @@ DEFAULT_WORKER = "gunicorn.workers.sync.SyncWorker"
 ASGI_WORKER = "uvicorn_worker.UvicornWorker"
 _ASGI_NAMES = ("asgi", "egg:gunicorn#asgi", "gunicorn.workers.gasgi.asgiworker")
 _ASGI = f"for ASGI use that of an ASGI server: -k {ASGI_WORKER} (package uvicorn-worker)"
-_EVENTLET_NAMES = ("eventlet", "egg:gunicorn#eventlet", "gunicorn.workers.geventlet.eventletworker")
-_EVENTLET = "the eventlet worker is not supported, as eventlet is no longer maintained; use 'gevent' instead"
+EVENTLET_NAMES = ("eventlet", "egg:gunicorn#eventlet", "gunicorn.workers.geventlet.eventletworker")
+EVENTLET = "the eventlet worker is not supported, as eventlet is no longer maintained; use 'gevent' instead"
 
 
 class AppModuleNotFound(AppImportError, ModuleNotFoundError):
@@ -247,15 +247,15 @@ def load_class(uri: Any, default: str = DEFAULT_WORKER, section: str = "gunicorn
     if not isinstance(uri, str):
         raise RuntimeError(f"expected a class or the name of one, not {uri!r}")
     uri = uri.strip() or default
-    if uri.lower() in _EVENTLET_NAMES:
-        raise RuntimeError(_EVENTLET)
+    if uri.lower() in EVENTLET_NAMES:
+        raise RuntimeError(EVENTLET)
     if section == "gunicorn.workers" and uri.lower() in _ASGI_NAMES:
         raise RuntimeError(f"{uri!r} is not a worker class here; {_ASGI}")
     if uri.startswith("egg:"):
         distribution, _, name = uri[len("egg:") :].partition("#")
         if distribution == "gunicorn":  # its own entry points are the aliases
             return _class_by_alias(name or "sync", section)
-        return _entry_point(distribution, section, name or "main", uri)
+        return _loaded(lambda: load_entry_point(distribution, section, name or "main"), uri)
     if "." not in uri:
         return _class_by_alias(uri, section)
     return _class_by_path(uri)
@@ -267,9 +267,10 @@ def _class_by_alias(name: str, section: str) -> type[Any]:
         aliases = importlib.import_module("gunicorn.workers").SUPPORTED_WORKERS
     if name.lower() in aliases:
         return _class_by_path(aliases[name.lower()])
-    entries = _entry_points(section, name)
-    if entries:
-        return _loaded(entries[0], name)
+    from importlib import metadata
+
+    for entry in metadata.entry_points(group=section, name=name):
+        return _loaded(entry.load, name)
     known = f"one of {', '.join(sorted(aliases))}, " if aliases else ""
     raise RuntimeError(f"{name!r} is not {known}a class by its dotted path or an entry point in {section!r}")
 
@@ -291,24 +292,11 @@ def _class_by_path(uri: str) -> type[Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _entry_points(group: str, name: str) -> list[Any]:
-    from importlib import metadata
-
-    return list(metadata.entry_points(group=group, name=name))
-
-
-def _loaded(entry: Any, uri: str) -> type[Any]:
+def _loaded(load: Callable[[], Any], uri: str) -> type[Any]:
     try:
-        return entry.load()  # type: ignore[no-any-return]
+        return load()  # type: ignore[no-any-return]
     except (ImportError, AttributeError) as error:
         raise RuntimeError(f"entry point {uri!r} cannot be loaded: {error}") from error
-
-
-def _entry_point(distribution: str, group: str, name: str, uri: str) -> type[Any]:
-    try:
-        return load_entry_point(distribution, group, name)  # type: ignore[no-any-return]
-    except (ImportError, AttributeError) as error:
-        raise RuntimeError(f"{uri!r} cannot be loaded: {error}") from error
 
 
 def load_entry_point(distribution: str, group: str, name: str) -> Any:

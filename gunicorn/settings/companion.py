@@ -8,13 +8,13 @@ from typing import Any
 from gunicorn.settings import redact
 from gunicorn.settings.base import COMPANION_PROCESSES, Setting
 from gunicorn.settings.foreign import autorestart_hint
-from gunicorn.settings.kinds import Flag, Seconds, Text, hook
+from gunicorn.settings.kinds import Flag, OptionalSeconds, Seconds, Text, hook
 from gunicorn.settings.validators import (
+    one_of,
+    or_none,
     validate_bool,
     validate_dict,
     validate_pos_int,
-    validate_seconds,
-    validate_string,
 )
 
 RELOAD_WAYS = ("changed", "all")
@@ -38,14 +38,6 @@ def validate_companion_workers(val: Any) -> list[dict[str, Any]]:
                 f"{redact.in_value(entry)!r} ({type(entry).__name__})"
             )
     return list(val)
-
-
-def validate_seconds_or_none(val: Any) -> int | float | None:
-    return None if val is None else validate_seconds(val)
-
-
-def validate_count_or_none(val: Any) -> int | None:
-    return None if val is None else validate_pos_int(val)
 
 
 def validate_size_or_none(val: Any) -> int | str | None:
@@ -79,28 +71,11 @@ def validate_signal(val: Any) -> int | str:
     return val
 
 
-def validate_companion_reload(val: Any) -> str:
-    text = validate_string(val)
-    if text not in RELOAD_WAYS:
-        raise ValueError(f"expected one of {', '.join(RELOAD_WAYS)}, not {val!r}")
-    return text
-
-
-def validate_companion_stop_order(val: Any) -> str:
-    text = validate_string(val)
-    if text not in STOP_ORDERS:
-        raise ValueError(f"expected one of {', '.join(STOP_ORDERS)}, not {val!r}")
-    return text
-
-
 def validate_companion_autorestart(val: Any) -> str:
     hint = autorestart_hint(val)
     if hint and val not in AUTORESTART_WAYS:
         raise ValueError(f"{val!r}: here it is {hint!r}")
-    text = validate_string(val)
-    if text not in AUTORESTART_WAYS:
-        raise ValueError(f"expected one of {', '.join(AUTORESTART_WAYS)}, not {val!r}")
-    return text
+    return one_of(*AUTORESTART_WAYS)(val)
 
 
 def validate_companion_env(val: Any) -> dict[Any, Any]:
@@ -257,7 +232,7 @@ class CompanionStopOrder(
     Setting,
     section=COMPANION_PROCESSES,
     meta="ORDER",
-    validator=validate_companion_stop_order,
+    validator=one_of(*STOP_ORDERS),
     default="reverse",
 ):
     """The order in which companions that stop together get their stop signals: ``reverse`` or ``together``.
@@ -283,11 +258,7 @@ class CompanionRestartDelay(Seconds, section=COMPANION_PROCESSES, default=5):
 
 
 class CompanionRestartDelayMax(
-    Setting,
-    section=COMPANION_PROCESSES,
-    meta="SECONDS",
-    validator=validate_seconds_or_none,
-    default_text="none: the delay stays the same",
+    OptionalSeconds, section=COMPANION_PROCESSES, default_text="none: the delay stays the same"
 ):
     """Let the delay before each start double, up to this many seconds; key ``restart_delay_max``.
 
@@ -315,7 +286,7 @@ class CompanionStartRetries(
     Setting,
     section=COMPANION_PROCESSES,
     meta="N",
-    validator=validate_count_or_none,
+    validator=or_none(validate_pos_int),
     default_text="none: retry for ever",
 ):
     """Give up on a companion after this many failed starts in a row; key ``start_retries``.
@@ -334,13 +305,7 @@ class CompanionStartTimeout(Seconds, section=COMPANION_PROCESSES, default=60):
     """
 
 
-class CompanionWatchdog(
-    Setting,
-    section=COMPANION_PROCESSES,
-    meta="SECONDS",
-    validator=validate_seconds_or_none,
-    default_text="none: no watchdog",
-):
+class CompanionWatchdog(OptionalSeconds, section=COMPANION_PROCESSES, default_text="none: no watchdog"):
     """Kill and restart a companion that sends no heartbeat for this many seconds; key ``watchdog``.
 
     While RUNNING it must send ``WATCHDOG=1`` at least that often, with systemd's protocol (``WATCHDOG_USEC``
@@ -365,13 +330,7 @@ class CompanionMaxMemory(
     """
 
 
-class CompanionMaxLifetime(
-    Setting,
-    section=COMPANION_PROCESSES,
-    meta="SECONDS",
-    validator=validate_seconds_or_none,
-    default_text="none: no limit",
-):
+class CompanionMaxLifetime(OptionalSeconds, section=COMPANION_PROCESSES, default_text="none: no limit"):
     """Restart a companion gracefully after this many seconds, against slow leaks; key ``max_lifetime``.
 
     Only one of several copies restarts at a time.
@@ -404,10 +363,8 @@ class CompanionManagerShutdownBuffer(Seconds, section=COMPANION_PROCESSES, defau
 
 
 class CompanionManagerStopTimeout(
-    Setting,
+    OptionalSeconds,
     section=COMPANION_PROCESSES,
-    meta="SECONDS",
-    validator=validate_seconds_or_none,
     default_text="the longest ``stop_timeout`` plus ``companion_manager_shutdown_buffer``",
 ):
     """The seconds that the master waits for the companion manager when the server stops.
@@ -417,10 +374,8 @@ class CompanionManagerStopTimeout(
 
 
 class CompanionManagerReloadTimeout(
-    Setting,
+    OptionalSeconds,
     section=COMPANION_PROCESSES,
-    meta="SECONDS",
-    validator=validate_seconds_or_none,
     default_text="the longest ``reload_timeout`` plus ``companion_manager_shutdown_buffer``",
 ):
     """The seconds that the master waits for the companion manager when it replaces it.
@@ -430,7 +385,7 @@ class CompanionManagerReloadTimeout(
 
 
 class CompanionReload(
-    Setting, section=COMPANION_PROCESSES, meta="WHICH", validator=validate_companion_reload, default="changed"
+    Setting, section=COMPANION_PROCESSES, meta="WHICH", validator=one_of(*RELOAD_WAYS), default="changed"
 ):
     """Which companions SIGHUP restarts: ``changed``, those with a changed configuration, or ``all``.
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from gunicorn.settings.base import Setting, SettingMeta
 from gunicorn.settings.validators import (
+    or_none,
     validate_bool,
     validate_callable,
     validate_pos_int,
@@ -40,6 +41,13 @@ class Seconds(Setting):
 
     meta = "SECONDS"
     validator = validate_seconds
+
+
+class OptionalSeconds(Setting):
+    """A duration, or none."""
+
+    meta = "SECONDS"
+    validator = or_none(validate_seconds)
 
 
 class Text(Setting):

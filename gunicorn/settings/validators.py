@@ -16,6 +16,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from gunicorn.errors import ConfigError
+from gunicorn.loading import EVENTLET, EVENTLET_NAMES, getcwd
 from gunicorn.settings import redact
 from gunicorn.settings.addresses import parse_address
 
@@ -26,7 +27,7 @@ _PROTOCOL_TLS = 2  # ssl.PROTOCOL_TLS, without an import of ssl
 _TLS_VERSION = re.compile(r"(PROTOCOL_)?(TLS|SSL)v?[0-9._]*(_METHOD|_CLIENT|_SERVER)?", re.IGNORECASE)
 _FALSE = ("false", "no", "off", "0")
 PROXY_PROTOCOL_MODES = ("v1", "v2", "auto")
-# : The words that may follow the flag ``--proxy-protocol``.
+#: The words that may follow the flag ``--proxy-protocol``.
 PROXY_PROTOCOL_WORDS = PROXY_PROTOCOL_MODES + _TRUE + _FALSE
 
 
@@ -99,8 +100,6 @@ def validate_string(val: Any) -> str | None:
 
 
 def validate_file_exists(val: Any) -> str | None:
-    from gunicorn.loading import getcwd
-
     path = validate_string(val)
     if not path:
         return path  # as of a variable of the environment that is empty
@@ -202,8 +201,8 @@ def validate_class(val: Any) -> Any:
 
 def validate_worker_class(val: Any) -> Any:
     chosen = validate_class(val)
-    if isinstance(chosen, str) and chosen.lower() == "eventlet":
-        raise ValueError("eventlet is no longer maintained and not supported; use 'gevent' in its place")
+    if isinstance(chosen, str) and chosen.lower() in EVENTLET_NAMES:
+        raise ValueError(EVENTLET)
     return chosen
 
 
@@ -278,38 +277,30 @@ def validate_user(val: Any) -> int:
     """A user id from a number or a name; None is the user that runs this."""
     if val is None:
         return os.geteuid()
-    number = _numeric_id(val)
-    if number is not None:
-        return number
     import pwd
 
-    try:
-        return pwd.getpwnam(val.strip()).pw_uid
-    except KeyError:
-        raise ConfigError(f"no user is named {val!r}; give a name that exists or a number") from None
+    return _id(val, "user", lambda name: pwd.getpwnam(name).pw_uid)
 
 
 def validate_group(val: Any) -> int:
     """A group id from a number or a name; None is the group that runs this."""
     if val is None:
         return os.getegid()
-    number = _numeric_id(val)
-    if number is not None:
-        return number
     import grp
 
-    try:
-        return grp.getgrnam(val.strip()).gr_gid
-    except KeyError:
-        raise ConfigError(f"no group is named {val!r}; give a name that exists or a number") from None
+    return _id(val, "group", lambda name: grp.getgrnam(name).gr_gid)
 
 
-def _numeric_id(val: Any) -> int | None:
+def _id(val: Any, kind: str, look_up: Callable[[str], int]) -> int:
     if isinstance(val, int) and not isinstance(val, bool):
         return val
     if not isinstance(val, str):
         raise TypeError(f"expected a name or a number, not {_kind(val)}")
-    return int(val) if val.strip().isdecimal() else None
+    name = val.strip()
+    try:
+        return int(name) if name.isdecimal() else look_up(name)
+    except KeyError:
+        raise ConfigError(f"no {kind} is named {val!r}; give a name that exists or a number") from None
 
 
 def validate_chdir(val: Any) -> str:
@@ -317,8 +308,6 @@ def validate_chdir(val: Any) -> str:
     text = validate_string(val)
     if text is None:
         raise TypeError("expected the path of a directory, not None")
-    from gunicorn.loading import getcwd
-
     here = getcwd()
     path = os.path.normpath(os.path.join(here, text))
     if path == here:
@@ -353,6 +342,23 @@ def validate_statsd_address(val: Any) -> tuple[str, int] | str | None:
     return address
 
 
+def one_of(*words: str) -> Callable[[Any], str]:
+    """A validator for one of *words*."""
+
+    def validate(val: Any) -> str:
+        text = validate_string(val)
+        if text not in words:
+            raise ValueError(f"expected one of {', '.join(words)}, not {val!r}")
+        return text
+
+    return validate
+
+
+def or_none(validate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A validator that takes None beside what *validate* takes."""
+    return lambda val: None if val is None else validate(val)
+
+
 def validate_reload_engine(val: Any) -> str:
     if val not in RELOAD_ENGINES:
         raise ConfigError(f"expected one of {', '.join(RELOAD_ENGINES)}, not {val!r}")
@@ -360,12 +366,7 @@ def validate_reload_engine(val: Any) -> str:
 
 
 def validate_header_map_behaviour(val: Any) -> str | None:
-    text = validate_string(val)
-    if text is None:
-        return None
-    if text.lower() not in HEADER_MAP_WAYS:
-        raise ValueError(f"expected one of {', '.join(HEADER_MAP_WAYS)}, not {val!r}")
-    return text.lower()
+    return None if val is None else one_of(*HEADER_MAP_WAYS)(val.lower() if isinstance(val, str) else val)
 
 
 def validate_seconds(val: Any) -> int | float:
