@@ -11,7 +11,6 @@ import contextlib
 import os
 import resource
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,29 +25,23 @@ from gunicorn.companion.process import (
     State,
 )
 from gunicorn.companion.server.link import Link
-from gunicorn.companion.spawn import become_subreaper, prepare_parent
-from gunicorn.companion.supervise.changes import Changes, Configs, digest, scale
+from gunicorn.companion.spawn import Birth, become_subreaper, prepare_parent
+from gunicorn.companion.supervise.changes import Changes, Configs, Follower, digest, scale
 from gunicorn.companion.supervise.commands import Commands
-from gunicorn.companion.supervise.deadlines import Deadlines
-from gunicorn.companion.supervise.endings import Endings
-from gunicorn.companion.supervise.executor import Executor
-from gunicorn.companion.supervise.following import Follower
-from gunicorn.companion.supervise.hooks import Hook, Hooks, no_hook
-from gunicorn.companion.supervise.limits import Limits
+from gunicorn.companion.supervise.memory import Limits
 from gunicorn.companion.supervise.notify_sockets import Notifications, remove_stale
-from gunicorn.companion.supervise.order import Stops
+from gunicorn.companion.supervise.order import Rolling, Stops
 from gunicorn.companion.supervise.overrides import KeptState
-from gunicorn.companion.supervise.reaping import Reaper
-from gunicorn.companion.supervise.reporting import Reporter
 from gunicorn.companion.supervise.rights import StartRights
-from gunicorn.companion.supervise.rolling import Rolling
+from gunicorn.companion.supervise.sessions import Sessions
 from gunicorn.companion.supervise.sharedstate import Rights, SharedState
 from gunicorn.companion.supervise.sockets import Listeners
-from gunicorn.companion.supervise.starting import Starter
+from gunicorn.companion.supervise.starter import Hook, Hooks, Starter, fork, no_hook
 from gunicorn.companion.supervise.steering import Outcome, Steering
-from gunicorn.companion.table import ProcessTable
+from gunicorn.companion.table import ProcessTable, Reporter
 from gunicorn.glogging import reopen_logs
 from gunicorn.unix import session, spare
+from gunicorn.unix.kernel import KERNEL, Kernel
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.signals import SignalInbox, signal_name, unblock_all
 
@@ -69,9 +62,10 @@ class CompanionManager:
     count. *follow_log* is called at a SIGHUP, which may have changed the log's destination. *control_path*:
     none, no control socket. *run_dir*: none, no run files. *server* is what ``status`` tells of the server;
     ``started`` in it is monotonic. *shared* holds what an earlier manager of this server left behind;
-    *elder*, over an upgrade, what the manager of the old master leaves, which is followed for as long as
-    *beside_elder* says. *pre_fork* and *on_exit* are called in the manager, *post_fork* in the companion.
-    *umask* shapes the mode of the Unix sockets in `bind`.
+    *old_state*, during an upgrade, where the manager of the old master writes the same; its commands are
+    followed while *beside_old_master*. *pre_fork* and *on_exit* are called in the manager, *post_fork* in the
+    companion. *umask* shapes the mode of the Unix sockets in `bind`. *kernel* and *fork* are the operating
+    system.
     """
 
     def __init__(
@@ -94,9 +88,11 @@ class CompanionManager:
         link: Link | None = None,
         watch: SourceWatch | None = None,
         shared: SharedState | None = None,
-        elder: SharedState | None = None,
-        beside_elder: bool = False,
+        old_state: SharedState | None = None,
+        beside_old_master: bool = False,
         umask: int = 0,
+        kernel: Kernel = KERNEL,
+        fork: Callable[[Birth], int] = fork,
     ) -> None:
         # Hooks read this and the log.
         self.pid = os.getpid()
@@ -105,12 +101,13 @@ class CompanionManager:
         self.graceful_timeout = graceful_timeout
         self.server = dict(server or {})
         self.watch = watch
+        self.kernel = kernel
         # When companions must be looked at again, whether or not something happens.
         self._due: float | None = None
         # Configuration files that the master has read for the reload that is under way.
         self.files: dict[str, str] = {}
 
-        self.kept = KeptState(shared, elder, log)
+        self.kept = KeptState(shared, old_state, log)
         overrides = self.kept.overrides
         overrides.configuration = digest(configs)
         self.table = ProcessTable(scale(configs, overrides.scaled))
@@ -124,16 +121,25 @@ class CompanionManager:
         self.link = link
         self.hooks = Hooks(self, log, pre_fork=pre_fork, post_fork=post_fork, on_exit=on_exit)
         self.reporter = Reporter(self.table, log, self.control)
-        self.notifications = Notifications(self.table, log, self.poller)
-        self.deadlines = Deadlines(self.table, log, self.notifications)
+        self.notifications = Notifications(self.table, log, self.poller, kernel)
 
-        rights = Rights(shared, None if self.kept.elder is None else elder)
-        self.start_rights = StartRights(run_dir, log, rights)
+        rights = Rights(shared, None if self.kept.old is None else old_state)
+        self.start_rights = StartRights(run_dir, log, rights, kernel=kernel)
         self.listeners = Listeners(log, umask=umask, rights=rights)
-        self.endings = Endings(self.start_rights, self.reporter.leftovers, self.reporter.old_leftovers)
-        self.rolling = Rolling()
-        self.limits = Limits(self.rolling, log, self.endings.belonging)
         stops = Stops()
+        self.sessions = Sessions(
+            self.table,
+            log,
+            start_rights=self.start_rights,
+            notifications=self.notifications,
+            stops=stops,
+            reporter=self.reporter,
+            after_exit=self.hooks.after_exit,
+            tell=self.tell_master,
+            kernel=kernel,
+        )
+        self.rolling = Rolling()
+        self.limits = Limits(self.rolling, log, self.sessions.belonging)
         self.starter = Starter(
             self.table,
             log,
@@ -142,29 +148,13 @@ class CompanionManager:
             notifications=self.notifications,
             kept=self.kept,
             hooks=self.hooks,
-            reporter=self.reporter,
             watch=watch,
             descriptors=self._descriptors,
             spare_descriptors=self._spare_descriptors,
+            kernel=kernel,
+            fork=fork,
         )
-        self.reaper = Reaper(
-            self.table,
-            log,
-            start_rights=self.start_rights,
-            notifications=self.notifications,
-            stops=stops,
-            hooks=self.hooks,
-            reporter=self.reporter,
-        )
-        executor = Executor(
-            log,
-            start_rights=self.start_rights,
-            endings=self.endings,
-            starter=self.starter,
-            tell=self.tell_master,
-        )
-        # What a command overrides is noted first: a release writes it down.
-        self.table.observers = [self.kept.observe, executor.observe, self.reporter.observe]
+        self.table.observers = [self.sessions.observe, self.starter.observe, self.reporter.observe]
 
         self.steering = Steering(
             self.table,
@@ -173,6 +163,7 @@ class CompanionManager:
             kept=self.kept,
             start_rights=self.start_rights,
             stop_order=stop_order,
+            kernel=kernel,
         )
         self.changes = Changes(
             self.table,
@@ -186,6 +177,7 @@ class CompanionManager:
             tell=self.tell_master,
             spare_descriptors=self._spare_descriptors,
             after_command=self._after_command,
+            kernel=kernel,
         )
         self.follower = Follower(
             self.table,
@@ -194,7 +186,7 @@ class CompanionManager:
             rights=rights,
             steering=self.steering,
             changes=self.changes,
-            beside_elder=beside_elder,
+            beside_old_master=beside_old_master,
         )
         self.commands = Commands(
             self.table,
@@ -202,8 +194,9 @@ class CompanionManager:
             steering=self.steering,
             changes=self.changes,
             server=self.server,
-            belonging=self.endings.belonging,
+            belonging=self.sessions.belonging,
             after_command=self._after_command,
+            kernel=kernel,
         )
 
     # -- the loop ----------------------------------------------------------
@@ -213,54 +206,58 @@ class CompanionManager:
         self.pid = os.getpid()
         self._prepare()
         try:
-            self.kept.write()
-            self._start_all()
+            self.begin()
             while not self.finished:
-                self.poller.wait(self._timeout(time.monotonic()))
-                self.step(time.monotonic())
+                self.poller.wait(self.timeout(self.kernel.now()))
+                self.step(self.kernel.now())
         finally:
             self._close()
+
+    def begin(self) -> None:
+        """Start the companions that are meant to run; stop orphans that are no longer configured."""
+        self.kept.write()
+        now = self.kernel.now()
+        older = self.sessions.end_left()
+        self.start_rights.find_orphans(self.table, now)
+        self.starter.start_wanted(now)
+        self.step(now)
+        if older:
+            # Some of them may have come to their end meanwhile.
+            self.sessions.end_left()
 
     def step(self, now: float) -> None:
         """One pass: everything that has happened or is due."""
         for signum in self.inbox.drain():
             self._on_signal(signum, now)
-        try:
-            self.reap_processes()
-            if self.control is not None:
-                self.control.tick(now)
-            # Most wake-ups are a client's, and concern no companion; with a thousand of them a look at each
-            # is what would take the time.
-            if self.table.changed or (self._due is not None and now >= self._due):
-                # A process that was just reaped is an old event, not a new one.
-                self._look_at_all(time.monotonic())
-        finally:
-            self.reporter.flush()
+        self.reap_processes()
+        if self.control is not None:
+            self.control.tick(now)
+        # Most wake-ups are a client's, and concern no companion: look at all of them only if needed.
+        if self.table.changed or (self._due is not None and now >= self._due):
+            # Read the clock again: a process that was just reaped is an old event, not a new one.
+            self._look_at_all(self.kernel.now())
 
     def _look_at_all(self, now: float) -> None:
         self.table.changed = False
         self.follower.step(now)
-        late = [p for p in self.table.values() if p.due_event(now) is not None]
-        self.deadlines.enforce(now, late)
-        # The sessions that must end are killed; those that have ended are empty.
-        for process in self.endings.step(self.table.values(), now):
-            self.table.send(process, Event.EMPTY, now)
+        self.sessions.step(now)
         self.steering.stop_due(now)
-        self.deadlines.promote_running(now, late)
-        self._check_limits(now)
+        self._restart_in_turn(now)
         self.retry_backoff(now)
         self.changes.forget_removed()
         self.kept.write()
         self.reporter.count_running()
         self._due = self._next_deadline(now)
 
-    def _check_limits(self, now: float) -> None:
-        """Restart what lives or grows beyond its limit, and what else waits for its turn to be restarted."""
+    def reap_processes(self) -> None:
+        """Collect every child that has ended, adopted ones included."""
+        self.sessions.reap()
+
+    def _restart_in_turn(self, now: float) -> None:
+        """Restart companions beyond their limits, and those that wait for their turn to be restarted."""
         if self.steering.stopping:
             return
         self.limits.check(self.table.values(), now)
-        if not self.rolling:
-            return
         for process, reason, cause in list(self.rolling.turns(self.table)):
             self.log.info("Restarting companion %s: %s", process.name, reason)
             self.table.send(process, Event.RESTART, now, cause=cause, reason=reason)
@@ -270,23 +267,19 @@ class CompanionManager:
         if not self.starter.start_due(now):
             self.table.changed = True
 
-    def reap_processes(self) -> None:
-        """Collect every child that has ended, adopted ones included."""
-        self.reaper.reap()
-
     def _next_deadline(self, now: float) -> float | None:
         """When companions must be looked at again; None: when something happens."""
         times = [t for p in self.table.values() if (t := p.next_deadline(now)) is not None]
         if self.start_rights.has_orphans:
             times.append(now + POLL_INTERVAL)
-        if self.kept.elder is not None:
+        if self.kept.old is not None:
             times.append(now + WAIT_INTERVAL)
         if self.limits.due is not None:
             times.append(self.limits.due)
         return min(times, default=None)
 
-    def _timeout(self, now: float) -> float | None:
-        """Until the nearest deadline; None: until something happens."""
+    def timeout(self, now: float) -> float | None:
+        """Seconds until the nearest deadline; None: until something happens."""
         if self.table.changed:
             return 0.0
         times = [] if self._due is None else [self._due]
@@ -315,13 +308,13 @@ class CompanionManager:
         if self.watch is not None:
             self.poller.add(self.watch.fileno(), self._on_change)
         if become_subreaper():
-            self.endings.adopt(session.OwnChildren())
+            self.sessions.adopt(session.OwnChildren())
         prepare_parent()
         spare.keep()
         self._raise_file_limit()
         remove_stale(self.start_rights.run_dir)
         if self.control is not None:
-            self.control.open(time.monotonic())
+            self.control.open(self.kernel.now())
 
     def _raise_file_limit(self) -> None:
         """One run file a companion and one descriptor a client: 1024 may be too few.
@@ -340,19 +333,19 @@ class CompanionManager:
         self.listeners.close_all()
         if self.finished:
             self._end_adopted()
-        self.endings.close()
+        self.sessions.close()
         self.inbox.close()
 
     def _end_adopted(self) -> None:
         """What called setsid() and lost its parent has become our child; it goes with us."""
-        deadline = time.monotonic() + END_OF_ADOPTED
+        deadline = self.kernel.now() + END_OF_ADOPTED
         told = False
-        while time.monotonic() < deadline:
+        while self.kernel.now() < deadline:
             try:
                 children = session.children_of(os.getpid())
             except OSError:
                 # No descriptor is left to look with.
-                known = self.endings.children.read() if self.endings.children is not None else None
+                known = self.sessions.children.read() if self.sessions.children is not None else None
                 children = sorted(known or ())
             if not children:
                 return
@@ -365,17 +358,6 @@ class CompanionManager:
             self.poller.wait(POLL_INTERVAL)
             self.inbox.drain()
             self.reap_processes()
-
-    def _start_all(self) -> None:
-        """Start the companions that are meant to run; stop orphans that are no longer configured."""
-        now = time.monotonic()
-        older = self.endings.end_left()
-        self.start_rights.find_orphans(self.table, now)
-        self.starter.start_wanted(now)
-        self.step(now)
-        if older:
-            # Some of them may have come to their end meanwhile.
-            self.endings.end_left()
 
     # -- signals, and what the master says ----------------------------------
 
@@ -398,7 +380,7 @@ class CompanionManager:
 
     def _on_message(self, message: dict[str, Any]) -> None:
         """Do what the master asks for. Signals are for people, and for a stop, which must not be missed."""
-        now = time.monotonic()
+        now = self.kernel.now()
         if "reload" in message:
             self._reload(**message["reload"])
         if "reopen" in message:
@@ -416,7 +398,7 @@ class CompanionManager:
             self.start_rights.find_orphans(self.table, now)
             self.table.changed = True
         if "promoted" in message:
-            self.follower.beside_elder = False
+            self.follower.beside_old_master = False
             self.table.changed = True
             self._check_socket(now)
         if "handing_over" in message:
@@ -447,7 +429,7 @@ class CompanionManager:
 
     def _reopen_logs(self) -> None:
         reopen_logs(self.log)
-        self._check_socket(time.monotonic())
+        self._check_socket(self.kernel.now())
 
     def _check_socket(self, now: float) -> None:
         """Make the control socket's file again if it is gone."""
@@ -507,7 +489,7 @@ class CompanionManager:
         fds.extend(self.notifications.descriptors())
         fds.extend(self.listeners.descriptors())
         fds.extend([] if self.link is None else [self.link.fileno()])
-        fds.extend(self.endings.descriptors())
+        fds.extend(self.sessions.descriptors())
         fds.extend(spare.descriptors())
         if self.watch is not None:
             fds.append(self.watch.fileno())
@@ -542,8 +524,8 @@ class CompanionManager:
         """Begin at once what needs no waiting, so that the reply is followed by the new state."""
         self.table.changed = True
         if not self.steering.stopping:
-            now = time.monotonic()
-            self._check_limits(now)
+            now = self.kernel.now()
+            self._restart_in_turn(now)
             self.retry_backoff(now)
 
     # -- for hooks and embedders ---------------------------------------------
@@ -554,7 +536,7 @@ class CompanionManager:
 
     def spawn_process(self, process: CompanionProcess) -> None:
         """Fork *process*, unless an older process of it is still there."""
-        self.starter.spawn([process])
+        self.starter.start([process])
 
     def start_process(self, name: str) -> Outcome:
         """Start a companion that is stopped or waits for its next start."""

@@ -117,7 +117,7 @@ class CompanionProcess(Shown):
         self.hopeless = False
         self.watchdog_at: float | None = None
         # Its share of `max_lifetime_jitter`, drawn at the fork; `expires_at` follows the configuration.
-        self.luck = 0.0
+        self.jitter_share = 0.0
         # What it says of itself: STATUS= of sd_notify(3).
         self.status_text: str | None = None
         self.reason: str | None = None
@@ -158,7 +158,7 @@ class CompanionProcess(Shown):
         return self.state is State.RUNNING or self.done
 
     @property
-    def legacy(self) -> dict[str, Any] | None:
+    def settled_state(self) -> dict[str, Any] | None:
         """The reason why it stays stopped, for the next manager; None if it does not."""
         if self.settled is None:
             return None
@@ -169,13 +169,13 @@ class CompanionProcess(Shown):
             "failed_starts": self.failed_starts,
         }
 
-    def inherit(self, legacy: Mapping[str, Any]) -> None:
-        """Take over from the same companion of an earlier manager what its ``legacy`` was."""
-        self.settled = legacy["settled"]
-        self.reason = legacy["reason"]
-        self.failed_starts = legacy["failed_starts"]
-        if legacy["last_status"] is not None:
-            self._note_status(legacy["last_status"])
+    def restore_settled(self, state: Mapping[str, Any]) -> None:
+        """Take over the ``settled_state`` of the same companion in an earlier manager."""
+        self.settled = state["settled"]
+        self.reason = state["reason"]
+        self.failed_starts = state["failed_starts"]
+        if state["last_status"] is not None:
+            self._note_status(state["last_status"])
 
     # -- transitions -------------------------------------------------------
 
@@ -226,7 +226,7 @@ class CompanionProcess(Shown):
         self.next_retry_at = None
         self.status_text = None
         self.start_count += 1
-        self.luck = self.chance()
+        self.jitter_share = self.chance()
         return ()
 
     def _blocked(self, d: Details) -> tuple[Action, ...]:
@@ -563,7 +563,9 @@ class CompanionProcess(Shown):
         """When it has lived for `max_lifetime`; that of a changed configuration holds at once."""
         if self.pid is None or self.started_at is None or self.config.max_lifetime is None:
             return None
-        return self.started_at + self.config.max_lifetime + self.config.max_lifetime_jitter * self.luck
+        return (
+            self.started_at + self.config.max_lifetime + self.config.max_lifetime_jitter * self.jitter_share
+        )
 
     def is_expired(self, now: float) -> bool:
         """Whether it has lived for longer than `max_lifetime`."""

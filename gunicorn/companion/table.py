@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""The companions of one manager, by name and by pid, and the one place that sends them events."""
+"""The companions of one manager, by name and by pid: send them events, and report what changes."""
 
 from __future__ import annotations
 
 import fnmatch
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, ValuesView
 from typing import Any, NamedTuple
 
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.control import ControlServer
 from gunicorn.companion.process import Action, CompanionProcess, Event, State
 
 Processes = Mapping[str, CompanionProcess]
+
+# The metrics of a logger that sends some. Which logger makes a metric of an ``extra`` is its own business.
+RUNNING = "gunicorn.companions.running"
+RESTARTS = "gunicorn.companions.restarts"
+BACKOFFS = "gunicorn.companions.backoffs"
+KILLS = "gunicorn.companions.kills"
 
 
 class Snapshot(NamedTuple):
@@ -19,11 +27,10 @@ class Snapshot(NamedTuple):
     state: State
     restarts: int
     kills: int
-    manual_stop: bool = False
 
     @classmethod
     def of(cls, process: CompanionProcess) -> Snapshot:
-        return cls(process.state, process.restart_count, process.kill_count, process.manual_stop)
+        return cls(process.state, process.restart_count, process.kill_count)
 
 
 class Change(NamedTuple):
@@ -109,3 +116,65 @@ def chosen(processes: Processes, name: str) -> list[CompanionProcess]:
 def in_order(processes: Iterable[CompanionProcess]) -> list[CompanionProcess]:
     """Sort by name, and copies by their index."""
     return sorted(processes, key=lambda process: (process.config.group, process.config.index or 0))
+
+
+class Reporter:
+    """Reports changes in *table* to the log, as metrics, and to subscribers of ``events``."""
+
+    def __init__(self, table: ProcessTable, log: Any, control: ControlServer | None) -> None:
+        self.table = table
+        self.log = log
+        self.control = control
+        self._running: int | None = None
+
+    def observe(self, change: Change) -> None:
+        process, before, after = change.process, change.before, Snapshot.of(change.process)
+        if before == after:
+            return
+        for metric, number in counted(before, after).items():
+            # The name is a tag, for servers that know tags.
+            extra = {
+                "metric": metric,
+                "value": number,
+                "mtype": "counter",
+                "tags": {"companion": process.name},
+            }
+            self.log.debug("Companion %s: %s +%d", process.name, metric, number, extra=extra)
+        if before.state is after.state:
+            return
+        if after.state is State.RUNNING:
+            self.log.info("Companion %s is RUNNING", process.name)
+        self.broadcast(
+            "state",
+            process,
+            change.now,
+            **{"from": before.state.value},
+            to=after.state.value,
+            pid=process.pid,
+            last_exit_cause=process.cause,
+            last_exit_reason=process.cause_text,
+        )
+
+    def broadcast(self, event: str, process: CompanionProcess, now: float, **details: Any) -> None:
+        """Send *event* of *process* to all subscribers."""
+        if self.control is not None and self.control.has_subscribers:
+            common = {"event": event, "time": round(time.time(), 3), "name": process.name}
+            self.control.broadcast({**common, **details, "description": process.description(now)})
+
+    def count_running(self) -> None:
+        """Log how many companions run, where that has changed."""
+        count = sum(process.state is State.RUNNING for process in self.table.values())
+        if count != self._running:
+            self._running = count
+            extra = {"metric": RUNNING, "value": count, "mtype": "gauge"}
+            self.log.debug("Companions running: %d", count, extra=extra)
+
+
+def counted(before: Snapshot, after: Snapshot) -> dict[str, int]:
+    """By how much which counter has grown between two moments; nothing that has not."""
+    grown = {
+        RESTARTS: after.restarts - before.restarts,
+        BACKOFFS: int(after.state is State.BACKOFF and before.state is not State.BACKOFF),
+        KILLS: after.kills - before.kills,
+    }
+    return {metric: number for metric, number in grown.items() if number > 0}

@@ -26,8 +26,8 @@ from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.manager import CompanionManager
 from gunicorn.companion.server.link import Link
 from gunicorn.companion.supervise.changes import ConfigUnreadable
-from gunicorn.companion.supervise.hooks import no_hook
 from gunicorn.companion.supervise.sharedstate import SharedState
+from gunicorn.companion.supervise.starter import no_hook
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.signals import SignalInbox, blocked_signals, reset_to_default, unblock_all
 

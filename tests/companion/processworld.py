@@ -30,10 +30,9 @@ from gunicorn.companion.process import (
     State,
 )
 from gunicorn.companion.supervise.changes import difference, scale
-from gunicorn.companion.supervise.limits import Limits
-from gunicorn.companion.supervise.order import Stop, Stops
+from gunicorn.companion.supervise.memory import Limits
+from gunicorn.companion.supervise.order import DOWN, Rolling, Stop, Stops
 from gunicorn.companion.supervise.overrides import Scaled
-from gunicorn.companion.supervise.rolling import DOWN, Rolling
 
 LOG = logging.getLogger(__name__)
 
@@ -317,7 +316,9 @@ class World:
     def be_replaced(self) -> None:
         """SIGKILL to the manager: the next one has what the master was told, and old selves to wait for."""
         manual = {name for name, process in self.processes.items() if process.manual_stop}
-        legacies = {name: legacy for name, p in self.processes.items() if (legacy := p.legacy) is not None}
+        legacies = {
+            name: legacy for name, p in self.processes.items() if (legacy := p.settled_state) is not None
+        }
         for life in self.lives.values():
             if not life.empty:
                 self.older[life.name] = OlderSelf(life.pid, self.now + 1.0, orphan=True)
@@ -332,7 +333,7 @@ class World:
         for name, process in self.processes.items():
             process.manual_stop = name in manual
             if name in legacies:
-                process.inherit(json.loads(json.dumps(legacies[name])))
+                process.restore_settled(json.loads(json.dumps(legacies[name])))
             if name not in self.at_rest:
                 self.send(process, Event.START)
             elif self.older_self(name) is not None:
@@ -342,12 +343,12 @@ class World:
         older = self.older[process.name]
         if not older.orphan:
             return
-        manual, legacy = process.manual_stop, process.legacy
+        manual, legacy = process.manual_stop, process.settled_state
         self.send(process, Event.START)
         self.send(process, Event.BLOCKED, pid=older.pid, session=older.pid)
         self.send(process, Event.STOP, manual=manual)
         if legacy is not None:
-            process.inherit(legacy)
+            process.restore_settled(legacy)
 
     # -- time ----------------------------------------------------------------------
 

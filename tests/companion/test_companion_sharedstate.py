@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gunicorn.companion.supervise.overrides import Elder, Overrides
+from gunicorn.companion.supervise.overrides import OldOverrides, Overrides
 from gunicorn.companion.supervise.sharedstate import _HEAD, _PLACES, SharedState
 
 
@@ -98,12 +98,12 @@ def test_overrides_of_another_version_are_none(state: dict[str, object]) -> None
     assert Overrides.of(state) == Overrides()
 
 
-def test_an_elder_s_overrides_before_and_now(shared: SharedState) -> None:
-    elder = Elder(shared.copy())
-    assert not elder.has_changed
+def test_the_old_master_s_overrides_before_and_now(shared: SharedState) -> None:
+    old = OldOverrides(shared.copy(), Overrides())
+    assert not old.has_changed
     overrides = Overrides({"a": True}, {"rq": (3, 2)})
     shared.write(overrides.as_state())
-    assert elder.has_changed
-    assert elder.look() == (Overrides(), overrides)
-    assert not elder.has_changed
-    elder.shared.close()
+    assert old.has_changed
+    assert old.look() == (Overrides(), overrides)
+    assert not old.has_changed
+    old.shared.close()

@@ -131,9 +131,9 @@ def test_the_next_manager_knows_what_has_settled_and_why(reason, status):
     old = running(autorestart=NEVER) if reason == EXITED else starting(start_retries=1)
     end(old, T0 + (10 if reason == EXITED else 0.5), status, reason="hook: no" if status == 768 else None)
     new = CompanionProcess(old.config)
-    assert old.legacy is not None
-    new.inherit(json.loads(json.dumps(old.legacy)))
-    assert new.legacy == old.legacy
+    assert old.settled_state is not None
+    new.restore_settled(json.loads(json.dumps(old.settled_state)))
+    assert new.settled_state == old.settled_state
     assert new.description(NOW) == old.description(NOW)
     assert new.has_been_running is old.has_been_running is (reason == EXITED and status == 0)
     for key in ("reason", "failed_starts", "last_exit_code", "last_exit_signal"):
@@ -142,7 +142,7 @@ def test_the_next_manager_knows_what_has_settled_and_why(reason, status):
 
 def test_what_runs_or_was_stopped_leaves_nothing_to_the_next_manager():
     for process in (make(), starting(), running(), backoff(), stopping()):
-        assert process.legacy is None
+        assert process.settled_state is None
 
 
 @pytest.mark.parametrize("reason", [EXITED, GAVE_UP])

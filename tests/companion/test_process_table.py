@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The table of companions: who is meant by a name or a pid, and who is told of an event."""
+"""The table of companions: who is meant by a name or a pid, who is told of an event, and what counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from processtools import T0
 
 from gunicorn.companion.config import CompanionConfig, copies
 from gunicorn.companion.process import Event, State, TransitionError
-from gunicorn.companion.table import Change, ProcessTable, Snapshot
+from gunicorn.companion.table import BACKOFFS, KILLS, RESTARTS, Change, ProcessTable, Snapshot, counted
 
 
 def make(*names: str) -> ProcessTable:
@@ -80,3 +80,23 @@ def test_a_name_that_is_added_again_keeps_its_companion() -> None:
     table.remove(process)
     assert "a" not in table
     assert table.add(process.config) is not process
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ((State.STOPPED, 0, 0), (State.STARTING, 0, 0), {}),
+        ((State.STARTING, 0, 0), (State.RUNNING, 0, 0), {}),
+        ((State.STARTING, 0, 0), (State.STARTING, 1, 0), {RESTARTS: 1}),
+        ((State.RUNNING, 1, 0), (State.BACKOFF, 1, 0), {BACKOFFS: 1}),
+        ((State.STARTING, 1, 0), (State.BACKOFF, 1, 0), {BACKOFFS: 1}),
+        ((State.BACKOFF, 1, 0), (State.BACKOFF, 1, 0), {}),
+        ((State.BACKOFF, 1, 0), (State.STOPPED, 1, 0), {}),
+        ((State.STOPPING, 1, 0), (State.STOPPING, 1, 1), {KILLS: 1}),
+        ((State.STOPPING, 1, 1), (State.STOPPED, 1, 1), {}),
+    ],
+)
+def test_which_step_counts_as_what(
+    before: tuple[State, int, int], after: tuple[State, int, int], expected: dict[str, int]
+) -> None:
+    assert counted(Snapshot(*before), Snapshot(*after)) == expected

@@ -11,8 +11,8 @@ from processtools import T0, failure
 from gunicorn.companion.config import CompanionConfig, copies
 from gunicorn.companion.process import Action, Cause, CompanionProcess, Event, State
 from gunicorn.companion.supervise import memory
-from gunicorn.companion.supervise.limits import Limits
-from gunicorn.companion.supervise.rolling import DOWN, Rolling
+from gunicorn.companion.supervise.memory import Limits
+from gunicorn.companion.supervise.order import DOWN, Rolling
 
 Processes = dict[str, CompanionProcess]
 

@@ -21,8 +21,8 @@ from gunicorn.companion.server.link import Link
 from gunicorn.companion.server.run_directory import ArbitersPart, Places
 from gunicorn.companion.spawn import set_parent_death_signal, stay_dumpable
 from gunicorn.companion.supervise.changes import ConfigUnreadable
-from gunicorn.companion.supervise.hooks import Hook, no_hook
 from gunicorn.companion.supervise.sharedstate import SharedState
+from gunicorn.companion.supervise.starter import Hook, no_hook
 from gunicorn.errors import ConfigError
 from gunicorn.glogging import follow
 from gunicorn.settings.hooks import own_hook
@@ -135,8 +135,8 @@ class ManagerChild(ArbitersPart):
             link=self.link,
             watch=self._make_watch(),
             shared=self.shared,
-            elder=self.elder,
-            beside_elder=self.arbiter.master_pid != 0,
+            old_state=self.elder,
+            beside_old_master=self.arbiter.master_pid != 0,
         )
         if manager.control is not None:
             remove_abandoned(manager.control.path)

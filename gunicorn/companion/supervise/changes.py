@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Read, compare and apply a new configuration for running companions."""
+"""Change the configuration of running companions, by command or as the manager of an old master does."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -15,12 +14,14 @@ from gunicorn.companion.config import CompanionConfig, copies
 from gunicorn.companion.control import error
 from gunicorn.companion.process import Cause, CompanionProcess, Event, State
 from gunicorn.companion.supervise.order import Stop
-from gunicorn.companion.supervise.overrides import KeptState, Scaled, configs_of
+from gunicorn.companion.supervise.overrides import KeptState, Overrides, Scaled, configs_of
 from gunicorn.companion.supervise.rights import StartRights
-from gunicorn.companion.supervise.starting import Starter
+from gunicorn.companion.supervise.sharedstate import Rights
+from gunicorn.companion.supervise.starter import Starter
 from gunicorn.companion.supervise.steering import Steering
 from gunicorn.companion.table import ProcessTable
 from gunicorn.errors import on_one_line
+from gunicorn.unix.kernel import KERNEL, Kernel
 
 Configs = list[CompanionConfig]
 
@@ -129,6 +130,7 @@ class Changes:
     tell: Callable[[dict[str, Any]], None]
     spare_descriptors: Callable[[], AbstractContextManager[None]]
     after_command: Callable[[], None]
+    kernel: Kernel = KERNEL
 
     @property
     def _scaled(self) -> Scaled:
@@ -193,7 +195,7 @@ class Changes:
         return found
 
     def _apply(self, configs: Sequence[CompanionConfig]) -> Difference:
-        now = time.monotonic()
+        now = self.kernel.now()
         found = difference(self.table, configs)
         # Of several copies the last goes first.
         for name in reversed(found.removed):
@@ -253,3 +255,63 @@ class Changes:
             self.starter.let_go(process)
             self.kept.overrides.stopped.pop(process.name, None)
             self.log.info("Companion %s is gone", process.name)
+
+
+@dataclass(eq=False, repr=False)
+class Follower:
+    """Repeats what is asked of the old master's manager, while both masters run: ``beside_old_master``."""
+
+    table: ProcessTable
+    log: Any
+    _: KW_ONLY
+    kept: KeptState
+    rights: Rights
+    steering: Steering
+    changes: Changes
+    beside_old_master: bool
+
+    def step(self, now: float) -> None:
+        old, last = self.kept.old, not self.beside_old_master
+        if old is None:
+            return
+        if old.has_changed and not self.steering.stopping:
+            self._follow(*old.look(), at=now)
+        if last:
+            self.kept.old = None
+            self.rights.forget(old.shared)
+            old.shared.close()
+
+    def _follow(self, before: Overrides, now: Overrides, *, at: float) -> None:
+        """Do here what has been asked of the old manager since *before*."""
+        if before.configuration != now.configuration:
+            self.log.info("Rereading companions, as the old master did")
+            self.changes.reread()
+        for group in {*before.scaled, *now.scaled}:
+            if before.scaled.get(group) != now.scaled.get(group):
+                self._follow_scale(group, now.scaled.get(group))
+        for name, stopped in now.stopped.items():
+            process = self.table.get(name)
+            if process is None or process.removed or before.stopped.get(name) == stopped:
+                continue
+            if stopped and not process.manual_stop:
+                self.log.info("Stopping companion %s, as the old master did by command", name)
+                self.steering.stop([process])
+            elif not stopped and process.state is State.STOPPING:
+                # No command could do that; but this one is to run as soon as it can.
+                self.table.send(process, Event.START, at)
+                process.manual_stop = False
+                self.kept.note(name, stopped=False)
+            elif not stopped:
+                self.log.info("Starting companion %s, as the old master did by command", name)
+                self.steering.start(name)
+
+    def _follow_scale(self, group: str, numbers: tuple[int, int] | None) -> None:
+        """*numbers*: asked for, and configured there; None: as many as are configured."""
+        configs = configs_of(self.table, group)
+        configured = configs[0].numprocs if configs else None
+        if configured is None:
+            return
+        # With another number in the new configuration, that one counts.
+        wanted = numbers[0] if numbers is not None and numbers[1] == configured else configured
+        if len(configs) != wanted:
+            self.changes.scale_group(group, wanted)

@@ -16,10 +16,10 @@ from gunicorn.companion.control import error
 from gunicorn.companion.process import CompanionProcess, State
 from gunicorn.companion.supervise import memory as memory_of
 from gunicorn.companion.supervise.changes import Changes
-from gunicorn.companion.supervise.limits import Belonging
+from gunicorn.companion.supervise.memory import Belonging
 from gunicorn.companion.supervise.steering import Steering
 from gunicorn.companion.table import ProcessTable, in_order
-from gunicorn.unix import session
+from gunicorn.unix.kernel import KERNEL, Kernel
 from gunicorn.unix.signals import signal_name
 
 Request = Mapping[str, Any]
@@ -42,6 +42,7 @@ class Commands:
     server: Mapping[str, Any]
     belonging: Belonging
     after_command: Callable[[], None]
+    kernel: Kernel = KERNEL
 
     def answer(self, request: Request) -> Reply | bytes:
         """The reply to one request; whatever is wrong with it is an error reply."""
@@ -77,7 +78,7 @@ class Commands:
     # -- asking ------------------------------------------------------------
 
     def _status(self, request: Request) -> Reply:
-        now, wall = time.monotonic(), time.time()
+        now, wall = self.kernel.now(), time.time()
         asked: Iterable[CompanionProcess] = self.table.values()
         if request.get("name") is not None:
             asked = self._named(request)
@@ -94,7 +95,7 @@ class Commands:
 
     def _encoded_status(self) -> bytes:
         """The one large and frequent reply, encoded for a thousand companions."""
-        now, wall = time.monotonic(), time.time()
+        now, wall = self.kernel.now(), time.time()
         rolling = self.steering.rolling
         companions = ",".join(
             f'{p.status_json(now, wall)[:-1]},"rolling":{"true" if p.name in rolling else "false"}}}'
@@ -111,7 +112,7 @@ class Commands:
 
     def _add_memory(self, reply: Reply, processes: Collection[CompanionProcess]) -> None:
         sessions = {p.session for p in processes if p.pid is not None and p.session is not None}
-        found = memory_of.of_sessions(sessions, self.belonging(self.table.values()))
+        found = memory_of.of_sessions(sessions, self.belonging())
         usages = []
         for process, one in zip(processes, reply["companions"], strict=True):
             usage = found.get(process.session or 0) if process.pid is not None else None
@@ -194,7 +195,7 @@ class Commands:
         texts = []
         for process in processes:
             assert process.pid is not None
-            session.send(process.pid, number)
+            self.kernel.send(process.pid, number)
             texts.append(f"{process.name} (pid {process.pid}) gets {signal_name(number)}")
         self.log.info("By command: %s", "; ".join(texts))
         return {"ok": True, "message": "; ".join(texts), "names": [process.name for process in processes]}

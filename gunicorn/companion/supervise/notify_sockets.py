@@ -15,13 +15,13 @@ import socket
 import stat
 import struct
 import sys
-import time
 from typing import Any
 
 from gunicorn.companion.child.sdnotify import MAX_DATAGRAM, NOTHING, Notice, parse
 from gunicorn.companion.process import CompanionProcess, Event, State
 from gunicorn.companion.table import ProcessTable
 from gunicorn.unix import session
+from gunicorn.unix.kernel import KERNEL, Kernel
 from gunicorn.unix.poller import Poller
 
 __all__ = ["Notice", "NoticeSocket", "Notifications", "remove_stale"]
@@ -263,7 +263,8 @@ def _is_deserted(path: str) -> bool:
 class Notifications:
     """Receives what the companions of *table* say of themselves, and sends the events that follow."""
 
-    def __init__(self, table: ProcessTable, log: Any, poller: Poller) -> None:
+    def __init__(self, table: ProcessTable, log: Any, poller: Poller, kernel: Kernel = KERNEL) -> None:
+        self.kernel = kernel
         self.table = table
         self.log = log
         self.poller = poller
@@ -305,7 +306,7 @@ class Notifications:
         # In between there is no moment with a companion whose messages would count.
         for notice in notice_socket.receive(process.pid or 0):
             if process.pid is not None:
-                self._take(process, notice)
+                self.take(process, notice)
         for sender in notice_socket.rejected:
             self.log.warning(
                 "Companion %s: ignoring a notification: its sender, pid %d, is none of the companion's"
@@ -314,8 +315,9 @@ class Notifications:
                 sender,
             )
 
-    def _take(self, process: CompanionProcess, notice: Notice) -> None:
-        now = time.monotonic()
+    def take(self, process: CompanionProcess, notice: Notice) -> None:
+        """Send the events that follow from *notice*."""
+        now = self.kernel.now()
         if notice.status is not None:
             process.status_text = notice.status
         if notice.watchdog:

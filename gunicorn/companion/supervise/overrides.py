@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Lasting commands: companions stopped or started, and numbers of copies; kept for the next manager."""
+"""Commands with a lasting effect (stopped, started, scaled), kept for the next manager."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.supervise.sharedstate import SharedState
-from gunicorn.companion.table import Change, ProcessTable
+from gunicorn.companion.table import ProcessTable
 
 # For each set: the number of copies asked for by command, and the configured number that it replaces.
 Scaled = dict[str, tuple[int, int]]
@@ -45,13 +45,13 @@ class Overrides:
         return {"stopped": dict(self.stopped), "scale": scaled, "configuration": self.configuration}
 
 
-class Elder:
-    """The overrides of the old master's manager, as they were at the last look."""
+class OldOverrides:
+    """The overrides of the old master's manager during an upgrade, as of the last look."""
 
-    def __init__(self, shared: SharedState, seen: Overrides | None = None) -> None:
+    def __init__(self, shared: SharedState, seen: Overrides) -> None:
         self.shared = shared
+        self.overrides = seen
         self._version = b""
-        self.overrides = Overrides() if seen is None else seen
 
     @property
     def has_changed(self) -> bool:
@@ -68,23 +68,23 @@ class Elder:
 class KeptState:
     """The state that outlives a manager: overrides, and why companions have settled.
 
-    *shared* is where the next manager reads it. *elder*, over an upgrade, is where the manager of the old
-    master writes the same.
+    *shared* is where the next manager reads it; *old_state* is where the manager of the old master writes the
+    same during an upgrade.
     """
 
-    def __init__(self, shared: SharedState | None, elder: SharedState | None, log: Any) -> None:
+    def __init__(self, shared: SharedState | None, old_state: SharedState | None, log: Any) -> None:
         self.shared = shared
         self.log = log
-        self.elder: Elder | None = None
+        self.old: OldOverrides | None = None
         state = {} if shared is None else shared.read()
-        if elder is not None:
+        if old_state is not None:
             if not state:
                 # The first manager of a new master takes over the overrides of the old one. Companions that
                 # have ended or given up there are retried with the new code.
-                found = Overrides.of(elder.read()).as_state()
-                state = {**found, "elder": found}
-            if isinstance(seen := state.get("elder"), dict):
-                self.elder = Elder(elder, Overrides.of(seen))
+                found = Overrides.of(old_state.read()).as_state()
+                state = {**found, "old": found}
+            if isinstance(seen := state.get("old"), dict):
+                self.old = OldOverrides(old_state, Overrides.of(seen))
         self.overrides = Overrides.of(state)
         self._settled: Mapping[str, Any] = state.get("settled", {})
         self._table = ProcessTable(())
@@ -97,23 +97,16 @@ class KeptState:
         self._table = table
         for name, process in table.items():
             process.manual_stop = self.overrides.stopped.get(name, False)
-        for name, legacy in self._settled.items():
-            if name in table:
-                table[name].inherit(legacy)
-
-    def _state(self) -> dict[str, Any]:
-        state = self.overrides.as_state()
-        state["settled"] = {
-            process.name: legacy for process in self._table.values() if (legacy := process.legacy)
-        }
-        if self.elder is not None:
-            state["elder"] = self.elder.overrides.as_state()
-        return state
+            if name in self._settled:
+                process.restore_settled(self._settled[name])
 
     def write(self) -> None:
-        """Write it down for the next manager, and for that of a new master."""
+        """Write the state for the next manager, and for that of a new master."""
         self._overrides_changed = False
-        state = self._state()
+        state = self.overrides.as_state()
+        state["settled"] = {p.name: its for p in self._table.values() if (its := p.settled_state) is not None}
+        if self.old is not None:
+            state["old"] = self.old.overrides.as_state()
         if state == self._written or self.shared is None or not self._is_ours:
             return
         self._written = state
@@ -123,7 +116,7 @@ class KeptState:
             self.log.error("Commands so far will be lost with this companion manager: %s", exc.strerror)
 
     def write_overrides(self) -> None:
-        """Write only if a command has changed one: a released companion may start elsewhere at once."""
+        """Write the state if a command has changed an override since."""
         if self._overrides_changed:
             self.write()
 
@@ -133,26 +126,20 @@ class KeptState:
         self._is_ours = False
 
     def note(self, name: str, *, stopped: bool) -> None:
-        """The companion *name* was stopped or started by command."""
+        """Note that *name* was stopped or started by command."""
         self.overrides.stopped[name] = stopped
         self._overrides_changed = True
-
-    def observe(self, change: Change) -> None:
-        """Note a stop by command that has begun or ended with an event."""
-        process = change.process
-        if process.manual_stop is not change.before.manual_stop:
-            self.note(process.name, stopped=process.manual_stop)
 
     @property
     def must_follow_first(self) -> bool:
         """Whether the old master's manager was given a command that has not been done here."""
-        return self.elder is not None and self.elder.has_changed
+        return self.old is not None and self.old.has_changed
 
     def descriptors(self) -> Iterable[int]:
         if self.shared is not None:
             yield self.shared.fd
-        if self.elder is not None:
-            yield self.elder.shared.fd
+        if self.old is not None:
+            yield self.old.shared.fd
 
 
 def configs_of(table: ProcessTable, group: str) -> list[CompanionConfig]:

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 
 from gunicorn.companion.process import Cause, CompanionProcess, Event, State
-from gunicorn.companion.supervise.order import Stop, Stops
+from gunicorn.companion.supervise.order import Rolling, Stop, Stops
 from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.rights import StartRights
-from gunicorn.companion.supervise.rolling import Rolling
 from gunicorn.companion.table import ProcessTable
+from gunicorn.unix.kernel import KERNEL, Kernel
 
 Outcome = tuple[bool, str]
 
@@ -31,6 +30,7 @@ class Steering:
     kept: KeptState
     start_rights: StartRights
     stop_order: str
+    kernel: Kernel = KERNEL
     stopping: bool = False
     # Whether the stop makes room for another manager, and the server goes on.
     replaced: bool = False
@@ -56,8 +56,8 @@ class Steering:
             return True, f"{name} is already running"
         if process.state is State.STARTING:
             return True, self._is_starting(process)
-        self.table.send(process, Event.START, time.monotonic())
         self._note_start(process)
+        self.table.send(process, Event.START, self.kernel.now())
         return True, f"{name} is starting"
 
     def stop(self, processes: Iterable[CompanionProcess]) -> dict[str, Outcome]:
@@ -66,7 +66,7 @@ class Steering:
         for name in stopped:
             self.stops.ask(name, Stop(manual=True))
             self.kept.note(name, stopped=True)
-        self.stop_due(time.monotonic())
+        self.stop_due(self.kernel.now())
         return {name: (True, self._is_stopped(name, already)) for name, already in stopped.items()}
 
     def restart(self, name: str, cause: Cause = Cause.COMMAND, reason: str = "by command") -> Outcome:
@@ -77,9 +77,9 @@ class Steering:
         self._take_stop_back(process)
         # Without a process its restart is the start that it waits for.
         coming = process.state is State.STARTING and process.pid is None
-        self.table.send(process, Event.RESTART, time.monotonic(), cause=cause, reason=reason)
-        process.manual_stop = False
         self._note_start(process)
+        process.manual_stop = False
+        self.table.send(process, Event.RESTART, self.kernel.now(), cause=cause, reason=reason)
         return True, self._is_starting(process) if coming else f"{name} is restarting"
 
     def restart_in_turn(self, name: str) -> Outcome:
@@ -94,13 +94,13 @@ class Steering:
 
     def _is_stopping(self, process: CompanionProcess) -> Outcome:
         """The refusal of a start, with the time that it may still take."""
-        return False, f"{process.name} is stopping; retry later ({process.description(time.monotonic())})"
+        return False, f"{process.name} is stopping; retry later ({process.description(self.kernel.now())})"
 
     def _is_starting(self, process: CompanionProcess) -> str:
         """Return ``rq is already starting``, or what it waits for."""
         if process.pid is not None:
             return f"{process.name} is already starting"
-        return f"{process.name} is {process.description(time.monotonic())}"
+        return f"{process.name} is {process.description(self.kernel.now())}"
 
     def _is_stopped(self, name: str, already: bool) -> str:
         process = self.table[name]
@@ -111,8 +111,8 @@ class Steering:
         return f"{name} is {'stopped' if process.state is State.STOPPED else 'stopping'}"
 
     def _note_start(self, process: CompanionProcess) -> None:
-        """Remember that a companion without autostart is to run in the next manager too."""
-        if not process.config.autostart:
+        """Note for the next manager that *process* is to run, unless it would anyway."""
+        if process.manual_stop or not process.config.autostart:
             self.kept.note(process.name, stopped=False)
 
     def _take_stop_back(self, process: CompanionProcess) -> None:
@@ -133,7 +133,7 @@ class Steering:
         if self.stopping and timeout is None:
             return
         self.replaced = reload
-        now, again = time.monotonic(), self.stopping
+        now, again = self.kernel.now(), self.stopping
         self.stopping = self.table.changed = True
         if reload:
             # The next manager brings new code, so it retries companions that have failed with the old one.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Start companions: choose those that are due, prepare them, fork, and clean up failures."""
+"""Start companions: choose those that are due, prepare and fork them, and release what a start was given."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import contextlib
 import errno
 import functools
 import itertools
-import os
 import resource
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field
+from os import getpid
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
@@ -20,34 +19,74 @@ from gunicorn.companion import detached
 from gunicorn.companion.child.descriptors import runs
 from gunicorn.companion.child.ending import flush
 from gunicorn.companion.detached import Mark
-from gunicorn.companion.process import WAIT_INTERVAL, CompanionProcess, Event, State
+from gunicorn.companion.process import WAIT_INTERVAL, Action, CompanionProcess, Event, State
 from gunicorn.companion.runfile import RunFile
-from gunicorn.companion.spawn import Birth, Plan, server_variables, spawn
+from gunicorn.companion.spawn import Birth, Plan, spawn
 from gunicorn.companion.supervise import order
-from gunicorn.companion.supervise.hooks import Hooks, no_hook
 from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.overrides import KeptState
-from gunicorn.companion.supervise.reporting import Reporter
 from gunicorn.companion.supervise.rights import Blocked, StartRights
 from gunicorn.companion.supervise.sockets import Listeners
-from gunicorn.companion.table import ProcessTable
+from gunicorn.companion.table import Change, ProcessTable
+from gunicorn.unix.kernel import KERNEL, Kernel
 
 if TYPE_CHECKING:
     from gunicorn.companion.child.watch import SourceWatch
 
 # Companions that are started before others, and the control socket, have their turn.
 STARTS_AT_ONCE = 64
-# Seconds of head start for new processes.
-HEAD_START = 0.002
+
+Hook = Callable[[Any, CompanionProcess], Any]
 
 
-def _explain(exc: OSError) -> str:
-    """What the system says; of a limit also how high it is and where it is set."""
-    text = exc.strerror or str(exc)
-    if exc.errno != errno.EMFILE:
-        return text
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return f"{text} (the limit is {limit}: LimitNOFILE=, ulimit -n)"
+def no_hook(manager: Any, companion: CompanionProcess) -> None:
+    """The default of every hook."""
+
+
+class Hooks:
+    """The hooks of companions, called with *manager* as their first argument; `post_fork` in the child."""
+
+    def __init__(
+        self,
+        manager: Any,
+        log: Any,
+        *,
+        pre_fork: Hook = no_hook,
+        post_fork: Hook = no_hook,
+        on_exit: Hook = no_hook,
+    ) -> None:
+        self.manager = manager
+        self.log = log
+        self.set(pre_fork=pre_fork, post_fork=post_fork, on_exit=on_exit)
+
+    def set(self, *, pre_fork: Hook, post_fork: Hook, on_exit: Hook) -> None:
+        """Use these from now on."""
+        self.pre_fork = pre_fork
+        self.post_fork = post_fork
+        self.on_exit = on_exit
+
+    def before_fork(self, process: CompanionProcess) -> None:
+        self._call("companion_pre_fork", self.pre_fork, process)
+
+    def after_exit(self, process: CompanionProcess) -> None:
+        self._call("companion_exit", self.on_exit, process)
+
+    def _call(self, name: str, hook: Hook, process: CompanionProcess) -> None:
+        """A hook that raises changes nothing else."""
+        try:
+            hook(self.manager, process)
+        except (Exception, SystemExit):
+            self.log.exception("%s failed for companion %s", name, process.name)
+
+
+def fork(birth: Birth) -> int:
+    """Fork a companion; return its pid. Raises OSError."""
+    # Flush buffers, so that parent and child do not both write them.
+    flush()
+    [forked] = spawn([Plan.of(birth)])
+    if isinstance(forked, OSError):
+        raise forked
+    return forked
 
 
 # The right to start, the sockets of `bind`, the address of the notify socket.
@@ -56,10 +95,11 @@ _Prepared = tuple[RunFile, list[socket], str | None]
 
 @dataclass(eq=False, repr=False)
 class Starter:
-    """Starts the companions of *table*, and lets go of what each start was made with.
+    """Starts the companions of *table*, and releases what each start was given.
 
     *descriptors* lists those of the manager's own, which no child keeps; *spare_descriptors* frees some to
-    read files with. ``nofile`` is the limit that companions get; none: the manager's.
+    read files with. *fork* makes a process of a `Birth`. ``nofile`` is their limit of open files; none: the
+    manager's.
     """
 
     table: ProcessTable
@@ -70,17 +110,20 @@ class Starter:
     notifications: Notifications
     kept: KeptState
     hooks: Hooks
-    reporter: Reporter
     watch: SourceWatch | None
     descriptors: Callable[[], list[int]]
     spare_descriptors: Callable[[], AbstractContextManager[None]]
+    kernel: Kernel = KERNEL
+    fork: Callable[[Birth], int] = fork
     nofile: tuple[int, int] | None = None
     # What dead managers have left, as of a moment.
     _left: dict[int, str] = field(default_factory=dict, init=False)
     _left_at: float = field(default=float("-inf"), init=False)
 
+    # -- what is to start --------------------------------------------------
+
     def start_wanted(self, now: float) -> None:
-        """Have those start that are meant to run, and end what a dead manager left of the others."""
+        """Begin to start companions that are meant to run, and end what a dead manager left of the others."""
         for process in self.table.values():
             wanted = process.config.autostart or self.kept.overrides.stopped.get(process.name) is False
             if wanted and not process.manual_stop and process.settled is None:
@@ -92,16 +135,16 @@ class Starter:
         """What a dead manager left of a companion that is to be stopped: STOPPING until it is gone."""
         if not self.start_rights.has_older_process(process.name):
             return
-        manual, legacy = process.manual_stop, process.legacy
+        manual, settled = process.manual_stop, process.settled_state
         self.table.send(process, Event.START, now)
         with contextlib.suppress(OSError):
             self._claim(process, now)
         self.table.send(process, Event.STOP, now, manual=manual)
-        if legacy is not None:
-            process.inherit(legacy)
+        if settled is not None:
+            process.restore_settled(settled)
 
     def start_due(self, now: float) -> bool:
-        """Start what may be started; False if there is more of it."""
+        """Start companions that are due; False if some of them are left for the next time."""
         idle = [p for p in self.table.values() if p.pid is None]
         for process in idle:
             if process.due_event(now) is Event.DELAY_PASSED:
@@ -110,57 +153,38 @@ class Starter:
         waiting = [p for p in idle if p.state is State.STARTING and (p.config.after or p.held_by)]
         order.hold(self.table, waiting)
         due = [process for process in idle if process.can_start(now)]
-        return not due or self.spawn(due)
+        return not due or self.start(due)
 
-    def spawn(self, processes: Iterable[CompanionProcess]) -> bool:
-        """Fork each of *processes* that no older process blocks; False if some are left for later.
+    # -- a start -----------------------------------------------------------
 
-        Prepare all of them, then fork all, then follow up all: after a fork each page that is written to is
-        copied, so do as little as possible between two forks.
-        """
+    def start(self, processes: Iterable[CompanionProcess]) -> bool:
+        """Fork each of *processes* that no older process blocks; False if some may be left."""
         found = ((each, its) for each in processes if (its := self._prepare(each)) is not None)
-        # Those that have to wait for somebody take no turn away.
+        # A companion that has to wait takes no turn away.
         prepared = list(itertools.islice(found, STARTS_AT_ONCE))
-        # Companions that have their descriptors must not fail because one more is missing for a moment.
-        with self.spare_descriptors():
-            close, unwanted = runs(self.descriptors()), server_variables()
-            plans = [(each, Plan.of(self._birth(each, its, close), unwanted)) for each, its in prepared]
-            # Flush buffers, so that parent and child do not both write them.
-            flush()
-            if self.hooks.pre_fork is no_hook:
-                pids = spawn([plan for _, plan in plans])
-                forked = [(process, pid) for (process, _), pid in zip(plans, pids, strict=True)]
-            else:
-                forked = list(self._hooked(plans))
-        now = time.monotonic()
-        if forked:
-            # The new ones go first, if they are on our core: what follows has time. To yield is not enough,
-            # for each of them is a session of its own, which the scheduler may treat as a group.
-            time.sleep(HEAD_START)
-        self.reporter.flush()
-        for process, pid in forked:
-            if isinstance(pid, int):
-                self.table.send(process, Event.FORKED, now, pid=pid)
-                self.log.info("Starting companion %s (pid %d)", process.name, pid)
-            else:
-                self._fail(process, f"cannot fork: {pid.strerror}")
+        close = runs(self.descriptors())
+        for process, its in prepared:
+            self.hooks.before_fork(process)
+            # The hook may have stopped it.
+            if process.state is State.STARTING:
+                self._fork(process, self._birth(process, its, close))
         return len(prepared) < STARTS_AT_ONCE
 
-    def _hooked(
-        self, plans: Iterable[tuple[CompanionProcess, Plan]]
-    ) -> Iterator[tuple[CompanionProcess, int | OSError]]:
-        """Fork each after its `companion_pre_fork`, but for those that it has stopped."""
-        for process, plan in plans:
-            self.hooks.before_fork(process)
-            if process.state is State.STARTING:
-                flush()
-                [forked] = spawn([plan])
-                yield process, forked
+    def _fork(self, process: CompanionProcess, birth: Birth) -> None:
+        try:
+            # A start must not fail because one more descriptor is missing for a moment.
+            with self.spare_descriptors():
+                pid = self.fork(birth)
+        except OSError as exc:
+            self._fail(process, f"cannot fork: {exc.strerror}")
+            return
+        self.table.send(process, Event.FORKED, self.kernel.now(), pid=pid)
+        self.log.info("Starting companion %s (pid %d)", process.name, pid)
 
     def _prepare(self, process: CompanionProcess) -> _Prepared | None:
         """Gather what a start needs; None if it must wait, or has failed."""
         try:
-            run = self._claim(process, time.monotonic())
+            run = self._claim(process, self.kernel.now())
         except OSError as exc:
             self._fail(process, f"cannot make its run file: {_explain(exc)}")
             return None
@@ -176,6 +200,19 @@ class Starter:
         except OSError as exc:
             self._fail(process, _explain(exc))
             return None
+
+    def _claim(self, process: CompanionProcess, now: float) -> RunFile | None:
+        """Return the locked run file; None, and the process BLOCKED, while an older process is in the way."""
+        claimed = self.start_rights.claim(process.name, now, singleton=process.config.singleton)
+        if isinstance(claimed, Blocked):
+            self.table.send(process, Event.BLOCKED, now, pid=claimed.pid, session=claimed.session)
+            return None
+        if self.kept.must_follow_first:
+            # Over an upgrade: this may be free because it was stopped by command.
+            self.start_rights.clear(process.name)
+            self.table.changed = True
+            return None
+        return claimed
 
     def _open_listeners(self, process: CompanionProcess) -> list[socket] | None:
         """Return the sockets of `bind`; None, and the process BLOCKED, while their owner still ends.
@@ -199,7 +236,7 @@ class Starter:
                 blocked = self._who_listens(process) if exc.errno == errno.EADDRINUSE else None
                 if blocked is None:
                     raise
-        self.table.send(process, Event.BLOCKED, time.monotonic(), pid=blocked.pid)
+        self.table.send(process, Event.BLOCKED, self.kernel.now(), pid=blocked.pid)
         return None
 
     def _who_listens(self, process: CompanionProcess) -> Blocked | None:
@@ -220,13 +257,14 @@ class Starter:
 
     def _left_by_dead_manager(self, process: CompanionProcess) -> Blocked | None:
         """An older process whose manager is dead, and which keeps the sockets open until it ends."""
-        if time.monotonic() >= self._left_at + WAIT_INTERVAL:
+        now = self.kernel.now()
+        if now >= self._left_at + WAIT_INTERVAL:
             try:
                 self._left = detached.may_hold_sockets(self.start_rights.run_dir)
             except OSError:
                 # No descriptor is left to look with.
                 return None
-            self._left_at = time.monotonic()
+            self._left_at = now
         copies = (p for p in self.table.values() if p.config.group == process.config.group)
         names = {detached.digest(p.name) for p in copies}
         pid = min((pid for pid, name in self._left.items() if name in names), default=None)
@@ -235,8 +273,9 @@ class Starter:
     def _birth(self, process: CompanionProcess, prepared: _Prepared, close: list[tuple[int, int]]) -> Birth:
         hook = self.hooks.post_fork
         run, listeners, notify = prepared
+        config = process.config
         return Birth(
-            config=process.config,
+            config=config,
             run=run,
             close=close,
             post_fork=None if hook is no_hook else functools.partial(hook, self.hooks.manager, process),
@@ -247,32 +286,26 @@ class Starter:
             # No later manager stops leftovers of a companion that may run beside its older process.
             mark=str(
                 Mark.of(
-                    self.start_rights.run_dir if process.config.singleton else None, process.name, os.getpid()
+                    self.start_rights.run_dir if process.config.singleton else None, process.name, getpid()
                 )
             ),
             # Those of a program are closed as it begins.
-            close_logs=getattr(self.log, "close_in_child", None) if process.config.command is None else None,
+            close_logs=getattr(self.log, "close_in_child", None) if config.command is None else None,
         )
 
-    def _claim(self, process: CompanionProcess, now: float) -> RunFile | None:
-        """Return the locked run file; None, and the process BLOCKED, while an older process is in the way."""
-        claimed = self.start_rights.claim(process.name, now, singleton=process.config.singleton)
-        if isinstance(claimed, Blocked):
-            self.table.send(process, Event.BLOCKED, now, pid=claimed.pid, session=claimed.session)
-            return None
-        if self.kept.must_follow_first:
-            # Over an upgrade: this may be free because it was stopped by command.
-            self.start_rights.clear(process.name)
-            self.table.changed = True
-            return None
-        return claimed
-
     def _fail(self, process: CompanionProcess, reason: str) -> None:
-        self.table.send(process, Event.START_FAILED, time.monotonic(), reason=reason)
-        self.release(process)
+        self.table.send(process, Event.START_FAILED, self.kernel.now(), reason=reason)
+        self._release(process)
         self.log.error("Companion %s failed to start: %s", process.name, reason)
 
-    def release(self, process: CompanionProcess) -> None:
+    # -- its end -----------------------------------------------------------
+
+    def observe(self, change: Change) -> None:
+        """Release what a start was given when the table of transitions asks for it."""
+        if Action.RELEASE in change.actions:
+            self._release(change.process)
+
+    def _release(self, process: CompanionProcess) -> None:
         """Its session is empty. Between two starts the right to start it stays ours."""
         if process.state is State.STOPPED:
             self.let_go(process)
@@ -288,5 +321,15 @@ class Starter:
         if process.config.bind and all(p.state is State.STOPPED for p in copies):
             # The next start, by us or by another server, opens them again.
             self.listeners.close(group)
+        # A released companion may start elsewhere at once, and must know of a stop by command.
         self.kept.write_overrides()
         self.start_rights.release(process.name)
+
+
+def _explain(exc: OSError) -> str:
+    """What the system says; of a limit also how high it is and where it is set."""
+    text = exc.strerror or str(exc)
+    if exc.errno != errno.EMFILE:
+        return text
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f"{text} (the limit is {limit}: LimitNOFILE=, ulimit -n)"

@@ -16,7 +16,7 @@ from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.process import Event, State
 from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.supervise.sockets import Listeners
-from gunicorn.companion.supervise.starting import Starter
+from gunicorn.companion.supervise.starter import Starter
 from gunicorn.companion.table import ProcessTable
 
 
@@ -56,7 +56,7 @@ def test_an_address_that_was_released_meanwhile_is_no_failed_start(
             run_dir=str(tmp_path),
         )
         notifications = SimpleNamespace(open=lambda *_: None, discard=lambda name: None)
-        others = cast(dict[str, Any], dict.fromkeys(("hooks", "reporter", "watch", "descriptors")))
+        others = cast(dict[str, Any], dict.fromkeys(("hooks", "watch", "descriptors")))
         starter = Starter(
             table,
             logging.getLogger("test"),

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: MIT
+"""The processes of companions: reap them, signal them, keep their deadlines, and end their sessions."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+from gunicorn.companion import detached
+from gunicorn.companion.process import MIN_START_INTERVAL, Action, CompanionProcess, Event, State
+from gunicorn.companion.supervise.notify_sockets import Notifications
+from gunicorn.companion.supervise.order import Stops
+from gunicorn.companion.supervise.rights import StartRights
+from gunicorn.companion.table import Change, ProcessTable, Reporter
+from gunicorn.unix import session
+from gunicorn.unix.kernel import KERNEL, Kernel
+from gunicorn.unix.process import describe_status
+from gunicorn.unix.signals import signal_name
+
+# Seconds for the leftovers of a stopped companion to notice that they are alone, as helpers do when their
+# pipe ends.
+GRACE = 0.05
+
+# Seconds after a deadline at which the manager must have been held up itself.
+LATE = 1.0
+
+
+@dataclass(eq=False, repr=False)
+class Sessions:
+    """Sends the companions of *table* the events of their processes, and carries out what follows.
+
+    *after_exit* is called after each exit; *tell* sends the master a message. ``children`` is set where
+    descendants that lose their parent become our children: prctl(2), PR_SET_CHILD_SUBREAPER.
+    """
+
+    table: ProcessTable
+    log: Any
+    _: KW_ONLY
+    start_rights: StartRights
+    notifications: Notifications
+    stops: Stops
+    reporter: Reporter
+    after_exit: Callable[[CompanionProcess], object]
+    tell: Callable[[dict[str, Any]], object]
+    kernel: Kernel = KERNEL
+    children: session.OwnChildren | None = field(default=None, init=False)
+    adopted: detached.Adopted | None = field(default=None, init=False)
+    _to_kill: set[CompanionProcess] = field(default_factory=set, init=False)
+    # By session: when leftovers were seen first, and which of them have had SIGKILL.
+    _seen: dict[int, float] = field(default_factory=dict, init=False)
+    _killed: dict[int, set[int]] = field(default_factory=dict, init=False)
+    # Processes outside of a draining session that have had the stop signal.
+    _asked: set[int] = field(default_factory=set, init=False)
+
+    def adopt(self, children: session.OwnChildren) -> None:
+        """Adopt descendants that lose their parent from now on."""
+        self.children = children
+        self.adopted = detached.Adopted(children, self.start_rights.run_dir)
+
+    # -- exits ---------------------------------------------------------------
+
+    def reap(self) -> None:
+        """Collect every child that has ended, adopted ones included."""
+        while (found := self.kernel.wait()) is not None:
+            pid, status = found
+            process = self.table.by_pid(pid)
+            if process is not None:
+                self._bury(process, pid, status)
+            elif any(p.draining for p in self.table.values()):
+                # An adopted process, perhaps the last of a session that may finish.
+                self.table.changed = True
+
+    def _bury(self, process: CompanionProcess, pid: int, status: int) -> None:
+        run = self.start_rights.held(process.name)
+        reason = run.error_of(pid) if run is not None else None
+        # Messages that it sent just before its exit count.
+        self.notifications.receive(process)
+        asked = process.state is State.STOPPING or process.name in self.stops
+        obeyed = asked and not process.failing and not process.killed
+        self.table.send(process, Event.EXITED, self.kernel.now(), status=status, reason=reason)
+        how = reason or describe_status(status)
+        if obeyed and reason is None and process.last_exit_code == 0:
+            how = "stopped"
+        elif obeyed and process.last_exit_signal == process.config.stop_signal:
+            how = f"stopped ({signal_name(process.config.stop_signal)})"
+        if asked or process.settled is not None:
+            self.log.info("Companion %s (pid %d) %s", process.name, pid, how)
+        else:
+            self.log.warning(
+                "Companion %s (pid %d) %s; restarting in %.3gs", process.name, pid, how, _delay_of(process)
+            )
+        self.after_exit(process)
+
+    # -- actions and deadlines -------------------------------------------------
+
+    def observe(self, change: Change) -> None:
+        """Carry out what the table of transitions asks for, but the release."""
+        process, config = change.process, change.process.config
+        for action in change.actions:
+            if action is Action.SIGNAL:
+                self._ask_to_stop(process)
+            elif action is Action.ABORT and process.pid is not None:
+                self.log.error("Killing companion %s (pid %d): %s", process.name, process.pid, process.reason)
+                self.kernel.ask_to_stop(process.pid, signal.SIGABRT, config.stop_as_group)
+            elif action is Action.KILL:
+                # At the next step, which reads the process table once for all of them.
+                self._to_kill.add(process)
+            elif action is Action.GIVE_UP:
+                self.log.error("Companion %s %s", process.name, process.verdict)
+                if config.on_give_up == "shutdown":
+                    self.tell({"gave_up": process.name})
+
+    def _ask_to_stop(self, process: CompanionProcess) -> None:
+        name, pid, config = process.name, process.pid, process.config
+        if pid is None:
+            # The leader is gone.
+            self.kernel.ask_group_to_stop(process.session or 0, config.stop_signal)
+            return
+        if process.failing:
+            # Log before the signal, so that this line does not cut the companion's traceback in two.
+            self.log.error("Stopping companion %s (pid %d): %s", name, pid, process.reason)
+        self.log.info("Companion %s (pid %d) gets %s", name, pid, signal_name(config.stop_signal))
+        self.kernel.ask_to_stop(pid, config.stop_signal, config.stop_as_group)
+        if config.stop_as_group:
+            self.start_rights.note_group_signalled(name, pid)
+
+    def step(self, now: float) -> None:
+        """Act on deadlines that have passed, then kill what is to be killed and find sessions empty."""
+        for process in self.table.values():
+            if process.due_event(now) is not None:
+                self._act_on_deadline(process, now)
+        for process in self._end_sessions(now):
+            self.table.send(process, Event.EMPTY, now)
+
+    def _act_on_deadline(self, process: CompanionProcess, now: float) -> None:
+        if process.due_event(now) in (Event.NOT_READY, Event.HUNG):
+            # It may have sent messages that have not been read yet.
+            self.notifications.receive(process)
+        due = process.due_event(now)
+        if due is Event.HUNG and now > (process.watchdog_at or now) + LATE:
+            # We were held up ourselves, and perhaps it was with us (a paused container).
+            self.table.send(process, Event.BEAT, now)
+        elif due is Event.DEADLINE:
+            self.log.warning("Companion %s (pid %s) did not stop in time: SIGKILL", process.name, process.pid)
+            self.table.send(process, Event.DEADLINE, now)
+        elif due in (Event.ALIVE, Event.NOT_READY, Event.HUNG):
+            self.table.send(process, due, now)
+
+    # -- ending sessions -------------------------------------------------------
+
+    def _end_sessions(self, now: float) -> list[CompanionProcess]:
+        """Kill leftovers; return the companions whose session has become empty.
+
+        One read of the process table serves them all, and usually none is needed.
+        """
+        processes = self.table.values()
+        ending = [p for p in processes if p.ending]
+        own = {p for p in {*ending, *self._to_kill} if not self.start_rights.waits_for_older_process(p.name)}
+        self._to_kill.clear()
+        if not any(p.draining for p in ending):
+            self._asked.clear()
+        wanted = {p.session for p in own if p.session is not None} | self.start_rights.sessions_to_look_at(
+            now
+        )
+        if not wanted:
+            return []
+        members: dict[int, list[int]] = {}
+        away: dict[str, list[int]] = {}
+        try:
+            if not self._nothing_is_left(own, wanted):
+                members, away = self.kernel.members(wanted), self._away(own)
+        except OSError:
+            # No descriptor is left to read with. Kill the processes that can be found without one; the next
+            # step finds the rest.
+            for process in own:
+                if process.pid is not None:
+                    self.kernel.send(process.pid, signal.SIGKILL)
+            return []
+        for process in own:
+            outside = away.get(process.name, [])
+            if process.draining:
+                self._ask(process, outside)
+            else:
+                self._kill(process, members.get(process.session or 0, ()), outside, now)
+        older = {p.name: self.start_rights.older_session(p.name) for p in ending if p not in own}
+        gone_before = {
+            name
+            for name, number in older.items()
+            if number in wanted and self.start_rights.step_older_process(name, now, members)
+        }
+        gone_before -= self._end_left_by(gone_before)
+        empty: list[CompanionProcess] = []
+        for process in ending:
+            if process in own:
+                gone = process.session not in members and process.name not in away
+            else:
+                gone = process.name in gone_before
+            if gone:
+                self.start_rights.forget_older_process(process.name)
+                empty.append(process)
+                self._seen.pop(process.session or 0, None)
+                self._killed.pop(process.session or 0, None)
+        self._end_left_by(self.start_rights.step_orphans(now, wanted, members))
+        return empty
+
+    def _nothing_is_left(self, own: Iterable[CompanionProcess], wanted: set[int]) -> bool:
+        """Whether the sessions *wanted* are empty: their leaders are gone, and nobody was adopted from them.
+
+        A session is inherited only by fork, so all its members descend from its leader. When the leader is a
+        zombie, the kernel has given each of its children to the nearest adopting ancestor, which is this
+        process; the same holds for every descendant that dies. So if all our children are companions that we
+        have forked, no descendant is left.
+        """
+        if self.children is None or wanted != {
+            p.session for p in own if p.pid is None and p.waiting_for is None
+        }:
+            return False
+        children = self.children.read()
+        return children is not None and children <= {p.pid for p in self.table.values()}
+
+    def _kill(
+        self, process: CompanionProcess, members: Sequence[int], outside: Sequence[int], now: float
+    ) -> None:
+        leader, number = process.pid, process.session or 0
+        if leader is not None:
+            # Kill the leader first: a supervisor in it would respawn what we kill. Right after the fork it
+            # has not called setsid() yet, so `members` may not list it.
+            self.kernel.send(leader, signal.SIGKILL)
+        leftovers = [pid for pid in (*members, *outside) if pid != leader]
+        early = leftovers and now < self._seen.setdefault(number, now) + GRACE
+        if early and leader is None and process.state is State.STOPPING and not process.killed:
+            return
+        killed = self._killed.setdefault(number, set())
+        fresh = [pid for pid in leftovers if pid not in killed]
+        if fresh:
+            killed.update(fresh)
+            # Before the kill: dead processes have no names.
+            self._report_leftovers(process, fresh, outside)
+        for pid in leftovers:
+            self.kernel.send(pid, signal.SIGKILL)
+
+    def _report_leftovers(
+        self, process: CompanionProcess, pids: Sequence[int], outside: Collection[int]
+    ) -> None:
+        """Log that *pids* are killed with the session of *process*; *outside*: those that have left it."""
+        now = self.kernel.now()
+        how = "is killed together with" if process.pid is not None else "has exited and left behind"
+        self.log.warning(
+            "Companion %s (pid %s) %s %s: SIGKILL", process.name, process.session, how, session.names_of(pids)
+        )
+        asked = process.state is State.STOPPING and process.settled is None and not process.killed
+        if asked and process.pid is None and not process.config.stop_as_group:
+            self.log.warning(
+                "Companion %s: stop_as_group sends them the stop signal and lets them finish", process.name
+            )
+        hint = None
+        if outside and process.pid is None and (process.state is not State.STOPPING or process.settled):
+            # Nobody has asked it to end: as a daemon does, which another one would be started beside.
+            hint = f"pid {', '.join(map(str, outside))} had detached itself: run it in the foreground"
+            self.log.warning("Companion %s: %s", process.name, hint)
+        self.table.send(process, Event.LEFTOVERS_KILLED, now, count=len(pids), reason=hint)
+        self.reporter.broadcast("leftovers killed", process, now, pids=list(pids))
+
+    # -- processes that have left their session --------------------------------
+
+    def _away(self, processes: Iterable[CompanionProcess]) -> dict[str, list[int]]:
+        """Map names of *processes* to the pids that have left their session and lost their parent."""
+        if self.adopted is None:
+            return {}
+        everyone = self.table.values()
+        sessions = {p.session for p in everyone}
+        found = self.adopted.of([p.name for p in processes], [p.pid for p in everyone if p.pid is not None])
+        return {
+            name: outside
+            for name, pids in found.items()
+            if (outside := [pid for pid in pids if session.session_of(pid) not in sessions])
+        }
+
+    def belonging(self) -> Mapping[int, int]:
+        """Map processes that have left their session and lost their parent to that session."""
+        sessions = {p.name: p.session for p in self.table.values()}
+        try:
+            away = self._away(self.table.values())
+        except OSError:
+            return {}
+        return {pid: sessions[name] or 0 for name, pids in away.items() for pid in pids}
+
+    def _ask(self, process: CompanionProcess, outside: Iterable[int]) -> None:
+        """Send the stop signal, once, to processes outside the process group that had it."""
+        for pid in outside:
+            if pid not in self._asked:
+                self._asked.add(pid)
+                self.kernel.ask_to_stop(pid, process.config.stop_signal)
+
+    # -- what dead managers have left --------------------------------------------
+
+    def _end_left_by(self, names: Collection[str]) -> set[str]:
+        """Kill leftovers of the older processes of *names*; return the names that had some."""
+        if not names or self.adopted is None:
+            return set()
+        wanted = {detached.digest(name): name for name in names}
+        try:
+            left = detached.left(self.start_rights.run_dir)
+        except OSError:
+            # No descriptor is left to look with; the next step does.
+            return set(names)
+        found = {pid: wanted[mark.name] for pid, mark in left.items() if mark.name in wanted}
+        if found:
+            self._report_old_leftovers(found)
+        for pid in found:
+            self.kernel.send(pid, signal.SIGKILL)
+        return set(found.values())
+
+    def end_left(self) -> list[str]:
+        """Kill leftovers of dead managers; return the names whose older processes are still ending.
+
+        Their leftovers follow.
+        """
+        if self.adopted is None:
+            return []
+        try:
+            older = self.start_rights.with_older_processes()
+        except OSError:
+            return []
+        busy = {detached.digest(name) for name in older}
+        run_dir = self.start_rights.run_dir
+        detached.end_left(
+            lambda: detached.left(run_dir), self._report_old_leftovers, lambda mark: mark.name not in busy
+        )
+        return older
+
+    def _report_old_leftovers(self, pids: Collection[int]) -> None:
+        self.log.warning("Companions of a dead manager left behind %s: SIGKILL", session.names_of(pids))
+
+    def descriptors(self) -> list[int]:
+        return [self.children.fd] if self.children is not None and self.children.fd >= 0 else []
+
+    def close(self) -> None:
+        if self.children is not None:
+            self.children.close()
+
+
+def _delay_of(process: CompanionProcess) -> float:
+    """Seconds from its exit to its next start."""
+    wait = (process.next_retry_at or 0.0) - (process.exited_at or 0.0)
+    # In a crash loop the delay may be longer than configured.
+    return wait if wait > MIN_START_INTERVAL else process.delay
