@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The master process: it listens, manages workers and companions, and handles signals.
 
-``run()`` is one loop around one wait. Each kind of children has its own part: ``workforce``,
-``companionship``, ``succession``; ``shutdown`` and ``reload`` concern all of them.
+``run()`` is one loop around one wait. Each kind of children has its own part: ``master.workforce``,
+``companion.server.handle``, ``master.succession``; ``shutdown`` and ``reload`` concern all of them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from gunicorn.glogging import reopen_logs
 from gunicorn.loading import getcwd
 from gunicorn.master import handoff, pool
 from gunicorn.master.announce import Situation
-from gunicorn.master.reload import Reloading
+from gunicorn.master.reload import Reloading, Switch
 from gunicorn.master.shutdown import Shutdown
 from gunicorn.master.succession import Succession
-from gunicorn.master.switch import Switch
 from gunicorn.pidfile import Pidfile, successor_path
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_end
@@ -95,7 +94,6 @@ class Arbiter(Shutdown, Succession, Reloading):
         self.reexec_pid = 0
         self.master_pid = 0
         self.started_at = 0.0
-        self.companion_manager_pid = 0
         self.companions = None
         self.inherited_run_dir = None
         self.inherited_state_fd = None
@@ -112,16 +110,16 @@ class Arbiter(Shutdown, Succession, Reloading):
         self._env_before: dict[str, str | None] = {}
         self._ready_to_fork = False
         self._started = False
-        self._stopping = False
+        self.stopping = False
         self._halting = False
         self._in_child = False
         self._failed = False
         self._halt_reason = ""
-        self._given_up = ""
         self._reaped = 0
         self._served = False
         # A reload whose workers have yet to show that they boot.
         self._switch: Switch | None = None
+        self.old_listeners = []
 
         # A successor starts as this process did: its command line, working directory, environment.
         # The original arguments keep ``-m gunicorn`` and what the interpreter itself was given.
@@ -235,7 +233,7 @@ class Arbiter(Shutdown, Succession, Reloading):
         """Within the block a signal to stop interrupts a wait with Interrupted."""
         return contextlib.nullcontext() if self.inbox is None else self.inbox.interrupting(STOPS)
 
-    def hear_signals_again(self) -> None:
+    def restore_signal_handlers(self) -> None:
         """Restore our signal handlers: a configuration file, or a module that it imports, may have set its
         own.
         """
@@ -322,7 +320,7 @@ class Arbiter(Shutdown, Succession, Reloading):
         kill_at = pool.next_kill(records)
         if kill_at is not None:
             waits.append(kill_at - now)
-        if not self._stopping:
+        if not self.stopping:
             plan = self._plan(now)
             if plan.spawn:
                 waits.append(self._pacing.pause(now))
@@ -341,7 +339,7 @@ class Arbiter(Shutdown, Succession, Reloading):
             companions=len(self.cfg.companion_workers),
             successor=self.reexec_pid,
             waiting=self.master_pid != 0,
-            stopping=self._stopping,
+            stopping=self.stopping,
             left=len(records),
             companions_left=self.companion_manager_pid != 0,
             reason=self._halt_reason,
@@ -380,8 +378,8 @@ class Arbiter(Shutdown, Succession, Reloading):
         """A child has ended. Or it was stopped, the manager perhaps."""
         before = self._reaped
         self.reap_workers()
-        if self._reaped == before:
-            self.suspect_companion_manager()
+        if self._reaped == before and self.companions is not None:
+            self.companions.suspect()
 
     def handle_hup(self) -> None:
         """Read the configuration again and replace the workers."""
@@ -446,16 +444,12 @@ class Arbiter(Shutdown, Succession, Reloading):
             self._reaped += 1
             if pid == self.reexec_pid:
                 self.bury_successor(status)
-            elif pid == self.companion_manager_pid:
-                self._bury_companion_manager(status)
             elif pid in self.WORKERS:
                 halt = self._bury_worker(pid, status) or halt
-            elif self.companions is not None and self.companions.bury_leaving(pid, status):
-                pass
-            else:
+            elif self.companions is None or not self.companions.bury(pid, status):
                 # As process 1 of a container, this one inherits the orphans of all others.
                 self.log.debug("The orphan process %s %s", pid, describe_end(status))
-        if halt is not None and not self._stopping:
+        if halt is not None and not self.stopping:
             raise HaltServer(*halt)
 
     def manage_workers(self) -> None:

@@ -96,10 +96,10 @@ LAYERS: list[list[str]] = [
 # For outsiders; what they re-export comes from everywhere, and nothing inside imports it.
 OUTSIDE = {"gunicorn.util"}
 
-# The master forks workers, one companion manager and its successor, each in the part that minds it.
+# The master forks workers, one companion manager and its successor, each in the part that owns them.
 MAY_FORK = {
     "gunicorn.master.workforce",
-    "gunicorn.master.companionship",
+    "gunicorn.companion.server.handle",
     "gunicorn.master.succession",
     "gunicorn.companion.spawn",
     "gunicorn.unix.process",

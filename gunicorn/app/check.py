@@ -40,7 +40,7 @@ def derived(app: Application) -> dict[str, Any]:
         found["wsgi_app"] = uri
     if not cfg.companion_workers:
         return found
-    from gunicorn.companion.server.handle import planned
+    from gunicorn.companion.server.limits import planned
 
     try:
         return {**found, **planned(app)}

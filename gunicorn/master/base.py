@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""The base of the master's parts: its state, its hooks, and the steps before its first fork.
+"""The base of the master's parts: its state, its hooks, its companion manager, and what precedes a fork.
 
-``arbiter.Arbiter`` consists of three parts, each with its own kind of children: ``Workforce``,
-``Companionship`` and ``Succession``.
+``arbiter.Arbiter`` consists of parts, each with its own task: ``Workforce``, ``Succession``, ``Reloading``,
+``Shutdown``. No companion is known here, and ``gunicorn.companion`` is imported only when there are some.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.errors import HaltServer
-from gunicorn.master.switch import Switch
+from gunicorn.errors import ConfigError, HaltServer
+from gunicorn.master.handoff import Inherited
+from gunicorn.pidfile import Pidfile
+from gunicorn.systemd import Unit
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.signals import Interrupted, SignalInbox
 
@@ -27,26 +31,27 @@ class Master:
     cfg: Any
     log: Any
     pid: int | None
+    pidfile: Pidfile | None
+    systemd: bool
+    unit: Unit
     LISTENERS: list[Any]
     WORKERS: dict[int, Any]
     # The successor that this master has started, and the master that this one is to succeed.
     reexec_pid: int
     master_pid: int
     # The handle of the companion manager, which survives its restarts; None without companions.
-    companion_manager_pid: int
     companions: ManagerHandle | None
+    # Where the old master's companions leave their records; see ``companion.server.run_directory.Places``.
+    inherited_run_dir: str | None
+    # And where its manager writes what is asked of them by command.
+    inherited_state_fd: int | None
     inbox: SignalInbox | None
     poller: Poller
     proc_name: str
+    stopping: bool
+    # Listeners that are kept open only to undo a reload: children must close them.
+    old_listeners: list[Any]
     _ready_to_fork: bool
-    _stopping: bool
-    _in_child: bool
-
-    _switch: Switch | None
-
-    def old_listeners(self) -> list[Any]:
-        """Return listeners that are kept open only to undo a reload: children must close them."""
-        return self._switch.listeners if self._switch is not None else []
 
     def _hook(self, name: str, *args: Any) -> None:
         """Call a hook of the configuration; log its exceptions and go on."""
@@ -76,3 +81,96 @@ class Master:
             # Collections skip frozen objects, so their pages stay shared.
             gc.collect()
             gc.freeze()
+
+    # -- the companion manager -----------------------------------------------------------------
+
+    @property
+    def companion_manager_pid(self) -> int:
+        """0 without a manager."""
+        return self.companions.pid if self.companions is not None else 0
+
+    @companion_manager_pid.setter
+    def companion_manager_pid(self, pid: int) -> None:
+        if pid or self.companions is not None:
+            self._companion_handle().pid = pid
+
+    def _companion_handle(self) -> ManagerHandle:
+        if self.companions is None:
+            from gunicorn.companion.server.handle import ManagerHandle
+
+            self.companions = ManagerHandle(self)
+        return self.companions
+
+    def reserve_descriptors(self) -> None:
+        """Before anything is opened or loaded: keep the numbers free that companions' sockets get."""
+        if any(isinstance(entry, dict) and entry.get("bind") for entry in self.cfg.companion_workers):
+            from gunicorn.companion.child import descriptors
+
+            descriptors.reserve(descriptors.most(self.cfg.companion_workers))
+
+    def inherit_companions(self, given: Inherited) -> None:
+        """Note where the old master has left the state of its companions."""
+        self.inherited_run_dir = given.companion_run_dir
+        self.inherited_state_fd = given.companion_state_fd
+        if self.inherited_state_fd is not None:
+            try:
+                os.set_inheritable(self.inherited_state_fd, False)
+            except OSError:
+                self.inherited_state_fd = None
+
+    def check_companions(self, cfg: Any, *, outputs: bool) -> None:
+        """Raise ConfigError for companions that could not run; a plain web server imports nothing.
+
+        *outputs*: whether a file of theirs that cannot be written is a mistake. At a start it is not: a log
+        directory that is gone must cost one companion, and not the web.
+        """
+        if not cfg.companion_workers:
+            return
+        from gunicorn.companion.config import build_companion_configs
+
+        try:
+            build_companion_configs(cfg, outputs=outputs)
+        except ValueError as exc:
+            raise ConfigError(str(exc)) from exc
+
+    def manage_companion_manager(self) -> None:
+        """Have a manager while companions are configured, and none without them.
+
+        A master that is to succeed another has its own, whose companions wait one by one for their old
+        selves. Raises HaltServer if a companion has given up without which the server is not to run.
+        """
+        if self.companions is None and not self.cfg.companion_workers:
+            return
+        handle, now = self._companion_handle(), time.monotonic()
+        if handle.given_up and not self.stopping:
+            raise HaltServer(f"the companion {handle.given_up} has given up")
+        handle.step(now)
+        if not handle.pid and self.cfg.companion_workers and handle.may_spawn(now):
+            self.spawn_companion_manager()
+
+    def spawn_companion_manager(self) -> None:
+        """Fork the companion manager. In it, this does not return."""
+        self.prepare_to_fork()
+        self._companion_handle().spawn()
+
+    def signal_companion_manager(self, sig: int) -> None:
+        """Send *sig* to the manager, if there is one; forget it if it is gone."""
+        if self.companions is not None:
+            self.companions.signal(sig)
+
+    def stop_companion_manager(self, sig: int) -> None:
+        """Have the manager end, by SIGTERM or a quicker signal; it is killed when its time is over."""
+        if self.companions is not None:
+            self.companions.stop(sig)
+
+    def reload_companion_manager(self) -> None:
+        """Have the companions follow the configuration that was just applied."""
+        if self.companions is not None:
+            self.companions.reload()
+        self.manage_companion_manager()
+
+    def companion_manager_stop_timeout(self) -> float:
+        """Seconds that the manager is given at a stop; 0 with no companions."""
+        if self.companions is None and not self.cfg.companion_workers:
+            return 0
+        return self._companion_handle().stop_timeout()

@@ -11,18 +11,15 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gunicorn import sock
 from gunicorn.app.configfile import near_misses
 from gunicorn.errors import ConfigError, HaltServer, on_one_line
 from gunicorn.glogging import follow
 from gunicorn.master import pool
-from gunicorn.master.companionship import Companionship
-from gunicorn.master.switch import Switch
 from gunicorn.master.workforce import Workforce
 from gunicorn.pidfile import Pidfile
-from gunicorn.systemd import Unit
 
 # What setup() and the steps below replace in the arbiter.
 _STATE = (
@@ -40,14 +37,25 @@ _STATE = (
 )
 
 
-class Reloading(Workforce, Companionship):
+class Switch(NamedTuple):
+    """A configuration that was taken over, as long as it can still be taken back."""
+
+    undo: contextlib.ExitStack
+    # The old pid file, if the new configuration wants another one.
+    pidfile: Pidfile | None
+    # The workers of the old configuration, and the companion manager.
+    current: set[int]
+    manager: int
+
+
+class Reloading(Workforce):
     """The part of the master that takes a new configuration over."""
 
-    unit: Unit
+    _switch: Switch | None
 
     if TYPE_CHECKING:  # the arbiter's own
 
-        def hear_signals_again(self) -> None: ...
+        def restore_signal_handlers(self) -> None: ...
 
         def manage_workers(self) -> None: ...
 
@@ -70,7 +78,7 @@ class Reloading(Workforce, Companionship):
             self.log.debug("Where it failed:", exc_info=True)
             return
         finally:
-            self.hear_signals_again()
+            self.restore_signal_handlers()
         self._switch = switch
         self._warn_of_misspelt_settings()
         if self.cfg.preload_app and not self.cfg.reload:
@@ -86,10 +94,20 @@ class Reloading(Workforce, Companionship):
         """Make a reload final if its workers serve, or none of an older configuration is left that does."""
         if self._switch is None or pool.is_trial(self._fresh_records(), self.num_workers, time.monotonic()):
             return
-        switch, self._switch = self._switch, None
-        switch.settle()
-        if not self._stopping:
+        self._keep_reload()
+        if not self.stopping:
             self.reload_companion_manager()
+
+    def _keep_reload(self) -> None:
+        """Let go of what the old configuration needs, if there is a reload that can still be taken back."""
+        if self._switch is None:
+            return
+        switch, self._switch = self._switch, None
+        switch.undo.pop_all()
+        sock.close_sockets(self.old_listeners)
+        self.old_listeners = []
+        if switch.pidfile is not None:
+            switch.pidfile.unlink()
 
     def _abandon_reload(self) -> None:
         """Live by the old configuration again; its workers go on, and those of the new one are retired."""
@@ -97,10 +115,11 @@ class Reloading(Workforce, Companionship):
             return
         switch, self._switch = self._switch, None
         try:
-            switch.take_back()
+            switch.undo.close()
         except Exception as exc:
             # The old log files, for one, which cannot be opened any more.
             self.log.error("Cannot restore a part of the old configuration: %s", one_line(exc))
+        self.old_listeners = []
         for record in self._all_records():
             record.outdated = record.pid not in switch.current
         if self.companions is not None and self.companion_manager_pid not in (0, switch.manager):
@@ -108,13 +127,14 @@ class Reloading(Workforce, Companionship):
             self.companions.replace()
         self._set_title()
 
-    def worker_did_not_boot(self, why: str) -> None:
-        """Take a reload back whose workers cannot boot."""
+    def worker_did_not_boot(self, why: str) -> bool:
+        """Take a reload back whose workers cannot boot; False if there is none to take back."""
         if self._switch is None:
-            return
+            return False
         self._abandon_reload()
         self.unit.reload_refused(why)
         self.log.error("Reload refused, the old configuration stays: %s", why)
+        return True
 
     def check_reload(self, cfg: Any) -> None:
         """Raise the errors of *cfg* before any of it is applied."""
@@ -160,8 +180,8 @@ def switch_configuration(arbiter: Any, current: set[int]) -> Switch:
         if listeners is not arbiter.LISTENERS or cfg.is_ssl != old_cfg.is_ssl:
             arbiter.log_listeners(listeners)
         old_pidfile = arbiter.pidfile if pidfile is not arbiter.pidfile else None
-        arbiter.LISTENERS, arbiter.pidfile = listeners, pidfile
-        return Switch(undo.pop_all(), dropped, old_pidfile, current, arbiter.companion_manager_pid)
+        arbiter.LISTENERS, arbiter.pidfile, arbiter.old_listeners = listeners, pidfile, dropped
+        return Switch(undo.pop_all(), old_pidfile, current, arbiter.companion_manager_pid)
 
 
 def _directory() -> str | None:

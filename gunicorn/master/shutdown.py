@@ -11,10 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import sock
-from gunicorn.master.companionship import Companionship
 from gunicorn.master.workforce import Workforce
-from gunicorn.pidfile import Pidfile
-from gunicorn.systemd import Unit
 
 if TYPE_CHECKING:
     from gunicorn.companion.server.handle import ManagerHandle
@@ -23,13 +20,10 @@ if TYPE_CHECKING:
 LAST_REAP = 5.0
 
 
-class Shutdown(Workforce, Companionship):
+class Shutdown(Workforce):
     """The part of the master that stops."""
 
     SIG_QUEUE: list[int]
-    unit: Unit
-    pidfile: Pidfile | None
-    systemd: bool
     _started: bool
     _halting: bool
     # The server stops because it cannot go on, not because somebody said so; and why.
@@ -39,6 +33,8 @@ class Shutdown(Workforce, Companionship):
     if TYPE_CHECKING:  # the arbiter's own
 
         def sleep(self) -> None: ...
+
+        def _keep_reload(self) -> None: ...
 
         def reap_workers(self) -> None: ...
 
@@ -54,7 +50,7 @@ class Shutdown(Workforce, Companionship):
             log("The server stops: %s", reason)
             self._halt_reason = reason
         # Where a worker cannot boot, companions are stopped in the workers' time.
-        self._failed = exit_status != 0 and not self._given_up
+        self._failed = exit_status != 0 and not (self.companions is not None and self.companions.given_up)
         self.end(True, exit_status)
 
     def end(self, graceful: bool, exit_status: int) -> None:
@@ -86,16 +82,14 @@ class Shutdown(Workforce, Companionship):
         They get ``graceful_timeout`` seconds, whether they finish their requests or not. Signals are handled
         meanwhile: SIGINT or SIGQUIT kills everything now.
         """
-        if self._switch is not None:
-            self._switch.settle()
-            self._switch = None
+        self._keep_reload()
         replaced = self.reexec_pid != 0 or self.master_pid != 0
         unlink = not replaced and not self.systemd and not self.cfg.reuse_port
         sock.close_sockets(self.LISTENERS, unlink)
         self.LISTENERS = []
         if self.inbox is None:
             return
-        self._stopping = True
+        self.stopping = True
         self._begin_stop(graceful, time.monotonic())
         while not self._stopped(time.monotonic()):
             self.unit.step(time.monotonic())

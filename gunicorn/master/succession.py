@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from gunicorn.master import handoff
@@ -17,8 +18,6 @@ class Succession(Master):
     """The part of the master that has a successor, or is one."""
 
     START_CTX: dict[Any, Any]
-    systemd: bool
-    pidfile: Pidfile | None
     # Why the pid file could not be moved to its name, as it was logged.
     _pidfile_trouble = ""
 
@@ -31,27 +30,24 @@ class Succession(Master):
             self.log.warning("This master is itself waiting to succeed process %s", self.master_pid)
             return
         master_pid = os.getpid()
-        # The file from which the new master reads commands to companions, past and future.
-        shared = self.companions.share() if self.companions is not None else None
-        # A copy: our own descriptor is closed in every child.
-        state = None
         try:
-            state = None if shared is None else shared.copy()
-            with blocked_signals():
-                self.reexec_pid = os.fork()
-                if self.reexec_pid == 0 and self.inbox is not None:
-                    reset_to_default(self.inbox.signals)
-            if self.reexec_pid == 0:
-                self._exec_successor(master_pid, None if state is None else state.fd)
+            with self._state_for_successor() as companion_state_fd:
+                with blocked_signals():
+                    self.reexec_pid = os.fork()
+                    if self.reexec_pid == 0 and self.inbox is not None:
+                        reset_to_default(self.inbox.signals)
+                if self.reexec_pid == 0:
+                    self._exec_successor(master_pid, companion_state_fd)
         except OSError as exc:
             self.log.error("The new master cannot be started: %s", exc)
-        finally:
-            if state is not None:
-                state.close()
+
+    def _state_for_successor(self) -> AbstractContextManager[int | None]:
+        """The file from which the new master reads commands to companions, past and future."""
+        return nullcontext() if self.companions is None else self.companions.state_for_successor()
 
     def _exec_successor(self, master_pid: int, companion_state_fd: int | None) -> None:
-        self._in_child = True
         try:
+            run_dir = self.companions.places.told_successor() if self.companions is not None else None
             self.cfg.pre_exec(self)
             pid = os.getpid()
             environ = handoff.reexec_environment(
@@ -60,7 +56,7 @@ class Succession(Master):
                 fds=[listener.fileno() for listener in self.LISTENERS],
                 systemd_pid=pid if self.systemd else None,
                 pid=pid,
-                companion_run_dir=self._told_run_dir(),
+                companion_run_dir=run_dir,
                 companion_state_fd=companion_state_fd,
             )
             if companion_state_fd is not None:
@@ -72,9 +68,6 @@ class Succession(Master):
             # application registered for the exit of the process, which its living master still uses.
             self.log.exception("The new master cannot be started")
             leave(1)
-
-    def _told_run_dir(self) -> str | None:
-        return self.companions.places.told_successor() if self.companions is not None else None
 
     def maybe_promote_master(self) -> None:
         """Take the place of the old master once it is gone."""

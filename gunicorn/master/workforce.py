@@ -45,6 +45,7 @@ class Workforce(Master):
     worker_age: int
     timeout: float
     num_workers: Any
+    _in_child: bool
     _records: dict[int, pool.WorkerRecord]
     _pacing: pool.Pacing
     _reported_workers: int | None
@@ -53,7 +54,7 @@ class Workforce(Master):
 
     if TYPE_CHECKING:  # the arbiter's own
 
-        def worker_did_not_boot(self, why: str) -> None: ...
+        def worker_did_not_boot(self, why: str) -> bool: ...
 
     def _record(self, pid: int) -> pool.WorkerRecord:
         """The record of one of ``WORKERS``."""
@@ -157,11 +158,10 @@ class Workforce(Master):
             load_error=self.APP_LOAD_ERROR,
         )
         serving = any(pool.serves(other) for other in self._fresh_records())
-        if not (record.booted or record.outdated or record.retiring or self._stopping):
+        if not (record.booted or record.outdated or record.retiring or self.stopping):
             if reason is not None:
-                if serving and self._switch is None:
+                if not self.worker_did_not_boot(reason[0]) and serving:
                     self.log.error("The server keeps running with its other workers: %s", reason[0])
-                self.worker_did_not_boot(reason[0])
             elif worker.aborted is True:
                 self.worker_did_not_boot(f"a worker took longer than {self.timeout} s to boot")
             elif silent and code is not None:
@@ -255,7 +255,7 @@ class Workforce(Master):
             handlers: dict[int, Any] = {signal.SIGUSR1: getattr(worker, "handle_usr1", signal.SIG_IGN)}
             reset_to_default(self.inbox.signals, handlers)
             self.inbox.close()
-            sock.close_sockets(self.old_listeners(), False)
+            sock.close_sockets(self.old_listeners, False)
             for sibling in self.WORKERS.values():
                 sibling.tmp.close()
         except Exception:

@@ -171,18 +171,18 @@ def test_a_log_directory_that_is_gone_ends_nothing_but_a_start(arbiter: Arbiter,
     assert arbiter.companion_manager_stop_timeout() == 110
     handle = arbiter._companion_handle()
     handle.reload()
-    theirs = handle.before_fork()
+    theirs, _ = handle._prepare()
     theirs.close()
     assert [config.name for config in handle.configs] == ["slow"]
 
 
 def test_a_stop_survives_companions_that_cannot_be_stopped(arbiter: Arbiter) -> None:
-    arbiter.companions = mock.Mock()
-    arbiter.companions.next_deadline.return_value = None
-    arbiter.companions.stopped.side_effect = OSError(24, "Too many open files")
     arbiter.companion_manager_pid = 5
     arbiter.inbox = mock.Mock()
+    too_many = OSError(24, "Too many open files")
     with (
+        mock.patch.object(arbiter.companions, "begin_stop"),
+        mock.patch.object(arbiter.companions, "stopped", side_effect=too_many),
         mock.patch("os.kill") as kill,
         mock.patch("os.waitpid", side_effect=ChildProcessError),
         pytest.raises(SystemExit) as left,
@@ -205,15 +205,10 @@ def test_a_stop_that_fails_ends_all_the_same(arbiter: Arbiter) -> None:
 
 
 def test_managers_without_a_record_are_forgotten(arbiter: Arbiter) -> None:
-    handle = arbiter._companion_handle()
-    handle.link = mock.Mock()
-    handle.link.fileno.return_value = 0
+    leftovers = arbiter._companion_handle().leftovers
     for pid in range(100, 200):
-        arbiter.companion_manager_pid = pid
-        with mock.patch.object(arbiter, "poller"):
-            handle.forked(mock.Mock())
-    assert len(handle._ours) <= 20 and any(pid == 199 for pid, _ in handle._ours)
-    handle.link = None
+        leftovers.note_manager(pid)
+    assert len(leftovers.managers) <= 20 and any(pid == 199 for pid, _ in leftovers.managers)
 
 
 @pytest.fixture
@@ -315,7 +310,7 @@ def test_one_that_has_given_up_halts_the_server_unless_it_stops_already(
 
 
 def test_during_a_stop_it_halts_nothing(arbiter: Arbiter, other_end: Link) -> None:
-    arbiter._stopping = True
+    arbiter.stopping = True
     other_end.send({"gave_up": "vital"})
     for _ in range(2):
         arbiter.manage_companion_manager()

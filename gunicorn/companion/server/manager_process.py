@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The manager's process, from the arbiter's fork to its exit."""
+"""The manager's process, from the master's fork to its exit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gunicorn import sock
 from gunicorn.companion.child import descriptors
-from gunicorn.companion.child.ending import flush
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.control import remove_abandoned
 from gunicorn.companion.manager import CompanionManager
@@ -26,7 +25,7 @@ from gunicorn.companion.supervise.starter import Hook, no_hook
 from gunicorn.errors import ConfigError
 from gunicorn.glogging import follow
 from gunicorn.settings.hooks import own_hook
-from gunicorn.unix.process import set_owner_process, set_process_title
+from gunicorn.unix.process import leave, set_owner_process, set_process_title
 from gunicorn.unix.signals import reset_to_default
 
 if TYPE_CHECKING:
@@ -50,71 +49,67 @@ def _load_ahead() -> None:
         importlib.import_module("tempfile")
 
 
-class ManagerChild(ArbitersPart):
-    """What the forked child does; nothing of it happens in the arbiter."""
+def run_manager(arbiter: Any, *parts: Any) -> NoReturn:
+    """Make this fork of the master the companion manager, to its end; *parts* as of `ManagerProcess`."""
+    code = 1
+    try:
+        process = ManagerProcess(arbiter, *parts)
+        process.leave_master()
+        process.make_manager().run()
+        code = 0
+    except Exception:
+        arbiter.log.exception("The companion manager fails")
+    finally:
+        leave(code)
 
-    def __init__(
-        self,
-        arbiter: Any,
-        link: Link,
-        configs: list[CompanionConfig],
-        places: Places,
-        server: Mapping[str, Any],
-        shared: SharedState | None,
-        elder: SharedState | None,
-    ) -> None:
-        self.arbiter = arbiter
-        self.link = link
-        self.configs = configs
-        self.places = places
-        self.server = server
-        self.shared = shared
-        self.elder = elder
-        # The configurations: the last one read, the last one in effect, and the log's.
-        self._read: Any = None
-        self._fresh: Any = None
-        self._log_cfg: Any = None
 
-    def run(self) -> NoReturn:
-        """From a copy of the arbiter to the companion manager, to its end."""
-        code = 1
-        try:
-            self._become_manager()
-            self._make_manager().run()
-            code = 0
-        except Exception:
-            self.log.exception("The companion manager fails")
-        finally:
-            flush()
-            os._exit(code)
+@dataclass(eq=False, repr=False)
+class ManagerProcess(ArbitersPart):
+    """What the fork does; nothing of it happens in the master.
 
-    def _become_manager(self) -> None:
-        """Let go of everything that is the arbiter's. Signals are blocked until the manager's own are set."""
+    *link*: the manager's end. *server*: what it tells of the server. *shared* and *old_state*: state that
+    outlives a manager, and during an upgrade that of the old master's managers.
+    """
+
+    arbiter: Any
+    link: Link
+    configs: list[CompanionConfig]
+    places: Places
+    server: dict[str, Any]
+    shared: SharedState | None
+    old_state: SharedState | None
+    # The configurations: the last one read, the last one in effect, and the log's.
+    _read: Any = None
+    _fresh: Any = None
+    _log_cfg: Any = None
+
+    def leave_master(self) -> None:
+        """Let go of everything that is the master's. Signals are blocked until the manager's own are set."""
         arbiter, cfg = self.arbiter, self.cfg
         os.setsid()
         reset_to_default()
         arbiter.inbox.close()
-        sock.close_sockets([*arbiter.LISTENERS, *arbiter.old_listeners()], False)
+        sock.close_sockets([*arbiter.LISTENERS, *arbiter.old_listeners], False)
         for worker in arbiter.WORKERS.values():
             worker.tmp.close()
-        # Those of our listeners, which may have been handed over to the master in just that way.
+        # Until now the master's listeners may have had these numbers.
         descriptors.reserve(descriptors.most(cfg.companion_workers))
         if cfg.uid != os.geteuid():
             _load_ahead()
         set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
         # The change of user made /proc/<pid> root's; memory figures are read there.
         stay_dumpable()
-        # One that is stopped when the arbiter dies would never see it, and hold its companions for ever.
+        # A manager that is stopped when the master dies would not notice, and keep its companions for ever.
         set_parent_death_signal(signal.SIGCONT)
         if cfg.umask:
             os.umask(cfg.umask)
         set_process_title("companion manager")
 
-    def _make_manager(self) -> CompanionManager:
+    def make_manager(self) -> CompanionManager:
         cfg = self.cfg
         directory = os.path.abspath(cfg.chdir)
         if directory not in sys.path:
-            # As `ManagerHandle` tells it after a reload.
+            # As the master's handle has it in the changes of a reload.
             sys.path.insert(0, directory)
         manager = CompanionManager(
             self.configs,
@@ -135,12 +130,12 @@ class ManagerChild(ArbitersPart):
             link=self.link,
             watch=self._make_watch(),
             shared=self.shared,
-            old_state=self.elder,
+            old_state=self.old_state,
             beside_old_master=self.arbiter.master_pid != 0,
         )
         if manager.control is not None:
             remove_abandoned(manager.control.path)
-            # Until then the old master's manager may well have the path.
+            # Until then the old master's manager may have the path.
             manager.control.patient = self.arbiter.master_pid != 0
         return manager
 
@@ -158,7 +153,7 @@ class ManagerChild(ArbitersPart):
         return SourceWatch(lambda callback: engine(extra_files=files, callback=callback))
 
     def _follow_log(self) -> None:
-        """Have the manager's log where the last configuration that it could read says."""
+        """Write the log where the last configuration says that the manager could read."""
         before, self._log_cfg = self._log_cfg or self.cfg, self._fresh or self.cfg
         try:
             follow(self.log, before, self._log_cfg)
@@ -166,9 +161,9 @@ class ManagerChild(ArbitersPart):
             self.log.error("The companion manager logs as before: %s", exc)
 
     def _load(self, manager: CompanionManager) -> list[CompanionConfig]:
-        """The configuration read anew, for the manager's reread. Raises where it is wrong."""
+        """Read the configuration anew. Raises what is wrong with it, as text for people."""
         files = {path: text.encode("latin-1") for path, text in manager.files.items()}
-        # Nobody but the arbiter ends a manager whose configuration file never returns.
+        # Only the master ends a manager whose configuration file never returns.
         set_parent_death_signal(signal.SIGKILL)
         try:
             if os.getppid() != self.arbiter.pid:
@@ -187,7 +182,7 @@ class ManagerChild(ArbitersPart):
         return configs
 
     def _adopt(self, manager: CompanionManager) -> None:
-        """The configuration that was read last counts from now on."""
+        """Live by the configuration that was read last."""
         cfg = self._fresh = self._read
         manager.hooks.set(
             pre_fork=_hook(cfg, "companion_pre_fork"),

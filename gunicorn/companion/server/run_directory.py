@@ -11,45 +11,61 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import time
 import weakref
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol, TypeVar
 
 from gunicorn.companion import paths, runfile
 from gunicorn.companion.control import remove_stale
 
-# More than the coarsest resolution of a file system's times.
-STEP_NS = 2_000_000_000
-
 
 class Closable(Protocol):
-    """An object that only the arbiter may hold."""
+    """An object that only the master may hold."""
 
     def close(self) -> None: ...
 
 
+Kept = TypeVar("Kept", bound=Closable)
+
 # Every child closes these, those that application code forks included: a manager would not see the
-# arbiter die, and a directory would stay in use.
-ARBITERS_ALONE: weakref.WeakSet[Closable] = weakref.WeakSet()
+# master die, and a directory would stay in use.
+_closed_in_children: weakref.WeakSet[Closable] = weakref.WeakSet()
+
+
+def close_in_children(thing: Kept) -> Kept:
+    """Have *thing* closed in each process that is forked from now on."""
+    _closed_in_children.add(thing)
+    return thing
+
+
+@contextlib.contextmanager
+def kept_in_child(*things: Closable | None) -> Iterator[None]:
+    """Leave *things* open in a child that is forked within the block."""
+    kept = [thing for thing in things if thing is not None]
+    _closed_in_children.difference_update(kept)
+    try:
+        yield
+    finally:
+        _closed_in_children.update(kept)
 
 
 def _close_in_child() -> None:
-    if not ARBITERS_ALONE:
+    if not _closed_in_children:
         return
-    for thing in list(ARBITERS_ALONE):
+    for thing in list(_closed_in_children):
         thing.close()
-    ARBITERS_ALONE.clear()
+    _closed_in_children.clear()
 
 
 os.register_at_fork(after_in_child=_close_in_child)
 
 
 class DirectoryUse:
-    """That this server uses a directory, for others to see."""
+    """A lock that shows to others that this server uses a directory."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        ARBITERS_ALONE.add(self)
+        close_in_children(self)
 
     @classmethod
     def begin(cls, path: str) -> DirectoryUse | None:
@@ -85,7 +101,6 @@ class DirectoryUse:
         return alone
 
     def close(self) -> None:
-        ARBITERS_ALONE.discard(self)
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -122,8 +137,7 @@ class Places(ArbitersPart):
         self._use: DirectoryUse | None = None
         self._usable = True
         self._complained = False
-        # The run directory when it was looked at last: a stamp, who had a file there, and who had none.
-        self._stamp: tuple[int, int] | None = None
+        # The run directory when it was looked at last: which names had a file there, and which had none.
         self._files: set[str] = set()
         self._missing: set[str] = set()
 
@@ -280,15 +294,7 @@ class Places(ArbitersPart):
             if not os.path.lexists(parent):
                 self._prepare("run files", parent)
             self._enter()
-        known = self._files | wanted
-        with contextlib.suppress(OSError):
-            info = os.stat(self.run_dir)
-            stamp = info.st_ino, info.st_mtime_ns
-            if stamp != self._stamp:
-                self._files = set(runfile.names(self.run_dir))
-                # The kernel's time of a change goes on by steps: another one in the same step would not show.
-                fresh = abs(time.time_ns() - info.st_mtime_ns) < STEP_NS
-                self._stamp = None if fresh else stamp
+        known, self._files = self._files | wanted, set(runfile.names(self.run_dir))
         missing = known - self._files
         lost, self._missing = missing - self._missing, missing
         return bool(lost)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""End what a killed manager has left, at the stop of the server; and kill a manager with what it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from gunicorn.companion import detached, runfile
+from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.runfile import Orphan, Record
+from gunicorn.companion.server.run_directory import ArbitersPart, Places
+from gunicorn.unix import session
+
+# So many managers are remembered before those are forgotten that have left no record.
+MANAGERS_NOTED = 20
+
+
+class Leftovers(ArbitersPart):
+    """Knows the managers of this server, and by their records the processes that they have started."""
+
+    def __init__(self, arbiter: Any, places: Places) -> None:
+        self.arbiter = arbiter
+        self.places = places
+        # Every manager of this server: pid and `session.identity`, as they are in the records.
+        self.managers: set[tuple[int, str]] = set()
+        # Whether one of them was killed, so that there may be something to end.
+        self.some_killed = False
+        self._orphans: list[Orphan] | None = None
+
+    def note_manager(self, pid: int) -> None:
+        with contextlib.suppress(OSError):
+            if len(self.managers) >= MANAGERS_NOTED:
+                named = runfile.records(self.places.run_dir).values()
+                self.managers &= {(record.supervisor, record.supervisor_started) for record in named}
+            self.managers.add((pid, session.identity(pid) or ""))
+
+    def kill_with_companions(self, pid: int) -> None:
+        """SIGKILL to the manager *pid*, and to what its run files name."""
+        # Looked at while the manager lives, which the records name.
+        records = [
+            record for record in self._records() if record.supervisor == pid and record.is_supervised()
+        ]
+        session.send(pid, signal.SIGKILL)
+        # Where no descriptor is left to find them with, the kernel ends the leaders.
+        with contextlib.suppress(OSError):
+            for members in session.members({record.session for record in records}).values():
+                for member in members:
+                    if self._uid() is None or session.owner(member) == self._uid():
+                        session.send(member, signal.SIGKILL)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether sessions are still ending."""
+        return bool(self._orphans)
+
+    def hasten(self, now: float) -> None:
+        """End them all now."""
+        for orphan in self._orphans or ():
+            orphan.deadline = now
+
+    def step(self, now: float, configs: Iterable[CompanionConfig], cap: float | None) -> bool:
+        """Take one step of a stop without a manager: True when nothing is left.
+
+        *cap*: what the timeout of each companion is limited to.
+        """
+        if self._orphans is None:
+            self._orphans = [
+                Orphan(record, now, timeout=cap, uid=self._uid()) for record in self._left_behind(configs)
+            ]
+        self._orphans = [orphan for orphan in self._orphans if not orphan.step(now)]
+        if self._orphans:
+            return False
+        if self.some_killed:
+            # What has left the sessions of its companions; a manager that ends by itself does this, too.
+            detached.end_left(self._marked, self._tell_left)
+        return True
+
+    def _marked(self) -> dict[int, detached.Mark]:
+        """The processes that carry the mark of a dead manager of this server."""
+        return detached.left(self.places.run_dir, {pid for pid, _ in self.managers}, self._uid())
+
+    def _left_behind(self, configs: Iterable[CompanionConfig]) -> list[Record]:
+        """The sessions whose manager is dead: on a directory of our own all, else those of our managers.
+
+        What another server's manager leaves is for the next manager of that server.
+        """
+        records = list(
+            self._records() if self.places.shared() else runfile.records(self.places.run_dir).values()
+        )
+        return [record for record in records if not record.is_supervised()]
+
+    def _records(self) -> list[Record]:
+        """The records of this server's companions, and none of another server's."""
+        records = runfile.records(self.places.run_dir).values()
+        return [
+            record for record in records if (record.supervisor, record.supervisor_started) in self.managers
+        ]
+
+    def _uid(self) -> int | None:
+        """The user whose processes a record may make us kill: as root, not everybody's."""
+        return self.cfg.uid if os.geteuid() == 0 else None
+
+    def _tell_left(self, pids: Collection[int]) -> None:
+        self.log.warning("Companions left behind %s: SIGKILL", session.names_of(pids))
