@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -140,7 +139,7 @@ class UnixSocket(BaseSocket):
     def __init__(self, addr: Any, conf: Any, log: Any, fd: int | None = None) -> None:
         self._file: tuple[int, int] | None = None
         if fd is None:
-            _remove_stale(addr)
+            trust.remove_stale_socket(addr)
         super().__init__(addr, conf, log, fd=fd)
 
     def __str__(self) -> str:
@@ -173,32 +172,6 @@ def _file_identity(path: Any) -> tuple[int, int] | None:
         # ValueError: a name of the abstract namespace, which begins with NUL and has no file.
         return None
     return info.st_dev, info.st_ino
-
-
-def _remove_stale(path: Any) -> None:
-    try:
-        mode = os.stat(path).st_mode
-    except (FileNotFoundError, ValueError):
-        return
-    if not stat.S_ISSOCK(mode):
-        raise BindError(f"cannot listen on {_shown(path)}: a file that is not a socket is there")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A full accept queue answers EAGAIN; a blocking connect would wait for a place in it.
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            pass
-        except OSError as exc:
-            if exc.errno not in (errno.EAGAIN, errno.EINPROGRESS):
-                raise
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from exc
-        else:
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-    try:
-        trust.remove(path)
-    except FileNotFoundError:
-        pass
 
 
 def _sock_type(addr: Any) -> type[BaseSocket]:
@@ -282,9 +255,9 @@ def _from_fd(fd: int, conf: Any, log: Any) -> BaseSocket:
 
 
 def _explain(exc: OSError) -> str:
-    reason = exc.strerror or str(exc)
     if exc.errno == errno.EADDRINUSE:
-        return f"{reason} (is another server running there?)"
+        return f"{os.strerror(exc.errno)} (is another server running there?)"
+    reason = exc.strerror or str(exc)
     if exc.errno in (errno.EACCES, errno.EPERM) and not isinstance(exc, trust.Untrusted):
         return f"{reason} (ports below 1024, and directories of others, need privileges)"
     if exc.errno == errno.EADDRNOTAVAIL:

@@ -15,7 +15,6 @@ import json
 import os
 import select
 import socket
-import stat
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -23,7 +22,7 @@ from typing import Any, Protocol
 from gunicorn.companion import paths
 from gunicorn.unix import trust
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
-from gunicorn.unix.spare import EXHAUSTED
+from gunicorn.unix.spare import EXHAUSTED, Reserve
 
 MAX_LINE = 64 * 1024
 MAX_CONNECTIONS = 256
@@ -109,54 +108,6 @@ def error(text: str) -> dict[str, Any]:
     return {"ok": False, "error": text}
 
 
-def remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on. Raises OSError if the path is something else."""
-    try:
-        mode = os.stat(path, follow_symlinks=False).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, "something that is not a socket is there")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            with contextlib.suppress(FileNotFoundError):
-                trust.remove(path)
-            return
-        except BlockingIOError:
-            pass  # its backlog is full: it lives
-    raise OSError(errno.EADDRINUSE, "another server is listening there")
-
-
-class Reserve:
-    """Descriptors that hold nothing: some to have when the process has used up all others."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.fds: list[int] = []
-
-    def fill(self) -> None:
-        """Take as many as there should be, or can be."""
-        while len(self.fds) < self.size:
-            try:
-                self.fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-            except OSError:
-                return
-
-    def release(self) -> bool:
-        """Let go of one, for the next call that needs one; False if none is left."""
-        if not self.fds:
-            return False
-        os.close(self.fds.pop())
-        return True
-
-    def release_all(self) -> None:
-        while self.release():
-            pass
-
-
 def remove_abandoned(path: str) -> None:
     """Remove the sockets beside *path* that killed servers of this user have left.
 
@@ -171,7 +122,7 @@ def remove_abandoned(path: str) -> None:
         if master is not None and _is_gone(master):
             with contextlib.suppress(OSError):
                 if os.stat(other, follow_symlinks=False).st_uid == os.geteuid():
-                    remove_stale(other)
+                    trust.remove_stale_socket(other)
 
 
 def _is_gone(pid: int) -> bool:
@@ -254,7 +205,7 @@ class ControlServer:
             log("No control socket for companions at %s: %s", self.path, reason)
 
     def _listen(self) -> socket.socket:
-        remove_stale(self.path)
+        trust.remove_stale_socket(self.path)
         # Its directory may have been removed with it, as tidiers of /run do.
         with contextlib.suppress(OSError):
             os.mkdir(os.path.dirname(self.path), 0o700)

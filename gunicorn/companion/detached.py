@@ -112,7 +112,7 @@ def read(pid: int) -> Mark | None:
     """The mark of a process; None where it has none, or we may not look."""
     if not session.HAVE_PROC:
         return None
-    return spare.call(functools.partial(_read, pid))
+    return spare.ONE.call(functools.partial(_read, pid))
 
 
 def _read(pid: int) -> Mark | None:

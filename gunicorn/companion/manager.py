@@ -310,7 +310,7 @@ class CompanionManager:
         if become_subreaper():
             self.sessions.adopt(session.OwnChildren())
         prepare_parent()
-        spare.keep()
+        spare.ONE.fill()
         self._raise_file_limit()
         remove_stale(self.start_rights.run_dir)
         if self.control is not None:
@@ -490,7 +490,7 @@ class CompanionManager:
         fds.extend(self.listeners.descriptors())
         fds.extend([] if self.link is None else [self.link.fileno()])
         fds.extend(self.sessions.descriptors())
-        fds.extend(spare.descriptors())
+        fds.extend(spare.ONE.fds)
         if self.watch is not None:
             fds.append(self.watch.fileno())
         if self.control is not None:

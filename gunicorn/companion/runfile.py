@@ -333,7 +333,7 @@ def peek(directory: str | None, name: str) -> Record | None:
             os.close(fd)
 
     try:
-        data, info = spare.call(read)
+        data, info = spare.ONE.call(read)
     except OSError:
         return None
     record = Record.from_bytes(data)
@@ -345,7 +345,7 @@ def names(directory: str | None) -> list[str]:
     if directory is None:
         return []
     try:
-        found = spare.call(lambda: os.listdir(directory))
+        found = spare.ONE.call(lambda: os.listdir(directory))
     except OSError:
         return []
     return [name[: -len(SUFFIX)] for name in found if name.endswith(SUFFIX)]

@@ -35,10 +35,10 @@ from gunicorn.companion.detached import VARIABLE as MARK_VARIABLE
 from gunicorn.companion.detached import leave as leave_mark
 from gunicorn.companion.runfile import RunFile, record_form
 from gunicorn.settings import redact
+from gunicorn.unix import spare
 from gunicorn.unix.process import can_set_title, open_if_closed, set_process_title
 from gunicorn.unix.session import HAVE_PROC, boot_id, identity, own_start
 from gunicorn.unix.signals import block_all, reset_to_default, set_mask
-from gunicorn.unix.spare import forget as forget_spare
 from gunicorn.unix.trust import open_file
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ def _become(plan: Plan, prepared: bool) -> None:
         raise StartFailed(f"cannot write the run file: {exc.strerror}") from None
     for first, end in close:
         closerange(first, end)
-    forget_spare()
+    spare.ONE.fds.clear()
     if nofile is not None:
         setrlimit(RLIMIT_NOFILE, nofile)
     if special or not prepared:

@@ -77,7 +77,7 @@ def _read_stat(pid: int) -> list[bytes] | None:
         if exc.errno not in spare.EXHAUSTED:
             return None
         # Nothing is known then, least of all that it is gone.
-        text = spare.call(functools.partial(_text_or_nothing, pid))
+        text = spare.ONE.call(functools.partial(_text_or_nothing, pid))
         if not text:
             return None
     # The command in parentheses may hold spaces and parentheses of its own.
@@ -203,7 +203,7 @@ def _all_sessions() -> list[tuple[int, int]]:
 
 
 def _list_proc() -> list[str]:
-    return spare.call(lambda: os.listdir("/proc"))
+    return spare.ONE.call(lambda: os.listdir("/proc"))
 
 
 def _ps(pid: int | None, *columns: str) -> str:
@@ -307,7 +307,7 @@ def owner(pid: int) -> int | None:
             return file.readlines()
 
     try:
-        lines = spare.call(read_lines)
+        lines = spare.ONE.call(read_lines)
     except OSError as exc:
         if exc.errno in spare.EXHAUSTED:
             raise

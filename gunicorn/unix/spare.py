@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Keep one descriptor in reserve for when no other is left."""
+"""Keep descriptors in reserve for when no other is left."""
 
 from __future__ import annotations
 
@@ -13,44 +13,49 @@ Result = TypeVar("Result")
 # open(2): the process, or the whole system, has as many files open as it may.
 EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE))
 
-_fd = -1
 
+class Reserve:
+    """Up to *size* descriptors, in ``fds``, that hold nothing."""
 
-def keep() -> None:
-    """Have a descriptor in reserve, if there is one to have."""
-    global _fd
-    if _fd < 0:
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.fds: list[int] = []
+
+    def fill(self) -> None:
+        """Take as many as there should be, or can be."""
+        while len(self.fds) < self.size:
+            try:
+                self.fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            except OSError:
+                return
+
+    def release(self) -> bool:
+        """Give one back, for the next call that needs one; False if none is left."""
+        if not self.fds:
+            return False
+        os.close(self.fds.pop())
+        return True
+
+    def release_all(self) -> None:
+        while self.release():
+            pass
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Call *function*; if it finds no descriptor left, call it once more with one of the reserve.
+
+        It must close what it opens. Raises OSError if the reserve does not help either: the limit was lowered
+        below its number, or another process has taken what we gave back.
+        """
         try:
-            _fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            _fd = -1
+            return function()
+        except OSError as exc:
+            if exc.errno not in EXHAUSTED or not self.release():
+                raise
+        try:
+            return function()
+        finally:
+            self.fill()
 
 
-def descriptors() -> list[int]:
-    """The one in reserve, for those who close what is this process's own."""
-    return [_fd] if _fd >= 0 else []
-
-
-def forget() -> None:
-    """Take it for gone: in a child that has closed it with others."""
-    global _fd
-    _fd = -1
-
-
-def call(function: Callable[[], Result]) -> Result:
-    """Call *function*, once more with the descriptor in reserve where it finds none left.
-
-    What it opens it must close. Raises OSError where the reserve is of no use either: the limit was lowered
-    below its number, or another process has taken what we gave back.
-    """
-    try:
-        return function()
-    except OSError as exc:
-        if exc.errno not in EXHAUSTED or _fd < 0:
-            raise
-    os.close(_fd)
-    forget()
-    try:
-        return function()
-    finally:
-        keep()
+# The process's own, for reading what is small: records and /proc.
+ONE = Reserve(1)

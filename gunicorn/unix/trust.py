@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 import re
+import socket
 import stat
 from collections.abc import Iterator
 
@@ -248,6 +249,32 @@ def remove(path: str | bytes) -> None:
         return
     with place_of(path, follow=False) as place:
         os.unlink(place.name, dir_fd=place.fd)
+
+
+def remove_stale_socket(path: str | bytes) -> None:
+    """Remove the file of a Unix socket on which nobody listens, if there is one.
+
+    Raises OSError: EADDRINUSE if somebody listens, EEXIST if the file is no socket.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, ValueError):
+        # ValueError: a name of the abstract namespace, which begins with NUL and has no file.
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "something that is not a socket is there")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A full backlog answers EAGAIN; a blocking connect would wait for a place in it.
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):
+                remove(path)
+            return
+        except BlockingIOError:
+            pass
+    raise OSError(errno.EADDRINUSE, "another server is listening there")
 
 
 def check_path(path: str) -> None:

@@ -135,13 +135,13 @@ def test_a_process_whose_main_thread_has_ended_lives(headless):
 def exhausted(request) -> Iterator[bool]:
     """Whether there is one in reserve, where there is no other."""
     has_spare = request.param == "spare"
-    spare.forget()
+    spare.ONE.fds.clear()
     if has_spare:
-        spare.keep()
+        spare.ONE.fill()
     yield has_spare
-    for fd in spare.descriptors():
+    for fd in spare.ONE.fds:
         os.close(fd)
-    spare.forget()
+    spare.ONE.fds.clear()
 
 
 @pytest.mark.skipif(not session.HAVE_PROC, reason="ps takes more than a descriptor")

@@ -162,7 +162,7 @@ class ManagerHandle(ArbitersPart):
         """Make what the manager needs; return its end of the link, and what it tells of the server."""
         self.configs = build_companion_configs(self.cfg, outputs=False)
         # The manager has it too.
-        spare.keep()
+        spare.ONE.fill()
         if not self._places_stay:
             self.places.choose()
         self.share()

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar
 
 from gunicorn.companion import paths, runfile
-from gunicorn.companion.control import remove_stale
+from gunicorn.unix import trust
 
 
 class Closable(Protocol):
@@ -315,7 +315,7 @@ class Places(ArbitersPart):
         path, self.control_path = self.control_path, None
         if path is not None:
             with contextlib.suppress(OSError):
-                remove_stale(path)
+                trust.remove_stale_socket(path)
         if self.run_dir is not None and not self.shared():
             runfile.remove_dead(self.run_dir)
             # Not empty where something of another server is in it all the same.
