@@ -201,18 +201,12 @@ def _runs(pid: int) -> bool:
     return info is not None and info.runs
 
 
-def left(run_dir: str | None, managers: Collection[int] = (), uid: int | None = None) -> dict[int, Mark]:
-    """What dead managers of *run_dir* have left, by pid, the sessions that are still to end included.
-
-    *managers*: only those, if there are any. *uid*: only that user's processes.
-    """
+def left(run_dir: str | None) -> dict[int, Mark]:
+    """What dead managers of *run_dir* have left, by pid, the sessions that are still to end included."""
     if run_dir is None:
         return {}
     ours = digest(run_dir)
-    found = _of_dead_managers(
-        lambda mark: mark.run_dir == ours and (not managers or mark.manager in managers)
-    )
-    return {pid: mark for pid, mark in found.items() if uid is None or session.owner(pid) == uid}
+    return of_dead_managers(lambda mark: mark.run_dir == ours)
 
 
 def may_hold_sockets(run_dir: str | None) -> dict[int, str]:
@@ -222,11 +216,11 @@ def may_hold_sockets(run_dir: str | None) -> dict[int, str]:
     stops them.
     """
     places = {digest(run_dir or ""), digest("")}
-    return {pid: mark.name for pid, mark in _of_dead_managers(lambda mark: mark.run_dir in places).items()}
+    return {pid: mark.name for pid, mark in of_dead_managers(lambda mark: mark.run_dir in places).items()}
 
 
-def _of_dead_managers(is_wanted: Names) -> dict[int, Mark]:
-    """The processes that run with a mark that *is_wanted*, and whose manager is dead."""
+def of_dead_managers(is_wanted: Names) -> dict[int, Mark]:
+    """The processes, by pid, that run with a mark that *is_wanted* and whose manager is dead."""
     found: dict[int, Mark] = {}
     alive: dict[tuple[int, str], bool] = {}
     for pid in session.all_pids():

@@ -617,6 +617,31 @@ def test_run_files_that_are_removed_are_made_again() -> None:
         assert overlaps(server) == []
 
 
+@pytest.mark.parametrize("stop", [True, False], ids=["stop", "next manager"])
+def test_the_manager_is_killed_right_after_its_run_files_were_removed(stop: bool) -> None:
+    """Its companions have their time all the same."""
+    with companion_server(entry("drain", env={"UNTIL": "done"}, stop_timeout=20)) as server:
+        first = server.wait_companion("drain")["pid"]
+        manager = server.wait_manager()
+        shutil.rmtree(server.run_dir / "gunicorn")
+        os.kill(manager, signal.SIGKILL)
+        wait_until(lambda: not is_alive(manager))
+        if stop:
+            server.signal(signal.SIGTERM)
+            wait_until(lambda: server.workers() == [])
+        else:
+            server.wait_manager(10, without=manager)
+            assert server.wait_companion("drain", "STARTING")["description"] == f"waiting for pid {first}"
+        assert is_alive(first)
+        server.write("done", "")
+        if stop:
+            assert server.wait_exit() == 0
+        else:
+            server.wait_companion("drain", without=[first])
+        assert server.log("drain.drained").split() == [str(first)]
+        assert overlaps(server) == []
+
+
 def test_over_an_upgrade_nothing_runs_twice_though_the_run_files_are_removed() -> None:
     with companion_server(entry("a", "idle"), entry("stubborn"), pidfile="g.pid") as server:
         old = {name: server.wait_companion(name)["pid"] for name in ("a", "stubborn")}

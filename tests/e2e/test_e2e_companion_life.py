@@ -9,6 +9,7 @@ import re
 import signal
 import time
 
+import pytest
 from e2e_companions import (
     companion_server,
     entry,
@@ -369,6 +370,21 @@ def test_a_stop_right_after_the_manager_was_killed_leaves_nothing() -> None:
         os.kill(manager, signal.SIGKILL)
         server.signal(signal.SIGTERM)
         assert server.wait_exit(15) == 0
+        server.assert_nothing_left()
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["beside another", "without a manager"])
+def test_no_process_of_a_killed_manager_outlives_the_server(again: bool) -> None:
+    """Not even one that no run file names, because it may run several times."""
+    with companion_server(entry("stubborn", singleton=False, stop_timeout=1)) as server:
+        first = server.wait_companion("stubborn")["pid"]
+        manager = server.wait_manager()
+        os.kill(manager, signal.SIGKILL)
+        if again:
+            server.wait_manager(10, without=manager)
+            server.wait_companion("stubborn", without=[first])
+            assert is_alive(first)
+        assert server.stop() == 0
         server.assert_nothing_left()
 
 

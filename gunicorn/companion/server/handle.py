@@ -163,7 +163,9 @@ class ManagerHandle(ArbitersPart):
         self.configs = build_companion_configs(self.cfg, outputs=False)
         # The manager has it too.
         spare.ONE.fill()
-        if not self._places_stay:
+        if self._places_stay:
+            self.places.restore()
+        else:
             self.places.choose()
         self.share()
         self.drop_link()

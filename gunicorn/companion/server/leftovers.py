@@ -65,7 +65,7 @@ class Leftovers(ArbitersPart):
     def step(self, now: float, configs: Iterable[CompanionConfig], cap: float | None) -> bool:
         """Take one step of a stop without a manager: True when nothing is left.
 
-        *cap*: what the timeout of each companion is limited to.
+        *configs*: the companions. *cap*: what the timeout of each is limited to.
         """
         if self._orphans is None:
             self._orphans = [
@@ -79,9 +79,66 @@ class Leftovers(ArbitersPart):
             detached.end_left(self._marked, self._tell_left)
         return True
 
+    def record_again(self, configs: Iterable[CompanionConfig]) -> None:
+        """Write the records again that are missing for companions of a dead manager: the next one waits for
+        those processes. To be called as the companions' user.
+        """
+        run_dir = self.places.run_dir
+        if run_dir is None:
+            return
+        for record in self._unrecorded([config for config in configs if config.singleton]):
+            with contextlib.suppress(OSError):
+                run = runfile.RunFile.claim(run_dir, record.name)
+                if run is not None:
+                    run.write(record)
+                    run.close()
+
+    def _unrecorded(self, configs: Iterable[CompanionConfig]) -> list[Record]:
+        """Return records of living companions that have none: their run file was removed, or they need none
+        because they may run several times. The oldest leader of a session with the mark is the companion.
+        """
+        if not self.some_killed:
+            return []
+        by_digest = {detached.digest(config.name): config for config in configs}
+        started = dict(self.managers)
+        known = {
+            (record.supervisor, detached.digest(record.name))
+            for record in runfile.records(self.places.run_dir).values()
+        }
+        leaders = []
+        for pid, mark in self._marked().items():
+            info = session.read_stat(pid)
+            if info is not None and info.session == pid and mark.name in by_digest:
+                leaders.append((int(info.start), pid, mark))
+        found = []
+        for _, pid, mark in sorted(leaders):
+            identity = session.identity(pid)
+            if identity is not None and (mark.manager, mark.name) not in known:
+                known.add((mark.manager, mark.name))
+                config = by_digest[mark.name]
+                found.append(
+                    Record(
+                        config.name,
+                        pid,
+                        identity,
+                        session=pid,
+                        supervisor=mark.manager,
+                        supervisor_started=started[mark.manager],
+                        stop_signal=config.stop_signal,
+                        stop_timeout=config.stop_timeout,
+                        # The kernel sent it when the manager died.
+                        signalled=True,
+                        stop_as_group=config.stop_as_group,
+                    )
+                )
+        return found
+
     def _marked(self) -> dict[int, detached.Mark]:
         """The processes that carry the mark of a dead manager of this server."""
-        return detached.left(self.places.run_dir, {pid for pid, _ in self.managers}, self._uid())
+        starts = {(pid, who.rpartition("/")[2]) for pid, who in self.managers}
+        found = detached.of_dead_managers(lambda mark: (mark.manager, mark.started) in starts)
+        uid = self._uid()
+        return {pid: mark for pid, mark in found.items() if uid is None or session.owner(pid) == uid}
 
     def _left_behind(self, configs: Iterable[CompanionConfig]) -> list[Record]:
         """The sessions whose manager is dead: on a directory of our own all, else those of our managers.
@@ -91,7 +148,10 @@ class Leftovers(ArbitersPart):
         records = list(
             self._records() if self.places.shared() else runfile.records(self.places.run_dir).values()
         )
-        return [record for record in records if not record.is_supervised()]
+        orphaned = [record for record in records if not record.is_supervised()]
+        with contextlib.suppress(OSError):
+            orphaned += self._unrecorded(configs)
+        return orphaned
 
     def _records(self) -> list[Record]:
         """The records of this server's companions, and none of another server's."""

@@ -55,6 +55,7 @@ def run_manager(arbiter: Any, *parts: Any) -> NoReturn:
     try:
         process = ManagerProcess(arbiter, *parts)
         process.leave_master()
+        arbiter.companions.leftovers.record_again(process.configs)
         process.make_manager().run()
         code = 0
     except Exception:

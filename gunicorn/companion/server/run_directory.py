@@ -61,7 +61,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 class DirectoryUse:
-    """A lock that shows to others that this server uses a directory."""
+    """A lock that shows to other servers that this one uses a directory."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -69,11 +69,11 @@ class DirectoryUse:
 
     @classmethod
     def begin(cls, path: str) -> DirectoryUse | None:
-        """None where it cannot be said; the directory may then go while it is in use."""
+        """Take the lock; None if that fails, and another server may remove the directory."""
         with contextlib.suppress(OSError):
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                # Never waiting: the directory is the companions' user's, who might hold the lock for ever.
+                # Do not wait: the directory is the companions' user's, who might hold the lock for ever.
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BaseException:
                 os.close(fd)
@@ -82,7 +82,7 @@ class DirectoryUse:
         return None
 
     def is_at(self, path: str) -> bool:
-        """Whether *path* is still the directory that was locked: it may have been removed and made again."""
+        """Whether *path* is still the locked directory: it may have been removed and made again."""
         try:
             return os.path.samestat(os.fstat(self.fd), os.stat(path, follow_symlinks=False))
         except OSError:
@@ -107,7 +107,7 @@ class DirectoryUse:
 
 
 class ArbitersPart:
-    """Lives by the configuration of its arbiter, and writes to the log, that are there at the moment."""
+    """Uses the configuration and the log that its arbiter has at the moment."""
 
     arbiter: Any
 
@@ -121,11 +121,11 @@ class ArbitersPart:
 
 
 class Places(ArbitersPart):
-    """The control socket's path and the run directory of one server; None where there can be none.
+    """The path of the control socket and the run directory of one server; None if there can be none.
 
-    *inherited* is the run directory of the master that this one is to succeed: the same counts for
-    this one, all its life, or the two would not know of each other's companions. "" says that the old
-    one has companions and no run files.
+    *inherited*: the run directory of the old master, which its successor uses all its life. With two
+    directories, the two masters would not know of each other's companions. "": the old master has companions
+    and no run directory.
     """
 
     def __init__(self, arbiter: Any, inherited: str | None = None) -> None:
@@ -141,12 +141,12 @@ class Places(ArbitersPart):
         self._files: set[str] = set()
         self._missing: set[str] = set()
 
-    # -- which ---------------------------------------------------------------
+    # -- choosing --------------------------------------------------------------
 
     def choose(self) -> None:
         """Choose the paths of the next manager, and create what it cannot create itself."""
         if self.inherited and self._hindrance(self.inherited):
-            # The old master is gone; its leftovers are useless and may be in our way.
+            # The old master is gone, and this one cannot use its directory.
             with contextlib.suppress(OSError):
                 os.rmdir(self.inherited)
             self.inherited = None
@@ -158,9 +158,7 @@ class Places(ArbitersPart):
         self._enter()
 
     def planned(self) -> tuple[str | None, str | None]:
-        """Return where a server that starts now would have both, without creating them. ``PID`` is the
-        master's.
-        """
+        """Return both as a server would choose them now, without creating them; the pid is ``PID``."""
         cfg = self.cfg
         default = paths.likely_default_directory(os.environ, cfg.uid, cfg.gid)
         control: str | None = cfg.companion_control_socket
@@ -171,20 +169,20 @@ class Places(ArbitersPart):
         return control, self._resolve_run_dir(cfg.companion_run_dir, default)
 
     def told_successor(self) -> str | None:
-        """Tell a successor the run directory; see `inherited`."""
+        """Return what the successor has as *inherited*."""
         if not self.chosen:
             return self.inherited
         return self.run_dir if self.usable else ""
 
     @property
     def usable(self) -> bool:
-        """Whether there is a run directory, and nothing is known to be wrong with it."""
+        """Whether there is a run directory that can be used, as far as we know."""
         return self.run_dir is not None and self._usable
 
     def must_wait(self) -> bool:
         """Whether companions have to wait until the old master is gone.
 
-        Beside it they may run where both see the run files of both.
+        They need not if both masters can use the same run directory.
         """
         if not self.arbiter.master_pid or self.inherited is None:
             return False
@@ -205,7 +203,7 @@ class Places(ArbitersPart):
         return ""
 
     def _resolve(self) -> tuple[str | None, str | None]:
-        """The two places; a warning, where one cannot be."""
+        """Return control socket and run directory; log a warning if there can be no default."""
         cfg = self.cfg
         wanted_socket, wanted_run = cfg.companion_control_socket, cfg.companion_run_dir
         default: str | None = None
@@ -238,7 +236,7 @@ class Places(ArbitersPart):
             return self.inherited
         if wanted:
             run_dir = os.path.abspath(wanted)
-            # In a directory like /tmp it is root's alone once it is there.
+            # In a directory like /tmp it is root's alone once it exists.
             with contextlib.suppress(paths.Unusable):
                 paths.prepare_directory(run_dir, self.cfg.uid, self.cfg.gid)
             try:
@@ -250,7 +248,7 @@ class Places(ArbitersPart):
         return os.path.join(default, "run-" + self._digest()) if default is not None else None
 
     def _digest(self) -> str:
-        """Names this service among others of the same user: the same after a restart."""
+        """Return a name for this service among others of the same user, the same after a restart."""
         cfg = self.cfg
         config_file = os.path.abspath(cfg.config) if cfg.config else ""
         parts = [config_file, os.getcwd(), application(self.arbiter), *sorted(map(str, cfg.address))]
@@ -260,19 +258,19 @@ class Places(ArbitersPart):
         try:
             paths.prepare_directory(directory, self.cfg.uid, self.cfg.gid)
         except paths.Unusable as exc:
-            # The manager tries all the same: it has groups and rights that we did not look at.
+            # The manager tries all the same: it may have access by groups or access lists.
             self.log.debug("The directory of the companions' %s: %s", what, exc)
             return False
         return True
 
-    # -- whose ---------------------------------------------------------------
+    # -- using -----------------------------------------------------------------
 
     def _enter(self) -> None:
-        """Have the run directory there, and say that it is in use."""
+        """Make the run directory if it is missing, and lock it."""
         if self.run_dir is None or (self._use is not None and self._use.is_at(self.run_dir)):
             return
         self._leave()
-        # Twice: another server that ends may take it away before our lock is on it.
+        # Twice: another server that ends may remove it before we have locked it.
         for _ in range(2):
             self._usable = self._prepare("run files", self.run_dir)
             paths.hand_over_run_files(self.run_dir, runfile.SUFFIX, self.cfg.uid, self.cfg.gid)
@@ -281,19 +279,22 @@ class Places(ArbitersPart):
                 return
             self._leave()
 
+    def restore(self) -> None:
+        """Make the run directory again if it was removed."""
+        parent = os.path.dirname(self.run_dir or "")
+        if parent and not os.path.lexists(parent):
+            self._prepare("run files", parent)
+        self._enter()
+
     def lost_run_files(self, wanted: set[str]) -> bool:
         """Recreate the run directory if it was removed; return whether files in it are gone.
 
-        *wanted*: the names of companions that usually have one. A file that is missing each time was
-        released.
+        *wanted*: the names of companions that usually have one. One that was missing at the last call, too,
+        has released its file.
         """
         if self.run_dir is None:
             return False
-        if self._use is None or not self._use.is_at(self.run_dir):
-            parent = os.path.dirname(self.run_dir)
-            if not os.path.lexists(parent):
-                self._prepare("run files", parent)
-            self._enter()
+        self.restore()
         known, self._files = self._files | wanted, set(runfile.names(self.run_dir))
         missing = known - self._files
         lost, self._missing = missing - self._missing, missing
@@ -305,20 +306,20 @@ class Places(ArbitersPart):
             self._use = None
 
     def shared(self) -> bool:
-        """Whether another server uses the run directory, now or as soon as we are gone."""
+        """Whether another server uses the run directory, now or once this one is gone."""
         if self.arbiter.master_pid or self.arbiter.reexec_pid:
             return True
         return self._use is not None and not self._use.alone()
 
     def tidy_up(self) -> None:
-        """Leave nothing on disk: a manager that was killed could not, and none knows it is the last."""
+        """Remove what is on disk: a killed manager could not, and no manager knows that it is the last."""
         path, self.control_path = self.control_path, None
         if path is not None:
             with contextlib.suppress(OSError):
                 trust.remove_stale_socket(path)
         if self.run_dir is not None and not self.shared():
             runfile.remove_dead(self.run_dir)
-            # Not empty where something of another server is in it all the same.
+            # It fails if another server has made a file in it just now.
             with contextlib.suppress(OSError):
                 os.rmdir(self.run_dir)
         self._leave()
