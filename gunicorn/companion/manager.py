@@ -25,7 +25,7 @@ from gunicorn.companion.process import (
     State,
 )
 from gunicorn.companion.server.link import Link
-from gunicorn.companion.spawn import Birth, become_subreaper, prepare_parent
+from gunicorn.companion.spawn import Launch, spawn
 from gunicorn.companion.supervise.changes import Changes, Configs, Follower, digest, scale
 from gunicorn.companion.supervise.commands import Commands
 from gunicorn.companion.supervise.memory import Limits
@@ -36,13 +36,14 @@ from gunicorn.companion.supervise.rights import StartRights
 from gunicorn.companion.supervise.sessions import Sessions
 from gunicorn.companion.supervise.sharedstate import Rights, SharedState
 from gunicorn.companion.supervise.sockets import Listeners
-from gunicorn.companion.supervise.starter import Hook, Hooks, Starter, fork, no_hook
+from gunicorn.companion.supervise.starter import Hook, Hooks, Starter, no_hook
 from gunicorn.companion.supervise.steering import Outcome, Steering
 from gunicorn.companion.table import ProcessTable, Reporter
 from gunicorn.glogging import reopen_logs
 from gunicorn.unix import session, spare
 from gunicorn.unix.kernel import KERNEL, Kernel
 from gunicorn.unix.poller import Poller
+from gunicorn.unix.prctl import become_subreaper
 from gunicorn.unix.signals import SignalInbox, signal_name, unblock_all
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class CompanionManager:
         beside_old_master: bool = False,
         umask: int = 0,
         kernel: Kernel = KERNEL,
-        fork: Callable[[Birth], int] = fork,
+        fork: Callable[[Launch], int] = spawn,
     ) -> None:
         # Hooks read this and the log.
         self.pid = os.getpid()
@@ -309,7 +310,6 @@ class CompanionManager:
             self.poller.add(self.watch.fileno(), self._on_change)
         if become_subreaper():
             self.sessions.adopt(session.OwnChildren())
-        prepare_parent()
         spare.ONE.fill()
         self._raise_file_limit()
         remove_stale(self.start_rights.run_dir)

@@ -25,15 +25,12 @@ from gunicorn.unix import session, spare, trust
 from gunicorn.unix.kernel import KERNEL, Kernel
 
 SUFFIX = ".run"
-_quoted = json.encoder.encode_basestring_ascii
 MAX_RECORD = 64 * 1024
 # A placeholder, so that the record or the reason of a failed start finds room on a disk that has become
 # full.
 _BLANK = b" " * 2048
 # Seconds between two checks of a session whose leader is gone while the others may finish.
 DRAIN_INTERVAL = 0.25
-# The end of the record of a start that has not failed.
-_NO_ERROR = b', "error": null}'
 # Fields that records did not have from the beginning.
 _LATER_FIELDS = {"stop_as_group": False, "group_signalled": False}
 
@@ -59,18 +56,7 @@ class Record:
     error: str | None = None
 
     def to_bytes(self) -> bytes:
-        form = record_form(
-            self.name,
-            self.supervisor,
-            self.supervisor_started,
-            self.stop_signal,
-            self.stop_timeout,
-            as_group=self.stop_as_group,
-            group_signalled=self.group_signalled,
-        )
-        error = "null" if self.error is None else _quoted(self.error)
-        started, signalled = _quoted(self.started)[1:-1], _flag(self.signalled)
-        return (form % (self.pid, started, self.session, signalled, error)).encode()
+        return json.dumps(vars(self)).encode() + b"\n"
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Record | None:
@@ -105,43 +91,6 @@ class Record:
     def runs(self, kernel: Kernel = KERNEL) -> bool:
         """Whether the recorded process itself lives."""
         return kernel.is_alive(self.pid, self.started)
-
-
-def record_form(
-    name: str,
-    supervisor: int,
-    supervisor_started: str,
-    stop_signal: int,
-    stop_timeout: float,
-    start: str = "",
-    *,
-    as_group: bool = False,
-    group_signalled: bool = False,
-) -> str:
-    """A record as JSON, for ``%`` with the rest of it: pid, started, session, signalled, error.
-
-    ``started`` goes between quotes, where *start* is its beginning; the last two are JSON.
-
-    By hand, and most of it before the fork: each companion writes one at its start, and the general
-    way would cost more than the rest of the file.
-    """
-    supervised = f'"supervisor": {supervisor}, "supervisor_started": {_quoted(supervisor_started)}'
-    stop = (
-        f'"stop_signal": {int(stop_signal)}, "stop_timeout": {float(stop_timeout)!r},'
-        f' "stop_as_group": {_flag(as_group)}, "group_signalled": {_flag(group_signalled)}'
-    )
-    return (
-        f'{{"name": {_percent(_quoted(name))}, "pid": %d, "started": "{_percent(start)}%s", "session": %d,'
-        f' {_percent(supervised)}, {stop}, "signalled": %s, "error": %s}}\n'
-    )
-
-
-def _flag(value: bool) -> str:
-    return "true" if value else "false"
-
-
-def _percent(text: str) -> str:
-    return text.replace("%", "%%")
 
 
 class RunFile:
@@ -194,18 +143,13 @@ class RunFile:
         return Record.from_bytes(os.pread(self.fd, MAX_RECORD, 0))
 
     def error_of(self, pid: int) -> str | None:
-        """Why the start of *pid* failed, where it has said so. Hardly one has, and that is quickly seen."""
-        data = os.pread(self.fd, MAX_RECORD, 0)
-        if data.rstrip().endswith(_NO_ERROR):
-            return None
-        record = Record.from_bytes(data)
+        """Why the start of *pid* failed, if it did."""
+        record = self.read()
         return record.error if record is not None and record.pid == pid else None
 
     def write(self, record: Record) -> None:
-        self.fill(record.to_bytes())
-
-    def fill(self, data: bytes) -> None:
-        """Have *data*, a record as bytes, in the file."""
+        """Write *record*, padded, so that the reason of a failed start has room too. Raises OSError."""
+        data = record.to_bytes().ljust(len(_BLANK))
         os.pwrite(self.fd, data, 0)
         os.ftruncate(self.fd, len(data))
 

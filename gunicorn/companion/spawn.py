@@ -1,55 +1,40 @@
 # SPDX-License-Identifier: MIT
-"""The child's side of a companion's start, from the fork to the end of its target."""
+"""Fork a companion, and turn the child into it step by step."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import functools
 import importlib
-import io
 import os
+import resource
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from os import closerange, environ, getpid, getppid, pwrite, setsid
-from resource import RLIMIT_NOFILE, setrlimit
 from socket import socket
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gunicorn.companion.checks import Target, describe_target
-from gunicorn.companion.child import descriptors
-from gunicorn.companion.child.ending import (
-    flush,
-    forget_inherited_exit_handlers,
-    has_inherited_exit_handlers,
-    run_to_the_end,
-)
+from gunicorn.companion.child import descriptors, streams
+from gunicorn.companion.child.exit import flush, forget_inherited_exit_handlers, run_to_the_end
 from gunicorn.companion.child.program import CannotRun, execute
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.detached import VARIABLE as MARK_VARIABLE
 from gunicorn.companion.detached import leave as leave_mark
-from gunicorn.companion.runfile import RunFile, record_form
+from gunicorn.companion.runfile import Record, RunFile
 from gunicorn.settings import redact
-from gunicorn.unix import spare
-from gunicorn.unix.process import can_set_title, open_if_closed, set_process_title
-from gunicorn.unix.session import HAVE_PROC, boot_id, identity, own_start
-from gunicorn.unix.signals import block_all, reset_to_default, set_mask
-from gunicorn.unix.trust import open_file
+from gunicorn.unix import prctl, spare
+from gunicorn.unix.process import leave, set_process_title
+from gunicorn.unix.session import identity
+from gunicorn.unix.signals import blocked_signals, reset_to_default, unblock_all
 
 if TYPE_CHECKING:
     from gunicorn.companion.child.watch import SourceWatch
 
-# prctl(2), <linux/prctl.h>
-PR_SET_PDEATHSIG = 1
-PR_SET_DUMPABLE = 4
-PR_SET_CHILD_SUBREAPER = 36
-
-# What a service manager or an older master said to the server is not for a companion.
+# Variables from a service manager or an older master, which are for the server alone.
 SERVER_VARIABLES = (
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
@@ -64,481 +49,303 @@ SERVER_VARIABLES = (
     "GUNICORN_COMPANION_INDEX",
 )
 
-# Has a Python program write its output at once.
-UNBUFFERED = "PYTHONUNBUFFERED"
-
-# Plain numbers: members of an enum are slow, and all of it is done in each child.
-RESET_SIGNALS = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
-# As in a Python program of its own: SIGINT raises, SIGPIPE is an error of write().
-HANDLERS: dict[int, Any] = {
-    int(signal.SIGINT): signal.default_int_handler,
-    int(signal.SIGPIPE): int(signal.SIG_IGN),
-}
-
 
 class StartFailed(Exception):
     """The start itself failed; the text is for ``status``."""
 
 
 @dataclass(frozen=True)
-class Birth:
-    """What the manager gives a child along."""
+class Launch:
+    """What the manager starts a companion with."""
 
     config: CompanionConfig
     run: RunFile
-    # Descriptors of the manager, in ranges: the child closes them, but for those that are named here.
-    close: Sequence[tuple[int, int]]
-    # Called in the child just before the target: the companion_post_fork hook, if there is one.
+    # The manager's own descriptors, which the child closes.
+    close: Iterable[int]
+    # The companion_post_fork hook, if there is one.
     post_fork: Callable[[], Any] | None
-    # The soft limit of open files as the server was started with.
+    # The limits of open files that the server was started with; none: those of the manager.
     nofile: tuple[int, int] | None = None
     # In development: has the manager restart it when a file that it has loaded changes.
     watch: SourceWatch | None = None
     # The sockets of `bind`: 3, 4 … in the child.
-    listeners: Sequence[int | socket] = ()
-    # Where the companion says how it is: its NOTIFY_SOCKET.
+    listeners: Sequence[socket] = ()
+    # The address of its NOTIFY_SOCKET.
     notify: str | None = None
-    # Tells whose it is of a process that leaves the session: see `detached`.
+    # Identifies the companion's processes outside its session: see `detached`.
     mark: str = ""
-    # Closes what the server logs to. After `post_fork`, which may log there.
+    # Closes the server's logs, after `post_fork`, which may write to them.
     close_logs: Callable[[], Any] | None = None
 
 
-class Plan(NamedTuple):
-    """What a child does with its birth, found out before the fork.
-
-    What a child only reads it shares with the manager; each page that it writes to is copied, and to call
-    a function, or to look an attribute up, is to count references in several.
-    """
-
-    birth: Birth
-    parent: int
-    stop_signal: int
-    # Its record except the parts that the child fills in, and the file for it.
-    record: bytes
-    run_fd: int
-    # Ranges of descriptors to close.
-    close: list[tuple[int, int]]
-    nofile: tuple[int, int] | None
-    # Whether there is more to settle than most companions ask for.
-    special: bool
-    variables: list[tuple[str, str]]
-    # None where there is no way to set it.
-    title: str | None
-    # None where it has to be found by the child.
-    target: Callable[[], Any] | None
-    # The sockets to hand over; and of SERVER_VARIABLES those that are set.
-    listeners: list[int]
-    unwanted: list[str]
-
-    @classmethod
-    def of(cls, birth: Birth, unwanted: list[str] | None = None) -> Plan:
-        """*unwanted*: `server_variables`, if at hand."""
-        config, pid = birth.config, os.getpid()
-        listeners = [each if isinstance(each, int) else each.fileno() for each in birth.listeners]
-        unwanted = server_variables() if unwanted is None else unwanted
-        # All but the number that an own start is counted from.
-        start = f"{boot_id()}/" if HAVE_PROC else ""
-        record = record_form(
-            config.name,
-            pid,
-            _identity(pid),
-            config.stop_signal,
-            config.stop_timeout,
-            start,
-            as_group=config.stop_as_group,
-        )
-        return cls(
-            birth,
-            pid,
-            int(config.stop_signal),
-            record.encode(),
-            birth.run.fd,
-            descriptors.without(birth.close, (birth.run.fd, *listeners)),
-            birth.nofile,
-            bool(
-                listeners
-                or unwanted
-                or descriptors.holds_numbers()
-                or config.cwd
-                or config.stdout
-                or config.stderr
-                or config.nice is not None
-                or _needs_faulthandler(config)
-            ),
-            [*variables_of(birth).items(), *config.env.items()],
-            f"companion [{config.name}]" if can_set_title() and config.command is None else None,
-            None if birth.watch is not None else _loaded_target(config.target),
-            listeners,
-            unwanted,
-        )
+def spawn(launch: Launch) -> int:
+    """Fork a companion; return its pid. Raises OSError."""
+    parent = os.getpid()
+    # What is buffered must not be written by both processes.
+    flush()
+    # No signal reaches the child while it still has the manager's handlers.
+    with blocked_signals():
+        pid = os.fork()
+        if pid == 0:
+            _run_child(launch, parent)
+    return pid
 
 
-def server_variables() -> list[str]:
-    """Those of SERVER_VARIABLES that are set."""
-    return [name for name in SERVER_VARIABLES if name in environ]
-
-
-@functools.lru_cache(maxsize=1)
-def _identity(pid: int) -> str:
-    return identity(pid) or ""
-
-
-def prepare_parent() -> None:
-    """Do once what every child would have to do otherwise: streams and exit handlers as companions have them.
-
-    For a process that does nothing but run companions, reads nothing, and runs no handler at its exit.
-    """
-    global _prepared
-    _settle_streams()
-    forget_inherited_exit_handlers()
-    _prepared = (sys.stdin, sys.stdout, sys.stderr)
-    _call_once()
-
-
-# The streams of a parent that is prepared.
-_prepared: tuple[Any, ...] = ()
-
-
-def _is_prepared() -> bool:
-    """Whether `prepare_parent` has been called, and nothing has been changed since."""
-    return _prepared == (sys.stdin, sys.stdout, sys.stderr) and not has_inherited_exit_handlers()
-
-
-def _call_once() -> None:
-    """What only a child calls the linker would look up in each child: it does at a function's first call."""
-    getppid()
-    own_start()
-    fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    with contextlib.suppress(OSError):
-        pwrite(fd, b"%d" % fd, 0)
-    closerange(fd, fd + 1)
-
-
-def spawn(plans: Iterable[Plan]) -> list[int | OSError]:
-    """Fork a companion for each of *plans*; return their pids, or the error of a failed fork.
-
-    Every signal is blocked across the forks, so that none reaches a child while it still has the manager's
-    handlers. Flush all buffers before. Do as little as possible between two forks: after each, every page
-    that is written to is copied.
-    """
-    forked: list[int | OSError] = []
-    prepared = _is_prepared()
-    mask = block_all()
-    try:
-        for plan in plans:
-            try:
-                # Looked up: gevent may have replaced it, and has more to do in a child.
-                pid = os.fork()
-            except OSError as exc:
-                forked.append(exc)
-                continue
-            if pid == 0:
-                _child(plan, prepared)
-            forked.append(pid)
-    finally:
-        set_mask(mask)
-    return forked
-
-
-def _child(plan: Plan, prepared: bool) -> NoReturn:
-    """The whole life of the child. No path leads back: not an exception, not a `finally` above."""
+def _run_child(launch: Launch, parent: int) -> NoReturn:
+    """Run the child from its fork to its end: nothing leads back into the manager's code."""
     code = 1
     try:
         try:
-            _become(plan, prepared)
+            become(launch, parent)
         except StartFailed as exc:
-            _report(plan.birth.run, str(exc))
+            _report(launch.run, str(exc))
         except BaseException as exc:
-            # What the user's hook raised: shown where he looks for it.
             traceback.print_exc()
-            _report(plan.birth.run, _one_line(exc))
+            _report(launch.run, _one_line(exc))
         else:
-            # Run as a program of its own would be.
-            code = run_to_the_end(_load, plan)
-        flush()
+            code = run_to_the_end(functools.partial(_load, launch))
     finally:
-        # The only way out.
-        os._exit(code)
+        leave(code)
 
 
-def _become(plan: Plan, prepared: bool) -> None:
-    """Turn a copy of the manager into a companion just before its target, or into the program of `command`.
+def become(launch: Launch, parent: int) -> None:
+    """Turn a copy of the manager into the companion, ready for its target, or into its program.
 
-    What is done each time is done here and not in functions of its own, and by names of this module or of
-    this function: for each function, and each attribute, some more pages would be copied.
+    Raises StartFailed.
     """
-    birth, parent, stop_signal, form, run_fd, close, nofile, special, variables, title, *_ = plan
-    setsid()
-    reset_to_default(RESET_SIGNALS, HANDLERS)
-    # From here on this process ends with its parent.
-    signalled = _PRCTL is not None and _PRCTL(PR_SET_PDEATHSIG, stop_signal, 0, 0, 0) == 0
-    if getppid() != parent:
+    config = launch.config
+    os.setsid()
+    reset_signals()
+    signalled = end_with_parent(parent, config.stop_signal)
+    write_record(launch, parent, signalled)
+    close_descriptors(launch)
+    restore_file_limit(launch.nofile)
+    take_listeners(launch)
+    forget_inherited_exit_handlers()
+    set_environment(launch)
+    enter_directory(config.cwd)
+    redirect_output(config)
+    set_nice(config.nice)
+    arm_faulthandler(config)
+    set_title(config)
+    leave_mark(launch.mark)
+    unblock_all()
+    call_post_fork(launch.post_fork)
+    if config.command is not None:
+        execute_program(launch, config.command)
+
+
+def reset_signals() -> None:
+    """Set the dispositions of a Python program of its own.
+
+    A fork copies handlers, and exec keeps what is ignored. SIGINT raises KeyboardInterrupt, and SIGPIPE is
+    an error of write(2).
+    """
+    handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGPIPE: signal.SIG_IGN}
+    reset_to_default(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}, handlers)
+
+
+def end_with_parent(parent: int, stop_signal: int) -> bool:
+    """Have the kernel send *stop_signal* when the manager dies; return whether it will (Linux)."""
+    armed = prctl.set_parent_death_signal(stop_signal)
+    if os.getppid() != parent:
         # The manager died before the signal was armed, so nothing would stop this process.
         os._exit(0)
-    pid = getpid()
+    return armed
+
+
+def write_record(launch: Launch, parent: int, signalled: bool) -> None:
+    """Write the run file's record: from here on, a later manager knows this process.
+
+    The manager cannot do it, because it can die just after the fork. Until now, the inherited lock has kept
+    others from a start.
+    """
+    config, pid = launch.config, os.getpid()
+    record = Record(
+        name=config.name,
+        pid=pid,
+        started=identity(pid) or "",
+        session=pid,
+        supervisor=parent,
+        supervisor_started=identity(parent) or "",
+        stop_signal=int(config.stop_signal),
+        stop_timeout=config.stop_timeout,
+        signalled=signalled,
+        stop_as_group=config.stop_as_group,
+    )
     try:
-        # And is known. The file is blank, as it was claimed.
-        pwrite(run_fd, form % (pid, own_start(), pid, b"true" if signalled else b"false", b"null"), 0)
+        launch.run.write(record)
     except OSError as exc:
         raise StartFailed(f"cannot write the run file: {exc.strerror}") from None
-    for first, end in close:
-        closerange(first, end)
+
+
+def close_descriptors(launch: Launch) -> None:
+    """Close the manager's own descriptors; exec closes the others that a program must not have."""
+    kept = {launch.run.fd, *(listener.fileno() for listener in launch.listeners)}
+    descriptors.close_all(set(launch.close) - kept)
+    # It was one of them.
     spare.ONE.fds.clear()
-    if nofile is not None:
-        setrlimit(RLIMIT_NOFILE, nofile)
-    if special or not prepared:
-        _settle(plan)
-    for name, value in variables:
-        environ[name] = value
-    if title is not None:
-        set_process_title(title)
-    leave_mark(birth.mark)
-    set_mask(())
-    if birth.post_fork is not None:
-        try:
-            birth.post_fork()
-        except Exception as exc:
-            traceback.print_exc()
-            raise StartFailed(f"companion_post_fork: {_one_line(exc)}") from None
-    if birth.config.command is not None:
-        _execute(plan)
-
-
-def _settle(plan: Plan) -> None:
-    """What only some companions need, or all where the parent is not prepared."""
-    config = plan.birth.config
-    if plan.listeners:
-        _take_listeners(plan)
     descriptors.release()
-    forget_inherited_exit_handlers()
-    for name in plan.unwanted:
-        environ.pop(name, None)
-    if plan.listeners:
-        environ["LISTEN_PID"] = str(os.getpid())
-    if config.cwd is not None:
-        _enter(config.cwd)
-    _redirect(config)
-    if config.nice is not None:
-        _set_nice(config.nice)
-    if _needs_faulthandler(config):
-        _arm_faulthandler()
 
 
-def _set_nice(value: int) -> None:
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, value)
-    except OSError as exc:
-        raise StartFailed(f"cannot set nice to {value}: {exc.strerror}") from None
+def restore_file_limit(nofile: tuple[int, int] | None) -> None:
+    """Undo the manager's own limit of open files, which a fork inherits."""
+    if nofile is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, nofile)
 
 
-def _needs_faulthandler(config: CompanionConfig) -> bool:
-    return config.command is None and (config.watchdog is not None or faulthandler.is_enabled())
-
-
-def _take_listeners(plan: Plan) -> None:
-    """Make room for the sockets of `bind`; a Python target gets them."""
-    _make_room(plan.birth, plan.listeners)
-    if plan.birth.config.command is None:
+def take_listeners(launch: Launch) -> None:
+    """Free the numbers 3, 4 … for the sockets of `bind`; a Python target gets its sockets at once."""
+    count = len(launch.listeners)
+    if not count:
+        return
+    launch.run.fd = descriptors.lift(launch.run.fd, count)
+    if launch.watch is not None:
+        launch.watch.lift(count)
+    if launch.config.index is None:
+        for listener in launch.listeners:
+            # The mode belongs to the socket, and the last process may have changed it. Copies share it,
+            # and may be running.
+            os.set_blocking(listener.fileno(), True)
+    if launch.config.command is None:
         try:
-            descriptors.hand_over(plan.listeners)
+            descriptors.hand_over(_numbers(launch.listeners))
         except descriptors.Occupied as exc:
             raise StartFailed(str(exc)) from None
 
 
-def _make_room(birth: Birth, listeners: Sequence[int]) -> None:
-    """Leave the numbers to the sockets that get them, and these as they are to be found."""
-    birth.run.fd = descriptors.lift(birth.run.fd, len(listeners))
-    if birth.watch is not None:
-        birth.watch.lift(len(listeners))
-    if birth.config.index is None:
-        for fd in listeners:
-            # What the program before has set is gone with it. Copies of one program agree, and may run.
-            os.set_blocking(fd, True)
+def _numbers(listeners: Iterable[socket]) -> list[int]:
+    return [listener.fileno() for listener in listeners]
 
 
-def _execute(plan: Plan) -> NoReturn:
-    """Become the program of `command`. Until then what the hook uses stays where it is."""
-    command = plan.birth.config.command
-    assert command is not None
-    flush()
-    descriptors.hand_over(plan.listeners, force=True)
-    try:
-        execute(command, os.environ, descriptors.FIRST + len(plan.listeners))
-    except CannotRun as exc:
-        raise StartFailed(str(exc)) from None
+def set_environment(launch: Launch) -> None:
+    """Take the server's variables out, and put the companion's in; those of `env` have the last word."""
+    for name in SERVER_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update(variables_of(launch))
+    os.environ.update(launch.config.env)
 
 
-def _arm_faulthandler() -> None:
-    """The watchdog's SIGABRT has every thread's stack written to stderr.
-
-    What the master had armed was undone with its other signal handlers.
-    """
-    # It would take itself for armed still, and do nothing.
-    faulthandler.disable()
-    faulthandler.enable(2)
-
-
-def set_parent_death_signal(signum: int) -> bool:
-    """Ask the kernel for *signum* when the parent dies; True where it can be asked (Linux)."""
-    return _prctl(PR_SET_PDEATHSIG, signum)
-
-
-def become_subreaper() -> bool:
-    """Adopt descendants whose parents die; True where that exists (Linux)."""
-    return _prctl(PR_SET_CHILD_SUBREAPER, 1)
-
-
-def stay_dumpable() -> bool:
-    """Keep /proc/<pid> of this process and its children readable after a change of user (Linux)."""
-    return _prctl(PR_SET_DUMPABLE, 1)
-
-
-def _load_prctl() -> Callable[..., int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        function = ctypes.CDLL(None).prctl
-    except (OSError, AttributeError):
-        return None
-    # Without types for the arguments: to be converted by them, each is made an object first, and these
-    # small numbers arrive alike. The result is an int in any case.
-    return function
-
-
-# Loaded before any fork: nothing that can fail or take a lock is left for the child.
-_PRCTL = _load_prctl()
-
-
-def _prctl(option: int, value: int) -> bool:
-    return _PRCTL is not None and _PRCTL(option, value, 0, 0, 0) == 0
-
-
-def variables_of(birth: Birth) -> dict[str, str]:
-    """Return a companion's own variables: ours, and those of systemd's protocols except LISTEN_PID."""
-    config = birth.config
+def variables_of(launch: Launch) -> dict[str, str]:
+    """Return what a companion is told about itself: in our variables, and in those of systemd's protocols."""
+    config = launch.config
     found = {"GUNICORN_COMPANION_NAME": config.name}
     if config.index is not None:
         found["GUNICORN_COMPANION_INDEX"] = str(config.index)
-    if birth.mark:
-        found[MARK_VARIABLE] = birth.mark
-    if birth.notify is not None:
-        found["NOTIFY_SOCKET"] = birth.notify
+    if launch.mark:
+        found[MARK_VARIABLE] = launch.mark
+    if launch.notify is not None:
+        found["NOTIFY_SOCKET"] = launch.notify
     if config.watchdog is not None:
-        # Without WATCHDOG_PID: a wrapper that stays would keep its program from beating.
+        # Without WATCHDOG_PID, because the program may run under a wrapper.
         found["WATCHDOG_USEC"] = str(max(1, round(config.watchdog * 1_000_000)))
-    if config.command is not None and UNBUFFERED not in environ:
-        # Unless its output is a terminal, Python buffers 8 KiB of it, which a SIGKILL would lose.
-        found[UNBUFFERED] = "1"
-    count = len(birth.listeners)
+    if config.command is not None and "PYTHONUNBUFFERED" not in os.environ:
+        # Python buffers 8 KiB of output unless it is a terminal, and a SIGKILL would lose them.
+        found["PYTHONUNBUFFERED"] = "1"
+    count = len(launch.listeners)
     if count:
+        found["LISTEN_PID"] = str(os.getpid())
         found["LISTEN_FDS"] = str(count)
         # As with a .socket unit of several addresses: each has the unit's name.
         found["LISTEN_FDNAMES"] = ":".join([config.group] * count)
     return found
 
 
-def _enter(directory: str) -> None:
-    try:
-        os.chdir(directory)
-    except OSError as exc:
-        raise StartFailed(f"cannot enter cwd {directory}: {exc.strerror}") from None
-
-
-def _redirect(config: CompanionConfig) -> None:
-    """stdin from /dev/null, output as configured, all of it line-buffered."""
-    for key, number in (("stdout", 1), ("stderr", 2)):
-        path = getattr(config, key)
-        if path is None:
-            continue
-        if key == "stderr" and path == "stdout":
-            open_if_closed(1)
-            os.dup2(1, 2, inheritable=True)
-            continue
+def enter_directory(directory: str | None) -> None:
+    """Change to the working directory `cwd`."""
+    if directory is not None:
         try:
-            # Not to wait for the reader of a named pipe: a stop would have to wait as well.
-            fd = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK)
-            os.set_blocking(fd, True)
+            os.chdir(directory)
+        except OSError as exc:
+            raise StartFailed(f"cannot enter cwd {directory}: {exc.strerror}") from None
+
+
+def redirect_output(config: CompanionConfig) -> None:
+    """Have stdin from /dev/null, and stdout and stderr where the configuration says."""
+    for key, number, path in (("stdout", 1, config.stdout), ("stderr", 2, config.stderr)):
+        try:
+            streams.redirect(number, path)
         except OSError as exc:
             raise StartFailed(f"cannot open {key} {path}: {exc.strerror}") from None
-        _move(fd, number)
-    if _prepared != (sys.stdin, sys.stdout, sys.stderr):
-        _settle_streams()
+    streams.replace_standard_streams()
 
 
-def _settle_streams() -> None:
-    _move(os.open(os.devnull, os.O_RDWR), 0)
-    open_if_closed(1)
-    open_if_closed(2)
-    _REPLACED.append(sys.stdin)
-    sys.stdin = sys.__stdin__ = _text(0, "r")  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = _line_buffered(sys.stdout, 1)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = _line_buffered(sys.stderr, 2)  # type: ignore[misc]
+def set_nice(value: int | None) -> None:
+    """Set the nice value, which may need a privilege."""
+    if value is not None:
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, value)
+        except OSError as exc:
+            raise StartFailed(f"cannot set nice to {value}: {exc.strerror}") from None
 
 
-def _move(fd: int, number: int) -> None:
-    if fd != number:
-        os.dup2(fd, number, inheritable=True)
-        os.close(fd)
-    else:
-        os.set_inheritable(fd, True)
+def arm_faulthandler(config: CompanionConfig) -> None:
+    """Have the watchdog's SIGABRT write the stack of every thread to stderr.
+
+    That the master's faulthandler was armed was undone with its other signal handlers.
+    """
+    if config.command is None and (config.watchdog is not None or faulthandler.is_enabled()):
+        # It still takes itself for armed, and would do nothing.
+        faulthandler.disable()
+        faulthandler.enable(2)
 
 
-# The streams that were replaced: freed, they might close the descriptors below them.
-_REPLACED: list[Any] = []
+def set_title(config: CompanionConfig) -> None:
+    """Show the companion's name in process listings; a program has a name of its own."""
+    if config.command is None:
+        set_process_title(f"companion [{config.name}]")
 
 
-def _line_buffered(stream: Any, number: int) -> io.TextIOWrapper:
-    if isinstance(stream, io.TextIOWrapper):
-        with contextlib.suppress(OSError, ValueError):
-            if stream.fileno() == number:
-                stream.reconfigure(line_buffering=True)
-                return stream
-    _REPLACED.append(stream)
-    return _text(number, "w")
+def call_post_fork(hook: Callable[[], Any] | None) -> None:
+    """Call the hook in the finished process, which signals can end."""
+    if hook is not None:
+        try:
+            hook()
+        except Exception as exc:
+            traceback.print_exc()
+            raise StartFailed(f"companion_post_fork: {_one_line(exc)}") from None
 
 
-def _text(number: int, mode: str) -> io.TextIOWrapper:
-    file = open(number, mode, buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-    assert isinstance(file, io.TextIOWrapper)
-    return file
+def execute_program(launch: Launch, command: Sequence[str]) -> NoReturn:
+    """Become the program of `command`. Its sockets come now, since the hook may have used their numbers."""
+    flush()
+    descriptors.hand_over(_numbers(launch.listeners), force=True)
+    try:
+        execute(command, os.environ, descriptors.FIRST + len(launch.listeners))
+    except CannotRun as exc:
+        raise StartFailed(str(exc)) from None
 
 
-def _report(run: RunFile, reason: str) -> None:
-    """Leave the reason where the manager reads it when it reaps this process."""
-    reason = redact.in_text(reason)
-    with contextlib.suppress(Exception):
-        record = run.read()
-        if record is not None:
-            run.write(replace(record, error=reason))
-            return
-    # Its record could not be written, so nobody else knows of it.
-    with contextlib.suppress(Exception):
-        print(f"companion pid {getpid()}: {reason}", file=sys.stderr, flush=True)
-
-
-def _one_line(exc: BaseException) -> str:
-    text = str(exc).strip().splitlines()
-    return f"{type(exc).__name__}: {text[0]}" if text else type(exc).__name__
-
-
-def _loaded_target(target: Target | None) -> Callable[[], Any] | None:
-    """The callable, if it is at hand without running any code: one of a module that is loaded."""
-    if not isinstance(target, str):
-        return target
-    module_name, _, name = target.partition(":")
-    module = sys.modules.get(module_name)
-    found = vars(module).get(name) if type(module) is ModuleType else None
-    return found if callable(found) else None
+def _load(launch: Launch) -> Callable[[], Any] | None:
+    """Return the target to call; report and return None if it cannot be imported."""
+    config = launch.config
+    assert config.target is not None
+    if launch.close_logs is not None:
+        launch.close_logs()
+    loaded_before = set() if launch.watch is None else launch.watch.loaded()
+    try:
+        target = import_target(config.target)
+    except StartFailed as exc:
+        print(f"companion {config.name}: {exc}", file=sys.stderr)
+        _report(launch.run, str(exc))
+        return None
+    except Exception as exc:
+        traceback.print_exc()
+        _report(launch.run, f"cannot import {describe_target(config.target)}: {_one_line(exc)}")
+        return None
+    # The lock is the manager's alone from here on: no descendant of this process can hold it.
+    launch.run.close()
+    if launch.watch is not None:
+        launch.watch.begin(loaded_before)
+    return target
 
 
 def import_target(target: Target) -> Callable[[], Any]:
-    """The callable itself; a string is imported now. Raises StartFailed if that finds no callable."""
+    """Return the callable itself, imported if *target* is a string. Raises StartFailed if there is none."""
     if not isinstance(target, str):
         return target
     module_name, _, attributes = target.partition(":")
-    # One that the preloaded application has imported is there already.
-    found: Any = sys.modules.get(module_name) or importlib.import_module(module_name)
+    found: Any = importlib.import_module(module_name)
     for attribute in attributes.split("."):
         try:
             found = getattr(found, attribute)
@@ -549,28 +356,19 @@ def import_target(target: Target) -> Callable[[], Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _load(plan: Plan) -> Callable[[], Any] | None:
-    """Return the target to call; report and return None if it cannot be imported."""
-    birth, target = plan.birth, plan.target
-    config = birth.config
-    if birth.close_logs is not None:
-        birth.close_logs()
-    loaded_before = set() if birth.watch is None else birth.watch.loaded()
-    if target is None:
-        assert config.target is not None
-        try:
-            target = import_target(config.target)
-        except StartFailed as exc:
-            print(f"companion {config.name}: {exc}", file=sys.stderr)
-            _report(birth.run, str(exc))
-            return None
-        except Exception as exc:
-            traceback.print_exc()
-            _report(birth.run, f"cannot import {describe_target(config.target)}: {_one_line(exc)}")
-            return None
-    # From here on the record speaks for this process; the lock is the manager's alone,
-    # so that nothing this process leaves behind can hold it.
-    birth.run.close()
-    if birth.watch is not None:
-        birth.watch.begin(loaded_before)
-    return target
+def _report(run: RunFile, reason: str) -> None:
+    """Leave the reason where the manager reads it when it reaps this process."""
+    reason = redact.in_text(reason)
+    with contextlib.suppress(Exception):
+        record = run.read()
+        if record is not None:
+            run.write(replace(record, error=reason))
+            return
+    # The record could not be written, so stderr is what is left.
+    with contextlib.suppress(Exception):
+        print(f"companion pid {os.getpid()}: {reason}", file=sys.stderr, flush=True)
+
+
+def _one_line(exc: BaseException) -> str:
+    text = str(exc).strip().splitlines()
+    return f"{type(exc).__name__}: {text[0]}" if text else type(exc).__name__

@@ -198,11 +198,13 @@ def describe_end(status: int) -> str:
 
 def leave(code: int) -> NoReturn:
     """End a forked process: what is buffered is written, and no exit handler of the parent's runs."""
-    for stream in (sys.stdout, sys.stderr):
-        # Closed, or none: nothing to write.
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit(code)
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            # Closed, or none: nothing to write.
+            with contextlib.suppress(Exception):
+                stream.flush()
+    finally:
+        os._exit(code)
 
 
 def set_process_title(title: str) -> None:
@@ -210,11 +212,6 @@ def set_process_title(title: str) -> None:
     setproctitle = _setproctitle()
     if setproctitle is not None:
         setproctitle(f"gunicorn: {title}")
-
-
-def can_set_title() -> bool:
-    """Whether `set_process_title` does anything."""
-    return _setproctitle() is not None
 
 
 @functools.cache

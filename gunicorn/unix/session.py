@@ -13,8 +13,6 @@ import functools
 import os
 import signal
 from collections.abc import Collection, Mapping
-from os import close, getpid, read
-from os import open as open_file
 from typing import NamedTuple
 
 from gunicorn.unix import spare
@@ -69,8 +67,7 @@ def names_of(pids: Collection[int]) -> str:
 def _read_stat(pid: int) -> list[bytes] | None:
     """The fields that follow the command's name."""
     # Not with open(): creating a file object takes longer than the kernel's answer, and this runs for each
-    # process of the machine, and in each forked child. The module's own names are for the latter: see
-    # `Plan`.
+    # process of the machine.
     try:
         text = _stat_text(pid)
     except OSError as exc:
@@ -85,11 +82,11 @@ def _read_stat(pid: int) -> list[bytes] | None:
 
 
 def _stat_text(pid: int) -> bytes:
-    fd = open_file(f"/proc/{pid}/stat", _FLAGS)
+    fd = os.open(f"/proc/{pid}/stat", _FLAGS)
     try:
-        return read(fd, 4096)
+        return os.read(fd, 4096)
     finally:
-        close(fd)
+        os.close(fd)
 
 
 def _text_or_nothing(pid: int) -> bytes:
@@ -130,14 +127,6 @@ def identity(pid: int) -> str | None:
         info = read_stat(pid)
         return f"{boot_id()}/{info.start}" if info is not None and info.runs else None
     return _ps(pid, "lstart") if _ps(pid, "stat")[:1] not in ("", "Z") else None
-
-
-def own_start() -> bytes:
-    """What the `identity` of this process has after that of the boot. Each companion asks it first of all."""
-    if not HAVE_PROC:
-        return (identity(getpid()) or "").encode()
-    values = _read_stat(getpid())
-    return b"" if values is None else values[19]
 
 
 def is_alive(pid: int, who: str) -> bool:

@@ -16,11 +16,9 @@ from typing import Any
 import lownumbers  # before what imports ctypes
 import spawntargets
 
-from gunicorn.companion.child.descriptors import runs
-from gunicorn.companion.child.ending import flush
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.runfile import RunFile
-from gunicorn.companion.spawn import Birth, Plan, spawn
+from gunicorn.companion.spawn import Launch, spawn
 
 lownumbers.give_back()
 
@@ -58,19 +56,18 @@ def run(plan: dict[str, Any]) -> None:
     assert file is not None
     # As `StartRights` hands it out.
     file.clear()
-    birth = Birth(
+    launch = Launch(
         config=CompanionConfig(plan["config"].pop("name", "rq"), target, **plan["config"]),
         run=file,
-        close=runs(names.get("close", ())),
+        close=names.get("close", ()),
         post_fork=names["hook"],
         nofile=plan["nofile"],
         listeners=names.get("listeners", ()),
         notify=names.get("notify"),
     )
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    flush()
     try:
-        [pid] = spawn([Plan.of(birth)])
+        pid = spawn(launch)
     finally:
         # No path of the child leads back to here.
         with open(plan["result"] + f".{os.getpid()}", "w"):

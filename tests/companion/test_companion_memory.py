@@ -76,11 +76,11 @@ def test_what_is_not_there():
 # and one of which has a child.
 FAMILY = """
     import json, os, sys
-    from gunicorn.companion import spawn
     from gunicorn.companion.supervise import memory
+    from gunicorn.unix import prctl
     if len(sys.argv) > 1:
         os.setgroups([]), os.setgid(65534), os.setuid(65534)
-        spawn.stay_dumpable()  # as the manager does
+        prctl.stay_dumpable()  # as the manager does
 
     size = 32 * 1024 * 1024
     block = bytearray(os.urandom(4096) * (size // 4096))

@@ -240,32 +240,6 @@ def test_the_masters_exit_handlers_do_not_run(tmp_path, run):
     ]
 
 
-@pytest.mark.parametrize(
-    "register",
-    [
-        "atexit.register(late)",
-        "weakref.finalize(kept, late)",
-        "import multiprocessing.util; multiprocessing.util.Finalize(None, late, exitpriority=1)",
-    ],
-)
-@pytest.mark.parametrize("prepared_before", [True, False])
-def test_nor_those_that_came_while_companions_were_started(run, register, prepared_before):
-    steps = ["prepare_parent()", register]
-    before = f"""
-        import atexit, os, weakref
-        from gunicorn.companion.spawn import prepare_parent
-        class Thing: pass
-        kept = Thing()
-        def late(): os.write(1, b"late %d\\n" % os.getpid())
-        {"; ".join(steps if prepared_before else steps[::-1])}
-    """
-    end = run("registers_exit_handlers", before=before)
-    assert end.code == 0
-    own = ["own atexit", "own finalize", "own multiprocessing"]
-    parents = [f"late {end.parent}"] if prepared_before else []
-    assert sorted(end.out.splitlines()) == sorted([*own, *parents])
-
-
 def test_an_exit_handler_that_fails_stops_no_other(run):
     end = run("exit_handler_that_fails")
     assert (end.code, end.out) == (0, "the other one\n")
@@ -955,40 +929,15 @@ def test_without_a_watchdog_nothing_is_armed_but_what_the_master_had(run):
     assert run("", before=code.format("faulthandler.enable()")).out == "True\n"
 
 
-# -- a parent that has prepared itself ------------------------------------------------------------
-
-PREPARED = "from gunicorn.companion.spawn import prepare_parent\nprepare_parent()\n"
-
-
-def test_the_streams_of_a_prepared_parent(run, tmp_path):
-    facts = facts_of(run("facts", before=PREPARED))
-    assert facts["stdin"] == ["/dev/null", "", 0]
-    assert facts["line_buffered"] == [True, True] and facts["same_streams"] == [True, True]
-    assert set(facts["files"]) <= {"0", "1", "2"}, facts["files"]
-    log = tmp_path / "log"
-    end = run("leaves_output_unflushed", before=PREPARED, stdout=str(log), stderr="stdout")
-    assert (end.out, end.err, len(log.read_text())) == ("", "", 22)
-    end = command(run, "sh", "-c", "cat; echo out; echo err >&2", before=PREPARED)
-    assert (end.out, end.err) == ("out\n", "err\n")
-
-
-def test_a_stream_that_was_replaced_after_it(run):
-    end = run("leaves_output_unflushed", before=PREPARED + "import io, sys\nsys.stdout = io.StringIO()\n")
-    assert (end.out, end.err) == ("without an end", "nor here")
-
-
-def test_a_fork_that_is_refused_refuses_no_other(monkeypatch):
-    plan: Any = object()
-    error, answers = BlockingIOError("no memory"), iter([1, 2])
-
+def test_a_fork_that_is_refused(monkeypatch):
     def fork() -> int:
-        # None arrives meanwhile.
+        # No signal arrives meanwhile.
         assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        if (answer := next(answers)) == 1:
-            raise error
-        return answer
+        raise BlockingIOError("no memory")
 
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     monkeypatch.setattr("os.fork", fork)
-    assert spawn([plan, plan]) == [error, 2]
+    launch: Any = object()
+    with pytest.raises(BlockingIOError):
+        spawn(launch)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask

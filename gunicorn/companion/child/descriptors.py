@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 # SD_LISTEN_FDS_START
@@ -46,11 +46,6 @@ def most(entries: Iterable[Any]) -> int:
         1 if isinstance(bind, str) else len(bind) for bind in binds if isinstance(bind, str | list | tuple)
     ]
     return max(counts, default=0)
-
-
-def holds_numbers() -> bool:
-    """Whether `release` has anything to do."""
-    return bool(_RESERVED)
 
 
 def release() -> None:
@@ -124,30 +119,12 @@ def _describe(number: int) -> str:
     return "a file"
 
 
-def runs(descriptors: Iterable[int]) -> list[tuple[int, int]]:
-    """*descriptors* as ranges (first, end), so that closing many that lie together costs one call."""
-    found: list[tuple[int, int]] = []
-    ordered = sorted(set(descriptors))
-    if not ordered:
-        return found
-    first = end = ordered[0]
-    for number in ordered:
-        if number > end:
-            found.append((first, end))
-            first = number
-        end = number + 1
-    found.append((first, end))
-    return found
-
-
-def without(ranges: Iterable[tuple[int, int]], besides: Iterable[int]) -> list[tuple[int, int]]:
-    """*ranges* but for the descriptors *besides*."""
-    kept = sorted(besides)
-    found = []
-    for first, end in ranges:
-        for number in kept:
-            if first <= number < end:
-                found.append((first, number))
-                first = number + 1
-        found.append((first, end))
-    return [(first, end) for first, end in found if first < end]
+def close_all(numbers: Collection[int]) -> None:
+    """Close descriptors, open or not, with one system call for each range: a manager has thousands."""
+    ordered = sorted(numbers)
+    while ordered:
+        first, count = ordered[0], 1
+        while count < len(ordered) and ordered[count] == first + count:
+            count += 1
+        os.closerange(first, first + count)
+        del ordered[:count]

@@ -18,13 +18,13 @@ from gunicorn.companion.control import remove_abandoned
 from gunicorn.companion.manager import CompanionManager
 from gunicorn.companion.server.link import Link
 from gunicorn.companion.server.run_directory import ArbitersPart, Places
-from gunicorn.companion.spawn import set_parent_death_signal, stay_dumpable
 from gunicorn.companion.supervise.changes import ConfigUnreadable
 from gunicorn.companion.supervise.sharedstate import SharedState
 from gunicorn.companion.supervise.starter import Hook, no_hook
 from gunicorn.errors import ConfigError
 from gunicorn.glogging import follow
 from gunicorn.settings.hooks import own_hook
+from gunicorn.unix.prctl import set_parent_death_signal, stay_dumpable
 from gunicorn.unix.process import leave, set_owner_process, set_process_title
 from gunicorn.unix.signals import reset_to_default
 

@@ -16,12 +16,10 @@ from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.companion import detached
-from gunicorn.companion.child.descriptors import runs
-from gunicorn.companion.child.ending import flush
 from gunicorn.companion.detached import Mark
 from gunicorn.companion.process import WAIT_INTERVAL, Action, CompanionProcess, Event, State
 from gunicorn.companion.runfile import RunFile
-from gunicorn.companion.spawn import Birth, Plan, spawn
+from gunicorn.companion.spawn import Launch, spawn
 from gunicorn.companion.supervise import order
 from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.overrides import KeptState
@@ -79,16 +77,6 @@ class Hooks:
             self.log.exception("%s failed for companion %s", name, process.name)
 
 
-def fork(birth: Birth) -> int:
-    """Fork a companion; return its pid. Raises OSError."""
-    # Flush buffers, so that parent and child do not both write them.
-    flush()
-    [forked] = spawn([Plan.of(birth)])
-    if isinstance(forked, OSError):
-        raise forked
-    return forked
-
-
 # The right to start, the sockets of `bind`, the address of the notify socket.
 _Prepared = tuple[RunFile, list[socket], str | None]
 
@@ -98,7 +86,7 @@ class Starter:
     """Starts the companions of *table*, and releases what each start was given.
 
     *descriptors* lists those of the manager's own, which no child keeps; *spare_descriptors* frees some to
-    read files with. *fork* makes a process of a `Birth`. ``nofile`` is their limit of open files; none: the
+    read files with. *fork* makes a process of a `Launch`. ``nofile`` is their limit of open files; none: the
     manager's.
     """
 
@@ -114,7 +102,7 @@ class Starter:
     descriptors: Callable[[], list[int]]
     spare_descriptors: Callable[[], AbstractContextManager[None]]
     kernel: Kernel = KERNEL
-    fork: Callable[[Birth], int] = fork
+    fork: Callable[[Launch], int] = spawn
     nofile: tuple[int, int] | None = None
     # What dead managers have left, as of a moment.
     _left: dict[int, str] = field(default_factory=dict, init=False)
@@ -162,19 +150,19 @@ class Starter:
         found = ((each, its) for each in processes if (its := self._prepare(each)) is not None)
         # A companion that has to wait takes no turn away.
         prepared = list(itertools.islice(found, STARTS_AT_ONCE))
-        close = runs(self.descriptors())
+        close = self.descriptors()
         for process, its in prepared:
             self.hooks.before_fork(process)
             # The hook may have stopped it.
             if process.state is State.STARTING:
-                self._fork(process, self._birth(process, its, close))
+                self._fork(process, self._launch(process, its, close))
         return len(prepared) < STARTS_AT_ONCE
 
-    def _fork(self, process: CompanionProcess, birth: Birth) -> None:
+    def _fork(self, process: CompanionProcess, launch: Launch) -> None:
         try:
             # A start must not fail because one more descriptor is missing for a moment.
             with self.spare_descriptors():
-                pid = self.fork(birth)
+                pid = self.fork(launch)
         except OSError as exc:
             self._fail(process, f"cannot fork: {exc.strerror}")
             return
@@ -270,11 +258,11 @@ class Starter:
         pid = min((pid for pid, name in self._left.items() if name in names), default=None)
         return None if pid is None else Blocked(pid)
 
-    def _birth(self, process: CompanionProcess, prepared: _Prepared, close: list[tuple[int, int]]) -> Birth:
+    def _launch(self, process: CompanionProcess, prepared: _Prepared, close: list[int]) -> Launch:
         hook = self.hooks.post_fork
         run, listeners, notify = prepared
         config = process.config
-        return Birth(
+        return Launch(
             config=config,
             run=run,
             close=close,

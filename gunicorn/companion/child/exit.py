@@ -13,20 +13,17 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
-
-Given = TypeVar("Given")
+from typing import Any, NoReturn
 
 
-def run_to_the_end(load: Callable[[Given], Callable[[], Any] | None], given: Given) -> int:
-    """Call the target that *load* gives, do what the interpreter does at its end, return the exit code.
+def run_to_the_end(load: Callable[[], Callable[[], Any] | None]) -> int:
+    """Call the target that *load* returns, do what the interpreter does at its end, return the exit code.
 
-    *load* is called with *given*. If it returns None, it has reported that there is nothing to run; the code
-    is 1.
+    If *load* returns None, it has reported why there is nothing to run; the code is 1.
     """
     code = 0
     try:
-        target = load(given)
+        target = load()
         if target is None:
             return 1
         target()
@@ -41,7 +38,7 @@ def run_to_the_end(load: Callable[[Given], Callable[[], Any] | None], given: Giv
 
 
 def _exit_code(exc: SystemExit) -> int:
-    """As the interpreter does: none is 0, a number is itself, anything else is printed and 1."""
+    """Like the interpreter: None is 0, a number is itself, anything else is printed and 1."""
     if exc.code is None:
         return 0
     if isinstance(exc.code, int):
@@ -51,7 +48,7 @@ def _exit_code(exc: SystemExit) -> int:
 
 
 def _interrupted() -> NoReturn:
-    """As the interpreter does: the parent sees a death by SIGINT, not an exit code."""
+    """Like the interpreter: the parent sees a death by SIGINT, not an exit code."""
     _excepthook()
     _finalize(130)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -68,7 +65,7 @@ def _excepthook() -> None:
     try:
         sys.excepthook(kind, value, value.__traceback__)
     except BaseException:
-        # One that fails hides nothing, and the exit handlers have their turn.
+        # It must not hide the exception, or keep the exit handlers from running.
         traceback.print_exc()
         sys.__excepthook__(kind, value, value.__traceback__)
 
@@ -97,16 +94,10 @@ def flush() -> bool:
 
 
 def forget_inherited_exit_handlers() -> None:
-    """What the master registered for its own exit is the master's to run.
+    """Forget the exit handlers of the master, which it runs itself; `multiprocessing` does likewise.
 
-    `multiprocessing` does likewise in its children. The handlers that belong to
-    the standard library itself are registered again, for what this process will
-    give them to do. Where the parent has done so, and nothing has been registered
-    since, nothing is left to do.
+    Those of the standard library are registered again, for this process's own use of them.
     """
-    global _standard
-    if not has_inherited_exit_handlers():
-        return
     util = sys.modules.get("multiprocessing.util")
     atexit._clear()
     registry: dict[Any, Any] = getattr(weakref.finalize, "_registry", {})
@@ -120,13 +111,3 @@ def forget_inherited_exit_handlers() -> None:
         # The master's children: this process must neither join nor terminate them.
         sys.modules["multiprocessing.process"]._children.clear()
         atexit.register(util._exit_function)
-    _standard = atexit._ncallbacks()
-
-
-def has_inherited_exit_handlers() -> bool:
-    """Whether there is something to forget."""
-    return "multiprocessing.util" in sys.modules or atexit._ncallbacks() != _standard
-
-
-# How many handlers were registered when none was left but those of the standard library.
-_standard = -1
