@@ -17,6 +17,12 @@ FAST: dict[str, Any] = {
     "graceful_timeout": 5,
 }
 
+#: For the configuration file: lost sockets and run files are looked for twice a second, not every 5 s.
+CHECKS_OFTEN = """
+import gunicorn.companion.server.handle, gunicorn.companion.control
+gunicorn.companion.server.handle.SOCKET_CHECK_INTERVAL = gunicorn.companion.control.RETRY_INTERVAL = 0.5
+"""
+
 
 def entry(name: str, target: str | None = None, **keys: Any) -> dict[str, Any]:
     """One companion; its target is the function of its own name in ``jobs.py`` unless said otherwise."""

@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 
-from e2e_companions import companion_server, entry, reconfigure
-from harness import Server, wait_until
+from e2e_companions import companion_server, entry
+from harness import Server
 
 
 def ctl(server: Server, *args: str, timeout: float = 20.0, **env: str) -> subprocess.CompletedProcess[str]:
@@ -45,19 +43,6 @@ def test_status_with_nothing_configured() -> None:
         assert ctl(server, "status").returncode in (0, 3)
 
 
-def test_exit_codes() -> None:
-    with companion_server(entry("exit3", restart_delay=60), entry("a", "idle")) as server:
-        server.wait_companion("exit3", "BACKOFF")
-        server.wait_companion("a")
-        assert ctl(server, "status").returncode == 3
-        assert ctl(server, "status", "a").returncode == 0
-        refused = ctl(server, "stop", "nobody")
-        assert refused.returncode == 1 and "nobody" in refused.stdout + refused.stderr
-        assert ctl(server, "explode").returncode == 2
-        assert ctl(server).returncode == 2
-        assert ctl(server, "-s", "/nowhere.sock", "--timeout", "0.3", "status").returncode == 2
-
-
 def test_start_stop_restart_wait_until_it_is_done() -> None:
     companions = [entry("drain", env={"DRAIN": "0.4"}), entry("a", "idle", startsecs=0.3)]
     with companion_server(*companions) as server:
@@ -81,19 +66,6 @@ def test_start_stop_restart_wait_until_it_is_done() -> None:
         assert {found["state"] for found in server.companions().values()} == {"STOPPED"}
         assert ctl(server, "start", "a", "drain").returncode == 0
         assert {found["state"] for found in server.companions().values()} == {"RUNNING"}
-
-
-def test_reread() -> None:
-    with companion_server(entry("a", "idle")) as server:
-        server.wait_companion("a")
-        reconfigure(server, entry("a", "idle"), entry("b", "idle"))
-        result = ctl(server, "reread")
-        assert result.returncode == 0 and "b" in result.stdout
-        server.wait_companion("b")
-        server.write("gunicorn.conf.py", "= nonsense")
-        result = ctl(server, "reread")
-        assert result.returncode == 1 and "gunicorn.conf.py" in result.stdout + result.stderr
-        assert "Traceback" not in result.stderr
 
 
 def test_the_socket_can_be_named() -> None:
@@ -120,58 +92,3 @@ def test_several_servers_are_listed() -> None:
         # One that is dead is no choice to make.
         two.stop()
         assert ctl(one, "status").returncode == 0
-
-
-def test_it_waits_for_a_manager_that_is_just_starting() -> None:
-    server = companion_server(entry("a", "idle"), companion_control_socket="run/c.sock", ready_option=None)
-    path = server.configured_control = server.dir / "run" / "c.sock"
-    command = [sys.executable, "-m", "gunicorn.companion.ctl", "-s", str(path), "--timeout", "10", "status"]
-    waiting = subprocess.Popen(command, env=server.env, stdout=subprocess.PIPE, text=True)
-    with server:
-        out, _err = waiting.communicate(timeout=15)
-        assert waiting.returncode in (0, 3) and out.split()[0] == "a"
-        server.wait_companion("a")
-        # A manager that is replaced under its feet, too.
-        manager = server.wait_manager()
-        os.kill(manager, signal.SIGKILL)
-        result = ctl(server, "-s", str(path), "--timeout", "10", "status")
-        assert result.returncode in (0, 3)
-        server.wait_companion("a")
-
-
-def test_a_silent_server_is_a_timeout() -> None:
-    with companion_server(entry("a", "idle")) as server:
-        server.wait_companion("a")
-        manager = server.wait_manager()
-        os.kill(manager, signal.SIGSTOP)
-        try:
-            started = time.monotonic()
-            result = ctl(server, "--timeout", "0.6", "status")
-            assert result.returncode == 2 and "Traceback" not in result.stderr
-            assert 0.6 < time.monotonic() - started < 4
-        finally:
-            os.kill(manager, signal.SIGCONT)
-
-
-def test_a_reader_that_goes_away() -> None:
-    with companion_server(*(entry(f"c{n}", "idle") for n in range(5))) as server:
-        server.wait_companion("c4")
-        command = f"{sys.executable} -m gunicorn.companion.ctl status | true; echo ${{PIPESTATUS[0]}}"
-        result = subprocess.run(
-            ["bash", "-c", command],
-            capture_output=True,
-            text=True,
-            env=server.env,
-            cwd=server.dir,
-            timeout=20,
-        )
-        assert "Traceback" not in result.stderr
-
-
-def test_a_restart_that_ends_in_backoff_is_told() -> None:
-    with companion_server(entry("a", "idle", startsecs=1)) as server:
-        server.wait_companion("a")
-        server.write("jobs.py", "1/0")
-        result = ctl(server, "--timeout", "5", "restart", "a")
-        assert result.returncode == 1
-        wait_until(lambda: server.companion("a")["state"] in ("BACKOFF", "STARTING"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,14 +13,23 @@ from pathlib import Path
 
 import pytest
 from e2e_apps import JOBS, WEB
-from e2e_companions import companion_server, entry, overlaps, pids, pids_in, reconfigure, signals, starts
+from e2e_companions import (
+    CHECKS_OFTEN,
+    companion_server,
+    entry,
+    overlaps,
+    pids,
+    pids_in,
+    reconfigure,
+    signals,
+    starts,
+)
 from harness import (
     Server,
     descendants_of,
     descriptors,
     free_port,
     is_alive,
-    load,
     short_tmpdir,
     wait_until,
 )
@@ -45,94 +53,6 @@ def test_the_reader_of_the_log_goes_away() -> None:
         os.kill(server.wait_manager(), signal.SIGKILL)
         server.wait_companion("a", without=[pid, again])
         assert server.stop() == 0
-
-
-def test_the_run_directory_goes_away() -> None:
-    with companion_server(entry("a", "idle"), entry("b", "idle"), companion_run_dir="run/files") as server:
-        first = {name: server.wait_companion(name)["pid"] for name in ("a", "b")}
-        shutil.rmtree(server.dir / "run" / "files")
-        os.kill(first["a"], signal.SIGKILL)
-        again = server.wait_companion("a", without=[first["a"]])["pid"]
-        assert server.companion("b")["pid"] == first["b"]
-        assert list((server.dir / "run" / "files").iterdir()), "made again"
-        server.ask("restart", "b")
-        server.wait_companion("b", without=[first["b"]])
-        os.kill(server.wait_manager(), signal.SIGKILL)
-        server.wait_companion("a", without=[again])
-        assert overlaps(server) == []
-
-
-def test_a_run_directory_that_cannot_be_made_is_a_warning() -> None:
-    with companion_server(entry("a", "idle"), companion_run_dir="app.py/files") as server:
-        pid = server.wait_companion("a")["pid"]
-        os.kill(pid, signal.SIGKILL)
-        server.wait_companion("a", without=[pid])
-        warnings = [
-            line for line in server.log().splitlines() if "WARNING" in line and "app.py/files" in line
-        ]
-        assert len(warnings) == 1
-
-
-def test_damaged_run_files_do_not_matter() -> None:
-    damage = [b"", b"garbage", b'{"pid": 1}', b"\0" * 5000, b'{"name": "a", "pid": "x"}', b"\xff\xfe", b"[]"]
-    names = [f"c{number}" for number in range(len(damage))]
-    server = companion_server(*(entry(name, "idle") for name in names), companion_run_dir="run/files")
-    files = server.dir / "run" / "files"
-    files.mkdir()
-    files.chmod(0o700)
-    for name, garbage in zip(names, damage, strict=True):
-        (files / f"{name}.run").write_bytes(garbage)
-        (files / f"stranger-{name}.run").write_bytes(garbage)
-    with server:
-        for name in names:
-            server.wait_companion(name)
-            assert (files / f"{name}.run").read_bytes() not in damage, "this is the name of a run file"
-
-
-def test_a_record_that_names_a_stranger_kills_no_stranger() -> None:
-    """A pid that was given to another program since: its start time tells them apart."""
-    first = companion_server(entry("a", "idle"), companion_run_dir="run/files")
-    with first:
-        first.wait_companion("a")
-        (path,) = (first.dir / "run" / "files").iterdir()
-        record = path.read_text()
-        pid = str(first.companion("a")["pid"])
-    with subprocess.Popen(["sleep", "100"], start_new_session=True) as stranger:
-        try:
-            second = companion_server(entry("a", "idle"), companion_run_dir="run/files")
-            files = second.dir / "run" / "files"
-            files.mkdir()
-            files.chmod(0o700)
-            (files / path.name).write_text(record.replace(pid, str(stranger.pid)))
-            with second:
-                second.wait_companion("a")
-                second.ask("restart", "a")
-                wait_until(lambda: len(starts(second, "a")) == 2)
-            assert stranger.poll() is None
-        finally:
-            stranger.kill()
-
-
-def test_few_descriptors() -> None:
-    def few() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
-
-    companions = [entry(f"c{number}", "idle") for number in range(8)]
-    with companion_server(*companions, popen_option={"preexec_fn": few}) as server:
-        for number in range(8):
-            server.wait_companion(f"c{number}")
-        clients = []
-        try:
-            for _ in range(60):
-                clients.append(server.control())
-        except OSError:
-            pass
-        victim = starts(server, "c0")[0][0]
-        os.kill(victim, signal.SIGKILL)
-        for client in clients:
-            client.close()
-        server.wait_companion("c0", without=[victim])
-        assert server.get("/").status == 200
 
 
 def test_sixty_companions() -> None:
@@ -371,22 +291,6 @@ def test_a_timeout_of_zero_means_at_once() -> None:
         assert time.monotonic() - started < 2
 
 
-def test_a_crash_loop_without_a_delay_costs_little() -> None:
-    with companion_server(entry("returns", restart_delay=0), entry("a", "idle")) as server:
-        server.wait_companion("a")
-        manager = server.wait_manager()
-        before = len(starts(server, "returns"))
-        with load(server) as problems:
-            begin = time.monotonic()
-            wait_until(lambda: time.monotonic() > begin + 1.5, 3)
-            elapsed = time.monotonic() - begin
-            assert len(starts(server, "returns")) - before <= elapsed / 0.05 + 1
-        assert problems == []
-        assert server.manager() == manager
-        assert server.ask("stop", "returns")["ok"]
-        server.wait_companion("returns", "STOPPED")
-
-
 def test_hup_and_stop_while_no_manager_is_there() -> None:
     with companion_server(entry("a", "idle")) as server:
         pid = server.wait_companion("a")["pid"]
@@ -432,22 +336,6 @@ def test_hups_during_a_replacement_of_the_manager() -> None:
         assert overlaps(server) == []
 
 
-def test_a_second_server_on_the_same_run_directory_waits_and_kills_nothing() -> None:
-    """Started by mistake, beside a living one."""
-    first = companion_server(entry("a", "idle"), companion_run_dir="run/files")
-    with first:
-        pid = first.wait_companion("a")["pid"]
-        second = companion_server(entry("a", "idle"), companion_run_dir=str(first.dir / "run" / "files"))
-        with second:
-            second.wait_manager()
-            waiting = second.companion("a")
-            assert waiting["state"] == "STARTING" and not waiting["pid"]
-            assert is_alive(pid) and first.companion("a")["pid"] == pid
-            assert starts(second, "a") == []
-            assert first.stop() == 0
-            assert second.wait_companion("a", timeout=5)["pid"] != pid
-
-
 def test_a_daemon_with_companions() -> None:
     config = {"pidfile": "g.pid", "errorlog": "error.log", "daemon": True}
     with companion_server(entry("drain", env={"DRAIN": "0.5"}), **config) as server:
@@ -462,15 +350,6 @@ def test_a_daemon_with_companions() -> None:
         assert server.companion("drain")["pid"] == pid
         server.stop()
         assert pids_in(server, "drain.drained") == [pid]
-
-
-def test_the_working_directory_of_a_companion_does_not_change_the_next_one_s() -> None:
-    companions = [entry("r1", "report", cwd="sub"), entry("r2", "report"), entry("r3", "report", cwd="sub")]
-    with companion_server(*companions, files_option={"sub/x": ""}) as server:
-        for name, place in (("r1", "sub"), ("r2", ""), ("r3", "sub")):
-            server.wait_companion(name)
-            found = json.loads(wait_until(lambda name=name: server.log(f"{name}.json")))
-            assert Path(found["cwd"]) == server.dir / place
 
 
 def test_what_a_reread_executes_does_not_stay_in_the_manager() -> None:
@@ -599,10 +478,7 @@ def run_file(server: Server, name: str) -> Path:
 
 def test_run_files_that_are_removed_are_made_again() -> None:
     """As the directory of a user's sessions is at his last logout. The next manager finds who runs."""
-    server = companion_server(
-        entry("stubborn", stop_timeout=1),
-        entry("one", "idle"),
-    )
+    server = companion_server(entry("stubborn", stop_timeout=1), entry("one", "idle"), extra=CHECKS_OFTEN)
     with server:
         pids = {name: server.wait_companion(name)["pid"] for name in ("stubborn", "one")}
         run_file(server, "one").unlink()
@@ -643,7 +519,8 @@ def test_the_manager_is_killed_right_after_its_run_files_were_removed(stop: bool
 
 
 def test_over_an_upgrade_nothing_runs_twice_though_the_run_files_are_removed() -> None:
-    with companion_server(entry("a", "idle"), entry("stubborn"), pidfile="g.pid") as server:
+    companions = [entry("a", "idle"), entry("stubborn")]
+    with companion_server(*companions, pidfile="g.pid", extra=CHECKS_OFTEN) as server:
         old = {name: server.wait_companion(name)["pid"] for name in ("a", "stubborn")}
         shutil.rmtree(server.run_dir / "gunicorn")
         new = Server(directory=server.dir, bind=None, ready=None)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import signal
@@ -24,12 +23,9 @@ from harness import (
     Server,
     all_procs,
     children_of,
-    cmdline_of,
     is_alive,
     kill_all,
     load,
-    read_proc,
-    session_of,
     wait_until,
 )
 
@@ -51,29 +47,6 @@ def test_companions_start_beside_the_web_tier() -> None:
         assert info["version"] and info["uptime"] >= 0
         narrowed = server.ask("status", "a")
         assert [found["name"] for found in narrowed["companions"]] == ["a"]
-
-
-def test_kill_9_of_a_companion() -> None:
-    """Running again after the delay, counted; the web tier serves throughout."""
-    with companion_server(entry("a", "idle"), entry("b", "idle"), companion_restart_delay=0.6) as server:
-        old, other = server.wait_companion("a"), server.wait_companion("b")
-        assert (old["restart_count"], old["exit_count"], old["kill_count"]) == (0, 0, 0)
-        with load(server) as problems:
-            killed_at = time.time()
-            os.kill(old["pid"], signal.SIGKILL)
-            backoff = server.wait_companion("a", "BACKOFF")
-            assert backoff["pid"] in (None, 0)
-            assert re.fullmatch(r"killed by SIGKILL, retrying in [01]s", backoff["description"])
-            new = server.wait_companion("a", without=[old["pid"]])
-        assert problems == []
-        assert (new["restart_count"], new["exit_count"], new["kill_count"]) == (1, 1, 0)
-        assert new["last_exit_signal"] in (signal.SIGKILL, "SIGKILL")
-        assert new["last_exit_code"] is None
-        times = [when for _pid, when in starts(server, "a")]
-        assert len(times) == 2
-        assert 0.55 <= times[1] - killed_at <= 2.0
-        assert server.companion("b")["pid"] == other["pid"]
-        assert server.companion("b")["restart_count"] == 0
 
 
 def test_a_log_directory_that_is_missing_costs_one_companion() -> None:
@@ -108,170 +81,7 @@ def test_worker_recycling_leaves_companions_alone() -> None:
         assert pids(server) == before
 
 
-def test_two_starts_are_50_ms_apart_whatever_the_delay() -> None:
-    with companion_server(entry("returns"), companion_restart_delay=0) as server:
-        wait_until(lambda: len(pids_in(server, "returns.forked")) >= 5)
-        times = [ticks / os.sysconf("SC_CLK_TCK") for ticks in pids_in(server, "returns.forked")]
-        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-        # By the kernel's clock, whose ticks cut something off of each.
-        assert min(gaps) >= 0.05 - 0.011, gaps
-        assert server.get("/").status == 200
-
-
 # -- each way to exit (what must hold, 6) --
-
-EXITS = {
-    "exit3": (3, None, r"exited with status 3, retrying in \d+s"),
-    "exit4": (4, None, r"exited with status 4, retrying in \d+s"),
-    "exit_text": (1, None, r"exited with status 1, retrying in \d+s"),
-    "returns": (0, None, r"exited with status 0, retrying in \d+s"),
-    "raises": (1, None, r"exited with status 1, retrying in \d+s"),
-    "hard_exit": (7, None, r"exited with status 7, retrying in \d+s"),
-    "segfault": (None, "SIGSEGV", r"killed by SIGSEGV, retrying in \d+s"),
-    "forks_and_dies": (5, None, r"exited with status 5, retrying in \d+s"),
-}
-
-
-def test_however_a_companion_exits_the_rest_goes_on() -> None:
-    companions = [entry(name, restart_delay=60) for name in EXITS]
-    with companion_server(*companions, entry("steady", "idle")) as server:
-        manager = server.wait_manager()
-        workers = server.workers()
-        socket_file = os.stat(server.control_path())
-        for name, (code, sig, description) in EXITS.items():
-            found = server.wait_companion(name, "BACKOFF")
-            assert found["last_exit_code"] == code, name
-            want = (None,) if sig is None else (sig, int(getattr(signal, sig)))
-            assert found["last_exit_signal"] in want, name
-            assert re.fullmatch(description, found["description"]), (name, found["description"])
-            assert found["exit_count"] == 1 and found["restart_count"] == 0
-        steady = server.wait_companion("steady")
-        assert steady["restart_count"] == 0
-        assert server.manager() == manager
-        assert os.stat(server.control_path()).st_ino == socket_file.st_ino
-        assert server.workers() == workers and server.get("/").status == 200
-        log = server.log()
-        assert "RuntimeError: the companion raises on purpose" in log
-        assert "a reason in words" in log
-        # What the one that forked left behind in its session went with it.
-        (child,) = pids_in(server, "forks_and_dies.child")
-        wait_until(lambda: not is_alive(child), 5, "the child gone")
-
-
-def test_a_companion_that_closes_its_stdout_stays() -> None:
-    with companion_server(entry("closes_stdout")) as server:
-        server.wait_log("", name="closes_stdout.closed")
-        found = server.wait_companion("closes_stdout")
-        assert found["exit_count"] == 0
-        assert is_alive(found["pid"])
-
-
-def test_a_stopped_companion_can_be_stopped_for_good() -> None:
-    """SIGSTOP: a stop signal alone would stay pending; SIGCONT follows it."""
-    with companion_server(entry("a", "idle"), companion_stop_timeout=30) as server:
-        pid = server.wait_companion("a")["pid"]
-        os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: (proc := read_proc(pid)) is not None and proc.state == "T", 5, "stopped")
-        manager = server.manager()
-        assert server.companion("a")["exit_count"] == 0
-        assert server.ask("stop", "a")["ok"]
-        assert server.wait_companion("a", "STOPPED", 5)["description"] == "stopped manually"
-        assert server.manager() == manager
-
-
-def test_a_daemon_that_a_companion_leaves_goes_with_the_manager() -> None:
-    with companion_server(entry("double_forks")) as server:
-        server.wait_companion("double_forks")
-        daemon = server.read_int("double_forks.daemon")
-        proc = read_proc(daemon)
-        assert proc is not None and proc.ppid == server.manager(), "adopted by the manager"
-        server.signal(signal.SIGTERM)
-        assert server.wait_exit(10) == 0
-        assert not is_alive(daemon)
-
-
-def test_a_companion_may_become_another_program() -> None:
-    with companion_server(entry("execs")) as server:
-        found = server.wait_companion("execs")
-        wait_until(lambda: "sleep" in cmdline_of(found["pid"]))
-        assert server.companion("execs")["pid"] == found["pid"]
-        assert server.ask("restart", "execs")["ok"]
-        server.wait_companion("execs", without=[found["pid"]])
-        assert not is_alive(found["pid"])
-
-
-def test_a_companion_s_threads_are_joined_and_its_exit_handlers_run() -> None:
-    with companion_server(entry("threads", restart_delay=60, stdout="threads.out")) as server:
-        pid = server.wait_companion("threads")["pid"]
-        assert is_alive(pid)
-        server.write("threads.finish", "")
-        found = server.wait_companion("threads", "BACKOFF")
-        assert found["last_exit_code"] == 0
-        assert server.log("threads.thread") == "done\n"
-        assert server.log("threads.atexit") == "done\n"
-        assert server.log("threads.out") == "buffered output"
-
-
-INHERITED = """
-import atexit, os, weakref
-
-def _mark(text):
-    with open(os.path.join(HERE, "master-exit"), "a") as f:
-        f.write(text + " " + str(os.getpid()) + "\\n")
-
-class _Thing: pass
-_thing = _Thing()
-atexit.register(_mark, "atexit")
-weakref.finalize(_thing, _mark, "finalize")
-"""
-
-
-def test_exit_handlers_of_the_master_do_not_run_in_a_companion() -> None:
-    from e2e_apps import WEB
-
-    server = companion_server(
-        entry("returns", restart_delay=60), preload_app=True, app_option=WEB + INHERITED
-    )
-    with server:
-        found = server.wait_companion("returns", "BACKOFF")
-        assert found["last_exit_code"] == 0
-        companion = starts(server, "returns")[0][0]
-        assert str(companion) not in server.log("master-exit").split()
-        assert server.stop() == 0
-        assert str(server.pid) in server.log("master-exit").split(), "it does run in the master"
-        assert str(companion) not in server.log("master-exit").split()
-
-
-def test_a_start_that_fails_is_backoff_with_the_reason() -> None:
-    companions = [
-        entry("no-such-place", "idle", cwd="/definitely/not/here"),
-        entry("no-attribute", "nothing_of_that_name"),
-        {"name": "no-module", "target": "no_such_module:run"},
-    ]
-    with companion_server(*companions, entry("a", "idle"), companion_restart_delay=60) as server:
-        server.wait_companion("a")
-        found = server.wait_companion("no-such-place", "BACKOFF")
-        assert "/definitely/not/here" in found["description"]
-        for name in ("no-attribute", "no-module"):
-            assert server.wait_companion(name, "BACKOFF")["exit_count"] <= 1
-        assert "nothing_of_that_name" in server.log() and "no_such_module" in server.log()
-
-
-def test_a_post_fork_hook_that_raises_is_a_failed_start() -> None:
-    hook = """
-def companion_post_fork(manager, companion):
-    with open("hook-calls", "a") as f:
-        f.write(companion.name + "\\n")
-    if companion.name == "bad":
-        raise RuntimeError("hook says no")
-"""
-    companions = [entry("bad", "idle"), entry("good", "idle")]
-    with companion_server(*companions, extra=hook, companion_restart_delay=60) as server:
-        server.wait_companion("good")
-        assert "hook says no" in server.wait_companion("bad", "BACKOFF")["description"]
-        assert starts(server, "bad") == []
-        assert sorted(server.log("hook-calls").split()) == ["bad", "good"]
-
 
 # -- the manager dies (what must hold, 3) --
 
@@ -316,20 +126,6 @@ def test_kill_9_of_the_manager() -> None:
         halted = server.companion("halted")
         assert (halted["state"], halted["description"]) == ("STOPPED", "stopped manually")
         assert len(starts(server, "halted")) == 1
-        assert overlaps(server) == []
-
-
-def test_kill_9_of_the_manager_with_a_companion_that_ignores_its_signal() -> None:
-    with companion_server(entry("stubborn_family", stop_timeout=1.5)) as server:
-        manager = server.wait_manager()
-        old = server.wait_companion("stubborn_family")["pid"]
-        wait_until(lambda: len(pids_in(server, "stubborn_family.child")) == 2)
-        session = session_of(old)
-        assert len(session) == 3
-        os.kill(manager, signal.SIGKILL)
-        server.wait_manager(2.0, without=manager)
-        server.wait_companion("stubborn_family", timeout=6, without=[old])
-        assert not [pid for pid in session if is_alive(pid)]
         assert overlaps(server) == []
 
 

@@ -128,16 +128,6 @@ def test_one_that_never_runs_holds_up_those_after_it_and_nothing_else() -> None:
         assert len(starts(server, "a")) == 1
 
 
-def test_one_that_is_let_go_by_reread_starts() -> None:
-    stuck = entry("db", "exit3", startsecs=5, restart_delay=60)
-    with companion_server(stuck, entry("a", "idle", after=["db"]), files_option=FILES) as server:
-        server.wait_companion("db", "BACKOFF")
-        reconfigure(server, stuck, entry("a", "idle"))
-        assert server.ask("reread")["updated"] == ["a"]
-        server.wait_companion("a")
-        assert server.companion("db")["state"] == "BACKOFF"
-
-
 def test_after_a_job_that_is_done() -> None:
     """Migrations first; they are done once, also for a manager that takes over."""
     server = companion_server(
@@ -161,35 +151,6 @@ def test_after_a_job_that_is_done() -> None:
         for key in ("state", "reason", "description", "last_exit_code"):
             assert after[key] == done[key]
         assert len(starts(server, "migrate")) == 1
-
-
-@pytest.mark.parametrize(
-    ("companions", "said"),
-    [
-        (
-            [entry("a", "idle", after=["databse"]), entry("database", "idle")],
-            "companion 'a': after: no companion named databse: did you mean database?",
-        ),
-        (
-            [
-                entry("a", "idle", after=["b"]),
-                entry("b", "idle", numprocs=2, after=["c"]),
-                entry("c", "idle", after=["b:1"]),
-            ],
-            "after: they wait for each other: b -> c -> b",
-        ),
-        ([entry("a", "idle", after=["a"])], "after: they wait for each other: a -> a"),
-    ],
-    ids=["unknown", "circle", "itself"],
-)
-def test_an_order_that_cannot_be_is_found_before_anything_starts(companions, said) -> None:
-    server = companion_server(*companions, ready_option=None, args_option=["--check-config"])
-    server.expected_code = 1
-    with server:
-        assert server.wait_exit() == 1
-        assert said in server.log()
-        assert "Traceback" not in server.log()
-        assert starts(server, "a") == []
 
 
 # -- hooks --

@@ -31,7 +31,7 @@ needs_uvicorn = pytest.mark.skipif(
 )
 
 # How often a companion is restarted under load; more by hand.
-RESTARTS = int(os.environ.get("E2E_RESTARTS", "10"))
+RESTARTS = int(os.environ.get("E2E_RESTARTS", "6"))
 
 
 def companion_server(*companions: dict[str, Any], **settings: Any) -> Server:
@@ -96,16 +96,6 @@ def test_node_serves_on_a_socket_that_it_is_given() -> None:
         assert "SIGKILL" not in server.log()
 
 
-WORDS = ["two words", "it's", '"', "*", "$HOME", "`id`", "a;b|c&d>e", "new\nline", "", "-x", "\N{SNOWMAN}"]
-
-
-def test_no_shell_reads_the_words_of_a_command() -> None:
-    tell = "import json, sys, time; print(json.dumps(sys.argv[1:]), flush=True); time.sleep(60)"
-    with companion_server(program("words", sys.executable, "-c", tell, *WORDS, stdout="out")) as server:
-        server.wait_companion("words")
-        assert json.loads(server.wait_log("]\n", name="out")) == WORDS
-
-
 def test_the_environment_and_the_descriptors_of_a_program() -> None:
     """Nothing of the server's: not a variable, a signal, a descriptor; others run beside it."""
     once: dict[str, Any] = {"autorestart": "never", "after": ["a", "sleeper"], "startsecs": 0}
@@ -162,25 +152,6 @@ def test_a_program_that_is_missing() -> None:
         assert server.get("/").status == 200
 
 
-def test_a_program_is_looked_for_in_the_path_of_its_own_environment() -> None:
-    files = {"tools/ours": "#!/bin/sh\necho found > found\nexec sleep 60\n"}
-    server = companion_server(program("tool", "ours"), files_option=files)
-    (server.dir / "tools/ours").chmod(0o755)
-    reconfigure(server, program("tool", "ours", env={"PATH": f"{server.dir}/tools:/usr/bin:/bin"}))
-    with server:
-        server.wait_companion("tool")
-        server.wait_log("found", name="found")
-
-
-def test_a_program_goes_with_the_server_and_its_children_too() -> None:
-    script = "sleep 60 & echo $! > child; wait"
-    with companion_server(program("shell", "sh", "-c", script)) as server:
-        pid = server.wait_companion("shell")["pid"]
-        child = server.read_int("child")
-        assert server.stop() == 0
-        assert not is_alive(pid) and not is_alive(child)
-
-
 # -- sockets --
 
 WEB = '''
@@ -209,6 +180,8 @@ def serve():
     server = HTTPServer(("", 0), Handler, bind_and_activate=False)
     server.socket.close()
     server.socket = socket.socket(fileno=3)
+    # Another copy may be quicker; a blocking accept() would then wait, and see no stop.
+    server.socket.setblocking(False)
     signal.signal(signal.SIGTERM, lambda *args: threading.Thread(target=server.shutdown).start())
     server.serve_forever(poll_interval=0.02)
 
@@ -441,11 +414,15 @@ def test_an_address_that_is_taken() -> None:
 def test_copies_share_a_socket() -> None:
     address = f"127.0.0.1:{free_port()}"
     with companion_server(http_server(bind=address, numprocs=3), files_option=FILES) as server:
-        pids = {server.wait_companion(f"web:{index}")["pid"] for index in range(3)}
+        for index in range(3):
+            server.wait_companion(f"web:{index}")
         with counting(server, address) as clients:
-            wait_until(lambda: len(clients.pids) > 1, 20, "answers of two copies")
-            assert server.ask("restart", "web:0")["ok"]
-            server.wait_companion("web:0", without=pids)
+            wait_until(lambda: clients.pids, 20, "an answer")
+            (first, *_) = clients.pids
+            # Mostly the one that has just worked is the first to wake up.
+            os.kill(first, signal.SIGSTOP)
+            wait_until(lambda: clients.pids != {first}, 20, "an answer of another copy")
+            os.kill(first, signal.SIGCONT)
             for index in range(3):
                 old = server.companion(f"web:{index}")["pid"]
                 assert server.ask("restart", f"web:{index}")["ok"]

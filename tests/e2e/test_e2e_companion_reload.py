@@ -109,21 +109,6 @@ def test_hup_adds_and_removes_without_waiting_for_who_drains() -> None:
         assert pids(server)["a"] == before["a"] and server.manager() == manager
 
 
-def test_a_name_that_comes_back_waits_for_its_old_process() -> None:
-    with companion_server(entry("a", "idle"), entry("drain", env={"UNTIL": "done"})) as server:
-        before = settled(server, "a", "drain")
-        reconfigure(server, entry("a", "idle"))
-        assert server.ask("reread")["removed"] == ["drain"]
-        reconfigure(server, entry("a", "idle"), entry("drain", env={"DRAIN": "0"}))
-        assert server.ask("reread")["ok"]
-        assert is_alive(before["drain"] or 0)
-        assert len(starts(server, "drain")) == 1
-        server.write("done", "")
-        server.wait_companion("drain", timeout=6, without=[before["drain"] or 0])
-        assert pids_in(server, "drain.drained") == [before["drain"]]
-        assert overlaps(server) == []
-
-
 def test_the_manager_leaves_with_the_last_companion_and_comes_with_the_first() -> None:
     with companion_server() as server:
         assert server.manager() is None
@@ -340,44 +325,6 @@ def test_a_killed_worker_is_replaced_during_a_drain_on_hup() -> None:
 # -- reread (what must hold, 8) --
 
 
-def test_reread_reports_and_applies_the_difference() -> None:
-    names = ["added", "env", "gone", "same", "time"]
-    old = [entry(name, "idle") for name in names if name != "added"]
-    with companion_server(*old, workers=2) as server:
-        before = settled(server, "env", "gone", "same", "time")
-        workers = server.wait_workers(2)
-        reconfigure(
-            server,
-            entry("same", "idle"),
-            entry("env", "idle", env={"A": "1"}),
-            entry("time", "idle", stop_timeout=7),
-            entry("added", "idle"),
-            workers=2,
-        )
-        assert server.ask("reread") == {
-            "ok": True,
-            "added": ["added"],
-            "removed": ["gone"],
-            "restarted": ["env"],
-            "updated": ["time"],
-            "unchanged": ["same"],
-        }
-        server.wait_companion("env", without=[before["env"] or 0])
-        server.wait_companion("added")
-        wait_until(lambda: "gone" not in server.companions(), 5, "gone")
-        after = pids(server)
-        assert (after["same"], after["time"]) == (before["same"], before["time"])
-        assert server.workers() == workers, "reread is the companions' alone"
-        assert server.ask("reread") == {
-            "ok": True,
-            "added": [],
-            "removed": [],
-            "restarted": [],
-            "updated": [],
-            "unchanged": ["added", "env", "same", "time"],
-        }
-
-
 def test_a_changed_global_default_reaches_every_companion_that_does_not_override_it() -> None:
     with companion_server(entry("a", "idle"), entry("b", "idle", env={"X": "own"})) as server:
         settled(server, "a", "b")
@@ -444,30 +391,6 @@ def test_reread_from_a_companion_config_file() -> None:
         assert server.companion("a")["pid"] == pid
 
 
-def test_manual_stop_survives_reread_and_hup_and_ends_with_start() -> None:
-    with companion_server(*TWO) as server:
-        settled(server, "a", "b")
-        server.ask("stop", "a")
-        server.wait_companion("a", "STOPPED")
-        reconfigure(server, entry("a", "idle", env={"X": "1"}), entry("b", "idle"))
-        reply = server.ask("reread")
-        assert reply["updated"] == ["a"] and reply["restarted"] == [], "a stopped one only takes it over"
-        hup(server)
-        assert server.companion("a")["state"] == "STOPPED"
-        assert server.ask("start", "a")["ok"]
-        server.wait_companion("a")
-        assert len(starts(server, "a")) == 2
-
-
-def test_what_was_autostart_false_starts_by_command_only() -> None:
-    with companion_server(entry("a", "idle", autostart=False), entry("b", "idle")) as server:
-        settled(server, "b")
-        assert server.companion("a")["state"] == "STOPPED"
-        assert starts(server, "a") == []
-        assert server.ask("start", "a")["ok"]
-        server.wait_companion("a")
-
-
 def test_the_new_stop_limit_counts_at_the_end() -> None:
     """A reread that lengthens stop_timeout lengthens the arbiter's wait for the manager, too."""
     settings = {"companion_stop_timeout": 0.5, "companion_manager_shutdown_buffer": 0.5}
@@ -494,17 +417,6 @@ def test_rereads_and_hups_in_a_row() -> None:
             want = {"a", "b", *(item["name"] for item in extra)}
             wait_until(lambda want=want: set(server.companions()) == want, 8, f"{want}")
         assert {name: pid for name, pid in pids(server).items() if name in before} == before
-
-
-def test_hup_gives_new_code_to_restarted_companions_without_preload() -> None:
-    with companion_server(entry("report")) as server:
-        first = settled(server, "report")["report"]
-        text = server.log("jobs.py").replace('"threads": threading', '"new": 1, "threads": threading')
-        server.write("jobs.py", text)
-        (server.dir / "report.json").unlink()
-        assert server.ask("restart", "report")["ok"]
-        server.wait_companion("report", without=[first or 0])
-        assert '"new": 1' in wait_until(lambda: server.log("report.json"))
 
 
 def test_an_address_moves_from_one_companion_to_another(tmp_path: Path) -> None:

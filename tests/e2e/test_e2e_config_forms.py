@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
@@ -11,8 +12,6 @@ from harness import Server, wait_until
 
 FORMS = {
     "default name": ("gunicorn.conf.py", []),
-    "relative path": ("conf/mine.py", ["-c", "conf/mine.py"]),
-    "file:": ("conf/mine.py", ["-c", "file:conf/mine.py"]),
     "python:": ("mine/settings.py", ["-c", "python:mine.settings"]),
     "odd name": ("conf/has space.and-dots.py", ["-c", "conf/has space.and-dots.py"]),
 }
@@ -89,8 +88,6 @@ class Embedded(Server):
 
 
 def options(server: Server, **more: object) -> None:
-    import json
-
     server.write("options.json", json.dumps({"bind": server.address, **more}))
 
 

@@ -11,7 +11,7 @@ import time
 import pytest
 from e2e_apps import WEB
 from e2e_users import reachable_for_all
-from harness import Background, Server, free_port, is_alive, load, wait_until
+from harness import Background, Server, is_alive, wait_until
 
 WORKERS = pytest.mark.parametrize("worker", ["sync", "gthread"])
 
@@ -44,22 +44,9 @@ def can_connect(server: Server) -> bool:
     return False
 
 
-@WORKERS
-def test_term_kills_at_graceful_timeout(worker: str) -> None:
-    with Server(WEB, config(worker, graceful_timeout=1)) as server:
-        request = Background(server, "/slow?30")
-        wait_until(lambda: server.log("slow.started"))
-        started = time.monotonic()
-        assert server.stop() == 0
-        assert 0.8 < time.monotonic() - started < 4
-        with pytest.raises(AssertionError):
-            request.result()
-
-
-@WORKERS
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGQUIT], ids=lambda sig: sig.name)
-def test_int_and_quit_do_not_wait_for_requests(worker: str, sig: signal.Signals) -> None:
-    with Server(WEB, config(worker, graceful_timeout=30)) as server:
+def test_int_and_quit_do_not_wait_for_requests(sig: signal.Signals) -> None:
+    with Server(WEB, config("sync", graceful_timeout=30)) as server:
         request = Background(server, "/slow?30")
         wait_until(lambda: server.log("slow.started"))
         started = time.monotonic()
@@ -67,20 +54,6 @@ def test_int_and_quit_do_not_wait_for_requests(worker: str, sig: signal.Signals)
         assert time.monotonic() - started < 5
         with pytest.raises(AssertionError):
             request.result()
-
-
-def test_int_during_a_graceful_stop_ends_it_now() -> None:
-    with Server(WEB, config("gthread", graceful_timeout=60)) as server:
-        Background(server, "/slow?60")
-        wait_until(lambda: server.log("slow.started"))
-        server.signal(signal.SIGTERM)
-        wait_until(lambda: not can_connect(server), 5, "stop begun")
-        server.signal(signal.SIGINT)
-        time.sleep(0.2)
-        with contextlib.suppress(ProcessLookupError):
-            server.signal(signal.SIGINT)
-        server.expected_code = None
-        server.wait_exit(5)
 
 
 @WORKERS
@@ -104,89 +77,6 @@ def test_hup_replaces_the_workers_and_applies_what_changed(worker: str) -> None:
         assert request.result().text == "waited"
         workers = server.wait_workers(3, without=old)
         assert server.pid not in workers
-
-
-def test_hup_loses_no_new_connection() -> None:
-    with Server(WEB, config("gthread", workers=2)) as server:
-        with load(server) as problems:
-            for _ in range(3):
-                old = server.workers()
-                server.signal(signal.SIGHUP)
-                wait_until(lambda old=old: not set(old) & set(server.workers()), 10, "workers replaced")
-        assert problems == []
-
-
-def test_hup_rereads_the_bind_address() -> None:
-    # The command line outranks the file, so this server's address must come from the file.
-    port = free_port()
-    with Server(WEB, f"bind = '127.0.0.1:{port}'", bind=None, ready=None) as server:
-        server.host, server.port = "127.0.0.1", port
-        wait_until(lambda: can_connect(server))
-        server.port = free_port()
-        server.write("gunicorn.conf.py", f"bind = '127.0.0.1:{server.port}'")
-        server.signal(signal.SIGHUP)
-        wait_until(lambda: can_connect(server), 10, "the new address")
-        server.port, new = port, server.port
-        wait_until(lambda: not can_connect(server), 10, "the old address closed")
-        server.port = new
-
-
-BROKEN = {
-    "syntax error": "workers = = 2",
-    "exception": "workers = 2\n1/0",
-    "exit": "import sys; sys.exit('no')",
-    "bad value": "workers = 'many'",
-    "bad type": "companion_workers = 5",
-}
-
-
-def test_hup_with_a_config_that_does_not_load_changes_nothing() -> None:
-    with Server(WEB, "workers = 2\nraw_env = ['A=1']") as server:
-        old = server.wait_workers(2)
-        for case, text in BROKEN.items():
-            before = len(server.log())
-            server.write("gunicorn.conf.py", text)
-            server.signal(signal.SIGHUP)
-            wait_until(lambda before=before: "gunicorn.conf.py" in server.log()[before:], 5, case)  # type: ignore[misc]
-            assert server.get("/process").json()["env"]["A"] == "1", case
-            assert server.workers() == old, case
-        # A worker that dies is replaced under the old configuration.
-        os.kill(old[0], signal.SIGKILL)
-        wait_until(lambda: len(server.workers()) == 2 and old[0] not in server.workers(), 5, "replaced")
-        server.write("gunicorn.conf.py", "workers = 1\nraw_env = ['A=2']")
-        server.signal(signal.SIGHUP)
-        wait_until(lambda: server.get("/process").json()["env"]["A"] == "2", 10, "a good one is applied")
-        server.wait_workers(1, without=old)
-
-
-def test_hup_without_a_config_file_left() -> None:
-    with Server(WEB, "workers = 2", args=["-c", "./other.py"], files={"other.py": "workers = 2"}) as server:
-        old = server.wait_workers(2)
-        (server.dir / "other.py").unlink()
-        before = server.log()
-        server.signal(signal.SIGHUP)
-        wait_until(lambda: "other.py" in server.log()[len(before) :], 5, "an error that names the file")
-        assert server.workers() == old
-        assert server.get("/").status == 200
-
-
-def test_ttin_and_ttou_change_the_number_of_workers() -> None:
-    with Server(WEB, "workers = 2") as server:
-        first = server.wait_workers(2)
-        server.signal(signal.SIGTTIN)
-        three = server.wait_workers(3)
-        assert set(first) < set(three)
-        # One that still boots would be the first to go.
-        wait_until(lambda: three[-1] in {int(server.get("/").text) for _ in range(5)}, 5, "the third serves")
-        server.signal(signal.SIGTTOU)
-        two = server.wait_workers(2)
-        assert two == three[1:], "the oldest goes"
-        server.signal(signal.SIGTTOU)
-        server.wait_workers(1)
-        server.signal(signal.SIGTTOU)
-        assert server.get("/").status == 200
-        server.signal(signal.SIGTTIN)
-        server.wait_workers(2)
 
 
 @WORKERS
@@ -238,14 +128,6 @@ def test_usr1_after_a_change_of_user_gives_nothing_of_root_s_away() -> None:
         server.get("/echo?after")
         server.wait_log("after", name="theirs/access.log.1")
         assert (secret.read_text(), secret.stat().st_uid) == ("", 0)
-
-
-def test_winch_is_ignored_in_the_foreground() -> None:
-    with Server(WEB, "workers = 2") as server:
-        pids = server.wait_workers(2)
-        server.signal(signal.SIGWINCH)
-        server.signal(signal.SIGTTIN)
-        assert set(pids) < set(server.wait_workers(3))
 
 
 @WORKERS
@@ -302,18 +184,3 @@ def test_unknown_signals_to_workers_are_survived() -> None:
             wait_until(lambda victim=victim: victim not in server.workers(), 5, f"gone by {sig.name}")
             server.wait_workers(2)
             assert server.get("/").status == 200
-
-
-def test_many_signals_at_once() -> None:
-    with Server(WEB, "workers = 1") as server:
-        for _ in range(5):
-            server.signal(signal.SIGTTIN)
-            time.sleep(0.01)
-        server.signal(signal.SIGUSR1)
-        server.signal(signal.SIGTTOU)
-        wait_until(lambda: len(server.workers()) in range(2, 7))
-        assert server.get("/").status == 200
-        for _ in range(3):
-            server.signal(signal.SIGHUP)
-        server.wait_workers(1)
-        assert server.get("/").status == 200
