@@ -41,8 +41,7 @@ ACCEPT_BATCH = 16
 # Descriptors that are held back for clients: with all others used up by companions, people ask why.
 RESERVE = 4
 
-# A reply that comes as bytes is one JSON object already.
-Dispatch = Callable[[dict[str, Any]], "dict[str, Any] | bytes"]
+Dispatch = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Log(Protocol):
@@ -376,10 +375,6 @@ class ControlServer:
                 more = False
                 break
             reply = self._answer(line)
-            if isinstance(reply, bytes):
-                client.output += reply
-                client.output += b"\n"
-                continue
             subscribes = reply.pop("subscribe", False)
             client.output += encode(reply)
             client.subscribed = client.subscribed or subscribes
@@ -396,7 +391,7 @@ class ControlServer:
         # With requests left over, a client that can be written to is one whose turn comes again.
         self.poller.modify(client.fileno(), wanted | (WRITABLE if client.output or more else 0))
 
-    def _answer(self, line: bytes | None) -> dict[str, Any] | bytes:
+    def _answer(self, line: bytes | None) -> dict[str, Any]:
         if line is None:
             return error(f"a request is at most {MAX_LINE} bytes long")
         try:

@@ -512,7 +512,7 @@ class CompanionManager:
 
     # -- commands ----------------------------------------------------------
 
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any] | bytes:
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request of the control socket."""
         reply = self.commands.answer(request)
         # Most questions change nothing, and what has to be kept is gathered from all companions.

@@ -9,6 +9,7 @@ caller and raises `TransitionError`.
 
 from __future__ import annotations
 
+import enum
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -16,10 +17,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.failures import MIN_START_INTERVAL, Failures
 from gunicorn.companion.runfile import DRAIN_INTERVAL
-from gunicorn.companion.showing import Shown, format_uptime
-from gunicorn.companion.states import EXITED, GAVE_UP, Action, Cause, Event, State
+from gunicorn.companion.status import (
+    EXITED,
+    GAVE_UP,
+    MIN_START_INTERVAL,
+    Cause,
+    State,
+    Status,
+    format_uptime,
+)
 
 __all__ = [
     "ABORT_TIME",
@@ -57,6 +64,37 @@ ABORT_TIME = 2.0
 JITTER = 0.1
 
 
+class Event(enum.Enum):
+    """The events of a companion."""
+
+    START = "start"
+    STOP = "stop"
+    RESTART = "restart"
+    FORKED = "forked"
+    BLOCKED = "blocked"
+    START_FAILED = "start failed"
+    ALIVE = "alive for startsecs"
+    EXITED = "exited"
+    EMPTY = "session empty"
+    DELAY_PASSED = "delay passed"
+    DEADLINE = "deadline passed"
+    READY = "ready"
+    BEAT = "alive by its own word"
+    NOT_READY = "not ready in time"
+    HUNG = "silent for too long"
+    LEFTOVERS_KILLED = "what it left behind was killed"
+
+
+class Action(enum.Enum):
+    """What the manager has to do about it."""
+
+    SIGNAL = "send the stop signal"
+    KILL = "SIGKILL to every process of the session"
+    RELEASE = "clear the run record"
+    ABORT = "have it write its stacks: SIGABRT"
+    GIVE_UP = "say that it is not tried any more"
+
+
 class TransitionError(Exception):
     """An event that cannot happen in this state."""
 
@@ -76,69 +114,12 @@ class Details:
     cause: Cause | None = None
 
 
-class CompanionProcess(Shown):
-    """One companion: its configuration, its state, its counters and deadlines.
-
-    ``state`` is the actual state; ``manual_stop``, ``restart_pending``, ``failing`` (it ends, and will be
-    retried after its delay) and ``removed`` are intentions. ``settled`` says why it is STOPPED if no command
-    has stopped it. ``pid`` is the child of this manager, or None. ``session`` is the session that must be
-    empty before the next start; it outlives ``pid`` while leftovers end. ``waiting_for`` is the pid of an
-    older self that somebody else started (0: not known), ``held_by`` names companions that must be RUNNING
-    first, ``stuck`` says which of them fail or are stopped, and why, ``hopeless`` that they stay so unless
-    somebody helps. All times are monotonic seconds. *chance* gives numbers from 0 to 1.
-    """
+class CompanionProcess(Status):
+    """One companion: its data, and the transitions that change them. *chance* gives numbers from 0 to 1."""
 
     def __init__(self, config: CompanionConfig, chance: Callable[[], float] = random.random) -> None:
-        self.config = config
+        super().__init__(config)
         self.chance = chance
-        self.state = State.STOPPED
-        self.pid: int | None = None
-        self.session: int | None = None
-        self.waiting_for: int | None = None
-        # Seconds from the latest check for another supervisor's process to the next.
-        self.wait = 0.0
-        self.started_at: float | None = None
-        self.exited_at: float | None = None
-        self.next_retry_at: float | None = None
-        self.stop_deadline: float | None = None
-        self.manual_stop = False
-        self.restart_pending = False
-        self.failing = False
-        self.removed = False
-        self.killed = False
-        # The whole process group was asked to end, and has until `stop_deadline`, whether or not its leader
-        # has left before.
-        self.group_asked = False
-        self.settled: str | None = None
-        self.held_by: tuple[str, ...] = ()
-        # It is to be stopped as soon as these are.
-        self.stops_after: tuple[str, ...] = ()
-        self.stuck: str | None = None
-        self.hopeless = False
-        self.watchdog_at: float | None = None
-        # Its share of `max_lifetime_jitter`, drawn at the fork; `expires_at` follows the configuration.
-        self.jitter_share = 0.0
-        # What it says of itself: STATUS= of sd_notify(3).
-        self.status_text: str | None = None
-        self.reason: str | None = None
-        # A hint for the operator about the way it exits.
-        self.hint: str | None = None
-        # Why its latest process has ended, as a word and as a sentence.
-        self.cause: Cause | None = None
-        self.cause_text: str | None = None
-        self.failures = Failures()
-        self.failed_starts = 0
-        # The delay before the latest start, and how many before it have grown.
-        self.delay = 0.0
-        self.delays = 0
-        self.start_count = 0
-        self.exit_count = 0
-        self.kill_count = 0
-        # Processes that it has left behind at its end, which got SIGKILL.
-        self.leftovers_killed = 0
-        self.last_status: int | None = None
-        self.last_exit_code: int | None = None
-        self.last_exit_signal: int | None = None
 
     def __repr__(self) -> str:
         return f"<companion {self.name} {self.state.value} pid={self.pid}>"

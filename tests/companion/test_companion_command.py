@@ -23,7 +23,7 @@ from gunicorn import __version__
 from gunicorn.companion import ctl, paths
 from gunicorn.companion.client import ctlcommands
 from gunicorn.companion.control import MAX_CONNECTIONS
-from gunicorn.companion.states import State
+from gunicorn.companion.status import State
 from gunicorn.unix import session
 
 needs_manager = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")

@@ -23,7 +23,6 @@ from processtools import (
     stopping,
 )
 
-from gunicorn.companion.failures import Failures
 from gunicorn.companion.process import (
     EXITED,
     GAVE_UP,
@@ -34,6 +33,7 @@ from gunicorn.companion.process import (
     Event,
     State,
 )
+from gunicorn.companion.status import Failures
 
 NOW = T0 + 20
 

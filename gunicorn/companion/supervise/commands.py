@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -44,10 +43,8 @@ class Commands:
     after_command: Callable[[], None]
     kernel: Kernel = KERNEL
 
-    def answer(self, request: Request) -> Reply | bytes:
+    def answer(self, request: Request) -> Reply:
         """The reply to one request; whatever is wrong with it is an error reply."""
-        if request.get("cmd") == "status" and request.get("name") is None and not request.get("memory"):
-            return self._encoded_status()
         command = request.get("cmd")
         handler = COMMANDS.get(command) if isinstance(command, str) else None
         if handler is None:
@@ -92,17 +89,6 @@ class Commands:
         if request.get("memory"):
             self._add_memory(reply, processes)
         return reply
-
-    def _encoded_status(self) -> bytes:
-        """The one large and frequent reply, encoded for a thousand companions."""
-        now, wall = self.kernel.now(), time.time()
-        rolling = self.steering.rolling
-        companions = ",".join(
-            f'{p.status_json(now, wall)[:-1]},"rolling":{"true" if p.name in rolling else "false"}}}'
-            for p in in_order(self.table.values())
-        )
-        server = json.dumps(self._server(now), separators=(",", ":"))
-        return f'{{"ok":true,"server":{server},"companions":[{companions}]}}'.encode()
 
     def _server(self, now: float) -> dict[str, Any]:
         server = {key: value for key, value in self.server.items() if key != "started"}

@@ -1,56 +1,167 @@
 # SPDX-License-Identifier: MIT
-"""Describe a companion for people and for programs."""
+"""What is known of a companion, and how it is shown to people and to programs. Pure."""
 
 from __future__ import annotations
 
-import json
+import enum
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.failures import Failures
-from gunicorn.companion.states import EXITED, GAVE_UP, Cause, State
 from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import signal_name
 
+# Why a companion is STOPPED without a command.
+EXITED = "exited"
+GAVE_UP = "gave up"
 
-class Shown:
-    """The face of `CompanionProcess`, of whose fields it reads these."""
+# So many in a row are no accident: a rolling restart does not wait for such a copy, and status shows it as
+# flapping.
+PERSISTENT = 3
+
+# A run has proved itself when it has lasted this many times as long as the failed one before it, within these
+# bounds in seconds: a companion that dies after a minute each time has not recovered after ten seconds.
+PROOF_FACTOR = 2
+SHORTEST_PROOF = 10.0
+LONGEST_PROOF = 600.0
+
+# Two starts are at least this far apart, so that neither a restart_delay of 0 nor a client that repeats
+# "restart" becomes a fork loop. After that many failures in a row the interval doubles each time, up to the
+# longest: nobody reads twenty tracebacks a second.
+MIN_START_INTERVAL = 0.05
+PATIENT_FAILURES = 5
+LONGEST_INTERVAL = 1.0
+
+
+class State(enum.Enum):
+    """What a companion is. The names are supervisord's; no other is ever shown."""
+
+    STOPPED = "STOPPED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    BACKOFF = "BACKOFF"
+    STOPPING = "STOPPING"
+
+
+class Cause(str, enum.Enum):
+    """Why a process of a companion has ended, or ends. A string too, for hooks and for JSON."""
+
+    EXIT = "exit"  # by itself
+    COMMAND = "command"
+    MEMORY = "memory"
+    LIFETIME = "lifetime"
+    CODE = "code"  # a file that it has loaded has changed
+    REREAD = "reread"  # its configuration has changed, or is gone
+    NOT_READY = "not ready"
+    WATCHDOG = "watchdog"
+    SERVER = "server"  # which stops, or replaces the manager
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass
+class Failures:
+    """Counts failures in a row: since a run last proved itself, or a start was asked for."""
+
+    count: int = 0
+    # The reason of the latest one.
+    latest: str | None = None
+    # A longer run ends the count.
+    proof: float = 0.0
+
+    def note(self, run: float, why: str) -> None:
+        """Count a failure after a run of *run* seconds."""
+        if run > self.proof:
+            self.count = 0
+        self.count += 1
+        self.latest = why
+        self.proof = min(LONGEST_PROOF, max(SHORTEST_PROOF, PROOF_FACTOR * run))
+
+    def forget(self) -> None:
+        self.count = 0
+        self.proof = 0.0
+
+    @property
+    def persist(self) -> bool:
+        """Whether there are too many for an accident."""
+        return self.count >= PERSISTENT
+
+    def ongoing(self, uptime: float | None) -> bool:
+        """Whether a process of *uptime* seconds (None: no process) has not proved itself yet."""
+        return self.count > 0 and (uptime is None or uptime <= self.proof)
+
+    @property
+    def start_interval(self) -> float:
+        """The shortest time from one start to the next."""
+        doublings = max(0, self.count - PATIENT_FAILURES)
+        return min(LONGEST_INTERVAL, MIN_START_INTERVAL * 2.0 ** min(doublings, 10))
+
+
+@dataclass(eq=False, repr=False)
+class Status:
+    """The data of a companion. All times are monotonic seconds.
+
+    ``state`` is the actual state; ``manual_stop``, ``restart_pending``, ``failing`` (it ends, and will be
+    retried after its delay) and ``removed`` are intentions.
+    """
 
     config: CompanionConfig
-    state: State
-    pid: int | None
-    session: int | None
-    waiting_for: int | None
-    held_by: tuple[str, ...]
-    stops_after: tuple[str, ...]
-    stuck: str | None
-    hopeless: bool
-    started_at: float | None
-    exited_at: float | None
-    next_retry_at: float | None
-    stop_deadline: float | None
-    manual_stop: bool
-    restart_pending: bool
-    killed: bool
-    group_asked: bool
-    settled: str | None
-    reason: str | None
-    hint: str | None
-    status_text: str | None
-    cause: Cause | None
-    cause_text: str | None
-    failures: Failures
-    failed_starts: int
-    start_count: int
-    exit_count: int
-    kill_count: int
-    leftovers_killed: int
-    last_status: int | None
-    last_exit_code: int | None
-    last_exit_signal: int | None
-    # The lasting part as JSON, and what it was made of.
-    _lasting_json: tuple[CompanionConfig, tuple[Any, ...], str] | None = None
+    state: State = State.STOPPED
+    # The child of this manager.
+    pid: int | None = None
+    # The session that must be empty before the next start; it outlives `pid` while leftovers end.
+    session: int | None = None
+    # The pid of an older process of its own, which somebody else started (0: not known).
+    waiting_for: int | None = None
+    # Seconds from the latest check for such a process to the next.
+    wait: float = 0.0
+    started_at: float | None = None
+    exited_at: float | None = None
+    next_retry_at: float | None = None
+    stop_deadline: float | None = None
+    watchdog_at: float | None = None
+    manual_stop: bool = False
+    restart_pending: bool = False
+    failing: bool = False
+    removed: bool = False
+    killed: bool = False
+    # The whole process group has had the stop signal, and has until `stop_deadline`, whether or not its
+    # leader has left before.
+    group_asked: bool = False
+    # Why it is STOPPED without a command: EXITED or GAVE_UP.
+    settled: str | None = None
+    # The companions that must be RUNNING before it starts; which of them fail or are stopped, and why; and
+    # whether they stay so unless somebody helps.
+    held_by: tuple[str, ...] = ()
+    stuck: str | None = None
+    hopeless: bool = False
+    # The companions that are being stopped before it.
+    stops_after: tuple[str, ...] = ()
+    # Its share of `max_lifetime_jitter`, drawn at the fork; `expires_at` follows the configuration.
+    jitter_share: float = 0.0
+    # Its own words: STATUS= of sd_notify(3).
+    status_text: str | None = None
+    reason: str | None = None
+    # A hint for the operator about the way it exits.
+    hint: str | None = None
+    # Why its latest process has ended, as a word and as a sentence.
+    cause: Cause | None = None
+    cause_text: str | None = None
+    failures: Failures = field(default_factory=Failures)
+    failed_starts: int = 0
+    # The delay before the latest start, and how many before it have grown.
+    delay: float = 0.0
+    delays: int = 0
+    start_count: int = 0
+    exit_count: int = 0
+    kill_count: int = 0
+    # Processes that it has left behind at its end, which got SIGKILL.
+    leftovers_killed: int = 0
+    last_status: int | None = None
+    last_exit_code: int | None = None
+    last_exit_signal: int | None = None
 
     @property
     def restart_count(self) -> int:
@@ -145,68 +256,15 @@ class Shown:
         return "not started" if self.last_status is None else describe_status(self.last_status)
 
     def status_dict(self, now: float, wall: float | None = None) -> dict[str, Any]:
-        """What ``status`` shows of this companion.
+        """Return what ``status`` shows of this companion.
 
-        *wall* is the wall-clock time (seconds since the epoch) at monotonic
-        *now*; with it the times are shown as wall-clock times, without it they
-        are null: a monotonic time means nothing outside this machine.
+        *wall* is the wall-clock time (seconds since the epoch) at monotonic *now*. Without it the times are
+        null, because a monotonic time means nothing outside this machine.
         """
-        return {**self._lasting(None if wall is None else wall - now), **self._passing(now)}
-
-    def status_json(self, now: float, wall: float) -> str:
-        """The same as JSON, for a thousand companions at a time: what lasts is kept until it changes."""
-        # A clock that was set is noticed, its last digits are not.
-        offset = round(wall - now, 1)
-        made_of = (
-            self.state,
-            self.pid,
-            self.manual_stop,
-            self.restart_pending,
-            self.waiting_for,
-            self.held_by,
-            self.stops_after,
-            self.stuck,
-            self.hopeless,
-            self.settled,
-            self.reason,
-            self.hint,
-            self.status_text,
-            self.cause,
-            self.cause_text,
-            self.failures.count,
-            self.failed_starts,
-            self.start_count,
-            self.exit_count,
-            self.kill_count,
-            self.leftovers_killed,
-            self.last_status,
-            self.started_at,
-            self.exited_at,
-            self.next_retry_at,
-            self.stop_deadline,
-            offset,
-        )
-        kept = self._lasting_json
-        if kept is None or kept[0] is not self.config or kept[1] != made_of:
-            text = json.dumps(self._lasting(wall - now), separators=(",", ":"))
-            kept = self._lasting_json = self.config, made_of, text
-        passing = json.dumps(self._passing(now), separators=(",", ":"))
-        return f"{kept[2][:-1]},{passing[1:]}"
-
-    def _passing(self, now: float) -> dict[str, Any]:
-        """The fields that change every second."""
         uptime = self._uptime(now)
-        return {
-            "description": self.description(now),
-            "uptime": None if uptime is None else round(uptime, 3),
-            "flapping": self.flaps(now),
-        }
-
-    def _lasting(self, offset: float | None) -> dict[str, Any]:
-        """The fields that change only with an event. *offset*: from monotonic to wall-clock time."""
 
         def shown(moment: float | None) -> float | None:
-            return None if moment is None or offset is None else round(moment + offset, 3)
+            return None if moment is None or wall is None else round(moment - now + wall, 3)
 
         return {
             "name": self.config.name,
@@ -241,6 +299,9 @@ class Shown:
             "exited_at": shown(self.exited_at),
             "next_retry_at": shown(self.next_retry_at),
             "stop_deadline": shown(self.stop_deadline),
+            "description": self.description(now),
+            "uptime": None if uptime is None else round(uptime, 3),
+            "flapping": self.flaps(now),
         }
 
 
