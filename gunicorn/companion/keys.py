@@ -1,21 +1,314 @@
 # SPDX-License-Identifier: MIT
-"""The keys of a companion, each described once.
+"""The keys of a companion: how each is checked, and the table that describes each once.
 
-`Keys` is the table. From it follow the fields of `CompanionConfig`, what ``companion_workers`` may hold,
-which keys have a global setting, and what a change does to a running companion.
+From the table `Keys` follow the fields of `CompanionConfig`, what ``companion_workers`` may hold, which keys
+have a global setting, and what a change does to a running companion. A check takes the value given and
+returns its final form; it looks at the value alone, and raises ValueError with what would be right.
 """
 
 from __future__ import annotations
 
 # ruff: noqa: RUF009 (`key` returns a dataclass field)
-from collections.abc import Callable, Mapping
+import functools
+import inspect
+import math
+import os
+import re
+import signal
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NamedTuple
 
-from gunicorn.companion import checks
-from gunicorn.companion.checks import Target
 from gunicorn.settings import companion as settings
+from gunicorn.settings import redact
+from gunicorn.settings.addresses import parse_address
 from gunicorn.settings.base import Setting
+from gunicorn.settings.companion import AUTORESTART_WAYS
+from gunicorn.settings.foreign import autorestart_hint
+
+Target = Callable[[], Any] | str
+
+NAME_RE = re.compile(r"[A-Za-z0-9._-]+")
+SIZE_RE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+# In place of a value that was found wrong, and reported.
+INVALID: Any = object()
+
+# More copies of one companion than anybody means.
+MAX_NUMPROCS = 10_000
+
+# A file name has at most 255 bytes, and that of a run file or notify socket is longer than the companion's.
+MAX_NAME = 200
+
+# unix(7): sun_path, with the zero at its end.
+MAX_SOCKET_PATH = 107
+
+# Less private memory than the smallest process has: such a limit is a number whose unit was forgotten.
+MIN_MEMORY = 2**20
+
+
+def describe_target(target: Target) -> str:
+    """A target's name: the string itself, or ``module:qualname`` of a callable."""
+    if isinstance(target, str):
+        return target
+    if isinstance(target, functools.partial):
+        # Ignore the address of an object: it changes at every reread.
+        arguments = re.sub(r" at 0x[0-9a-fA-F]+", "", f"*{target.args!r}, **{target.keywords!r}")
+        return f"{describe_target(target.func)}({arguments})"
+    qualname = getattr(target, "__qualname__", None)
+    if qualname is None:  # an instance with __call__
+        return f"{type(target).__module__}:{type(target).__qualname__}"
+    return f"{getattr(target, '__module__', None)}:{qualname}"
+
+
+def parse_signal(value: int | str) -> int:
+    """A signal's number from its name ("SIGTERM", "TERM") or number. Raises ValueError."""
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a signal")
+    if isinstance(value, str) and not value.strip().isdigit():
+        name = value.strip().upper()
+        name = name if name.startswith("SIG") else "SIG" + name
+        try:
+            return int(signal.Signals[name])
+        except KeyError:
+            raise ValueError(f"unknown signal {value!r}") from None
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is not a signal") from None
+    if number != value and not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a signal")
+    if number not in signal.valid_signals():
+        raise ValueError(f"unknown signal {value!r}")
+    return number
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``stop_sigal: did you mean stop_signal?``; the name alone if no other is similar."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"{word}: did you mean {near[0]}?" if near else word
+
+
+def check_name(value: Any) -> str:
+    if not isinstance(value, str) or not NAME_RE.fullmatch(value):
+        raise ValueError(f"{value!r} may only contain letters, digits, '.', '_' and '-'")
+    if value.startswith("-"):
+        raise ValueError(f"{value!r} begins with '-', which commands would read as an option")
+    if len(value) > MAX_NAME:
+        raise ValueError(f"it has {len(value)} characters, and at most {MAX_NAME} fit into a file name")
+    if value == "all":
+        # `gunicorn-companion stop all` means every companion.
+        raise ValueError("'all' is reserved for commands")
+    return value
+
+
+def check_target(value: Any) -> Target:
+    if isinstance(value, str):
+        module, colon, attribute = value.partition(":")
+        parts = [*module.split("."), *attribute.split(".")]
+        if not colon or not all(part.isidentifier() for part in parts):
+            raise ValueError(f"{value!r} is not of the form 'module:callable'")
+        return value
+    if not callable(value):
+        raise ValueError(f"{value!r} is neither a callable nor 'module:callable'")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # a builtin that does not tell
+        return value  # type: ignore[no-any-return]
+    try:
+        signature.bind()
+    except TypeError as exc:
+        raise ValueError(f"{describe_target(value)} is called without arguments, but: {exc}") from None
+    return value  # type: ignore[no-any-return]
+
+
+def check_time(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{value!r} is not a number of seconds")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{value!r} is not a time of 0 or more seconds")
+    return value
+
+
+def check_bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither True nor False")
+    return value
+
+
+def check_path(value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise ValueError(f"{value!r} is not a path")
+    path = os.fspath(value)
+    if not isinstance(path, str) or "\0" in path:
+        raise ValueError(f"{value!r} is not a path")
+    return path
+
+
+def check_output(value: Any) -> str | None:
+    return None if value in (None, "inherit") else check_path(value)
+
+
+def check_stdout(value: Any) -> str | None:
+    if value in ("stdout", "stderr"):
+        raise ValueError(f"{value!r} is not a file: use None, 'inherit' or a path")
+    return check_output(value)
+
+
+def check_env(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{redact.in_value(value)!r} is not a dict of strings to strings")
+    for name, text in value.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            shown = redact.in_value({name: text})
+            raise ValueError(f"{name!r}: {shown[name]!r} is not a string to a string")
+        if not name or "=" in name or "\0" in name + text:
+            raise ValueError(f"{name!r} cannot be an environment variable")
+    return dict(value)
+
+
+def check_command(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise ValueError(
+            f"{redact.in_value(value)!r} is one string, but there is no shell: write it as a list, "
+            f"{redact.in_value(_words(value))!r}"
+        )
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(
+            f"{redact.in_value(value)!r} is not a list of strings: the program and its arguments"
+        )
+    for word in value:
+        if not isinstance(word, str) or "\0" in word:
+            raise ValueError(f"{word!r} cannot be an argument of a program")
+    if not value[0]:
+        raise ValueError("its first word, the program, is empty")
+    return tuple(value)
+
+
+def _words(line: str) -> list[str]:
+    """*line* as a shell would take it apart, or at least at its blanks."""
+    import shlex
+
+    try:
+        return shlex.split(line)
+    except ValueError:
+        return line.split()
+
+
+def check_count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} is not a number of 1 or more")
+    return value
+
+
+def check_nice(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not -20 <= value <= 19:
+        raise ValueError(f"{value!r} is not a whole number from -20 to 19")
+    return value
+
+
+def check_numprocs(value: Any) -> int:
+    if value == 0 and isinstance(value, int) and not isinstance(value, bool):
+        raise ValueError("0 is not a number of 1 or more: to run none, stop it or set autostart to False")
+    count = check_count(value)
+    if count > MAX_NUMPROCS:
+        raise ValueError(f"{count} is more than {MAX_NUMPROCS}")
+    return count
+
+
+def check_some_time(value: Any) -> float:
+    if check_time(value) == 0:
+        raise ValueError("0 leaves no time")
+    return check_time(value)
+
+
+def check_limit(value: Any) -> float:
+    """A time after which something is done; None turns that off."""
+    if check_time(value) == 0:
+        raise ValueError("0 leaves no time (None turns it off)")
+    return check_time(value)
+
+
+def check_size(value: Any) -> int:
+    match = SIZE_RE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is not None:
+        size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        raise ValueError(f"{value!r} is not a size: a number of bytes, or text like '300M' or '1.5G'")
+    if size < 1:
+        raise ValueError(f"{value!r} leaves no memory (None turns the limit off)")
+    if size < MIN_MEMORY:
+        unit_forgotten = str(size) == str(value).strip() and size <= 2**17
+        hint = f": write '{size}M'" if unit_forgotten else ""
+        raise ValueError(f"{value!r} is {size} bytes, but every process uses more than 1M{hint}")
+    return size
+
+
+def check_names(value: Any) -> tuple[str, ...]:
+    return _texts(value, "companions' names")
+
+
+def check_bind(value: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(_address, _texts(value, "addresses"))))
+
+
+def _texts(value: Any, kind: str) -> tuple[str, ...]:
+    """One text or a list of them, each once; None is an empty list."""
+    texts = (value,) if isinstance(value, str) else () if value is None else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{value!r} is not a list of {kind}")
+    return tuple(dict.fromkeys(texts))
+
+
+def _address(text: str) -> str:
+    """Return an address in the canonical form, for comparing and opening."""
+    try:
+        address = parse_address(text)
+    except RuntimeError as exc:
+        raise ValueError(str(exc).replace(";", ":")) from None
+    if isinstance(address, int):
+        raise ValueError(f"{text!r}: a descriptor cannot be used here, give an address")
+    if isinstance(address, str):
+        length = len(os.fsencode(address))
+        if length > MAX_SOCKET_PATH:
+            raise ValueError(f"the path of a Unix socket has at most {MAX_SOCKET_PATH} bytes, not {length}")
+        return f"unix:{address}"
+    if not _names_port(text):
+        raise ValueError(f"{text!r} has no port")
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _names_port(text: str) -> bool:
+    # An IPv6 address without brackets ends like that too.
+    return re.search(r":\d+\Z", text) is not None and ("]:" in text or text.count("::") == 0)
+
+
+def optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """*check*, but None is a value too."""
+    return lambda value: None if value is None else check(value)
+
+
+def one_of(*words: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in words:
+            raise ValueError(f"{value!r} is none of {', '.join(words)}")
+        return str(value)
+
+    return check
+
+
+def check_autorestart(value: Any) -> str:
+    hint = autorestart_hint(value)
+    if hint and value not in AUTORESTART_WAYS:
+        raise ValueError(f"{value!r}: here it is {hint!r}")
+    return one_of(*AUTORESTART_WAYS)(value)
 
 
 class Key(NamedTuple):
@@ -62,118 +355,116 @@ def key(
 class Keys:
     """The table, in the order of the manual. Times are seconds, sizes bytes."""
 
-    name: str = key(checks.check_name, "its unique name in logs and commands", MISSING)
-    target: Target | None = key(checks.check_target, "the callable to run", shapes=True)
+    name: str = key(check_name, "its unique name in logs and commands", MISSING)
+    target: Target | None = key(optional(check_target), "the callable to run", shapes=True)
     command: tuple[str, ...] | None = key(
-        checks.check_command, "the program to run instead: :doc:`programs`", shapes=True
+        optional(check_command), "the program to run instead: :doc:`programs`", shapes=True
     )
     cwd: str | None = key(
-        checks.check_path, "its working directory", shapes=True, setting=settings.CompanionCwd
+        optional(check_path), "its working directory", shapes=True, setting=settings.CompanionCwd
     )
     env: Mapping[str, str] = key(
-        checks.check_env, "variables to add to its environment", shapes=True, setting=settings.CompanionEnv
+        check_env, "variables to add to its environment", shapes=True, setting=settings.CompanionEnv
     )
     stop_signal: int = key(
-        checks.parse_signal,
+        parse_signal,
         "the signal that asks it to stop: a name or a number",
         setting=settings.CompanionStopSignal,
     )
     stop_timeout: float = key(
-        checks.check_time,
+        check_time,
         "seconds from the stop signal to SIGKILL",
         setting=settings.CompanionStopTimeout,
     )
     stop_as_group: bool = key(
-        checks.check_bool,
+        check_bool,
         "send the stop signal to its whole process group",
         setting=settings.CompanionStopAsGroup,
     )
     reload_timeout: float = key(
-        checks.check_time, "the ``stop_timeout`` of a restart", setting=settings.CompanionReloadTimeout
+        check_time, "the ``stop_timeout`` of a restart", setting=settings.CompanionReloadTimeout
     )
     startsecs: float = key(
-        checks.check_time, "seconds it must live to count as RUNNING", setting=settings.CompanionStartsecs
+        check_time, "seconds it must live to count as RUNNING", setting=settings.CompanionStartsecs
     )
     restart_delay: float = key(
-        checks.check_time,
+        check_time,
         "seconds from an unexpected exit to the next start",
         setting=settings.CompanionRestartDelay,
     )
-    autostart: bool = key(checks.check_bool, "False: it waits for ``gunicorn-companion start``", True)
+    autostart: bool = key(check_bool, "False: it waits for ``gunicorn-companion start``", True)
     stdout: str | None = key(
-        checks.check_stdout,
+        check_stdout,
         "the file to append its output to; none: the server's output",
         shapes=True,
         setting=settings.CompanionStdout,
     )
     stderr: str | None = key(
-        checks.check_output,
+        check_output,
         'the same for its errors; ``"stdout"``: where stdout goes',
         shapes=True,
         setting=settings.CompanionStderr,
     )
-    numprocs: int | None = key(checks.check_numprocs, "the number of copies")
+    numprocs: int | None = key(optional(check_numprocs), "the number of copies")
     after: tuple[str, ...] = key(
-        checks.check_names, "companions that must be RUNNING before it starts; it stops before them", []
+        check_names, "companions that must be RUNNING before it starts; it stops before them", []
     )
     autorestart: str = key(
-        checks.check_autorestart,
+        check_autorestart,
         "the exits that lead to a restart",
         setting=settings.CompanionAutorestart,
     )
     restart_delay_max: float | None = key(
-        checks.check_positive_time,
+        optional(check_limit),
         "let the delay double with each failure, up to this many seconds",
         setting=settings.CompanionRestartDelayMax,
     )
     start_retries: int | None = key(
-        checks.check_count,
+        optional(check_count),
         "give up after this many failed starts in a row",
         setting=settings.CompanionStartRetries,
     )
     on_give_up: str = key(
-        checks.one_of("ignore", "shutdown"),
+        one_of("ignore", "shutdown"),
         '``"shutdown"``: stop the server when it gives up',
         "ignore",
     )
     max_memory: int | None = key(
-        checks.check_size,
+        optional(check_size),
         'restart it above this much private memory, such as ``"300M"``',
         setting=settings.CompanionMaxMemory,
     )
     max_lifetime: float | None = key(
-        checks.check_positive_time,
+        optional(check_limit),
         "restart it after this many seconds",
         setting=settings.CompanionMaxLifetime,
     )
     max_lifetime_jitter: float = key(
-        checks.check_time,
+        check_time,
         "add up to this many seconds at random",
         setting=settings.CompanionMaxLifetimeJitter,
     )
     ready: str = key(
-        checks.one_of("startsecs", "notify"),
+        one_of("startsecs", "notify"),
         '``"notify"``: it reports itself when it is RUNNING; :doc:`readiness`',
         "startsecs",
     )
     start_timeout: float = key(
-        checks.check_some_time,
+        check_some_time,
         "seconds within which it must report that",
         setting=settings.CompanionStartTimeout,
     )
     # The process was told its time when it started.
     watchdog: float | None = key(
-        checks.check_positive_time,
+        optional(check_limit),
         "restart it when it sends no heartbeat for so long; :doc:`readiness`",
         shapes=True,
         setting=settings.CompanionWatchdog,
     )
-    bind: tuple[str, ...] = key(
-        checks.check_bind, "addresses to listen on for it: :doc:`programs`", shapes=True
-    )
-    singleton: bool = key(checks.check_bool, "False: it may run beside an older process of its own", True)
+    bind: tuple[str, ...] = key(check_bind, "addresses to listen on for it: :doc:`programs`", shapes=True)
+    singleton: bool = key(check_bool, "False: it may run beside an older process of its own", True)
     nice: int | None = key(
-        checks.check_nice, "its nice value, from -20 to 19; none: that of the server", shapes=True
+        optional(check_nice), "its nice value, from -20 to 19; none: that of the server", shapes=True
     )
 
 

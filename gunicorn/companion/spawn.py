@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 from socket import socket
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gunicorn.companion.checks import Target, describe_target
 from gunicorn.companion.child import descriptors, streams
 from gunicorn.companion.child.exit import flush, forget_inherited_exit_handlers, run_to_the_end
 from gunicorn.companion.child.program import CannotRun, execute
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.detached import VARIABLE as MARK_VARIABLE
 from gunicorn.companion.detached import leave as leave_mark
+from gunicorn.companion.keys import Target, describe_target
 from gunicorn.companion.runfile import Record, RunFile
 from gunicorn.settings import redact
 from gunicorn.unix import prctl, spare

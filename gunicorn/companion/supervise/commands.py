@@ -10,8 +10,8 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gunicorn import __version__
-from gunicorn.companion.checks import check_numprocs, did_you_mean, parse_signal
 from gunicorn.companion.control import error
+from gunicorn.companion.keys import check_numprocs, did_you_mean, parse_signal
 from gunicorn.companion.process import CompanionProcess, State
 from gunicorn.companion.supervise import memory as memory_of
 from gunicorn.companion.supervise.changes import Changes
@@ -193,9 +193,9 @@ class Commands:
         group = request["name"].removesuffix(":*")
         if not processes or processes[0].config.numprocs is None or processes[0].config.group != group:
             return error(f"{request['name']} cannot be scaled: it has no numprocs")
-        number = check_numprocs(request.get("numprocs"))
-        if number is None:
+        if request.get("numprocs") is None:
             return error("'numprocs' is missing: how many?")
+        number = check_numprocs(request["numprocs"])
         found = self.changes.scale_group(group, number)
         self.after_command()
         return {"ok": True, "added": found.added, "removed": found.removed}
