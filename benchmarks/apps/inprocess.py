@@ -21,7 +21,7 @@ import webapps  # type: ignore[import-not-found]  # beside this file, which is r
 
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
-from gunicorn.workers.connections import State
+from gunicorn.workers.connection import State
 from gunicorn.workers.gthread import ThreadWorker
 from gunicorn.workers.sync import SyncWorker
 from gunicorn.workers.threads.polling import make_poller
@@ -53,6 +53,9 @@ class Client:
 
     def fileno(self) -> int:
         return self.descriptor
+
+    def setsockopt(self, level: int, option: int, value: bytes) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -87,7 +90,6 @@ def serve_kept(cfg: Config, client: Client, count: int) -> None:
     worker.waiting.park(conn, State.NEW, time.monotonic() + 3600)
     for _ in range(count):
         worker._attend(conn.fd)
-    worker.poller.close()
 
 
 def serve_each(cfg: Config, client: Client, count: int) -> None:
@@ -95,7 +97,7 @@ def serve_each(cfg: Config, client: Client, count: int) -> None:
     listener = object()
     worker: Any = SyncWorker(0, os.getpid(), [listener], None, 30, cfg, Logger(cfg))
     worker.wsgi = webapps.hello
-    worker._names, worker._inherits = {listener: SERVER}, {listener: True}
+    worker._names = {listener: SERVER}
     for _ in range(count):
         worker.handle(listener, client, CLIENT)
 

@@ -65,6 +65,8 @@ class Worker:
         self._loading = False
         self.aborted = False
         self._told_to_end = -math.inf
+        # When the master stops waiting, once it has told this worker to end.
+        self._graceful_deadline = math.inf
         self.alive = True
         self.reloader: Any = None
         self.wsgi: Any = None
@@ -116,6 +118,7 @@ class Worker:
         if self.reloader is not None:
             self.reloader.start()
         self.cfg.post_worker_init(self)
+        self.cycle  # noqa: B018 - the first client need not wait for what it looks up
         self._running = True
         self.run()
 
@@ -212,6 +215,7 @@ class Worker:
             # Classes from elsewhere have their loop call this for both.
             self.handle_quit(sig, frame)
         self.alive = False
+        self._graceful_deadline = self.graceful_deadline()
         if not self._running and not self._ends_at_once():
             # The worker serves nobody yet, and an application may take long to load.
             self._told_to_end = time.monotonic()
@@ -295,8 +299,8 @@ class Worker:
         )
 
     def graceful_deadline(self) -> float:
-        """The moment, from now, at which the master stops waiting for a worker that ends."""
-        return time.monotonic() + float(self.cfg.graceful_timeout)
+        """The moment at which the master stops waiting for this worker, if it ends from now on."""
+        return min(self._graceful_deadline, time.monotonic() + float(self.cfg.graceful_timeout))
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that could not be read, or that failed before its response began, and log why."""

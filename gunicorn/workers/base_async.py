@@ -9,7 +9,7 @@ from typing import Any
 
 from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parser import RequestParser
-from gunicorn.workers import closing
+from gunicorn.workers import connection
 from gunicorn.workers.base import Worker
 from gunicorn.workers.cycle import CLOSE, KEEP, LINGER, RESET, HandledElsewhere, Outcome
 
@@ -67,9 +67,9 @@ class AsyncWorker(Worker):
             outcome = LINGER
         finally:
             if outcome == RESET:
-                closing.reset(client)
+                connection.reset(client)
             else:
-                closing.close_gracefully(client, more_expected=outcome == LINGER)
+                connection.close_gracefully(client, more_expected=outcome == LINGER)
 
     def _serve_requests(self, listener: Any, client: Any, addr: Any) -> Outcome:
         parser = RequestParser(self.cfg, client, addr, policy=self.cycle.policy)

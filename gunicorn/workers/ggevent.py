@@ -24,14 +24,20 @@ from gunicorn.http.parse import whole_head
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import READ_SIZE
 from gunicorn.http.wsgi import base_environ
-from gunicorn.workers import accepting
+from gunicorn.workers import connection
 from gunicorn.workers.base import TICK
 from gunicorn.workers.base_async import AsyncWorker
-from gunicorn.workers.connections import State
+from gunicorn.workers.connection import (
+    IDLE_AT_LEAST,
+    PUNCTUALITY,
+    Connection,
+    State,
+    hang_up_longest_idle,
+    has_input,
+    wrap_accepted,
+)
 from gunicorn.workers.cycle import Outcome, may_leave_http
-from gunicorn.workers.parting import IDLE_AT_LEAST, Connection, has_input, make_room
-from gunicorn.workers.retiring import part, retire
-from gunicorn.workers.tls import wrap_accepted
+from gunicorn.workers.retiring import close_silent, retire
 
 try:
     # With what patching needs: imported in the master, so that not each worker has to.
@@ -66,13 +72,7 @@ VERSION = f"gunicorn/{__version__} gevent/{gevent.__version__}"
 # For a TLS handshake where `timeout` gives no limit.
 HANDSHAKE_SECONDS = 30.0
 
-# Deadlines of connections are kept to within this, so that not each of a thousand wakes the main greenlet.
-PUNCTUALITY = 0.1
-
 _READ = 1  # of gevent's watchers
-
-# An attribute of an enumeration costs as much as a call, and one of a module hardly anything.
-_NEW, _IDLE, _HEAD, _BUSY = State.NEW, State.IDLE, State.HEAD, State.BUSY
 
 
 class GeventWorker(AsyncWorker):
@@ -89,7 +89,7 @@ class GeventWorker(AsyncWorker):
         super().__init__(*args, **kwargs)
         self.conns: dict[Any, Connection] = {}
         self._servers: dict[Any, Any] = {}
-        self._failures = accepting.Failures(self.log)
+        self._accept_errors = connection.AcceptErrors(self.log)
         self._tls: Any = None
         self._keeps_time = False
         self._patience: float | None = float(self.cfg.timeout) or None
@@ -146,7 +146,6 @@ class GeventWorker(AsyncWorker):
     # -- the main greenlet ---------------------------------------------------------------
 
     def run(self) -> None:
-        self.cycle  # noqa: B018 - what it looks up is not for the first client to wait for
         if self.cfg.is_ssl:
             self._tls = listening.ssl_context(self.cfg)
             if isinstance(self._tls, gevent.ssl.SSLContext):
@@ -186,7 +185,7 @@ class GeventWorker(AsyncWorker):
         patience = self._patience or math.inf
         nearest = min(self.keepalive or patience, patience)
         for conn in list(self.conns.values()):
-            limit = self.keepalive if conn.state is State.IDLE else patience
+            limit = self.keepalive if conn.state == State.IDLE else patience
             if conn.state in (State.IDLE, State.NEW):
                 left = conn.since + limit - now
                 # Requests that came while the process was suspended must be answered, and the next one too.
@@ -200,7 +199,7 @@ class GeventWorker(AsyncWorker):
         """Log where requests hang that take longer than `request_timeout`, and retire."""
         before = time.monotonic() - self._request_timeout
         for greenlet, conn in list(self.conns.items()):
-            if conn.state is State.BUSY and conn.since < before and not conn.reported:
+            if conn.state == State.BUSY and conn.since < before and not conn.reported:
                 conn.reported = True
                 self.log_slow_request(conn.request, self._request_timeout, greenlet.gr_frame)
                 self.leave()
@@ -208,10 +207,10 @@ class GeventWorker(AsyncWorker):
     # -- the graceful end, as retire() wants it --------------------------------------------
 
     def at_work(self) -> list[Any]:
-        return [greenlet for greenlet, conn in self.conns.items() if conn.state is State.BUSY]
+        return [greenlet for greenlet, conn in self.conns.items() if conn.state == State.BUSY]
 
-    def part(self, retired_at: float) -> None:
-        part(self.conns.values(), retired_at)
+    def close_silent(self, retired_at: float) -> None:
+        close_silent(self.conns.values(), retired_at)
 
     def stop_accepting(self) -> None:
         gevent.killall(self._acceptors)
@@ -226,7 +225,7 @@ class GeventWorker(AsyncWorker):
         except BlockingIOError:
             return False
         except OSError as error:
-            if not self._failures.is_transient(error):
+            if not self._accept_errors.is_transient(error):
                 gevent.sleep(IDLE_AT_LEAST / 10)
             return True
         greenlet = gevent.Greenlet(self._serve, listener, client, addr)
@@ -263,7 +262,7 @@ class GeventWorker(AsyncWorker):
             try:
                 gevent.socket.wait(arrival)
                 while not self.has_room():
-                    make_room(self.conns.values())
+                    hang_up_longest_idle(self.conns.values())
                     self._ended.clear()
                     self._ended.wait(IDLE_AT_LEAST)
                 while self.take(listener) and takes_more and self.has_room():
@@ -343,7 +342,7 @@ class GeventWorker(AsyncWorker):
                 in_time = True
             # It may have come while the process stood still. Hung up: TLS would answer its missing goodbye
             # with an alert, where ours is to be said.
-            arrived = (in_time and conn.state is not State.LINGER) or has_input(sock)
+            arrived = (in_time and conn.state != State.LINGER) or has_input(sock)
         conn.enter(State.HEAD)
         return arrived
 
@@ -361,7 +360,7 @@ class GeventWorker(AsyncWorker):
         A timer and a watcher of its own for each wait would cost as much as a request.
         """
         plain = getattr(sock, "_sock", sock)
-        conn.enter(_NEW if first else _IDLE)
+        conn.enter(State.NEW if first else State.IDLE)
         while True:
             # A request hardly ever comes so soon that a check before the wait would find it. And others may
             # have ended when the first one comes, which matters for whether this one may stay.
@@ -370,7 +369,7 @@ class GeventWorker(AsyncWorker):
                 data = plain.recv(READ_SIZE)
             except BlockingIOError:
                 continue
-            conn.enter(_HEAD)
+            conn.enter(State.HEAD)
             return data
 
     def _next_request(self, parser: RequestParser) -> Any:
@@ -384,7 +383,7 @@ class GeventWorker(AsyncWorker):
             if whole_head(data, parser.policy, first=not parser.req_count):
                 # Nearly always: nothing more is waited for, so there is nothing to time.
                 conn.request = req = next(parser, None)
-                conn.enter(_BUSY)
+                conn.enter(State.BUSY)
                 if conn.hung_up and req is not None:
                     req.force_close()
                 return req

@@ -38,7 +38,7 @@ from gunicorn.http.proxyproto import (
     starts_proxy_header,
 )
 from gunicorn.http.wsgi import Response, forwarded_script_name, proxy_environ, server_script_name
-from gunicorn.workers import closing
+from gunicorn.workers import connection
 from gunicorn.workers.cycle import Stopped, answer_for, is_end_of
 from gunicorn.workers.gsocket import set_patience
 
@@ -266,7 +266,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if result is None:
             # The library closes it then, without waiting for a client that is still sending.
             more_expected |= getattr(self.wsgi_input, "is_held_back", False)
-            closing.close_gracefully(self.socket, more_expected)
+            connection.close_gracefully(self.socket, more_expected)
         return result
 
     def _speak_for(self, info: ProxyInfo | None) -> None:
@@ -451,7 +451,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if self.headers_sent:
             if not self.response_use_chunked and answer is not None and answer.response_length is None:
                 # Its end would look like the end of the content.
-                closing.reset(self.socket)
+                connection.reset(self.socket)
             return
         status, reason, text = answer_for(error if from_client else None)
         self._orig_status, self.response_headers = f"{status} {reason}", []

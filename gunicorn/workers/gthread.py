@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The threaded worker: threads take turns at waiting, and serve what they find.
 
-The thread that leads waits on the poller and serves what it finds; when that holds it up, another one takes
-the turn. It is woken for bytes, not for requests: the head of a request is gathered without waiting, so that
-a client that sends it slowly occupies no thread, only a place in the poller. The main thread serves nobody.
-It sends heartbeats, handles signals, closes overdue connections, and supervises the turns.
+The thread that leads waits on the poller and serves what it finds; when that blocks it, another one takes the
+turn. It is woken for bytes, not for requests: the head of a request is gathered without waiting, so that a
+client that sends it slowly occupies no thread, only a place in the poller. The main thread serves nothing. It
+sends heartbeats, handles signals, closes overdue connections, and supervises the turns.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn import sock as listening
 from gunicorn.http.errors import NoMoreData, ParseException, RequestTimeout
-from gunicorn.workers import accepting, closing
+from gunicorn.workers import connection
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.bodies import BodyIntake
-from gunicorn.workers.connections import State, Waiting
+from gunicorn.workers.connection import IDLE_AT_LEAST, PUNCTUALITY, State, is_readable
 from gunicorn.workers.cycle import CLOSE, KEEP, LINGER, RESET, Outcome, may_leave_http
-from gunicorn.workers.retiring import FAREWELL, RETIRE_TICK, retire
+from gunicorn.workers.retiring import LAST_WAIT, RETIRE_TICK, retire
 from gunicorn.workers.threads.polling import make_poller
-from gunicorn.workers.threads.tconn import DaemonThreads, TConn
-from gunicorn.workers.threads.turns import LOOK, Turns
+from gunicorn.workers.threads.tconn import DaemonThreads, TConn, Waiting
+from gunicorn.workers.threads.turns import CHECK, Turns
 
 if TYPE_CHECKING:
     import ssl
@@ -38,27 +38,15 @@ else:
 
 __all__ = ["DaemonThreads", "TConn", "ThreadWorker"]
 
-# Also the state of a client that has its last answer.
-_FAREWELL = {**FAREWELL, State.LINGER: 1.0}
-
-# Deadlines of connections are kept to within this, so that not each of a thousand wakes the main thread.
-PUNCTUALITY = 0.1
-
-# How long a connection must have idled to be closed in favour of a new one.
-IDLE_AT_LEAST = 1.0
-
-# An attribute of an enumeration costs as much as a call, and one of a module hardly anything.
-_HANDSHAKE, _IDLE, _LINGER = State.HANDSHAKE, State.IDLE, State.LINGER
-
-
-def _is_plain(function: object) -> bool:
-    return isinstance(function, BuiltinFunctionType)
+# Also for a client that has its last answer.
+_LAST_WAIT = {**LAST_WAIT, State.LINGER: 1.0}
 
 
 def _time_spent(thread: int) -> float:
-    """The time of the processor that *thread* has had, in seconds; 0 if that is not to be known."""
-    # Of threads that a library has put in their place the system would take the numbers for addresses.
-    if not thread or not hasattr(time, "pthread_getcpuclockid") or not _is_plain(threading.get_ident):
+    """The time of the processor that *thread* has had, in seconds; 0 if that is unknown."""
+    # A library may have put its own in the place of threads. Their numbers would be taken for addresses.
+    are_threads = isinstance(threading.get_ident, BuiltinFunctionType)
+    if not thread or not are_threads or not hasattr(time, "pthread_getcpuclockid"):
         return 0.0
     try:
         return time.clock_gettime(time.pthread_getcpuclockid(thread))
@@ -73,17 +61,16 @@ class ThreadWorker(Worker):
         super().__init__(*args, **kwargs)
         cfg = self.cfg
         self.worker_connections: int = cfg.worker_connections
-        self.max_keepalived = cfg.worker_connections - cfg.threads
         self.tpool: Any = None
         self.poller: Any = None
-        self.waiting: Waiting[TConn] = Waiting(self._look_again)
+        self.waiting = Waiting(self._put_back)
         self.turns = Turns(alone=cfg.threads <= 1)
         self.conns: dict[int, TConn] = {}
         self._listeners: dict[int, Any] = {}
         self._names: dict[int, Any] = {}
         self._paused: set[int] = set()
         self._accepting = False
-        self._failures = accepting.Failures(self.log)
+        self._accept_errors = connection.AcceptErrors(self.log)
         # Of several workers each takes one at a time, so that a burst is spread over them.
         self._accepts_bursts: bool = cfg.workers == 1
         self._accept_lock = threading.Lock()
@@ -119,15 +106,9 @@ class ThreadWorker(Worker):
         """
         return DaemonThreads()
 
-    @property
-    def nr_conns(self) -> int:
-        """How many connections are open."""
-        return len(self.conns)
-
     # -- the main thread -----------------------------------------------------------------
 
     def run(self) -> None:
-        self.cycle  # noqa: B018 - what it looks up is not for the first client to wait for
         if self._is_tls:
             self._tls = listening.ssl_context(self.cfg)
         self._alarm = select.poll()
@@ -147,7 +128,7 @@ class ThreadWorker(Worker):
         self.alive = False
         for seconds in retire(self):
             self._tick(time.monotonic() + seconds)
-        for conn in self.waiting.claim_states(State):
+        for conn in self.waiting.claim_expired(math.inf):
             self._drop(conn)
         self.turns.stop()
         self.poller.stop()
@@ -163,25 +144,25 @@ class ThreadWorker(Worker):
         due = self.waiting.nearest()
         if self.alive:
             due = max(due, now + PUNCTUALITY)
-        self._wait_and_watch(min(until, due, now + self._beat))
+        self._wait_and_check(min(until, due, now + self._beat))
 
-    def _wait_and_watch(self, until: float) -> None:
-        """Wait for a wake-up or *until*, and look after the turns as long as they want it."""
+    def _wait_and_check(self, until: float) -> None:
+        """Wait for a wake-up or *until*, and check the turns as long as there is work."""
         turns = self.turns
-        watching = turns.watched
+        checking = turns.checked
         while True:
             left = until - time.monotonic()
-            if watching and left > LOOK:
-                left = LOOK
+            if checking and left > CHECK:
+                left = CHECK
             if self._alarm.poll(max(0, math.ceil(left * 1000))):
                 self.drain_pipe()
-                # The leader also wakes it, to be watched.
+                # The leader also wakes it, to be checked.
                 if not self.alive or self._paused:
                     return
             now = time.monotonic()
             if now >= until:
                 return
-            watching = turns.look(now, _time_spent(turns.leader))
+            checking = turns.check(now, _time_spent(turns.leader))
 
     def murder_keepalived(self) -> None:
         """End the connections that have waited for too long."""
@@ -200,32 +181,32 @@ class ThreadWorker(Worker):
 
     def _expire(self, conn: TConn) -> None:
         try:
-            if conn.was is not _LINGER and conn.has_input():
+            if conn.was != State.LINGER and is_readable(conn.sock):
                 # It came at the last moment, or while the process stood still; threads are busy, or just
                 # about to see it.
                 conn.deadline = time.monotonic() + self._beat
-                self._look_again(conn)
-            elif conn.was is State.HEAD:
+                self._put_back(conn)
+            elif conn.was == State.HEAD:
                 self._refuse(conn, RequestTimeout())
             else:
                 self._drop(conn)
         except Exception:
-            self._give_up(conn)
+            self._drop(conn)
 
     # -- the graceful end, as retire() wants it --------------------------------------------
 
     def at_work(self) -> list[Any]:
-        # Those who wait are left to the successor: here they might wait for a thread for as long.
+        # The clients that wait are left to the successor: here they might wait for a thread for as long.
         return []
 
-    def part(self, retired_at: float) -> None:
+    def close_silent(self, retired_at: float) -> None:
         now = time.monotonic()
-        for state, seconds in _FAREWELL.items():
+        for state, seconds in _LAST_WAIT.items():
             self.waiting.cap(state, now + seconds)
 
     def stop_accepting(self) -> None:
         with self._accept_lock:
-            # From here on no thread holds a connection that is in no book.
+            # From here on no thread has accepted a connection that is not in `conns` yet.
             self._accepting = False
         for fd in self._listeners:
             self.poller.forget(fd)
@@ -245,7 +226,7 @@ class ThreadWorker(Worker):
             # Out of descriptors, say; a connection that ends frees one.
             self._paused.discard(fd)
             self._tick(time.monotonic() + RETIRE_TICK)
-        return accepting.has_queue(listener)
+        return is_readable(listener)
 
     # -- the threads ---------------------------------------------------------------------
 
@@ -260,8 +241,8 @@ class ThreadWorker(Worker):
                 return
             turns.count += 1
             turns.working = True
-            if not turns.watched:
-                turns.watched = True
+            if not turns.checked:
+                turns.checked = True
                 self.wake()
             try:
                 self._attend(fd)
@@ -270,7 +251,7 @@ class ThreadWorker(Worker):
                 self.log.exception("An error in a worker thread")
 
     def _attend(self, fd: int) -> None:
-        """See what *fd* has been reported for."""
+        """Handle a report of *fd*: a listener, or a connection that waits."""
         conn = self.waiting.claim(fd)
         if conn is None:
             listener = self._listeners.get(fd)
@@ -278,14 +259,14 @@ class ThreadWorker(Worker):
                 self.accept(self._names[fd], listener)
                 return
             # It is being served, and more has come; or it was only just put back.
-            self.poller.doubt(fd)
+            self.poller.recheck(fd)
             conn = self.waiting.claim(fd)
-        # None: whoever has it will look, or it was ended.
+        # None: the thread that has it will check, or it was closed.
         if conn is not None:
             self.on_client_socket_readable(conn, conn.sock)
 
     def accept(self, server: Any, listener: Any) -> None:
-        """Accept one connection, let another thread accept the next, and serve it if its request is there."""
+        """Accept one connection, and serve it if its request is there."""
         with self._accept_lock:
             if not self._accepting:
                 return
@@ -295,7 +276,9 @@ class ThreadWorker(Worker):
                 return
             conn = self._take(listener, fd)
             if conn is not None and self._accepts_bursts and self.poller.has_more():
-                self._take_burst(listener, fd)
+                # Their requests are not to wait for another round each.
+                while self.has_room() and (more := self._take(listener, fd)):
+                    self._park(more, more.was, more.deadline)
             if fd not in self._paused:
                 self.poller.watch_listener(fd)
         if conn is not None:
@@ -304,51 +287,46 @@ class ThreadWorker(Worker):
     def _take(self, listener: Any, fd: int) -> TConn | None:
         """A connection from the accept queue, or None."""
         try:
-            sock, addr = accepting.accept(listener)
+            sock, addr = connection.accept(listener)
         except BlockingIOError:
             # Another worker was faster.
             return None
         except OSError as error:
-            if not self._failures.is_transient(error):
+            if not self._accept_errors.is_transient(error):
                 self.poller.forget(fd)
                 self._paused.add(fd)
             return None
         conn = TConn(self.cfg, sock, addr, self._names[fd])
-        self.poller.welcome(conn.fd)
+        self.poller.renew(conn.fd)
         self.conns[id(conn)] = conn
         conn.state = conn.was = State.HANDSHAKE if self._is_tls else State.NEW
         conn.deadline = time.monotonic() + self._patience
         try:
             if self._patience < math.inf:
-                # For sending alone: whoever receives waits by other means, and an application that takes the
-                # connection over for as long as it likes.
-                closing.set_send_timeout(sock, self._patience)
+                # For sending alone: receiving waits by other means, and an application that takes the
+                # connection over may wait for as long as it likes.
+                connection.set_send_timeout(sock, self._patience)
             conn.init(self._tls, self.cycle.policy)
             conn.parser.unreader.receive = self._receive_body
         except (OSError, ValueError):
-            # It was gone before we came to it.
-            self._give_up(conn)
+            # The client has left already.
+            self._drop(conn)
             return None
         return conn
-
-    def _take_burst(self, listener: Any, fd: int) -> None:
-        """Take all who wait to be accepted: their requests are not to wait for another round each."""
-        while self.has_room() and (conn := self._take(listener, fd)):
-            self._park(conn, conn.was, conn.deadline)
 
     def _make_room(self) -> bool:
         """Close the connection that has idled the longest, for a new one; False if none idles.
 
-        One that has only just been answered is spared: its next request may be on the way.
+        Spare one that was answered just now: its next request may be on the way.
         """
         now = time.monotonic()
         while conn := self.waiting.claim_longest_idle(now + self._keepalive - IDLE_AT_LEAST):
-            if not conn.has_input():
+            if not is_readable(conn.sock):
                 self._drop(conn)
                 return True
             # Its next request has come, which no thread has seen yet.
             conn.deadline = now + self._keepalive
-            self._look_again(conn)
+            self._put_back(conn)
         return False
 
     def _pause(self, fd: int) -> None:
@@ -356,7 +334,7 @@ class ThreadWorker(Worker):
         self.poller.forget(fd)
         self._paused.add(fd)
         if self.has_room():
-            # It ended between the look and the note.
+            # A connection has ended since the check: it did not see this listener paused.
             self._resume_accepting()
 
     def _resume_accepting(self) -> None:
@@ -367,13 +345,13 @@ class ThreadWorker(Worker):
     def on_client_socket_readable(self, conn: TConn, client: Any) -> None:
         """Go on with a connection that this thread owns, as far as it can without waiting for the client."""
         try:
-            if conn.was is _LINGER:
+            if conn.was == State.LINGER:
                 self._discard(conn)
-            elif conn.was is not _HANDSHAKE or self._shake_hands(conn):
+            elif conn.was != State.HANDSHAKE or self._shake_hands(conn):
                 self._gather_and_serve(conn)
         except BaseException:
             self.log.exception("Closing a connection after an error")
-            self._give_up(conn)
+            self._drop(conn)
 
     def _shake_hands(self, conn: TConn) -> bool:
         """Go on with the TLS handshake; True when it is complete."""
@@ -385,7 +363,7 @@ class ThreadWorker(Worker):
             self._park(conn, State.HANDSHAKE, conn.deadline, write=True)
         except OSError as error:
             self.handle_error(None, conn.sock, conn.client, error)
-            self._give_up(conn)
+            self._drop(conn)
         else:
             conn.was = State.NEW
             conn.parser.after_handshake(conn.sock)
@@ -396,18 +374,18 @@ class ThreadWorker(Worker):
         """Receive, and serve each request whose head is complete."""
         try:
             while conn.gather():
-                if self.turns.wary:
-                    self.turns.beware(threading.get_ident())
+                if self.turns.early:
+                    self.turns.pass_on_early(threading.get_ident())
                 answer = self.enqueue_req(conn)
-                # A subclass may give the truth alone.
+                # A subclass may return the first value alone.
                 if not (answer[0] if isinstance(answer, tuple) else answer):
                     return
-                conn.was = _IDLE
+                conn.was = State.IDLE
                 if not conn.parser.unreader.pending and not conn.is_tls:
                     if not conn.received_all or conn.parser.unreader.asked:
                         # There may be bytes that the poller has already reported.
-                        self.poller.doubt(conn.fd)
-                    self._park(conn, _IDLE, time.monotonic() + self._keepalive)
+                        self.poller.recheck(conn.fd)
+                    self._park(conn, State.IDLE, time.monotonic() + self._keepalive)
                     return
         except (BlockingIOError, ssl.SSLWantReadError):
             self._wait_for_more(conn)
@@ -424,9 +402,10 @@ class ThreadWorker(Worker):
     def _wait_for_more(self, conn: TConn) -> None:
         now = time.monotonic()
         if not conn.has_begun:
-            deadline = conn.deadline if conn.was is State.NEW else now + self._keepalive
-            self._park(conn, State.NEW if conn.was is State.NEW else State.IDLE, deadline)
-        elif conn.was is State.IDLE:
+            is_new = conn.was == State.NEW
+            deadline = conn.deadline if is_new else now + self._keepalive
+            self._park(conn, State.NEW if is_new else State.IDLE, deadline)
+        elif conn.was == State.IDLE:
             # The time for a head begins with its first byte; that of a first request, with the connection.
             self._park(conn, State.HEAD, now + self._patience)
         else:
@@ -465,7 +444,7 @@ class ThreadWorker(Worker):
 
     def handle_request(self, req: Any, conn: TConn) -> Outcome | bool:
         """Have the application answer *req*; returns what becomes of the connection."""
-        # Without a free place for others, nobody keeps his.
+        # A connection stays open only if there is room for another one.
         keep = self._keepalive > 0 and self.has_room()
         if may_leave_http(req):
             return self._serve_without_limits(req, conn, keep)
@@ -476,10 +455,10 @@ class ThreadWorker(Worker):
         if conn.is_tls:
             conn.sock.settimeout(None)
         elif self._patience < math.inf:
-            closing.set_send_timeout(conn.sock, 0)
+            connection.set_send_timeout(conn.sock, 0)
         outcome = self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
         if outcome == KEEP and not conn.is_tls and self._patience < math.inf:
-            closing.set_send_timeout(conn.sock, self._patience)
+            connection.set_send_timeout(conn.sock, self._patience)
         return outcome
 
     def _left_for_body(self) -> float:
@@ -493,33 +472,32 @@ class ThreadWorker(Worker):
             return 0
         if turns.leader and not turns.working:
             return TICK
-        waiting = any(map(accepting.has_queue, list(self._listeners.values())))
-        parked = (conn for conn in self.waiting.snapshot() if conn.state is not _LINGER)
-        return 0 if waiting or any(conn.has_input() for conn in parked) else TICK
+        parked = [conn.sock for conn in self.waiting.snapshot() if conn.state != State.LINGER]
+        return 0 if any(map(is_readable, [*self._listeners.values(), *parked])) else TICK
 
     # -- ends ----------------------------------------------------------------------------
 
-    def _park(self, conn: TConn, state: State, deadline: float, write: bool = False) -> None:
+    def _park(self, conn: TConn, state: str, deadline: float, write: bool = False) -> None:
         """Let *conn* wait; from here on it is no longer this thread's."""
         if not self.alive:
-            deadline = min(deadline, time.monotonic() + _FAREWELL[state])
+            deadline = min(deadline, time.monotonic() + _LAST_WAIT[state])
         self.waiting.park(conn, state, deadline)
         try:
             self.poller.watch(conn.fd, write=write)
         except (OSError, ValueError):
             found = self.waiting.claim(conn.fd)
             if found is conn:
-                self._give_up(conn)
+                self._drop(conn)
             elif found is not None:
-                self._look_again(found)
+                self._put_back(found)
         if not self.alive:
             self.wake()
 
-    def _look_again(self, conn: TConn) -> None:
+    def _put_back(self, conn: TConn) -> None:
         """Let *conn* wait on, which was claimed by mistake."""
         # Bytes that arrived meanwhile were reported while no thread could take them. TLS may have waited to
         # write: that is reported at once, and a thread sees what it waits for.
-        self.poller.doubt(conn.fd)
+        self.poller.recheck(conn.fd)
         self._park(conn, conn.was, conn.deadline, write=conn.is_tls)
 
     def _refuse(self, conn: TConn, error: BaseException, req: Any = None) -> None:
@@ -534,37 +512,29 @@ class ThreadWorker(Worker):
         """Close *conn* as *outcome* says, in the poller where the client is still sending."""
         if outcome == RESET:
             self.poller.forget(conn.fd)
-            closing.reset(conn.sock)
+            connection.reset(conn.sock)
             self._forget(conn)
             return
         conn.gatherer = None
-        if closing.begin_close(conn.sock, more_expected=outcome == LINGER):
+        if connection.begin_close(conn.sock, more_expected=outcome == LINGER):
             conn.was = State.LINGER
-            conn.deadline = time.monotonic() + closing.LINGER_SECONDS
+            conn.deadline = time.monotonic() + connection.LINGER_SECONDS
             self._discard(conn)
         else:
             self._forget(conn)
 
     def _discard(self, conn: TConn) -> None:
-        ended, _ = closing.discard_now(conn.sock)
-        if ended:
+        if connection.discard_input(conn.sock):
             self._drop(conn)
         else:
-            self.poller.doubt(conn.fd)
+            self.poller.recheck(conn.fd)
             self._park(conn, State.LINGER, conn.deadline)
 
     def _drop(self, conn: TConn) -> None:
-        """Close *conn*, from which nothing is expected."""
-        self.poller.forget(conn.fd)
-        closing.say_goodbye(conn.sock)
-        with suppress(OSError):
-            conn.close()
-        self._forget(conn)
-
-    def _give_up(self, conn: TConn) -> None:
-        """Close *conn*, whatever state it is in."""
+        """Close *conn*, from which nothing is expected, whatever state it is in."""
         if self.conns.get(id(conn)) is conn:
             self.poller.forget(conn.fd)
+            connection.send_close_notify(conn.sock)
             with suppress(Exception):
                 conn.close()
             self._forget(conn)

@@ -19,13 +19,11 @@ from typing import Any
 from gunicorn import sock as listening
 from gunicorn.http.errors import RequestTimeout
 from gunicorn.http.parse import RequestHead, checked_head
-from gunicorn.workers import accepting
+from gunicorn.workers import connection
 from gunicorn.workers.base import TICK, Worker
-from gunicorn.workers.connections import State
+from gunicorn.workers.connection import State, hang_up_longest_idle, has_input, wrap_accepted
 from gunicorn.workers.cycle import shown
-from gunicorn.workers.parting import has_input, make_room
-from gunicorn.workers.retiring import FAREWELL, part, retire
-from gunicorn.workers.tls import wrap_accepted
+from gunicorn.workers.retiring import LAST_WAIT, close_silent, retire
 
 try:
     import tornado
@@ -76,7 +74,7 @@ class TornadoWorker(Worker):
         self._patience = float(cfg.timeout) or None
         self._retiring: Any = None
         self._paused: set[int] = set()
-        self._failures = accepting.Failures(self.log)
+        self._accept_errors = connection.AcceptErrors(self.log)
         self._listeners: dict[int, Any] = {}
         self._tasks: set[Any] = set()
 
@@ -107,7 +105,7 @@ class TornadoWorker(Worker):
         ]
         for callback in callbacks:
             callback.start()
-        self.ioloop.add_handler(self.PIPE[0], self._hear, IOLoop.READ)
+        self.ioloop.add_handler(self.PIPE[0], self._on_signal, IOLoop.READ)
         for listener in self.sockets:
             listener.setblocking(False)
             self._listeners[listener.fileno()] = listener
@@ -148,7 +146,7 @@ class TornadoWorker(Worker):
         if not self.alive and self._retiring is None:
             self._retiring = self._begin(self._retire_gracefully())
 
-    def _hear(self, fd: int, events: int) -> None:
+    def _on_signal(self, fd: int, events: int) -> None:
         self.drain_pipe()
         self.watchdog()
 
@@ -178,13 +176,13 @@ class TornadoWorker(Worker):
             self.ioloop.stop()
 
     def at_work(self) -> list[Any]:
-        return [key for key, conn in self.conns.items() if conn.state is State.BUSY and not conn.detached]
+        return [key for key, conn in self.conns.items() if conn.state == State.BUSY and not conn.detached]
 
-    def part(self, retired_at: float) -> None:
-        part(self.conns.values(), retired_at)
-        if time.monotonic() - retired_at >= FAREWELL[State.NEW]:
+    def close_silent(self, retired_at: float) -> None:
+        close_silent(self.conns.values(), retired_at)
+        if time.monotonic() - retired_at >= LAST_WAIT[State.NEW]:
             for conn in self.conns.values():
-                if conn.detached and conn.state is not State.LINGER:
+                if conn.detached and conn.state != State.LINGER:
                     conn.hang_up()
 
     def has_room(self) -> bool:
@@ -202,7 +200,7 @@ class TornadoWorker(Worker):
         listener = self._listeners[fd]
         # Among several workers each takes one at a time, so that a burst is spread over them.
         if not self.has_room():
-            make_room(self.conns.values())
+            hang_up_longest_idle(self.conns.values())
             self._pause(fd)
             return
         for _ in range(BURST if self.cfg.workers == 1 else 1):
@@ -226,7 +224,7 @@ class TornadoWorker(Worker):
         except BlockingIOError:
             return False
         except OSError as error:
-            if self._failures.is_transient(error):
+            if self._accept_errors.is_transient(error):
                 return True
             self._pause(listener.fileno())
             return False
@@ -307,16 +305,16 @@ class TornadoWorker(Worker):
         patience = self._patience
         for stream, conn in list(self.conns.items()):
             waited = now - conn.since
-            if conn.state is State.HANDSHAKE:
+            if conn.state == State.HANDSHAKE:
                 if waited > (patience or HANDSHAKE_SECONDS):
                     stream.close()
-            elif (conn.state is State.IDLE and waited > self._keepalive) or (
+            elif (conn.state == State.IDLE and waited > self._keepalive) or (
                 conn.state in (State.NEW, State.HEAD) and patience and waited > patience
             ):
                 # After a pause of the whole process, the request is there and was not looked at.
                 if has_input(conn.sock):
                     continue
-                if conn.state is State.HEAD:
+                if conn.state == State.HEAD:
                     self.handle_error(None, conn.sock, conn.address, RequestTimeout())
                 conn.hang_up()
         # Idle connections make room if another client waits.

@@ -21,9 +21,8 @@ from gunicorn.http.errors import ForbiddenProxyRequest, NoMoreData, ParseExcepti
 from gunicorn.http.head import check_header, encode_head, field_lines
 from gunicorn.http.parse import RequestHead
 from gunicorn.http.proxyproto import ProxyInfo, split_proxy_header, starts_proxy_header
-from gunicorn.workers import closing
-from gunicorn.workers.connections import State
-from gunicorn.workers.parting import Connection, has_input
+from gunicorn.workers import connection
+from gunicorn.workers.connection import Connection, State, has_input
 
 
 class Conn(Connection):
@@ -43,19 +42,19 @@ class Conn(Connection):
     @property
     def has_begun(self) -> bool:
         """Whether a part of a request has come, and nothing was answered."""
-        if self.state is State.HEAD:
+        if self.state == State.HEAD:
             return True
         return self.reading_body and self.reply is not None and self.reply.status is None
 
     def hang_up(self) -> None:
         self.hung_up = True
-        if self.state is not State.HANDSHAKE:
+        if self.state != State.HANDSHAKE:
             if has_input(self.sock):
                 # At the end of a connection the library closes it, whatever has come before.
                 return
             if isinstance(self.sock, ssl.SSLSocket):
                 # An end without TLS's goodbye would be answered with an alert.
-                closing.say_goodbye(self.sock)
+                connection.send_close_notify(self.sock)
                 self.stream.close()
                 return
         super().hang_up()
@@ -263,10 +262,10 @@ class Reply(HTTPConnection):  # type: ignore[misc]
 
 async def _linger(stream: Any) -> None:
     """Throw away what the client still sends, within bounds, and close *stream*, which is answered."""
-    until = time.monotonic() + closing.LINGER_SECONDS
-    left = closing.LINGER_BYTES
+    until = time.monotonic() + connection.LINGER_SECONDS
+    left = connection.LINGER_BYTES
     try:
-        closing.say_goodbye(stream.socket)
+        connection.send_close_notify(stream.socket)
         stream.socket.shutdown(socket.SHUT_WR)
         while left > 0:
             data = stream.read_bytes(65536, partial=True)

@@ -12,16 +12,17 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Protocol
 
-from gunicorn.workers import accepting
-from gunicorn.workers.connections import State
-from gunicorn.workers.parting import Connection
+from gunicorn.workers.connection import Connection, State, is_readable
 
 # How many seconds a retiring worker waits for a connection in each state. A client that is about to send a
 # request gets an answer with "Connection: close"; closing the connection under it would be a reset.
-FAREWELL = {State.IDLE: 0.5, State.NEW: 1.0, State.HEAD: 2.0, State.HANDSHAKE: 2.0}
+LAST_WAIT = {State.IDLE: 0.5, State.NEW: 1.0, State.HEAD: 2.0, State.HANDSHAKE: 2.0}
 
 # How often a retiring worker looks at its connections.
 RETIRE_TICK = 0.1
+
+# How long it serves clients that wait to be accepted: under load the queue is never empty.
+_DRAIN_SECONDS = 5.0
 
 
 class Retiring(Protocol):
@@ -54,8 +55,8 @@ class Retiring(Protocol):
     def take(self, listener: Any) -> bool:
         """Begin to serve a connection from the accept queue; False if there is none."""
 
-    def part(self, retired_at: float) -> None:
-        """Close connections that have waited for the time in FAREWELL, counted from *retired_at* at the
+    def close_silent(self, retired_at: float) -> None:
+        """Close connections that have waited for the time in LAST_WAIT, counted from *retired_at* at the
         earliest.
         """
 
@@ -67,18 +68,19 @@ def retire(worker: Retiring) -> Iterator[float]:
     then asks for the next one. Connections that are open after the last one are to be cut off.
     """
     started = time.monotonic()
-    # A little before the master kills this worker.
-    deadline = worker.graceful_deadline() - min(1.0, worker.cfg.graceful_timeout / 4)
+    deadline = end_by(worker)
+    # The requests that are taken from the queue need time, too.
+    drain_seconds = min(float(worker.cfg.graceful_timeout) / 2, _DRAIN_SECONDS)
     worker.log.debug("Worker %s retires with %d connections", os.getpid(), len(worker.conns))
     at_work = worker.at_work()
     # Meanwhile everything goes on, but each response says close.
-    yield from _wait_while_connected(worker, started, min(started + FAREWELL[State.IDLE], deadline))
+    yield from _wait_while_connected(worker, started, min(started + LAST_WAIT[State.IDLE], deadline))
     worker.stop_accepting()
     if worker.tmp.leaving:
         # The master is still there, and keeps the queue for this worker's successor.
-        yield from _stand_in(worker, started, at_work, deadline - accepting.drain_seconds(worker.cfg))
+        yield from _serve_stalled(worker, started, at_work, deadline - drain_seconds)
     else:
-        yield from _drain_queues(worker, started, time.monotonic() + accepting.drain_seconds(worker.cfg))
+        yield from _drain_queues(worker, started, min(time.monotonic() + drain_seconds, deadline))
     for listener in worker.sockets:
         close_listener(listener)
     yield from _wait_while_connected(worker, started, deadline)
@@ -86,9 +88,14 @@ def retire(worker: Retiring) -> Iterator[float]:
         worker.log.warning("Worker %s exits with %d requests unfinished", os.getpid(), len(worker.conns))
 
 
+def end_by(worker: Retiring) -> float:
+    """When *worker* must be done with its clients: a little before the master kills it."""
+    return worker.graceful_deadline() - min(1.0, float(worker.cfg.graceful_timeout) / 4)
+
+
 def _wait_while_connected(worker: Retiring, retired_at: float, until: float) -> Iterator[float]:
     while worker.conns and (now := time.monotonic()) < until:
-        worker.part(retired_at)
+        worker.close_silent(retired_at)
         yield min(RETIRE_TICK, until - now)
 
 
@@ -101,7 +108,7 @@ def _drain_queues(worker: Retiring, retired_at: float, until: float) -> Iterator
         while time.monotonic() < until:
             worker.notify()
             if not worker.has_room():
-                worker.part(retired_at)
+                worker.close_silent(retired_at)
                 yield RETIRE_TICK
             elif not worker.take(listener):
                 break
@@ -109,43 +116,33 @@ def _drain_queues(worker: Retiring, retired_at: float, until: float) -> Iterator
         close_listener(listener)
 
 
-def _stand_in(worker: Retiring, retired_at: float, at_work: Collection[Any], until: float) -> Iterator[float]:
+def _serve_stalled(
+    worker: Retiring, retired_at: float, at_work: Collection[Any], until: float
+) -> Iterator[float]:
     """Serve clients that no other worker accepts, as long as requests hold this worker.
 
     The master may start a successor only at its exit. A client that was already in the queue at the last
     check is one that no other worker accepts.
     """
-    queues = Queues()
+    waited: set[Any] = set()
     while time.monotonic() < until and any(key in worker.conns for key in at_work):
-        for listener in queues.stalled(worker.sockets):
+        waiting = set(filter(is_readable, worker.sockets))
+        for listener in waiting & waited:
             while time.monotonic() < until and worker.has_room() and worker.take(listener):
                 worker.notify()
-        worker.part(retired_at)
+        waited = waiting - waited
+        worker.close_silent(retired_at)
         yield 2 * RETIRE_TICK
 
 
-def part(conns: Iterable[Connection], retired_at: float) -> None:
-    """Close connections that have had their time in a worker that retires since *retired_at*."""
+def close_silent(conns: Iterable[Connection], retired_at: float) -> None:
+    """Close connections that have waited long enough for a worker that retires since *retired_at*."""
     now = time.monotonic()
     for conn in conns:
-        if now - max(conn.since, retired_at) >= FAREWELL.get(conn.state, now):
+        if now - max(conn.since, retired_at) >= LAST_WAIT.get(conn.state, now):
             conn.hang_up()
 
 
 def close_listener(listener: Any) -> None:
     """Close the socket in *listener*, so that whoever is about to use it meets a plain OSError."""
     getattr(listener, "sock", listener).close()
-
-
-class Queues:
-    """Finds the listeners at which clients wait that no other worker accepts."""
-
-    def __init__(self) -> None:
-        self._waited: set[Any] = set()
-
-    def stalled(self, listeners: Iterable[Any]) -> list[Any]:
-        """Those where somebody waited at the last call too."""
-        waiting = {listener for listener in listeners if accepting.has_queue(listener)}
-        stalled = list(waiting & self._waited)
-        self._waited = waiting - set(stalled)
-        return stalled

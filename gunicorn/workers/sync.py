@@ -11,18 +11,18 @@ import threading
 import time
 from contextlib import suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gunicorn import sock as listening
 from gunicorn.http.errors import NoMoreData
+from gunicorn.http.parse import whole_head
 from gunicorn.http.parser import RequestParser
-from gunicorn.workers import accepting, closing
+from gunicorn.workers import connection
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.bodies import BodyIntake
-from gunicorn.workers.connections import State
+from gunicorn.workers.connection import State
 from gunicorn.workers.cycle import CLOSE, LINGER, RESET, Outcome, Stopped, may_leave_http
-from gunicorn.workers.retiring import FAREWELL, close_listener, retire
-from gunicorn.workers.tls import wrap_accepted
+from gunicorn.workers.retiring import LAST_WAIT, close_listener, end_by, retire
 
 if TYPE_CHECKING:
     import ssl
@@ -32,8 +32,20 @@ else:
 # For `timeout = 0`. Not for ever: a signal interrupts only a wait that has a limit (signal(7)).
 FOREVER = 86400.0
 
-# How many answered clients that still send are waited for at once, while others are served.
-_MOST_LINGERING = 64
+# For how many clients at once a worker that ends waits: for the requests of so many, and for so many that are
+# answered to close their ends.
+_MOST_WAITING = 64
+
+_PEEK = 65536
+
+
+class _Accepted(NamedTuple):
+    """A connection that waits, until *deadline*."""
+
+    listener: Any
+    sock: Any
+    addr: Any
+    deadline: float
 
 
 class StopWaiting(Exception):
@@ -50,26 +62,27 @@ class SyncWorker(Worker):
         super().__init__(*args, **kwargs)
         self._tls: Any = None
         self._names: dict[Any, Any] = {}
-        self._inherits: dict[Any, bool] = {}
         self._serving = False
-        self._failures = accepting.Failures(self.log)
-        # Whose request is waited for.
-        self._awaited: Any = None
-        # When to be done with all clients, once the master has told the worker to end.
-        self._deadline = math.inf
-        # Answered clients that are waited for when all are served, because the worker ends.
+        self._accept_errors = connection.AcceptErrors(self.log)
+        # TLS connections that shake hands, by descriptor.
+        self._handshakes: dict[int, _Accepted] = {}
+        # Those without a request yet, while the worker ends: silent clients must not delay others.
+        self._silent: dict[int, _Accepted] = {}
+        # Answered clients that still send: the worker waits for them last of all.
         self._lingering: list[Any] = []
+        # The connection whose request the worker waits for.
+        self._awaited: Any = None
         # Short of the master's timeout, so that a silent client costs itself and not the worker.
         self._patience = self.timeout or FOREVER
         self._receive_body = BodyIntake(self._left_for_body).receive
 
     def accept(self, listener: Any) -> None:
         """Accept one connection and serve it. Raises BlockingIOError if none is waiting."""
-        client, addr = accepting.accept(listener)
+        client, addr = connection.accept(listener)
         if self._tls is None:
-            self.handle(listener, client, addr)
+            self._handle_or_wait(listener, client, addr)
         else:
-            self._greet(listener, client, addr)
+            self._begin_handshake(listener, client, addr)
 
     def wait(self, timeout: float) -> list[Any]:
         """The listeners that have a connection waiting, none of them after *timeout* seconds.
@@ -80,7 +93,7 @@ class SyncWorker(Worker):
         # Even if somebody waits: under a steady load somebody always does.
         if not self.alive or not self.is_parent_alive():
             raise StopWaiting
-        self._go_on_greeting(ready)
+        self._continue_handshakes(ready)
         return [listener for listener in self.sockets if listener.fileno() in ready]
 
     def _poll_once(self, timeout: float) -> set[int]:
@@ -98,15 +111,11 @@ class SyncWorker(Worker):
         return ready
 
     def run(self) -> None:
-        self.cycle  # noqa: B018 - what it looks up is not for the first client to wait for
         self._tls = listening.ssl_context(self.cfg) if self.cfg.is_ssl else None
-        self._inherits = {}
         self._names = {listener: listener.getsockname() for listener in self.sockets}
-        self._greeted: dict[int, tuple[Any, ssl.SSLSocket, Any, float]] = {}
         self._poll = select.poll()
         for listener in self.sockets:
             listener.setblocking(False)
-            closing.set_blocking_timeout(listener, self._patience)
             self._poll.register(listener.fileno(), select.POLLIN)
         if self.PIPE:
             self._poll.register(self.PIPE[0], select.POLLIN)
@@ -120,13 +129,16 @@ class SyncWorker(Worker):
             self.run_for_one(timeout)
         for seconds in retire(self):
             ready = self._poll_once(seconds)
-            self._go_on_greeting(ready)
+            self._continue_handshakes(ready)
+            self._handle_silent()
             for listener in self.sockets:
                 if listener.fileno() in ready:
                     self.take(listener)
-        until = min(time.monotonic() + closing.LINGER_SECONDS, self._deadline)
+        until = min(
+            time.monotonic() + connection.LINGER_SECONDS, (end_by(self) + self.graceful_deadline()) / 2
+        )
         for client in self._lingering:
-            closing.linger(client, until - time.monotonic())
+            connection.linger(client, until - time.monotonic())
 
     def run_for_one(self, timeout: float) -> None:
         """Serve a single listener: as long as connections are waiting, without asking whether they are."""
@@ -161,39 +173,36 @@ class SyncWorker(Worker):
                 self.take(listener)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM, in a request maybe: who comes from now on is refused, not left to wait for its end."""
+        """SIGTERM, in a request maybe: new clients are refused, not left to wait for its end."""
         super().handle_exit(sig, frame)
-        # A little before the master loses patience.
-        margin = min(0.5, self.cfg.graceful_timeout / 4)
-        self._deadline = min(self._deadline, self.graceful_deadline() - margin)
         if self._awaited is not None:
             # The signal has interrupted the wait, which continues with the new values.
             self._hurry()
         # Before that, run() is about to use them, and then closes them itself.
         for listener in self.sockets if self._serving else ():
-            if not accepting.has_queue(listener):
+            if not connection.is_readable(listener):
                 close_listener(listener)
 
     # -- the graceful end, as retire() wants it --------------------------------------------
 
     @property
     def conns(self) -> dict[int, Any]:
-        """The connections that shake hands; any other is served at once and closed."""
-        return self._greeted
+        """The connections that wait; any other is served at once and closed."""
+        return {**self._handshakes, **self._silent}
 
     def at_work(self) -> list[Any]:
         return []
 
-    def part(self, retired_at: float) -> None:
-        until = time.monotonic() + FAREWELL[State.HANDSHAKE]
-        for fd, (listener, tls, addr, deadline) in self._greeted.items():
-            self._greeted[fd] = (listener, tls, addr, min(deadline, until))
+    def close_silent(self, retired_at: float) -> None:
+        until = time.monotonic() + LAST_WAIT[State.HANDSHAKE]
+        for fd, waiting in self._handshakes.items():
+            self._handshakes[fd] = waiting._replace(deadline=min(waiting.deadline, until))
 
     def stop_accepting(self) -> None:
-        """Nothing: who comes is served from the queue as before."""
+        """Nothing: clients are served from the queue as before."""
 
     def has_room(self) -> bool:
-        return True
+        return len(self._silent) < _MOST_WAITING
 
     def take(self, listener: Any) -> bool:
         """Serve a connection from the accept queue; False if there is none."""
@@ -204,41 +213,41 @@ class SyncWorker(Worker):
         except OSError as error:
             if listener.fileno() < 0:
                 return False  # closed by the signal to end
-            if not self._failures.is_transient(error):
+            if not self._accept_errors.is_transient(error):
                 time.sleep(0.1)
         return True
 
     # -- TLS -----------------------------------------------------------------------------
 
-    def _greet(self, listener: Any, client: socket.socket, addr: Any) -> None:
+    def _begin_handshake(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """Begin a handshake. It continues when the client does, and blocks nothing meanwhile."""
         client.setblocking(False)
         try:
-            tls = wrap_accepted(self._tls, client, self.cfg)
+            tls = connection.wrap_accepted(self._tls, client, self.cfg)
         except OSError:
             client.close()  # it has left
             return
-        if len(self._greeted) >= self.cfg.worker_connections:
-            self._end_greeting(next(iter(self._greeted)))
-        patience = self.timeout or math.inf
-        self._greeted[tls.fileno()] = (listener, tls, addr, time.monotonic() + patience)
+        if len(self._handshakes) >= self.cfg.worker_connections:
+            self._end_handshake(next(iter(self._handshakes)))
+        deadline = time.monotonic() + (self.timeout or math.inf)
+        self._handshakes[tls.fileno()] = _Accepted(listener, tls, addr, deadline)
         self._poll.register(tls.fileno(), select.POLLIN)
         self._shake_hands(tls.fileno())
 
-    def _go_on_greeting(self, ready: set[int]) -> None:
-        """Go on with the handshakes of *ready* descriptors, and end those whose time is up."""
-        for fd in ready & self._greeted.keys():
+    def _continue_handshakes(self, ready: set[int]) -> None:
+        """Continue the handshakes of *ready* descriptors, and end those whose time is up."""
+        for fd in ready & self._handshakes.keys():
             self._shake_hands(fd)
         now = time.monotonic()
-        for fd in [fd for fd, (*_, deadline) in self._greeted.items() if deadline <= now]:
-            # What came while another client was served is there, and was not looked at.
+        for fd in [fd for fd, waiting in self._handshakes.items() if waiting.deadline <= now]:
+            # Its bytes may have come while another client was served.
             if fd in self._poll_once(0):
                 self._shake_hands(fd)
             else:
-                self._end_greeting(fd)
+                self._end_handshake(fd)
 
     def _shake_hands(self, fd: int) -> None:
-        listener, tls, addr, _ = self._greeted[fd]
+        listener, tls, addr, _ = self._handshakes[fd]
         try:
             tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -247,33 +256,64 @@ class SyncWorker(Worker):
             self._poll.modify(fd, select.POLLOUT)
         except OSError as error:
             self.handle_error(None, tls, addr, error)
-            self._end_greeting(fd)
+            self._end_handshake(fd)
         else:
-            del self._greeted[fd]
+            del self._handshakes[fd]
             self._poll.unregister(fd)
             tls.settimeout(self.timeout or None)
             if not self.timeout:
-                # One that came before the listener had it does not inherit it.
-                closing.set_blocking_timeout(tls, self._patience)
-            self.handle(listener, tls, addr)
+                connection.set_blocking_timeout(tls, self._patience)
+            self._handle_or_wait(listener, tls, addr)
 
-    def _end_greeting(self, fd: int) -> None:
-        _, tls, _, _ = self._greeted.pop(fd)
+    def _end_handshake(self, fd: int) -> None:
+        waiting = self._handshakes.pop(fd)
         self._poll.unregister(fd)
-        tls.close()
+        waiting.sock.close()
+
+    # -- the clients at the end --------------------------------------------------------------
+
+    def _handle_or_wait(self, listener: Any, client: Any, addr: Any) -> None:
+        """Handle *client*; at the end of the worker only once its request is there."""
+        if self.alive or self._has_request(client):
+            self.handle(listener, client, addr)
+        else:
+            deadline = min(time.monotonic() + LAST_WAIT[State.NEW], end_by(self))
+            self._silent[client.fileno()] = _Accepted(listener, client, addr, deadline)
+
+    def _handle_silent(self) -> None:
+        """Handle clients whose requests have come meanwhile, and refuse those whose time is up."""
+        for fd, (listener, client, addr, deadline) in list(self._silent.items()):
+            if self._has_request(client):
+                del self._silent[fd]
+                self.handle(listener, client, addr)
+            elif deadline <= time.monotonic():
+                del self._silent[fd]
+                self.handle_error(None, client, addr, TimeoutError())
+                self._close(client, LINGER)
+
+    def _has_request(self, client: Any) -> bool:
+        """Whether reading a request from *client* would not wait, as far as that can be known."""
+        if self._tls is not None:
+            return client.pending() > 0 or connection.is_readable(client)
+        try:
+            data = client.recv(_PEEK, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except OSError as error:
+            return not isinstance(error, BlockingIOError)
+        policy = self.cycle.policy
+        return len(data) in (0, _PEEK) or policy.proxy_protocol or whole_head(data, policy, first=True) > 0
 
     # -- one connection ------------------------------------------------------------------
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve the connection *client* from *addr* and close it."""
-        outcome = CLOSE
+        outcome: Outcome = CLOSE
         try:
-            if self._tls is None and not self._inherits.get(listener):
-                self._set_timeout(listener, client)
-            elif self._tls is not None and not isinstance(client, ssl.SSLSocket):
+            if self._tls is None:
+                connection.set_blocking_timeout(client, self._patience)
+            elif not isinstance(client, ssl.SSLSocket):
                 # From a subclass that accepts in its own way.
                 client.settimeout(self.timeout or None)
-                client = wrap_accepted(self._tls, client, self.cfg)
+                client = connection.wrap_accepted(self._tls, client, self.cfg)
                 client.do_handshake()
             self._awaited = client
             if not self.alive:
@@ -300,28 +340,26 @@ class SyncWorker(Worker):
             outcome = self._refuse(None, client, addr, error)
         finally:
             self._awaited = None
-            if outcome == RESET:
-                closing.reset(client)
-            elif closing.begin_close(client, more_expected=outcome == LINGER):
-                self._linger(client)
+            self._close(client, outcome)
 
-    def _linger(self, client: Any) -> None:
-        """Wait for an answered client that is still sending.
-
-        A worker that ends does so later, for all such clients at once: others wait for their answers.
-        """
-        if self.alive:
-            closing.linger(client)
+    def _close(self, client: Any, outcome: Outcome) -> None:
+        if outcome == RESET:
+            connection.reset(client)
+        elif not connection.begin_close(client, more_expected=outcome == LINGER):
             return
-        if len(self._lingering) == _MOST_LINGERING:
-            self._lingering.pop(0).close()
-        self._lingering.append(client)
+        elif self.alive:
+            connection.linger(client)
+        else:
+            # Later, for all such clients at once: others wait for their answers.
+            if len(self._lingering) == _MOST_WAITING:
+                self._lingering.pop(0).close()
+            self._lingering.append(client)
 
     def _hurry(self) -> None:
         """Wait only a moment more for a request that has not come yet, because the worker is to end."""
         client = self._awaited
-        # Not 0, which would be for ever.
-        seconds = max(0.01, min(FAREWELL[State.NEW], self._deadline - time.monotonic()))
+        # The rest is for others. Not 0, which would be for ever.
+        seconds = max(0.01, min(LAST_WAIT[State.NEW], (end_by(self) - time.monotonic()) / 2))
         if self._tls is not None:
             # A read that has begun keeps the timeout that it has begun with.
             timer = threading.Timer(seconds, self._cut_short, (client,))
@@ -329,7 +367,7 @@ class SyncWorker(Worker):
             timer.start()
             return
         with suppress(OSError):
-            closing.set_blocking_timeout(client, seconds)
+            connection.set_blocking_timeout(client, seconds)
 
     def _cut_short(self, client: Any) -> None:
         """End the wait for the request of *client*, if it still lasts; what has arrived is read."""
@@ -342,7 +380,7 @@ class SyncWorker(Worker):
         """Let each wait for *client* last at most *seconds* from now on; 0: for ever."""
         if self._tls is not None:
             client.settimeout(seconds or None)
-        closing.set_blocking_timeout(client, seconds)
+        connection.set_blocking_timeout(client, seconds)
 
     def _left_for_body(self) -> float:
         """For how long to wait on for a body: as long as the master waits for the next beat, but a moment."""
@@ -353,14 +391,6 @@ class SyncWorker(Worker):
             return TICK
         left = self.tmp.last_update() + limit - min(1.0, limit / 10) - time.monotonic()
         return min(TICK, max(0.0, left))
-
-    def _set_timeout(self, listener: Any, client: Any) -> None:
-        """Give *client* the timeout, unless it has its listener's, as all after it then do, too."""
-        if listener in self._inherits or not closing.has_blocking_timeout(client, self._patience):
-            self._inherits[listener] = False
-            closing.set_blocking_timeout(client, self._patience)
-        else:
-            self._inherits[listener] = True
 
     def _refuse(self, req: Any, client: Any, addr: Any, error: BaseException) -> Outcome:
         self.handle_error(req, client, addr, error)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from gunicorn.workers import retiring
-from gunicorn.workers.connections import State
-from gunicorn.workers.retiring import FAREWELL, retire
+from gunicorn.workers.connection import State
+from gunicorn.workers.retiring import LAST_WAIT, retire
 
 
 class FakeWorker:
@@ -30,7 +30,7 @@ class FakeWorker:
         self.work = work
         self.room = 100
         self.held: list[Any] = []
-        self.taken = self.parted = 0
+        self.taken = self.rounds = 0
         self.is_accepting = True
         self.started = self.now
 
@@ -59,9 +59,9 @@ class FakeWorker:
         self.conns[self.taken] = self.now + self.work
         return True
 
-    def part(self, retired_at: float) -> None:
+    def close_silent(self, retired_at: float) -> None:
         assert retired_at == self.started
-        self.parted += 1
+        self.rounds += 1
 
     def retire(self) -> float:
         """Retire to the end; how many seconds it took."""
@@ -110,10 +110,10 @@ def test_the_queue_is_served_in_the_room_that_there_is(
     took = run(worker, monkeypatch)
     close_all(waiting)
     assert worker.taken == 5 and not worker.conns
-    assert 0.45 <= took < 1 and worker.parted and listener.fileno() == -1
+    assert 0.45 <= took < 1 and worker.rounds and listener.fileno() == -1
 
 
-def test_open_connections_have_their_farewell_before_accepting_stops(
+def test_open_connections_have_their_time_before_accepting_stops(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = FakeWorker(listener)
@@ -121,7 +121,7 @@ def test_open_connections_have_their_farewell_before_accepting_stops(
     seen = []
     monkeypatch.setattr(worker, "stop_accepting", lambda: seen.append(worker.now - worker.started))
     assert run(worker, monkeypatch) == pytest.approx(3, abs=0.11)
-    assert seen == [pytest.approx(FAREWELL[State.IDLE])]
+    assert seen == [pytest.approx(LAST_WAIT[State.IDLE])]
 
 
 def test_what_does_not_end_is_named_before_the_master_loses_patience(
@@ -145,7 +145,7 @@ def test_a_worker_that_leaves_leaves_the_queue_to_its_successor(
     assert worker.taken == 0
 
 
-def test_a_worker_that_leaves_and_is_held_takes_who_is_still_there_at_the_second_look(
+def test_a_worker_that_leaves_and_is_held_takes_who_is_still_there_at_the_second_check(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = FakeWorker(listener, leaving=True)

@@ -109,6 +109,23 @@ def test_silent_clients_delay_no_stop() -> None:
         assert "SIGKILL" not in server.log()
 
 
+def test_a_request_behind_silent_clients_is_answered_within_a_short_graceful_timeout() -> None:
+    with Server(APP, "graceful_timeout = 2", ready="listen") as server, contextlib.ExitStack() as stack:
+        first = stack.enter_context(Client(server.connect()))
+        first.send(b"GET /sleep?0.3 HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_until(lambda: server.log("sleeping"))
+        silent = [stack.enter_context(Client(server.connect())) for _ in range(5)]
+        for client in silent[::2]:
+            client.send(b"GET / HT")
+        last = stack.enter_context(Client(server.connect()))
+        last.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.signal(signal.SIGTERM)
+        assert first.answer().status == last.answer().status == 200
+        assert [client.answer().status for client in silent] == [408] * 5
+        assert server.wait_exit() == 0
+        assert "SIGKILL" not in server.log()
+
+
 @contextlib.contextmanager
 def busy(server: Server) -> Iterator[None]:
     """Clients that come one after the other, so that there is always one."""

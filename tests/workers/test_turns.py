@@ -8,7 +8,7 @@ import threading
 import pytest
 from proctools import wait_until
 
-from gunicorn.workers.threads.turns import COMPUTING, LOOK, RESTLESS, SURELY, Turns
+from gunicorn.workers.threads.turns import BLOCKED, CHECK, COMPUTING, IDLE, Turns
 
 A, B, C = 1, 2, 3
 
@@ -21,8 +21,8 @@ def serve(turns: Turns, requests: int = 1) -> None:
 def leading(*, alone: bool = False) -> Turns:
     turns = Turns(alone)
     assert turns.take(A)
-    turns.watched = True
-    turns.look(0.0)
+    turns.checked = True
+    turns.check(0.0)
     return turns
 
 
@@ -30,96 +30,96 @@ def test_a_quick_leader_keeps_its_turn() -> None:
     turns, now = leading(), 0.0
     for _ in range(50):
         serve(turns)
-        now += LOOK
-        assert turns.look(now)
+        now += CHECK
+        assert turns.check(now)
         assert turns.leader == A
 
 
-def test_a_leader_that_is_held_up_loses_its_turn() -> None:
+def test_a_leader_that_is_blocked_loses_its_turn() -> None:
     turns = leading()
     serve(turns)
-    turns.look(LOOK)
-    turns.look(2 * LOOK)
+    turns.check(CHECK)
+    turns.check(2 * CHECK)
     assert turns.leader == 0
     assert turns.take(B)
     assert turns.leader == B
 
 
-def test_a_leader_that_computes_is_not_held_up_for_a_while() -> None:
-    turns, now = leading(), LOOK
+def test_a_leader_that_computes_is_not_blocked_for_a_while() -> None:
+    turns, now = leading(), CHECK
     serve(turns)
-    turns.look(now, 1.0)
+    turns.check(now, 1.0)
     while now < COMPUTING:
-        now += LOOK
-        turns.look(now, 1.0 + now * 0.99)
+        now += CHECK
+        turns.check(now, 1.0 + now * 0.99)
         assert turns.leader == A
-    turns.look(now + LOOK, 1.0 + now)
+    turns.check(now + CHECK, 1.0 + now)
     assert turns.leader == 0
 
 
-def test_a_leader_that_waits_is_not_held_up_and_the_watchman_may_rest() -> None:
+def test_a_leader_that_waits_is_not_blocked_and_checks_may_end() -> None:
     turns, now = leading(), 0.0
     serve(turns)
-    turns.look(now)
+    turns.check(now)
     turns.working = False
-    while now < RESTLESS:
-        now += LOOK
-        assert turns.look(now) == (now <= RESTLESS)
-    assert not turns.watched
+    while now < IDLE:
+        now += CHECK
+        assert turns.check(now) == (now <= IDLE)
+    assert not turns.checked
     assert turns.leader == A
 
 
-def test_a_late_watchman_is_not_hasty() -> None:
+def test_a_late_check_is_not_hasty() -> None:
     turns = leading()
     serve(turns)
-    turns.look(LOOK)
-    turns.look(LOOK + SURELY * 0.9)
+    turns.check(CHECK)
+    turns.check(CHECK + BLOCKED * 0.9)
     assert turns.leader == A
-    turns.look(LOOK + SURELY * 2.9)
+    turns.check(CHECK + BLOCKED * 2.9)
     assert turns.leader == 0
 
 
-def test_alone_nobody_is_watched() -> None:
+def test_alone_nobody_is_checked() -> None:
     turns = leading(alone=True)
     serve(turns)
-    assert not turns.look(100.0)
-    assert not turns.look(200.0)
+    assert not turns.check(100.0)
+    assert not turns.check(200.0)
     assert turns.leader == A
 
 
-def hold_up(turns: Turns, now: float) -> float:
+def block(turns: Turns, now: float) -> float:
     serve(turns)
     for _ in range(2):
-        now += LOOK
-        turns.look(now)
+        now += CHECK
+        turns.check(now)
     assert turns.leader == 0
     turns.take(A)
     return now
 
 
-def test_hold_ups_in_a_row_make_wary_for_longer_and_longer() -> None:
+def test_blocked_requests_in_a_row_pass_turns_on_early_for_longer_and_longer() -> None:
     turns, now = leading(), 0.0
-    now = hold_up(turns, now)
-    assert turns.wary == 0
+    now = block(turns, now)
+    assert turns.early == 0
     lengths = []
     for _ in range(10):
-        now = hold_up(turns, now)
-        lengths.append(turns.wary)
-        serve(turns, turns.wary)
+        now = block(turns, now)
+        lengths.append(turns.early)
+        serve(turns, turns.early)
     assert lengths[:3] == [lengths[0], 2 * lengths[0], 4 * lengths[0]]
     assert lengths[-1] == lengths[-2]
     serve(turns, 10 * lengths[-1])
-    hold_up(turns, now)
-    assert turns.wary == 0
+    block(turns, now)
+    assert turns.early == 0
 
 
-def test_a_wary_leader_passes_on_its_turn_before_it_serves() -> None:
+def test_a_turn_is_passed_on_before_a_request_is_served() -> None:
     turns = leading()
-    turns.wary = 2
-    turns.beware(B)  # does not lead
-    assert (turns.leader, turns.wary) == (A, 2)
-    turns.beware(A)
-    assert (turns.leader, turns.wary) == (0, 1)
+    turns.early = 2
+    turns.pass_on_early(B)  # does not lead
+    assert (turns.leader, turns.early) == (A, 2)
+    turns.pass_on_early(A)
+    assert (turns.leader, turns.early) == (0, 1)
 
 
 def test_who_is_ready_goes_on_in_the_place_of_a_leader_at_work() -> None:

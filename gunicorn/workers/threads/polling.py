@@ -2,8 +2,8 @@
 """One epoll set shared by threads; each event goes to one of them.
 
 After ``watch()`` the set reports bytes that arrive, and bytes that are there already. It may also report,
-once, bytes that arrive before the next ``watch()``. The thread that has the connection must then look again,
-with ``doubt()``.
+once, bytes that arrive before the next ``watch()``. The thread that has the connection must then ask for
+another check, with ``recheck()``.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import selectors
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class Poller(Protocol):
     def watch(self, fd: int, *, write: bool = False) -> None:
         """Report *fd* once when it is readable (*write*: writable), hung up or in error.
 
-        The caller must have received everything from the last report, or have called `doubt`.
+        The caller must have received everything from the last report, or have called ``recheck()``.
         """
 
     def watch_listener(self, fd: int) -> None:
         """Report *fd* as long as somebody waits to be accepted; at least once for each call."""
 
-    def doubt(self, fd: int) -> None:
-        """Let the next ``watch()`` check again: not all was received, or a report was lost."""
+    def recheck(self, fd: int) -> None:
+        """Let the next ``watch()`` check for bytes: not all were received, or a report was dropped."""
 
-    def welcome(self, fd: int) -> None:
-        """*fd* is a new connection's number; whatever had it before was closed."""
+    def renew(self, fd: int) -> None:
+        """Take *fd* for a new connection's number; whatever had it before was closed."""
 
     def forget(self, fd: int) -> None:
         """Watch *fd* no longer; before it is closed."""
@@ -45,11 +45,8 @@ class Poller(Protocol):
     def stop(self) -> None:
         """End every wait, now and later."""
 
-    def close(self) -> None:
-        """Release the system's resources, when no thread waits any more."""
 
-
-# How many events are fetched at once; whoever has the turn next goes on with them.
+# How many events are fetched at once; the next leader goes on with them.
 _BATCH = 64
 
 if hasattr(select, "epoll"):
@@ -80,7 +77,7 @@ class EpollPoller:
 
     def _watch(self, fd: int, events: int) -> None:
         known = self._watched.get(fd)
-        # First the note: an event that comes at once, and puts it in doubt, must be the later word.
+        # Before the call: the event may come at once, and a recheck() for it must not be overwritten.
         self._watched[fd] = events
         try:
             if known is None:
@@ -93,11 +90,11 @@ class EpollPoller:
         except FileNotFoundError:
             self._epoll.register(fd, events)
 
-    def doubt(self, fd: int) -> None:
+    def recheck(self, fd: int) -> None:
         if fd in self._watched:
             self._watched[fd] = 0
 
-    def welcome(self, fd: int) -> None:
+    def renew(self, fd: int) -> None:
         self._watched.pop(fd, None)
 
     def forget(self, fd: int) -> None:
@@ -118,7 +115,7 @@ class EpollPoller:
                 return None
             if events & _ENDING:
                 # End of input is reported together with the bytes before it, and only once.
-                self.doubt(fd)
+                self.recheck(fd)
             return fd
 
     def has_more(self) -> bool:
@@ -128,14 +125,9 @@ class EpollPoller:
         # Never read: it ends the wait of every thread.
         os.write(self._stop_writer, b"\0")
 
-    def close(self) -> None:
-        self._epoll.close()
-        os.close(self._stop_reader)
-        os.close(self._stop_writer)
-
 
 class SelectorPoller:
-    """The same by whatever the system has: one thread waits, the others wait for its place."""
+    """The same with whatever the system has: one thread waits, the others wait to take its place."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -153,16 +145,16 @@ class SelectorPoller:
 
     watch_listener = watch
 
-    def doubt(self, fd: int) -> None:
-        """Nothing: ``watch()`` always looks."""
+    def recheck(self, fd: int) -> None:
+        """Nothing: ``watch()`` always checks."""
 
-    welcome = doubt
+    renew = recheck
 
     def forget(self, fd: int) -> None:
         self._change(fd, 0)
 
     def _change(self, fd: int, events: int) -> None:
-        # The selector belongs to the thread whose turn it is.
+        # Only the thread that waits may use the selector.
         self._changes.append((fd, events))
         self._wake()
 
@@ -204,12 +196,7 @@ class SelectorPoller:
         self._stopped = True
         self._wake()
 
-    def close(self) -> None:
-        self._selector.close()
-        os.close(self._wake_reader)
-        os.close(self._wake_writer)
 
-
-def make_poller() -> Any:
+def make_poller() -> Poller:
     """The best that the system has."""
     return EpollPoller() if hasattr(select, "epoll") else SelectorPoller()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A connection of the threaded worker, and the threads that serve it."""
+"""A connection of the threaded worker, the table of those that wait, and the threads that serve them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import sock as listening
@@ -15,9 +15,7 @@ from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parse import HeadGatherer, whole_head
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.policy import RequestPolicy, policy_for
-from gunicorn.workers import closing
-from gunicorn.workers.connections import State
-from gunicorn.workers.tls import wrap_accepted
+from gunicorn.workers.connection import State, wrap_accepted
 
 if TYPE_CHECKING:
     import ssl
@@ -36,7 +34,9 @@ class TConn:
         self.client = client
         self.server = server
         self.fd: int = sock.fileno()
-        self.state = self.was = State.NEW
+        #: What it waits for, and, while a thread has it, what it waited for before.
+        self.state: str = State.NEW
+        self.was: str = State.NEW
         self.deadline = math.inf
         self.timeout: float | None = None
         self.parser: Any = None
@@ -101,19 +101,74 @@ class TConn:
         """Whether a part of the next head has been received."""
         return self.gatherer is not None and bool(self.gatherer.buffer)
 
-    def has_input(self) -> bool:
-        """Whether unread input has arrived, including the end of input."""
-        try:
-            closing.peek_now(self.sock)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass
-        return True
-
     def close(self) -> None:
         """Close the socket."""
         self.sock.close()
+
+
+class Waiting:
+    """The waiting connections, by descriptor. A thread that takes one out owns it.
+
+    Threads compete for a connection with the main thread, which ends overdue ones. Each operation is one of a
+    dict, which is atomic, so they need no lock. Between a check of a connection and its claim a thread may
+    have served it, or closed it and accepted another one under its number. So check a claimed one again, and
+    give it to *put_back* if it is another.
+    """
+
+    def __init__(self, put_back: Callable[[TConn], object]) -> None:
+        self._by_fd: dict[int, TConn] = {}
+        self._put_back = put_back
+
+    def __len__(self) -> int:
+        return len(self._by_fd)
+
+    def park(self, conn: TConn, state: str, deadline: float) -> None:
+        """Let *conn* wait in *state* until *deadline*."""
+        conn.state = state
+        conn.deadline = deadline
+        self._by_fd[conn.fd] = conn
+
+    def claim(self, fd: int) -> TConn | None:
+        """Take out the connection of *fd*; None if another thread was faster."""
+        conn = self._by_fd.pop(fd, None)
+        if conn is not None:
+            conn.was, conn.state = conn.state, State.BUSY
+        return conn
+
+    def snapshot(self) -> list[TConn]:
+        """Those that wait now, the longest first."""
+        return list(self._by_fd.copy().values())
+
+    def claim_expired(self, now: float) -> list[TConn]:
+        """Take out those whose deadline has come."""
+        return list(self._claim_where(lambda state, deadline: deadline <= now))
+
+    def claim_longest_idle(self, before: float) -> TConn | None:
+        """Take out the one that has idled the longest, if its deadline is *before* that moment."""
+        idle = self._claim_where(lambda state, deadline: state == State.IDLE and deadline < before)
+        return next(idle, None)
+
+    def _claim_where(self, wanted: Callable[[str, float], bool]) -> Iterator[TConn]:
+        for seen in self.snapshot():
+            if not wanted(seen.state, seen.deadline) or self._by_fd.get(seen.fd) is not seen:
+                continue
+            conn = self.claim(seen.fd)
+            if conn is None:
+                continue
+            if wanted(conn.was, conn.deadline):
+                yield conn
+            else:
+                self._put_back(conn)
+
+    def cap(self, state: str, deadline: float) -> None:
+        """Let those in *state* wait no longer than *deadline*."""
+        for conn in self.snapshot():
+            if conn.state == state:
+                conn.deadline = min(conn.deadline, deadline)
+
+    def nearest(self) -> float:
+        """The earliest deadline; infinity if there is none."""
+        return min((conn.deadline for conn in self.snapshot()), default=math.inf)
 
 
 class DaemonThreads:

@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from harness import wait_until
 from workertools import elapsed
 
-from gunicorn.workers import closing
+from gunicorn.workers import connection
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -46,7 +47,7 @@ def read_all(sock: socket.socket) -> bytes:
 def test_nothing_to_wait_for(pair: Pair) -> None:
     server, client = pair
     server.sendall(b"answer")
-    assert elapsed(lambda: closing.close_gracefully(server)) < 0.5
+    assert elapsed(lambda: connection.close_gracefully(server)) < 0.5
     assert server.fileno() == -1 and read_all(client) == b"answer"
 
 
@@ -55,17 +56,17 @@ def test_unread_input_does_not_destroy_the_answer(pair: Pair) -> None:
     client.sendall(b"x" * 1000)
     arrived(server, 1000)
     server.sendall(b"answer")
-    assert closing.begin_close(server)
+    assert connection.begin_close(server)
     assert read_all(client) == b"answer"
     client.close()
-    assert elapsed(lambda: closing.linger(server)) < 1
+    assert elapsed(lambda: connection.linger(server)) < 1
     assert server.fileno() == -1
 
 
 def test_a_client_that_goes_on_sending_gets_the_answer(pair: Pair) -> None:
     server, client = pair
     server.sendall(b"answer")
-    thread = threading.Thread(target=closing.close_gracefully, args=(server, True))
+    thread = threading.Thread(target=connection.close_gracefully, args=(server, True))
     thread.start()
     for _ in range(20):
         client.sendall(b"x" * 1000)
@@ -78,14 +79,14 @@ def test_a_client_that_goes_on_sending_gets_the_answer(pair: Pair) -> None:
 
 def test_lingering_has_bounds(pair: Pair) -> None:
     server, _ = pair
-    assert closing.begin_close(server, more_expected=True)
-    assert 0.2 <= elapsed(lambda: closing.linger(server, seconds=0.2)) < 1.5
+    assert connection.begin_close(server, more_expected=True)
+    assert 0.2 <= elapsed(lambda: connection.linger(server, seconds=0.2)) < 1.5
     assert server.fileno() == -1
 
 
 def test_lingering_ends_after_so_many_bytes(pair: Pair) -> None:
     server, client = pair
-    assert closing.begin_close(server, more_expected=True)
+    assert connection.begin_close(server, more_expected=True)
 
     def flood() -> None:
         with contextlib.suppress(OSError):
@@ -94,36 +95,50 @@ def test_lingering_ends_after_so_many_bytes(pair: Pair) -> None:
 
     thread = threading.Thread(target=flood)
     thread.start()
-    assert elapsed(lambda: closing.linger(server, seconds=30, limit=1 << 20)) < 10
+    assert elapsed(lambda: connection.linger(server, seconds=30)) < 10
     thread.join(5)
     assert not thread.is_alive()
 
 
 def test_discarding_takes_what_is_there_and_waits_for_nothing(pair: Pair) -> None:
     server, client = pair
-    assert closing.discard_now(server) == (False, 0)
+    assert not connection.discard_input(server)
     client.sendall(b"x" * 100)
     arrived(server, 100)
-    assert closing.discard_now(server) == (False, 100)
+    assert not connection.discard_input(server)
+    with pytest.raises(BlockingIOError):
+        server.recv(1, socket.MSG_DONTWAIT)
     client.close()
     server.settimeout(5)
     server.recv(1, socket.MSG_PEEK)
-    assert closing.discard_now(server) == (True, 0)
+    assert connection.discard_input(server)
 
 
-def test_peeking_leaves_the_byte(pair: Pair) -> None:
+def test_what_can_be_read(pair: Pair) -> None:
     server, client = pair
-    with pytest.raises(BlockingIOError):
-        closing.peek_now(server)
-    client.sendall(b"ab")
-    arrived(server, 2)
-    assert closing.peek_now(server) == b"a" and closing.receive_now(server) == b"ab"
+    assert not connection.has_input(server) and not connection.is_readable(server)
+    client.sendall(b"x")
+    arrived(server, 1)
+    assert connection.has_input(server) and connection.is_readable(server)
+    assert server.recv(10) == b"x"
+    client.close()
+    wait_until(lambda: connection.is_readable(server))
+    assert not connection.has_input(server)
+    server.close()
+    assert not connection.has_input(server) and not connection.is_readable(server)
+
+
+def test_a_listener_with_a_client_is_readable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert not connection.is_readable(listener)
+        with socket.create_connection(listener.getsockname()):
+            wait_until(lambda: connection.is_readable(listener))
 
 
 def test_a_reset_tells_that_content_was_cut(pair: Pair) -> None:
     server, client = pair
     server.sendall(b"half")
-    closing.reset(server)
+    connection.reset(server)
     with pytest.raises(ConnectionResetError):
         while client.recv(100):
             pass
@@ -131,14 +146,14 @@ def test_a_reset_tells_that_content_was_cut(pair: Pair) -> None:
 
 def test_a_client_that_has_gone_is_no_error(pair: Pair) -> None:
     server, client = pair
-    closing.reset(client)
+    connection.reset(client)
     time.sleep(0.01)
-    assert not closing.begin_close(server) and server.fileno() == -1
+    assert not connection.begin_close(server) and server.fileno() == -1
 
 
 def test_the_kernel_s_timeout(pair: Pair) -> None:
     server, _ = pair
-    closing.set_blocking_timeout(server, 0.1)
+    connection.set_blocking_timeout(server, 0.1)
     started = time.monotonic()
     with pytest.raises(BlockingIOError):
         server.recv(1)

@@ -10,37 +10,38 @@ from collections.abc import Callable
 
 import pytest
 
-from gunicorn.workers.connections import State, Waiting
+from gunicorn.workers.connection import State
+from gunicorn.workers.threads.tconn import TConn, Waiting
 
-WAITS = [state for state in State if state is not State.BUSY]
+WAITS = [State.HANDSHAKE, State.NEW, State.HEAD, State.IDLE, State.LINGER]
 
 
-class Conn:
+class Conn(TConn):
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.state = self.was = State.BUSY
         self.deadline = 0.0
 
 
-def empty() -> Waiting[Conn]:
-    table: Waiting[Conn] = Waiting(lambda conn: table.park(conn, conn.was, conn.deadline))
+def empty() -> Waiting:
+    table = Waiting(lambda conn: table.park(conn, conn.was, conn.deadline))
     return table
 
 
-def waiting(*entries: tuple[int, State, float]) -> tuple[Waiting[Conn], dict[int, Conn]]:
+def waiting(*entries: tuple[int, str, float]) -> tuple[Waiting, dict[int, TConn]]:
     table = empty()
-    conns = {fd: Conn(fd) for fd, _, _ in entries}
+    conns: dict[int, TConn] = {fd: Conn(fd) for fd, _, _ in entries}
     for fd, state, deadline in entries:
         table.park(conns[fd], state, deadline)
     return table, conns
 
 
 @pytest.mark.parametrize("state", WAITS)
-def test_who_takes_one_out_owns_it(state: State) -> None:
+def test_who_takes_one_out_owns_it(state: str) -> None:
     table, conns = waiting((5, state, 10.0))
-    assert len(table) == 1 and conns[5].state is state and conns[5].deadline == 10.0
+    assert len(table) == 1 and conns[5].state == state and conns[5].deadline == 10.0
     assert table.claim(5) is conns[5]
-    assert conns[5].state is State.BUSY and conns[5].was is state
+    assert conns[5].state == State.BUSY and conns[5].was == state
     assert table.claim(5) is None and len(table) == 0
     assert table.claim(6) is None
 
@@ -57,15 +58,6 @@ def test_expired(now: float, expired: list[int]) -> None:
 def test_nearest() -> None:
     assert waiting()[0].nearest() == math.inf
     assert waiting((1, State.IDLE, 10.0), (2, State.HEAD, 7.0))[0].nearest() == 7.0
-
-
-def test_states() -> None:
-    entries = [(fd, state, 1.0) for fd, state in enumerate(WAITS)]
-    table, _ = waiting(*entries)
-    taken = table.claim_states((State.IDLE, State.NEW))
-    assert {conn.was for conn in taken} == {State.IDLE, State.NEW}
-    assert len(table) == len(WAITS) - 2
-    assert len(table.claim_states(State)) == len(WAITS) - 2 and len(table) == 0
 
 
 def test_cap_only_brings_forward() -> None:
@@ -110,14 +102,14 @@ class Raced(Conn):
         self._deadline = value
 
 
-CLAIMS: list[Callable[[Waiting[Conn]], list[Conn]]] = [
+CLAIMS: list[Callable[[Waiting], list[TConn]]] = [
     lambda table: table.claim_expired(10.0),
     lambda table: [conn for conn in [table.claim_longest_idle(before=10.5)] if conn],
 ]
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=["expired", "longest idle"])
-def test_who_was_served_meanwhile_waits_on(claim: Callable[[Waiting[Conn]], list[Conn]]) -> None:
+def test_who_was_served_meanwhile_waits_on(claim: Callable[[Waiting], list[TConn]]) -> None:
     table, conn = empty(), Raced(7)
     table.park(conn, State.IDLE, 10.0)
 
@@ -127,7 +119,7 @@ def test_who_was_served_meanwhile_waits_on(claim: Callable[[Waiting[Conn]], list
 
     conn.meanwhile = serve
     assert claim(table) == []
-    assert table.claim(7) is conn and conn.was is State.IDLE and conn.deadline == 1000.0
+    assert table.claim(7) is conn and conn.was == State.IDLE and conn.deadline == 1000.0
 
 
 class Numbered(Conn):
@@ -153,7 +145,7 @@ class Numbered(Conn):
 @pytest.mark.parametrize("claim", CLAIMS, ids=["expired", "longest idle"])
 @pytest.mark.parametrize(("deadline", "claimed"), [(1000.0, False), (9.0, True)])
 def test_one_accepted_meanwhile_under_the_same_number_is_not_lost(
-    claim: Callable[[Waiting[Conn]], list[Conn]], deadline: float, claimed: bool
+    claim: Callable[[Waiting], list[TConn]], deadline: float, claimed: bool
 ) -> None:
     table, old, new = empty(), Numbered(7), Conn(7)
     table.park(old, State.IDLE, 10.0)
