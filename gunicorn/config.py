@@ -44,9 +44,9 @@ class Config:
         self.prog = prog or os.path.basename(sys.argv[0])
         #: The environment before `raw_env` was applied to it.
         self.env_orig: dict[str, str] = os.environ.copy()
-        # : The configuration files that were read, with the names they define, in order.
+        #: The configuration files that were read, with the names they define, in order.
         self.sources: list[Any] = []
-        #: What reading them did to the process and noted on the application, to be done on adoption.
+        #: What reading them changed in the process and on the application; `adopt_config` applies it.
         self.effects: Any = None
         self.noted: dict[str, Any] = {}
 
@@ -54,7 +54,7 @@ class Config:
         return self.shown({})
 
     def shown(self, derived: Mapping[str, Any]) -> str:
-        """A line for each setting, secrets hidden; *derived*: values in the place of those that were set."""
+        """A line for each setting, without secrets; *derived* values replace the configured ones."""
         width = max(map(len, self.settings))
         lines = []
         for name, setting in sorted(self.settings.items()):
@@ -63,7 +63,7 @@ class Config:
         return "\n".join(lines)
 
     def __getattr__(self, name: str) -> Any:
-        # Asked for before __init__ has run by copy and pickle.
+        # copy and pickle ask before __init__ has run.
         settings = self.__dict__.get("settings", {})
         if name not in settings:
             raise AttributeError(f"there is no setting {name!r}")
@@ -98,7 +98,7 @@ class Config:
 
         from gunicorn.settings.commandline import Parser
 
-        # Each option that is added makes a formatter to look at it, which would ask for the terminal's width.
+        # argparse makes a formatter for each option, which would ask for the width of the terminal.
         formatter = functools.partial(argparse.HelpFormatter, width=80)
         parser = Parser(prog=self.prog, usage=self.usage, formatter_class=formatter)
         parser.add_argument(
@@ -129,16 +129,15 @@ class Config:
 
     @property
     def worker_uri(self) -> Any:
-        """The worker class as it is configured, or the threaded one in its place."""
+        """The configured worker class; the threaded one instead of ``sync`` if there are ``threads``."""
         uri = self.settings["worker_class"].get()
-        # A class of one's own is left alone; the plain one has a threaded sister.
         if uri in SYNC_WORKERS and self.threads > 1:
             return THREAD_WORKER
         return uri
 
     @property
     def worker_class_str(self) -> str:
-        """The worker class as people name it: its alias, path or the name of the class."""
+        """The worker class in words: its alias, its path or the name of the class."""
         uri = self.worker_uri
         if isinstance(uri, type):
             return uri.__name__
@@ -154,7 +153,7 @@ class Config:
 
     @property
     def address(self) -> list[Address]:
-        """What ``bind`` names: each a (host, port), a path, or a descriptor's number. Raises RuntimeError."""
+        """The addresses in ``bind``: (host, port), a path, or a descriptor's number. Raises RuntimeError."""
         return [parse_address(text) for text in self.settings["bind"].get()]
 
     @property
@@ -205,12 +204,12 @@ class Config:
 
     @property
     def sendfile(self) -> bool:
-        """Whether files may be sent by the kernel; yes, unless it is turned off."""
+        """Whether the kernel may send files: yes, unless it is turned off."""
         return self.settings["sendfile"].get() is not False
 
     @property
     def reuse_port(self) -> bool:
-        """Whether to set SO_REUSEPORT: asked for, and known to this system."""
+        """Whether to set SO_REUSEPORT: configured, and known to this system."""
         if not self.settings["reuse_port"].get():
             return False
         import socket

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Trace every executed line: a flood, as a last resort."""
+"""Trace every executed line, as a last resort."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAME_RE = re.compile(r"[^\W\d]\w*")
 class Spew:
     """A trace function that prints each line before it runs, with the values of the names in it.
 
-    *trace_names*: only modules of these names are traced; none means all.
+    *trace_names*: the modules to trace; None means all.
     """
 
     def __init__(self, trace_names: Iterable[str] | None = None, show_values: bool = True) -> None:
@@ -50,7 +50,7 @@ def _values(frame: FrameType, line: str) -> Iterable[tuple[str, str]]:
                 try:
                     yield name, repr(scope[name])
                 except Exception as error:
-                    # An object half made, or one whose repr needs what this line is about to set.
+                    # A half-made object, or one whose repr needs what this line is about to set.
                     yield name, f"<{type(error).__name__} in repr>"
                 break
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 class HaltServer(BaseException):
     """Ends the arbiter's loop: *reason* goes to the log, *exit_status* to the shell.
 
-    It derives from BaseException so that no application's ``except Exception``
-    around a hook swallows it.
+    A BaseException, so that no ``except Exception`` around a hook swallows it.
     """
 
     def __init__(self, reason: str, exit_status: int = 1) -> None:
@@ -34,11 +33,11 @@ def all_mistakes(where: str, mistakes: Sequence[str]) -> str:
 
 
 def on_one_line(message: str) -> str:
-    """*message* for a log or a status line, the mistakes in it with semicolons in between."""
+    """*message* as one line, for a log or a status, with semicolons between its mistakes."""
     lines = [" ".join(line.split()) for line in message.splitlines()]
     first, *rest = [line for line in lines if line] or [""]
     return f"{first} {'; '.join(rest)}" if rest else first
 
 
 class AppImportError(Exception):
-    """The application was not found where the configuration says it is."""
+    """The application that the configuration names was not found."""

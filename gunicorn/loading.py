@@ -27,16 +27,14 @@ EVENTLET = "the eventlet worker is not supported, as eventlet is no longer maint
 
 
 class AppModuleNotFound(AppImportError, ModuleNotFoundError):
-    """The module that should hold the application is not there."""
+    """The application's module was not found."""
 
 
 def getcwd() -> str:
-    """The working directory by the name that the shell knows it by.
+    """The working directory, under the name that the shell has for it.
 
-    A deploy that switches a symbolic link leaves ``$PWD`` as it was, so that a reload
-    finds the new release where the plain system call names the old one.
-
-    A directory that was removed has a name, too, which leads nowhere.
+    A deploy that switches a symbolic link leaves ``$PWD`` as it was, so a reload finds the new release; the
+    system call names the old one. For a removed directory it is a path that does not exist.
     """
     try:
         actual = os.getcwd()
@@ -56,7 +54,7 @@ def getcwd() -> str:
 
 
 def asked_to_exit(error: SystemExit) -> str:
-    """What is told of an application that calls ``sys.exit()`` while it is loaded."""
+    """The message for an application that calls ``sys.exit()`` while it is loaded."""
     tb = error.__traceback__
     while tb is not None and tb.tb_next is not None:
         tb = tb.tb_next
@@ -70,9 +68,8 @@ def asked_to_exit(error: SystemExit) -> str:
 def import_app(module: str) -> Callable[..., Any]:
     """The WSGI callable that ``MODULE[:EXPRESSION]`` names; the expression is ``application`` by default.
 
-    An expression is a name, names with dots, or a call of either with literal arguments,
-    which is a factory. Raises AppImportError where module, attribute or factory do not
-    fit; an import that fails inside of the module raises as it does there.
+    An expression is a name, names with dots, or the call of a factory with literal arguments. Raises
+    AppImportError if module, attribute or factory do not fit; other errors of the module go through.
     """
     module_name, colon, expression = module.partition(":")
     module_name = module_name.strip()
@@ -98,8 +95,8 @@ def _import_app_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # Only a failure to find this very module, or a package on the way to it, is a
-        # wrong name; one that an import inside of it met is the application's own.
+        # The name is wrong only if this module, or a package of it, was not found. Otherwise an import in the
+        # application fails.
         if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
             raise
         hint = ""
@@ -114,7 +111,7 @@ _Call = tuple[list[Any], dict[str, Any]]
 
 
 def _parse_expression(expression: str, whole: str) -> tuple[list[str], _Call | None]:
-    """The attribute path in *expression* and the arguments of its call, if it is one."""
+    """The attribute path in *expression*, and the arguments if it is a call."""
     if all(part.isidentifier() for part in expression.split(".")):
         return expression.split("."), None
     import ast
@@ -174,8 +171,8 @@ def _hint(holder: Any, name: str, implied: bool) -> str:
     near: list[str] = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if not near and implied:
         near = [name for name in names if name in ("app", "wsgi", "create_app", "make_app")][:1]
-    said = f"; did you mean {near[0]!r}?" if near else ""
-    return said + (" (the default attribute is 'application')" if implied else "")
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return hint + (" (the default attribute is 'application')" if implied else "")
 
 
 def _call_factory(factory: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -184,17 +181,17 @@ def _call_factory(factory: Any, name: str, args: list[Any], kwargs: dict[str, An
     try:
         return factory(*args, **kwargs)
     except TypeError as error:
-        # No frame below this one: the call itself failed, not something in the factory.
+        # There is no frame below this one: the call itself failed, not the factory.
         if error.__traceback__ is not None and error.__traceback__.tb_next is None:
             raise AppImportError(f"{name} cannot be called with the arguments given: {error}") from error
         raise
 
 
 def is_asgi(app: Any) -> bool:
-    """Whether *app* must be an ASGI application: called with scope, receive and send, which two cannot hold.
+    """Whether *app* must be an ASGI application: it needs three arguments (scope, receive, send), not two.
 
-    A coroutine function never is a WSGI application, even if it takes any number of arguments. What a class,
-    a decorator or a C extension hides is not looked into.
+    A coroutine function is never a WSGI application, even if it takes any number of arguments. Classes,
+    decorators and C extensions may hide the signature; then the answer is False.
     """
     function, bound = app, 0
     if not isinstance(app, FunctionType):
@@ -211,16 +208,16 @@ def is_asgi(app: Any) -> bool:
 
 
 def check_protocol(app: Any, worker_class: Any) -> None:
-    """Raise AppImportError where *app* speaks ASGI and *worker_class*, as configured, is one of ours: WSGI.
+    """Raise AppImportError if *app* is ASGI and the configured *worker_class* is one of ours, for WSGI.
 
-    Somebody's own class may serve what it likes, although it derives from one of ours.
+    A user's own class may serve anything, even if it derives from one of ours.
     """
     if not is_asgi(app):
         return
     try:
         chosen = load_class(worker_class)
     except Exception:
-        return  # This is no mistake of the application: whoever needs the class reports it.
+        return  # No mistake of the application: loading the class reports it.
     if chosen.__module__.startswith("gunicorn.workers."):
         raise AppImportError(
             f"{_name_of(app)} is an ASGI application, and the worker class {chosen.__name__} serves WSGI; "
@@ -237,10 +234,10 @@ def _name_of(app: Any) -> str:
 
 
 def load_class(uri: Any, default: str = DEFAULT_WORKER, section: str = "gunicorn.workers") -> type[Any]:
-    """The class that *uri* names.
+    """The class that *uri* names. Raises RuntimeError.
 
-    A class itself; ``egg:DISTRIBUTION#NAME``, an entry point of the group *section*; a worker's alias
-    or the name of an entry point in that group; or ``module.Class``. Raises RuntimeError.
+    It may be a class, ``egg:DISTRIBUTION#NAME`` for an entry point of the group *section*, a worker's alias,
+    the name of an entry point in that group, or ``module.Class``.
     """
     if isinstance(uri, type):
         return uri
@@ -314,7 +311,7 @@ def load_entry_point(distribution: str, group: str, name: str) -> Any:
 
 
 def make_fail_app(msg: bytes | str) -> Callable[..., Iterable[bytes]]:
-    """A WSGI application that answers everything with status 500 and *msg*."""
+    """A WSGI application that answers each request with status 500 and *msg*."""
     body = msg.encode("utf-8") if isinstance(msg, str) else msg
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

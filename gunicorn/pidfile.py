@@ -13,9 +13,9 @@ from gunicorn.unix import session, trust
 
 
 class Pidfile:
-    """A pid file at *fname*, or at the path that ``rename()`` moves it to.
+    """A pid file at *fname*; ``rename()`` moves it.
 
-    ``pid`` is what this instance has written; none before ``create()``.
+    ``pid`` is what this instance has written; None before ``create()``.
     """
 
     def __init__(self, fname: str) -> None:
@@ -23,10 +23,9 @@ class Pidfile:
         self.pid: int | None = None
 
     def create(self, pid: int) -> None:
-        """Write *pid* into the file; readers see the old content or the new, never half of it.
+        """Write *pid* into the file at once: no reader sees half of it.
 
-        A file that names a process that is gone is replaced. RuntimeError if that
-        process lives, if that cannot be found out, or if the file cannot be written.
+        Raises RuntimeError if the file names a process that may be running, or cannot be written.
         """
         try:
             other = self._holder()
@@ -55,7 +54,7 @@ class Pidfile:
             fd = os.open(draft, flags, 0o600, dir_fd=directory)
             try:
                 with os.fdopen(fd, "wb") as stream:
-                    # Whatever the umask is: a pid is for everyone to read.
+                    # Everyone may read it, whatever the umask is.
                     os.fchmod(fd, 0o644)
                     stream.write(b"%d\n" % pid)
                 os.replace(draft, path, src_dir_fd=directory, dst_dir_fd=directory)
@@ -65,7 +64,7 @@ class Pidfile:
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[tuple[str, int | None]]:
-        """The path of the file, and what that is relative to: for root a directory reached safely."""
+        """The path of the file, and the directory that it is relative to, which root reaches safely."""
         if os.geteuid() != 0:
             yield self.fname, None
             return
@@ -73,7 +72,7 @@ class Pidfile:
             yield place.name, place.fd
 
     def rename(self, path: str) -> None:
-        """Move to *path*, which is written before the old file goes. RuntimeError as for ``create()``."""
+        """Move to *path*: write the new file, then remove the old one. RuntimeError as in ``create()``."""
         if self.pid is None:
             self.fname = path
             return
@@ -93,21 +92,21 @@ class Pidfile:
             pass
 
     def remove_stale(self) -> None:
-        """Remove the file if it names a process, and that is gone."""
+        """Remove the file if it names a process that is gone."""
         with contextlib.suppress(OSError):
             self.pid = self._read()
             if self.pid is not None and self._holder() is None:
                 self.unlink()
 
     def validate(self) -> int | None:
-        """The pid of the process that the file names, if there is such a process."""
+        """The pid in the file, if there is such a process."""
         try:
             return self._holder()
         except OSError:
             return None
 
     def _holder(self) -> int | None:
-        """As `validate`; raises OSError where the file cannot be read."""
+        """Like `validate`, but raises OSError if the file cannot be read."""
         pid = self._read()
         if pid is None or pid <= 0:
             return None
@@ -116,15 +115,15 @@ class Pidfile:
         except ProcessLookupError:
             return None
         except PermissionError:
-            # Somebody else's, and so alive.
+            # It is another user's, so it is alive.
             return pid
         except OverflowError:
             return None
-        # A zombie still takes signals, for as long as its parent does not collect it.
+        # A zombie takes signals until its parent reaps it.
         return pid if session.identity(pid) is not None else None
 
     def _read(self) -> int | None:
-        # A pipe would keep us waiting, and to open a device does something to it.
+        # Opening a pipe blocks, and opening a device may change its state.
         if not stat.S_ISREG(os.stat(self.fname).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
         fd = os.open(self.fname, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -136,5 +135,5 @@ class Pidfile:
 
 
 def successor_path(path: str) -> str:
-    """Return the pid file of a new master until the owner of *path* is gone."""
+    """The pid file of a new master until the owner of *path* is gone."""
     return f"{path}.2"

@@ -20,23 +20,23 @@ from typing import Any
 
 COMPILED_EXT_RE = re.compile(r"\.py[co]\Z")
 
-# Of a file: what changes when it is written or replaced. Size too, for file systems with coarse times.
+# What changes when a file is written or replaced. The size is for file systems with coarse times.
 Stamp = tuple[int, int, int]
 Callback = Callable[[str], Any]
 
-# How often, in seconds, native events are interrupted to see whether there are more directories to watch.
+# Seconds between two looks for more directories to watch.
 LOOK_AROUND = 1.0
 # Milliseconds for an editor or a checkout to finish its changes.
 SETTLE_MS = 100
 
 
-# The state of each source when its module was loaded. The first check may come seconds later, after the rest
-# of a large application, and must notice a file that was saved meanwhile.
+# The state of each source when its module was loaded. The first check may come seconds later, when a large
+# application is complete, and must notice a file that was saved meanwhile.
 _loaded: dict[str, Stamp | None] = {}
 
 
 def note_loads() -> None:
-    """From now on, and once for the process, remember how each source is before it is read."""
+    """Remember the state of each source before it is loaded, from now on."""
     loader = importlib.machinery.SourceFileLoader
     ask = loader.path_stats
     if getattr(ask, "notes_loads", False):
@@ -51,10 +51,10 @@ def note_loads() -> None:
 
 
 class Reloader(threading.Thread):
-    """Looks every *interval* seconds whether a loaded module or one of *extra_files* has changed.
+    """Checks every *interval* seconds whether a loaded module or one of *extra_files* has changed.
 
-    *callback* is called in this thread with the path of each change, until ``stop()``. Extra files may
-    hold ``*``, ``?``, ``[…]`` and ``**``; what newly matches counts as a change.
+    Until ``stop()`` it calls *callback* in this thread with the path of each change. Extra files may be
+    patterns with ``*``, ``?``, ``[…]`` and ``**``; a new match counts as a change.
     """
 
     def __init__(
@@ -72,18 +72,16 @@ class Reloader(threading.Thread):
         self._callback = callback
         self._stopped = threading.Event()
         self._started_looking = False
-        # What had changed by the start already, since it was added.
+        # Files that changed between being added and the start.
         self._early: list[str] = []
-        # Modules that are there before the program is loaded: a new process gets them from the old one.
+        # Modules that were loaded before the program: a new process inherits them.
         self._inherited = loaded_sources()
         note_loads()
         for path in extra_files or ():
             self.add_extra_file(path, now=False)
 
     def add_extra_file(self, filename: str, *, now: bool = True) -> None:
-        """Also watch *filename*, or the files that it matches: compare with their state *now*, or at the
-        start.
-        """
+        """Also watch *filename*, which may be a pattern. Compare with its state *now*, or at the start."""
         with self._lock:
             (self._patterns if glob.has_magic(filename) else self._extra_files).add(filename)
         if now:
@@ -91,7 +89,7 @@ class Reloader(threading.Thread):
                 self._stamps.setdefault(path, _loaded.get(path) or _stamp(path))
 
     def get_files(self) -> list[str]:
-        """The files that are watched: sources of the modules that are loaded by now, and the extra ones."""
+        """The watched files: the sources of all loaded modules, and the extra files."""
         with self._lock:
             extra = set(self._extra_files)
         return sorted(loaded_sources() | extra | self._matches())
@@ -102,11 +100,11 @@ class Reloader(threading.Thread):
         return {path for pattern in patterns for path in glob.glob(pattern, recursive=True)}
 
     def is_inherited(self, path: str) -> bool:
-        """Whether the process had loaded *path* before the program: then no restart of it brings new code."""
+        """Whether the process inherited the module at *path*: then no restart of it brings new code."""
         return path in self._inherited
 
     def start(self) -> None:
-        # Here, not in the thread: a change right after the start must not be taken for the beginning.
+        # Here, not in the thread, which might miss a change right after the start.
         self._early = self.look()
         super().start()
 
@@ -117,7 +115,7 @@ class Reloader(threading.Thread):
             self.report()
 
     def stop(self) -> None:
-        """End the thread; nothing is called back any more."""
+        """End the thread; there are no more callbacks."""
         self._stopped.set()
 
     def report(self) -> None:
@@ -132,8 +130,8 @@ class Reloader(threading.Thread):
     def look(self) -> list[str]:
         """The files that have changed since the last look.
 
-        A module counts from how it was before it was read; a file that a pattern newly finds, or that
-        comes back, has changed. One that is gone has not: an editor may be about to replace it.
+        A module is compared with its state before it was loaded. A new match of a pattern, or a file that
+        comes back, has changed. A file that is gone has not: an editor may be about to replace it.
         """
         first, self._started_looking = not self._started_looking, True
         matches = self._matches()
@@ -172,10 +170,9 @@ def _stamp(path: str) -> Stamp | None:
 
 
 class InotifyReloader(Reloader):
-    """Looks when the operating system says that something has happened beside a watched file.
+    """Checks when the operating system reports a change beside a watched file, by the package ``watchfiles``.
 
-    By the package ``watchfiles``. Without it, and where a native wait would hold up everything (threads
-    that gevent has made its own), this polls like the other one.
+    Without the package, or if a native wait would block all greenlets of gevent, it polls.
     """
 
     def __init__(self, extra_files: Iterable[str] | None = None, callback: Callback | None = None) -> None:
@@ -202,8 +199,8 @@ class InotifyReloader(Reloader):
             directories = self.get_directories()
             events = watchfiles.watch(
                 *sorted(directories),
-                # With a filter here, irrelevant changes would not end the wait: a busy log would delay the
-                # regular check for ever.
+                # With a filter, irrelevant changes would not end the wait: a busy log would delay the regular
+                # check for ever.
                 watch_filter=None,
                 debounce=SETTLE_MS * 4,
                 step=SETTLE_MS,
@@ -217,7 +214,7 @@ class InotifyReloader(Reloader):
             for changes in events:
                 concerned = any(self._concerns(path) for _, path in changes)
                 due = time.monotonic() - looked >= LOOK_AROUND
-                # At first in any case: what happened before the watch began has made no event.
+                # The first time in any case: a change before the watch began has made no event.
                 if concerned or looked < 0:
                     self.report()
                 if concerned or due:
@@ -226,9 +223,9 @@ class InotifyReloader(Reloader):
                         break
 
     def get_directories(self) -> set[str]:
-        """The directories to watch. Nobody edits the standard library, so it is left out.
+        """The directories to watch, without those of the standard library.
 
-        Directories, because a watch on a file is lost when an editor puts another in its place.
+        Directories, because a watch on a file is lost when an editor replaces it.
         """
         files = {path for path in loaded_sources() if not path.startswith(_STANDARD) or "-packages" in path}
         with self._lock:
@@ -246,7 +243,7 @@ class InotifyReloader(Reloader):
         return {path for path in found if os.path.isdir(path)}
 
     def _concerns(self, path: str) -> bool:
-        """Whether a change matters: logs and databases are written beside sources, too."""
+        """Whether *path* is watched: logs and databases may be beside sources."""
         if path.endswith(".py"):
             return True
         with self._lock:
@@ -262,7 +259,7 @@ _STANDARD = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "pla
 
 
 def _why_not_native() -> str:
-    """Why native events cannot be had; "" if they can."""
+    """Why native events cannot be used; "" if they can."""
     if importlib.util.find_spec("watchfiles") is None:
         return "the package watchfiles is not installed (it is the extra 'reload')"
     monkey = sys.modules.get("gevent.monkey")

@@ -17,13 +17,13 @@ from gunicorn.unix.process import failure_as
 if TYPE_CHECKING:
     import ssl
 
-# Bind attempts at a start, a second apart: a server that is just stopping still holds its address.
+# Attempts to bind at a start: a server that is just stopping still has its address.
 ATTEMPTS = 5
 RETRY_DELAY = 1.0
 
 
 class BindError(Exception):
-    """A listener cannot be made; the text says which one and why. *busy*: trying again may help."""
+    """A listener cannot be made; the text says which one and why. *busy*: another attempt may succeed."""
 
     def __init__(self, text: str, busy: bool = False) -> None:
         super().__init__(text)
@@ -33,9 +33,9 @@ class BindError(Exception):
 class BaseSocket:
     """A listening, non-blocking stream socket; other attributes come from ``sock``, the real one.
 
-    *address* is the configured one and stays in ``cfg_addr``. With *fd* the socket exists: that descriptor
-    is taken over and not bound. It is inheritable, so that a successor started by exec gets it; a process
-    that runs application code sets close-on-exec for itself.
+    ``cfg_addr`` is the configured *address*. *fd*: the descriptor of an existing, bound socket to take over.
+    The socket is inheritable for a successor started by exec; a process that runs application code sets
+    close-on-exec for itself.
     """
 
     FAMILY: socket.AddressFamily
@@ -55,7 +55,7 @@ class BaseSocket:
         return f"<socket {self._socket().fileno()}>"
 
     def __getattr__(self, name: str) -> Any:
-        # Reached before __init__ is done too, when there is no socket to ask.
+        # Also called before __init__ is done, when there is no socket yet.
         if name == "sock":
             raise AttributeError(name)
         return getattr(self.sock, name)
@@ -66,13 +66,13 @@ class BaseSocket:
         return self.sock
 
     def set_options(self, sock: socket.socket, bound: bool = False) -> socket.socket:
-        """Make *sock* a listener, binding it unless it is bound."""
+        """Make *sock* a listener; bind it unless it is *bound*."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if not bound:
             if self.conf.reuse_port and self.FAMILY != socket.AF_UNIX:
                 _set_reuse_port(sock)
             self.bind(sock)
-        # The workers of a pre-fork server race for each connection; the losers must not block.
+        # Workers race for each connection; the losers must not block.
         sock.setblocking(False)
         sock.set_inheritable(True)
         sock.listen(self.conf.backlog)
@@ -89,11 +89,11 @@ class BaseSocket:
             sock.close()
 
     def owns_path(self) -> bool:
-        """True if closing for good should remove a file that this listener has made."""
+        """Whether to remove the file of this listener when it is closed for good."""
         return False
 
     def take_path(self) -> None:
-        """Become the owner of the file of a socket that another process had made for us."""
+        """Become the owner of the file of an inherited socket."""
 
 
 def _set_reuse_port(sock: socket.socket) -> None:
@@ -104,7 +104,7 @@ def _set_reuse_port(sock: socket.socket) -> None:
 
 
 class TCPSocket(BaseSocket):
-    """A listener on an IPv4 address and port; shown as the URL to open."""
+    """A listener on an IPv4 address and port, shown as a URL."""
 
     FAMILY = socket.AF_INET
 
@@ -113,7 +113,7 @@ class TCPSocket(BaseSocket):
         return f"{'https' if self.conf.is_ssl else 'http'}://{host}:{port}"
 
     def set_options(self, sock: socket.socket, bound: bool = False) -> socket.socket:
-        # Accepted connections inherit it; an answer in several writes must not wait for an ACK (RFC 896).
+        # Accepted connections inherit it. A response in several writes must not wait for an ACK (RFC 896).
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return super().set_options(sock, bound=bound)
 
@@ -129,9 +129,9 @@ class TCP6Socket(TCPSocket):
 
 
 class UnixSocket(BaseSocket):
-    """A listener on a path, with the mode that ``umask`` leaves and the configured owner.
+    """A listener on a path, with the mode from ``umask`` and the configured owner.
 
-    A file that a dead server left there is replaced; a socket that somebody listens on is not.
+    It replaces the stale file of a dead server, but no socket on which somebody listens.
     """
 
     FAMILY = socket.AF_UNIX
@@ -148,7 +148,7 @@ class UnixSocket(BaseSocket):
     def bind(self, sock: socket.socket) -> None:
         if not _is_abstract(self.cfg_addr):
             trust.check_path(os.fsdecode(self.cfg_addr))
-        # bind() makes the file: with its final mode, not with another for a moment.
+        # bind() creates the file: with its final mode from the beginning.
         before = os.umask(self.conf.umask)
         try:
             sock.bind(self.cfg_addr)
@@ -175,7 +175,7 @@ def _file_identity(path: Any) -> tuple[int, int] | None:
 
 
 def _sock_type(addr: Any) -> type[BaseSocket]:
-    """The class for an address as the socket calls know it: a pair (or four) or a path."""
+    """The class for an address of the socket calls: a tuple or a path."""
     if isinstance(addr, tuple):
         # No host name contains a colon, every IPv6 address does.
         return TCP6Socket if ":" in addr[0] else TCPSocket
@@ -185,9 +185,9 @@ def _sock_type(addr: Any) -> type[BaseSocket]:
 
 
 def create_sockets(conf: Any, log: Any, fds: Iterable[int] | None = None) -> list[BaseSocket]:
-    """The listeners for ``conf.address``; with *fds*, those sockets in its place.
+    """The listeners for ``conf.address``, or for the sockets *fds*.
 
-    Raises HaltServer with exit status 1 if one cannot be made, when none is left open.
+    If one cannot be made it closes all and raises HaltServer with exit status 1.
     """
     try:
         _check_certificates(conf)
@@ -204,9 +204,9 @@ def create_sockets(conf: Any, log: Any, fds: Iterable[int] | None = None) -> lis
 def open_listeners(
     addresses: Sequence[Any], conf: Any, log: Any, attempts: int = ATTEMPTS
 ) -> list[BaseSocket]:
-    """A listener for each address (an int is the number of an open descriptor), or BindError and none.
+    """A listener for each address (an int is an open descriptor). If one fails, all are closed: BindError.
 
-    An address in use is tried *attempts* times; between them this call sleeps.
+    It tries an address in use *attempts* times and sleeps in between.
     """
     listeners: list[BaseSocket] = []
     try:
@@ -243,7 +243,7 @@ def _open(address: Any, conf: Any, log: Any) -> BaseSocket:
 
 def _from_fd(fd: int, conf: Any, log: Any) -> BaseSocket:
     try:
-        # Only looked at; the descriptor is the listener's to close.
+        # Only for a look: the listener closes the descriptor.
         looked = socket.socket(fileno=fd)
         try:
             name = looked.getsockname()
@@ -282,7 +282,7 @@ def _check_certificates(conf: Any) -> None:
 
 
 def close_sockets(listeners: Iterable[Any], unlink: bool = True) -> None:
-    """Close *listeners*; with *unlink*, remove the files that they have made and that are still theirs."""
+    """Close *listeners*; with *unlink*, remove the files that they own."""
     for listener in listeners:
         if listener.sock is None:
             continue
@@ -295,7 +295,7 @@ def close_sockets(listeners: Iterable[Any], unlink: bool = True) -> None:
             try:
                 os.unlink(name)
             except OSError:
-                # Gone already, or in a directory that is no longer ours to write to.
+                # It is gone, or the user has no right to the directory any more.
                 pass
 
 
@@ -306,9 +306,9 @@ def _is_abstract(name: str | bytes) -> bool:
 def ssl_context(conf: Any) -> ssl.SSLContext:
     """Return the TLS context for *conf*, from the ``ssl_context`` hook.
 
-    The hook is given the configuration and a function that makes the default context: certificate and
-    key, the client certificates asked for, the authorities, the ciphers. With ``proxy_protocol`` its
-    sockets take a PROXY header before the handshake. Raises ConfigError with the setting that is wrong.
+    The hook gets the configuration and a function that makes the default context from the settings. With
+    ``proxy_protocol`` its sockets take a PROXY header before the handshake. Raises ConfigError with the wrong
+    setting.
     """
     step = _HOOK
 
@@ -319,7 +319,7 @@ def ssl_context(conf: Any) -> ssl.SSLContext:
         step = "ca_certs"
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=conf.ca_certs)
         step = "certfile"
-        # Without a callback OpenSSL asks for the password on the terminal: each process, at each reload.
+        # Without a callback OpenSSL asks for the password on the terminal, in each process.
         context.load_cert_chain(certfile=conf.certfile, keyfile=conf.keyfile, password=_no_password)
         context.verify_mode = conf.cert_reqs
         step = "ciphers"
@@ -342,11 +342,11 @@ _HOOK = "the hook ssl_context"
 
 
 def _no_password() -> str:
-    raise ValueError("the key is encrypted, and the server has nobody to ask for the password")
+    raise ValueError("the key is encrypted, and the server cannot ask for the password")
 
 
 def _explain_tls(conf: Any, step: str, exc: Exception) -> str:
-    """One line for what went wrong at *step* of making a TLS context: the setting, the file, the reason."""
+    """One line for an error at *step* of making a TLS context: the setting, the file, the reason."""
     text = " ".join(str(exc).split())
     if step == _HOOK:
         return f"{step} failed: {type(exc).__name__}: {text}"
@@ -358,7 +358,7 @@ def _explain_tls(conf: Any, step: str, exc: Exception) -> str:
         if not path:
             continue
         try:
-            # OpenSSL does not say which of the files it cannot read.
+            # OpenSSL does not name the file that it cannot read.
             with open(path, "rb") as file:
                 empty = not file.read(1)
         except FileNotFoundError:
@@ -379,14 +379,14 @@ def _explain_tls(conf: Any, step: str, exc: Exception) -> str:
 
 
 def check_tls(conf: Any) -> None:
-    """Make the TLS context once, with the rights that a worker will have. Raises ConfigError."""
+    """Make the TLS context once, with the rights of a worker. Raises ConfigError."""
     if not conf.is_ssl:
         return
-    # Here, as in a master that is about to fork: the workers' user may not read Python's library.
+    # Import it before forks: the workers' user may have no right to read Python's library.
     import ssl  # noqa: F401
 
     if os.geteuid() == 0 and (conf.uid or conf.gid):
-        # Root may read the key of anybody; the workers' user perhaps not.
+        # Root can read every key; the workers' user perhaps not.
         reason = failure_as(conf.uid, conf.gid, conf.initgroups, lambda: ssl_context(conf))
         if reason:
             raise ConfigError(f"{reason} (as user {conf.uid}, group {conf.gid}, which the workers run as)")
@@ -395,7 +395,7 @@ def check_tls(conf: Any) -> None:
 
 
 def tls_socket_class(conf: Any, base: Any) -> Any:
-    """*base*, or what *conf* makes of it: with ``proxy_protocol``, one that reads that protocol first."""
+    """*base*, a class of TLS sockets; with ``proxy_protocol`` a subclass that reads that protocol first."""
     if not conf.proxy_protocol:
         return base
     from gunicorn.http.policy import policy_for

@@ -17,7 +17,7 @@ from gunicorn.master.handoff import LISTEN_VARIABLES, SD_LISTEN_FDS_START, liste
 
 __all__ = ["SD_LISTEN_FDS_START", "Unit", "listen_fds", "sd_notify"]
 
-# How long a service manager whose queue was full is left alone, and how much is kept for it meanwhile.
+# Seconds until the next attempt if the queue of the service manager is full, and messages kept meanwhile.
 RETRY_AFTER = 0.1
 MOST_UNSENT = 32
 
@@ -25,8 +25,8 @@ MOST_UNSENT = 32
 def listen_fds(unset_environment: bool = True) -> int:
     """How many sockets were passed to this process, from ``SD_LISTEN_FDS_START`` on.
 
-    0 if the variables are missing, malformed or meant for another process. With
-    *unset_environment* they are removed once taken, so that no child takes them for its own.
+    0 if the variables are missing, malformed or meant for another process. With *unset_environment* they are
+    removed, so that no child uses them.
     """
     count = listen_fd_count(os.environ, os.getpid())
     if count and unset_environment:
@@ -36,9 +36,9 @@ def listen_fds(unset_environment: bool = True) -> int:
 
 
 def sd_notify(state: str, logger: Any, unset_environment: bool = False) -> None:
-    """Send *state* (``READY=1`` and the like, a line each) to the service manager, if there is one.
+    """Send *state*, lines such as ``READY=1``, to the service manager, if there is one.
 
-    A failure is logged for debugging and otherwise ignored: the service runs with or without.
+    A failure is only logged, as debugging information.
     """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
@@ -46,7 +46,7 @@ def sd_notify(state: str, logger: Any, unset_environment: bool = False) -> None:
     try:
         _send(address, state, blocking=True)
     except (OSError, ValueError) as exc:
-        logger.debug("The service manager could not be told %r: %s", state, exc)
+        logger.debug("Cannot send %r to the service manager: %s", state, exc)
     finally:
         if unset_environment:
             os.environ.pop("NOTIFY_SOCKET", None)
@@ -65,20 +65,19 @@ def _send(address: str, state: str, *, blocking: bool) -> None:
 class Unit:
     """The master's connection to the service manager that started it, if any.
 
-    ``announce.Announcer`` decides what to send. The variables stay in the environment: workers inherit them,
-    as they do with Gunicorn, so that an application may add a ``STATUS=`` of its own where the unit has
-    ``NotifyAccess=all``. Companions don't.
+    `Announcer` decides what to send. The variables stay in the environment for the workers, as in Gunicorn:
+    an application may send a ``STATUS=`` if the unit has ``NotifyAccess=all``. Companions don't inherit them.
     """
 
     def __init__(self, arbiter: Any) -> None:
         self.arbiter = arbiter
         self.announcer: Announcer | None = None
         self._address = ""
-        # What the manager's full queue did not take, oldest first.
+        # What the queue of the manager had no room for, oldest first.
         self._unsent: deque[str] = deque(maxlen=MOST_UNSENT)
 
     def open(self, environ: Mapping[str, str], pid: int) -> None:
-        """From now on tell the manager that *environ* names."""
+        """Begin to send to the manager that *environ* names."""
         self._address = environ.get("NOTIFY_SOCKET", "")
         if self._address:
             self.announcer = Announcer(watchdog_seconds(environ, pid))
@@ -86,38 +85,38 @@ class Unit:
     def step(self, now: float) -> None:
         """Send due messages."""
         if self.announcer is not None:
-            self._say(self.announcer.step(now, self.arbiter.situation(now)))
+            self._deliver(self.announcer.step(now, self.arbiter.situation(now)))
 
     def next_deadline(self, now: float) -> float | None:
-        """When ``step()`` has something to do, at the latest."""
+        """The latest time of the next ``step()``; None: it has nothing to do."""
         if self.announcer is None:
             return None
         return now + RETRY_AFTER if self._unsent else self.announcer.next_deadline(now)
 
     def reload_begins(self, now: float) -> None:
-        """The configuration is about to be read again."""
+        """Report that the configuration is read again."""
         if self.announcer is not None:
-            self._say(self.announcer.reload_begins(now))
+            self._deliver(self.announcer.reload_begins(now))
 
     def reload_refused(self, why: str) -> None:
-        """It was not taken over."""
+        """Report that the old configuration stays."""
         if self.announcer is not None:
             self.announcer.reload_refused(why)
 
     def leave(self, now: float) -> None:
-        """Send the last message: the process exits now."""
+        """Send the last message before the process exits."""
         if self.announcer is not None:
-            self._say(self.announcer.leave(now, self.arbiter.situation(now)))
+            self._deliver(self.announcer.leave(now, self.arbiter.situation(now)))
 
-    def _say(self, message: str) -> None:
+    def _deliver(self, message: str) -> None:
         if message:
             self._unsent.append(message)
         while self._unsent:
             try:
-                # The master never waits, not even for the service manager.
+                # The master never waits, even for the service manager.
                 _send(self._address, self._unsent[0], blocking=False)
             except BlockingIOError:
                 return
             except (OSError, ValueError) as exc:
-                self.arbiter.log.debug("The service manager could not be told %r: %s", self._unsent[0], exc)
+                self.arbiter.log.debug("Cannot send %r to the service manager: %s", self._unsent[0], exc)
             self._unsent.popleft()

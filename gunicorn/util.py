@@ -79,7 +79,7 @@ def get_arity(f: Callable[..., Any]) -> int:
 
 
 def _called_with_wrong_args(f: Callable[..., Any]) -> bool:
-    """Whether the TypeError at hand came from the call of *f* itself rather than from inside of *f*."""
+    """Whether the current TypeError came from the call of *f*, not from inside of *f*."""
     code = getattr(f, "__code__", None)
     tb = sys.exc_info()[2]
     while tb is not None:
@@ -90,7 +90,7 @@ def _called_with_wrong_args(f: Callable[..., Any]) -> bool:
 
 
 def check_is_writable(path: str) -> None:
-    """Raises RuntimeError unless a log can be appended to at *path*, which is made if it is not there."""
+    """Raise RuntimeError unless a log can be appended to at *path*, which is created if it is missing."""
     try:
         with open(path, "a"):
             pass
@@ -107,7 +107,7 @@ def close(sock: Any) -> None:
 
 
 def has_fileno(obj: Any) -> bool:
-    """Whether *obj* is open on a descriptor of the system."""
+    """Whether *obj* has an open descriptor."""
     try:
         os.fstat(obj.fileno())
     except (AttributeError, OSError, ValueError):  # io.UnsupportedOperation is both of the latter
@@ -116,7 +116,7 @@ def has_fileno(obj: Any) -> bool:
 
 
 def warn(msg: str) -> None:
-    """Tell *msg* on stderr so that it is seen."""
+    """Print *msg* on stderr where it is noticed."""
     print(f"!!! WARNING: {msg}", file=sys.stderr, flush=True)
 
 
@@ -144,7 +144,7 @@ def write(sock: Any, data: bytes, chunked: bool = False) -> None:
 
 
 def write_nonblock(sock: Any, data: bytes, chunked: bool = False) -> None:
-    """As write(), but raise BlockingIOError where the socket would have to wait."""
+    """Like write(), but raise BlockingIOError if the socket would have to wait."""
     with _timeout(sock, 0.0):
         write(sock, data, chunked)
 
@@ -158,7 +158,7 @@ def write_error(sock: Any, status_int: int, reason: str, mesg: str) -> None:
 def split_request_uri(uri: str) -> SplitResult:
     """The parts of a request target; a path of two slashes stays a path."""
     if uri.startswith("//"):
-        # urlsplit() would take what follows for a host.
+        # urlsplit() would read the rest as a host.
         parts = urlsplit("." + uri)
         return parts._replace(path=parts.path[1:])
     return urlsplit(uri)

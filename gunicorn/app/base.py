@@ -33,7 +33,7 @@ class BaseApplication:
     cfg: Config
 
     def __init__(self, usage: str | None = None, prog: str | None = None) -> None:
-        # Before anything is opened, which would get their numbers.
+        # First, or the next file that is opened would get their numbers.
         open_standard_streams()
         self.usage = usage
         self.prog = prog
@@ -43,11 +43,11 @@ class BaseApplication:
         self.do_load_config()
 
     def init(self, parser: ArgumentParser, opts: Namespace, args: list[str]) -> dict[str, Any] | None:
-        """Read the command line before the other layers; returned settings rank below a config file."""
+        """Look at the command line before the other layers; returned settings rank below a config file."""
         raise NotImplementedError
 
     def load(self) -> WSGICallable:
-        """The WSGI callable; called once in each process that needs it."""
+        """Return the WSGI callable. Called once in each process that needs it."""
         raise NotImplementedError
 
     def load_config(self) -> None:
@@ -77,9 +77,8 @@ class BaseApplication:
     def fresh_config(self, files: Mapping[str, bytes] | None = None) -> Config:
         """A new Config from all layers, read with the arguments, directory and environment of the start.
 
-        Nothing of the running configuration is touched; `adopt_config` puts the new one in place.
-        Raises ConfigError with one message for whatever is wrong; the process never ends by it.
-        *files*: the text of configuration files, by path, that this process may not read itself.
+        The running configuration stays as it is; `adopt_config` replaces it. Raises ConfigError, even if the
+        file exits. *files*: texts of configuration files, by path, that this process may not read itself.
         """
         rehearsal = object.__new__(type(self))
         rehearsal.__dict__.update(self.__dict__)
@@ -87,7 +86,7 @@ class BaseApplication:
         try:
             with configfile.given(files or {}), as_at_start(self._start) as effects:
                 rehearsal.load_default_config()
-                # The current directory is another one if that of the start is out of reach.
+                # The current directory is another one if that of the start cannot be entered.
                 rehearsal.cfg.settings["chdir"].value = self._start.directory
                 rehearsal.load_config()
         except ConfigError:
@@ -95,7 +94,7 @@ class BaseApplication:
         except SystemExit as error:
             raise ConfigError(f"the configuration cannot be loaded: exit {error.code}") from error
         except BaseException as error:
-            # Also those that do not derive from Exception: asyncio.CancelledError, a gevent.Timeout.
+            # BaseException: asyncio.CancelledError and gevent.Timeout are no Exception.
             raise ConfigError(
                 f"the configuration cannot be loaded: {type(error).__name__}: {error}"
             ) from error
@@ -110,7 +109,7 @@ class BaseApplication:
         return fresh
 
     def adopt_config(self, fresh: Config) -> None:
-        """Put a Config from `fresh_config` in place, with all that loading it meant for this process."""
+        """Use a Config from `fresh_config`, and apply what loading it changed in the process."""
         for name in self.cfg.env:
             apply_environ({name: self.cfg.env_orig.get(name)})
         if fresh.effects is not None:
@@ -125,7 +124,7 @@ class BaseApplication:
         self.adopt_config(self.fresh_config())
 
     def run(self) -> None:
-        """Serve until told to end."""
+        """Serve until a signal ends it."""
         from gunicorn.arbiter import Arbiter
 
         try:
@@ -181,8 +180,7 @@ class Application(BaseApplication):
         try:
             os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
-            # Gone between two reads: far more likely a deploy at work than a wish to
-            # run with no configuration at all.
+            # It was there at the start: a deploy is at work. Nobody means to run without any configuration.
             if path in self.__dict__.get("_files_read", ()):
                 raise ConfigError(f"the configuration file {path} is gone; put it back or restart") from None
             return None
@@ -198,7 +196,7 @@ class Application(BaseApplication):
         args = parser.parse_args(self._start.argv)
         for name, value in (self.init(parser, args, args.args) or {}).items():
             self._set(f"application: {name}", name.lower(), value)
-        # Config modules, and modules that config files import, are searched here too.
+        # Configuration modules may be there, and modules that the files import.
         with contextlib.suppress(ConfigError):
             self.chdir()
         env_args = self._parse_environment(parser)
@@ -209,21 +207,21 @@ class Application(BaseApplication):
         companions = companions or self.cfg.companion_config_file
         if companions:
             source = configfile.read_config(companions, self._start.directory)
-            configfile.apply_companion_source(self.cfg, source)
+            configfile.apply_source(self.cfg, source, companions_only=True)
         self._apply_arguments(env_args, "GUNICORN_CMD_ARGS")
         self._apply_arguments(args, "command line")
         self._files_read = [source.path for source in self.cfg.sources]
         self.chdir()
 
     def _own_config(self) -> str | None:
-        """The file that an embedding application chose, if it did."""
+        """The file that an embedding application has chosen, if any."""
         location: str | None = self.cfg.config
         return location if location != ConfigFile.default else None
 
     def _parse_environment(self, parser: ArgumentParser) -> Namespace:
         try:
             return parser.parse_args(self.cfg.get_cmd_args_from_env())
-        except ValueError as error:  # a quote without its other half
+        except ValueError as error:  # an unbalanced quote
             raise ConfigError(f"environment variable GUNICORN_CMD_ARGS: {error}") from error
         except SystemExit as error:
             if error.code:
@@ -293,7 +291,7 @@ class Application(BaseApplication):
 
 
 def _stay() -> None:
-    """In place of ``chdir`` while a configuration is only looked at."""
+    """Replaces ``chdir`` while `fresh_config` reads a configuration."""
 
 
 def _spew() -> None:
@@ -303,7 +301,7 @@ def _spew() -> None:
 
 
 def fail(error: BaseException) -> NoReturn:
-    """Tell *error* on stderr, with the part of its traceback that is the user's, and exit with status 1."""
+    """Print *error* on stderr, with the user's part of its traceback, and exit with status 1."""
     text = str(error)
     if isinstance(error, (ConfigError, AppImportError)):
         details = getattr(error, "details", "")
@@ -318,7 +316,7 @@ def fail(error: BaseException) -> NoReturn:
 
 
 def _while_loading(error: BaseException) -> bool:
-    """Whether a preloaded application raised *error*: its author needs the way through its own code only."""
+    """Whether a preloaded application raised *error*: its author needs only the trace of that code."""
     tb = error.__traceback__
     while tb is not None:
         if tb.tb_frame.f_code is BaseApplication.wsgi.__code__:

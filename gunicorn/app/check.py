@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check(app: Application) -> int:
-    """Check settings, companions and application; tells on stderr, returns the exit status."""
+    """Check settings, companions and application; print mistakes on stderr, return the exit status."""
     for warning in near_misses(app.cfg):
         print(f"Warning: {warning}", file=sys.stderr)
     problems = _settings(app.cfg) + _companions(app.cfg)
@@ -32,7 +32,7 @@ def check(app: Application) -> int:
 
 
 def derived(app: Application) -> dict[str, Any]:
-    """What the server works with where another value, or none, was set; by the name of the setting."""
+    """The effective values of settings that were set otherwise or not at all, by name."""
     cfg = app.cfg
     found: dict[str, Any] = {"proc_name": cfg.proc_name, "worker_class": cfg.worker_uri}
     uri = getattr(app, "app_uri", None)
@@ -44,7 +44,7 @@ def derived(app: Application) -> dict[str, Any]:
 
     try:
         return {**found, **planned(app)}
-    except ValueError:  # a mistake in the companions, which the check tells
+    except ValueError:  # a mistake in the companions, which `check` reports
         return found
 
 
@@ -55,7 +55,7 @@ def _settings(cfg: Config) -> list[str]:
             getattr(cfg, name)
         except (RuntimeError, ConfigError) as error:
             problems.append(str(error))
-        except Exception as error:  # a class of the user's whose module fails
+        except Exception as error:  # the module of a user's class fails
             print(user_traceback(error), file=sys.stderr)
             problems.append(f"{name}: {type(error).__name__}: {error}")
     if not problems:
@@ -75,7 +75,7 @@ def _companions(cfg: Config) -> list[str]:
         configs = build_companion_configs(cfg)
     except ValueError as error:
         return [str(error)]
-    # As a file of output that cannot be written: what would be a failed start.
+    # At run time this is a failed start.
     missing = {config.group or config.name: config.cwd for config in configs if config.cwd is not None}
     return [
         f"companion {name!r}: cwd: there is no directory {cwd}"
@@ -102,7 +102,7 @@ def _application(app: Application) -> bool:
         print(f"Error: {error}", file=sys.stderr)
         return False
     except (Exception, SystemExit) as error:
-        # The application's own failure: where in its code is what matters.
+        # The application itself fails: show where in its code.
         print("Error: the application cannot be loaded:", file=sys.stderr)
         print(user_traceback(error) or traceback.format_exc(), file=sys.stderr)
         return False

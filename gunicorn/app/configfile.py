@@ -21,7 +21,7 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 class ConfigFileError(ConfigError):
-    """A file of configuration is wrong. ``details`` is the part of the traceback that is its author's."""
+    """A configuration file is wrong. ``details`` is its author's part of the traceback."""
 
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class ConfigFileError(ConfigError):
 
 
 class ConfigSource(NamedTuple):
-    """A configuration file that was run: its path, its name in messages, and the names that it defined."""
+    """A configuration file that was run: its path, its label in messages, and the names it defined."""
 
     path: str | None
     label: str
@@ -58,9 +58,8 @@ _LOW_DESCRIPTORS = 16
 def _low_descriptors_taken() -> Iterator[None]:
     """Keep the lowest descriptors free within the block.
 
-    They are for the sockets of companions, whose number is known only after reading the file. A file that
-    stays open for the life of the process, such as libffi's library after an import of ctypes, would hold
-    one for ever.
+    They are for the sockets of companions, whose number is known only after reading the file. A library that
+    stays open for the life of the process, such as libffi after an import of ctypes, would keep one.
     """
     taken: list[int] = []
     try:
@@ -97,7 +96,7 @@ def read_file(path: str) -> ConfigSource:
     module = ModuleType("__config__")
     module.__file__ = path
     previous = sys.modules.get("__config__")
-    # Classes made in the file look their module up there, those of dataclasses for one.
+    # Classes in the file look their module up there; dataclasses do.
     sys.modules["__config__"] = module
     try:
         # dont_inherit: the future imports of this file are not those of the user's.
@@ -115,7 +114,7 @@ def read_file(path: str) -> ConfigSource:
 
 
 def read_module(name: str) -> ConfigSource:
-    """Run the module *name* afresh, wherever it was imported before. Raises ConfigError."""
+    """Run the module *name*, even if it was imported before. Raises ConfigError."""
     import importlib.machinery
     import importlib.util
 
@@ -133,7 +132,7 @@ def read_module(name: str) -> ConfigSource:
             module = importlib.util.module_from_spec(spec)
             sys.modules[name] = module
             if isinstance(spec.loader, importlib.machinery.SourceFileLoader) and path:
-                # Compiled here: a cached .pyc of the same second and size would bring the old text back.
+                # Compiled here: a cached .pyc of the same second and size would be the old text.
                 code = compile(spec.loader.get_data(path), path, "exec", dont_inherit=True)
                 exec(code, module.__dict__)
             else:
@@ -153,7 +152,7 @@ def read_module(name: str) -> ConfigSource:
 
 
 def failure(error: BaseException, path: str) -> ConfigFileError:
-    """*error*, raised while the file at *path* was run, as one message with the line."""
+    """One message with the line for *error*, which running the file at *path* has raised."""
     if isinstance(error, SyntaxError) and error.filename == path:
         where = f"{path}, line {error.lineno}" if error.lineno else path
         return ConfigFileError(f"{where}: {type(error).__name__}: {error.msg}", _format(error, None))
@@ -193,40 +192,25 @@ def _format(error: BaseException, tb: TracebackType | None) -> str:
 # -- applying ----------------------------------------------------------------------------------
 
 
-def apply_source(cfg: Config, source: ConfigSource) -> None:
-    """Set what *source* defines of the settings. Raises ConfigError with every mistake in it.
+def apply_source(cfg: Config, source: ConfigSource, *, companions_only: bool = False) -> None:
+    """Set the settings that *source* defines. Raises ConfigError with every mistake.
 
-    Other names are the file's own, but for those that begin as companion settings do: a
-    companion setting that is silently ignored is found out in production.
+    Other names are the file's own, except for unknown ``companion_…`` names: nobody would notice an ignored
+    companion setting before production. *companions_only*: it may set nothing else.
     """
     problems = []
     for name, value in source.names.items():
-        if name in cfg.settings:
-            problem = _set(cfg, name, value)
-        elif name.startswith(COMPANION_PREFIX) and not isinstance(value, ModuleType):
-            problem = _unknown_companion_setting(cfg, name)
-        else:
-            continue
-        if problem:
-            problems.append((name, problem))
-    _report(source, problems)
-    cfg.sources.append(source)
-
-
-def apply_companion_source(cfg: Config, source: ConfigSource) -> None:
-    """As apply_source for a file that may set nothing but companions. Raises ConfigError."""
-    problems = []
-    for name, value in source.names.items():
-        if isinstance(value, ModuleType):
+        known, ours = name in cfg.settings, name.startswith(COMPANION_PREFIX)
+        if isinstance(value, ModuleType) and (companions_only or not known):
             continue
         problem: str | None = None
-        if name == "companion_config_file":
+        if companions_only and name == "companion_config_file":
             problem = "companion_config_file cannot be set in the file that it names"
-        elif name in cfg.settings and name.startswith(COMPANION_PREFIX):
-            problem = _set(cfg, name, value)
-        elif name in cfg.settings:
+        elif companions_only and known and not ours:
             problem = f"{name} cannot be set here: only companion_* settings can; move it to the main file"
-        elif name.startswith(COMPANION_PREFIX):
+        elif known:
+            problem = _set(cfg, name, value)
+        elif ours:
             problem = _unknown_companion_setting(cfg, name)
         if problem:
             problems.append((name, problem))
@@ -251,17 +235,14 @@ def _report(source: ConfigSource, problems: list[tuple[str, str]]) -> None:
     if not problems:
         return
     lines = defined_at(source)
-    told = [(lines.get(name), problem) for name, problem in problems]
-    if len(told) == 1:
-        line, problem = told[0]
-        where = f"{source.label}, line {line}" if line else source.label
-        raise ConfigError(f"{where}: {problem}")
-    items = [f"line {line}: {problem}" if line else problem for line, problem in told]
+    items = [f"line {lines[name]}: {text}" if name in lines else text for name, text in problems]
+    if len(items) == 1 and problems[0][0] in lines:
+        raise ConfigError(f"{source.label}, {items[0]}")
     raise ConfigError(all_mistakes(source.label, items))
 
 
 def defined_at(source: ConfigSource) -> dict[str, int]:
-    """The line on which the file defines each name at last; empty if it cannot be read any more."""
+    """The last line on which the file defines each name; empty if the file cannot be read."""
     import ast
 
     if source.path is None:
@@ -284,7 +265,7 @@ def defined_at(source: ConfigSource) -> dict[str, int]:
 
 
 def _outer_nodes(node: Any) -> Iterable[Any]:
-    """The nodes below *node* in the order of the text, function and class bodies left out."""
+    """The nodes below *node* in the order of the text, without the bodies of functions and classes."""
     import ast
 
     for child in ast.iter_child_nodes(node):
@@ -313,7 +294,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     import difflib
 
     near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=cutoff)
-    # The name of a flag may resemble another setting more: preload, of --preload, resembles reload.
+    # A flag's name may resemble another setting more: preload, of --preload, resembles reload.
     return (_setting_with_flag(name.lower()) or near[0]) if near else None
 
 
@@ -328,13 +309,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def instead_of(name: str, known: Iterable[str]) -> str:
-    """What to write for *name*, which is no setting here: a later Gunicorn's way, or the nearest name."""
+    """What to write for the unknown setting *name*: a hint for a later Gunicorn's, or the nearest name."""
     hint = setting_hint(name)
     return f": {hint}" if hint else did_you_mean(name, known)
 
 
 def near_misses(cfg: Config) -> list[str]:
-    """A warning for each name in the files that is nearly a setting, or is one of a later Gunicorn."""
+    """A warning for each name in the files that resembles a setting, or is one of a later Gunicorn."""
     known = [cls.name for cls in KNOWN_SETTINGS if cls.name and cls.name in cfg.settings]
     warnings = []
     for source in cfg.sources:
@@ -347,9 +328,9 @@ def near_misses(cfg: Config) -> list[str]:
             if not hint and not near:
                 continue
             if lines is None:
-                # Only now: most files have no such name, and it takes a parser.
+                # Only now: parsing takes time, and most files have no such name.
                 lines = defined_at(source)
-            # A name that the text itself does not define came by `import *`.
+            # A name that is not in the text came by `import *`.
             if name in lines:
                 way = f": {hint}" if hint else f"; did you mean {near}?"
                 warnings.append(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def get_wsgi_app(
     config_uri: str, name: str | None = None, defaults: dict[str, str] | None = None
 ) -> WSGICallable:
-    """The application in a PasteDeploy file, or at any URI that PasteDeploy knows."""
+    """The application in a PasteDeploy file, or at another URI that PasteDeploy knows."""
     try:
         from paste.deploy import loadapp
     except ImportError as error:
@@ -40,7 +40,7 @@ def has_logging_config(config_file: str) -> bool:
 
 
 class PasterServerApplication(WSGIApplication):
-    """An application that PasteDeploy has loaded, with the settings of its server section."""
+    """An application that PasteDeploy has loaded, with the settings of the server section."""
 
     def __init__(self, app: WSGICallable, global_conf: dict[str, str], settings: dict[str, Any]) -> None:
         self._app = app
@@ -52,7 +52,7 @@ class PasterServerApplication(WSGIApplication):
         return None
 
     def load_config(self) -> None:
-        # The command line is that of the program that runs PasteDeploy.
+        # The command line belongs to the program that runs PasteDeploy.
         path = self._global_conf.get("__file__")
         settings = dict(self._server_section)
         if path:
@@ -84,9 +84,9 @@ class PasterServerApplication(WSGIApplication):
 
 
 def serve(app: WSGICallable, global_conf: dict[str, str] | None = None, **local_conf: Any) -> None:
-    """Serve *app* with the settings in *local_conf*; what ``use = egg:gunicorn`` in a server section runs.
+    """Serve *app* with the settings in *local_conf*: the entry point of ``use = egg:gunicorn``.
 
-    ``host`` and ``port`` are taken as well, and a ``config`` file ranks below the section.
+    ``host`` and ``port`` are accepted too. The section outranks a ``config`` file in it.
     """
     host, port = local_conf.pop("host", ""), local_conf.pop("port", "")
     if host and port:

@@ -15,7 +15,7 @@ from gunicorn.loading import getcwd
 
 
 class Start(NamedTuple):
-    """Command line, directory and environment of the start; what the layers of configuration depend on."""
+    """Command line, directory and environment of the start: the input of the layers of configuration."""
 
     argv: list[str]
     directory: str
@@ -27,12 +27,12 @@ class Start(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """What a process that is forked now inherits: environment, import path, working directory."""
+    """What a process inherits if it is forked now: environment, import path, working directory."""
 
     environ: Mapping[str, str]
     path: list[str]
-    # Device and inode of the directory; None where it cannot be looked at. Its name does not tell
-    # whether a symbolic link on the way to it was switched.
+    # Device and inode of the directory: its name does not show that a symbolic link on the way to it was
+    # switched. None if it cannot be looked at.
     directory: tuple[int, int] | None
 
     @classmethod
@@ -47,7 +47,7 @@ class Surroundings(NamedTuple):
         return cls(dict(os.environ), path, (info.st_dev, info.st_ino))
 
     def changes_since(self, before: Surroundings) -> dict[str, Any]:
-        """What a process that was forked at *before* lacks, as JSON can carry it."""
+        """What a process that was forked at *before* lacks, as JSON values."""
         changes: dict[str, Any] = {}
         if environ := environ_changes(before.environ, self.environ):
             changes["environ"] = environ
@@ -64,28 +64,28 @@ def follow_surroundings(changes: Mapping[str, Any]) -> None:
     apply_environ(changes.get("environ", {}))
     if "path" in changes:
         sys.path[:] = changes["path"]
-    # A path that leads through a link to another release now may well show the same time of change.
+    # A link to another release may leave the times of change as they were.
     importlib.invalidate_caches()
     if "directory" in changes:
         os.chdir(changes["directory"])
 
 
 class Effects:
-    """The changes to the process between entering and leaving `as_at_start`; undone, until `apply`."""
+    """The changes that a block of `as_at_start` made to the process. They are undone until `apply`."""
 
     def __init__(self) -> None:
         self.environ: dict[str, str | None] = {}
         self.path: list[str] = []
 
     def apply(self) -> None:
-        """Do it again, to stay: configuration files do set variables and extend the import path."""
+        """Make them again for good: configuration files set variables and extend the import path."""
         apply_environ(self.environ)
         sys.path[:0] = [entry for entry in self.path if entry not in sys.path]
 
 
 @contextlib.contextmanager
 def as_at_start(start: Start) -> Iterator[Effects]:
-    """Directory and environment as they were at the start; all is put back on the way out.
+    """Restore directory and environment of the start within the block, and undo its changes at the end.
 
     If the block raises, modules that it replaced in ``sys.modules`` are put back too.
     """
@@ -93,8 +93,8 @@ def as_at_start(start: Start) -> Iterator[Effects]:
     environ, path, modules = dict(os.environ), list(sys.path), dict(sys.modules)
     with _directory_kept() as movable:
         set_environ(start.environ)
-        # A user that the process has changed to may have no access to the directory. Paths
-        # are absolute where they matter, and what cannot be read then says so itself.
+        # The user that the process has changed to may have no access to the directory. Paths are absolute
+        # where it matters, and a file that cannot be read is an error of its own.
         with contextlib.suppress(OSError):
             if movable and not os.path.samefile(start.directory, "."):
                 os.chdir(start.directory)
@@ -112,7 +112,7 @@ def as_at_start(start: Start) -> Iterator[Effects]:
 
 @contextlib.contextmanager
 def _directory_kept() -> Iterator[bool]:
-    """Come back to the present directory at the end; gives False where there would be no way back."""
+    """Return to the present directory at the end; the value is False if that would be impossible."""
     try:
         # By descriptor: the directory may have been removed or renamed.
         here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -152,7 +152,7 @@ def apply_environ(changes: Mapping[str, str | None]) -> None:
 
 
 def set_environ(wanted: Mapping[str, str]) -> None:
-    # Only what differs, so that no other thread ever sees an empty environment.
+    # Only the differences, so that no other thread sees an empty environment.
     apply_environ(environ_changes(dict(os.environ), wanted))
 
 

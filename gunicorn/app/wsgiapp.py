@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class WSGIApplication(Application):
-    """The application that the command line, or the configuration, names in ``app_uri``."""
+    """The application that the command line or the configuration names; ``app_uri`` is that name."""
 
     app_uri: str | None = None
 
@@ -69,7 +69,7 @@ class WSGIApplication(Application):
 
 
 def run(prog: str | None = None) -> None:
-    """The console script; *prog* is the name in ``--help``, that of the script by default."""
+    """The console script; *prog* is its name in ``--help``."""
     WSGIApplication("%(prog)s [OPTIONS] [MODULE:CALLABLE]", prog=prog).run()
 
 

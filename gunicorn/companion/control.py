@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The control socket: newline-delimited JSON over a Unix socket. It knows no companions.
+"""The control socket: newline-delimited JSON over a Unix socket.
 
-Requests go to a dispatch callable and its answers back, in order. An answer with ``"subscribe": true``
-(which is not sent) subscribes its client to every later `broadcast`. Nothing blocks for a client: a slow,
-silent or dead one does not delay the others.
+A dispatch function answers the requests, in order. An answer with ``"subscribe": true`` (which is not sent)
+subscribes its client to every later `broadcast`. A slow, silent or dead client does not delay the others.
 """
 
 from __future__ import annotations
@@ -26,19 +25,18 @@ from gunicorn.unix.spare import EXHAUSTED, Reserve
 
 MAX_LINE = 64 * 1024
 MAX_CONNECTIONS = 256
-# A client with this much unread is not listened to until it has read.
+# The server reads nothing from a client with this much unread.
 OUTPUT_HIGH_WATER = 256 * 1024
-# Drop a subscriber with this much unread. It is room for a thousand companions to change their state a few
-# times.
+# A subscriber with this much unread is dropped. A thousand companions can change their state a few times.
 SUBSCRIBER_LIMIT = 1024 * 1024
-# Requests of one client that are answered before others, and the companions, have their turn.
+# Requests of one client to answer before other clients and the companions have their turn.
 REQUESTS_AT_ONCE = 8
 RETRY_INTERVAL = 10.0
-# How long nothing is accepted when the process, or the system, has no descriptor to spare.
+# Seconds without accepting when the process, or the system, has no descriptor left.
 PAUSE = 1.0
 BACKLOG = 256
 ACCEPT_BATCH = 16
-# Descriptors that are held back for clients: with all others used up by companions, people ask why.
+# Descriptors in reserve for clients: people ask for the status when companions have used up all others.
 RESERVE = 4
 
 Dispatch = Callable[[dict[str, Any]], dict[str, Any]]
@@ -55,8 +53,7 @@ class Log(Protocol):
 class LineReader:
     """Cuts a byte stream into lines of at most *limit* bytes.
 
-    A longer line comes out as None, once, and is skipped to its end: the stream
-    stays usable and the memory bounded.
+    A longer line is skipped and comes out as None, once, so that memory is bounded.
     """
 
     def __init__(self, limit: int = MAX_LINE) -> None:
@@ -68,7 +65,7 @@ class LineReader:
         self._buffer += data
 
     def end(self) -> None:
-        """End of input: the rest is a request if it is complete, even without its newline."""
+        """End of input: the rest may be a request without its newline."""
         try:
             whole = isinstance(json.loads(self._buffer), dict)
         except (ValueError, RecursionError):
@@ -77,7 +74,7 @@ class LineReader:
             self._buffer += b"\n"
 
     def lines(self) -> Iterator[bytes | None]:
-        """The complete lines that are here, without their newline."""
+        """The complete lines so far, without their newline."""
         while True:
             end = self._buffer.find(b"\n")
             if end < 0:
@@ -110,14 +107,13 @@ def error(text: str) -> dict[str, Any]:
 def remove_abandoned(path: str) -> None:
     """Remove the sockets beside *path* that killed servers of this user have left.
 
-    Only under the names of masters that are gone, and only where *path* has such a name too.
+    These are sockets with the pid of a dead master in their name. Does nothing if *path* has no pid in it.
     """
     if paths.master_of(path) is None:
         return
     for other in glob.glob(os.path.join(glob.escape(os.path.dirname(path)), paths.SOCKET_PATTERN)):
         master = paths.master_of(other)
-        # A server in another container may share the directory, and its pid may not exist here: probe
-        # whether it listens.
+        # The pid of a server in another container may not exist here: probe whether it listens.
         if master is not None and _is_gone(master):
             with contextlib.suppress(OSError):
                 if os.stat(other, follow_symlinks=False).st_uid == os.geteuid():
@@ -156,8 +152,7 @@ class Client:
 class ControlServer:
     """Listens on *path* with file mode *mode* and answers through *dispatch*.
 
-    ``open`` never raises: a socket that cannot be made is one warning that says
-    why, and is tried again when `next_attempt` comes.
+    ``open`` never raises: if it fails it logs one warning and tries again at `next_attempt`.
     """
 
     def __init__(self, path: str, mode: int, dispatch: Dispatch, poller: Poller, log: Log) -> None:
@@ -171,16 +166,16 @@ class ControlServer:
         self.next_attempt: float | None = None
         self._owned: tuple[int, int] | None = None
         self._complaint: str | None = None
-        # Whether it is as it should be that another server still has the path.
+        # Whether another server is expected to have the path still.
         self.patient = False
         self.reserve = Reserve(RESERVE)
 
     # -- the socket file ---------------------------------------------------
 
     def open(self, now: float) -> bool:
-        """Listen, if that is possible; True if it was."""
+        """Listen, if that is possible; return whether it is."""
         self.next_attempt = None
-        # Two descriptors are needed for a moment: the probe of an existing socket, and the new socket.
+        # It needs two descriptors: the probe of an existing socket, and the new socket.
         self.reserve.release_all()
         try:
             listener = self._listen()
@@ -197,7 +192,7 @@ class ControlServer:
         return True
 
     def _complain(self, reason: str) -> None:
-        # Said once, not at every attempt.
+        # Once, not at every attempt.
         if reason != self._complaint:
             self._complaint = reason
             log = self.log.info if self.patient else self.log.warning
@@ -205,12 +200,11 @@ class ControlServer:
 
     def _listen(self) -> socket.socket:
         trust.remove_stale_socket(self.path)
-        # Its directory may have been removed with it, as tidiers of /run do.
+        # Its directory may be gone too: tools clean up /run.
         with contextlib.suppress(OSError):
             os.mkdir(os.path.dirname(self.path), 0o700)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # The mode is right from the first moment: bind() applies the umask, and
-        # a chmod() afterwards would leave a gap. There are no threads to disturb.
+        # bind() applies the umask, so the mode is right from the beginning. There are no other threads.
         umask = os.umask(0o777 & ~self.mode)
         try:
             listener.bind(self.path)
@@ -236,7 +230,7 @@ class ControlServer:
         return (info.st_dev, info.st_ino) == self._owned
 
     def check(self, now: float) -> None:
-        """Listen again if the socket file is gone or belongs to somebody else."""
+        """Listen again if the socket file is gone or another server's."""
         if self.patient:
             self.patient, self._complaint = False, None
         if self.listener is None or not self.file_is_ours:
@@ -244,7 +238,7 @@ class ControlServer:
             self.open(now)
 
     def tick(self, now: float) -> None:
-        """Try again to listen, or to accept, if that is due."""
+        """Try again to listen or to accept, when it is time."""
         if self.next_attempt is None or now < self.next_attempt:
             return
         self.next_attempt = None
@@ -254,7 +248,7 @@ class ControlServer:
             self._accept_again()
 
     def _accept_again(self) -> None:
-        """After a pause."""
+        """Accept again after a pause."""
         if self.listener is not None and self.listener.fileno() not in self.poller:
             self.next_attempt = None
             self.poller.add(self.listener.fileno(), self._on_connection)
@@ -274,7 +268,7 @@ class ControlServer:
         self.next_attempt = None
 
     def close(self) -> None:
-        """End everything; what a client is owed and takes at once is still sent."""
+        """Close everything; send to clients what they take at once."""
         self.close_listener()
         for client in list(self.clients.values()):
             self._send(client)
@@ -291,7 +285,7 @@ class ControlServer:
     # -- connections -------------------------------------------------------
 
     def _on_connection(self, events: int) -> None:
-        # A few at a time: what they have sent, and that they are gone, is looked at in between.
+        # A few at a time: requests and hang-ups of clients are handled in between.
         for _ in range(ACCEPT_BATCH):
             if self.listener is None:
                 return
@@ -302,7 +296,7 @@ class ControlServer:
             except OSError as exc:
                 if exc.errno in EXHAUSTED and self.reserve.release():
                     continue
-                # Readable for ever, and not to be accepted: wait for a moment, or until one of ours ends.
+                # The listener stays readable: pause for a moment, or until a client leaves.
                 self.poller.remove(self.listener.fileno())
                 self.next_attempt = time.monotonic() + PAUSE
                 return
@@ -313,11 +307,11 @@ class ControlServer:
             client = Client(sock)
             self.clients[client.fileno()] = client
             self.poller.add(client.fileno(), lambda events, client=client: self._on_client(client, events))  # type: ignore[misc]
-            # Mostly its request is here already, and need not wait for another round of the loop.
+            # Usually its request is here already and need not wait for the next round of the loop.
             self._on_client(client, READABLE)
 
     def _drop_ended(self) -> bool:
-        """Drop clients that are gone and whose end has not come to our notice yet; True if any was."""
+        """Drop clients that have hung up unnoticed; return whether there was one."""
         before = len(self.clients)
         for client in list(self.clients.values()):
             try:
@@ -333,7 +327,7 @@ class ControlServer:
     def _refuse(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError):
             sock.send(encode(error(f"too many connections (the limit is {MAX_CONNECTIONS})")))
-            # Unread bytes would turn the close into a reset at the other end.
+            # With unread bytes the close would be a reset at the other end.
             sock.recv(MAX_LINE)
         sock.close()
         self.reserve.fill()
@@ -342,7 +336,7 @@ class ControlServer:
         if events & WRITABLE and not self._send(client):
             return
         if client.ended and client.subscribed and events & (select.POLLHUP | select.POLLERR):
-            # Half-closed until now: it only listened. Now it does not even do that.
+            # It was half-closed, to receive events. Now it is gone.
             self._drop(client)
             return
         if events & (READABLE | select.POLLHUP | select.POLLERR) and not client.full and not client.ended:
@@ -388,7 +382,7 @@ class ControlServer:
     def _watch(self, client: Client, more: bool) -> None:
         """Watch the client's socket for input or room; *more*: it has unanswered requests."""
         wanted = 0 if client.full or client.ended or more else READABLE
-        # With requests left over, a client that can be written to is one whose turn comes again.
+        # If there are more requests, its turn comes again as soon as it is writable.
         self.poller.modify(client.fileno(), wanted | (WRITABLE if client.output or more else 0))
 
     def _answer(self, line: bytes | None) -> dict[str, Any]:
@@ -420,7 +414,7 @@ class ControlServer:
                 continue
             waits = bool(client.output)
             client.output += line
-            # What it has not taken yet is sent when it can be written to.
+            # The rest is sent when it is writable.
             if not waits and self._send(client) and client.output:
                 self._watch(client, more=True)
 
@@ -443,6 +437,6 @@ class ControlServer:
             return
         self.poller.remove(fd)
         client.sock.close()
-        # Take the descriptor back before a companion does.
+        # Take the descriptor before a companion does.
         self.reserve.fill()
         self._accept_again()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The ``gunicorn-companion`` command: its arguments and its exit.
 
-It is called from health checks and scripts, often, and so must start quickly: it stands on the standard
-library and the lowest layers alone, and builds of its parser what a call needs.
+Health checks and scripts call it often, so it must start quickly: it imports only the standard library and
+the lowest layers, and builds only the parser of the command at hand.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gunicorn.companion.client.ctlclient import (
 )
 from gunicorn.companion.client.ctlcommands import COMMANDS, DONE
 
-TYPE_CHECKING = False  # typing itself is slow to import
+TYPE_CHECKING = False  # importing typing is slow
 if TYPE_CHECKING:
     from typing import NoReturn
 
@@ -39,7 +39,7 @@ INTERRUPTED = 130
 
 NAMES = "by name: 'rq' (with all its copies, if it has numprocs), 'rq:2', or 'all'"
 
-# What the commands of supervisorctl, systemctl, pm2 and their like are here.
+# What to write instead of commands of supervisorctl, systemctl, pm2 and others.
 FOREIGN_WORDS = {
     **dict.fromkeys(("update", "add", "remove"), "reread applies what changed in the configuration"),
     "reload": "reread for companions; SIGHUP to the master reloads the whole server",
@@ -57,7 +57,7 @@ FOREIGN_WORDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Says of a command that it does not know which one is meant."""
+    """Suggests what to write for an unknown command."""
 
     def error(self, message: str) -> NoReturn:
         _, found, rest = message.partition("argument COMMAND: invalid choice: '")
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     _prepare_output()
     streams = sys.stdout, sys.stderr
-    # Texts of a server, or of a companion, that may be another user's.
+    # The texts may come from another user's server or companion.
     sys.stdout, sys.stderr = Printable(sys.stdout), Printable(sys.stderr)
     try:
         try:
@@ -114,18 +114,18 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _prepare_output() -> None:
-    """Have somewhere to write to, whatever the command was started with."""
+    """Make the output streams usable, even if they are closed."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            # Closed, as by `>&-`: the exit status may be all that is asked for.
+            # Closed by `>&-`: the caller only wants the exit status.
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # What a companion says of itself may be in letters that the terminal does not know.
+        # The terminal may lack the letters of a companion's status.
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def build_parser(words: Sequence[str]) -> Parser:
-    """The parser for *words*: the commands that are not among them are known by name alone."""
+    """The parser for *words*; other commands than those in it have no arguments."""
     parser = Parser(
         prog="gunicorn-companion",
         formatter_class=Formatter,
@@ -153,7 +153,7 @@ def build_parser(words: Sequence[str]) -> Parser:
 
 
 class _Version(argparse.Action):
-    """Tells of this package, and of another Gunicorn if one was installed over it."""
+    """Prints the version of this package, and reports another Gunicorn that was installed over it."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib import metadata
@@ -170,7 +170,7 @@ class _Version(argparse.Action):
 
 
 class Formatter(argparse.HelpFormatter):
-    """Finds the width of the terminal by itself: argparse loads a good deal for that, even without --help."""
+    """Finds the width of the terminal itself: argparse imports much for that, even without --help."""
 
     def __init__(
         self, prog: str, indent_increment: int = 2, max_help_position: int = 24, width: int | None = None
@@ -192,7 +192,7 @@ def terminal_width() -> int:
 
 
 def _add_common(parser: Parser, waits: bool = True) -> None:
-    """What may stand before the command or after it; absent there, it leaves what came before."""
+    """Options that may be before the command or after it. One that is missing after it does not reset it."""
     parser.add_argument(
         "-s",
         "--socket",
@@ -219,7 +219,7 @@ def _add_common(parser: Parser, waits: bool = True) -> None:
         "--no-wait",
         action="store_true",
         default=argparse.SUPPRESS,
-        # Taken everywhere, and told where it makes a difference.
+        # Accepted everywhere, documented only where it has an effect.
         help="do not wait until companions have started or stopped" if waits else argparse.SUPPRESS,
     )
 
@@ -284,7 +284,7 @@ def _nothing(parser: Parser) -> None:
     pass
 
 
-# What each is for, what else there is to say of it, and what stands behind it.
+# Each command: its help, more of its description, and the function that adds its arguments.
 WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "status": (
         "show companions and their state",
@@ -338,7 +338,7 @@ WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
 }
 
 
-# The commands that return when companions have settled.
+# Commands that wait until companions have settled.
 WAITS = ("start", "stop", "restart", "scale")
 
 
@@ -353,7 +353,7 @@ def _seconds(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    # What else there is to say of 0, the server says.
+    # The server refuses 0.
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(text)

@@ -34,9 +34,9 @@ SECTIONS = (
 
 
 def dedent(text: str) -> str:
-    """*text* without the indentation that its lines share; ``textwrap`` costs more to import.
+    """*text* without the indentation of its lines, the first of which may begin right behind the quotes.
 
-    As in a docstring, the first line may begin right behind the quotes.
+    Not by ``textwrap``, which costs more to import.
     """
     lines = text.expandtabs().strip("\n").rstrip().splitlines()
     indented = [line for line in lines[1 if text[:1].strip() else 0 :] if line.strip()]
@@ -45,10 +45,10 @@ def dedent(text: str) -> str:
 
 
 def described(clsname: str, attrs: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The attributes of a setting whose class statement has *given* as keywords; its docstring is the manual.
+    """The attributes of a setting from its docstring, the manual, and from the keywords *given* in its class.
 
-    *name* follows from the name of the class where it is not given, and *flags* (separated by spaces; None
-    for a setting of files alone) from the name. Raises TypeError for a keyword that no setting has.
+    Without *name* it is the name of the class; without *flags* (separated by spaces; None: no flag) the flag
+    is the name. Raises TypeError for a keyword that no setting has.
     """
     name = given.pop("name", None) or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", clsname)
     name = name.lower()
@@ -94,8 +94,8 @@ class SettingMeta(type):
 class Setting(metaclass=SettingMeta):
     """One setting. The class describes it, an instance holds its value in one Config.
 
-    Subclasses with a ``name`` are registered in KNOWN_SETTINGS as they are defined, so
-    that a framework adds a setting of its own by defining a class.
+    Subclasses with a ``name`` are registered in KNOWN_SETTINGS as they are defined: a framework adds a
+    setting by defining a class.
     """
 
     name: str | None = None
@@ -112,11 +112,11 @@ class Setting(metaclass=SettingMeta):
     nargs: int | str | None = None
     const: Any = None
     order: int = -1
-    #: The default in words, where the value itself depends on who asks.
+    #: The default in words, where the value depends on the system or the user.
     default_text: str | None = None
-    #: The environment variable that, where it is set, takes the place of the default.
+    #: The environment variable that replaces the default.
     env_var: str | None = None
-    #: What ``--help`` says about the flag, where that is not what the setting is about.
+    #: What ``--help`` says about the flag, if not the first paragraph of the description.
     flag_help: str | None = None
     #: How the value is printed, if not by ``str``.
     formatter: Any = None
@@ -136,11 +136,11 @@ class Setting(metaclass=SettingMeta):
             self.set(default)
 
     def from_env(self, text: str) -> Any:
-        """The value that *text*, the content of ``env_var``, stands for."""
+        """The value for *text*, the content of ``env_var``."""
         return text if text.strip() else self.default
 
     def add_option(self, parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-        """Add the flags to *parser*; a flag that is not given leaves None in the namespace."""
+        """Add the flags to *parser*; a missing flag is None."""
         if not self.cli:
             return
         options: dict[str, Any] = {
@@ -175,13 +175,13 @@ class Setting(metaclass=SettingMeta):
         return self.value
 
     def set(self, val: Any) -> None:
-        """Validate *val* and take it. Raises what the validator raises, the old value kept."""
+        """Validate *val* and take it. If the validator raises, the old value stays."""
         if self.validator is None:
             raise TypeError(f"setting {self.name!r} has no validator")
         self.value = self.validator(val)
 
     def set_from_command_line(self, val: Any) -> None:
-        """Set the value of a flag; a class overrides it if its flag adds to the existing value."""
+        """Set the value of a flag. A class whose flag adds to the existing value overrides this."""
         self.set(val)
 
     def __lt__(self, other: Setting) -> bool:
@@ -192,13 +192,13 @@ class Setting(metaclass=SettingMeta):
 
 
 def make_settings(ignore: Any = None) -> dict[str, Setting]:
-    """A fresh instance of every known setting by name, but for the names in *ignore*."""
+    """A new instance of every known setting by name, except those in *ignore*."""
     ignored = ignore or ()
     return {cls.name: cls() for cls in KNOWN_SETTINGS if cls.name and cls.name not in ignored}
 
 
 def auto_int(_: Any, x: str) -> int:
-    """An integer from decimal, ``0x``, ``0o`` or, as file modes are written, with a leading 0: octal."""
+    """An integer in decimal, ``0x`` or ``0o``; a leading 0 means octal, as in file modes."""
     text = x.strip()
     if len(text) > 1 and text[0] == "0" and text.isdecimal():
         return int(text, 8)

@@ -16,14 +16,14 @@ _PROXY_PROTOCOL = "--proxy-protocol"
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser whose errors tell what to write in place of a flag that there is not."""
+    """ArgumentParser whose errors suggest what to write for an unknown flag."""
 
     def parse_args(  # type: ignore[override]  # typed as overloads that all come to this
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
         given = list(sys.argv[1:] if args is None else args)
         found, unknown = self.parse_known_args(_with_modes(given), namespace)
-        # The value of an unknown flag is not a mistake in itself.
+        # The value of an unknown flag is not another mistake.
         unknown = [word for word in unknown if word.startswith("-")] or unknown
         if unknown:
             unknown = redact.in_value(unknown)
@@ -46,9 +46,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def _with_modes(args: list[str]) -> list[str]:
-    """*args* with ``--proxy-protocol`` and the mode that may follow it in one word.
+    """*args* with ``--proxy-protocol`` and its optional mode joined into one word.
 
-    Left to argparse, the flag alone would take the name of the application for its mode.
+    Otherwise argparse would take the name of the application for the mode.
     """
     end = args.index("--") if "--" in args else len(args)
     joined: list[str] = []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Other programs' names for settings and keys: Gunicorn 24 to 27, supervisord and others.
 
-Read only where a name is unknown, so that the message can say what to write in its place.
+Used if a name is unknown: the message then says what to write instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ROTATION = "no file is rotated here; use logrotate with copytruncate"
 _NO_LISTENERS = "there are no event listeners; `gunicorn-companion events` prints what happens"
 _NO_USER = "companions run as the server's user; change it in the command: setpriv --reuid NAME PROGRAM"
 
-#: Settings of Gunicorn 24 to 27 that this server has not, each with what to do.
+#: Settings of Gunicorn 24 to 27 that this server lacks, with what to do instead.
 SETTINGS = {
     "asgi_loop": _BY_ASGI_WORKER,
     "asgi_lifespan": _BY_ASGI_WORKER,
@@ -48,14 +48,14 @@ SETTINGS = {
     "dirty_worker_exit": _DIRTY,
 }
 
-# Where a flag is not its setting's name with dashes.
+# Flags that are not the name of their setting with dashes.
 _FLAGS = {
     "uwsgi_allow_from": "uwsgi_allow_ips",
     "no_control_socket": "control_socket_disable",
     "dirty_app": "dirty_apps",
 }
 
-#: Keys of a process under supervisord and others, by the key that they are here.
+#: Keys of supervisord and others, with our key.
 RENAMED_KEYS = {
     # supervisord
     "directory": "cwd",
@@ -91,7 +91,7 @@ RENAMED_KEYS = {
     "workingdirectory": "cwd",
 }
 
-#: Those that have no single key here, with what to do.
+#: Keys without a single counterpart here, with what to do.
 OTHER_KEYS = {
     # supervisord, [program:x]
     "exitcodes": 'with "autorestart": "on-failure" exit code 0 is the expected one',
@@ -130,7 +130,7 @@ _AUTORESTART = {
 
 
 def setting_hint(name: str) -> str | None:
-    """What to do in place of the setting *name* of Gunicorn 24 to 27; None if it is none."""
+    """What to do instead of the setting *name* of Gunicorn 24 to 27; None for any other name."""
     return SETTINGS.get(name)
 
 
@@ -141,7 +141,7 @@ def flag_hint(flag: str) -> str | None:
 
 
 def key_hint(key: str) -> str | None:
-    """What another program's key of a process is here; None if it is not known."""
+    """What to write instead of another program's key; None if it is not known."""
     key = key.lower()
     if key in RENAMED_KEYS:
         return f"here it is {RENAMED_KEYS[key]}"
@@ -155,5 +155,5 @@ def key_hint(key: str) -> str | None:
 
 
 def autorestart_hint(value: object) -> str | None:
-    """The word for one of supervisord's values of ``autorestart``, or compose's of ``restart``."""
+    """Our word for a value of supervisord's ``autorestart`` or compose's ``restart``."""
     return _AUTORESTART.get(str(value).lower())

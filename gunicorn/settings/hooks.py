@@ -11,7 +11,7 @@ from gunicorn.settings.validators import validate_post_request
 
 
 def own_hook(cfg: Any, name: str) -> Any:
-    """The hook *name* of *cfg*; None for the default, which does nothing and need not be called."""
+    """The hook *name* of *cfg*; None if it is the default, which does nothing."""
     setting = cfg.settings[name]
     hook = setting.get()
     return None if hook is setting.default else hook

@@ -60,10 +60,10 @@ class Text(Setting):
 def hook(
     class_name: str, *, section: str, does: str = "does nothing", **given: Any
 ) -> Callable[[Function], Function]:
-    """Make a setting of the decorated function, which is its default; *class_name* stands beside it.
+    """Make a setting, the class *class_name* in its module, of the decorated function, which is its default.
 
-    Its parameters are those that a configured function must take; its docstring is the manual, and *does*
-    what the manual says of the default.
+    A configured function must take the same parameters. The docstring is the manual; *does* describes the
+    default there.
     """
 
     def define(function: Function) -> Function:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Hide passwords and keys in logged and printed configuration.
 
-What a value is can only be told by the name that it has, and by its place in a URL.
+A secret is recognized by its name, or by its place in a URL.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WORDS = frozenset(
         *("credential", "credentials", "creds", "auth", "authorization", "cookie"),
     )
 )
-# Where the words of a name are written together: PGPASSWORD, authtoken.
+# For names without separators: PGPASSWORD, authtoken.
 _ENDINGS = ("password", "passwd", "passphrase", "secret", "token", "apikey", "accesskey", "secretkey")
 # The shell's variables for directories.
 _NO_SECRETS = ("PWD", "OLDPWD")
@@ -33,7 +33,7 @@ _URL_TOKEN_RE = re.compile(r"(https?://)[^\s:/@]+@", re.IGNORECASE)
 
 
 def is_secret(name: str) -> bool:
-    """Whether *name* looks like that of a password, a key or the like: ``SECRET_KEY``, ``pgPassword``."""
+    """Whether *name* looks like that of a password or key: ``SECRET_KEY``, ``pgPassword``."""
     if name in _NO_SECRETS:
         return False
     words = [word.lower() for word in _WORD_RE.findall(name)]
@@ -50,12 +50,12 @@ def in_text(text: str) -> str:
 
 
 def in_value(value: Any) -> Any:
-    """*value* in the same shape, for people to see: lists, dicts and ``KEY=VALUE`` texts without secrets."""
+    """*value* for messages: lists, dicts and ``KEY=VALUE`` texts without their secrets."""
     if isinstance(value, str):
         return _assignment(value)
     if isinstance(value, dict):
         return {
-            name: HIDDEN if is_secret(str(name)) and not _says_little(item) else in_value(item)
+            name: HIDDEN if is_secret(str(name)) and not _is_harmless(item) else in_value(item)
             for name, item in value.items()
         }
     if type(value) is list:
@@ -65,7 +65,7 @@ def in_value(value: Any) -> Any:
     return value
 
 
-def _says_little(value: Any) -> bool:
+def _is_harmless(value: Any) -> bool:
     return value is None or isinstance(value, bool) or value in ("", (), [], {})
 
 

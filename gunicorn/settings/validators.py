@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Validators: each takes a value as written and returns it as the server uses it.
 
-They raise TypeError for a wrong type and ValueError for a wrong value (ConfigError for the name of an
-unknown user, directory or engine); the text says what would be right. The caller adds the name of the
-setting.
+They raise TypeError for a wrong type and ValueError for a wrong value (ConfigError for an unknown user,
+directory or engine). The text says what would be right; the caller adds the name of the setting.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def validate_bool(val: Any) -> bool | None:
 
 
 def validate_proxy_protocol(val: Any) -> bool | None:
-    """A boolean, or a mode of later Gunicorns: both versions are read in each that is not ``off``."""
+    """A boolean, or a mode of later Gunicorns. Both versions are read unless it is ``off``."""
     word = val.strip().lower() if isinstance(val, str) else ""
     if word in PROXY_PROTOCOL_MODES:
         return True
@@ -102,15 +101,15 @@ def validate_string(val: Any) -> str | None:
 def validate_file_exists(val: Any) -> str | None:
     path = validate_string(val)
     if not path:
-        return path  # as of a variable of the environment that is empty
+        return path  # such as an empty environment variable
     if _is_missing(path):
         raise ValueError(f"file {path!r} does not exist (seen from {getcwd()})")
     return path
 
 
 def _is_missing(path: str) -> bool:
-    # A file that this user may not see may exist: root reads the keys, and the companion manager reads the
-    # configuration again as another user.
+    # A file that this user may not see may exist: root reads the keys, and the companion manager may run as
+    # another user.
     try:
         os.stat(path)
     except PermissionError:
@@ -146,7 +145,7 @@ def validate_list_of_existing_files(val: Any) -> list[str]:
 
 
 def validate_string_to_list(val: Any) -> list[str]:
-    """Text with commas in between as a list, blanks around each item dropped, empty ones too."""
+    """A list from comma-separated text, without blanks around the items and without empty ones."""
     text = validate_string(val)
     if not text:
         return []
@@ -154,7 +153,7 @@ def validate_string_to_list(val: Any) -> list[str]:
 
 
 def validate_string_to_addr_list(val: Any) -> list[str]:
-    """A list of IP addresses or networks from text with commas in between; ``*`` is any address."""
+    """A list of IP addresses or networks from comma-separated text; ``*`` is any address."""
     addresses = validate_string_to_list(val)
     for address in addresses:
         if address not in ("*", "127.0.0.1", "::1"):
@@ -163,7 +162,7 @@ def validate_string_to_addr_list(val: Any) -> list[str]:
 
 
 def _check_ip(text: str) -> None:
-    import ipaddress  # only for those who list addresses: the defaults need no look
+    import ipaddress  # the defaults do not need it
 
     if "/" in text:
         ipaddress.ip_network(text)
@@ -246,7 +245,7 @@ def accepts(func: Callable[..., Any], count: int) -> bool:
 
     try:
         signature = inspect.signature(func)
-    except ValueError:  # built in, and does not tell
+    except ValueError:  # a builtin without a signature
         return True
     try:
         signature.bind(*[None] * count)
@@ -311,7 +310,7 @@ def validate_chdir(val: Any) -> str:
     here = getcwd()
     path = os.path.normpath(os.path.join(here, text))
     if path == here:
-        return path  # if that was removed, another one may yet be named
+        return path  # it may be removed, and a later layer name another one
     if _is_missing(path) or os.path.isfile(path):
         raise ConfigError(f"there is no directory {path!r} to change to")
     return path
@@ -370,7 +369,7 @@ def validate_header_map_behaviour(val: Any) -> str | None:
 
 
 def validate_seconds(val: Any) -> int | float:
-    """A time in seconds, 0 or more, with or without a fraction."""
+    """A number of seconds, 0 or more, with or without a fraction."""
     if isinstance(val, str):
         try:
             val = float(val) if not val.strip().isdecimal() else int(val)
@@ -386,7 +385,7 @@ def validate_seconds(val: Any) -> int | float:
 def validate_ssl_version(val: Any) -> int:
     """A protocol constant of the ``ssl`` module, or its name with or without ``PROTOCOL_``.
 
-    None and versions for which this Python has no constant, such as ``TLSv1_3``, are the one that negotiates.
+    None, and versions without a constant in this Python such as ``TLSv1_3``, mean the one that negotiates.
     """
     if val is None:
         return _PROTOCOL_TLS

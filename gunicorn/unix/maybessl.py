@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The names of ``ssl`` for code that only compares types, without importing the module.
 
-Importing ``ssl`` takes an eighth of a start's import time. If nothing has imported it, no object can be of
-its types, so each name stands for a class without instances::
+Importing ``ssl`` takes an eighth of a start's import time. If nothing has imported it, no object has its
+types, so each name is a class without instances::
 
     if TYPE_CHECKING:
         import ssl
@@ -21,5 +21,5 @@ class _Nothing(Exception):
 
 
 def __getattr__(name: str) -> Any:
-    # Half imported, by another thread, it has made no socket either.
+    # If another thread is importing it, there is no TLS socket yet either.
     return getattr(sys.modules.get("ssl"), name, _Nothing)

@@ -20,11 +20,10 @@ _LONGEST_WAIT_MS = 2**31 - 1
 
 
 class Poller:
-    """A set of descriptors, each with the callback that is given the events seen on it.
+    """A set of descriptors, each with a callback that gets the events on it.
 
-    Errors and hang-ups (``POLLERR``, ``POLLHUP``, ``POLLNVAL``) are reported whether or not they were
-    asked for, so a callback finds them out by reading. A callback may add and remove descriptors,
-    its own included.
+    Errors and hang-ups (``POLLERR``, ``POLLHUP``, ``POLLNVAL``) are always reported. A callback may add and
+    remove descriptors, even its own.
     """
 
     def __init__(self) -> None:
@@ -38,7 +37,7 @@ class Poller:
         return len(self._callbacks)
 
     def add(self, fd: int, callback: Callback, events: int = READABLE) -> None:
-        """Watch *fd* for *events*; a descriptor that is watched already gets both replaced."""
+        """Watch *fd* for *events*; replaces an earlier callback and events."""
         self._poll.register(fd, events)
         self._callbacks[fd] = callback
 
@@ -49,15 +48,14 @@ class Poller:
         self._poll.modify(fd, events)
 
     def remove(self, fd: int) -> None:
-        """Forget *fd*, before it is closed; nothing happens if it is not watched."""
+        """Stop watching *fd*, before it is closed. Does nothing if it is not watched."""
         if self._callbacks.pop(fd, None) is not None:
             self._poll.unregister(fd)
 
     def wait(self, timeout: float | None) -> int:
-        """Wait up to *timeout* seconds (none: without a bound), run callbacks, return how many ran.
+        """Wait up to *timeout* seconds (None: no limit), run callbacks, return how many ran.
 
-        The wait is rounded up to the next millisecond: a loop that woke a moment before its deadline
-        would find nothing due and spin.
+        The timeout is rounded up to milliseconds: a loop that wakes before its deadline would spin.
         """
         ran = 0
         for fd, events in self._poll.poll(_milliseconds(timeout)):

@@ -20,10 +20,9 @@ REDIRECT_TO = getattr(os, "devnull", "/dev/null")
 
 
 def open_standard_streams() -> None:
-    """Have ``/dev/null`` on those of 0, 1 and 2 that are closed, and a stream where Python has none for them.
+    """Open ``/dev/null`` on closed standard descriptors, with a stream in Python.
 
-    Else the next file to be opened, a log or a listener, becomes the standard output of everything
-    that this process starts.
+    Otherwise the next file to be opened, a log or a listener, becomes the standard output of all children.
     """
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         if open_if_closed(fd) and getattr(sys, name) is None:
@@ -34,7 +33,7 @@ def open_standard_streams() -> None:
 
 
 def open_if_closed(fd: int) -> bool:
-    """Have ``/dev/null`` on *fd* if it is closed, for this process and its children; True if it was."""
+    """Open ``/dev/null`` on *fd* if it is closed, for this process and its children; True if it was."""
     try:
         os.fstat(fd)
         return False
@@ -49,11 +48,10 @@ def open_if_closed(fd: int) -> bool:
 
 
 def daemonize(enable_stdio_inheritance: bool = False) -> None:
-    """Detach from the terminal: a session of its own, not led by this process, stdio on ``/dev/null``.
+    """Detach from the terminal: a new session, not led by this process, and stdio on ``/dev/null``.
 
-    With *enable_stdio_inheritance* standard output and error stay where they are unless that is a
-    terminal. A master that another one started for an upgrade has been detached already and stays
-    the child that its parent watches.
+    With *enable_stdio_inheritance* standard output and error stay, unless they are a terminal. A master that
+    another one has started for an upgrade is detached already, and stays a child of that master.
     """
     if "GUNICORN_PID" in os.environ or "GUNICORN_FD" in os.environ:
         return
@@ -63,7 +61,7 @@ def daemonize(enable_stdio_inheritance: bool = False) -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
-    # The leader of a session gains a terminal when it opens one; its child cannot.
+    # The leader of a session gets a controlling terminal when it opens one; its child does not.
     if os.fork():
         os._exit(0)
     os.umask(0o22)
@@ -92,15 +90,14 @@ def _is_terminal(fd: int) -> bool:
 
 
 def get_username(uid: int) -> str:
-    """The login name of *uid*; KeyError where the system knows none."""
+    """The login name of *uid*; KeyError if it has none."""
     return pwd.getpwuid(uid).pw_name
 
 
 def set_owner_process(uid: int, gid: int, initgroups: bool = False) -> None:
-    """Become *uid* and *gid*, the group first since afterwards it would not be allowed any more.
+    """Become *uid* and *gid*; the group first, because the new user has no right to change it.
 
-    With *initgroups* the supplementary groups become those of the user plus *gid*; otherwise they stay.
-    0 leaves user or group as they are.
+    With *initgroups* the supplementary groups become those of the user and *gid*. 0 changes nothing.
     """
     if gid:
         username = None
@@ -117,7 +114,7 @@ def set_owner_process(uid: int, gid: int, initgroups: bool = False) -> None:
 
 
 def failure_as(uid: int, gid: int, initgroups: bool, attempt: Callable[[], object]) -> str:
-    """Call *attempt* in a child process with that owner; what it raised, as text, or "" if it did not."""
+    """Call *attempt* in a child process of that user; return the error that it raised as text, or ""."""
     reading, writing = os.pipe()
     # Signals stay blocked in the child: their handlers are this process's.
     with blocked_signals():
@@ -138,7 +135,7 @@ def failure_as(uid: int, gid: int, initgroups: bool, attempt: Callable[[], objec
         with open(reading, "rb") as file:
             return file.read().decode("utf-8", "replace")
     except BaseException:
-        # Told to stop, and the child may hang.
+        # A signal stops the server, and the child may hang.
         os.kill(pid, signal.SIGKILL)
         raise
     finally:
@@ -158,27 +155,27 @@ def unlink(filename: str) -> None:
 
 
 def seed() -> None:
-    """Give a forked process random numbers of its own."""
+    """Give a forked process its own random numbers."""
     random.seed(os.urandom(64))
 
 
 def close_on_exec(fd: int) -> None:
-    """Keep *fd* from programs that this process starts."""
+    """Close *fd* in programs that this process starts."""
     fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.fcntl(fd, fcntl.F_GETFD) | fcntl.FD_CLOEXEC)
 
 
 def set_non_blocking(fd: int) -> None:
-    """Make reads and writes on *fd* return at once."""
+    """Make reads and writes on *fd* non-blocking."""
     os.set_blocking(fd, False)
 
 
 def exit_code(status: int) -> int | None:
-    """The exit code in a wait status; none if a signal ended the process."""
+    """The exit code in a wait status; None if a signal ended the process."""
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
 
 
 def term_signal(status: int) -> int | None:
-    """The signal in a wait status; none if the process ended by itself."""
+    """The signal in a wait status; None if the process exited."""
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
 
 
@@ -191,16 +188,16 @@ def describe_status(status: int) -> str:
 
 
 def describe_end(status: int) -> str:
-    """The same as what is said of a process: ``exited with status 1``, ``was killed by SIGKILL``."""
+    """A wait status as a predicate: ``exited with status 1``, ``was killed by SIGKILL``."""
     text = describe_status(status)
     return text if os.WIFEXITED(status) else f"was {text}"
 
 
 def leave(code: int) -> NoReturn:
-    """End a forked process: what is buffered is written, and no exit handler of the parent's runs."""
+    """End a forked process: flush the streams, but run no exit handlers of the parent."""
     try:
         for stream in (sys.stdout, sys.stderr):
-            # Closed, or none: nothing to write.
+            # It may be closed or None.
             with contextlib.suppress(Exception):
                 stream.flush()
     finally:
@@ -208,7 +205,7 @@ def leave(code: int) -> NoReturn:
 
 
 def set_process_title(title: str) -> None:
-    """Show as ``gunicorn: title`` in process listings, where setproctitle is installed."""
+    """Show ``gunicorn: TITLE`` in process listings, if setproctitle is installed."""
     setproctitle = _setproctitle()
     if setproctitle is not None:
         setproctitle(f"gunicorn: {title}")
@@ -216,7 +213,7 @@ def set_process_title(title: str) -> None:
 
 @functools.cache
 def _setproctitle() -> Callable[[str], None] | None:
-    """Looked for once, by the master: Python does not remember that an import fails."""
+    """The function, if it is installed. Cached in the master: Python does not remember failed imports."""
     try:
         from setproctitle import setproctitle
     except ImportError:

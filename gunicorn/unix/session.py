@@ -19,11 +19,9 @@ from gunicorn.unix import spare
 
 HAVE_PROC = os.path.exists("/proc/self/stat")
 
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC
-
 
 class Stat(NamedTuple):
-    """What /proc/<pid>/stat tells: proc(5)."""
+    """Fields of /proc/<pid>/stat, proc(5)."""
 
     state: str
     ppid: int
@@ -33,14 +31,14 @@ class Stat(NamedTuple):
 
     @property
     def runs(self) -> bool:
-        """Whether it is more than a zombie."""
+        """Whether it is not just a zombie."""
         return self.state not in "ZX" or self.threads > 1
 
 
 def read_stat(pid: int) -> Stat | None:
-    """None where there is no such process (or no /proc).
+    """The status of *pid*; None if there is no such process, or no /proc.
 
-    Raises OSError where no descriptor is left to ask.
+    Raises OSError if no descriptor is left.
     """
     values = _read_stat(pid)
     if values is None:
@@ -49,7 +47,7 @@ def read_stat(pid: int) -> Stat | None:
 
 
 def command_name(pid: int) -> str:
-    """The name of the program that *pid* runs, as ``ps`` shows it; empty where that is not to be had."""
+    """The name of the program that *pid* runs, as in ``ps``; empty if it is unknown."""
     if not HAVE_PROC:
         return os.path.basename(_ps(pid, "comm"))
     try:
@@ -60,20 +58,20 @@ def command_name(pid: int) -> str:
 
 
 def names_of(pids: Collection[int]) -> str:
-    """``12 sh, 13 node``: who that is, for a log."""
+    """``12 sh, 13 node``: the processes *pids* for a log."""
     return ", ".join(f"{pid} {command_name(pid)}".rstrip() for pid in pids)
 
 
 def _read_stat(pid: int) -> list[bytes] | None:
     """The fields that follow the command's name."""
-    # Not with open(): creating a file object takes longer than the kernel's answer, and this runs for each
-    # process of the machine.
+    # Not with open(): creating a file object takes longer than the read, and this runs for each process of
+    # the machine.
     try:
         text = _stat_text(pid)
     except OSError as exc:
         if exc.errno not in spare.EXHAUSTED:
             return None
-        # Nothing is known then, least of all that it is gone.
+        # Nothing is known then: it may be running.
         text = spare.ONE.call(functools.partial(_text_or_nothing, pid))
         if not text:
             return None
@@ -82,7 +80,7 @@ def _read_stat(pid: int) -> list[bytes] | None:
 
 
 def _stat_text(pid: int) -> bytes:
-    fd = os.open(f"/proc/{pid}/stat", _FLAGS)
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, 4096)
     finally:
@@ -97,7 +95,7 @@ def _text_or_nothing(pid: int) -> bytes:
 
 
 def other_threads(pid: int) -> list[str]:
-    """The /proc directories of its threads, where the main one has ended and they go on."""
+    """The /proc directories of the other threads of *pid*, if its main thread has ended."""
     with contextlib.suppress(OSError):
         info = read_stat(pid)
         if info is not None and info.state in "ZX":
@@ -108,9 +106,9 @@ def other_threads(pid: int) -> list[str]:
 
 @functools.cache
 def boot_id() -> str:
-    """Names this boot of the machine: pids and start times repeat after the next one."""
+    """An id of this boot of the machine: pids and start times repeat after the next one."""
     try:
-        # Bytes: a codec is a module, which the user that the process has changed to may be unable to load.
+        # Bytes: a codec is a module, and the user may have no right to load it.
         with open("/proc/sys/kernel/random/boot_id", "rb") as file:
             return file.read().strip().decode()
     except OSError:
@@ -118,10 +116,9 @@ def boot_id() -> str:
 
 
 def identity(pid: int) -> str | None:
-    """A string that no other process ever has for this pid; None: no such live process.
+    """A string that no other process with this pid ever has; None if there is no live process.
 
-    A zombie counts as gone: it runs nothing any more, unless it is the main thread of others that go on.
-    Raises OSError where no descriptor is left to ask.
+    A zombie is not alive, unless it has other threads that run. Raises OSError if no descriptor is left.
     """
     if HAVE_PROC:
         info = read_stat(pid)
@@ -130,16 +127,16 @@ def identity(pid: int) -> str | None:
 
 
 def is_alive(pid: int, who: str) -> bool:
-    """Whether the process that had *pid* when ``identity`` gave *who* still runs."""
+    """Whether the process with this pid and `identity` *who* still runs."""
     try:
         return identity(pid) == who
     except OSError:
-        # To wait for a stranger is better than to take for gone what lives.
+        # Waiting for a stranger is better than taking a living process for dead.
         return exists(pid)
 
 
 def exists(pid: int) -> bool:
-    """Whether the number is a process's, a zombie's included."""
+    """Whether there is a process *pid*, even a zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -150,10 +147,7 @@ def exists(pid: int) -> bool:
 
 
 def members(sessions: Collection[int]) -> dict[int, list[int]]:
-    """The live processes of each of *sessions*; a session without any is not in the result.
-
-    Raises OSError where no descriptor is left to look with.
-    """
+    """The live processes of each of *sessions* that has any. Raises OSError if no descriptor is left."""
     found: dict[int, list[int]] = {}
     if not sessions:
         return found
@@ -164,7 +158,7 @@ def members(sessions: Collection[int]) -> dict[int, list[int]]:
 
 
 def _runs(pid: int) -> bool:
-    """Whether *pid*, which was there a moment ago, is more than a zombie (without /proc that is known)."""
+    """Whether *pid* is not just a zombie; without /proc the caller knows that."""
     if not HAVE_PROC:
         return True
     info = read_stat(pid)
@@ -174,7 +168,7 @@ def _runs(pid: int) -> bool:
 def _all_sessions() -> list[tuple[int, int]]:
     result = []
     if HAVE_PROC:
-        # getsid() is one call of the kernel; a zombie's session is told apart only where that matters.
+        # One system call each; `members` excludes zombies later.
         for name in _list_proc():
             if name.isdigit():
                 pid = int(name)
@@ -199,14 +193,14 @@ def _ps(pid: int | None, *columns: str) -> str:
     import subprocess
 
     which = ["-A"] if pid is None else ["-p", str(pid)]
-    # An option for each: by POSIX all that follows a "=" in one is that column's header.
+    # One option for each: after the "=" the rest of an option is the header of its column (POSIX).
     shown = [f"-o{column}=" for column in columns]
     done = subprocess.run(["ps", *which, *shown], stdout=subprocess.PIPE, text=True, check=False)
     return done.stdout.strip()
 
 
 def session_of(pid: int) -> int | None:
-    """The session that *pid* is in; None where it is gone."""
+    """The session of *pid*; None if it is gone."""
     try:
         return os.getsid(pid)
     except OSError:
@@ -214,7 +208,7 @@ def session_of(pid: int) -> int | None:
 
 
 def all_pids() -> list[int]:
-    """Every process by /proc; empty where there is none."""
+    """Every process; empty without /proc."""
     return [int(name) for name in _list_proc() if name.isdigit()] if HAVE_PROC else []
 
 
@@ -244,31 +238,27 @@ def families(sessions: Collection[int], more: Mapping[int, int]) -> dict[int, li
 
 
 def children_of(parent: int) -> list[int]:
-    """The children of *parent*, zombies included; empty where there is no /proc."""
-    if not HAVE_PROC:
-        return []
-    pids = (int(name) for name in _list_proc() if name.isdigit())
-    return [pid for pid in pids if (info := read_stat(pid)) is not None and info.ppid == parent]
+    """The children of *parent*, zombies included; empty without /proc."""
+    return [pid for pid in all_pids() if (info := read_stat(pid)) is not None and info.ppid == parent]
 
 
 class OwnChildren:
     """The kernel's list of the children of this process (Linux), zombies included.
 
-    It has the children that the main thread has forked and all adopted ones. The kernel warns that the list
-    may miss some: it is read in pieces by position, so an entry is skipped if an earlier one leaves
-    meanwhile. From our own list an entry leaves only by our own wait(2), and new ones come last; so a read
-    between two waits is exact.
+    It has the children that the main thread has forked and all adopted ones. proc(5) warns that the list may
+    miss some, because an entry is skipped if an earlier one leaves during the read. From our own list an
+    entry leaves only by our own wait(2), so a read between two waits is exact.
     """
 
     def __init__(self) -> None:
         try:
             self.fd = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            # There is no /proc, it is that of other numbers, or the kernel was built without the list.
+            # There is no /proc, it is of another pid namespace, or the kernel was built without the list.
             self.fd = -1
 
     def read(self) -> set[int] | None:
-        """None where they are not known."""
+        """The children; None if they are unknown."""
         if self.fd < 0:
             return None
         text = b""
@@ -286,7 +276,7 @@ class OwnChildren:
 
 
 def owner(pid: int) -> int | None:
-    """The real user id of a process; None where it is gone. Raises OSError where no descriptor is left."""
+    """The real user id of a process; None if it is gone. Raises OSError if no descriptor is left."""
     if not HAVE_PROC:
         text = _ps(pid, "ruid")
         return int(text) if text.isdigit() else None
@@ -305,7 +295,7 @@ def owner(pid: int) -> int | None:
 
 
 def send(pid: int, signum: int) -> bool:
-    """Send one signal; False where the process is gone (or is not ours to signal)."""
+    """Send one signal; False if the process is gone or belongs to another user."""
     try:
         os.kill(pid, signum)
     except (ProcessLookupError, PermissionError):
@@ -314,18 +304,17 @@ def send(pid: int, signum: int) -> bool:
 
 
 def ask_to_stop(pid: int, signum: int, as_group: bool = False) -> None:
-    """The stop signal, then SIGCONT: a stopped process handles no signal but SIGKILL."""
+    """Send the stop signal, then SIGCONT: a stopped process handles no other signal."""
     for each in (signum, signal.SIGCONT):
-        # The leader of a session also leads the process group with its number. Right after the fork neither
-        # exists, and the leader is all of it.
+        # The group of a session leader has its number. Right after the fork there is only the process.
         if not (as_group and _send_to_group(pid, each)):
             send(pid, each)
 
 
 def ask_group_to_stop(group: int, signum: int) -> None:
-    """Send the same to the rest of a process group without its leader, whose pid may be reused.
+    """Send the same to the rest of a process group whose leader is gone.
 
-    The kernel does not reuse a number while a group has it.
+    The kernel does not reuse the number while the group exists.
     """
     if group > 0 and _send_to_group(group, signum):
         _send_to_group(group, signal.SIGCONT)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Queue signals as records, and block signals around a fork.
 
-Only these functions (and the workers' own table) change a signal disposition, so two places show what a
-signal does in which process.
+Only these functions and the workers change signal dispositions: two places show what a signal does in which
+process.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from typing import Any
 
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
-# The functions of `signal` turn each number that they return into a member of an enum. On the way of
-# each fork, with 64 numbers in a mask, that costs several times what the calls do; those of the
-# module below return the numbers.
+# The functions of `signal` make a member of an enum of each number that they return, 64 in a mask. In a child
+# that was just forked that copies 0.1 MB of pages; those of the module below return plain numbers.
 _plain: Any = sys.modules.get("_signal", signal)
 _ALL = tuple(sorted(map(int, signal.valid_signals())))
 _SIG_BLOCK, _SIG_SETMASK = int(signal.SIG_BLOCK), int(signal.SIG_SETMASK)
-# As names of this module: in a child that was just forked each object that is touched is a page that is
-# copied, and to look an attribute up touches two.
+# As names of this module, because looking up attributes touches pages too.
 _sigmask, _signal, _set_wakeup_fd = _plain.pthread_sigmask, _plain.signal, _plain.set_wakeup_fd
 _SIG_DFL, _SIG_IGN = _plain.SIG_DFL, _plain.SIG_IGN
 
@@ -38,7 +36,7 @@ def signal_name(signum: int) -> str:
 
 
 class Interrupted(BaseException):
-    """Raised in whatever the main thread is doing by a signal of `SignalInbox.interrupts`."""
+    """Raised in the main thread by a signal of `SignalInbox.interrupts`."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"by {signal_name(signum)}")
@@ -46,10 +44,9 @@ class Interrupted(BaseException):
 
 
 def in_turn(queue: Iterable[int], first: Iterable[int], repeatable: Iterable[int]) -> list[int]:
-    """Return *queue* in the order of its handling.
+    """The order in which to handle *queue*.
 
-    Signals in *first* overtake all others. A signal counts once, where it came last, unless it is in
-    *repeatable*.
+    Signals in *first* go first. A signal counts once, at its last place, unless it is in *repeatable*.
     """
     left = list(queue)
     once = set(left) - set(repeatable)
@@ -60,12 +57,10 @@ def in_turn(queue: Iterable[int], first: Iterable[int], repeatable: Iterable[int
 class SignalInbox:
     """Turns the arrival of *signals* into entries of a queue and a readable descriptor.
 
-    The Python handler appends the number and writes a byte into a pipe, nothing
-    else. The interpreter itself runs that handler only between two bytecodes, so a
-    signal that lands after the last check and before ``poll()`` would go unseen
-    until the wait is over; the wake-up descriptor, written by the C handler,
-    ends the wait in that case too. Either byte may come first: whichever
-    is read, the other one is still in the pipe when the queue gains its entry.
+    The Python handler only appends the number and writes a byte into a pipe. The interpreter runs it between
+    two bytecodes, so a signal right before ``poll()`` would wait for the end of the poll; the C handler
+    writes to the wake-up descriptor, which ends the poll. Either byte may come first: when one is read, the
+    other is still in the pipe until the queue has its entry.
 
     ``install()`` and ``drain()`` belong to the main thread, ``wake()`` to any.
     """
@@ -74,14 +69,14 @@ class SignalInbox:
         self.signals = tuple(signals)
         self.queue: list[int] = []
         self.pipe: tuple[int, int] | tuple[()] = ()
-        # The first of these that arrives raises Interrupted, while the queue is not read yet.
+        # The first of these raises Interrupted; set while nobody reads the queue.
         self.interrupts: frozenset[int] = frozenset()
         self._pid = 0
 
     def install(self) -> None:
-        """Make the pipe and take the signals over. A second call takes them over again."""
+        """Create the pipe, and set the handlers. A second call sets them again."""
         if not self.pipe:
-            # Both ends are close-on-exec and must never block: not the handler, not drain().
+            # Both ends are close-on-exec. Neither the handler nor drain() may block.
             self.pipe = os.pipe()
             for fd in self.pipe:
                 os.set_blocking(fd, False)
@@ -89,17 +84,17 @@ class SignalInbox:
         signal.set_wakeup_fd(self.pipe[1], warn_on_full_buffer=False)
         for signum in self.signals:
             signal.signal(signum, self.receive)
-        # Blocked ones are inherited over exec, and would never arrive.
+        # A mask is inherited over exec, and blocked signals would never arrive.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
 
     def fileno(self) -> int:
-        """The descriptor that is readable while ``drain()`` has something to return."""
+        """The descriptor that is readable while signals wait for ``drain()``."""
         if not self.pipe:
             raise ValueError("the signal inbox is not installed")
         return self.pipe[0]
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
-        """The handler: record and wake. Raises Interrupted, once, where that is wanted."""
+        """The handler: record and wake. Within `interrupting` it raises Interrupted, once."""
         self.queue.append(signum)
         self.wake()
         # Record it anyway: the interrupted code may catch everything.
@@ -127,17 +122,16 @@ class SignalInbox:
                 os.write(self.pipe[1], b"\0")
 
     def drain(self) -> list[int]:
-        """Return the signals that have arrived since the last call, in order.
+        """Return the signals since the last call, in the order of arrival.
 
-        A signal that came several times before its handler could run counts once,
-        as a pending signal does in the kernel.
+        A signal that came several times before its handler ran counts once, as in the kernel.
         """
         seen = self._read_pipe()
-        # Entries are taken out one by one: the handler may append at any moment.
+        # One by one: the handler may append at any moment.
         arrived = [self.queue.pop(0) for _ in range(len(self.queue))]
         if len(arrived) > 1:
-            # Python's handlers of signals that were pending together run in numerical order; the bytes of
-            # the C handler keep the order of arrival.
+            # Python runs the handlers of pending signals in numerical order; the bytes of the C handler are
+            # in the order of arrival.
             arrived.sort(key=lambda signum: seen.find(signum) if signum in seen else len(seen))
         return arrived
 
@@ -151,7 +145,7 @@ class SignalInbox:
         return seen
 
     def close(self) -> None:
-        """Close the pipe; in the process that installed it, give the wake-up descriptor back first."""
+        """Close the pipe; in the process that installed it, reset the wake-up descriptor first."""
         pipe, self.pipe = self.pipe, ()
         if not pipe:
             return
@@ -162,7 +156,7 @@ class SignalInbox:
 
 
 def _drop_wakeup_fd(own: int) -> None:
-    """Let go of the wake-up descriptor, if it is *own*."""
+    """Reset the wake-up descriptor if it is *own*."""
     current = signal.set_wakeup_fd(-1)
     if current not in (-1, own):
         signal.set_wakeup_fd(current, warn_on_full_buffer=False)
@@ -172,15 +166,14 @@ def _drop_wakeup_fd(own: int) -> None:
 def blocked_signals() -> Iterator[set[int]]:
     """Block every signal of this thread, and unblock them at the end of the block.
 
-    Fork within the block, and set the child's own dispositions there: a signal sent to the child in between
-    then waits for them::
+    Fork and set the child's dispositions within the block: a signal to the child waits for them::
 
         with blocked_signals():
             pid = os.fork()
             if pid == 0:
                 reset_to_default()
 
-    The value is the previous mask, for a child that restores it in another way.
+    The value is the previous mask, for a child that does not leave the block.
     """
     mask = block_all()
     try:
@@ -190,7 +183,7 @@ def blocked_signals() -> Iterator[set[int]]:
 
 
 def block_all() -> set[int]:
-    """Hold back every signal of this thread; return the mask as it was, for `set_mask`."""
+    """Block every signal of this thread; return the old mask for `set_mask`."""
     return _sigmask(_SIG_BLOCK, _ALL)  # type: ignore[no-any-return]
 
 
@@ -202,11 +195,10 @@ def set_mask(mask: Iterable[int]) -> None:
 def reset_to_default(
     signals: Iterable[int] | None = None, handlers: Mapping[int, Handler] | None = None
 ) -> None:
-    """Give a forked child dispositions of its own and let go of the parent's wake-up descriptor.
+    """Give a forked child its own dispositions, and reset the wake-up descriptor of the parent.
 
-    *signals* go back to the default; none means all that have a Python handler. What is
-    ignored (``SIGPIPE``, and what ``nohup`` set) or handled in C stays. *handlers* are set
-    instead of the default where given.
+    *signals* get their default action, or their function in *handlers*; None means all with a Python handler.
+    Ignored signals (``SIGPIPE``, those of ``nohup``) and handlers in C stay.
     """
     _set_wakeup_fd(-1)
     if signals is None:
@@ -221,16 +213,16 @@ def reset_to_default(
             handler = _SIG_IGN if handler else _SIG_DFL
         _signal(signum, handler)
     if "gevent.signal" in sys.modules and signal.SIGCHLD in signals:
-        # If gevent has patched it, the library learns of children by this signal. It must know that its
-        # handler is gone, or it would wait for the end of a subprocess for ever.
+        # A patching gevent notices the end of children by this signal. It must know that its handler is gone,
+        # or it would wait for subprocesses for ever.
         signal.signal(signal.SIGCHLD, own.get(signal.SIGCHLD, signal.SIG_DFL))
 
 
 def disregard(signals: Iterable[int], *, for_good: bool = False) -> None:
     """Ignore *signals* from now on; with *for_good*, even when the interpreter is gone.
 
-    Without it, use a handler: an ignored signal stays ignored in programs that this process starts. But the
-    interpreter restores the default action early in its exit.
+    Otherwise they get an empty handler, because programs that this process starts inherit ignored signals.
+    But the interpreter removes handlers early in its exit.
     """
     for signum in signals:
         _signal(signum, _SIG_IGN if for_good else _do_nothing)
@@ -241,5 +233,5 @@ def _do_nothing(signum: int, frame: FrameType | None) -> None:
 
 
 def unblock_all() -> None:
-    """Clear the signal mask, for a child that starts a program of its own."""
+    """Unblock all signals."""
     set_mask(())

@@ -18,11 +18,11 @@ import socket
 import stat
 from collections.abc import Iterator
 
-# O_PATH: passing through a directory takes no right to list it.
+# O_PATH: passing through a directory needs no right to list it.
 _DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # As many links as the kernel follows, path_resolution(7).
 _MOST_LINKS = 40
-# Names for what a process has open already, or that hold nothing.
+# Names of open descriptors, and of nothing.
 _STANDARD_STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/null")
 _STREAM = re.compile(r"/dev/fd/\d+|/proc/(?:self|thread-self|\d+)/fd/\d+")
 
@@ -45,7 +45,7 @@ class Place:
         self.fd = os.open("/", _DIRECTORY)
         self.name = "."
         self.trusted = _only_root_writes(os.fstat(self.fd))
-        # Whether the name is one of a stream, for the kernel to follow.
+        # Whether the name is that of a stream, which the kernel follows.
         self.stream = False
         # The user whose link led here, who must own the file.
         self.link_owner: int | None = None
@@ -57,11 +57,11 @@ class Place:
     def walk(self, path: str, follow: bool) -> None:
         """Go to the directory of *path*; with *follow* also through a link that its last name is."""
         if os.path.isabs(path):
-            # Not through anybody's link to any descriptor: that is another way to a file's name.
+            # Not through everybody's link to a descriptor: that would be another way to a file.
             if follow and (path in _STANDARD_STREAMS or (self.trusted and is_stream(path))):
                 self.stream, self.name = True, path
                 return
-            # From an untrusted link the way is an untrusted one from its beginning.
+            # A path in an untrusted link is untrusted from its beginning.
             self._move(os.open("/", _DIRECTORY), self.trusted)
         parts = [part for part in path.split("/") if part not in ("", ".")] or ["."]
         for part in parts[:-1]:
@@ -72,7 +72,7 @@ class Place:
             self.walk(target, follow)
 
     def _follow(self) -> str | None:
-        """The target of the name if it is a link, else None. Takes note of the link's owner."""
+        """The target of the name if it is a link, else None. Remembers the link's owner."""
         info = self.info()
         if info is None or not stat.S_ISLNK(info.st_mode):
             return None
@@ -93,10 +93,10 @@ class Place:
             return None
 
     def trusts(self, info: os.stat_result) -> bool:
-        """Whether only root can have made the entry *info* of this directory."""
+        """Whether only root can have created the entry *info* of this directory."""
         if not self.trusted or not os.fstat(self.fd).st_mode & stat.S_ISVTX:
             return self.trusted
-        # Everybody may give a file of root's a second name there.
+        # Everybody may create hard links to root's files there.
         return info.st_uid == 0 and (stat.S_ISDIR(info.st_mode) or info.st_nlink <= 1)
 
     def _enter(self, name: str) -> None:
@@ -114,7 +114,7 @@ class Place:
             raise self.bad_link(owner)
 
     def _read_link(self, name: str) -> tuple[os.stat_result, str]:
-        """Status and target of a link. Both are those of one link, even if it is replaced meanwhile."""
+        """Status and target of a link, of the same one even if it is replaced meanwhile."""
         self._links += 1
         if self._links > _MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self.path)
@@ -129,7 +129,7 @@ class Place:
             os.close(fd)
 
     def _owner_of_link(self, info: os.stat_result) -> int | None:
-        """The user who must own the target of a link; None for a link of root's, which may lead anywhere."""
+        """The user who must own the target of a link; None for a link of root, which may lead anywhere."""
         if self.trusts(info):
             return None
         if info.st_nlink > 1:
@@ -140,10 +140,7 @@ class Place:
         return Untrusted(self.path, f"a link of user {owner} leads to something that user does not own")
 
     def check(self, info: os.stat_result, user: int, made: bool = False) -> None:
-        """Raise Untrusted if the file *info* does not belong here, as root's or *user*'s.
-
-        *made*: just now, by us.
-        """
+        """Raise Untrusted unless the file *info* may be root's or *user*'s; *made*: we have created it."""
         if made:
             return
         if self.link_owner not in (None, info.st_uid):
@@ -153,7 +150,7 @@ class Place:
         directory = os.fstat(self.fd)
         if not (stat.S_ISREG(info.st_mode) or stat.S_ISFIFO(info.st_mode)):
             raise Untrusted(self.path, "it is not a file, and others may write to its directory")
-        # Some file systems in user space count no names at all.
+        # Some file systems in user space do not count names.
         if info.st_nlink > 1:
             raise Untrusted(self.path, "it has a hard link, and others may write to its directory")
         if directory.st_mode & stat.S_ISVTX and info.st_uid not in (0, user, directory.st_uid):
@@ -196,8 +193,8 @@ def _only_root_writes(info: os.stat_result) -> bool:
 def open_file(path: str, flags: int, mode: int = 0o666, owner: Owner | None = None) -> int:
     """Open *path* for writing, close-on-exec. As root, check the path and the file. Raises OSError.
 
-    With *owner*, a regular file is given to that user and group if it was made now, or if only root can
-    have put it there.
+    With *owner*, a regular file is given to that user and group if it is new, or if only root can have put it
+    there.
     """
     flags |= os.O_CLOEXEC | os.O_NOCTTY
     if os.geteuid() != 0 or is_stream(os.path.abspath(path)):
@@ -205,7 +202,7 @@ def open_file(path: str, flags: int, mode: int = 0o666, owner: Owner | None = No
     with place_of(path) as place:
         if place.stream:
             return os.open(place.name, flags, mode)
-        # Nothing of a stranger's file is cut off before it has been looked at.
+        # Truncate it only after the check.
         fd, made = _open_or_make(place, flags & ~os.O_TRUNC, mode)
         try:
             info = os.fstat(fd)
@@ -223,8 +220,8 @@ def open_file(path: str, flags: int, mode: int = 0o666, owner: Owner | None = No
 
 
 def _open_or_make(place: Place, flags: int, mode: int) -> tuple[int, bool]:
-    """The open file, and whether it was made now."""
-    # Others may make and remove it in between, but not for ever.
+    """The open file, and whether it is new."""
+    # Others may create and remove it meanwhile, but not for ever.
     for _ in range(10):
         info = place.info()
         if info is None and flags & os.O_CREAT:
@@ -233,7 +230,7 @@ def _open_or_make(place: Place, flags: int, mode: int) -> tuple[int, bool]:
                 return os.open(place.name, flags | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=place.fd), True
             continue
         if info is not None:
-            # To open a device does something to it: before that.
+            # Before it is opened, which may change the state of a device.
             place.check(info, info.st_uid)
         with contextlib.suppress(FileNotFoundError):
             return os.open(place.name, flags & ~os.O_CREAT | os.O_NOFOLLOW, dir_fd=place.fd), False
@@ -243,7 +240,7 @@ def _open_or_make(place: Place, flags: int, mode: int) -> tuple[int, bool]:
 
 
 def remove(path: str | bytes) -> None:
-    """Remove the file *path*; as root, through no link that others control. Raises OSError."""
+    """Remove the file *path*; as root, not through links that others control. Raises OSError."""
     if os.geteuid() != 0:
         os.unlink(path)
         return
@@ -285,9 +282,9 @@ def check_path(path: str) -> None:
 
 
 def is_owned_by_root(path: str) -> bool:
-    """Whether *path* is a directory of root's, or can become one, and only root can replace it.
+    """Whether *path* is a directory of root's, or can become one, that only root can replace.
 
-    Others may be allowed to make files in it.
+    Others may have the right to create files in it.
     """
     try:
         with place_of(path) as place:
@@ -302,7 +299,7 @@ def is_owned_by_root(path: str) -> bool:
 
 
 def open_directory(path: str) -> int:
-    """Open the directory *path* for reading; as root, through no link that others control. Raises OSError."""
+    """Open the directory *path* for reading; as root, not through links of others. Raises OSError."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     if os.geteuid() != 0:
         return os.open(path, flags)
@@ -315,8 +312,8 @@ def open_directory(path: str) -> int:
 
 
 def make_directory(path: str, owner: Owner) -> None:
-    """Make *path*, mode 0700, for *owner*; do nothing if something is there. Raises OSError."""
-    # By the umask: a chmod() afterwards would follow a link.
+    """Create *path* with mode 0700 for *owner*, if there is nothing. Raises OSError."""
+    # By the umask: chmod() would follow a link.
     umask = os.umask(0o077)
     try:
         if os.geteuid() != 0:
@@ -335,7 +332,7 @@ def _give_empty_directory(place: Place, owner: Owner) -> None:
         return
     fd = os.open(place.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd)
     try:
-        # A user who may write to the directory above may have put another directory of root's in its place.
+        # A user with the right to write to its parent may have replaced it by another directory of root's.
         if os.fstat(fd).st_uid != 0 or os.listdir(fd):
             raise Untrusted(place.path, "it was replaced as soon as it was made")
         os.fchown(fd, *owner)
@@ -344,20 +341,20 @@ def _give_empty_directory(place: Place, owner: Owner) -> None:
 
 
 def give_socket(path: str, owner: Owner) -> None:
-    """Give the socket file *path*, which this process has just made, to *owner*. Raises OSError."""
+    """Give the socket file *path*, which this process has just created, to *owner*. Raises OSError."""
     if os.geteuid() != 0:
         os.chown(path, *owner, follow_symlinks=False)
         return
     with place_of(path, follow=False) as place:
         _check_socket(place, place.info())
         if not hasattr(os, "O_PATH") or not os.path.exists("/proc/self/fd"):
-            # There is a moment in which the file may be replaced, if the system has no better way.
+            # The file may be replaced in between; the system has no better way.
             os.chown(place.name, *owner, dir_fd=place.fd, follow_symlinks=False)
             return
         fd = os.open(place.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd)
         try:
             _check_socket(place, os.fstat(fd))
-            # fchown() refuses such a descriptor, open(2); its name in /proc leads to the same file.
+            # fchown() refuses such a descriptor, open(2), but chown() takes its name in /proc.
             os.chown(f"/proc/self/fd/{fd}", *owner)
         finally:
             os.close(fd)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The client of the control socket: find the server and send it one request at a time.
 
-Like the rest of the command it stands on the standard library and `paths` alone.
+Like the rest of the command it imports only the standard library and `paths`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ DEFAULT_TIMEOUT = 5.0
 RETRY_INTERVAL = 0.1
 SOCKET_VARIABLE = "GUNICORN_COMPANION_SOCKET"
 
-# More than any server sends; somebody else's server must not use up our memory.
+# More than any server sends: a foreign server must not use up our memory.
 MAX_REPLY = 64 * 1024 * 1024
 # Control characters of terminals: C0 except tab and newline, DEL, C1.
 _CONTROL_RE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-# Between two looks at what may have changed: where the server tells of changes, in case that it
-# does not tell all, and otherwise. And the shortest, however much happens.
+# Seconds between two requests for the status: if the server sends events, which may not report everything; if
+# it does not; and at least.
 LOOK_INTERVAL_TOLD = 1.0
 LOOK_INTERVAL = 0.1
 SHORTEST_LOOK_INTERVAL = 0.05
@@ -61,13 +61,13 @@ class Connection:
         self.sock.close()
 
     def ask(self, **request: Any) -> Reply:
-        """Send a request and return the reply. Raises Failure where none comes."""
+        """Send a request and return the reply. Raises Failure if none comes."""
         try:
             self.sock.sendall(json.dumps(request).encode() + b"\n")
         except TimeoutError:
             raise Failure(f"no answer from {self.path} in time") from None
         except (BrokenPipeError, ConnectionResetError):
-            # A server that has too many connections says so unasked, and closes this one.
+            # A server with too many connections sends that as the answer, and closes this one.
             pass
         except OSError as exc:
             raise Failure(f"{self.path}: {exc.strerror}") from None
@@ -80,7 +80,7 @@ class Connection:
         return reply
 
     def line(self) -> bytes:
-        """The next line that the server sends, with its end. Raises Failure where none comes."""
+        """The next line from the server, with its newline. Raises Failure if none comes."""
         try:
             line = self.file.readline(MAX_REPLY)
         except TimeoutError:
@@ -94,10 +94,10 @@ class Connection:
         return line
 
     def check_pid(self, pid: Any) -> int:
-        """*pid*, which a shell may be about to signal, as the number of a process. Raises Failure.
+        """Return *pid* if it may be signalled. Raises Failure.
 
-        A server of another user may name none to root that is not that user's: it would be
-        root's signal.
+        The shell of root may be about to signal it: another user's server may only name processes of that
+        user.
         """
         if type(pid) is not int or pid <= 0:
             raise Failure(f"{self.path}: the answer names no process")
@@ -106,7 +106,7 @@ class Connection:
             try:
                 owner = os.stat(f"/proc/{pid}").st_uid
             except OSError:
-                return pid  # gone, or not for us to see
+                return pid  # it is gone, or hidden
             if owner != user:
                 raise Failure(
                     f"{self.path} is user {user}'s and names process {pid}, which is user {owner}'s"
@@ -114,7 +114,7 @@ class Connection:
         return pid
 
     def must(self, **request: Any) -> Reply:
-        """Like `ask`, but a refusal raises Failure too."""
+        """Like `ask`, but also raises Failure if the server refuses."""
         reply = self.ask(**request)
         if not reply.get("ok"):
             raise Failure(refusal(reply), REFUSED)
@@ -122,7 +122,7 @@ class Connection:
 
 
 def _peer(sock: socket.socket) -> int | None:
-    """The user whose process listens at the other end, where the system tells (Linux)."""
+    """The user of the process at the other end; None if the system is not Linux."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
         return None
@@ -132,7 +132,7 @@ def _peer(sock: socket.socket) -> int | None:
 
 
 class Printable:
-    """A text stream that shows control characters as ``\\x1b``: no answer acts on a terminal."""
+    """A text stream that shows control characters as ``\\x1b``, so that they do not act on a terminal."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -145,7 +145,7 @@ class Printable:
 
 
 def complain(text: object) -> None:
-    """Tell it on stderr, if that can be written to."""
+    """Print *text* on stderr, if that is possible."""
     try:
         print(f"gunicorn-companion: {text}", file=sys.stderr, flush=True)
     except OSError:
@@ -153,7 +153,7 @@ def complain(text: object) -> None:
 
 
 def discard(stream: Any) -> None:
-    """Let what *stream* still holds go nowhere: the interpreter writes it at its end."""
+    """Discard what *stream* has buffered, which the interpreter would write at its exit."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):
@@ -165,10 +165,10 @@ def refusal(reply: Reply) -> str:
 
 
 class Changes:
-    """Tells when to look again: at once when the server tells of a change, or after an interval.
+    """Waits until something may have changed: for an event from the server, or for an interval.
 
-    This makes waiting cheap for a server with a thousand companions. It has its own connection; if the
-    server refuses it, it asks more often.
+    This makes waiting cheap for a server with a thousand companions. It has its own connection; if the server
+    refuses it, the interval is shorter.
     """
 
     def __init__(self, path: str) -> None:
@@ -179,12 +179,12 @@ class Changes:
             self._sock.settimeout(1.0)
             self._sock.connect(path)
             self._sock.sendall(b'{"cmd": "events"}\n')
-            # Once it has been answered nothing is missed any more.
+            # From the answer on no event is missed.
             answer = self._sock.recv(64 * 1024).partition(b"\n")[0]
-            told = json.loads(answer)["ok"] is True
+            accepted = json.loads(answer)["ok"] is True
         except (OSError, ValueError, LookupError, TypeError):
-            told = False
-        if not told:
+            accepted = False
+        if not accepted:
             self.close()
 
     def __enter__(self) -> Changes:
@@ -199,7 +199,7 @@ class Changes:
             self._sock = None
 
     def wait(self, deadline: float | None) -> None:
-        """Until something has happened, or may have; at most until *deadline* (monotonic)."""
+        """Wait until something may have changed, at most until *deadline* (monotonic)."""
         if self._sock is None:
             _sleep(LOOK_INTERVAL, deadline)
         elif self._take(_bounded(LOOK_INTERVAL_TOLD, deadline)):
@@ -279,7 +279,7 @@ def _open(path: str, timeout: float) -> Connection:
 
 
 def _find(timeout: float) -> Connection | None:
-    """The one live server; none: None; several: a Failure that lists them."""
+    """A connection to the only live server; None if there is none. Raises Failure if there are several."""
     live: list[Connection] = []
     for path in paths.candidate_sockets(os.environ, os.getuid()):
         try:

@@ -27,23 +27,22 @@ from gunicorn.companion.client.ctlclient import (
 
 EVERY = "all"
 
-# What `wait` takes beside the states: STOPPED because its work is done, and not for a failure or by command.
+# For `wait`, besides the states: STOPPED because its work is done, not by a failure or a command.
 DONE = "DONE"
 
-# Seconds that a server has at least to answer `wait`.
+# The least time for an answer to `wait`, in seconds.
 SHORTEST_ANSWER_TIME = 2.0
 
 # -- status --------------------------------------------------------------------
 
 
 def show_status(connection: Connection, options: Namespace) -> int:
-    told = bool(options.json or options.verbose)
-    more = {"memory": True} if told else {}
+    more = {"memory": True} if options.json or options.verbose else {}
     names = [] if EVERY in options.names else list(dict.fromkeys(options.names))
     replies = [connection.must(cmd="status", name=name, **more) for name in names]
     if not names:
         replies.append(connection.must(cmd="status", **more))
-    # A copy may be named directly and through its set.
+    # A copy may be named by itself and by its set.
     found = {companion["name"]: companion for reply in replies for companion in reply["companions"]}
     companions = list(found.values())
     memory = replies[0].get("memory")
@@ -62,10 +61,10 @@ def show_status(connection: Connection, options: Namespace) -> int:
 
 
 def print_table(rows: Iterable[list[str]], right: Iterable[int] = ()) -> None:
-    """Aligned columns as of ``supervisorctl status``; those in *right* are aligned to the right."""
+    """Print aligned columns like ``supervisorctl status``; those in *right* are right-aligned."""
     rows = list(rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    widths[1] = max(widths[1], 8)  # the longest state: the same columns from call to call
+    widths[1] = max(widths[1], 8)  # the longest state, so that all calls have the same columns
     for row in rows:
         cells = [
             f"{cell:>{width}}" if column in right else f"{cell:<{width}}"
@@ -75,7 +74,7 @@ def print_table(rows: Iterable[list[str]], right: Iterable[int] = ()) -> None:
 
 
 def describe(companion: Reply) -> str:
-    """The phrase about it, and what else there is to say in its line."""
+    """The server's description, and whether a rolling restart will reach it."""
     text = str(companion["description"])
     if companion.get("rolling"):
         text += ", to be restarted in its turn"
@@ -89,28 +88,28 @@ def runs_as_it_should(companion: Reply) -> bool:
     if state != "STOPPED":
         return bool(state == "RUNNING") and not companion.get("flapping")
     if companion.get("reason") == "exited":
-        # By itself, and its configuration does not want it back.
+        # It exited by itself, and autorestart does not apply.
         return is_done(companion)
-    # To have given up is a failure, whoever had started it.
+    # Giving up is a failure, even after a manual start.
     return not companion["autostart"] and companion.get("reason") != "gave up"
 
 
 def is_done(companion: Reply) -> bool:
-    """Whether it has done its work and rests."""
-    # A server that is older than this command does not tell.
+    """Whether it has finished its work."""
+    # An older server does not send "done".
     well = companion.get("reason") == "exited" and companion.get("last_exit_code") == 0
     return companion["state"] == "STOPPED" and bool(companion.get("done", well))
 
 
 def has_come_to(companion: Reply, wanted: str) -> bool:
-    """Whether it is in the state *wanted*; a finished job counts as RUNNING."""
+    """Whether it has reached the state *wanted*; a finished job counts as RUNNING."""
     if wanted in (DONE, "RUNNING") and is_done(companion):
         return True
     return bool(companion["state"] == wanted)
 
 
 def never_comes_to(companion: Reply, wanted: str) -> bool:
-    """Whether it will not come to the state *wanted*, which it is not in, unless somebody helps."""
+    """Whether it will not reach the state *wanted* by itself."""
     if companion["state"] == "STOPPED":
         return not companion.get("rolling")
     if wanted == DONE and companion.get("autorestart") == "always":
@@ -124,7 +123,7 @@ MIB = 1024 * 1024
 
 
 def print_memory(companions: list[Reply], memory: Reply) -> None:
-    """The table with what each takes, and a sentence with the sum."""
+    """Print the table with the memory of each, and a sentence with the sum."""
     header = ["NAME", "STATE", "PSS", "PRIVATE", "SAVED", "DESCRIPTION"]
     rows = [
         [
@@ -141,8 +140,8 @@ def print_memory(companions: list[Reply], memory: Reply) -> None:
 
 def sum_up(companions: list[Reply]) -> dict[str, int]:
     """Sum up the memory of *companions*; ``separate``: their memory as separate processes."""
-    told = [companion["memory"] for companion in companions if companion.get("memory")]
-    sums = {key: sum(one[key] for one in told) for key in ("rss", "pss", "private", "saved")}
+    known = [companion["memory"] for companion in companions if companion.get("memory")]
+    sums = {key: sum(one[key] for one in known) for key in ("rss", "pss", "private", "saved")}
     return {**sums, "separate": sums["pss"] + sums["saved"]}
 
 
@@ -169,16 +168,16 @@ def show_size(size: int | None) -> str:
     return "-" if size is None else f"{size / MIB:.1f} MiB"
 
 
-# -- commands that companions carry out ------------------------------------------
+# -- commands for companions ------------------------------------------
 
 
 def steer(connection: Connection, options: Namespace) -> int:
-    """start, stop or restart, then wait until each has settled."""
+    """Start, stop or restart companions, then wait until each has settled."""
     rolling = bool(getattr(options, "rolling", False))
     request = {"cmd": options.command, **({"rolling": True} if rolling else {})}
     names = _expand(connection, options.names)
     if options.command == "stop" and len(names) > 1:
-        # Together, in their order. A server that is older than this command stops one by one.
+        # Together, in their order. An older server stops them one by one.
         request["names"] = names
     accepted, code = _send_each(connection, options, request, names)
     wanted = "STOPPED" if options.command == "stop" else "RUNNING"
@@ -192,9 +191,9 @@ def steer(connection: Connection, options: Namespace) -> int:
 def _send_each(
     connection: Connection, options: Namespace, request: Reply, names: list[str]
 ) -> tuple[dict[str, bool], int]:
-    """Send *request* for each of *names*; return whom it was accepted for, and the exit code.
+    """Send *request* for each of *names*; return the accepted companions, and the exit code.
 
-    Copies are named one by one, each with whether it was already as was asked. A set may be refused in part.
+    The value of each is whether it was already in the requested state. A set may be refused in part.
     """
     code = OK
     accepted: dict[str, bool] = {}
@@ -247,7 +246,7 @@ def _settle(
                 wanted, done = goals.pop(name)
                 good = _tell(options, name, companion, wanted, done) and good
             if rolling and not good and goals:
-                # The others wait for one that may never come up.
+                # The others wait for the failed one.
                 complain(f"not restarted yet: {', '.join(goals)}")
                 return False
             if not goals:
@@ -259,10 +258,10 @@ def _settle(
 
 
 def _look(connection: Connection, names: list[str]) -> dict[str, Reply]:
-    """Return the companions by name; ask for one alone if only it is needed."""
+    """Return the companions by name: all, or the only one in *names*."""
     if len(names) == 1:
         reply = connection.ask(cmd="status", name=names[0])
-        # It may be configured no more.
+        # It may have been removed from the configuration.
         if not reply.get("ok"):
             return {}
     else:
@@ -274,7 +273,7 @@ def _has_settled(companion: Reply | None) -> bool:
     if companion is None:
         return True
     if companion["state"] == "STARTING":
-        # A companion in its `after` fails or is stopped, so the wait would not end.
+        # Stuck: a companion in its `after` fails or is stopped.
         return bool(companion.get("stuck"))
     waits = companion.get("rolling") or companion.get("stops_after")
     return companion["state"] != "STOPPING" and not waits
@@ -326,10 +325,10 @@ def scale(connection: Connection, options: Namespace) -> int:
 
 
 def wait(connection: Connection, options: Namespace) -> int:
-    """Until all are in a state at once; at once a failure where one of them won't get there."""
+    """Wait until all are in a state at the same time; fail at once if one of them will not reach it."""
     deadline = _deadline(options)
     if options.timeout is not None:
-        # It bounds how long is waited for the companions; a look at them has its time.
+        # The timeout is for the companions; an answer has its own time.
         connection.sock.settimeout(max(options.timeout, SHORTEST_ANSWER_TIME))
     seen: set[str] = set()
     with Changes(connection.path) as changes:
@@ -356,7 +355,7 @@ def wait(connection: Connection, options: Namespace) -> int:
 
 
 def _look_at(connection: Connection, names: list[str], known: set[str]) -> dict[str, Reply]:
-    """The companions that *names* mean; one of *known* (which grows) may have gone meanwhile."""
+    """The companions of *names*; those in *known*, which grows, may be gone."""
     if EVERY in names:
         names = []
     replies = [connection.ask(cmd="status", name=name) for name in dict.fromkeys(names)]
@@ -374,7 +373,7 @@ def _look_at(connection: Connection, names: list[str], known: set[str]) -> dict[
 
 def reread(connection: Connection, options: Namespace) -> int:
     if options.timeout is None:
-        # It executes the configuration file, which may take its time.
+        # It runs the configuration file, which may take long.
         connection.sock.settimeout(None)
     reply = connection.ask(cmd="reread", **({"dry_run": True} if options.dry_run else {}))
     if options.json:
@@ -395,9 +394,9 @@ def reread(connection: Connection, options: Namespace) -> int:
 
 
 def follow_events(connection: Connection, options: Namespace) -> int:
-    """One line of JSON for each change of a state, until the server ends or somebody interrupts."""
+    """Print one line of JSON for each change of a state, until the server ends."""
     connection.must(cmd="events")
-    # There may be no event for long.
+    # There may be no event for a long time.
     connection.sock.settimeout(None)
     while True:
         sys.stdout.write(connection.line().decode("utf-8", "replace"))
@@ -405,7 +404,7 @@ def follow_events(connection: Connection, options: Namespace) -> int:
 
 
 def show_pid(connection: Connection, options: Namespace) -> int:
-    """The manager's pid, or those of companions. One that does not run has none: 0 would mean us to kill."""
+    """Print the pid of the manager, or of companions. One without a process has none: not 0, for ``kill``."""
     if not options.names:
         reply = connection.must(cmd="pid")
         pid = connection.check_pid(reply.get("pid"))
