@@ -32,7 +32,6 @@ LAYERS: list[list[str]] = [
         "gunicorn.master.announce",
         "gunicorn.settings.addresses",
         "gunicorn.companion",
-        "gunicorn.companion.paths",
         "gunicorn.companion.runfile",
         "gunicorn.companion.detached",
         "gunicorn.companion.child.*",

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import os
-import pwd
 import stat
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -27,6 +25,7 @@ from gunicorn.companion.keys import (
 )
 from gunicorn.errors import all_mistakes
 from gunicorn.settings.foreign import key_hint
+from gunicorn.unix.access import User
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def build_companion_configs(cfg: Any, *, outputs: bool = True) -> list[Companion
     ``stderr`` can be written then shows at the start of that companion.
     """
     problems: list[str] = []
-    user = WriterIdentity(cfg.uid, cfg.gid, bool(cfg.initgroups)) if outputs else None
+    user = User(cfg.uid, cfg.gid, bool(cfg.initgroups)) if outputs else None
     entries = cfg.companion_workers or []
     defaults: dict[str, Any] = {}
     if entries:
@@ -136,7 +135,7 @@ def copies(config: CompanionConfig, numprocs: int | None) -> list[CompanionConfi
 
 
 def _build_one(
-    index: int, entry: Any, defaults: Mapping[str, Any], user: WriterIdentity | None, problems: list[str]
+    index: int, entry: Any, defaults: Mapping[str, Any], user: User | None, problems: list[str]
 ) -> CompanionConfig | None:
     """One entry validated; None where it cannot be built, whose reason is in *problems*."""
     if not isinstance(entry, dict):
@@ -247,46 +246,7 @@ def _checked(key: str, value: Any, label: str, problems: list[str]) -> Any:
         return INVALID
 
 
-class WriterIdentity:
-    """Who will write the companions' output files: they are checked for that user, not for ours."""
-
-    def __init__(self, uid: int, gid: int, initgroups: bool = False) -> None:
-        self.uid = uid
-        self.myself = uid == os.geteuid() and gid == os.getegid()
-        self.groups = {gid, *self._supplementary_groups(uid, gid, initgroups)}
-
-    @staticmethod
-    def _supplementary_groups(uid: int, gid: int, initgroups: bool) -> Collection[int]:
-        """Those after the change of user, which keeps ours unless *initgroups* gives it its own."""
-        if initgroups and uid and gid:
-            with contextlib.suppress(KeyError):
-                return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
-        return os.getgroups()
-
-    @property
-    def name(self) -> str:
-        try:
-            return pwd.getpwuid(self.uid).pw_name
-        except KeyError:
-            return f"uid {self.uid}"
-
-    def may(self, path: str, want: int) -> bool:
-        """Whether that user has the permission bits *want* (of os.R_OK, W_OK, X_OK) on *path*."""
-        if self.myself:
-            return os.access(path, want, effective_ids=os.access in os.supports_effective_ids)
-        if self.uid == 0:
-            return True
-        info = os.stat(path)
-        if info.st_uid == self.uid:
-            bits = info.st_mode >> 6
-        elif info.st_gid in self.groups:
-            bits = info.st_mode >> 3
-        else:
-            bits = info.st_mode
-        return bits & want == want
-
-
-def _output_problems(label: str, values: Mapping[str, Any], user: WriterIdentity) -> list[str]:
+def _output_problems(label: str, values: Mapping[str, Any], user: User) -> list[str]:
     problems = []
     for key in ("stdout", "stderr"):
         path, cwd = values.get(key), values.get("cwd")
@@ -300,7 +260,7 @@ def _output_problems(label: str, values: Mapping[str, Any], user: WriterIdentity
     return problems
 
 
-def _output_problem(path: str, user: WriterIdentity) -> str | None:
+def _output_problem(path: str, user: User) -> str | None:
     """Why *path* cannot be opened for append by *user*; None if it can."""
     path = os.path.abspath(path)
     parent = os.path.dirname(path)
@@ -314,20 +274,11 @@ def _output_problem(path: str, user: WriterIdentity) -> str | None:
         return f"directory {parent} does not exist"
     if mode is not None and stat.S_ISDIR(mode):
         return f"{path} is a directory"
-    blocked = _first_closed_directory(parent, user)
+    blocked = user.first_closed(parent)
     if blocked:
         return f"{path}: {user.name} may not enter {blocked}"
     if mode is None and not user.may(parent, os.W_OK | os.X_OK):
         return f"directory {parent} is not writable for {user.name}"
     if mode is not None and not user.may(path, os.W_OK):
         return f"{path} is not writable for {user.name}"
-    return None
-
-
-def _first_closed_directory(directory: str, user: WriterIdentity) -> str | None:
-    parts = directory.split(os.sep)
-    for end in range(1, len(parts) + 1):
-        prefix = os.sep.join(parts[:end]) or os.sep
-        if not user.may(prefix, os.X_OK):
-            return prefix
     return None

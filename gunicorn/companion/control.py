@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from gunicorn.companion import paths
+from gunicorn.companion.client import default_paths
 from gunicorn.unix import trust
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
 from gunicorn.unix.spare import EXHAUSTED, Reserve
@@ -109,10 +109,10 @@ def remove_abandoned(path: str) -> None:
 
     These are sockets with the pid of a dead master in their name. Does nothing if *path* has no pid in it.
     """
-    if paths.master_of(path) is None:
+    if default_paths.master_of(path) is None:
         return
-    for other in glob.glob(os.path.join(glob.escape(os.path.dirname(path)), paths.SOCKET_PATTERN)):
-        master = paths.master_of(other)
+    for other in glob.glob(os.path.join(glob.escape(os.path.dirname(path)), default_paths.SOCKET_PATTERN)):
+        master = default_paths.master_of(other)
         # The pid of a server in another container may not exist here: probe whether it listens.
         if master is not None and _is_gone(master):
             with contextlib.suppress(OSError):

@@ -20,8 +20,8 @@ from companiontools import answer_of, python_env
 from harness import ROOT, wait_until
 
 from gunicorn import __version__
-from gunicorn.companion import ctl, paths
-from gunicorn.companion.client import ctlcommands
+from gunicorn.companion import ctl
+from gunicorn.companion.client import ctlcommands, default_paths
 from gunicorn.companion.control import MAX_CONNECTIONS
 from gunicorn.companion.status import State
 from gunicorn.unix import session
@@ -396,7 +396,7 @@ def test_several_servers_are_listed(managed, run, short_dir, answers, monkeypatc
 
 
 def test_none_is_told_with_where_it_was_looked_for(run, monkeypatch):
-    monkeypatch.setattr(paths, "candidate_sockets", lambda environ, uid: [])
+    monkeypatch.setattr(default_paths, "candidate_sockets", lambda environ, uid: [])
     code, out, err = run("--timeout", "0.1", "status")
     assert (code, out) == (2, "")
     assert "no running companion manager found in $RUNTIME_DIRECTORY" in err
@@ -630,7 +630,15 @@ def test_it_loads_little():
         "import json, sys; import gunicorn.companion.ctl; print(json.dumps(sorted(sys.modules)))"
     )
     own = [name for name in loaded if name.startswith("gunicorn")]
-    parts = ("child", "child.sdnotify", "client", "client.ctlclient", "client.ctlcommands", "ctl", "paths")
+    parts = (
+        "child",
+        "child.sdnotify",
+        "client",
+        "client.ctlclient",
+        "client.ctlcommands",
+        "client.default_paths",
+        "ctl",
+    )
     assert own == ["gunicorn", "gunicorn.companion", *(f"gunicorn.companion.{part}" for part in parts)]
     assert not {"asyncio", "dataclasses", "inspect", "logging", "shutil", "subprocess"} & set(loaded)
 

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from gunicorn.companion import paths
+from gunicorn.companion.client import default_paths
 
 OK, REFUSED, NO_ANSWER, NOT_RUNNING = 0, 1, 2, 3
 
@@ -281,7 +281,7 @@ def _open(path: str, timeout: float) -> Connection:
 def _find(timeout: float) -> Connection | None:
     """A connection to the only live server; None if there is none. Raises Failure if there are several."""
     live: list[Connection] = []
-    for path in paths.candidate_sockets(os.environ, os.getuid()):
+    for path in default_paths.candidate_sockets(os.environ, os.getuid()):
         try:
             live.append(_open(path, timeout))
         except BlockingIOError:

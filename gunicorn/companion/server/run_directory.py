@@ -15,7 +15,9 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar
 
-from gunicorn.companion import paths, runfile
+from gunicorn.companion import runfile
+from gunicorn.companion.client import default_paths
+from gunicorn.companion.server import directories
 from gunicorn.unix import trust
 
 
@@ -160,12 +162,12 @@ class Places(ArbitersPart):
     def planned(self) -> tuple[str | None, str | None]:
         """Return both as a server would choose them now, without creating them; the pid is ``PID``."""
         cfg = self.cfg
-        default = paths.likely_default_directory(os.environ, cfg.uid, cfg.gid)
+        default = directories.likely_default_directory(os.environ, cfg.uid, cfg.gid)
         control: str | None = cfg.companion_control_socket
         if control:
             control = os.path.abspath(control)
         elif control is None and default is not None:
-            control = os.path.join(default, paths.SOCKET_PATTERN.replace("*", "PID"))
+            control = os.path.join(default, default_paths.SOCKET_PATTERN.replace("*", "PID"))
         return control, self._resolve_run_dir(cfg.companion_run_dir, default)
 
     def told_successor(self) -> str | None:
@@ -197,8 +199,8 @@ class Places(ArbitersPart):
             return "its companions leave no run files"
         try:
             # Another user's, for one.
-            paths.prepare_directory(run_dir, self.cfg.uid, self.cfg.gid)
-        except paths.Unusable as exc:
+            directories.prepare_directory(run_dir, self.cfg.uid, self.cfg.gid)
+        except directories.Unusable as exc:
             return f"its run files are out of reach: {exc}"
         return ""
 
@@ -209,8 +211,8 @@ class Places(ArbitersPart):
         default: str | None = None
         if wanted_socket is None or not (wanted_run or self.inherited):
             try:
-                default = paths.usable_default_directory(os.environ, cfg.uid, cfg.gid)
-            except paths.Unusable as exc:
+                default = directories.usable_default_directory(os.environ, cfg.uid, cfg.gid)
+            except directories.Unusable as exc:
                 self.log.warning(
                     "No directory for the companions' control socket and run files: %s;"
                     " set companion_control_socket and companion_run_dir",
@@ -220,7 +222,7 @@ class Places(ArbitersPart):
         if wanted_socket:
             control = os.path.abspath(wanted_socket)
         elif wanted_socket is None and default is not None:
-            control = os.path.join(default, paths.socket_name(self.arbiter.pid))
+            control = os.path.join(default, default_paths.socket_name(self.arbiter.pid))
         if wanted_socket and control is not None:
             self._prepare("control socket", os.path.dirname(control))
         return control, self._resolve_run_dir(wanted_run, default)
@@ -237,11 +239,11 @@ class Places(ArbitersPart):
         if wanted:
             run_dir = os.path.abspath(wanted)
             # In a directory like /tmp it is root's alone once it exists.
-            with contextlib.suppress(paths.Unusable):
-                paths.prepare_directory(run_dir, self.cfg.uid, self.cfg.gid)
+            with contextlib.suppress(directories.Unusable):
+                directories.prepare_directory(run_dir, self.cfg.uid, self.cfg.gid)
             try:
-                paths.check_owned_by_root(run_dir, self.cfg.uid)
-            except paths.Unusable as exc:
+                directories.check_owned_by_root(run_dir, self.cfg.uid)
+            except directories.Unusable as exc:
                 self.log.warning("No run files in companion_run_dir: %s", exc)
                 return None
             return run_dir
@@ -256,8 +258,8 @@ class Places(ArbitersPart):
 
     def _prepare(self, what: str, directory: str) -> bool:
         try:
-            paths.prepare_directory(directory, self.cfg.uid, self.cfg.gid)
-        except paths.Unusable as exc:
+            directories.prepare_directory(directory, self.cfg.uid, self.cfg.gid)
+        except directories.Unusable as exc:
             # The manager tries all the same: it may have access by groups or access lists.
             self.log.debug("The directory of the companions' %s: %s", what, exc)
             return False
@@ -273,7 +275,7 @@ class Places(ArbitersPart):
         # Twice: another server that ends may remove it before we have locked it.
         for _ in range(2):
             self._usable = self._prepare("run files", self.run_dir)
-            paths.hand_over_run_files(self.run_dir, runfile.SUFFIX, self.cfg.uid, self.cfg.gid)
+            directories.hand_over_run_files(self.run_dir, runfile.SUFFIX, self.cfg.uid, self.cfg.gid)
             self._use = DirectoryUse.begin(self.run_dir)
             if self._use is not None and self._use.is_at(self.run_dir):
                 return

@@ -1,87 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""The default paths of control sockets and run files."""
+"""Check and make the directories of control sockets and run files, before the change of user."""
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
-import pwd
-import re
 import stat
 from collections.abc import Mapping
 
-# gunicorn.unix.trust is imported where root needs it: the command, which must start quickly, does not.
-
-SOCKET_PATTERN = "companion-*.sock"
-
-
-def socket_name(master_pid: int) -> str:
-    return f"companion-{master_pid}.sock"
-
-
-def master_of(path: str) -> int | None:
-    """The pid of the master in the name that `socket_name` gives; None for another name."""
-    match = re.fullmatch(r"companion-([1-9][0-9]*)\.sock", os.path.basename(path))
-    return int(match[1]) if match is not None else None
-
-
-def default_directories(environ: Mapping[str, str], uid: int) -> list[str]:
-    """The candidates for user *uid*, the first that applies first.
-
-    Never the working directory or /tmp: others can write there.
-    """
-    found = []
-    runtime = runtime_directory(environ)
-    if runtime is not None:
-        found.append(runtime)
-    xdg = environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(xdg):
-        found.append(os.path.join(xdg, "gunicorn"))
-    home = home_directory(environ, uid)
-    homes = [home]
-    if uid == 0 and home is not None and _is_another_s(home):
-        # sudo may leave $HOME, and $XDG_RUNTIME_DIR, at those of the user who called it.
-        homes.append(home_directory({}, uid))
-    found += [os.path.join(each, ".gunicorn") for each in homes if each is not None]
-    return found
-
-
-def _is_another_s(directory: str) -> bool:
-    try:
-        return os.stat(directory).st_uid != 0
-    except OSError:
-        return False
-
-
-def runtime_directory(environ: Mapping[str, str]) -> str | None:
-    """$RUNTIME_DIRECTORY; the first, where systemd's RuntimeDirectory= names several."""
-    path = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    return path if os.path.isabs(path) else None
-
-
-def home_directory(environ: Mapping[str, str], uid: int) -> str | None:
-    """The home of *uid*: $HOME where that is who we are, else what the system has on record."""
-    home: str | None = None
-    if uid == os.getuid():
-        home = environ.get("HOME")
-    if not home:
-        try:
-            home = pwd.getpwuid(uid).pw_dir
-        except KeyError:
-            return None
-    return home if os.path.isabs(home) else None
-
-
-def candidate_sockets(environ: Mapping[str, str], uid: int) -> list[str]:
-    """Every socket file in the default directories and in /run/*/, each once."""
-    directories = [*default_directories(environ, uid), "/run/*"]
-    found: dict[str, None] = {}
-    for directory in directories:
-        pattern = directory if directory == "/run/*" else glob.escape(directory)
-        for path in sorted(glob.glob(os.path.join(pattern, SOCKET_PATTERN))):
-            found[os.path.realpath(path)] = None
-    return list(found)
+from gunicorn.companion.client.default_paths import default_directories, runtime_directory
+from gunicorn.unix import trust
+from gunicorn.unix.access import User
 
 
 class Unusable(Exception):
@@ -93,12 +22,9 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
 
     Called before the manager changes its user, while it can still create directories for that user.
     """
-    from gunicorn.unix import trust
-
     try:
-        # A root that has logged in has an $XDG_RUNTIME_DIR that nobody else may enter. (For ourselves ask
-        # the system rather than the permission bits, because of access lists.)
-        closed = _closed_ancestor(path, uid, gid) if uid != os.geteuid() else None
+        # A root that has logged in has an $XDG_RUNTIME_DIR that nobody else may enter.
+        closed = _closed_ancestor(path, User(uid, gid)) if uid != os.geteuid() else None
         if closed is not None:
             raise Unusable(f"{path}: user {uid} may not enter {closed}")
         if not os.path.lexists(path):
@@ -111,15 +37,13 @@ def prepare_directory(path: str, uid: int, gid: int) -> None:
         raise Unusable(f"{path} is no directory")
     if info.st_mode & 0o002 and not info.st_mode & stat.S_ISVTX:
         raise Unusable(f"{path} may be written by everybody")
-    if not _may(info, uid, gid, os.W_OK | os.X_OK):
+    if not User(uid, gid).may(path, os.W_OK | os.X_OK):
         raise Unusable(f"{path} is not writable for user {uid}")
     check_owned_by_root(path, uid)
 
 
 def check_owned_by_root(path: str, uid: int) -> None:
     """Raise Unusable if companions of root would have their records in a directory of somebody else's."""
-    from gunicorn.unix import trust
-
     if uid == 0 and os.geteuid() == 0 and not trust.is_owned_by_root(path):
         raise Unusable(f"{path} is not root's, or others may change what it leads to")
 
@@ -128,8 +52,6 @@ def hand_over_run_files(directory: str, suffix: str, uid: int, gid: int) -> None
     """Give the run files that a server left as root to user *uid*, which is to read and lock them."""
     if os.geteuid() != 0 or uid == 0:
         return
-    from gunicorn.unix import trust
-
     try:
         fd = trust.open_directory(directory)
     except OSError:
@@ -158,27 +80,9 @@ def _give_run_file(name: str, directory: int, uid: int, gid: int) -> None:
         os.close(fd)
 
 
-def _closed_ancestor(path: str, uid: int, gid: int) -> str | None:
-    """The first directory on the way to *path* that user *uid* may not pass."""
-    parts = os.path.dirname(os.path.realpath(path)).split(os.sep)
-    for end in range(1, len(parts) + 1):
-        directory = os.sep.join(parts[:end]) or os.sep
-        if not _may(os.stat(directory), uid, gid, os.X_OK):
-            return directory
-    return None
-
-
-def _may(info: os.stat_result, uid: int, gid: int, want: int) -> bool:
-    """Whether user *uid* has the permission bits *want* (of os.W_OK, os.X_OK)."""
-    if uid == 0:
-        return True
-    if info.st_uid == uid:
-        bits = info.st_mode >> 6
-    elif info.st_gid in (gid, *os.getgroups()):
-        bits = info.st_mode >> 3
-    else:
-        bits = info.st_mode
-    return bits & want == want
+def _closed_ancestor(path: str, user: User) -> str | None:
+    """The first directory on the way to *path* that *user* may not enter."""
+    return user.first_closed(os.path.dirname(os.path.realpath(path)))
 
 
 def usable_default_directory(environ: Mapping[str, str], uid: int, gid: int) -> str:
@@ -197,12 +101,11 @@ def usable_default_directory(environ: Mapping[str, str], uid: int, gid: int) -> 
 
 def likely_default_directory(environ: Mapping[str, str], uid: int, gid: int) -> str | None:
     """The same as far as it can be told without making anything; None where there seems to be none."""
+    user = User(uid, gid)
     for directory in default_directories(environ, uid):
         there = directory if os.path.isdir(directory) else os.path.dirname(directory)
         try:
-            if _closed_ancestor(there, uid, gid) is None and _may(
-                os.stat(there), uid, gid, os.W_OK | os.X_OK
-            ):
+            if _closed_ancestor(there, user) is None and user.may(there, os.W_OK | os.X_OK):
                 return directory
         except OSError:
             continue
@@ -217,8 +120,6 @@ def _hand_over_runtime_directory(path: str, uid: int, gid: int) -> None:
     """
     if os.geteuid() != 0 or uid == 0:
         return
-    from gunicorn.unix import trust
-
     try:
         fd = trust.open_directory(path)
         try:
