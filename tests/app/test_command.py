@@ -114,7 +114,8 @@ def test_print_config(here: Path) -> None:
         "def companion_post_fork(manager, companion): pass\n"
         "companion_workers = [{'name': 'a', 'target': 'shop:make'}]\n"
     )
-    done = gunicorn(here, "--print-config", "--companion-startsecs", "2", "shop:app", WEB_CONCURRENCY="9")
+    environment = {"WEB_CONCURRENCY": "9", "XDG_RUNTIME_DIR": str(here)}
+    done = gunicorn(here, "--print-config", "--companion-startsecs", "2", "shop:app", **environment)
     assert (done.returncode, done.stderr) == (0, "")
     shown = dict(re.split(r" += ", line, maxsplit=1) for line in done.stdout.splitlines())
     assert list(shown) == sorted(str(cls.name) for cls in KNOWN_SETTINGS)
@@ -123,6 +124,12 @@ def test_print_config(here: Path) -> None:
     assert shown["companion_post_fork"] == "<companion_post_fork()>"
     assert shown["companion_workers"] == "[{'name': 'a', 'target': 'shop:make'}]"
     assert shown["chdir"] == str(here)
+    # What follows from other settings is worked out, and nothing is made for it.
+    assert shown["companion_control_socket"] == f"{here}/gunicorn/companion-PID.sock"
+    assert re.fullmatch(rf"{here}/gunicorn/run-[0-9a-f]{{16}}", shown["companion_run_dir"])
+    assert float(shown["companion_manager_stop_timeout"]) == 70
+    assert float(shown["companion_manager_reload_timeout"]) == 70
+    assert not (here / "gunicorn").exists()
 
 
 def test_print_config_shows_what_counts(here: Path) -> None:

@@ -6,50 +6,17 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gunicorn.app.base import Application, BaseApplication
+from gunicorn.app.base import BaseApplication
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.errors import ConfigError
 
-
-class NoApp(Application):
-    def init(self, parser: Any, opts: Any, args: Any) -> None:
-        return None
-
-    def load(self) -> Any:
-        return lambda environ, start_response: []
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    for name in ("WEB_CONCURRENCY", "PORT", "FORWARDED_ALLOW_IPS", "GUNICORN_CMD_ARGS", "PWD"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    path, modules, environ = list(sys.path), dict(sys.modules), dict(os.environ)
-    yield tmp_path
-    sys.path[:] = path
-    os.environ.clear()
-    os.environ.update(environ)
-    for name in [
-        name for name in sys.modules if name not in modules and name.startswith(("fre", "__config"))
-    ]:
-        del sys.modules[name]
-
-
-@pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    def start(*args: str, kind: type[Application] = NoApp) -> Any:
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", ["gunicorn", *args])
-            app = kind()
-        return app
-
-    return start
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def state(app: Any) -> tuple[Any, ...]:

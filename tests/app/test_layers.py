@@ -6,55 +6,20 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gunicorn.app.base import Application, BaseApplication
+from gunicorn.app.base import BaseApplication
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.errors import ConfigError
 
-
-class NoApp(Application):
-    """All layers, and nothing to serve."""
-
-    framework: dict[str, Any] = {}
-
-    def init(self, parser: ArgumentParser, opts: Namespace, args: list[str]) -> dict[str, Any]:
-        return self.framework
-
-    def load(self) -> Any:
-        return lambda environ, start_response: []
+pytestmark = pytest.mark.usefixtures("here")
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    for name in ("WEB_CONCURRENCY", "PORT", "FORWARDED_ALLOW_IPS", "GUNICORN_CMD_ARGS", "PWD"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    path, modules = list(sys.path), dict(sys.modules)
-    yield tmp_path
-    sys.path[:] = path
-    for name in [
-        name for name in sys.modules if name not in modules and name.startswith(("lay", "__config"))
-    ]:
-        del sys.modules[name]
-
-
-@pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    def start(*args: str, kind: type[Application] = NoApp) -> Any:
-        monkeypatch.setattr(sys, "argv", ["gunicorn", *args])
-        return kind()
-
-    return start
-
-
-def cfg_of(start: Any, *args: str) -> Any:
-    return start(*args).cfg
+def cfg_of(start: Any, *args: str, **options: Any) -> Any:
+    return start(*args, **options).cfg
 
 
 # -- which file --------------------------------------------------------------------------------
@@ -118,11 +83,11 @@ LAYERS = ["default", "WEB_CONCURRENCY", "framework", "file", "GUNICORN_CMD_ARGS"
 def test_the_later_layer_wins(
     start: Any, here: Path, used: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = []
+    args, framework = [], None
     if "WEB_CONCURRENCY" in used:
         monkeypatch.setenv("WEB_CONCURRENCY", "11")
     if "framework" in used:
-        monkeypatch.setattr(NoApp, "framework", {"WORKERS": 12})
+        framework = {"WORKERS": 12}
     if "file" in used:
         (here / "gunicorn.conf.py").write_text("workers = 13\n")
     if "GUNICORN_CMD_ARGS" in used:
@@ -130,7 +95,8 @@ def test_the_later_layer_wins(
     if "line" in used:
         args = ["-w", "15"]
     values = dict(zip(LAYERS, [1, 11, 12, 13, 14, 15], strict=True))
-    assert cfg_of(start, *args).workers == max(values[layer] for layer in {"default", *used})
+    cfg = cfg_of(start, *args, framework=framework)
+    assert cfg.workers == max(values[layer] for layer in {"default", *used})
 
 
 COMPANION_LAYERS = ["default", "file", "companion file", "GUNICORN_CMD_ARGS", "line"]
@@ -197,15 +163,11 @@ def test_companions_of_flags_add_to_those_of_the_file(
         (["-b", "a", "-b", "unix:b"], "bind", ["a", "unix:b"]),
         (["--preload"], "preload_app", True),
         (["--no-sendfile"], "sendfile", False),
-        (["--no-gc-freeze"], "gc_freeze", False),
         (["--umask", "0022"], "umask", 18),
         (["-m", "0xFF"], "umask", 255),
         (["-w 2"], "workers", 2),
         (["--companion-control-socket", ""], "companion_control_socket", ""),
-        (["--companion-control-socket-mode", "660"], "companion_control_socket_mode", 0o660),
         (["--companion-stop-signal", "10"], "companion_stop_signal", 10),
-        (["--companion-stop-as-group"], "companion_stop_as_group", True),
-        (["--companion-startsecs", "0.5"], "companion_startsecs", 0.5),
         (["--cert-reqs", "2"], "cert_reqs", 2),
         (["--env", "A=1", "-e", "B=2"], "env", {"A": "1", "B": "2"}),
         (["-b", "fd://42"], "bind", ["fd://42"]),
@@ -213,6 +175,44 @@ def test_companions_of_flags_add_to_those_of_the_file(
 )
 def test_flags(start: Any, args: list[str], setting: str, value: Any) -> None:
     assert getattr(cfg_of(start, *args), setting) == value
+
+
+#: A flag with its argument, and the setting that it sets to which value.
+COMPANION_FLAGS: dict[str, tuple[str, object]] = {
+    "--companion-config-file companions.py": ("companion_config_file", "companions.py"),
+    "--companion-control-socket run/c.sock": ("companion_control_socket", "run/c.sock"),
+    "--companion-control-socket-mode 660": ("companion_control_socket_mode", 0o660),
+    "--companion-run-dir run/here": ("companion_run_dir", "run/here"),
+    "--companion-cwd sub": ("companion_cwd", "sub"),
+    "--companion-env A=1 --companion-env B=two=2": ("companion_env", {"A": "1", "B": "two=2"}),
+    "--companion-stop-signal SIGINT": ("companion_stop_signal", "SIGINT"),
+    "--companion-stop-timeout 7": ("companion_stop_timeout", 7),
+    "--companion-stop-as-group": ("companion_stop_as_group", True),
+    "--companion-stop-order together": ("companion_stop_order", "together"),
+    "--companion-reload-timeout 8": ("companion_reload_timeout", 8),
+    "--companion-startsecs 0.5": ("companion_startsecs", 0.5),
+    "--companion-restart-delay 0.25": ("companion_restart_delay", 0.25),
+    "--companion-stdout out.log": ("companion_stdout", "out.log"),
+    "--companion-stderr stdout": ("companion_stderr", "stdout"),
+    "--companion-manager-shutdown-buffer 3": ("companion_manager_shutdown_buffer", 3),
+    "--companion-manager-stop-timeout 4": ("companion_manager_stop_timeout", 4),
+    "--companion-manager-reload-timeout 5": ("companion_manager_reload_timeout", 5),
+    "--companion-reload all": ("companion_reload", "all"),
+    "--no-gc-freeze": ("gc_freeze", False),
+}
+
+
+@pytest.mark.parametrize("how", ["line", "environment"])
+def test_every_companion_flag_sets_its_setting(
+    start: Any, here: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "companions.py").write_text("companion_startsecs = 2\n")
+    text = " ".join(COMPANION_FLAGS)
+    if how == "environment":
+        monkeypatch.setenv("GUNICORN_CMD_ARGS", text)
+    cfg = cfg_of(start, *(text.split() if how == "line" else []))
+    found = {name: getattr(cfg, name) for name, _ in COMPANION_FLAGS.values()}
+    assert found == dict(COMPANION_FLAGS.values())
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,28 +48,12 @@ handlers =
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    for name in ("WEB_CONCURRENCY", "PORT", "FORWARDED_ALLOW_IPS", "GUNICORN_CMD_ARGS", "PWD"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "shop.ini").write_text(INI)
-    (tmp_path / "logged.ini").write_text(INI + LOGGING)
-    (tmp_path / "paste_shop.py").write_text(
+def paste_files(here: Path) -> None:
+    (here / "shop.ini").write_text(INI)
+    (here / "logged.ini").write_text(INI + LOGGING)
+    (here / "paste_shop.py").write_text(
         "def factory(global_conf, name):\n    return lambda *call: [name, dict(global_conf)]\n"
     )
-    monkeypatch.chdir(tmp_path)
-    path = list(sys.path)
-    yield tmp_path
-    sys.path[:] = path
-    sys.modules.pop("paste_shop", None)
-
-
-@pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., WSGIApplication]:
-    def start(*args: str) -> WSGIApplication:
-        monkeypatch.setattr(sys, "argv", ["gunicorn", *args])
-        return WSGIApplication()
-
-    return start
 
 
 @pytest.mark.parametrize(
@@ -83,7 +66,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., WSGIApplication]:
     ],
 )
 def test_the_application_of_a_file(start: Any, here: Path, args: list[str], name: str) -> None:
-    app = start(*args)
+    app = start(*args, kind=WSGIApplication)
     called: Any = app.wsgi()({}, None)
     assert called[0] == name
     assert called[1]["__file__"] == str(here / "shop.ini")
@@ -93,20 +76,22 @@ def test_the_application_of_a_file(start: Any, here: Path, args: list[str], name
 
 def test_a_file_named_in_the_configuration(start: Any, here: Path) -> None:
     (here / "gunicorn.conf.py").write_text("paste = 'logged.ini'\nraw_paste_global_conf = ['owner=me']\n")
-    app = start()
+    app = start(kind=WSGIApplication)
     assert app.wsgi()({}, None)[0] == "main"
     assert app.cfg.logconfig == str(here / "logged.ini")
     assert app.fresh_config().paste == "logged.ini"
 
 
 def test_its_logging_ranks_below_the_configuration(start: Any, here: Path) -> None:
-    assert start("--paste", "logged.ini").cfg.logconfig == str(here / "logged.ini")
-    assert start("--paste", "logged.ini", "--log-config", "other").cfg.logconfig == "other"
+    app = start("--paste", "logged.ini", kind=WSGIApplication)
+    assert app.cfg.logconfig == str(here / "logged.ini")
+    app = start("--paste", "logged.ini", "--log-config", "other", kind=WSGIApplication)
+    assert app.cfg.logconfig == "other"
 
 
 def test_a_file_that_is_not_there(start: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        start("--paste", "nowhere.ini#main")
+        start("--paste", "nowhere.ini#main", kind=WSGIApplication)
     assert "nowhere.ini" in capsys.readouterr().err
 
 

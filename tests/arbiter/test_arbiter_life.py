@@ -206,6 +206,7 @@ def test_a_resize_of_the_terminal_is_no_stop() -> None:
         server.signal(signal.SIGWINCH)
         server.signal(signal.SIGTTIN)
         assert set(pids) < set(server.running(2))
+        assert not server.events("term")
 
 
 def test_a_daemon_ends_its_workers_on_winch_and_takes_them_back() -> None:
