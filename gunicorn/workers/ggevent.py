@@ -91,7 +91,6 @@ class GeventWorker(AsyncWorker):
         self._servers: dict[Any, Any] = {}
         self._accept_errors = connection.AcceptErrors(self.log)
         self._tls: Any = None
-        self._keeps_time = False
         self._patience: float | None = float(self.cfg.timeout) or None
         # The master waits for twice `timeout`.
         self._beat = min(TICK, self.timeout / 2 or TICK)
@@ -154,8 +153,6 @@ class GeventWorker(AsyncWorker):
             self.address_of(listener)
         if self.server_class is not None:
             self._servers = {listener: self._make_server(listener) for listener in self.sockets}
-        # Whether the main greenlet keeps the time of those who wait; else they do, each for itself.
-        self._keeps_time = self._tls is None and self.server_class is None
         self._alarm = gevent.get_hub().loop.io(self.PIPE[0], _READ)
         self._ended = gevent.event.Event()
         self._acceptors = [gevent.spawn(self._accept_forever, listener) for listener in self.sockets]
@@ -173,8 +170,7 @@ class GeventWorker(AsyncWorker):
         self.notify()
         if self._request_timeout:
             self._look_for_slow_requests()
-        if self._keeps_time:
-            seconds = min(seconds, self._hang_up_overdue())
+        seconds = min(seconds, self._hang_up_overdue())
         with contextlib.suppress(TimeoutError):
             gevent.socket.wait(self._alarm, timeout=seconds)
             self.drain_pipe()
@@ -328,23 +324,25 @@ class GeventWorker(AsyncWorker):
             raise
 
     def await_request(self, sock: Any, first: bool) -> bool:
-        """Wait until something of a request arrives; False if `keepalive` is over before.
+        """Wait until something of a request, or the end of the connection, arrives.
 
-        The end of the connection is something that arrives.
+        False if `keepalive` is over before. The main greenlet ends the wait by a hang-up: a timer for each
+        wait would cost as much as a request.
         """
         conn = self._connection(sock)
         conn.enter(State.NEW if first else State.IDLE)
-        arrived = self._tls is not None and sock.pending() > 0
-        if not arrived:
-            in_time = False
-            with gevent.Timeout(self._patience, False) if first else self.timeout_ctx():
-                gevent.socket.wait_read(sock.fileno())
-                in_time = True
-            # It may have come while the process stood still. Hung up: TLS would answer its missing goodbye
-            # with an alert, where ours is to be said.
-            arrived = (in_time and conn.state != State.LINGER) or has_input(sock)
+        if self._tls is None or not sock.pending():
+            hub = gevent.get_hub()
+            if conn.arrival is None:
+                conn.arrival = hub.loop.io(sock.fileno(), _READ)
+            # A request hardly ever comes so soon that a check before the wait would find it. And others may
+            # have ended when the first one comes, which matters for whether this one may stay.
+            hub.wait(conn.arrival)
+            # Hung up: TLS would answer the missing close_notify with an alert, where ours is to be sent.
+            if conn.state == State.LINGER and not has_input(sock):
+                return False
         conn.enter(State.HEAD)
-        return arrived
+        return True
 
     def begin_request(self, sock: Any, req: Any) -> None:
         """The head of *req* has been read."""
@@ -354,45 +352,29 @@ class GeventWorker(AsyncWorker):
         if conn.hung_up and hasattr(req, "force_close"):
             req.force_close()
 
-    def _receive(self, conn: Connection, sock: Any, first: bool) -> Any:
-        """The first bytes of a request; empty at the end of the connection, which ``_tick()`` brings in time.
-
-        A timer and a watcher of its own for each wait would cost as much as a request.
-        """
-        plain = getattr(sock, "_sock", sock)
-        conn.enter(State.NEW if first else State.IDLE)
-        while True:
-            # A request hardly ever comes so soon that a check before the wait would find it. And others may
-            # have ended when the first one comes, which matters for whether this one may stay.
-            _wait_for_arrival(conn, plain)
-            try:
-                data = plain.recv(READ_SIZE)
-            except BlockingIOError:
-                continue
-            conn.enter(State.HEAD)
-            return data
-
     def _next_request(self, parser: RequestParser) -> Any:
         unreader: Any = parser.unreader
-        if self._keeps_time and not unreader.pending:
-            conn = self._connection(unreader.sock)
-            data = self._receive(conn, unreader.sock, first=not parser.req_count)
-            if not data:
+        sock = unreader.sock
+        first = not parser.req_count
+        while not unreader.pending:
+            if not self.await_request(sock, first):
                 return None
-            unreader.unread(data)
-            if whole_head(data, parser.policy, first=not parser.req_count):
-                # Nearly always: nothing more is waited for, so there is nothing to time.
-                conn.request = req = next(parser, None)
-                conn.enter(State.BUSY)
-                if conn.hung_up and req is not None:
-                    req.force_close()
-                return req
-        if not unreader.pending and not self.await_request(unreader.sock, first=not parser.req_count):
-            return None
+            if self._tls is not None:
+                break
+            with contextlib.suppress(BlockingIOError):
+                data = getattr(sock, "_sock", sock).recv(READ_SIZE)
+                if not data:
+                    return None
+                unreader.unread(data)
+                if whole_head(data, parser.policy, first=first):
+                    # Nearly always: nothing more is waited for, so there is nothing to time.
+                    req = next(parser, None)
+                    self.begin_request(sock, req)
+                    return req
         req = None
         with contextlib.suppress(StopIteration), gevent.Timeout(self._patience, RequestTimeout()):
             req = next(parser)
-        self.begin_request(unreader.sock, req)
+        self.begin_request(sock, req)
         return req
 
     def keeps_alive(self) -> bool:
@@ -465,13 +447,6 @@ def _is_hub() -> bool:
     middle of another import.
     """
     return isinstance(gevent.getcurrent(), gevent.hub.Hub)
-
-
-def _wait_for_arrival(conn: Connection, sock: Any) -> None:
-    hub = gevent.get_hub()
-    if conn.arrival is None:
-        conn.arrival = hub.loop.io(sock.fileno(), _READ)
-    hub.wait(conn.arrival)
 
 
 def _accept(listener: Any) -> tuple[Any, Any]:
