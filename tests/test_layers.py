@@ -33,7 +33,6 @@ LAYERS: list[list[str]] = [
         "gunicorn.settings.addresses",
         "gunicorn.companion",
         "gunicorn.companion.runfile",
-        "gunicorn.companion.detached",
         "gunicorn.companion.child.*",
         "gunicorn.companion.client.*",
         "gunicorn.companion.ctl",

@@ -17,12 +17,10 @@ from dataclasses import dataclass, replace
 from socket import socket
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gunicorn.companion.child import descriptors, streams
+from gunicorn.companion.child import descriptors, mark, streams
 from gunicorn.companion.child.exit import flush, forget_inherited_exit_handlers, run_to_the_end
 from gunicorn.companion.child.program import CannotRun, execute
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.detached import VARIABLE as MARK_VARIABLE
-from gunicorn.companion.detached import leave as leave_mark
 from gunicorn.companion.keys import Target, describe_target
 from gunicorn.companion.runfile import Record, RunFile
 from gunicorn.settings import redact
@@ -72,7 +70,7 @@ class Launch:
     listeners: Sequence[socket] = ()
     # The address of its NOTIFY_SOCKET.
     notify: str | None = None
-    # Identifies the companion's processes outside its session: see `detached`.
+    # Identifies the companion's processes outside its session: see `child.mark`.
     mark: str = ""
     # Closes the server's logs, after `post_fork`, which may write to them.
     close_logs: Callable[[], Any] | None = None
@@ -128,7 +126,7 @@ def become(launch: Launch, parent: int) -> None:
     set_nice(config.nice)
     arm_faulthandler(config)
     set_title(config)
-    leave_mark(launch.mark)
+    mark.leave(launch.mark)
     unblock_all()
     call_post_fork(launch.post_fork)
     if config.command is not None:
@@ -233,7 +231,7 @@ def variables_of(launch: Launch) -> dict[str, str]:
     if config.index is not None:
         found["GUNICORN_COMPANION_INDEX"] = str(config.index)
     if launch.mark:
-        found[MARK_VARIABLE] = launch.mark
+        found[mark.VARIABLE] = launch.mark
     if launch.notify is not None:
         found["NOTIFY_SOCKET"] = launch.notify
     if config.watchdog is not None:

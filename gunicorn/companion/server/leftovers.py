@@ -9,10 +9,12 @@ import signal
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from gunicorn.companion import detached, runfile
+from gunicorn.companion import runfile
+from gunicorn.companion.child.mark import Mark, digest
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.runfile import Orphan, Record
 from gunicorn.companion.server.run_directory import ArbitersPart, Places
+from gunicorn.companion.supervise import detached
 from gunicorn.unix import session
 
 # So many managers are remembered before those are forgotten that have left no record.
@@ -99,10 +101,10 @@ class Leftovers(ArbitersPart):
         """
         if not self.some_killed:
             return []
-        by_digest = {detached.digest(config.name): config for config in configs}
+        by_digest = {digest(config.name): config for config in configs}
         started = dict(self.managers)
         known = {
-            (record.supervisor, detached.digest(record.name))
+            (record.supervisor, digest(record.name))
             for record in runfile.records(self.places.run_dir).values()
         }
         leaders = []
@@ -133,7 +135,7 @@ class Leftovers(ArbitersPart):
                 )
         return found
 
-    def _marked(self) -> dict[int, detached.Mark]:
+    def _marked(self) -> dict[int, Mark]:
         """The processes that carry the mark of a dead manager of this server."""
         starts = {(pid, who.rpartition("/")[2]) for pid, who in self.managers}
         found = detached.of_dead_managers(lambda mark: (mark.manager, mark.started) in starts)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from gunicorn.companion import detached
+from gunicorn.companion.child.mark import digest
 from gunicorn.companion.process import MIN_START_INTERVAL, Action, CompanionProcess, Event, State
+from gunicorn.companion.supervise import detached
 from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.order import Stops
 from gunicorn.companion.supervise.rights import StartRights
@@ -300,7 +301,7 @@ class Sessions:
         """Kill leftovers of the older processes of *names*; return the names that had some."""
         if not names or self.adopted is None:
             return set()
-        wanted = {detached.digest(name): name for name in names}
+        wanted = {digest(name): name for name in names}
         try:
             left = detached.left(self.start_rights.run_dir)
         except OSError:
@@ -324,7 +325,7 @@ class Sessions:
             older = self.start_rights.with_older_processes()
         except OSError:
             return []
-        busy = {detached.digest(name) for name in older}
+        busy = {digest(name) for name in older}
         run_dir = self.start_rights.run_dir
         detached.end_left(
             lambda: detached.left(run_dir), self._report_old_leftovers, lambda mark: mark.name not in busy

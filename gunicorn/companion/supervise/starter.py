@@ -15,12 +15,11 @@ from os import getpid
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.companion import detached
-from gunicorn.companion.detached import Mark
+from gunicorn.companion.child.mark import Mark, digest
 from gunicorn.companion.process import WAIT_INTERVAL, Action, CompanionProcess, Event, State
 from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.spawn import Launch, spawn
-from gunicorn.companion.supervise import order
+from gunicorn.companion.supervise import detached, order
 from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.rights import Blocked, StartRights
@@ -254,7 +253,7 @@ class Starter:
                 return None
             self._left_at = now
         copies = (p for p in self.table.values() if p.config.group == process.config.group)
-        names = {detached.digest(p.name) for p in copies}
+        names = {digest(p.name) for p in copies}
         pid = min((pid for pid, name in self._left.items() if name in names), default=None)
         return None if pid is None else Blocked(pid)
 

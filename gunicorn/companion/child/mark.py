@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Find processes that have left their companion's session, and their companion.
+"""Mark the processes of a companion, and read such marks.
 
 A daemon calls setsid(2) and loses its parent, so neither its session nor the process tree shows its origin.
 But it keeps an inherited mark: a variable in the environment of its program, or, in a fork of a Python
@@ -13,10 +13,9 @@ import ctypes
 import functools
 import hashlib
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 from gunicorn.unix import session, spare
@@ -27,26 +26,24 @@ _ENTRY = VARIABLE.encode() + b"="
 _FILE = b"companion-mark-"
 _SHOWN = b"/memfd:" + _FILE
 
-# Whether a process with that mark is meant.
-Names = Callable[["Mark"], bool]
-
-# Seconds to wait for processes to be gone after SIGKILL, before anything starts.
-END_OF_LEFT = 1.0
 # Seconds to wait until a process has executed its program.
 EXECUTION = 0.25
 
 
 class Mark(NamedTuple):
-    """Whose a process is: a companion of *manager*, which runs those of a directory. Names are digests."""
+    """The companion and the manager that a process belongs to."""
 
+    # Digests, of the run directory and of the companion's name.
     run_dir: str
     name: str
     manager: int
+    # The manager's start time: its pid may be reused.
     started: str
 
     @classmethod
     def of(cls, run_dir: str | None, name: str, manager: int) -> Mark:
-        return cls(digest(run_dir or ""), digest(name), manager, _start_of(manager))
+        info = session.read_stat(manager)
+        return cls(digest(run_dir or ""), digest(name), manager, "" if info is None else info.start)
 
     @classmethod
     def parse(cls, text: bytes) -> Mark | None:
@@ -68,15 +65,8 @@ class Mark(NamedTuple):
         return info is not None and info.runs and info.start == self.started
 
 
-@functools.lru_cache(maxsize=4096)
 def digest(text: str) -> str:
     return hashlib.blake2s(os.fsencode(text), digest_size=8).hexdigest()
-
-
-@functools.lru_cache(maxsize=1)
-def _start_of(pid: int) -> str:
-    info = session.read_stat(pid)
-    return "" if info is None else info.start
 
 
 def _load_mmap() -> Callable[..., int | None] | None:
@@ -162,97 +152,3 @@ def _is_executing(pid: int) -> bool:
 @functools.lru_cache(maxsize=1)
 def _own_program() -> str:
     return os.readlink("/proc/self/exe")
-
-
-class Adopted:
-    """Those children of this manager that it has not forked: what lost its parent below it."""
-
-    def __init__(self, children: session.OwnChildren, run_dir: str | None) -> None:
-        self.children = children
-        self.run_dir = run_dir
-        self._marks: dict[int, Mark | None] = {}
-
-    def of(self, names: Collection[str], forked: Collection[int]) -> dict[str, list[int]]:
-        """The adopted that companions of *names* have left or put into the background; *forked*: our own."""
-        found = self.children.read()
-        adopted = set() if found is None else found - set(forked)
-        self._marks = {pid: mark for pid, mark in self._marks.items() if pid in adopted}
-        result: dict[str, list[int]] = {}
-        if not adopted:
-            return result
-        me, by_digest = os.getpid(), {digest(name): name for name in names}
-        for pid in sorted(adopted):
-            mark = self._mark(pid)
-            if mark is not None and mark.manager == me and mark.name in by_digest and _runs(pid):
-                result.setdefault(by_digest[mark.name], []).append(pid)
-        return result
-
-    def _mark(self, pid: int) -> Mark | None:
-        if pid not in self._marks:
-            try:
-                self._marks[pid] = read(pid)
-            except OSError:
-                return None
-        return self._marks[pid]
-
-
-def _runs(pid: int) -> bool:
-    info = session.read_stat(pid)
-    return info is not None and info.runs
-
-
-def left(run_dir: str | None) -> dict[int, Mark]:
-    """What dead managers of *run_dir* have left, by pid, the sessions that are still to end included."""
-    if run_dir is None:
-        return {}
-    ours = digest(run_dir)
-    return of_dead_managers(lambda mark: mark.run_dir == ours)
-
-
-def may_hold_sockets(run_dir: str | None) -> dict[int, str]:
-    """Return leftovers of dead managers, by pid with the digest of its companion's name.
-
-    Also those of companions that may run beside an older process, of any server, because no later manager
-    stops them.
-    """
-    places = {digest(run_dir or ""), digest("")}
-    return {pid: mark.name for pid, mark in of_dead_managers(lambda mark: mark.run_dir in places).items()}
-
-
-def of_dead_managers(is_wanted: Names) -> dict[int, Mark]:
-    """The processes, by pid, that run with a mark that *is_wanted* and whose manager is dead."""
-    found: dict[int, Mark] = {}
-    alive: dict[tuple[int, str], bool] = {}
-    for pid in session.all_pids():
-        mark = read(pid)
-        if mark is None or not is_wanted(mark):
-            continue
-        manager = (mark.manager, mark.started)
-        if manager not in alive:
-            alive[manager] = mark.supervised
-        if not alive[manager] and _runs(pid):
-            found[pid] = mark
-    return found
-
-
-def end_left(
-    look: Callable[[], Mapping[int, Mark]],
-    tell: Callable[[Collection[int]], None],
-    names: Names = lambda mark: True,
-) -> None:
-    """SIGKILL to what *look* finds of companions *names*, and a moment for that to be gone.
-
-    *tell* is told before.
-    """
-    deadline = time.monotonic() + END_OF_LEFT
-    told: set[int] = set()
-    with contextlib.suppress(OSError):
-        while pids := [pid for pid, mark in look().items() if names(mark)]:
-            if fresh := [pid for pid in pids if pid not in told]:
-                tell(fresh)
-                told.update(fresh)
-            for pid in pids:
-                session.send(pid, signal.SIGKILL)
-            if time.monotonic() >= deadline:
-                return
-            time.sleep(0.005)
