@@ -10,21 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
-
-# The functions of `signal` make a member of an enum of each number that they return, 64 in a mask. In a child
-# that was just forked that copies 0.1 MB of pages; those of the module below return plain numbers.
-_plain: Any = sys.modules.get("_signal", signal)
-_ALL = tuple(sorted(map(int, signal.valid_signals())))
-_SIG_BLOCK, _SIG_SETMASK = int(signal.SIG_BLOCK), int(signal.SIG_SETMASK)
-# As names of this module, because looking up attributes touches pages too.
-_sigmask, _signal, _set_wakeup_fd = _plain.pthread_sigmask, _plain.signal, _plain.set_wakeup_fd
-_SIG_DFL, _SIG_IGN = _plain.SIG_DFL, _plain.SIG_IGN
 
 
 def signal_name(signum: int) -> str:
@@ -175,21 +165,11 @@ def blocked_signals() -> Iterator[set[int]]:
 
     The value is the previous mask, for a child that does not leave the block.
     """
-    mask = block_all()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         yield mask
     finally:
-        set_mask(mask)
-
-
-def block_all() -> set[int]:
-    """Block every signal of this thread; return the old mask for `set_mask`."""
-    return _sigmask(_SIG_BLOCK, _ALL)  # type: ignore[no-any-return]
-
-
-def set_mask(mask: Iterable[int]) -> None:
-    """Unblock all signals that are not in *mask*."""
-    _sigmask(_SIG_SETMASK, mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def reset_to_default(
@@ -200,22 +180,13 @@ def reset_to_default(
     *signals* get their default action, or their function in *handlers*; None means all with a Python handler.
     Ignored signals (``SIGPIPE``, those of ``nohup``) and handlers in C stay.
     """
-    _set_wakeup_fd(-1)
+    signal.set_wakeup_fd(-1)
     if signals is None:
-        signals = [signum for signum in _ALL if callable(_plain.getsignal(signum))]
-    own = handlers or {}
-    for signum in signals:
-        if signum not in own:
-            _signal(signum, _SIG_DFL)
-    for signum, handler in own.items():
-        if isinstance(handler, int):
-            # A member of the enum is not the number that the module below compares with.
-            handler = _SIG_IGN if handler else _SIG_DFL
-        _signal(signum, handler)
-    if "gevent.signal" in sys.modules and signal.SIGCHLD in signals:
-        # A patching gevent notices the end of children by this signal. It must know that its handler is gone,
-        # or it would wait for subprocesses for ever.
-        signal.signal(signal.SIGCHLD, own.get(signal.SIGCHLD, signal.SIG_DFL))
+        signals = [signum for signum in signal.valid_signals() if callable(signal.getsignal(signum))]
+    # By attribute: gevent may have replaced signal(), and must learn that its own SIGCHLD handler is gone. It
+    # would wait for the end of subprocesses for ever.
+    for signum, handler in {**dict.fromkeys(signals, signal.SIG_DFL), **(handlers or {})}.items():
+        signal.signal(signum, handler)
 
 
 def disregard(signals: Iterable[int], *, for_good: bool = False) -> None:
@@ -225,7 +196,7 @@ def disregard(signals: Iterable[int], *, for_good: bool = False) -> None:
     But the interpreter removes handlers early in its exit.
     """
     for signum in signals:
-        _signal(signum, _SIG_IGN if for_good else _do_nothing)
+        signal.signal(signum, signal.SIG_IGN if for_good else _do_nothing)
 
 
 def _do_nothing(signum: int, frame: FrameType | None) -> None:
@@ -234,4 +205,4 @@ def _do_nothing(signum: int, frame: FrameType | None) -> None:
 
 def unblock_all() -> None:
     """Unblock all signals."""
-    set_mask(())
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
