@@ -16,17 +16,15 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-from gunicorn import SERVER_SOFTWARE, __version__, sock, systemd
+from gunicorn import SERVER_SOFTWARE, __version__, sock
+from gunicorn.app.start import apply_environ
 from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.glogging import reopen_logs
 from gunicorn.loading import getcwd
 from gunicorn.master import handoff, pool
 from gunicorn.master.announce import Situation
-from gunicorn.master.reload import Reloading, Switch
 from gunicorn.master.shutdown import Shutdown
 from gunicorn.master.succession import Succession
-from gunicorn.pidfile import Pidfile, successor_path
-from gunicorn.unix.poller import Poller
 from gunicorn.unix.process import describe_end
 from gunicorn.unix.signals import Interrupted, SignalInbox, blocked_signals, in_turn, signal_name, unblock_all
 
@@ -36,11 +34,11 @@ TICK = 1.0
 BOOT_TICK = 0.1
 
 
-# They are not kept waiting by what came before them.
+# They overtake signals that came before them.
 STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 # One worker more or less each time.
 COUNTED = frozenset({signal.SIGTTIN, signal.SIGTTOU})
-# After these the loop looks after its children before it handles the next: they may take long.
+# They may take long: the loop looks after its children before it handles the next signal.
 LENGTHY = frozenset({signal.SIGHUP, signal.SIGUSR2})
 
 
@@ -48,7 +46,7 @@ class StopAsked(StopIteration):
     """Leads from the handler of a signal out of the loop. No hook raises it by accident."""
 
 
-class Arbiter(Shutdown, Succession, Reloading):
+class Arbiter(Shutdown, Succession):
     """Runs *app* in worker processes, until it is told to stop.
 
     The constructor only sets up the environment and, if configured, loads the application.
@@ -78,48 +76,11 @@ class Arbiter(Shutdown, Succession, Reloading):
     def __init__(self, app: Any) -> None:
         os.environ["SERVER_SOFTWARE"] = SERVER_SOFTWARE
 
-        self.LISTENERS = []
-        self.WORKERS = {}
+        super().__init__()
         self.PIPE = []
-        # Signals that have arrived and not been handled yet, oldest first.
-        self.SIG_QUEUE = []
-
-        self.log = None
-        self.cfg = None
-        self.worker_class = None
-        self.pid = None
-        self.pidfile = None
-        self.systemd = False
-        self.worker_age = 0
-        self.reexec_pid = 0
-        self.master_pid = 0
-        self.started_at = 0.0
-        self.companions = None
-        self.inherited_run_dir = None
-        self.inherited_state_fd = None
-
-        self.inbox = None
-        self.poller = Poller()
-        self.unit = systemd.Unit(self)
         self._num_workers: int | None = None
-        self._reported_workers = None
-        self._records = {}
-        self._pacing = pool.Pacing()
-        # The addresses that LISTENERS were made for, in the same order.
-        self.bound: list[Any] = []
         self._env_before: dict[str, str | None] = {}
-        self._ready_to_fork = False
-        self._started = False
-        self.stopping = False
-        self._halting = False
-        self._in_child = False
-        self._failed = False
-        self._halt_reason = ""
         self._reaped = 0
-        self._served = False
-        # A reload whose workers have yet to show that they boot.
-        self._switch: Switch | None = None
-        self.old_listeners = []
 
         # A successor starts as this process did: its command line, working directory, environment.
         # The original arguments keep ``-m gunicorn`` and what the interpreter itself was given.
@@ -164,19 +125,15 @@ class Arbiter(Shutdown, Succession, Reloading):
             self.num_workers = self.cfg.workers
 
     def set_environment(self, variables: Mapping[str, str]) -> None:
-        """Have ``raw_env`` in the environment, and what an earlier one set not any more."""
-        for name, value in self._env_before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        """Set *variables*, those of ``raw_env``, and undo what an earlier ``raw_env`` has set."""
+        apply_environ(self._env_before)
         self._env_before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
 
     # -- start ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Hear signals, write the pid file, listen. Raises HaltServer if that cannot be done."""
+        """Handle signals, write the pid file, listen. Raises HaltServer if that cannot be done."""
         self.pid = os.getpid()
         self.started_at = time.monotonic()
         self.log.info("Gunicorn %s starts as process %s", __version__, self.pid)
@@ -194,12 +151,12 @@ class Arbiter(Shutdown, Succession, Reloading):
         except ConfigError as exc:
             raise HaltServer(str(exc)) from exc
         self.init_signals()
-        # The next steps may wait: a hook for a database, an address for the server that still has it.
+        # The next steps may wait: a hook for a database, or we for an address that another server has.
         with self.interruptible():
             self._start_listening(given)
 
     def _start_listening(self, given: handoff.Inherited) -> None:
-        # A stop in the middle would leave a stale file.
+        # A stop half-way would leave a stale file.
         with blocked_signals():
             self.pidfile = self.make_pidfile(self.cfg.pidfile)
         self.cfg.on_starting(self)
@@ -220,7 +177,7 @@ class Arbiter(Shutdown, Succession, Reloading):
         self.cfg.when_ready(self)
 
     def init_signals(self) -> None:
-        """Have signals recorded, each to be handled by the loop when its turn comes."""
+        """Record signals from now on; the loop handles each in its turn."""
         if self.inbox is None:
             self.inbox = SignalInbox([*self.SIGNALS, signal.SIGCHLD])
         self.inbox.install()
@@ -233,34 +190,12 @@ class Arbiter(Shutdown, Succession, Reloading):
         """Within the block a signal to stop interrupts a wait with Interrupted."""
         return contextlib.nullcontext() if self.inbox is None else self.inbox.interrupting(STOPS)
 
-    def restore_signal_handlers(self) -> None:
-        """Restore our signal handlers: a configuration file, or a module that it imports, may have set its
-        own.
-        """
-        if self.inbox is not None:
-            self.inbox.install()
-
     def _take_signals(self, events: int) -> None:
         assert self.inbox is not None
         self.SIG_QUEUE.extend(self.inbox.drain())
 
     def log_listeners(self, listeners: list[Any]) -> None:
         self.log.info("Listening on %s", ", ".join(map(str, listeners)))
-
-    def make_pidfile(self, path: str | None) -> Pidfile | None:
-        """Write the pid file that is configured as *path*, if one is. Raises HaltServer."""
-        if path is None:
-            return None
-        # Beside that of the master which this one is to succeed.
-        pidfile = Pidfile(successor_path(path) if self.master_pid else path)
-        try:
-            pidfile.create(os.getpid())
-        except RuntimeError as exc:
-            raise HaltServer(str(exc)) from exc
-        if not self.master_pid:
-            # Of a new master that was killed together with its old one.
-            Pidfile(successor_path(path)).remove_stale()
-        return pidfile
 
     def check_worker_class(self) -> None:
         if hasattr(self.worker_class, "check_config"):
@@ -276,7 +211,7 @@ class Arbiter(Shutdown, Succession, Reloading):
             self.manage_workers()
             while True:
                 self.sleep()
-                # First: some signals mean another thing to a master that has yet to take a place.
+                # First: to a master that is not promoted yet some signals mean another thing.
                 self.maybe_promote_master()
                 self._handle_signals()
                 self.reap_workers()
@@ -308,18 +243,12 @@ class Arbiter(Shutdown, Succession, Reloading):
 
     def _timeout(self, now: float) -> float:
         """Seconds until the loop has something to do, whatever happens."""
-        waits = [TICK]
-        if self.companions is not None:
-            companions_due = self.companions.next_deadline()
-            if companions_due is not None:
-                waits.append(companions_due - now)
-        unit_due = self.unit.next_deadline(now)
-        if unit_due is not None:
-            waits.append(unit_due - now)
-        records = self._all_records()
-        kill_at = pool.next_kill(records)
-        if kill_at is not None:
-            waits.append(kill_at - now)
+        deadlines = [
+            self.companions.next_deadline() if self.companions is not None else None,
+            self.unit.next_deadline(now),
+            pool.next_kill(self._all_records()),
+        ]
+        waits = [TICK, *(deadline - now for deadline in deadlines if deadline is not None)]
         if not self.stopping:
             plan = self._plan(now)
             if plan.spawn:

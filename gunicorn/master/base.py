@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The base of the master's parts: its state, its hooks, its companion manager, and what precedes a fork.
+"""The base of the master's parts: its state, its hooks, and its companion manager.
 
-``arbiter.Arbiter`` consists of parts, each with its own task: ``Workforce``, ``Succession``, ``Reloading``,
-``Shutdown``. No companion is known here, and ``gunicorn.companion`` is imported only when there are some.
+``arbiter.Arbiter`` consists of parts, each with its own task: ``Workforce``, ``Reloading``, ``Shutdown``,
+``Succession``. ``gunicorn.companion`` is imported only when companions are configured.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gunicorn.master.handoff import Inherited
 from gunicorn.pidfile import Pidfile
 from gunicorn.systemd import Unit
 from gunicorn.unix.poller import Poller
+from gunicorn.unix.process import set_process_title
 from gunicorn.unix.signals import Interrupted, SignalInbox
 
 if TYPE_CHECKING:
@@ -25,33 +26,38 @@ if TYPE_CHECKING:
 
 
 class Master:
-    """The state that every part may look at. It is set up by ``Arbiter.__init__``."""
+    """The state that every part may look at."""
 
-    app: Any
-    cfg: Any
-    log: Any
-    pid: int | None
-    pidfile: Pidfile | None
-    systemd: bool
-    unit: Unit
-    LISTENERS: list[Any]
-    WORKERS: dict[int, Any]
-    # The successor that this master has started, and the master that this one is to succeed.
-    reexec_pid: int
-    master_pid: int
-    # The handle of the companion manager, which survives its restarts; None without companions.
-    companions: ManagerHandle | None
-    # Where the old master's companions leave their records; see ``companion.server.run_directory.Places``.
-    inherited_run_dir: str | None
-    # And where its manager writes what is asked of them by command.
-    inherited_state_fd: int | None
-    inbox: SignalInbox | None
-    poller: Poller
-    proc_name: str
-    stopping: bool
-    # Listeners that are kept open only to undo a reload: children must close them.
-    old_listeners: list[Any]
-    _ready_to_fork: bool
+    def __init__(self) -> None:
+        self.app: Any = None
+        self.cfg: Any = None
+        self.log: Any = None
+        self.pid: int | None = None
+        self.pidfile: Pidfile | None = None
+        self.proc_name = ""
+        self.started_at = 0.0
+        # Whether the sockets came from a service manager.
+        self.systemd = False
+        self.unit = Unit(self)
+        self.inbox: SignalInbox | None = None
+        self.poller = Poller()
+
+        self.LISTENERS: list[Any] = []
+        # Listeners that are kept open only to undo a reload: children must close them.
+        self.old_listeners: list[Any] = []
+        self.WORKERS: dict[int, Any] = {}
+        # The successor that this master has started, and the master that this one is to succeed.
+        self.reexec_pid = 0
+        self.master_pid = 0
+        # The handle of the companion manager, which survives its restarts; None without companions.
+        self.companions: ManagerHandle | None = None
+        # Where the old master's companions leave their records (`companion.server.run_directory.Places`), and
+        # where its manager writes what is asked of them by command.
+        self.inherited_run_dir: str | None = None
+        self.inherited_state_fd: int | None = None
+
+        self.stopping = False
+        self._ready_to_fork = False
 
     def _hook(self, name: str, *args: Any) -> None:
         """Call a hook of the configuration; log its exceptions and go on."""
@@ -61,6 +67,15 @@ class Master:
             raise
         except BaseException:
             self.log.exception("The hook %s failed", name)
+
+    def restore_signal_handlers(self) -> None:
+        """After user code that may have set its own: a configuration file, or a module that it imports."""
+        if self.inbox is not None:
+            self.inbox.install()
+
+    def _set_title(self) -> None:
+        name = f"{self.proc_name}.2" if self.master_pid else self.proc_name
+        set_process_title(f"master [{name}]")
 
     def prepare_to_fork(self) -> None:
         """Before the first child: make memory fit for sharing, warn of threads. Later calls do nothing."""

@@ -1,27 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""Plan the next step for the pool of workers. Nothing here forks, kills or reads a clock.
-
-The arbiter keeps one ``WorkerRecord`` a process, asks these functions with the time as an
-argument, and carries the answers out.
-"""
+"""Plan the next step for the pool of workers. Pure: the master keeps the records and carries the plan out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-# An unasked end within this many seconds of the fork is a failed start.
+# A worker that ends within so many seconds of its fork without being asked is a failed start.
 YOUNG = 1.0
 # Waits before the next start after one, two, … failed starts in a row.
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 1.0
-# A pool without a failed start for so long counts from the beginning.
+# After so many seconds without a failed start the waits begin anew.
 FORGIVEN_AFTER = 10.0
 # Seconds from SIGABRT to SIGKILL, for a worker without a heartbeat.
 ABORT_GRACE = 1.0
 # How long new workers may take to boot until the new configuration is final.
 TRIAL = 10.0
-# How many workers start before the loop looks at signals again.
+# How many workers start before the loop handles signals again.
 SPAWN_BATCH = 4
 
 
@@ -138,10 +134,10 @@ def next_kill(records: Iterable[WorkerRecord]) -> float | None:
 def halt_reason(
     code: int | None, booted: bool, *, boot_error: int, load_error: int
 ) -> tuple[str, int] | None:
-    """Why the end of one of our workers ends the server, and with which status; none if it does not.
+    """Return why the end of a worker ends the server, and with which status; None if it does not.
 
-    A worker that cannot even start would be started for ever. One that served and
-    then ends with the same number by chance is only replaced.
+    A worker that cannot start would be started for ever. One that has served, and ends with the same code by
+    chance, is only replaced.
     """
     if booted or code is None:
         return None
@@ -153,7 +149,7 @@ def halt_reason(
 
 
 def serves(record: WorkerRecord) -> bool:
-    """Whether a worker takes requests and is meant to go on."""
+    """Whether a worker takes requests and goes on doing so."""
     return record.booted and not (record.retiring or record.leaving)
 
 
@@ -175,7 +171,7 @@ class Pacing:
         self.start_failed(now)
 
     def start_failed(self, now: float) -> None:
-        """Count a start that came to nothing: a refused fork, or a worker that died at once."""
+        """Count a failed start: a refused fork, or a worker that died at once."""
         if now - self._last_failure >= FORGIVEN_AFTER:
             self._failures = 0
         self._failures += 1

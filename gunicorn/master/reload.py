@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Reload: apply all of a new configuration, or nothing of it.
 
-The steps that can fail come first, each with its undo. Then the arbiter starts new workers; whether they
-boot decides about the rest. The step that cannot be undone, closing old listeners, comes last.
+The steps that can fail come first, each with its undo. Then new workers start. If one of them boots, the
+reload becomes final: the step that cannot be undone, closing old listeners, comes last.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gunicorn import sock
 from gunicorn.app.configfile import near_misses
+from gunicorn.app.start import set_environ
 from gunicorn.errors import ConfigError, HaltServer, on_one_line
 from gunicorn.glogging import follow
 from gunicorn.master import pool
@@ -38,7 +39,7 @@ _STATE = (
 
 
 class Switch(NamedTuple):
-    """A configuration that was taken over, as long as it can still be taken back."""
+    """A configuration that has been applied, as long as the step can be undone."""
 
     undo: contextlib.ExitStack
     # The old pid file, if the new configuration wants another one.
@@ -49,22 +50,23 @@ class Switch(NamedTuple):
 
 
 class Reloading(Workforce):
-    """The part of the master that takes a new configuration over."""
+    """The part of the master that applies a new configuration."""
 
-    _switch: Switch | None
+    def __init__(self) -> None:
+        super().__init__()
+        # A reload whose workers have yet to show that they boot.
+        self._switch: Switch | None = None
+        # The addresses that LISTENERS were made for, in the same order.
+        self.bound: list[Any] = []
 
     if TYPE_CHECKING:  # the arbiter's own
 
-        def restore_signal_handlers(self) -> None: ...
-
         def manage_workers(self) -> None: ...
-
-        def _set_title(self) -> None: ...
 
     def reload(self) -> None:
         """Read the configuration again; apply it and replace the workers, or leave all as it is.
 
-        Until a new worker has booted, old ones serve and all can be taken back.
+        Until a new worker has booted, old ones serve and everything can be undone.
         """
         self.unit.reload_begins(time.monotonic())
         self._abandon_reload()
@@ -72,7 +74,7 @@ class Reloading(Workforce):
         try:
             switch = switch_configuration(self, current)
         except BaseException as exc:
-            # Some libraries derive what ends a wait from it: asyncio.CancelledError, gevent.Timeout.
+            # Libraries derive from it what ends a wait: asyncio.CancelledError, gevent.Timeout.
             self.unit.reload_refused(one_line(exc))
             self.log.error("Reload refused, the old configuration stays: %s", one_line(exc))
             self.log.debug("Where it failed:", exc_info=True)
@@ -99,7 +101,7 @@ class Reloading(Workforce):
             self.reload_companion_manager()
 
     def _keep_reload(self) -> None:
-        """Let go of what the old configuration needs, if there is a reload that can still be taken back."""
+        """Make a reload final that could still be undone: let go of what the old configuration needs."""
         if self._switch is None:
             return
         switch, self._switch = self._switch, None
@@ -110,14 +112,14 @@ class Reloading(Workforce):
             switch.pidfile.unlink()
 
     def _abandon_reload(self) -> None:
-        """Live by the old configuration again; its workers go on, and those of the new one are retired."""
+        """Undo a reload: the old workers go on, and the new ones are retired."""
         if self._switch is None:
             return
         switch, self._switch = self._switch, None
         try:
             switch.undo.close()
         except Exception as exc:
-            # The old log files, for one, which cannot be opened any more.
+            # Its log files, for example, which cannot be opened any more.
             self.log.error("Cannot restore a part of the old configuration: %s", one_line(exc))
         self.old_listeners = []
         for record in self._all_records():
@@ -128,7 +130,7 @@ class Reloading(Workforce):
         self._set_title()
 
     def worker_did_not_boot(self, why: str) -> bool:
-        """Take a reload back whose workers cannot boot; False if there is none to take back."""
+        """Undo a reload whose workers cannot boot; False if there is none to undo."""
         if self._switch is None:
             return False
         self._abandon_reload()
@@ -136,17 +138,13 @@ class Reloading(Workforce):
         self.log.error("Reload refused, the old configuration stays: %s", why)
         return True
 
-    def check_reload(self, cfg: Any) -> None:
-        """Raise the errors of *cfg* before any of it is applied."""
-        self.check_companions(cfg, outputs=True)
-
     def _warn_of_misspelt_settings(self) -> None:
         for warning in near_misses(self.cfg):
             self.log.warning("%s", warning)
 
 
 def switch_configuration(arbiter: Any, current: set[int]) -> Switch:
-    """Have *arbiter* read its configuration again and live by it; on an exception it lives by the old one.
+    """Have *arbiter* read its configuration again and apply it; an exception undoes what has been applied.
 
     *current*: the workers of the present configuration.
     """
@@ -156,25 +154,25 @@ def switch_configuration(arbiter: Any, current: set[int]) -> Switch:
         undo.callback(_restore, arbiter, state, dict(vars(app)), dict(os.environ), _directory())
         # Configuration files see the environment as they did at the start.
         arbiter.set_environment({})
-        # A file may wait for ever, for a network say; what stops the server must not wait for it.
+        # A configuration file may wait for ever, for a network say. A stop must not wait for it.
         with arbiter.interruptible():
             app.reload()
         cfg = app.cfg
-        arbiter.check_reload(cfg)
+        arbiter.check_companions(cfg, outputs=True)
         listeners, dropped = _new_listeners(arbiter, old_cfg, cfg, undo)
         pidfile = _new_pidfile(arbiter, old_cfg, cfg, undo)
         _renew_log(arbiter, old_cfg, cfg, undo)
         with arbiter.interruptible():
             arbiter.setup(app)
-            # With the environment of the new configuration, which the hook may look at.
+            # After setup(): the hook ssl_context may look at the new environment.
             sock.check_tls(cfg)
         arbiter.check_worker_class()
         for listener in listeners:
-            # Also for kept ones: it decides whether they speak TLS.
+            # For kept ones, too: it decides whether they speak TLS.
             undo.callback(vars(listener).update, conf=listener.conf, log=listener.log)
             listener.conf, listener.log = cfg, arbiter.log
         for listener in dropped:
-            # A successor is to inherit the new ones only.
+            # A successor inherits the new ones only.
             os.set_inheritable(listener.fileno(), False)
             undo.callback(os.set_inheritable, listener.fileno(), True)
         if listeners is not arbiter.LISTENERS or cfg.is_ssl != old_cfg.is_ssl:
@@ -188,7 +186,7 @@ def _directory() -> str | None:
     try:
         return os.getcwd()
     except OSError:
-        # Removed, as a deploy does with the release before; the new configuration leads to the next one.
+        # A deploy has removed it with the old release; the new configuration leads to the next one.
         return None
 
 
@@ -202,9 +200,7 @@ def _restore(
     for name, value in state.items():
         setattr(arbiter, name, value)
     arbiter.app.__dict__.update(app)
-    for name in os.environ.keys() - environ.keys():
-        del os.environ[name]
-    os.environ.update(environ)
+    set_environ(environ)
     if directory is not None:
         with contextlib.suppress(OSError):
             os.chdir(directory)
@@ -243,14 +239,11 @@ def _new_pidfile(arbiter: Any, old_cfg: Any, cfg: Any, undo: contextlib.ExitStac
 
 def _renew_log(arbiter: Any, old_cfg: Any, cfg: Any, undo: contextlib.ExitStack) -> None:
     """Apply a changed log configuration; with the same one begin new files, as after a rotation."""
-    log = arbiter.log
-    logger_class = cfg.logger_class
-    if type(log) is not logger_class:
-        undo.callback(log.setup, old_cfg)
-        arbiter.log = logger_class(cfg)
+    undo.callback(arbiter.log.setup, old_cfg)
+    if type(arbiter.log) is cfg.logger_class:
+        follow(arbiter.log, old_cfg, cfg)
     else:
-        undo.callback(log.setup, old_cfg)
-        follow(log, old_cfg, cfg)
+        arbiter.log = cfg.logger_class(cfg)
 
 
 def one_line(exc: BaseException) -> str:

@@ -11,30 +11,32 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import sock
-from gunicorn.master.workforce import Workforce
+from gunicorn.master.reload import Reloading
 
 if TYPE_CHECKING:
     from gunicorn.companion.server.handle import ManagerHandle
 
-# A process that got SIGKILL and is not gone after this is stuck in the kernel; nobody can wait for it.
+# A process that is not gone so many seconds after its SIGKILL is stuck in the kernel.
 LAST_REAP = 5.0
 
 
-class Shutdown(Workforce):
+class Shutdown(Reloading):
     """The part of the master that stops."""
 
-    SIG_QUEUE: list[int]
-    _started: bool
-    _halting: bool
-    # The server stops because it cannot go on, not because somebody said so; and why.
-    _failed: bool
-    _halt_reason: str
+    def __init__(self) -> None:
+        super().__init__()
+        # Signals that have arrived and not been handled yet, oldest first.
+        self.SIG_QUEUE: list[int] = []
+        # Whether on_starting has been called, and so on_exit is to be.
+        self._started = False
+        self._halting = False
+        # The server stops because it cannot go on, and not by request; and why.
+        self._failed = False
+        self._halt_reason = ""
 
     if TYPE_CHECKING:  # the arbiter's own
 
         def sleep(self) -> None: ...
-
-        def _keep_reload(self) -> None: ...
 
         def reap_workers(self) -> None: ...
 
@@ -49,21 +51,18 @@ class Shutdown(Workforce):
             log = self.log.error if exit_status else self.log.info
             log("The server stops: %s", reason)
             self._halt_reason = reason
-        # Where a worker cannot boot, companions are stopped in the workers' time.
+        # Companions are stopped in the workers' time if a worker cannot boot.
         self._failed = exit_status != 0 and not (self.companions is not None and self.companions.given_up)
         self.end(True, exit_status)
 
     def end(self, graceful: bool, exit_status: int) -> None:
-        """Stop everything, whatever fails meanwhile, and end the process."""
+        """Stop everything, even if that fails half-way, and end the process."""
         try:
             self.stop(graceful)
         except Exception:
             self.log.exception("The stop failed: killing all children")
             self.kill_workers(signal.SIGKILL)
             self.signal_companion_manager(signal.SIGKILL)
-        self._leave(exit_status)
-
-    def _leave(self, exit_status: int) -> None:
         self._halting = True
         self.log.info("The master exits")
         try:
@@ -90,7 +89,9 @@ class Shutdown(Workforce):
         if self.inbox is None:
             return
         self.stopping = True
-        self._begin_stop(graceful, time.monotonic())
+        # Companions are told at the same moment as the workers, and given longer.
+        self._try_companions(lambda companions: companions.begin_stop(graceful and not self._failed))
+        self._stop_workers(graceful, time.monotonic())
         while not self._stopped(time.monotonic()):
             self.unit.step(time.monotonic())
             self._report_workers()
@@ -99,11 +100,8 @@ class Shutdown(Workforce):
             self.reap_workers()
         self._report_workers()
 
-    def _begin_stop(self, graceful: bool, now: float) -> None:
-        """Tell all children to end. One that has been told so already is not told twice."""
-        if self.companions is not None:
-            # Told at the same moment as the workers, and given longer.
-            self._try_companions(lambda companions: companions.begin_stop(graceful and not self._failed))
+    def _stop_workers(self, graceful: bool, now: float) -> None:
+        """Tell all workers to end. One that has been told so already is not told twice."""
         limit = now + self.cfg.graceful_timeout
         for pid in list(self.WORKERS):
             record = self._record(pid)
@@ -115,7 +113,7 @@ class Shutdown(Workforce):
                 self.kill_worker(pid, signal.SIGTERM)
 
     def _stopped(self, now: float) -> bool:
-        """One step of the stop: True when no child is left that is worth waiting for."""
+        """Take one step of the stop: True when no child is left that is worth waiting for."""
         self._kill_due(now)
         companions_gone = self._try_companions(lambda companions: companions.stopped())
         return companions_gone and all(
@@ -124,7 +122,7 @@ class Shutdown(Workforce):
         )
 
     def _try_companions(self, step: Callable[[ManagerHandle], Any]) -> bool:
-        """One step of the companions' stop; True where none is to be waited for any more.
+        """Take one step of the companions' stop; True if there is none to wait for.
 
         If it fails (no descriptor is left to look for them, for one), the manager is killed: the kernel then
         tells its companions, and the workers still have their time.
@@ -150,7 +148,7 @@ class Shutdown(Workforce):
                 self.handle_chld(signum, None)
 
     def _end_now(self) -> None:
-        """A second SIGINT or SIGQUIT: wait no longer."""
+        """Kill the workers, and have all companions killed."""
         now = time.monotonic()
         for record in self._all_records():
             record.kill_at = now

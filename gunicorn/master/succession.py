@@ -7,19 +7,22 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from gunicorn.errors import HaltServer
 from gunicorn.master import handoff
 from gunicorn.master.base import Master
 from gunicorn.pidfile import Pidfile, successor_path
-from gunicorn.unix.process import describe_end, leave, set_process_title
+from gunicorn.unix.process import describe_end, leave
 from gunicorn.unix.signals import blocked_signals, reset_to_default
 
 
 class Succession(Master):
     """The part of the master that has a successor, or is one."""
 
-    START_CTX: dict[Any, Any]
-    # Why the pid file could not be moved to its name, as it was logged.
-    _pidfile_trouble = ""
+    def __init__(self) -> None:
+        super().__init__()
+        self.START_CTX: dict[Any, Any] = {}
+        # Why the pid file could not be moved to its name, as it was logged.
+        self._pidfile_trouble = ""
 
     def reexec(self) -> None:
         """Start a new master from the program on disk, which gets the sockets of this one."""
@@ -42,7 +45,7 @@ class Succession(Master):
             self.log.error("The new master cannot be started: %s", exc)
 
     def _state_for_successor(self) -> AbstractContextManager[int | None]:
-        """The file from which the new master reads commands to companions, past and future."""
+        """Give the descriptor from which the new master reads commands to companions, past and future."""
         return nullcontext() if self.companions is None else self.companions.state_for_successor()
 
     def _exec_successor(self, master_pid: int, companion_state_fd: int | None) -> None:
@@ -64,8 +67,8 @@ class Succession(Master):
             os.chdir(self.START_CTX["cwd"])
             os.execvpe(self.START_CTX[0], self.START_CTX["args"], environ)
         except BaseException:
-            # No path leads from here back into the loop, there would be two of it; nor to what the
-            # application registered for the exit of the process, which its living master still uses.
+            # Neither back into the loop, or two masters would run it; nor to the exit handlers of the
+            # application, whose resources the old master still uses.
             self.log.exception("The new master cannot be started")
             leave(1)
 
@@ -83,8 +86,22 @@ class Succession(Master):
         if self.companions is not None:
             self.companions.promoted()
 
+    def make_pidfile(self, path: str | None) -> Pidfile | None:
+        """Write the pid file that is configured as *path*, if one is. Raises HaltServer."""
+        if path is None:
+            return None
+        pidfile = Pidfile(successor_path(path) if self.master_pid else path)
+        try:
+            pidfile.create(os.getpid())
+        except RuntimeError as exc:
+            raise HaltServer(str(exc)) from exc
+        if not self.master_pid:
+            # A new master that was killed together with its old one may have left it.
+            Pidfile(successor_path(path)).remove_stale()
+        return pidfile
+
     def _take_pidfile(self) -> None:
-        """Move the pid file to its name; where that fails, at the next call, until it has succeeded."""
+        """Give the pid file its final name; if that fails, the next call tries again."""
         path = self.cfg.pidfile
         if self.pidfile is None or path is None or self.pidfile.fname != successor_path(path):
             return
@@ -98,14 +115,10 @@ class Succession(Master):
             self._pidfile_trouble = ""
 
     def bury_successor(self, status: int) -> None:
-        """Account for the end of a new master, which may have had no time to tidy up."""
+        """Account for the end of a new master, and remove the pid file that it may have left."""
         pid, self.reexec_pid = self.reexec_pid, 0
         if self.cfg.pidfile is not None:
             left = Pidfile(successor_path(self.cfg.pidfile))
             left.pid = pid
             left.unlink()
         self.log.warning("The new master %s; this one keeps running", describe_end(status))
-
-    def _set_title(self) -> None:
-        name = f"{self.proc_name}.2" if self.master_pid else self.proc_name
-        set_process_title(f"master [{name}]")

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The master's workers: fork them, watch their heartbeats, retire, kill and reap them.
-
-``gunicorn.master.pool`` decides what the pool needs; this module does it.
-"""
+"""The master's workers: fork them, watch their heartbeats, retire, kill and bury them, as `pool` plans."""
 
 from __future__ import annotations
 
@@ -22,10 +19,10 @@ from gunicorn.master.base import Master
 from gunicorn.unix.process import describe_end, exit_code, set_process_title, term_signal
 from gunicorn.unix.signals import blocked_signals, disregard, reset_to_default
 
-# How long an old worker waits for its successor to boot, where no worker timeout ends that.
+# How long an old worker waits for its successor to boot, without a worker timeout.
 BOOT_WAIT = 30.0
 
-# What the system refuses now and may grant later.
+# Errors for want of a resource that may be free again later.
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
 
 # Signals on which a worker's handlers may raise, or that would kill it by default.
@@ -41,16 +38,19 @@ class Workforce(Master):
     WORKER_BOOT_ERROR = 3
     APP_LOAD_ERROR = 4
 
-    worker_class: Any
-    worker_age: int
-    timeout: float
     num_workers: Any
-    _in_child: bool
-    _records: dict[int, pool.WorkerRecord]
-    _pacing: pool.Pacing
-    _reported_workers: int | None
-    # Whether a worker of this master has ever booted: from then on a failed start is one to repeat.
-    _served: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.worker_class: Any = None
+        self.worker_age = 0
+        self.timeout = 0.0
+        self._records: dict[int, pool.WorkerRecord] = {}
+        self._pacing = pool.Pacing()
+        self._reported_workers: int | None = None
+        # Whether a worker of this master has ever booted: from then on a failed start is one to repeat.
+        self._served = False
+        self._in_child = False
 
     if TYPE_CHECKING:  # the arbiter's own
 
@@ -60,7 +60,7 @@ class Workforce(Master):
         """The record of one of ``WORKERS``."""
         record = self._records.get(pid)
         if record is None:
-            # Not started by spawn_worker(): this is its first sight, so treat it as booting.
+            # An embedder has started it: treat it as booting from now on.
             worker = self.WORKERS[pid]
             record = pool.WorkerRecord(pid, worker.age, time.monotonic(), worker.tmp.last_update())
             self._records[pid] = record
@@ -76,11 +76,12 @@ class Workforce(Master):
         )
 
     def _fresh_records(self) -> list[pool.WorkerRecord]:
-        """All records, with what the workers have said since the last look."""
+        """All records, up to date with the heartbeat files."""
         records = self._all_records()
         for record in records:
             self._note_boot(record)
-            record.leaving = record.leaving or self._says_it_leaves(record.pid)
+            # It ends by itself, after `max_requests` for one.
+            record.leaving = record.leaving or self._told_by(record.pid, "leaving") is True
         return records
 
     def _note_boot(self, record: pool.WorkerRecord) -> None:
@@ -92,17 +93,16 @@ class Workforce(Master):
         try:
             beat: float = self.WORKERS[pid].tmp.last_update()
         except (OSError, ValueError):
-            # Its file cannot be read: no reason to end it.
+            # That its file cannot be read is no reason to end it.
             return None
         return beat
 
-    def _says_it_leaves(self, pid: int) -> bool:
-        """Whether a worker ends on its own account, after `max_requests` for one."""
+    def _told_by(self, pid: int, name: str) -> Any:
+        """A flag in the heartbeat file of a worker; None if it cannot be read, or the class has none."""
         try:
-            # Other heartbeat classes may lack this method.
-            return getattr(self.WORKERS[pid].tmp, "leaving", False) is True
+            return getattr(self.WORKERS[pid].tmp, name, None)
         except (OSError, ValueError):
-            return False
+            return None
 
     def murder_workers(self) -> None:
         """Kill workers without a heartbeat: SIGABRT, so that they can log where they hang, then SIGKILL.
@@ -114,7 +114,7 @@ class Workforce(Master):
         for pid in pool.overdue(beats, self.timeout, now):
             worker, record = self.WORKERS[pid], self._record(pid)
             if record.retiring and not worker.aborted:
-                continue  # it has a deadline of its own, and not every class beats while it drains
+                continue  # it has a deadline, and not every class beats while it drains
             if not worker.aborted:
                 self.log.critical("Worker %s has sent no heartbeat for %s s", pid, self.timeout)
                 worker.aborted = True
@@ -134,7 +134,8 @@ class Workforce(Master):
         """Account for the end of a worker; return why and how that ends the server, if it does."""
         record = self._record(pid)
         self._note_boot(record)
-        silent = self._left_silently(pid)
+        # It did not come to the end of `_run_worker`, which would have logged why.
+        silent = self._told_by(pid, "ended") is False
         worker = self.WORKERS.pop(pid)
         del self._records[pid]
         now = time.monotonic()
@@ -168,13 +169,6 @@ class Workforce(Master):
                 self.worker_did_not_boot("a worker exited while booting")
         return None if serving else reason
 
-    def _left_silently(self, pid: int) -> bool:
-        """Whether a worker ended without coming to the end of `_run_worker`, which would have said so."""
-        try:
-            return getattr(self.WORKERS[pid].tmp, "ended", None) is False
-        except (OSError, ValueError):
-            return False
-
     def _log_end(self, pid: int, status: int, *, asked: bool) -> None:
         log = self.log.debug if asked or status == 0 else self.log.error
         hint = " (out of memory?)" if term_signal(status) == signal.SIGKILL and not asked else ""
@@ -196,9 +190,9 @@ class Workforce(Master):
             self.log.debug("%s workers", count, extra=gauge)
 
     def spawn_workers(self) -> None:
-        """Start missing workers: a few at a time, and none during the delay after a failure.
+        """Start some of the missing workers; none during the delay after a failure.
 
-        The loop comes back for the others, so that signals are handled in between.
+        The loop calls this again for the others, and handles signals in between.
         """
         now = time.monotonic()
         missing = min(self._plan(now).spawn, pool.SPAWN_BATCH)
@@ -217,7 +211,7 @@ class Workforce(Master):
             )
             first_beat = worker.tmp.last_update()
         except Exception as exc:
-            # For example its heartbeat file, if no descriptor is left.
+            # Its heartbeat file, for example, if no descriptor is left.
             if not self._served:
                 raise
             return self._refuse_start(exc)
@@ -259,12 +253,12 @@ class Workforce(Master):
             for sibling in self.WORKERS.values():
                 sibling.tmp.close()
         except Exception:
-            # An exception that went on from here would end in the master's loop.
+            # The exception must not reach the master's loop.
             self.log.exception("Worker %s cannot release the master's resources", os.getpid())
             sys.exit(self.WORKER_BOOT_ERROR)
 
     def _run_worker(self, worker: Any) -> None:
-        """The life of a worker, to the end of its process. Nothing leads from here back into the loop."""
+        """Be a worker, to the end of the process. No path leads back into the loop."""
         status: Any = 0
         # Registered before what the application registers, and so run after that.
         atexit.register(disregard, WORKER_SIGNALS, for_good=True)
@@ -291,8 +285,7 @@ class Workforce(Master):
                 self.log.exception("Worker %s failed", worker.pid)
             again = worker.booted or (self._served and _may_pass(exc))
             status = 255 if again else self.WORKER_BOOT_ERROR
-        # It ends anyway. What a signal raised from here on would cut short the hook, an exit handler of the
-        # application, or the interpreter's own end.
+        # A handler that raised from here on would cut short the hook, or an exit handler of the application.
         disregard(WORKER_SIGNALS)
         try:
             self.log.info("Worker %s exits", worker.pid)
@@ -310,7 +303,7 @@ class Workforce(Master):
             self.kill_worker(pid, sig)
 
     def kill_worker(self, pid: int, sig: int) -> None:
-        """Send *sig* to one worker. If it is gone, and so was reaped by somebody else, forget it."""
+        """Send *sig* to one worker; forget it if it is gone, because somebody else has reaped it."""
         try:
             os.kill(pid, sig)
         except ProcessLookupError:
@@ -322,6 +315,6 @@ class Workforce(Master):
 
 
 def _may_pass(exc: BaseException) -> bool:
-    """Whether what failed the start of a worker may be gone at the next: the configuration was good."""
+    """Whether the cause of a failed start may pass, because workers have started with this configuration."""
     # ConfigError: certificates that are just being replaced.
     return isinstance(exc, ConfigError | MemoryError) or (isinstance(exc, OSError) and exc.errno in EXHAUSTED)
