@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The records of running companions, which outlive the manager.
 
-One file a companion, in the run directory. The *lock* on it is the right to start the companion: the manager
-takes it before the fork and holds it until the session is empty, so two supervisors on one directory never
-start the same companion. The *record* in it says who runs: the child writes it itself, before its target
-runs, since a manager can die between fork() and its next line; until then the child holds the inherited lock
-too, so that the moment in which it lives without a record is covered. A record whose supervisor is dead
-belongs to an orphan, and the manager that finds it ends that session.
+Each companion has one file in the run directory. The *lock* on it is the right to start the companion: the
+manager takes it before the fork and holds it until the session is empty, so two managers on one directory
+never start the same companion. The *record* in it names the process. The child writes it itself, because the
+manager can die between fork() and its next line; until it has done so, it holds the inherited lock as well.
+A record whose supervisor is dead belongs to an orphan; the manager that finds it ends that session.
 """
 
 from __future__ import annotations
@@ -17,21 +16,20 @@ import fcntl
 import itertools
 import json
 import os
-import signal
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from gunicorn.unix import session, spare, trust
 from gunicorn.unix.kernel import KERNEL, Kernel
 
 SUFFIX = ".run"
 MAX_RECORD = 64 * 1024
-# A placeholder, so that the record or the reason of a failed start finds room on a disk that has become
-# full.
+# Keeps room for the record, and for the reason of a failed start, on a disk that becomes full.
 _BLANK = b" " * 2048
 # Seconds between two checks of a session whose leader is gone while the others may finish.
 DRAIN_INTERVAL = 0.25
-# Fields that records did not have from the beginning.
+# Somebody else may own the directory: follow no link, and wait for no pipe.
+_TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+# Fields that an earlier version did not write, whose records are read during an upgrade.
 _LATER_FIELDS = {"stop_as_group": False, "group_signalled": False}
 
 
@@ -49,7 +47,8 @@ class Record:
     stop_timeout: float
     # The stop signal has been sent, or the kernel sends it when the supervisor dies.
     signalled: bool = False
-    # It is meant for the whole process group; and has been sent to it, which the kernel does not do.
+    # It is meant for the whole process group; and has been sent to all of it. The kernel signals the leader
+    # alone.
     stop_as_group: bool = False
     group_signalled: bool = False
     # Why the start failed, where it did.
@@ -64,9 +63,7 @@ class Record:
         if not data:
             return None
         try:
-            values = json.loads(data)
-            # What a server of an earlier version wrote, which is upgraded now, has no such fields.
-            values = {**_LATER_FIELDS, **values}
+            values = {**_LATER_FIELDS, **json.loads(data)}
             record = cls(**{f.name: values[f.name] for f in fields(cls)})
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
@@ -99,15 +96,15 @@ class RunFile:
     def __init__(self, fd: int, path: str | None) -> None:
         self.fd = fd
         self.path = path
-        # Where there is no room to write: the file that the lock is on, while this one has the record.
+        # If the disk is full: the locked file in the directory, while this one, in memory, has the record.
         self.locked: RunFile | None = None
 
     @classmethod
     def claim(cls, directory: str | None, name: str) -> RunFile | None:
         """Take the right to start *name*; None while somebody else has it. Raises OSError.
 
-        Without a directory the file is one without a name: the record then serves
-        only to report a failed start, and a manager's successor finds nothing.
+        Without a directory the file has no name: its record reports a failed start, but no later manager
+        finds it.
         """
         if directory is None:
             fd = unnamed_file(name)
@@ -125,7 +122,7 @@ class RunFile:
                     os.mkdir(directory, 0o700)
                 continue
             try:
-                _refuse_another_s(fd)
+                _refuse_foreign_file(fd)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(fd)
@@ -154,7 +151,7 @@ class RunFile:
         os.ftruncate(self.fd, len(data))
 
     def clear(self) -> bool:
-        """Forget the record and keep the lock; False where there is no room for the next record."""
+        """Clear the record and keep the lock; False if there is no room for the next record."""
         with contextlib.suppress(OSError):
             if os.pwrite(self.fd, _BLANK, 0) == len(_BLANK):
                 os.ftruncate(self.fd, len(_BLANK))
@@ -175,7 +172,7 @@ class RunFile:
 
     @property
     def in_place(self) -> bool:
-        """Whether it is where others look for it: somebody may have removed it, or its directory."""
+        """Whether it is still in the directory: somebody may have removed it."""
         return self.path is None or _is_same_file(self.fd, self.path)
 
     def release(self) -> None:
@@ -183,7 +180,7 @@ class RunFile:
         if self.path is not None and self.in_place:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
-        # A descendant may hold this description; an unlock is for all who share it.
+        # A descendant may still have the file open; an unlock counts for it too.
         fcntl.flock(self.fd, fcntl.LOCK_UN)
         self.close()
         if self.locked is not None:
@@ -201,9 +198,9 @@ def run_path(directory: str, name: str) -> str:
 
 
 def unnamed_file(name: str) -> int:
-    """A file in memory, else a temporary one. Raises OSError. *name* is what /proc shows."""
+    """Open a file in memory, else a temporary one. Raises OSError. /proc shows it as *name*."""
     if hasattr(os, "memfd_create"):
-        # Where the file system is read-only, nothing else is left. Old kernels and sandboxes refuse it.
+        # It works on a read-only file system too. Old kernels and sandboxes refuse it.
         with contextlib.suppress(OSError):
             return os.memfd_create(name, os.MFD_CLOEXEC)
     import tempfile
@@ -220,8 +217,8 @@ def _is_same_file(fd: int, path: str) -> bool:
     return os.path.samestat(os.fstat(fd), there)
 
 
-def _refuse_another_s(fd: int) -> None:
-    """Keep root from living by a file that somebody else has made, where everybody may make some."""
+def _refuse_foreign_file(fd: int) -> None:
+    """Keep root from trusting a file that another user has made. Raises PermissionError."""
     if os.geteuid() == 0:
         info = os.fstat(fd)
         if info.st_uid != 0 or info.st_nlink > 1:
@@ -231,7 +228,7 @@ def _refuse_another_s(fd: int) -> None:
 def _is_believable(record: Record, info: os.stat_result, directory: str) -> bool:
     """Whether the author of a record, in the file *info*, could signal the processes that it names.
 
-    Root could be made to signal others. A run directory may be one where everybody makes files.
+    Otherwise a user could have root kill processes for him.
     """
     if os.geteuid() != 0:
         return True
@@ -248,11 +245,11 @@ def is_held(directory: str | None, name: str) -> bool:
     if directory is None:
         return False
     try:
-        fd = os.open(run_path(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = os.open(run_path(directory, name), _TO_READ)
     except OSError:
         return False
     try:
-        # Shared: two who only look are not in each other's way.
+        # Shared, so that two that only look do not block each other.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -262,15 +259,12 @@ def is_held(directory: str | None, name: str) -> bool:
 
 
 def peek(directory: str | None, name: str) -> Record | None:
-    """The record of *name* as it is, whoever holds the lock; None where there is none."""
+    """The record of *name*, whoever holds the lock; None if there is none."""
     if directory is None:
         return None
-    # The directory is the companions' user's. A master that is root waits on no pipe and
-    # follows no link that he may have put there.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
     def read() -> tuple[bytes, os.stat_result]:
-        fd = os.open(run_path(directory, name), flags)
+        fd = os.open(run_path(directory, name), _TO_READ)
         try:
             return os.read(fd, MAX_RECORD), os.fstat(fd)
         finally:
@@ -301,137 +295,8 @@ def records(directory: str | None) -> dict[str, Record]:
     return {name: record for name, record in found.items() if record is not None}
 
 
-class Orphan:
-    """The end of a recorded session whose supervisor is dead.
-
-    ``step`` is called at intervals until it returns True. A process that had its parent-death signal is only
-    waited for; others get their stop signal once. When the leader is gone, or at the deadline, the rest of
-    the session gets SIGKILL. With `stop_as_group` the others get the stop signal like the leader, and have
-    until the deadline. With *uid* only that user's processes are touched: the records lie in a directory of
-    the companions' user, who must not be able to make a privileged master kill for him.
-    """
-
-    def __init__(
-        self,
-        record: Record,
-        now: float,
-        run: RunFile | None = None,
-        timeout: float | None = None,
-        uid: int | None = None,
-        kernel: Kernel = KERNEL,
-    ) -> None:
-        self.record = record
-        self.kernel = kernel
-        self.uid = uid
-        self.deadline = now + (record.stop_timeout if timeout is None else timeout)
-        # The time of the next check for others than the leader, while those may finish.
-        self._look_at = now
-        self._run = run
-        self._begun = False
-        with contextlib.suppress(OSError):
-            self._begin()
-
-    def _begin(self) -> None:
-        """Ask it to end. Raises OSError where no descriptor is left to look with."""
-        record, run = self.record, self._run
-        if record.runs(self.kernel):
-            if not self._may_touch(record.pid):
-                self._begun = True
-                return
-            # A stopped process handles its parent-death signal only once it continues.
-            self.kernel.ask_to_stop(record.pid, signal.SIGCONT if record.signalled else record.stop_signal)
-        elif self._is_strangers():
-            self._begun = True
-            return
-        self._begun = True
-        if record.stop_as_group and not record.group_signalled:
-            self._ask_the_others()
-        if run is not None and not (record.signalled and record.group_signalled is record.stop_as_group):
-            # A next manager, should this one die too, must not send it again.
-            run.write(replace(record, signalled=True, group_signalled=record.stop_as_group))
-
-    def _ask_the_others(self) -> None:
-        """Send the stop signal to the process group except its leader, which gets its own."""
-        leader = self.record.pid
-        for pid in self.kernel.members({self.record.session}).get(self.record.session, ()):
-            with contextlib.suppress(OSError):
-                if pid != leader and self.kernel.group_of(pid) == leader and self._may_touch(pid):
-                    self.kernel.ask_to_stop(pid, self.record.stop_signal)
-
-    def _is_strangers(self) -> bool:
-        """Whether somebody else has the leader's number now.
-
-        The kernel does not give out the number of a session that still has members; or it never was a
-        companion's.
-        """
-        return not self.record.runs(self.kernel) and self.kernel.identity(self.record.pid) is not None
-
-    def drains(self, now: float) -> bool:
-        """Whether it may finish its work, so that there is nothing to do but wait."""
-        try:
-            if now >= self.deadline or not self._may_touch(self.record.pid):
-                return False
-        except OSError:
-            return False
-        return self.record.runs(self.kernel) or now < self._look_at
-
-    def step(self, now: float, members: Mapping[int, list[int]] | None = None) -> bool:
-        """Do what is due; True when the session is empty. *members*: `session.members`, if at hand."""
-        try:
-            return self._step(now, members)
-        except OSError:
-            # No descriptor is left to look with: it is not known to be gone.
-            return False
-
-    def _step(self, now: float, members: Mapping[int, list[int]] | None) -> bool:
-        if not self._begun:
-            self._begin()
-        if self.record.runs(self.kernel) and self._may_touch(self.record.pid):
-            if now >= self.deadline:
-                self.kill(members)
-            return False
-        if self._is_strangers():
-            return True
-        if self.record.stop_as_group and now < self.deadline:
-            if now >= self._look_at or members is not None:
-                self._look_at = now + DRAIN_INTERVAL
-                return not self._members(members)
-            return False
-        return not self.kill(members)
-
-    def _members(self, members: Mapping[int, list[int]] | None) -> list[int]:
-        if members is None:
-            members = self.kernel.members({self.record.session})
-        return [pid for pid in members.get(self.record.session, []) if self._may_touch(pid)]
-
-    def kill(self, members: Mapping[int, list[int]] | None = None) -> bool:
-        """SIGKILL to every member; False where there is none."""
-        pids = self._members(members)
-        for pid in pids:
-            self.kernel.send(pid, signal.SIGKILL)
-        return bool(pids)
-
-    def _may_touch(self, pid: int) -> bool:
-        return self.uid is None or self.kernel.owner(pid) == self.uid
-
-
-def orphans(
-    directory: str | None, now: float, known: Iterable[str] = (), kernel: Kernel = KERNEL
-) -> dict[str, Orphan]:
-    """An `Orphan` for each recorded session of *directory* whose supervisor is dead, but for names *known*.
-
-    Those are made when the companion is to start, because making one sends the stop signal.
-    """
-    skipped = frozenset(known)
-    return {
-        name: Orphan(record, now, kernel=kernel)
-        for name, record in records(directory).items()
-        if name not in skipped and not record.is_supervised(kernel)
-    }
-
-
 def remove_dead(directory: str) -> None:
-    """Remove what a manager that was killed has left of companions that have come to their end."""
+    """Remove the files that a killed manager has left of companions that have ended."""
     try:
         fd = trust.open_directory(directory)
     except OSError:
@@ -447,9 +312,9 @@ def remove_dead(directory: str) -> None:
 
 
 def _remove_unless_held(directory: int, file: str) -> None:
-    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    fd = os.open(file, _TO_READ, dir_fd=directory)
     try:
-        # A process that locks it just then sees that it is gone, and makes another.
+        # A manager that locks it just afterwards sees that it is gone, and makes another.
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(file, dir_fd=directory)
     finally:

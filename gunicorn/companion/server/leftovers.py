@@ -12,9 +12,10 @@ from typing import Any
 from gunicorn.companion import runfile
 from gunicorn.companion.child.mark import Mark, digest
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.runfile import Orphan, Record
+from gunicorn.companion.runfile import Record
 from gunicorn.companion.server.run_directory import ArbitersPart, Places
 from gunicorn.companion.supervise import detached
+from gunicorn.companion.supervise.orphans import Orphan
 from gunicorn.unix import session
 
 # So many managers are remembered before those are forgotten that have left no record.

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gunicorn.companion import runfile
-from gunicorn.companion.runfile import Orphan, Record, RunFile
+from gunicorn.companion.runfile import Record, RunFile
+from gunicorn.companion.supervise.orphans import Orphan, orphans
 from gunicorn.companion.supervise.sharedstate import Rights
 from gunicorn.unix.kernel import KERNEL, Kernel
 
@@ -73,17 +74,7 @@ class StartRights:
 
     def claim(self, name: str, now: float, *, singleton: bool = True) -> RunFile | Blocked:
         """Return the locked, empty run file of *name*, or what is in the way. Raises OSError."""
-        run = self._runs.get(name)
-        if run is not None and (named := run.locked) is not None:
-            # The disk was full; there may be room again.
-            run.locked = None
-            run.release()
-            self._runs[name] = run = named
-            self._cleared.discard(name)
-        if run is not None and not run.in_place and not self._renew(name, run):
-            # Nobody would find its record; and another server may have made a new file.
-            self.release(name)
-        run = self._runs.get(name)
+        run = self._held_in_place(name)
         if run is not None and name in self._cleared:
             self._cleared.discard(name)
             return run
@@ -97,30 +88,51 @@ class StartRights:
         if singleton and record is None and run is not None and run.path is None:
             # The directory may be readable, though not writable.
             record = self._older_process(name)
-        if record is not None and not record.is_supervised(self.kernel):
-            # An orphan is already logged.
-            orphan = self._older.get(name) or self._orphans.pop(name, None)
-            if orphan is None or orphan.record.pid != record.pid:
-                self.log.info("Companion %s waits for its older process, pid %d", name, record.pid)
-                orphan = Orphan(record, now, run, kernel=self.kernel)
-            self._older[name] = orphan
-            if not orphan.step(now):
-                return Blocked(record.pid, record.session)
-            del self._older[name]
+        orphaned = record is not None and not record.is_supervised(self.kernel)
+        if record is not None and orphaned and not self._end_older(name, record, run, now):
+            return Blocked(record.pid, record.session)
         if run is None:
-            pid = record.pid if record is not None else None
-            if name not in self._waiting:
-                self._waiting.add(name)
-                self.log.info(
-                    "Companion %s waits: another server runs it (pid %s)", name, pid or "unknown yet"
-                )
-            return Blocked(pid)
+            return self._blocked_elsewhere(name, record)
         if singleton and (other := self._other_form(name, now)) is not None:
             # Do not keep the right: the other form may be waiting for it.
             self.release(name)
             return other
         self._waiting.discard(name)
         return run if run.clear() else self._without_room(name, run)
+
+    def _held_in_place(self, name: str) -> RunFile | None:
+        """The run file of *name* that is held, in the directory again if that is possible."""
+        run = self._runs.get(name)
+        if run is not None and (named := run.locked) is not None:
+            # The disk was full; there may be room again.
+            run.locked = None
+            run.release()
+            self._runs[name] = run = named
+            self._cleared.discard(name)
+        if run is not None and not run.in_place and not self._renew(name, run):
+            # Nobody would find its record; and another server may have made a new file.
+            self.release(name)
+        return self._runs.get(name)
+
+    def _end_older(self, name: str, record: Record, run: RunFile | None, now: float) -> bool:
+        """Do what is due to end the older process of *name*; return whether it is gone."""
+        # An orphan is already logged.
+        orphan = self._older.get(name) or self._orphans.pop(name, None)
+        if orphan is None or orphan.record.pid != record.pid:
+            self.log.info("Companion %s waits for its older process, pid %d", name, record.pid)
+            orphan = Orphan(record, now, run, kernel=self.kernel)
+        self._older[name] = orphan
+        if not orphan.step(now):
+            return False
+        del self._older[name]
+        return True
+
+    def _blocked_elsewhere(self, name: str, record: Record | None) -> Blocked:
+        pid = record.pid if record is not None else None
+        if name not in self._waiting:
+            self._waiting.add(name)
+            self.log.info("Companion %s waits: another server runs it (pid %s)", name, pid or "unknown yet")
+        return Blocked(pid)
 
     def _other_form(self, name: str, now: float) -> Blocked | None:
         """Return the process of ``sched`` if ``sched:0`` is to start, or the other way round."""
@@ -275,7 +287,7 @@ class StartRights:
 
     def find_orphans(self, known: Iterable[str], now: float) -> None:
         """Begin to stop what a dead manager left under names that are not *known*."""
-        for name, orphan in runfile.orphans(self.run_dir, now, known, self.kernel).items():
+        for name, orphan in orphans(self.run_dir, now, known, self.kernel).items():
             self.log.info("Stopping %s (pid %d): removed from the configuration", name, orphan.record.pid)
             self._orphans[name] = orphan
 
