@@ -15,7 +15,7 @@ from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    # In each worker, after its fork: the place to open connections to databases.
+    # In each worker, after its fork: open connections to databases here.
     print(f"worker {os.getpid()} begins", flush=True)
     yield
     print(f"worker {os.getpid()} has served", flush=True)
@@ -31,7 +31,7 @@ async def prices() -> dict[str, Any]:
 
 @app.get("/slow")
 async def slow(seconds: float = 1.0) -> dict[str, Any]:
-    """Stands for a slow service behind the application; others are served meanwhile."""
+    """Simulate a slow service behind the application; the worker serves other requests meanwhile."""
     await asyncio.sleep(seconds)
     return {"worker": os.getpid()}
 
@@ -46,7 +46,7 @@ async def live(websocket: WebSocket) -> None:
             if found["number"] != shown:
                 shown = found["number"]
                 await websocket.send_json(found)
-            # Listens for the end, too: of the client, or of this worker, which waits for what goes on here.
+            # Also listens: it notices when the client leaves, or when this worker stops and waits for us.
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(websocket.receive_text(), 0.1)
     except WebSocketDisconnect:

@@ -28,7 +28,7 @@ async def live(websocket: WebSocket) -> None:
             if found["number"] != shown:
                 shown = found["number"]
                 await websocket.send_json(found)
-            # Listens for the end, too: of the client, or of this worker, which waits for what goes on here.
+            # Also listens: it notices when the client leaves, or when this worker stops and waits for us.
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(websocket.receive_text(), 0.1)
     except WebSocketDisconnect:

@@ -24,7 +24,7 @@ def run() -> None:
         prices = {name: max(1, price + random.randint(-3, 3)) for name, price in prices.items()}
         fresh = FILE.with_suffix(".new")
         fresh.write_text(json.dumps({"number": number, "pid": os.getpid(), "prices": prices}))
-        # At one stroke: readers see the old prices or the new ones.
+        # Atomic: readers see the old prices or the new ones.
         fresh.replace(FILE)
         time.sleep(INTERVAL)
 

@@ -42,7 +42,7 @@ def worker() -> None:
             continue
         try:
             result = CHORES[job.kind](job.argument)
-        except Exception as error:  # whatever a job does wrong is the job's failure, not the worker's
+        except Exception as error:  # a failed job does not end the worker
             jobqueue.finish(job, f"{type(error).__name__}: {error}", failed=True)
         else:
             jobqueue.finish(job, result)
@@ -58,7 +58,7 @@ def scheduler() -> None:
 
 
 def pack(item: str) -> str:
-    # Stands for real work. PEP 475: a sleep goes on after the signal handler, as real work would.
+    # Simulates work. After a signal handler sleep() goes on (PEP 475), as real work does.
     time.sleep(PACKING_SECONDS)
     return f"packed: {item}"
 

@@ -22,7 +22,7 @@ def on_starting(server):
     jobqueue.prepare()
 
 
-# SQLite forbids carrying a connection over a fork, so each process opens its own, after the fork.
+# An SQLite connection must not be used after a fork, so each process opens its own.
 
 
 def post_fork(server, worker):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A job queue in one SQLite file, safe for any number of processes on one host.
 
-Every process calls `connect()` for itself after its fork; `prepare()` is called once before. Whatever
-reads before it writes does so inside BEGIN IMMEDIATE, which takes the write lock first: two workers
-never see the same job as free.
+Each process calls `connect()` after its fork; the master calls `prepare()` once before. Code that reads
+before it writes does so in BEGIN IMMEDIATE, which takes the write lock first: two workers never take the
+same job.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _connection: sqlite3.Connection | None = None
 
 @dataclass(frozen=True)
 class Job:
-    """A job in the hands of one worker."""
+    """A job that a worker has taken."""
 
     id: int
     kind: str
@@ -51,7 +51,7 @@ class Job:
 
 
 def path() -> Path:
-    """Where the database lives: $SHOP_DATABASE, else ``var/shop.sqlite3`` beside this file."""
+    """The path of the database: $SHOP_DATABASE, else ``var/shop.sqlite3`` beside this file."""
     default = Path(__file__).resolve().parent / "var" / "shop.sqlite3"
     return Path(os.environ.get("SHOP_DATABASE", default))
 
@@ -60,19 +60,19 @@ def prepare() -> None:
     """Create the file and its tables, and leave no connection open."""
     path().parent.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(_open()) as connection:
-        # Write-ahead logging lets readers go on while one writes. The mode stays with the file.
+        # With write-ahead logging, a writer does not block readers. The file keeps the mode.
         connection.execute("PRAGMA journal_mode = WAL")
         connection.executescript(SCHEMA)
 
 
 def connect() -> None:
-    """Give this process a connection of its own."""
+    """Open this process's own connection."""
     global _connection
     _connection = _open()
 
 
 def _open() -> sqlite3.Connection:
-    # Autocommit: transactions are begun where they are meant. A writer waits its turn for up to 10 s.
+    # Autocommit: we begin transactions ourselves. A writer waits up to 10 s for its turn.
     connection = sqlite3.connect(path(), timeout=10, isolation_level=None)
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA synchronous = NORMAL")
@@ -98,7 +98,7 @@ def _writing() -> Iterator[sqlite3.Connection]:
 
 
 def put(kind: str, argument: Any, source: str) -> int:
-    """Add a job; its number is the answer. `source` says who asked for it."""
+    """Add a job and return its number. `source` says who requested it."""
     cursor = _database().execute(
         "INSERT INTO jobs (kind, argument, source, source_pid, put_at) VALUES (?, ?, ?, ?, ?)",
         (kind, json.dumps(argument), source, os.getpid(), time.time()),
@@ -108,7 +108,7 @@ def put(kind: str, argument: Any, source: str) -> int:
 
 
 def take(worker: str) -> Job | None:
-    """Take the oldest waiting job for `worker`, or None where nothing waits."""
+    """Take the oldest waiting job for `worker`; None if there is none."""
     with _writing() as connection:
         row = connection.execute(
             "SELECT id, kind, argument FROM jobs WHERE state = 'waiting' ORDER BY id LIMIT 1"
@@ -124,7 +124,7 @@ def take(worker: str) -> Job | None:
 
 
 def finish(job: Job, result: str, *, failed: bool = False) -> None:
-    """Record how a job that this process took has ended."""
+    """Record the result of a job that this process has taken."""
     _database().execute(
         "UPDATE jobs SET state = ?, ended_at = ?, result = ? WHERE id = ?",
         ("failed" if failed else "done", time.time(), result, job.id),
@@ -132,11 +132,10 @@ def finish(job: Job, result: str, *, failed: bool = False) -> None:
 
 
 def recover(worker: str) -> int:
-    """Put back what an earlier process named `worker` died with; how many jobs that were.
+    """Put back the jobs of an earlier process named `worker` that died; return their number.
 
-    This is right because the companion manager never runs two processes of one name side by side: a
-    running job that bears our name belongs to a process that is gone. A job that has taken several
-    workers down with it is given up.
+    The companion manager never runs two processes of one name at the same time, so a running job with our
+    name belongs to a dead process. A job whose workers have died several times has failed.
     """
     with _writing() as connection:
         connection.execute(
@@ -150,14 +149,14 @@ def recover(worker: str) -> int:
 
 
 def put_when_due(kind: str, argument: Any, every: float, source: str) -> int | None:
-    """Add a periodic job if its time has come; the time of the next is kept in the database.
+    """Add a periodic job if it is due; the database has the time of the next one.
 
-    So a scheduler that was away neither forgets a job nor puts in all that it missed.
+    So a scheduler that was down neither forgets a job nor adds all that it missed.
     """
     now = time.time()
     with _writing() as connection:
         row = connection.execute("SELECT next_at FROM schedule WHERE kind = ?", (kind,)).fetchone()
-        # Further away than one period: the clock was set back, or the period was made shorter.
+        # More than one period away: the clock was set back, or the period is shorter now.
         if row is not None and now < row["next_at"] <= now + every:
             return None
         connection.execute(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The shop's web side: a page that takes orders, and shows which process did what with them."""
+"""The shop's web side: a page that takes orders, and shows which process handled them."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ PARCEL_SECONDS = float(os.environ.get("BOARD_PARCEL_SECONDS", "0.5"))
 
 @contextlib.contextmanager
 def database() -> Iterator[sqlite3.Connection]:
-    """A connection of its own for each thing to do, so that none is carried over a fork."""
+    """Open a connection for each task, so that none is open during a fork."""
     connection = sqlite3.connect(PATH, timeout=10)
     try:
         with connection:
@@ -26,19 +26,19 @@ def database() -> Iterator[sqlite3.Connection]:
 
 
 def migrate() -> None:
-    """Make the table. This may be done twice; it returns, and so exits with 0."""
+    """Create the table, if it is missing. It returns, and so exits with 0."""
     with database() as db:
         db.execute("CREATE TABLE IF NOT EXISTS parcels (packer TEXT, pid INTEGER, packed REAL)")
 
 
 def pack() -> None:
-    """Pack parcels until SIGTERM, and the one at hand to its end."""
+    """Pack parcels until SIGTERM; finish the current one."""
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda signum, frame: asked.append(signum))
     name = os.environ["GUNICORN_COMPANION_NAME"]
-    # The copies are the same but for their number: here each begins a little later than the one before.
+    # Copies differ only in their number: each begins a little later than the one before.
     time.sleep(PARCEL_SECONDS / 10 * int(os.environ["GUNICORN_COMPANION_INDEX"]))
     while not asked:
-        time.sleep(PARCEL_SECONDS)  # stands for the work
+        time.sleep(PARCEL_SECONDS)  # simulates work
         with database() as db:
             db.execute("INSERT INTO parcels VALUES (?, ?, ?)", (name, os.getpid(), time.time()))

@@ -36,5 +36,5 @@ companion_stop_timeout = companion_reload_timeout = 20
 
 
 def companion_exit(manager, companion):
-    # Here an error reporter would be told. It is called in the manager, so be quick.
+    # Tell an error reporter here. The manager waits for this hook, so keep it short.
     manager.log.info("%s has ended with code %s", companion.name, companion.last_exit_code)

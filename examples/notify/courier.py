@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A program as it is written for systemd: it knows nothing of the server that runs it."""
+"""A program written for systemd, which needs no change to be a companion."""
 
 import json
 import os

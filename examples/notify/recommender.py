@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Find products that are bought together. Loading takes some seconds, and until then it is not ready."""
+"""Find products that are bought together. It is ready when it has loaded, after some seconds."""
 
 import collections
 import itertools
@@ -31,8 +31,8 @@ def run():
     notify(ready=True, status=f"knows {len(pairs)} pairs")
     for turn in itertools.count(1):
         work(pairs)
-        # Said by the loop that does the work, after the work: a thread that only beats would go on
-        # beating when the work hangs.
+        # From the loop that does the work, after the work: a thread that only sends heartbeats would keep
+        # sending them while the work hangs.
         notify(watchdog=True, status=f"knows {len(pairs)} pairs, {turn} turns")
         time.sleep(pause())
 
@@ -58,12 +58,12 @@ def work(pairs):
 
 
 def hang():
-    """What happens to the best of programs: two locks, or one taken twice."""
+    """A deadlock, as it happens in good programs: one lock taken twice."""
     lock = threading.Lock()
     with lock, lock:
         pass
 
 
 def pause():
-    """Half of the time that is given, as sd_watchdog_enabled(3) recommends; at most a second."""
+    """Half of the watchdog's time, as sd_watchdog_enabled(3) recommends; at most a second."""
     return min(1.0, int(os.environ.get("WATCHDOG_USEC", "2000000")) / 2e6)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The web tier: it shows what the recommender has worked out."""
+"""The web tier: it shows what the recommender has found."""
 
 import json
 from pathlib import Path

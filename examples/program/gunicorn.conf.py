@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A shop and a program of another language beside it: start it with ``gunicorn`` in this directory."""
+"""A shop beside a program in another language: start it with ``gunicorn`` in this directory."""
 
 import os
 
@@ -13,10 +13,9 @@ raw_env = ["LIVE_PORT=" + os.environ.get("LIVE_PORT", "8001")]
 companion_workers = [
     {
         "name": "live",
-        # There is no shell: each string is one argument, whatever is in it.
+        # There is no shell: each string is one argument.
         "command": ["node", "live.js"],
-        # The first becomes descriptor 3 of the program, the second 4. They are open before it starts and
-        # stay open while it restarts.
+        # Descriptors 3 and 4 of the program. They stay open while it restarts.
         "bind": [f"127.0.0.1:{os.environ.get('LIVE_PORT', '8001')}", "unix:live.socket"],
         "stop_timeout": 5,
     },

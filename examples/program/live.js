@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Sends what the shop tells it to every open page. Started as a companion, which hands it two sockets.
+// Sends the events of the shop to every open page. The companion manager passes it two sockets.
 "use strict";
 
 const http = require("http");
 
-// sd_listen_fds(3): the sockets begin at descriptor 3, and are for this process if it is named.
+// sd_listen_fds(3): the sockets begin at descriptor 3, if LISTEN_PID is this process.
 const given = Number(process.env.LISTEN_PID) === process.pid ? Number(process.env.LISTEN_FDS) : 0;
 if (given !== 2) {
   console.error("live: start me as a companion, or with systemd, with two sockets");
@@ -39,7 +39,7 @@ const inside = http.createServer((request, response) => {
 outside.listen({fd: 3});
 inside.listen({fd: 4});
 
-// What was begun is answered; the pages connect again, and wait until the next one accepts them.
+// Finish the requests that have begun. The pages connect again, and wait until the next process accepts them.
 process.on("SIGTERM", () => {
   for (const server of [outside, inside]) server.close();
   for (const page of pages) page.end();

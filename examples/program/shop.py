@@ -15,7 +15,7 @@ LIVE_SOCKET = str(Path(__file__).with_name("live.socket"))
 
 
 class LiveServer(http.client.HTTPConnection):
-    """HTTP over the Unix socket that the companion was given."""
+    """HTTP over the companion's Unix socket."""
 
     def connect(self):
         self.sock = socket.socket(socket.AF_UNIX)
@@ -24,7 +24,7 @@ class LiveServer(http.client.HTTPConnection):
 
 
 def tell(event):
-    """Send *event* to all pages. While the live server restarts, this waits for it and does not fail."""
+    """Send *event* to all pages. If the live server restarts, this waits for it."""
     live = LiveServer("live", timeout=10)
     try:
         live.request("POST", "/", json.dumps(event), {"Content-Type": "application/json"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The companions: RQ's own classes, as they are, each in a process of its own."""
+"""The companions: RQ's own classes, each in its own process."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def worker() -> None:
 
 
 def scheduler() -> None:
-    """Move jobs that were put in for later into the queue when their time has come."""
+    """Move delayed jobs into the queue when they are due."""
     scheduler = RQScheduler([store.QUEUE], connection=store.redis(), interval=1)
-    # RQ keeps a lock per queue in Redis for about a minute after a scheduler was killed. Leaving here means
-    # being started again after restart_delay: the lock is tried until it is free.
+    # After a scheduler was killed, its lock stays in Redis for about a minute. Exit here: the manager retries
+    # after restart_delay until the lock is free.
     if not scheduler.acquire_locks():
         sys.exit("another scheduler holds the lock; trying again")
     scheduler.work()
 
 
 def cron() -> None:
-    """Put periodic jobs in."""
+    """Add the periodic jobs."""
     cron = CronScheduler(connection=store.redis())
     cron.register(work.take_stock, queue_name=store.QUEUE, interval=STOCKTAKING_SECONDS)
     cron.start()

@@ -15,11 +15,11 @@ companion_workers = [
     {"name": "rq-scheduler", "target": "companions:scheduler", "stop_timeout": 10},
     {"name": "rq-cron", "target": "companions:cron", "stop_timeout": 10},
 ]
-# RQ calls it a warm shutdown: on SIGTERM a worker lets its job finish. Give the longest job time enough.
+# RQ's warm shutdown: at SIGTERM a worker finishes its job. Allow enough time for the longest job.
 companion_stop_timeout = 60
 
 
-# A connection that two processes share mixes up their replies, so each makes its own, after the fork.
+# Two processes must not share a connection, so each opens its own after the fork.
 
 
 def post_fork(server, worker):

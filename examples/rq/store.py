@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The connection to Redis, one a process, and the queue on it."""
+"""The connection to Redis, one for each process, and the queue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _redis: Redis | None = None
 
 
 def connect() -> None:
-    """Give this process a client of its own: called after each fork."""
+    """Create this process's client, after each fork."""
     global _redis
     _redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"))
 

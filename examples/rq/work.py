@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The jobs. RQ runs each in a work horse: a child that the worker forks for this one job."""
+"""The jobs. RQ runs each in a work horse, a child that the worker forks for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKING_SECONDS = float(os.environ.get("SHOP_PACKING_SECONDS", 1))
 
 
 def pack(item: str) -> dict[str, Any]:
-    """Pack an order. Stands for real work."""
+    """Pack an order (simulated)."""
     time.sleep(PACKING_SECONDS)
     return _done(f"packed: {item}")
 
