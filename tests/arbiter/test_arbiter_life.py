@@ -81,22 +81,6 @@ def test_the_same_exit_code_after_serving_halts_nothing(code: int) -> None:
         assert len(served) == 3
 
 
-def test_the_exit_code_of_a_stranger_halts_nothing() -> None:
-    # A child of the master that is no worker, as process 1 gets them from everywhere.
-    hook = """
-    import os
-    def when_ready(server):
-        pid = os.fork()
-        if pid == 0:
-            os._exit(3)
-        note("stranger", pid)
-    """
-    with TinyServer(hook, workers=1) as server:
-        [[stranger]] = server.wait_events("stranger")
-        wait_until(lambda: not os.path.exists(f"/proc/{stranger}"), 5, "the stranger reaped")
-        assert server.get().status == 200
-
-
 def test_workers_that_die_at_once_are_not_started_in_a_tight_loop() -> None:
     with TinyServer(HOOKS, mode="exit:1", workers=2, ready=None) as server:
         server.wait_events("pre_fork", 4)
@@ -120,14 +104,6 @@ def test_a_frozen_worker_that_ignores_the_abort_is_killed() -> None:
         [[pid]] = server.wait_events("abort", timeout=10)
         wait_until(lambda: not is_alive(int(pid)), 4, "the undead worker gone")
         assert server.events("abort").count([pid]) == 1
-
-
-def test_no_timeout_no_heartbeat() -> None:
-    with TinyServer(mode="frozen", workers=1, timeout=0, graceful_timeout=1) as server:
-        [pid] = server.running(1)
-        time.sleep(2)
-        assert server.running(1) == [pid]
-        assert not server.events("abort")
 
 
 def test_a_stop_is_graceful_and_then_is_not() -> None:

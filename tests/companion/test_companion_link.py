@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The pair of sockets between arbiter and manager."""
+"""The pair of sockets between master and manager, and the pings on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from companiontools import Script
 
-from gunicorn.companion.server.link import Link
+from gunicorn.companion.server.link import Link, Pulse
 
 
 @pytest.fixture
@@ -52,18 +52,18 @@ def test_what_the_other_end_does_not_take_is_kept_and_nothing_blocks(pair):
     assert ours.flush() is True
 
 
-def test_the_end_is_seen_after_what_was_said_last(pair):
+def test_the_end_is_seen_after_the_last_message(pair):
     ours, theirs = pair
     theirs.send({"state": 1})
     theirs.close()
     assert list(ours.receive()) == [{"state": 1}]
     assert ours.ended
-    # To nobody: nothing is kept, nothing is raised.
+    # Nobody reads it: nothing is kept, nothing is raised.
     assert ours.send({"n": 1}) is True
     assert list(ours.receive()) == []
 
 
-def test_a_message_cut_off_by_the_end_is_none(pair):
+def test_a_message_that_is_cut_off_by_the_end_is_dropped(pair):
     ours, theirs = pair
     theirs.sock.send(b'{"half')
     theirs.close()
@@ -105,7 +105,7 @@ def test_a_silent_link_is_not_readable(pair):
     assert select.select([ours, theirs], [], [], 1)[0] == [ours]
 
 
-def test_of_messages_that_say_all_of_their_kind_only_the_last_is_kept(pair):
+def test_of_messages_that_replace_each_other_only_the_last_is_kept(pair):
     ours, theirs = pair
     filling = "x" * 50_000
     sent = 0
@@ -125,3 +125,69 @@ def test_of_messages_that_say_all_of_their_kind_only_the_last_is_kept(pair):
         ("state", -999),
         ("pong", 999),
     ]
+
+
+# -- pings -----------------------------------------------------------------
+
+
+def test_the_manager_is_pinged_at_an_interval() -> None:
+    pulse = Pulse(100)
+    assert not pulse.due(159.9, 60)
+    assert pulse.due(160, 60)
+    assert pulse.ask(160) == 1
+    # One ping at a time.
+    assert not pulse.due(1000, 60)
+    pulse.answered(1)
+    assert not pulse.due(219.9, 60)
+    assert pulse.due(220, 60)
+    assert pulse.ask(220) == 2
+
+
+def test_after_what_may_hang_it_the_manager_is_pinged_at_once() -> None:
+    pulse = Pulse(100)
+    pulse.suspect()
+    assert pulse.due(100, 60)
+    pulse.ask(100)
+    pulse.answered(1)
+    assert not pulse.due(101, 60)
+
+
+def test_an_answer_to_an_earlier_ping_says_nothing_about_it() -> None:
+    pulse = Pulse(100)
+    pulse.ask(100)
+    pulse.suspect()
+    assert not pulse.due(101, 60)
+    pulse.answered(1)
+    assert pulse.due(101, 60)
+
+
+def test_silence_is_counted_from_the_ping() -> None:
+    pulse = Pulse(0)
+    assert [pulse.look(now) for now in (10, 11, 12)] == [0, 0, 0]
+    pulse.ask(20.5)
+    assert [pulse.look(now) for now in (21, 22, 23)] == [0.5, 1.5, 2.5]
+    pulse.answered(1)
+    assert pulse.look(24) == 0
+    pulse.ask(30)
+    assert pulse.look(30.5) == 0.5
+
+
+def test_an_answer_to_another_ping_does_not_count() -> None:
+    pulse = Pulse(0)
+    pulse.ask(0)
+    pulse.answered(1)
+    pulse.ask(60)
+    for number in (1, 3, "2", None):
+        pulse.answered(number)
+    assert pulse.look(61) == 1
+    pulse.answered(2)
+    assert pulse.look(62) == 0
+
+
+def test_the_time_in_which_the_master_was_held_up_does_not_count() -> None:
+    pulse = Pulse(0)
+    pulse.ask(0)
+    assert pulse.look(1) == 1
+    # All processes were frozen for an hour, the ping still unread.
+    assert pulse.look(3601) == 2
+    assert pulse.look(3602) == 3

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The master's handle of the companion manager: fork it, talk to it, watch it, replace it, bury it.
 
-It outlives the managers, one after the other. No companion is known here but by its configuration and by the
-records that a dead manager left.
+The handle stays while managers come and go. It knows no running companions, only their configuration.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ from gunicorn.unix import session, spare
 from gunicorn.unix.process import describe_end
 from gunicorn.unix.signals import blocked_signals
 
-# A manager that dies at once is not started again in a tight loop.
+# Seconds between two starts, so that a manager that dies at once is not started in a tight loop.
 SPAWN_INTERVAL = 1.0
-# How often the master checks whether the socket file and the run files are still there.
+# Seconds between two checks whether the socket file and the run files are still there.
 SOCKET_CHECK_INTERVAL = 5.0
 # Seconds until SIGKILL, for a manager that was told to end everything now.
 LAST_WORD = 2.0
@@ -48,7 +47,7 @@ LAST_WORD = 2.0
 PING_INTERVAL = 60.0
 PING_WARN = 30.0
 PING_KILL = 60.0
-# What a manager keeps from its start; a change waits for its replacement.
+# What a manager keeps from its start; a change takes effect when it is replaced.
 FIXED_SETTINGS = (
     "user",
     "group",
@@ -65,7 +64,7 @@ FIXED_SETTINGS = (
 
 @dataclass
 class Leaving:
-    """A manager that has made room for another, and ends what it ran beside it."""
+    """A manager that has made room for the next one, and still stops its companions."""
 
     pid: int
     link: Link
@@ -84,7 +83,7 @@ class ManagerHandle(ArbitersPart):
         self.kill_at: float | None = None
         self.leaving: list[Leaving] = []
         self.pulse = Pulse(time.monotonic())
-        # The companion with on_give_up = "shutdown" that is not to be started again.
+        # The companion with on_give_up = "shutdown" that has given up.
         self.given_up = ""
         # State that outlives a manager; during an upgrade also that of the old master's managers.
         self.shared: SharedState | None = None
@@ -94,7 +93,7 @@ class ManagerHandle(ArbitersPart):
         self.places = Places(arbiter, arbiter.inherited_run_dir)
         self.leftovers = Leftovers(arbiter, self.places)
         self.configs: list[CompanionConfig] = []
-        # Whether the next manager must use the run directory of the last one, which has left something there.
+        # Whether the next manager must use the run directory of the last one, whose records are there.
         self._places_stay = False
         self._spawned_at: float | None = None
         # Until when companions of earlier configurations may still be draining.
@@ -102,8 +101,9 @@ class ManagerHandle(ArbitersPart):
         self._checked_at = 0.0
         self._run_file_checks = 0
         self._fixed: dict[str, Any] = {}
-        # Environment, import path and directory of the manager, as it was given them.
+        # Environment, import path and directory as the manager has them.
         self._surroundings = Surroundings({}, [], None)
+        # Whether the manager has been told to reload, with other companions, and has not answered yet.
         self._reload_told = False
         # What the manager has applied and the master could not read: name to fingerprint.
         self._unread: dict[str, str] | None = None
@@ -113,13 +113,13 @@ class ManagerHandle(ArbitersPart):
     # -- from one manager to the next ----------------------------------------
 
     def may_spawn(self, now: float) -> bool:
-        """1 s between two starts, none before the first; perhaps not beside another master's companions."""
+        """Whether the time has come, and an old master's companions are not in the way."""
         if self.places.must_wait():
             return False
         return self._spawned_at is None or now >= self._spawned_at + SPAWN_INTERVAL
 
     def next_deadline(self) -> float | None:
-        """When the master must look again, at the latest."""
+        """When `step`, or a start, is due; None: when something happens."""
         times = [self.kill_at] if self.kill_at is not None else []
         times += [each.kill_at for each in self.leaving]
         if self.leftovers.waiting:
@@ -161,7 +161,7 @@ class ManagerHandle(ArbitersPart):
     def _prepare(self) -> tuple[Link, dict[str, Any]]:
         """Make what the manager needs; return its end of the link, and what it tells of the server."""
         self.configs = build_companion_configs(self.cfg, outputs=False)
-        # The manager has it too.
+        # The manager inherits the spare descriptor.
         spare.ONE.fill()
         if self._places_stay:
             self.places.restore()
@@ -173,11 +173,11 @@ class ManagerHandle(ArbitersPart):
         close_in_children(self.link)
         self._fixed = {name: getattr(self.cfg, name) for name in FIXED_SETTINGS}
         self._surroundings = self._look_around()
-        # Now, while the listeners are open: the manager closes its copies.
+        # Before the fork: the manager closes its copies of the listeners.
         return theirs, self._describe_server()
 
     def share(self) -> SharedState | None:
-        """The state that outlives a manager; None if there is no memory for it."""
+        """Return the state that outlives a manager; None if there is no memory for it."""
         if self.shared is None:
             try:
                 self.shared = close_in_children(SharedState.create())
@@ -213,7 +213,6 @@ class ManagerHandle(ArbitersPart):
         """Account for the end of the process *pid*; False if it was no manager."""
         if pid == self.pid:
             expected = self.arbiter.stopping or self.kill_at is not None
-            # What it did not end by itself the next one must look for, whatever a reload has changed.
             self._forget(clean=status == 0)
             log = self.log.info if expected else self.log.error
             log("The companion manager %s", describe_end(status))
@@ -226,7 +225,7 @@ class ManagerHandle(ArbitersPart):
                 log("The previous companion manager, process %d, %s", pid, describe_end(status))
                 if status:
                     self.leftovers.some_killed = True
-                    # The manager of now did not have to look for them at its start.
+                    # When the present manager started, there were no orphans to look for.
                     self._tell("orphans")
                 return True
         return False
@@ -270,7 +269,7 @@ class ManagerHandle(ArbitersPart):
                 # The last companion has left, and the manager leaves with it.
                 self.stop(signal.SIGTERM)
         if "unreadable" in message and self._reload_told:
-            # It may not read what we could; a new one inherits it.
+            # The master could read it, and the next manager inherits it.
             self._reload_told = False
             self.log.warning("Replacing the companion manager, because it may not read the configuration")
             self.replace()
@@ -288,9 +287,9 @@ class ManagerHandle(ArbitersPart):
             )
 
     def _take_over(self, applied: dict[str, str]) -> None:
-        """The manager has applied a configuration: hold the same one for its successor.
+        """Take the configuration that the manager has *applied* for the next one, too.
 
-        Where the file is broken meanwhile, it is read once more before that one starts.
+        If it cannot be read now, it is read once more before the next manager starts.
         """
         self._reload_told = False
         self._unread = None
@@ -311,7 +310,7 @@ class ManagerHandle(ArbitersPart):
         self._remember(configs)
 
     def _remember(self, configs: list[CompanionConfig]) -> None:
-        """Take *configs* as the current ones; those before may still be draining by their own limits."""
+        """Take *configs* as the current ones; companions of those before may still be draining."""
         now = time.monotonic()
         longest = limits.longest(self.cfg, self.configs, lambda config: config.stop_timeout)
         self._draining = [until for until in self._draining if until > now]
@@ -322,7 +321,7 @@ class ManagerHandle(ArbitersPart):
     # -- reload ----------------------------------------------------------------
 
     def reload(self) -> None:
-        """The master has applied a new configuration, whose companions are valid: have the manager follow."""
+        """Have the manager follow the configuration of the master, whose companions are valid."""
         cfg, before = self.cfg, self.configs
         self._unread = None
         self._remember(build_companion_configs(cfg, outputs=False))
@@ -331,7 +330,7 @@ class ManagerHandle(ArbitersPart):
         if not self.configs:
             self.stop(signal.SIGTERM)
         elif self.kill_at is not None:
-            pass  # it is ending already; its successor inherits the new configuration
+            pass  # it is ending already, and the next one inherits the new configuration
         elif cfg.companion_reload == "all":
             self.replace()
         elif self.link is None:
@@ -358,7 +357,7 @@ class ManagerHandle(ArbitersPart):
                 "surroundings": self._surroundings.changes_since(before),
             },
         )
-        # Next on the link, so that the answer shows that the manager is through with it.
+        # The ping follows on the link: its answer says that the reload is done.
         self.suspect()
 
     def _files_to_hand_over(self) -> dict[str, str]:
@@ -373,23 +372,23 @@ class ManagerHandle(ArbitersPart):
         return files
 
     def replace(self) -> None:
-        """End the manager; the master starts another at once, or else when this one is reaped.
+        """End the manager. The next one starts as soon as this one has made room, or else has exited.
 
-        Two can run side by side, as in an upgrade, if each sees the other's run files. Each companion then
-        waits for its own older process only.
+        Two managers can run side by side, as over an upgrade, if each sees the other's run files. Each
+        companion then waits for its own older process only.
         """
         self.kill_at = time.monotonic() + limits.reload_timeout(self.cfg, self.configs)
         same = all(getattr(self.cfg, name) == before for name, before in self._fixed.items())
         self._tell("replace", "beside this one" if same and self.places.usable else "after this one")
 
     def _let_leave(self) -> None:
-        """The manager has written down what the next one needs; there may be one from now on."""
+        """The manager has made room: it has written down what the next one needs."""
         if not self.pid or self.link is None or self.kill_at is None:
             return
         self.link.unwatch()
         self.leaving.append(Leaving(self.pid, self.link, self.kill_at))
         self.pid, self.link, self.kill_at = 0, None, None
-        # The records of those that it still ends are there.
+        # The records of the companions that it still stops are there.
         self._places_stay = True
 
     # -- watching ----------------------------------------------------------------
@@ -429,7 +428,7 @@ class ManagerHandle(ArbitersPart):
     def _check_pulse(self, now: float) -> None:
         """Ping the manager if that is due; kill it if it does not answer."""
         if self.link is not None:
-            # An answer that has come counts, however late we are to look.
+            # An answer that has arrived counts, however late it is read.
             self.link.read()
         silence = self.pulse.look(now)
         self._ping(now)
@@ -462,7 +461,7 @@ class ManagerHandle(ArbitersPart):
             self._tell("run_files")
 
     def promoted(self) -> None:
-        """The old master is gone, and with it what may have listened where this server is to listen."""
+        """Tell the manager that the old master is gone: its state and its control socket are free."""
         self._tell("promoted")
 
     def reopen_logs(self) -> None:
@@ -488,14 +487,14 @@ class ManagerHandle(ArbitersPart):
         now, sig = time.monotonic(), signal.SIGTERM if graceful else signal.SIGINT
         limit = self.stop_timeout()
         if not graceful:
-            # Limit companions of earlier configurations to it, too.
+            # Those of earlier configurations have no longer time either.
             self._cap = cap = float(self.cfg.graceful_timeout)
             longest = limits.longest(self.cfg, self.configs, lambda config: min(cap, config.stop_timeout))
             limit = min(limit, max(cap, longest) + limits.buffer(self.cfg))
         if self.pid:
             self.kill_at = now + limit
             if self.arbiter.reexec_pid:
-                # There each companion starts when its older process is gone, without waiting for others.
+                # In the successor each companion waits for its own older process only, so stop all together.
                 self._tell("handing_over")
             self.signal(sig)
             self.suspect()
@@ -504,7 +503,7 @@ class ManagerHandle(ArbitersPart):
             session.send(each.pid, sig)
 
     def hasten(self) -> None:
-        """A second INT or QUIT: everything ends now."""
+        """End everything now, after a second INT or QUIT."""
         now = time.monotonic()
         self._cap = 0.0
         self.leftovers.hasten(now)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""End what a killed manager has left, at the stop of the server; and kill a manager with what it runs."""
+"""Find and end the processes that a killed manager has left; kill a manager with all that it runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MANAGERS_NOTED = 20
 
 
 class Leftovers(ArbitersPart):
-    """Knows the managers of this server, and by their records the processes that they have started."""
+    """Knows the managers of this server. Records and marks tell which processes they have started."""
 
     def __init__(self, arbiter: Any, places: Places) -> None:
         self.arbiter = arbiter
@@ -43,12 +43,12 @@ class Leftovers(ArbitersPart):
 
     def kill_with_companions(self, pid: int) -> None:
         """SIGKILL to the manager *pid*, and to what its run files name."""
-        # Looked at while the manager lives, which the records name.
+        # Read the records while the manager lives: those that it supervises are meant.
         records = [
             record for record in self._records() if record.supervisor == pid and record.is_supervised()
         ]
         session.send(pid, signal.SIGKILL)
-        # Where no descriptor is left to find them with, the kernel ends the leaders.
+        # If no descriptor is left to find the others, the kernel still ends the leaders.
         with contextlib.suppress(OSError):
             for members in session.members({record.session for record in records}).values():
                 for member in members:
@@ -78,27 +78,31 @@ class Leftovers(ArbitersPart):
         if self._orphans:
             return False
         if self.some_killed:
-            # What has left the sessions of its companions; a manager that ends by itself does this, too.
+            # What has left its session. A manager that ends by itself does this, too.
             detached.end_left(self._marked, self._tell_left)
         return True
 
     def record_again(self, configs: Iterable[CompanionConfig]) -> None:
-        """Write the records again that are missing for companions of a dead manager: the next one waits for
-        those processes. To be called as the companions' user.
+        """Write missing records of companions of a dead manager again, so that the next one waits for them.
+
+        To be called as the companions' user.
         """
         run_dir = self.places.run_dir
         if run_dir is None:
             return
-        for record in self._unrecorded([config for config in configs if config.singleton]):
-            with contextlib.suppress(OSError):
+        # The directory may be full or out of reach. Then the next manager kills them, by their marks.
+        with contextlib.suppress(OSError):
+            for record in self._unrecorded([config for config in configs if config.singleton]):
                 run = runfile.RunFile.claim(run_dir, record.name)
                 if run is not None:
                     run.write(record)
                     run.close()
 
     def _unrecorded(self, configs: Iterable[CompanionConfig]) -> list[Record]:
-        """Return records of living companions that have none: their run file was removed, or they need none
-        because they may run several times. The oldest leader of a session with the mark is the companion.
+        """Return records for the companions of dead managers that have none.
+
+        Their run files were removed; or they never had one, because they may run several times. Of the
+        processes with a companion's mark it is the oldest that leads a session.
         """
         if not self.some_killed:
             return []
