@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import sys
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def described(clsname: str, attrs: dict[str, Any], given: dict[str, Any]) -> dic
     """The attributes of a setting from its docstring, the manual, and from the keywords *given* in its class.
 
     Without *name* it is the name of the class; without *flags* (separated by spaces; None: no flag) the flag
-    is the name. Raises TypeError for a keyword that no setting has.
+    is the name; without *section* it is ``SECTION`` of the module. Raises TypeError for an unknown keyword.
     """
     name = given.pop("name", None) or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", clsname)
     name = name.lower()
@@ -56,6 +57,7 @@ def described(clsname: str, attrs: dict[str, Any], given: dict[str, Any]) -> dic
     unknown = given.keys() - Setting.__annotations__.keys()
     if unknown:
         raise TypeError(f"{clsname}: a setting has no {', '.join(sorted(unknown))}")
+    given.setdefault("section", getattr(sys.modules[attrs["__module__"]], "SECTION", None))
     cli = flags.split() if flags else None
     return {**attrs, "name": name, "cli": cli, "desc": attrs.get("__doc__"), **given}
 

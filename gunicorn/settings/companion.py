@@ -17,6 +17,8 @@ from gunicorn.settings.validators import (
     validate_pos_int,
 )
 
+SECTION = COMPANION_PROCESSES
+
 RELOAD_WAYS = ("changed", "all")
 STOP_ORDERS = ("reverse", "together")
 AUTORESTART_WAYS = ("always", "on-failure", "never")
@@ -102,7 +104,6 @@ def _env_flag(_: Any, text: str) -> tuple[str, str]:
 
 class CompanionWorkers(
     Setting,
-    section=COMPANION_PROCESSES,
     flags="--companion-worker",
     meta="NAME=MODULE:CALLABLE",
     action="append",
@@ -136,7 +137,7 @@ class CompanionWorkers(
         self.set([*self.get(), *val])
 
 
-class CompanionConfigFile(Text, section=COMPANION_PROCESSES, meta="FILE"):
+class CompanionConfigFile(Text, meta="FILE"):
     """A Python file with only ``companion_*`` settings, read after the configuration file.
 
     For companions that are deployed or changed separately from the server. It overrides the configuration
@@ -144,9 +145,7 @@ class CompanionConfigFile(Text, section=COMPANION_PROCESSES, meta="FILE"):
     """
 
 
-class CompanionControlSocket(
-    Text, section=COMPANION_PROCESSES, meta="PATH", default_text="found by ``gunicorn-companion`` itself"
-):
+class CompanionControlSocket(Text, meta="PATH", default_text="found by ``gunicorn-companion`` itself"):
     """The path of the Unix socket that ``gunicorn-companion`` talks to; empty for no socket.
 
     By default it is ``companion-<master pid>.sock`` in ``$RUNTIME_DIRECTORY``, else in
@@ -156,7 +155,6 @@ class CompanionControlSocket(
 
 class CompanionControlSocketMode(
     Setting,
-    section=COMPANION_PROCESSES,
     meta="OCTAL",
     validator=validate_file_mode,
     default=0o600,
@@ -169,9 +167,7 @@ class CompanionControlSocketMode(
     """
 
 
-class CompanionRunDir(
-    Text, section=COMPANION_PROCESSES, meta="DIR", default_text="beside the default control socket"
-):
+class CompanionRunDir(Text, meta="DIR", default_text="beside the default control socket"):
     """The directory for records of the running companions.
 
     From these records a new manager, or a new server, knows which companions have outlived an old one, and
@@ -180,18 +176,12 @@ class CompanionRunDir(
     """
 
 
-class CompanionCwd(Text, section=COMPANION_PROCESSES, meta="DIR", default_text="the server's own"):
+class CompanionCwd(Text, meta="DIR", default_text="the server's own"):
     """The directory that companions change to before they start; key ``cwd``."""
 
 
 class CompanionEnv(
-    Setting,
-    section=COMPANION_PROCESSES,
-    meta="KEY=VALUE",
-    action="append",
-    type=_env_flag,
-    validator=validate_companion_env,
-    default={},
+    Setting, meta="KEY=VALUE", action="append", type=_env_flag, validator=validate_companion_env, default={}
 ):
     """Variables to add to the environment of companions; key ``env``, which adds to these.
 
@@ -202,16 +192,14 @@ class CompanionEnv(
         self.set({**self.get(), **dict(val)})
 
 
-class CompanionStopSignal(
-    Setting, section=COMPANION_PROCESSES, meta="SIGNAL", validator=validate_signal, default="SIGTERM"
-):
+class CompanionStopSignal(Setting, meta="SIGNAL", validator=validate_signal, default="SIGTERM"):
     """The signal that asks a companion to stop; key ``stop_signal``.
 
     A name, with or without ``SIG``, or a number.
     """
 
 
-class CompanionStopTimeout(Seconds, section=COMPANION_PROCESSES, default=60):
+class CompanionStopTimeout(Seconds, default=60):
     """The seconds from the stop signal to SIGKILL for a companion and its children; key ``stop_timeout``.
 
     Choose it longer than the longest job that must finish, and the limit of your service manager longer than
@@ -219,7 +207,7 @@ class CompanionStopTimeout(Seconds, section=COMPANION_PROCESSES, default=60):
     """
 
 
-class CompanionStopAsGroup(Flag, section=COMPANION_PROCESSES):
+class CompanionStopAsGroup(Flag, section=SECTION):
     """Send the stop signal to the companion's whole process group; key ``stop_as_group``.
 
     For shells and launchers, which don't pass a signal on. The companion is stopped when all of them are
@@ -228,13 +216,7 @@ class CompanionStopAsGroup(Flag, section=COMPANION_PROCESSES):
     """
 
 
-class CompanionStopOrder(
-    Setting,
-    section=COMPANION_PROCESSES,
-    meta="ORDER",
-    validator=one_of(*STOP_ORDERS),
-    default="reverse",
-):
+class CompanionStopOrder(Setting, meta="ORDER", validator=one_of(*STOP_ORDERS), default="reverse"):
     """The order in which companions that stop together get their stop signals: ``reverse`` or ``together``.
 
     ``reverse`` is the reverse order of their ``after``: a companion gets its signal when all that come after
@@ -242,24 +224,22 @@ class CompanionStopOrder(
     """
 
 
-class CompanionReloadTimeout(Seconds, section=COMPANION_PROCESSES, default=60):
+class CompanionReloadTimeout(Seconds, default=60):
     """The ``companion_stop_timeout`` of a companion that stops to restart; key ``reload_timeout``."""
 
 
-class CompanionStartsecs(Seconds, section=COMPANION_PROCESSES, default=1):
+class CompanionStartsecs(Seconds, default=1):
     """The seconds that a companion must live to count as RUNNING; key ``startsecs``."""
 
 
-class CompanionRestartDelay(Seconds, section=COMPANION_PROCESSES, default=5):
+class CompanionRestartDelay(Seconds, default=5):
     """The seconds from a companion's unexpected exit to its next start; key ``restart_delay``.
 
     An exit that nobody asked for is unexpected, whatever its code.
     """
 
 
-class CompanionRestartDelayMax(
-    OptionalSeconds, section=COMPANION_PROCESSES, default_text="none: the delay stays the same"
-):
+class CompanionRestartDelayMax(OptionalSeconds, default_text="none: the delay stays the same"):
     """Let the delay before each start double, up to this many seconds; key ``restart_delay_max``.
 
     The first is ``restart_delay``. They vary a little at random, so that companions that wait for the same
@@ -268,13 +248,7 @@ class CompanionRestartDelayMax(
     """
 
 
-class CompanionAutorestart(
-    Setting,
-    section=COMPANION_PROCESSES,
-    meta="WHEN",
-    validator=validate_companion_autorestart,
-    default="always",
-):
+class CompanionAutorestart(Setting, meta="WHEN", validator=validate_companion_autorestart, default="always"):
     """When to restart a companion that exits by itself: always, on-failure or never; key ``autorestart``.
 
     With ``on-failure`` exit code 0 means that it has finished. A companion that is not restarted is STOPPED,
@@ -283,11 +257,7 @@ class CompanionAutorestart(
 
 
 class CompanionStartRetries(
-    Setting,
-    section=COMPANION_PROCESSES,
-    meta="N",
-    validator=or_none(validate_pos_int),
-    default_text="none: retry for ever",
+    Setting, meta="N", validator=or_none(validate_pos_int), default_text="none: retry for ever"
 ):
     """Give up on a companion after this many failed starts in a row; key ``start_retries``.
 
@@ -297,7 +267,7 @@ class CompanionStartRetries(
     """
 
 
-class CompanionStartTimeout(Seconds, section=COMPANION_PROCESSES, default=60):
+class CompanionStartTimeout(Seconds, default=60):
     """The seconds within which a companion with ``ready = "notify"`` must report ready; key
     ``start_timeout``.
 
@@ -305,7 +275,7 @@ class CompanionStartTimeout(Seconds, section=COMPANION_PROCESSES, default=60):
     """
 
 
-class CompanionWatchdog(OptionalSeconds, section=COMPANION_PROCESSES, default_text="none: no watchdog"):
+class CompanionWatchdog(OptionalSeconds, default_text="none: no watchdog"):
     """Kill and restart a companion that sends no heartbeat for this many seconds; key ``watchdog``.
 
     While RUNNING it must send ``WATCHDOG=1`` at least that often, with systemd's protocol (``WATCHDOG_USEC``
@@ -316,11 +286,7 @@ class CompanionWatchdog(OptionalSeconds, section=COMPANION_PROCESSES, default_te
 
 
 class CompanionMaxMemory(
-    Setting,
-    section=COMPANION_PROCESSES,
-    meta="SIZE",
-    validator=validate_size_or_none,
-    default_text="none: no limit",
+    Setting, meta="SIZE", validator=validate_size_or_none, default_text="none: no limit"
 ):
     """Restart a companion gracefully above this much private memory; key ``max_memory``.
 
@@ -330,32 +296,32 @@ class CompanionMaxMemory(
     """
 
 
-class CompanionMaxLifetime(OptionalSeconds, section=COMPANION_PROCESSES, default_text="none: no limit"):
+class CompanionMaxLifetime(OptionalSeconds, default_text="none: no limit"):
     """Restart a companion gracefully after this many seconds, against slow leaks; key ``max_lifetime``.
 
     Only one of several copies restarts at a time.
     """
 
 
-class CompanionMaxLifetimeJitter(Seconds, section=COMPANION_PROCESSES, default=0):
+class CompanionMaxLifetimeJitter(Seconds, default=0):
     """Add up to this many seconds at random to ``max_lifetime``; key ``max_lifetime_jitter``."""
 
 
-class CompanionStdout(Text, section=COMPANION_PROCESSES, meta="FILE", default_text="``inherit``"):
+class CompanionStdout(Text, meta="FILE", default_text="``inherit``"):
     """The file that companions' standard output is appended to; key ``stdout``.
 
     ``inherit``, or nothing, sends it to the server's own.
     """
 
 
-class CompanionStderr(Text, section=COMPANION_PROCESSES, meta="FILE", default_text="``inherit``"):
+class CompanionStderr(Text, meta="FILE", default_text="``inherit``"):
     """The file that companions' standard error is appended to; key ``stderr``.
 
     ``stdout`` sends it where standard output goes; ``inherit``, or nothing, to the server's own.
     """
 
 
-class CompanionManagerShutdownBuffer(Seconds, section=COMPANION_PROCESSES, default=10):
+class CompanionManagerShutdownBuffer(Seconds, default=10):
     """The seconds that the manager has beyond the longest stop of its companions.
 
     The defaults of the two timeouts below include it.
@@ -363,9 +329,7 @@ class CompanionManagerShutdownBuffer(Seconds, section=COMPANION_PROCESSES, defau
 
 
 class CompanionManagerStopTimeout(
-    OptionalSeconds,
-    section=COMPANION_PROCESSES,
-    default_text="the longest ``stop_timeout`` plus ``companion_manager_shutdown_buffer``",
+    OptionalSeconds, default_text="the longest ``stop_timeout`` plus ``companion_manager_shutdown_buffer``"
 ):
     """The seconds that the master waits for the companion manager when the server stops.
 
@@ -374,9 +338,7 @@ class CompanionManagerStopTimeout(
 
 
 class CompanionManagerReloadTimeout(
-    OptionalSeconds,
-    section=COMPANION_PROCESSES,
-    default_text="the longest ``reload_timeout`` plus ``companion_manager_shutdown_buffer``",
+    OptionalSeconds, default_text="the longest ``reload_timeout`` plus ``companion_manager_shutdown_buffer``"
 ):
     """The seconds that the master waits for the companion manager when it replaces it.
 
@@ -384,16 +346,14 @@ class CompanionManagerReloadTimeout(
     """
 
 
-class CompanionReload(
-    Setting, section=COMPANION_PROCESSES, meta="WHICH", validator=one_of(*RELOAD_WAYS), default="changed"
-):
+class CompanionReload(Setting, meta="WHICH", validator=one_of(*RELOAD_WAYS), default="changed"):
     """Which companions SIGHUP restarts: ``changed``, those with a changed configuration, or ``all``.
 
     ``all`` also replaces the manager; this is how companions get new code without ``preload_app``.
     """
 
 
-@hook("CompanionPostFork", section=COMPANION_PROCESSES)
+@hook("CompanionPostFork")
 def companion_post_fork(manager: Any, companion: Any) -> None:
     """Called in each companion after its fork, before its target.
 
@@ -402,7 +362,7 @@ def companion_post_fork(manager: Any, companion: Any) -> None:
     """
 
 
-@hook("CompanionPreFork", section=COMPANION_PROCESSES)
+@hook("CompanionPreFork")
 def companion_pre_fork(manager: Any, companion: Any) -> None:
     """Called in the companion manager before each fork of a companion.
 
@@ -410,7 +370,7 @@ def companion_pre_fork(manager: Any, companion: Any) -> None:
     """
 
 
-@hook("CompanionExit", section=COMPANION_PROCESSES)
+@hook("CompanionExit")
 def companion_exit(manager: Any, companion: Any) -> None:
     """Called in the companion manager when a companion's process has ended.
 
@@ -421,7 +381,6 @@ def companion_exit(manager: Any, companion: Any) -> None:
 
 class GcFreeze(
     Setting,
-    section=COMPANION_PROCESSES,
     flags="--no-gc-freeze",
     action="store_const",
     const=False,

@@ -9,6 +9,8 @@ from gunicorn.settings.base import SERVER_HOOKS
 from gunicorn.settings.kinds import hook
 from gunicorn.settings.validators import validate_post_request
 
+SECTION = SERVER_HOOKS
+
 
 def own_hook(cfg: Any, name: str) -> Any:
     """The hook *name* of *cfg*; None if it is the default, which does nothing."""
@@ -17,27 +19,27 @@ def own_hook(cfg: Any, name: str) -> Any:
     return None if hook is setting.default else hook
 
 
-@hook("OnStarting", section=SERVER_HOOKS)
+@hook("OnStarting")
 def on_starting(server: Any) -> None:
     """Called in the master before any set-up; the log is ready, the listeners are not."""
 
 
-@hook("OnReload", section=SERVER_HOOKS)
+@hook("OnReload")
 def on_reload(server: Any) -> None:
     """Called in the master on SIGHUP, between reading the new configuration and starting new workers."""
 
 
-@hook("WhenReady", section=SERVER_HOOKS)
+@hook("WhenReady")
 def when_ready(server: Any) -> None:
     """Called in the master when it listens, before it forks the first worker."""
 
 
-@hook("Prefork", section=SERVER_HOOKS)
+@hook("Prefork")
 def pre_fork(server: Any, worker: Any) -> None:
     """Called in the master before each fork of a worker."""
 
 
-@hook("Postfork", section=SERVER_HOOKS)
+@hook("Postfork")
 def post_fork(server: Any, worker: Any) -> None:
     """Called in each worker right after its fork.
 
@@ -46,17 +48,17 @@ def post_fork(server: Any, worker: Any) -> None:
     """
 
 
-@hook("PostWorkerInit", section=SERVER_HOOKS)
+@hook("PostWorkerInit")
 def post_worker_init(worker: Any) -> None:
     """Called in each worker after it has loaded the application, before it serves."""
 
 
-@hook("WorkerInt", section=SERVER_HOOKS)
+@hook("WorkerInt")
 def worker_int(worker: Any) -> None:
     """Called in a worker that got SIGINT or SIGQUIT."""
 
 
-@hook("WorkerAbort", section=SERVER_HOOKS)
+@hook("WorkerAbort")
 def worker_abort(worker: Any) -> None:
     """Called in a worker that got SIGABRT, which the master sends when the worker was silent for
     ``timeout``.
@@ -65,17 +67,17 @@ def worker_abort(worker: Any) -> None:
     """
 
 
-@hook("PreExec", section=SERVER_HOOKS)
+@hook("PreExec")
 def pre_exec(server: Any) -> None:
     """Called in the child that is about to become the new master on SIGUSR2."""
 
 
-@hook("PreRequest", section=SERVER_HOOKS)
+@hook("PreRequest")
 def pre_request(worker: Any, req: Any) -> None:
     """Called in the worker before it passes each request to the application."""
 
 
-@hook("PostRequest", section=SERVER_HOOKS, validator=validate_post_request)
+@hook("PostRequest", validator=validate_post_request)
 def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
     """Called in the worker after each request.
 
@@ -83,17 +85,17 @@ def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
     """
 
 
-@hook("ChildExit", section=SERVER_HOOKS)
+@hook("ChildExit")
 def child_exit(server: Any, worker: Any) -> None:
     """Called in the master after a worker has ended."""
 
 
-@hook("WorkerExit", section=SERVER_HOOKS)
+@hook("WorkerExit")
 def worker_exit(server: Any, worker: Any) -> None:
     """Called in a worker right before it ends by itself."""
 
 
-@hook("NumWorkersChanged", section=SERVER_HOOKS)
+@hook("NumWorkersChanged")
 def nworkers_changed(server: Any, new_value: Any, old_value: Any) -> None:
     """Called in the master when the number of workers to run has changed.
 
@@ -101,16 +103,12 @@ def nworkers_changed(server: Any, new_value: Any, old_value: Any) -> None:
     """
 
 
-@hook("OnExit", section=SERVER_HOOKS)
+@hook("OnExit")
 def on_exit(server: Any) -> None:
     """Called in the master right before it exits."""
 
 
-@hook(
-    "NewSSLContext",
-    section=SERVER_HOOKS,
-    does="returns ``default_ssl_context_factory()``",
-)
+@hook("NewSSLContext", does="returns ``default_ssl_context_factory()``")
 def ssl_context(config: Any, default_ssl_context_factory: Any) -> Any:
     """Called to create the ``ssl.SSLContext`` of connections.
 

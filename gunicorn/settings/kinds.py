@@ -57,9 +57,7 @@ class Text(Setting):
     validator = validate_string
 
 
-def hook(
-    class_name: str, *, section: str, does: str = "does nothing", **given: Any
-) -> Callable[[Function], Function]:
+def hook(class_name: str, *, does: str = "does nothing", **given: Any) -> Callable[[Function], Function]:
     """Make a setting, the class *class_name* in its module, of the decorated function, which is its default.
 
     A configured function must take the same parameters. The docstring is the manual; *does* describes the
@@ -81,7 +79,7 @@ def hook(
             "default_text": f"``def {function.__name__}({', '.join(parameters)})``, {does}",
         }
         function.__globals__[class_name] = SettingMeta(
-            class_name, (Setting,), attrs, section=section, name=function.__name__, flags=None, **given
+            class_name, (Setting,), attrs, name=function.__name__, flags=None, **given
         )
         return function
 

@@ -11,20 +11,19 @@ from gunicorn.settings.validators import (
     validate_statsd_address,
 )
 
+SECTION = LOGGING
 
-class AccessLog(Text, section=LOGGING, name="accesslog", flags="--access-logfile", meta="FILE"):
+
+class AccessLog(Text, name="accesslog", flags="--access-logfile", meta="FILE"):
     """The file of the access log; ``-`` is standard output. Without it there is no access log."""
 
 
-class DisableRedirectAccessToSyslog(Flag, section=LOGGING):
+class DisableRedirectAccessToSyslog(Flag, section=SECTION):
     """Don't send the access log to syslog when ``syslog`` is on."""
 
 
 class AccessLogFormat(
-    Text,
-    section=LOGGING,
-    flags="--access-logformat",
-    default='%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"',
+    Text, flags="--access-logformat", default='%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
 ):
     """The format of a line in the access log.
 
@@ -61,28 +60,24 @@ class AccessLogFormat(
     """
 
 
-class ErrorLog(
-    Text, section=LOGGING, name="errorlog", flags="--error-logfile --log-file", meta="FILE", default="-"
-):
+class ErrorLog(Text, name="errorlog", flags="--error-logfile --log-file", meta="FILE", default="-"):
     """The file of the error log, which is the server's own log; ``-`` is standard error."""
 
 
-class Loglevel(Text, section=LOGGING, flags="--log-level", meta="LEVEL", default="info"):
+class Loglevel(Text, flags="--log-level", meta="LEVEL", default="info"):
     """The least severe messages in the error log: ``debug``, ``info``, ``warning``, ``error`` or
     ``critical``.
     """
 
 
-class CaptureOutput(Flag, section=LOGGING):
+class CaptureOutput(Flag, section=SECTION):
     """Send what the application prints to the file of the error log.
 
     Standard output and standard error are redirected to the file in ``errorlog``.
     """
 
 
-class LoggerClass(
-    Setting, section=LOGGING, meta="STRING", validator=validate_class, default="gunicorn.glogging.Logger"
-):
+class LoggerClass(Setting, meta="STRING", validator=validate_class, default="gunicorn.glogging.Logger"):
     """The logger class, by its dotted path; in a file it may be the class itself.
 
     Derive your own from ``gunicorn.glogging.Logger``. With ``statsd_host`` the default is
@@ -90,33 +85,26 @@ class LoggerClass(
     """
 
 
-class LogConfig(Text, section=LOGGING, name="logconfig", flags="--log-config", meta="FILE"):
+class LogConfig(Text, name="logconfig", flags="--log-config", meta="FILE"):
     """A file of logging configuration in the INI format of ``logging.config.fileConfig``.
 
     The loggers are ``gunicorn.error`` and ``gunicorn.access``.
     """
 
 
-class LogConfigDict(
-    Setting, section=LOGGING, name="logconfig_dict", flags=None, validator=validate_dict, default={}
-):
+class LogConfigDict(Setting, name="logconfig_dict", flags=None, validator=validate_dict, default={}):
     """Logging configuration as a dictionary for ``logging.config.dictConfig``.
 
     It is merged into the server's own. If it is not empty, it replaces ``logconfig`` and ``logconfig_json``.
     """
 
 
-class LogConfigJson(Text, section=LOGGING, name="logconfig_json", flags="--log-config-json", meta="FILE"):
+class LogConfigJson(Text, name="logconfig_json", flags="--log-config-json", meta="FILE"):
     """A JSON file with the dictionary for ``logging.config.dictConfig``."""
 
 
 class SyslogTo(
-    Text,
-    section=LOGGING,
-    name="syslog_addr",
-    flags="--log-syslog-to",
-    meta="SYSLOG_ADDR",
-    default="udp://localhost:514",
+    Text, name="syslog_addr", flags="--log-syslog-to", meta="SYSLOG_ADDR", default="udp://localhost:514"
 ):
     """The address of syslog: ``udp://HOST:PORT``, ``tcp://HOST:PORT``, or ``unix://PATH`` for a socket.
 
@@ -125,34 +113,32 @@ class SyslogTo(
     """
 
 
-class Syslog(Flag, section=LOGGING, flags="--log-syslog"):
+class Syslog(Flag, flags="--log-syslog"):
     """Send the logs to syslog as well."""
 
 
-class SyslogPrefix(Text, section=LOGGING, flags="--log-syslog-prefix", meta="SYSLOG_PREFIX"):
+class SyslogPrefix(Text, flags="--log-syslog-prefix", meta="SYSLOG_PREFIX"):
     """The name of the program in syslog, after ``gunicorn.``; by default the process name."""
 
 
-class SyslogFacility(
-    Text, section=LOGGING, flags="--log-syslog-facility", meta="SYSLOG_FACILITY", default="user"
-):
+class SyslogFacility(Text, flags="--log-syslog-facility", meta="SYSLOG_FACILITY", default="user"):
     """The facility in syslog, such as ``daemon`` or ``local0``."""
 
 
-class EnableStdioInheritance(Flag, section=LOGGING, flags="-R --enable-stdio-inheritance"):
+class EnableStdioInheritance(Flag, flags="-R --enable-stdio-inheritance"):
     """Keep standard output and standard error open in daemon mode.
 
     Without it ``daemon`` sends both to ``/dev/null``. Set ``PYTHONUNBUFFERED`` to see printed lines at once.
     """
 
 
-class StatsdHost(Setting, section=LOGGING, meta="STATSD_ADDR", validator=validate_statsd_address):
+class StatsdHost(Setting, meta="STATSD_ADDR", validator=validate_statsd_address):
     """The statsd server for metrics: ``HOST[:PORT]``, the port 8125 by default, or ``unix://PATH``, or
     ``unix:PATH``.
     """
 
 
-class DogstatsdTags(Text, section=LOGGING, meta="DOGSTATSD_TAGS", default=""):
+class DogstatsdTags(Text, meta="DOGSTATSD_TAGS", default=""):
     """Comma-separated tags for each metric, for servers that speak DogStatsD.
 
     For example ``service:shop,env:production``. With it, the metrics of companions have the companion's name
@@ -160,5 +146,5 @@ class DogstatsdTags(Text, section=LOGGING, meta="DOGSTATSD_TAGS", default=""):
     """
 
 
-class StatsdPrefix(Text, section=LOGGING, meta="STATSD_PREFIX", default=""):
+class StatsdPrefix(Text, meta="STATSD_PREFIX", default=""):
     """The prefix of each metric's name; a dot is added if it does not end with one."""

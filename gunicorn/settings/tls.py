@@ -11,21 +11,21 @@ from gunicorn.settings.validators import (
     validate_ssl_version,
 )
 
+SECTION = SSL
 
-class KeyFile(Setting, section=SSL, name="keyfile", meta="FILE", validator=validate_file_exists):
+
+class KeyFile(Setting, name="keyfile", meta="FILE", validator=validate_file_exists):
     """The file of the private key, in PEM format.
 
     Not needed if ``certfile`` contains the key. With either of them the server speaks HTTPS.
     """
 
 
-class CertFile(Setting, section=SSL, name="certfile", meta="FILE", validator=validate_file_exists):
+class CertFile(Setting, name="certfile", meta="FILE", validator=validate_file_exists):
     """The file of the certificate, in PEM format, followed by the intermediate certificates."""
 
 
-class SSLVersion(
-    Setting, section=SSL, validator=validate_ssl_version, default=2, default_text="TLS, negotiated"
-):
+class SSLVersion(Setting, validator=validate_ssl_version, default=2, default_text="TLS, negotiated"):
     """The version of TLS, kept for worker classes that read it.
 
     The server negotiates the version with each client, whatever you set here; to restrict it, use the hook
@@ -33,9 +33,7 @@ class SSLVersion(
     """
 
 
-class CertReqs(
-    Setting, section=SSL, validator=validate_cert_reqs, default=0, default_text="0, ``ssl.CERT_NONE``"
-):
+class CertReqs(Setting, validator=validate_cert_reqs, default=0, default_text="0, ``ssl.CERT_NONE``"):
     """Whether clients need a certificate: 0 for no, 1 to check one that is sent, 2 to require one.
 
     These are ``ssl.CERT_NONE``, ``ssl.CERT_OPTIONAL`` and ``ssl.CERT_REQUIRED``. Certificates are checked
@@ -43,19 +41,19 @@ class CertReqs(
     """
 
 
-class CACerts(Text, section=SSL, meta="FILE"):
+class CACerts(Text, meta="FILE"):
     """The file of the authorities that sign accepted client certificates, in PEM format."""
 
 
-class SuppressRaggedEOFs(Flag, section=SSL, name="suppress_ragged_eofs", default=True):
+class SuppressRaggedEOFs(Flag, name="suppress_ragged_eofs", default=True):
     """Treat a connection that ends without TLS's close message as an ordinary end."""
 
 
-class DoHandshakeOnConnect(Flag, section=SSL):
+class DoHandshakeOnConnect(Flag, section=SECTION):
     """Do the TLS handshake when a connection is accepted, not on the first read."""
 
 
-class Ciphers(Text, section=SSL, meta=None):
+class Ciphers(Text, meta=None):
     """The ciphers to offer, in OpenSSL's notation; by default OpenSSL's own choice.
 
     This applies to TLS 1.2 and older. Those of TLS 1.3 are all secure and always on.
