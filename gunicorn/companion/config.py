@@ -42,39 +42,22 @@ class CompanionConfig(Keys):
 
     @property
     def group(self) -> str:
-        """The name that all copies of a numprocs set share; the plain name where there is one process."""
+        """The name without the index of a copy."""
         return self.name if self.index is None else self.name.rpartition(":")[0]
 
-    @property
-    def target_name(self) -> str:
-        """``module:qualname``, whichever form the target has; of a command what a shell would be told."""
-        if self.command is not None:
-            import shlex
-
-            return shlex.join(self.command)
-        return "" if self.target is None else describe_target(self.target)
-
     @functools.cached_property
-    def config_hash(self) -> str:
-        """SHA-256 over every field but ``restart_delay``, in a canonical form.
-
-        It also omits ``numprocs``: a copy does not depend on the number of copies.
-        """
-        return _digest(self, [f.name for f in fields(self) if f.name not in ("restart_delay", "numprocs")])
+    def fingerprint(self) -> str:
+        """SHA-256 over all keys but ``numprocs``, on which a copy does not depend: a change is a new one."""
+        return _digest(self, [f.name for f in fields(self) if f.name != "numprocs"])
 
     @functools.cached_property
     def shape_hash(self) -> str:
-        """SHA-256 over the fields that shape the process itself; a change needs a restart."""
+        """SHA-256 over the keys that shape the process itself; a change needs a restart."""
         return _digest(self, SHAPE_KEYS)
-
-    @property
-    def fingerprint(self) -> str:
-        """Stands for all fields: two that have the same one differ in nothing that reread has to report."""
-        return f"{self.config_hash}/{float(self.restart_delay)}"
 
 
 def unknown_key(key: str) -> str:
-    """*key* with what to write in its place: what another program's key is here, or the nearest of ours."""
+    """*key*, and what to write instead: our key for that of another program, or a similar one."""
     hint = key_hint(key)
     return f"{key}: {hint}" if hint else did_you_mean(key, KNOWN_KEYS)
 
@@ -95,11 +78,10 @@ def _digest(config: CompanionConfig, names: Iterable[str]) -> str:
 
 
 def build_companion_configs(cfg: Any, *, outputs: bool = True) -> list[CompanionConfig]:
-    """The companions that *cfg* names, omitted keys filled from the global settings.
+    """Return the companions that *cfg* names, with omitted keys from the global settings.
 
-    Raises ValueError with every mistake at once, each with the companion's name (or its index) and the key.
-    Imports no target. Without *outputs* the disk is not checked: whether the files of ``stdout`` and
-    ``stderr`` can be written then shows at the start of that companion.
+    Raises ValueError with all mistakes, each with the companion's name (or its index) and the key. Imports no
+    target. *outputs*: check whether the files of ``stdout`` and ``stderr`` can be written.
     """
     problems: list[str] = []
     user = User(cfg.uid, cfg.gid, bool(cfg.initgroups)) if outputs else None
@@ -127,7 +109,7 @@ def build_companion_configs(cfg: Any, *, outputs: bool = True) -> list[Companion
 
 
 def copies(config: CompanionConfig, numprocs: int | None) -> list[CompanionConfig]:
-    """*config* as *numprocs* copies named ``group:0`` …; as it is where that is None."""
+    """Return *numprocs* copies of *config*, named ``group:0`` …; *config* alone if that is None."""
     if numprocs is None:
         return [config]
     group = config.group
@@ -137,7 +119,7 @@ def copies(config: CompanionConfig, numprocs: int | None) -> list[CompanionConfi
 def _build_one(
     index: int, entry: Any, defaults: Mapping[str, Any], user: User | None, problems: list[str]
 ) -> CompanionConfig | None:
-    """One entry validated; None where it cannot be built, whose reason is in *problems*."""
+    """Validate one entry; return None, with the reasons in *problems*, if it is wrong."""
     if not isinstance(entry, dict):
         problems.append(f"companion #{index}: not a dict but {type(entry).__name__}")
         return None
@@ -178,8 +160,8 @@ def _combination_problems(label: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def _order_problems(entries: Sequence[Any], configs: Sequence[CompanionConfig]) -> list[str]:
-    """Report unknown names in `after`, and circles, in which none could ever start."""
-    # Those that are wrong otherwise are there all the same.
+    """Report unknown names in `after`, and cycles, in which no companion could ever start."""
+    # An entry with other mistakes has a name all the same.
     names = {
         entry["name"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str)
     }
@@ -193,18 +175,18 @@ def _order_problems(entries: Sequence[Any], configs: Sequence[CompanionConfig]) 
                     f"companion {config.name!r}: after: no companion named {did_you_mean(name, known)}"
                 )
         graph[config.name] = {name.partition(":")[0] for name in config.after}
-    circle = _find_circle(graph)
-    if circle:
-        problems.append(f"companion {circle[0]!r}: after: they wait for each other: {' -> '.join(circle)}")
+    cycle = _find_cycle(graph)
+    if cycle:
+        problems.append(f"companion {cycle[0]!r}: after: they wait for each other: {' -> '.join(cycle)}")
     return problems
 
 
-def _find_circle(graph: Mapping[str, set[str]]) -> list[str]:
-    """The names along a circle, the first one again at its end; empty where there is none."""
+def _find_cycle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Return the names along a cycle, which ends with the first one again; empty if there is none."""
     done: set[str] = set()
     for start in graph:
         path: list[str] = []
-        # The nodes left to visit for each node on the path; no recursion, for long chains.
+        # The nodes left to visit for each node on the path. Recursion would limit the length of a chain.
         branches = [iter([start])]
         while branches:
             name = next(branches[-1], None)
@@ -232,13 +214,13 @@ def _address_problems(configs: Sequence[CompanionConfig]) -> list[str]:
 
 
 def _merge_env(values: dict[str, Any], defaults: Mapping[str, Any]) -> None:
-    """The companion's variables are merged over those for all of them."""
+    """Merge the companion's variables over those for all companions."""
     layers = (defaults.get("env", {}), values.get("env", {}))
     values["env"] = INVALID if INVALID in layers else {**layers[0], **layers[1]}
 
 
 def _checked(key: str, value: Any, label: str, problems: list[str]) -> Any:
-    """*value* in its final form; INVALID, and a line in *problems*, where it is wrong."""
+    """Return *value* in its final form; INVALID, with a line in *problems*, if it is wrong."""
     try:
         return KEYS[key].check(value)
     except ValueError as exc:
@@ -253,7 +235,7 @@ def _output_problems(label: str, values: Mapping[str, Any], user: User) -> list[
         if path is None or path is INVALID or (key == "stderr" and path == "stdout"):
             continue
         if cwd is INVALID and not os.path.isabs(path):
-            continue  # nobody knows where that would be
+            continue  # relative to an unknown directory
         problem = _output_problem(path if cwd is INVALID else os.path.join(cwd or "", path), user)
         if problem:
             problems.append(f"{label}: {key}: {problem}")

@@ -124,7 +124,7 @@ def test_an_address_that_is_taken(listeners: Listeners, tmp_path: Path) -> None:
 
 def test_a_path_of_a_file(listeners: Listeners, tmp_path: Path) -> None:
     (tmp_path / "s").write_text("mine")
-    with pytest.raises(OSError, match="a file that is not a socket is there"):
+    with pytest.raises(OSError, match="something that is not a socket is there"):
         listeners.open("web", [f"unix:{tmp_path / 's'}"])
     with pytest.raises(OSError, match="cannot listen on unix:/nonexistent/s: No such file"):
         listeners.open("web", ["unix:/nonexistent/s"])

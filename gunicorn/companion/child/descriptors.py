@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Pass the sockets of ``bind`` from descriptor 3 on, as in sd_listen_fds(3).
 
-In a companion that is a program of its own these numbers are free, or exec frees them. A Python target
-shares the memory of the preloaded application, whose objects may hold descriptors of these very
-numbers; so the master occupies them before it loads the application.
+For a program these numbers are free, because exec closes them. A Python target shares the memory of the
+preloaded application, whose objects may use these numbers; so the master occupies them before it loads the
+application.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RESERVED: set[int] = set()
 
 
 class Occupied(Exception):
-    """A number that a socket must get is held by somebody else; the text says by what."""
+    """The application uses a number that a socket must get; the text says for what."""
 
 
 def reserve(count: int) -> None:
@@ -40,7 +40,7 @@ def reserve(count: int) -> None:
 
 
 def most(entries: Iterable[Any]) -> int:
-    """The most sockets that one of the entries of `companion_workers` has, checked or not."""
+    """Return the highest number of sockets of an entry of `companion_workers`, which may be unchecked."""
     binds = [entry.get("bind") for entry in entries if isinstance(entry, dict)]
     counts = [
         1 if isinstance(bind, str) else len(bind) for bind in binds if isinstance(bind, str | list | tuple)
@@ -56,7 +56,7 @@ def release() -> None:
 
 
 def lift(fd: int, count: int) -> int:
-    """*fd*, or a copy of it and *fd* closed, above the numbers of *count* sockets."""
+    """Move *fd* above the numbers of *count* sockets if it has one of them; return its number."""
     if not FIRST <= fd < FIRST + count:
         return fd
     copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST + count)
@@ -75,7 +75,7 @@ def hand_over(sources: Sequence[int], force: bool = False) -> None:
         for number in numbers:
             if number not in sources and is_open(number) and not _is_placeholder(number):
                 raise Occupied(_occupied(number))
-    # One that is in the place of another would be overwritten before its turn.
+    # First move those that have a target number: another one would overwrite them.
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, numbers.stop) if fd in numbers else fd for fd in sources]
     for fd, number in zip(lifted, numbers, strict=True):
         os.dup2(fd, number, inheritable=True)
@@ -86,7 +86,7 @@ def hand_over(sources: Sequence[int], force: bool = False) -> None:
 def _occupied(number: int) -> str:
     text = f"descriptor {number}, needed for a socket of 'bind', is held by {_describe(number)}"
     if os.get_inheritable(number):
-        # An exec closes the files that Python opened; any other came through an exec.
+        # Exec closes the files that Python opened, so this one was there before the server.
         return f"{text}, which the server was started with"
     return f"{text} of the application; restart the server to free it"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Exit like a Python program of its own; no path leads back into the manager."""
+"""Run a companion's target to its end, and exit like a Python program of its own."""
 
 from __future__ import annotations
 

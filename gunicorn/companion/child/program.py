@@ -37,7 +37,7 @@ def execute(command: Sequence[str], environ: Mapping[str, str], keep: int) -> No
             missing = exc.errno in (errno.ENOENT, errno.ENOTDIR)
             if missing and not os.path.lexists(path):
                 continue
-            # As execvp(3): what may not be executed hides no program further on in PATH.
+            # Like execvp(3): go on to the next directory of PATH if this file may not be executed.
             found = found or (path, exc)
             if exc.errno not in (errno.EACCES, errno.ENOENT, errno.ENOTDIR):
                 break
@@ -51,7 +51,7 @@ def execute(command: Sequence[str], environ: Mapping[str, str], keep: int) -> No
 
 
 def candidates(name: str, environ: Mapping[str, str]) -> list[str]:
-    """Where the program may be: *name* itself where it has a slash, else in each directory of PATH."""
+    """The paths to try: *name* itself if it has a slash, else one for each directory of PATH."""
     if "/" in name:
         return [name]
     # An empty directory in PATH stands for the working directory.
@@ -81,7 +81,7 @@ def _explain(path: str, exc: OSError) -> str:
 
 
 def _interpreter(path: str) -> str | None:
-    """What the first line of a script names; None where it is no script."""
+    """The interpreter in the first line of a script; None if it is no script."""
     try:
         with open(path, "rb") as file:
             line = file.readline(256)
@@ -89,8 +89,8 @@ def _interpreter(path: str) -> str | None:
         return None
     if not line.startswith(b"#!"):
         return None
-    # The kernel splits at blanks alone: a carriage return, left by an editor of another system,
-    # is part of the name, and must be seen.
+    # The kernel splits at blanks alone: a carriage return, from an editor of another system, is part of the
+    # name, and must be shown.
     name = line[2:].rstrip(b"\n").strip(b" \t").replace(b"\t", b" ").split(b" ")[0]
     text = os.fsdecode(name)
     return text if text.isprintable() else ascii(text)
@@ -115,12 +115,12 @@ def _load_close_range() -> Callable[..., int] | None:
     return function
 
 
-# Before any fork: nothing that can fail or take a lock is left for the child.
+# Loaded before any fork, because loading takes locks.
 _CLOSE_RANGE = _load_close_range()
 
 
 def close_at_exec(lowest: int) -> None:
-    """Have an exec close every descriptor from *lowest* on, whoever opened it and how."""
+    """Have exec close every descriptor from *lowest* on."""
     if _CLOSE_RANGE is not None and _CLOSE_RANGE(lowest, HIGHEST, CLOSE_RANGE_CLOEXEC) == 0:
         return
     for directory in ("/proc/self/fd", "/dev/fd"):
@@ -136,4 +136,4 @@ def close_at_exec(lowest: int) -> None:
             try:
                 os.set_inheritable(number, False)
             except OSError:
-                pass  # closed already: it was the listing's own
+                pass  # that of the listing itself, which is closed

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Send and parse the datagrams of sd_notify(3).
 
-`notify` is the service's half and is meant for targets. `parse` is the
-supervisor's half. Targets import this file, so it stands on the standard library alone.
+`notify` is for targets, `parse` for their supervisor. Targets import this file, so it needs the standard
+library alone.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import os
 import socket
 from typing import NamedTuple
 
-# sd_notify(3) has no limit; systemd reads a page, and libraries keep to that.
+# sd_notify(3) sets no limit; systemd reads a page, and libraries send no more.
 MAX_DATAGRAM = 4096
 
-# Characters of a STATUS= that are kept: it is a phrase beside others in a table.
+# Characters of a STATUS= that are shown, in a column of a table.
 MAX_STATUS = 256
 
-# How long a message waits for a supervisor whose queue is full. Another heartbeat follows soon, and sending
-# one must not hold up the work.
+# Seconds to wait for a supervisor whose queue is full. A heartbeat must not hold up the work, and another
+# follows soon.
 PATIENCE = 1.0
 PATIENCE_OF_BEAT = 0.1
 
 
 class Notice(NamedTuple):
-    """What one datagram says; ``status`` is "" where it takes the text back, None where it says nothing."""
+    """The content of a datagram. ``status``: "" removes the text, None leaves it."""
 
     ready: bool = False
     watchdog: bool = False
@@ -42,7 +42,7 @@ def parse(datagram: bytes) -> Notice:
 
     Unknown and malformed lines are ignored. The last value of a repeated name counts.
     """
-    # A C program may have sent the end of its string along. Another NUL is no text.
+    # A C program may have sent the NUL at the end of its string; any other NUL is an error.
     text = datagram.removesuffix(b"\0")
     if b"\0" in text:
         return NOTHING
@@ -63,7 +63,7 @@ def parse(datagram: bytes) -> Notice:
 
 
 def printable(text: str) -> str:
-    """*text* as one line that is safe to show: it may come to a terminal, whose escapes it must not use."""
+    """*text* as one line, without control characters, which a terminal would obey."""
     shown = "".join(char if char.isprintable() else " " for char in text)
     return shown.strip()[:MAX_STATUS]
 
@@ -101,12 +101,12 @@ def notify(
 def _send(address: str, datagram: bytes, timeout: float) -> bool:
     name = os.fsencode(address)
     if address.startswith("@"):
-        # The abstract namespace of Linux, whose names begin with NUL.
+        # A name in the abstract namespace of Linux begins with NUL.
         name = b"\0" + name[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.settimeout(timeout)
-            # Connected, for poll(2) to see when the other side's queue has room.
+            # Connect it: then poll(2) shows when the receiver's queue has room.
             sock.connect(name)
             return sock.send(datagram) == len(datagram)
     except OSError:

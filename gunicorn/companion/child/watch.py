@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Restart companions on changed files, in development: each watches the modules it has loaded.
+"""Restart companions on changed files, in development.
 
-Only it knows which modules those are. It tells the manager through a pipe, and the manager
-restarts it like anybody who asks for it, with its stop signal and its time.
+Each companion watches the modules that it has loaded, because no other process knows them. It reports a
+change through a pipe, and the manager restarts it as if by command.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from gunicorn.reloader import Reloader, loaded_sources
 
 @dataclass(frozen=True)
 class Change:
-    """What a companion says: *path*, which it has loaded, has changed.
+    """A report of companion *pid*: the file *path*, which it has loaded, has changed.
 
-    *inherited*: the server's master has loaded it too, and a restart of the companion brings the old code.
+    *inherited*: the master has loaded it too, so a restart of the companion would bring the old code.
     """
 
     pid: int
@@ -32,7 +32,7 @@ class Change:
 
 
 class SourceWatch:
-    """The pipe between the companions and their manager; *make* gives a Reloader with the callback given."""
+    """The pipe from the companions to their manager. *make* returns a Reloader with the given callback."""
 
     def __init__(self, make: Callable[[Callable[[str], Any]], Reloader]) -> None:
         self._make = make
@@ -47,7 +47,7 @@ class SourceWatch:
         return self._read
 
     def receive(self) -> Iterator[Change]:
-        """The changes that have been told."""
+        """Yield the reports that have arrived."""
         data = b""
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self._read, 65536):
@@ -63,7 +63,7 @@ class SourceWatch:
     # -- in the companion --------------------------------------------------
 
     def lift(self, count: int) -> None:
-        """Free the numbers of *count* sockets that are handed over."""
+        """Make way for the numbers of *count* sockets."""
         self._write = descriptors.lift(self._write, count)
 
     def loaded(self) -> set[str]:
@@ -79,9 +79,9 @@ class SourceWatch:
         def tell(path: str) -> None:
             change = Change(os.getpid(), path, path in inherited)
             if not change.inherited:
-                # The rest of a checkout changes nothing more for this process.
+                # One restart is enough for all files of a checkout.
                 reloader.stop()
-            # If the manager is gone, or has not read for long, nothing would restart this one.
+            # It fails if the manager is gone, or has not read the pipe for long.
             with contextlib.suppress(OSError):
                 os.write(self._write, _message(change))
 
