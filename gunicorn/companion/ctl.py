@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from gunicorn import __version__
-from gunicorn.companion.client.ctlclient import (
+from gunicorn.companion.client.commands import COMMANDS, DONE
+from gunicorn.companion.client.connection import (
     DEFAULT_TIMEOUT,
     NO_ANSWER,
     OK,
@@ -26,7 +27,6 @@ from gunicorn.companion.client.ctlclient import (
     connect,
     discard,
 )
-from gunicorn.companion.client.ctlcommands import COMMANDS, DONE
 
 TYPE_CHECKING = False  # importing typing is slow
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from harness import ROOT, wait_until
 
 from gunicorn import __version__
 from gunicorn.companion import ctl
-from gunicorn.companion.client import ctlcommands, default_paths
+from gunicorn.companion.client import commands, default_paths
 from gunicorn.companion.control import MAX_CONNECTIONS
 from gunicorn.companion.status import State
 from gunicorn.unix import session
@@ -148,7 +148,7 @@ def test_status_of_nothing(managed, run):
     ],
 )
 def test_what_runs_as_it_should(companion, good):
-    assert ctlcommands.runs_as_it_should({"manual_stop": False, "autostart": True, **companion}) is good
+    assert commands.runs_as_it_should({"manual_stop": False, "autostart": True, **companion}) is good
 
 
 # -- start, stop, restart ---------------------------------------------------------------------
@@ -507,7 +507,7 @@ def test_version_and_help(run):
     assert out == f"gunicorn-companion {__version__} from {Path(ctl.__file__).parents[1]}\n"
     code, out, _ = run("--help")
     assert code == 0
-    for word in (*ctlcommands.COMMANDS, "--no-wait", "GUNICORN_COMPANION_SOCKET"):
+    for word in (*commands.COMMANDS, "--no-wait", "GUNICORN_COMPANION_SOCKET"):
         assert word in out
 
 
@@ -522,7 +522,7 @@ def test_the_version_of_another_gunicorn_over_this_one(tmp_path):
     assert "the gunicorn that is installed is another one, 27.0.1" in found.stderr
 
 
-@pytest.mark.parametrize("command", ctlcommands.COMMANDS)
+@pytest.mark.parametrize("command", commands.COMMANDS)
 def test_each_command_has_its_help(run, command):
     code, out, err = run(command, "--help")
     assert (code, err) == (0, "")
@@ -634,8 +634,8 @@ def test_it_loads_little():
         "child",
         "child.sdnotify",
         "client",
-        "client.ctlclient",
-        "client.ctlcommands",
+        "client.commands",
+        "client.connection",
         "client.default_paths",
         "ctl",
     )

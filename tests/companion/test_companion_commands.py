@@ -18,7 +18,7 @@ import pytest
 from companiontools import python_env
 from test_companion_control import Log
 
-from gunicorn.companion.client import ctlclient
+from gunicorn.companion.client import connection
 from gunicorn.companion.control import ControlServer, error
 from gunicorn.unix.poller import Poller
 
@@ -505,7 +505,7 @@ def test_events_are_refused_by_a_server_that_knows_none(fake, ask):
 
 def test_changes_wake_and_the_interval_bounds(fake):
     server = fake("rq")
-    with ctlclient.Changes(str(server.path)) as changes:
+    with connection.Changes(str(server.path)) as changes:
         begun = time.monotonic()
         server.later(0.15, "rq", "BACKOFF")
         changes.wait(None)
@@ -529,7 +529,7 @@ def test_changes_wake_and_the_interval_bounds(fake):
 
 
 def test_changes_of_a_server_that_is_not_there(short_dir):
-    with ctlclient.Changes(str(short_dir / "none")) as changes:
+    with connection.Changes(str(short_dir / "none")) as changes:
         begun = time.monotonic()
         changes.wait(None)
         assert time.monotonic() - begun >= 0.09

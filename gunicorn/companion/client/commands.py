@@ -13,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gunicorn.companion.client.ctlclient import (
+from gunicorn.companion.client.connection import (
     NOT_RUNNING,
     OK,
     REFUSED,
