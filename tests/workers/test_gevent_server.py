@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 import pytest
 from harness import Background, Server, read_until_closed, wait_until
-from test_nothing_lost import under_load
 from workertools import APP, Client, connect, elapsed, get, make_certificate
 
 pytest.importorskip("gevent", reason="gevent is not installed")
@@ -194,91 +193,6 @@ def test_a_late_patch_is_told() -> None:
         assert "preloaded before gevent could patch" in server.log()
 
 
-@BOTH
-def test_idle_connections_do_not_delay_a_stop(kind: str) -> None:
-    with (
-        Server(APP, conf(kind, keepalive=30)) as server,
-        kept(server, 5) as clients,
-        connect(server) as silent,
-    ):
-        started = time.monotonic()
-        server.signal(signal.SIGTERM)
-        time.sleep(0.2)
-        # The request that comes meanwhile is answered.
-        answer = clients[0].ask()
-        assert answer.status == 200 and answer.closes
-        assert server.wait_exit() == 0
-        assert time.monotonic() - started < 2.5
-        assert all(client.is_closed() for client in [*clients, silent])
-
-
-def test_a_long_request_outlives_the_retirement_and_nobody_waits() -> None:
-    """It is longer than `timeout`, its worker is the only one, and the place of that is taken at its end."""
-    config = conf(max_requests=1, timeout=2, keepalive=30)
-    with Server(APP, config, ready="listen") as server:
-        wait_until(lambda: len(server.workers()) == 1)
-        long = Background(server, "/until?done")
-        wait_until(lambda: server.log("until"))
-        assert elapsed(lambda: server.get("/")) < 1.5
-        time.sleep(2.5)
-        assert elapsed(lambda: server.get("/")) < 1
-        server.write("done", "")
-        assert long.result().status == 200
-        assert long.reply is not None and long.reply.headers["Connection"] == "close"
-        server.wait_log("retires")
-        assert "SIGKILL" not in server.log() and "has not answered" not in server.log()
-
-
-def test_idle_connections_do_not_delay_a_successor() -> None:
-    with Server(APP, conf(max_requests=8, keepalive=30)) as server, kept(server, 5) as clients:
-        # One was the probe of the start.
-        assert not clients[0].ask().closes
-        first = clients[0].ask()
-        assert first.closes
-        started = time.monotonic()
-        while server.get("/").body == first.body:
-            assert time.monotonic() - started < 5
-        assert max(elapsed(lambda: server.get("/")) for _ in range(3)) < 1
-
-
-def test_no_more_connections_than_configured() -> None:
-    with Server(APP, conf(worker_connections=3, keepalive=30), ready="listen") as server:
-        busy = [Background(server, "/until?done") for _ in range(3)]
-        wait_until(lambda: server.log("until").count("\n") == 3)
-        with connect(server) as client:
-            client.send(get())
-            assert not client.is_closed(0.3)
-            server.write("done", "")
-            assert [one.result().status for one in busy] == [200] * 3
-            client.sock.settimeout(5)
-            assert client.answer().status == 200
-        # Who idles leaves the place to somebody new.
-        with connect(server) as one, connect(server) as two:
-            assert not one.ask().closes and not two.ask().closes
-            with connect(server), connect(server) as new:
-                assert elapsed(new.ask) < 3
-            assert one.is_closed() and not two.is_closed(0.1)
-
-
-def test_a_request_has_a_limit() -> None:
-    with Server(MORE, conf(request_timeout=0.5)) as server:
-        (worker,) = server.workers()
-        slow = Background(server, "/sleep?2")
-        log = server.wait_log("takes longer than 0.5 s")
-        assert "'GET /sleep?2'" in log and "time.sleep(float(query))" in log
-        wait_until(lambda: server.get("/").text != str(worker))
-        assert slow.result().text == str(worker)
-
-
-def test_a_head_has_a_deadline() -> None:
-    with Server(APP, conf(timeout=2)) as server, connect(server) as silent, connect(server) as stalled:
-        started = time.monotonic()
-        stalled.send(b"GET / HTTP/1.1\r\nHost: x\r\n")
-        assert stalled.answer().status == 408
-        assert stalled.is_closed() and silent.is_closed()
-        assert 1.7 < time.monotonic() - started < 4
-
-
 def test_answers_that_are_larger_than_the_buffers() -> None:
     size = 20_000_000
     with Server(APP, conf(timeout=2)) as server, connect(server) as slow, connect(server) as gone:
@@ -332,28 +246,6 @@ def ssl_context(config, default):
 """
 
 
-@pytest.mark.parametrize(("kind", "more"), [("gevent", ""), ("gevent_pywsgi", OWN_CONTEXT)])
-def test_tls(kind: str, more: str, certificate: tuple[str, str]) -> None:
-    config = conf(kind, certfile=certificate[0], keyfile=certificate[1], timeout=2, keepalive=30) + more
-    with Server(APP, config, ready="listen") as server, contextlib.ExitStack() as stack:
-        silent = [stack.enter_context(connect(server)) for _ in range(10)]
-        for client in silent[::2]:
-            client.send(b"\x16\x03\x01\x02\x00\x01\x00")  # the start of a hello
-        with tls(server) as client:
-            assert elapsed(lambda: client.ask("/sleep?0.1")) < 1
-            body = b"x" * 200_000
-            for _ in range(2):
-                client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + body)
-                assert client.answer().body == body
-            # None of the silent ones holds a place for ever.
-            assert all(one.is_closed() for one in silent)
-            server.signal(signal.SIGTERM)
-            assert server.wait_exit() == 0
-            assert client.sock.recv(10) == b""
-        if more:
-            assert "hold the unpatched SSLContext" in server.log()
-
-
 @BOTH
 def test_handshakes_that_never_end_disturb_no_stop(kind: str, certificate: tuple[str, str]) -> None:
     config = conf(kind, certfile=certificate[0], keyfile=certificate[1])
@@ -384,17 +276,6 @@ def test_an_application_that_answers_itself() -> None:
         assert "ERROR" not in server.log()
 
 
-def test_the_end_of_patience() -> None:
-    with Server(APP, conf(graceful_timeout=2)) as server, connect(server) as client:
-        client.send(get("/sleep?30"))
-        wait_until(lambda: server.log("sleeping"))
-        started = time.monotonic()
-        assert server.stop() == 0
-        assert time.monotonic() - started < 4
-        assert client.is_closed()
-        assert "1 requests unfinished" in server.log() and "SIGKILL" not in server.log()
-
-
 def test_a_request_that_does_not_let_itself_be_ended() -> None:
     with Server(MORE, conf(graceful_timeout=2)) as server, connect(server) as client:
         client.send(get("/stubborn"))
@@ -402,32 +283,6 @@ def test_a_request_that_does_not_let_itself_be_ended() -> None:
         assert server.stop() == 0
         assert "1 requests unfinished" in server.log()
         assert "Traceback" not in server.log() and "failed" not in server.log()
-
-
-def test_a_quick_stop() -> None:
-    config = conf() + "def worker_int(worker):\n    open('interrupted', 'w').write('x')\n"
-    with Server(APP, config) as server, connect(server) as client:
-        client.send(get("/sleep?30"))
-        wait_until(lambda: server.log("sleeping"))
-        started = time.monotonic()
-        server.signal(signal.SIGINT)
-        assert server.wait_exit() == 0
-        assert time.monotonic() - started < 2
-        assert server.log("interrupted")
-
-
-@BOTH
-def test_nothing_is_lost(kind: str) -> None:
-    config = conf(kind, workers=2, max_requests=60, max_requests_jitter=20)
-    with Server(APP, config) as server, under_load(server) as load:
-        old = server.workers()
-        server.signal(signal.SIGHUP)
-        server.wait_workers(2, without=old)
-        os.kill(server.workers()[0], signal.SIGTERM)
-        for sig, count in ((signal.SIGTTIN, 3), (signal.SIGTTOU, 2)):
-            server.signal(sig)
-            server.wait_workers(count)
-        wait_until(lambda: len(load.pids) > 5, 30)
 
 
 def test_a_handler_of_somebody_else() -> None:

@@ -71,30 +71,6 @@ def test_slow_clients_occupy_no_thread() -> None:
         assert Client(slow[11]).answer().body == b"3"
 
 
-def test_silent_tls_clients_occupy_no_thread(certificate: tuple[str, str]) -> None:
-    config = gthread(certfile=certificate[0], keyfile=certificate[1])
-    with Server(APP, config, ready="listen") as server, clients(server, 30) as silent:
-        for sock in silent[::2]:
-            sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00")  # the start of a hello
-        for _ in range(3):
-            started = time.monotonic()
-            with Client(tls(server.connect())) as client:
-                assert client.ask().status == 200
-            assert time.monotonic() - started < 0.5
-
-
-@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"])
-def test_a_head_has_a_deadline(sent: bytes) -> None:
-    with Server(APP, gthread(timeout=1)) as server, connect(server) as client:
-        client.send(sent)
-        started = time.monotonic()
-        if sent:
-            answer = client.answer()
-            assert answer.status == 408 and answer.closes
-        assert client.is_closed()
-        assert 0.7 < time.monotonic() - started < 3
-
-
 def test_dribbling_does_not_move_the_deadline() -> None:
     with Server(APP, gthread(timeout=1)) as server, connect(server) as client:
         started = time.monotonic()
@@ -205,34 +181,6 @@ def test_an_unread_body_holds_no_thread_and_ends_the_connection_whole() -> None:
             assert client.is_closed()
 
 
-def test_an_unread_body_that_has_arrived_is_passed_over() -> None:
-    with Server(APP, gthread()) as server, connect(server) as client:
-        for _ in range(3):
-            client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + b"x" * 1000)
-            assert client.answer().status == 200
-
-
-def test_an_answer_survives_a_client_that_is_still_sending() -> None:
-    with Server(APP, gthread()) as server, connect(server) as client:
-        client.send(b"POST /boom HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
-        with contextlib.suppress(OSError):
-            for _ in range(20):
-                client.send(b"x" * 10000)
-                time.sleep(0.01)
-        assert client.answer().status == 500
-
-
-def test_second_request_with_a_body_on_one_tls_connection(certificate: tuple[str, str]) -> None:
-    config = gthread(certfile=certificate[0], keyfile=certificate[1])
-    with Server(APP, config, ready="listen") as server, Client(tls(server.connect())) as client:
-        for size in (10, 100_000, 3):
-            client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
-            client.send(b"y" * size)
-            assert client.answer().body == b"y" * size
-        client.send(get() * 3)
-        assert [client.answer().status for _ in range(3)] == [200] * 3
-
-
 def test_plain_text_on_a_tls_port_ends_cleanly(certificate: tuple[str, str]) -> None:
     config = gthread(certfile=certificate[0], keyfile=certificate[1])
     with Server(APP, config, ready="listen") as server:
@@ -291,34 +239,6 @@ def test_a_request_longer_than_timeout_completes() -> None:
         assert server.get("/").text == pid
 
 
-def test_a_draining_worker_beats_its_heart() -> None:
-    with Server(APP, gthread(timeout=2, graceful_timeout=20, max_requests=1)) as server:
-        with connect(server, 15) as client:
-            answer = client.ask("/sleep?5")
-            assert answer.status == 200 and answer.closes
-        assert "not answered" not in server.log() and "timeout" not in server.log().lower()
-
-
-def test_an_idle_connection_does_not_delay_a_stop() -> None:
-    config = gthread(keepalive=60, graceful_timeout=30)
-    with Server(APP, config) as server, connect(server) as idle, connect(server) as silent:
-        assert idle.ask().status == 200
-        assert elapsed(server.stop) < 2.0
-        assert idle.is_closed() and silent.is_closed()
-
-
-def test_a_request_in_the_last_moment_is_answered() -> None:
-    with Server(APP, gthread(keepalive=60)) as server, connect(server) as one, connect(server) as other:
-        one.ask()
-        other.ask()
-        pid = server.workers()[0]
-        os.kill(pid, signal.SIGTERM)
-        time.sleep(0.2)
-        answer = one.ask()
-        assert answer.status == 200 and answer.closes and int(answer.body) == pid
-        assert other.is_closed(2)
-
-
 def test_a_request_in_flight_ends_before_the_worker_does() -> None:
     with Server(APP, gthread(loglevel="debug")) as server, connect(server) as client:
         client.send(get("/until?go"))
@@ -330,34 +250,6 @@ def test_a_request_in_flight_ends_before_the_worker_does() -> None:
         server.write("go", "")
         answer = client.answer()
         assert answer.status == 200 and answer.closes and int(answer.body) == old[0]
-
-
-def test_max_requests_with_idle_connections_delays_nobody() -> None:
-    with Server(APP, gthread(max_requests=5, keepalive=60)) as server, contextlib.ExitStack() as stack:
-        pids: set[bytes] = set()
-        until = time.monotonic() + 10
-        while len(pids) < 3 and time.monotonic() < until:
-            client = stack.enter_context(connect(server))
-            started = time.monotonic()
-            pids.add(client.ask().body)
-            assert time.monotonic() - started < 1.5
-            time.sleep(0.05)
-        assert len(pids) == 3
-
-
-def test_an_application_that_exits_harms_only_its_request() -> None:
-    with Server(APP, gthread()) as server:
-        pid = server.get("/").text
-        assert server.get("/exit").status == 500
-        assert server.get("/").text == pid
-
-
-def test_quick_stop_does_not_wait_for_requests() -> None:
-    with Server(APP, gthread(graceful_timeout=30)) as server, connect(server) as client:
-        client.send(get("/sleep?30"))
-        wait_until(lambda: server.log("sleeping"))
-        server.signal(signal.SIGINT)
-        assert server.wait_exit(3) == 0
 
 
 def test_workers_end_with_their_master() -> None:
@@ -393,33 +285,6 @@ def test_descriptors_and_threads_stay_as_many() -> None:
 
 
 # -- requests that take too long -----------------------------------------------------------------
-
-
-def test_a_request_beyond_its_time_is_shown_and_its_worker_replaced() -> None:
-    config = gthread(threads=2, request_timeout=0.5, graceful_timeout=15)
-    with Server(APP, config) as server, connect(server) as stuck, connect(server) as other:
-        first = server.get("/").body
-        stuck.send(get("/until?never"))
-        wait_until(lambda: "takes longer than 0.5 s" in server.log(), 5)
-        assert "time.sleep(0.01)" in server.log()
-        # While it hangs, a successor serves; who was being served is served to the end.
-        other.send(get("/until?now"))
-        wait_until(lambda: server.get("/").body != first, 5)
-        (server.dir / "now").touch()
-        assert other.answer().status == 200
-        (server.dir / "never").touch()
-        answer = stuck.answer()
-        assert answer.status == 200 and answer.closes
-
-
-def test_a_retiring_worker_is_replaced_while_it_finishes() -> None:
-    with Server(APP, gthread(threads=2, max_requests=2, graceful_timeout=15)) as server:
-        first = server.get("/").body
-        with connect(server) as busy:
-            busy.send(get("/until?now"))
-            wait_until(lambda: server.get("/").body != first, 5)
-            (server.dir / "now").touch()
-            assert busy.answer().status == 200
 
 
 def test_clients_that_read_nothing_do_not_hold_up_the_thread_that_beats_the_heart() -> None:

@@ -126,33 +126,23 @@ def pids_below(master: int) -> set[bytes]:
     return {str(pid).encode() for pid in children_of(master)}
 
 
-@WORKERS
-def test_retiring_after_max_requests(worker: str) -> None:
-    settings = config(worker, max_requests=40, max_requests_jitter=20)
-    with Server(APP, settings) as server, under_load(server) as load:
-        wait_until(lambda: len(load.pids) > 6, 40)
-
-
-@WORKERS
-def test_workers_that_are_told_to_end(worker: str) -> None:
-    with Server(APP, config(worker)) as server, under_load(server):
-        for _ in range(6):
-            old = server.workers()
-            os.kill(random.choice(old), signal.SIGTERM)
-            wait_until(lambda old=old: server.workers() != old and len(server.workers()) == 2)
-
-
-@WORKERS
-def test_more_and_fewer_workers(worker: str) -> None:
-    with Server(APP, config(worker)) as server, under_load(server):
+@ALL
+def test_workers_that_come_and_go(worker: str) -> None:
+    """After `max_requests`, by a signal, and because more or fewer are wanted."""
+    with (
+        Server(APP, config(worker, max_requests=60, max_requests_jitter=20)) as server,
+        under_load(server) as load,
+    ):
         for sig, count in (
             (signal.SIGTTIN, 3),
             (signal.SIGTTOU, 2),
             (signal.SIGTTOU, 1),
             (signal.SIGTTIN, 2),
         ):
+            os.kill(random.choice(server.workers()), signal.SIGTERM)
             server.signal(sig)
             server.wait_workers(count)
+        wait_until(lambda: len(load.pids) > 6, 40)
 
 
 @WORKERS

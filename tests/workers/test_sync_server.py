@@ -92,23 +92,6 @@ def test_a_handshake_under_way_is_finished_by_a_worker_that_ends(certificate: tu
         wait_until(lambda: ask(server) != first)
 
 
-def test_silent_clients_delay_no_stop() -> None:
-    """One after the other may have its moment, but nobody waits for each to close its end."""
-    with Server(APP, "graceful_timeout = 8", ready="listen") as server, contextlib.ExitStack() as stack:
-        with Client(server.connect()) as client:
-            client.ask()
-        silent = [stack.enter_context(Client(server.connect())) for _ in range(3)]
-        for client in silent[::2]:
-            client.send(b"GET / HT")
-        last = stack.enter_context(Client(server.connect()))
-        last.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        server.signal(signal.SIGTERM)
-        assert last.answer().status == 200
-        assert [client.answer().status for client in silent] == [408] * 3
-        assert server.wait_exit() == 0
-        assert "SIGKILL" not in server.log()
-
-
 def test_a_request_behind_silent_clients_is_answered_within_a_short_graceful_timeout() -> None:
     with Server(APP, "graceful_timeout = 2", ready="listen") as server, contextlib.ExitStack() as stack:
         first = stack.enter_context(Client(server.connect()))
@@ -173,27 +156,3 @@ def test_no_error_of_accepting_ends_the_worker() -> None:
         assert server.get("/").status == 200
         assert server.log().count("No connection can be accepted") == 1
         assert "failed" not in server.log()
-
-
-@pytest.mark.parametrize("worker", ["sync", "gthread"])
-def test_the_proxy_header_tells_who_the_client_is(worker: str) -> None:
-    app = """
-    def app(environ, start_response):
-        body = repr((environ["REMOTE_ADDR"], environ["REMOTE_PORT"])).encode()
-        start_response("200 OK", [("Content-Length", str(len(body)))])
-        return [body]
-    """
-    binary = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes([192, 0, 2, 9, 127, 0, 0, 1])
-    headers = {
-        "v1": b"PROXY TCP4 192.0.2.9 127.0.0.1 5555 80\r\n",
-        "v2": binary + struct.pack("!HH", 5555, 80),
-    }
-    config = f"worker_class = {worker!r}\nthreads = 2\nproxy_protocol = True"
-    with Server(app, config, ready="listen") as server:
-        for header in headers.values():
-            with server.connect() as sock:
-                sock.sendall(header + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                assert read_until_closed(sock).endswith(b"('192.0.2.9', '5555')")
-        with server.connect() as sock:
-            sock.sendall(b"PROXY TCP4 nonsense\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert read_until_closed(sock).startswith(b"HTTP/1.1 400 ")

@@ -7,15 +7,11 @@ import base64
 import contextlib
 import os
 import signal
-import ssl
 import time
-from pathlib import Path
 
 import pytest
 from harness import Background, Server, wait_until
-from test_every_class import dial
-from test_nothing_lost import under_load
-from workertools import APP, Client, connect, elapsed, get, make_certificate
+from workertools import APP, Client, connect, elapsed, get
 
 pytest.importorskip("tornado", reason="tornado is not installed")
 
@@ -118,45 +114,6 @@ def test_open_connections_do_not_delay_a_stop() -> None:
         assert "websocket closed" in server.log()
 
 
-def test_a_long_request_outlives_the_retirement_and_nobody_waits() -> None:
-    with Server(NATIVE, conf(max_requests=1, timeout=2, keepalive=30), ready="listen") as server:
-        wait_until(lambda: len(server.workers()) == 1)
-        with connect(server) as client:
-            client.send(get("/until"))
-            wait_until(lambda: server.log("until"))
-            assert elapsed(lambda: server.get("/")) < 1.5
-            began = time.monotonic()
-            wait_until(lambda: time.monotonic() > began + 2.5)
-            assert elapsed(lambda: server.get("/")) < 1
-            server.write("done", "")
-            answer = client.answer()
-            assert answer.status == 200 and answer.closes and client.is_closed()
-        assert "SIGKILL" not in server.log() and "has not answered" not in server.log()
-
-
-@pytest.mark.parametrize("secure", [False, True])
-def test_a_pause_of_the_process_loses_no_request(secure: bool, tmp_path: Path) -> None:
-    """Longer than `keepalive`: what came meanwhile was not looked at, and its sender has not idled."""
-    settings: dict[str, object] = {"keepalive": 1}
-    if secure:
-        settings["certfile"], settings["keyfile"] = make_certificate(tmp_path)
-    with Server(NATIVE, conf(**settings), ready="listen") as server, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(dial(server, secure)) for _ in range(8)]
-        assert not any(client.ask().closes for client in clients)
-        worker = server.workers()[0]
-        os.kill(worker, signal.SIGSTOP)
-        try:
-            for client in clients:
-                client.send(get())
-            began = time.monotonic()
-            wait_until(lambda: time.monotonic() > began + 1.6)
-        finally:
-            os.kill(worker, signal.SIGCONT)
-        for client in clients:
-            # Either the connection goes on, or its answer says that it does not.
-            assert client.answer().closes or client.ask().status == 200
-
-
 def test_who_is_hung_up_hears_of_it_in_the_answer_to_what_had_come() -> None:
     """To make room, while its next request is on the way."""
     with Server(NATIVE, conf(worker_connections=1, keepalive=30)) as server, connect(server) as first:
@@ -174,12 +131,6 @@ def test_who_is_hung_up_hears_of_it_in_the_answer_to_what_had_come() -> None:
         assert first.answer().closes or first.is_closed()
 
 
-def test_a_head_that_does_not_come_in_time_is_a_408() -> None:
-    with Server(NATIVE, conf(timeout=1)) as server, connect(server) as client:
-        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n")
-        assert client.answer().status == 408 and client.is_closed()
-
-
 def test_an_application_of_its_own_is_asked_for_what_is_a_request_alone() -> None:
     with Server(NATIVE, conf()) as server:
         with connect(server) as client:
@@ -193,79 +144,11 @@ def test_an_application_of_its_own_is_asked_for_what_is_a_request_alone() -> Non
         assert "Traceback" not in server.log()
 
 
-def test_no_more_connections_than_configured() -> None:
-    with Server(NATIVE, conf(worker_connections=3, keepalive=30, timeout=30), ready="listen") as server:
-        busy = [Background(server, "/until") for _ in range(3)]
-        wait_until(lambda: server.log("until").count("\n") == 3)
-        with connect(server) as client:
-            client.send(get())
-            assert not client.is_closed(0.3)
-            server.write("done", "")
-            assert [one.result().status for one in busy] == [200] * 3
-            client.sock.settimeout(5)
-            assert client.answer().status == 200
-        with connect(server) as one, connect(server) as two:
-            assert not one.ask().closes and not two.ask().closes
-            with connect(server), connect(server) as new:
-                assert elapsed(new.ask) < 3
-            assert one.is_closed() and not two.is_closed(0.1)
-
-
-def test_tls(tmp_path_factory: pytest.TempPathFactory) -> None:
-    cert, key = make_certificate(tmp_path_factory.mktemp("tls"))
-    config = conf(certfile=cert, keyfile=key, timeout=2, keepalive=30)
-    with Server(NATIVE, config, ready="listen") as server, contextlib.ExitStack() as stack:
-        silent = [stack.enter_context(connect(server)) for _ in range(10)]
-        for client in silent[::2]:
-            client.send(b"\x16\x03\x01\x02\x00\x01\x00")  # the start of a hello
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        with Client(context.wrap_socket(server.connect())) as client:
-            assert elapsed(lambda: client.ask("/")) < 1
-            assert client.ask("/scheme").body == b"https"
-            for size in (200_000, 3):
-                head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
-                client.send(head + b"y" * size)
-                assert client.answer().body == b"y" * size
-            assert all(one.is_closed() for one in silent)
-            assert client.ask("/").status == 200
-            server.signal(signal.SIGTERM)
-            assert server.wait_exit() == 0
-            assert client.sock.recv(10) == b""
-
-
-def test_the_end_of_patience() -> None:
-    # It ends a fourth of that before its master would lose patience, at most a second.
-    with Server(NATIVE, conf(graceful_timeout=4)) as server, connect(server) as client:
-        client.send(get("/until"))
-        wait_until(lambda: server.log("until"))
-        started = time.monotonic()
-        assert server.stop() == 0
-        assert time.monotonic() - started < 6
-        assert client.is_closed()
-        assert "1 requests unfinished" in server.log() and "SIGKILL" not in server.log()
-
-
-@pytest.mark.parametrize(("app", "threads"), [(NATIVE, 1), (APP, 2)], ids=["native", "wsgi"])
-def test_a_quick_stop(app: str, threads: int) -> None:
-    with Server(app, conf(threads=threads)) as server, connect(server) as client:
+def test_a_quick_stop_of_an_application_of_its_own() -> None:
+    with Server(NATIVE, conf()) as server, connect(server) as client:
         client.send(get("/until?done"))
         wait_until(lambda: server.log("until"))
         started = time.monotonic()
         server.signal(signal.SIGINT)
         assert server.wait_exit() == 0
         assert time.monotonic() - started < 2
-
-
-def test_nothing_is_lost() -> None:
-    config = conf(workers=2, max_requests=60, max_requests_jitter=20)
-    with Server(NATIVE, config) as server, under_load(server) as load:
-        old = server.workers()
-        server.signal(signal.SIGHUP)
-        server.wait_workers(2, without=old)
-        os.kill(server.workers()[0], signal.SIGTERM)
-        for sig, count in ((signal.SIGTTIN, 3), (signal.SIGTTOU, 2)):
-            server.signal(sig)
-            server.wait_workers(count)
-        wait_until(lambda: len(load.pids) > 5, 30)

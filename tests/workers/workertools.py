@@ -40,6 +40,8 @@ def app(environ, start_response):
         raise RuntimeError("boom on purpose")
     elif path == "/exit":
         raise SystemExit(3)
+    elif path == "/scheme":
+        body = environ["wsgi.url_scheme"].encode()
     elif path == "/flags":
         body = repr((environ["wsgi.multithread"], environ["wsgi.multiprocess"])).encode()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
