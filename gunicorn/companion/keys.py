@@ -31,24 +31,24 @@ Target = Callable[[], Any] | str
 NAME_RE = re.compile(r"[A-Za-z0-9._-]+")
 SIZE_RE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
-# In place of a value that was found wrong, and reported.
+# Stands for a value that is wrong and has been reported.
 INVALID: Any = object()
 
-# More copies of one companion than anybody means.
+# More copies than anybody wants: a typing error.
 MAX_NUMPROCS = 10_000
 
 # A file name has at most 255 bytes, and that of a run file or notify socket is longer than the companion's.
 MAX_NAME = 200
 
-# unix(7): sun_path, with the zero at its end.
+# unix(7): the size of sun_path, without the zero at its end.
 MAX_SOCKET_PATH = 107
 
-# Less private memory than the smallest process has: such a limit is a number whose unit was forgotten.
+# The smallest process has more private memory: a smaller limit lacks its unit.
 MIN_MEMORY = 2**20
 
 
 def describe_target(target: Target) -> str:
-    """A target's name: the string itself, or ``module:qualname`` of a callable."""
+    """Return a target's name: the string itself, or ``module:qualname`` of a callable."""
     if isinstance(target, str):
         return target
     if isinstance(target, functools.partial):
@@ -62,29 +62,22 @@ def describe_target(target: Target) -> str:
 
 
 def parse_signal(value: int | str) -> int:
-    """A signal's number from its name ("SIGTERM", "TERM") or number. Raises ValueError."""
-    if isinstance(value, bool):
-        raise ValueError(f"{value!r} is not a signal")
-    if isinstance(value, str) and not value.strip().isdigit():
-        name = value.strip().upper()
-        name = name if name.startswith("SIG") else "SIG" + name
-        try:
-            return int(signal.Signals[name])
-        except KeyError:
-            raise ValueError(f"unknown signal {value!r}") from None
-    try:
+    """Return a signal's number from its name ("SIGTERM", "TERM") or number. Raises ValueError."""
+    number: int
+    if isinstance(value, str) and not value.strip().isdecimal():
+        name = "SIG" + value.strip().upper().removeprefix("SIG")
+        number = signal.Signals.__members__.get(name, 0)
+    elif isinstance(value, (int, float, str)) and not isinstance(value, bool) and float(value).is_integer():
         number = int(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is not a signal") from None
-    if number != value and not isinstance(value, str):
+    else:
         raise ValueError(f"{value!r} is not a signal")
     if number not in signal.valid_signals():
         raise ValueError(f"unknown signal {value!r}")
-    return number
+    return int(number)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``stop_sigal: did you mean stop_signal?``; the name alone if no other is similar."""
+    """Return ``stop_sigal: did you mean stop_signal?``, or *word* alone if no known one is similar."""
     import difflib
 
     near = difflib.get_close_matches(word, list(known), n=1)
@@ -190,7 +183,7 @@ def check_command(value: Any) -> tuple[str, ...]:
 
 
 def _words(line: str) -> list[str]:
-    """*line* as a shell would take it apart, or at least at its blanks."""
+    """Split *line* like a shell, or if it cannot, at its blanks."""
     import shlex
 
     try:
@@ -320,7 +313,7 @@ class Key(NamedTuple):
     meaning: str
     # As a user would write it.
     default: Any
-    # Whether it shapes the process itself: a change needs a new process. Any other key applies to the
+    # Whether it shapes the process itself, so that a change needs a new process. Other keys apply to the
     # running one.
     shapes: bool
     # The setting ``companion_KEY``, which sets the default for all companions, if there is one.

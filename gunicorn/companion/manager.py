@@ -271,7 +271,7 @@ class CompanionManager:
     def _next_deadline(self, now: float) -> float | None:
         """When companions must be looked at again; None: when something happens."""
         times = [t for p in self.table.values() if (t := p.next_deadline(now)) is not None]
-        if self.start_rights.has_orphans:
+        if self.start_rights.orphans:
             times.append(now + POLL_INTERVAL)
         if self.kept.old is not None:
             times.append(now + WAIT_INTERVAL)
@@ -293,7 +293,7 @@ class CompanionManager:
         """Whether a stop has come to its end."""
         return (
             self.steering.stopping
-            and not self.start_rights.has_orphans
+            and not self.start_rights.orphans
             and all(p.state is State.STOPPED for p in self.table.values())
         )
 

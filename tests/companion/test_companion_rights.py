@@ -343,7 +343,7 @@ def test_what_a_dead_manager_left_of_the_other_form_is_ended_and_waited_for(
     start_rights = StartRights(str(tmp_path), LOG)
     now = time.monotonic()
     assert start_rights.claim("sched:0", now) == Blocked(4_000_000)
-    assert start_rights.has_orphans
+    assert start_rights.orphans
     start_rights.step_orphans(now, {other.pid}, {})
     assert isinstance(start_rights.claim("sched:0", now + 1), RunFile)
     start_rights.release("sched:0")

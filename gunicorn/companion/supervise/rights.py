@@ -52,9 +52,9 @@ class StartRights:
         # Of these, those that `clear` has cleared: the manager alone has written to them since.
         self._cleared: set[str] = set()
         # Older processes of companions that are to start here.
-        self._older: dict[str, Orphan] = {}
+        self.older: dict[str, Orphan] = {}
         # Other older processes, as of companions that are no longer configured.
-        self._orphans: dict[str, Orphan] = {}
+        self.orphans: dict[str, Orphan] = {}
         # The names whose wait for another server has been logged.
         self._waiting: set[str] = set()
         # Likewise the waits for the other form of a companion, and which form that is.
@@ -117,14 +117,14 @@ class StartRights:
     def _end_older(self, name: str, record: Record, run: RunFile | None, now: float) -> bool:
         """Do what is due to end the older process of *name*; return whether it is gone."""
         # An orphan is already logged.
-        orphan = self._older.get(name) or self._orphans.pop(name, None)
+        orphan = self.older.get(name) or self.orphans.pop(name, None)
         if orphan is None or orphan.record.pid != record.pid:
             self.log.info("Companion %s waits for its older process, pid %d", name, record.pid)
             orphan = Orphan(record, now, run, kernel=self.kernel)
-        self._older[name] = orphan
+        self.older[name] = orphan
         if not orphan.step(now):
             return False
-        del self._older[name]
+        del self.older[name]
         return True
 
     def _blocked_elsewhere(self, name: str, record: Record | None) -> Blocked:
@@ -142,8 +142,8 @@ class StartRights:
             own = self._runs.get(other)
             record = own.read() if own is not None else runfile.peek(self.run_dir, other)
             orphaned = own is None and record is not None and not record.is_supervised(self.kernel)
-            if record is not None and orphaned and other not in self._orphans:
-                self._orphans[other] = Orphan(record, now, kernel=self.kernel)
+            if record is not None and orphaned and other not in self.orphans:
+                self.orphans[other] = Orphan(record, now, kernel=self.kernel)
             if own is not None or orphaned or runfile.is_held(self.run_dir, other):
                 pid = record.pid if record is not None else None
                 if self._logged_form.get(name) != other:
@@ -289,42 +289,24 @@ class StartRights:
         """Begin to stop what a dead manager left under names that are not *known*."""
         for name, orphan in orphans(self.run_dir, now, known, self.kernel).items():
             self.log.info("Stopping %s (pid %d): removed from the configuration", name, orphan.record.pid)
-            self._orphans[name] = orphan
-
-    @property
-    def has_orphans(self) -> bool:
-        return bool(self._orphans)
-
-    def waits_for_older_process(self, name: str) -> bool:
-        return name in self._older
+            self.orphans[name] = orphan
 
     def hasten(self, deadline: float) -> None:
         """Limit the time of all older processes to *deadline*."""
-        for orphan in (*self._older.values(), *self._orphans.values()):
+        for orphan in (*self.older.values(), *self.orphans.values()):
             orphan.deadline = min(orphan.deadline, deadline)
 
     def sessions_to_look_at(self, now: float) -> set[int]:
         """The sessions of older processes for which something is due; one that only drains is not checked."""
-        older = (*self._older.values(), *self._orphans.values())
+        older = (*self.older.values(), *self.orphans.values())
         return {orphan.record.session for orphan in older if not orphan.drains(now)}
-
-    def step_older_process(self, name: str, now: float, members: Mapping[int, list[int]]) -> bool:
-        """Do what is due for the older process of *name*; True when it is gone."""
-        return self._older[name].step(now, members)
-
-    def forget_older_process(self, name: str) -> None:
-        self._older.pop(name, None)
-
-    def older_session(self, name: str) -> int | None:
-        orphan = self._older.get(name)
-        return None if orphan is None else orphan.record.session
 
     def step_orphans(self, now: float, wanted: set[int], members: Mapping[int, list[int]]) -> list[str]:
         """Do what is due for older processes that are no longer configured; return those that are gone."""
         gone = []
-        for name, orphan in list(self._orphans.items()):
+        for name, orphan in list(self.orphans.items()):
             if orphan.record.session in wanted and orphan.step(now, members):
-                del self._orphans[name]
+                del self.orphans[name]
                 with contextlib.suppress(OSError):
                     run = RunFile.claim(self.run_dir, name)
                     if run is not None:

@@ -158,7 +158,7 @@ class Sessions:
         """
         processes = self.table.values()
         ending = [p for p in processes if p.ending]
-        own = {p for p in {*ending, *self._to_kill} if not self.start_rights.waits_for_older_process(p.name)}
+        own = {p for p in {*ending, *self._to_kill} if p.name not in self.start_rights.older}
         self._to_kill.clear()
         if not any(p.draining for p in ending):
             self._asked.clear()
@@ -185,11 +185,11 @@ class Sessions:
                 self._ask(process, outside)
             else:
                 self._kill(process, members.get(process.session or 0, ()), outside, now)
-        older = {p.name: self.start_rights.older_session(p.name) for p in ending if p not in own}
+        older = {p.name: self.start_rights.older[p.name] for p in ending if p not in own}
         gone_before = {
             name
-            for name, number in older.items()
-            if number in wanted and self.start_rights.step_older_process(name, now, members)
+            for name, orphan in older.items()
+            if orphan.record.session in wanted and orphan.step(now, members)
         }
         gone_before -= self._end_left_by(gone_before)
         empty: list[CompanionProcess] = []
@@ -199,7 +199,7 @@ class Sessions:
             else:
                 gone = process.name in gone_before
             if gone:
-                self.start_rights.forget_older_process(process.name)
+                self.start_rights.older.pop(process.name, None)
                 empty.append(process)
                 self._seen.pop(process.session or 0, None)
                 self._killed.pop(process.session or 0, None)
