@@ -407,9 +407,9 @@ class CompanionManager:
             self.tell_master({"pong": message["ping"]})
 
     def tell_master(self, message: dict[str, Any]) -> None:
-        """Send *message*, which replaces an earlier unsent one of its kind; never blocks."""
+        """Send *message*; never blocks."""
         if self.link is not None:
-            self.link.send_latest(message)
+            self.link.send(message)
 
     def _reload(
         self,

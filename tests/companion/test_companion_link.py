@@ -105,28 +105,6 @@ def test_a_silent_link_is_not_readable(pair):
     assert select.select([ours, theirs], [], [], 1)[0] == [ours]
 
 
-def test_of_messages_that_replace_each_other_only_the_last_is_kept(pair):
-    ours, theirs = pair
-    filling = "x" * 50_000
-    sent = 0
-    while ours.send_latest({"state": sent, "filling": filling}):
-        sent += 1
-    # The other end is busy; one more is under way, and of the rest the last of each kind is kept.
-    for number in range(1000):
-        assert not ours.send_latest({"state": -number, "filling": filling})
-        assert not ours.send_latest({"pong": number})
-    assert len(ours._unsent) + sum(map(len, ours._latest.values())) < 200_000
-    received = []
-    while not ours.flush():
-        received += list(theirs.receive())
-    received += list(theirs.receive())
-    assert [message["state"] for message in received[: sent + 1]] == list(range(sent + 1))
-    assert [next(iter(message.items())) for message in received[sent + 1 :]] == [
-        ("state", -999),
-        ("pong", 999),
-    ]
-
-
 # -- pings -----------------------------------------------------------------
 
 

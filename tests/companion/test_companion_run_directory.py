@@ -249,3 +249,9 @@ def test_companions_of_root_have_no_run_files_that_others_may_write(
     assert places.run_dir is None and places.told_successor() == ""
     assert list(theirs.iterdir()) == []
     assert ["others may change what it leads to" in line for line in places.arbiter.log.lines] == [True]
+
+
+def test_what_is_planned_is_not_made(make: Make, tmp_path: Path) -> None:
+    places = make(companion_run_dir=str(tmp_path / "run"))
+    assert places.planned() == (str(tmp_path / "default" / "companion-PID.sock"), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

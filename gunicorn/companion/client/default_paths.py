@@ -12,7 +12,7 @@ from collections.abc import Mapping
 SOCKET_PATTERN = "companion-*.sock"
 
 
-def socket_name(master_pid: int) -> str:
+def socket_name(master_pid: object) -> str:
     return f"companion-{master_pid}.sock"
 
 

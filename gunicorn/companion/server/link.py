@@ -28,8 +28,6 @@ class Link:
         self.sock = sock
         self._reader = LineReader(limit=16 * 1024 * 1024)
         self._unsent = bytearray()
-        # Messages that a later one of their kind replaces, if no byte of them has been sent.
-        self._latest: dict[str, bytes] = {}
         self._poller: Poller | None = None
         self.ended = False
 
@@ -73,17 +71,6 @@ class Link:
         self._unsent += encode(message)
         return self.flush()
 
-    def send_latest(self, message: dict[str, Any]) -> bool:
-        """The same for a message of which only the last one of its kind counts.
-
-        The other end may be busy for long, as in a configuration file; the queue does not grow.
-        """
-        kind = next(iter(message))
-        # It must follow earlier messages.
-        self._latest.pop(kind, None)
-        self._latest[kind] = encode(message)
-        return self.flush()
-
     def flush(self) -> bool:
         """Send queued messages; True when nothing is left. A watched end sends the rest when it can."""
         done = self._flush()
@@ -92,16 +79,14 @@ class Link:
         return done
 
     def _flush(self) -> bool:
-        while self._unsent or self._latest:
-            if not self._unsent:
-                self._unsent += self._latest.pop(next(iter(self._latest)))
+        while self._unsent:
             try:
                 sent = self.sock.send(self._unsent)
             except BlockingIOError:
                 return False
             except OSError:
+                # The other end is closed.
                 self._unsent.clear()
-                self._latest.clear()
                 break
             del self._unsent[:sent]
         return True

@@ -152,7 +152,13 @@ class Places(ArbitersPart):
             with contextlib.suppress(OSError):
                 os.rmdir(self.inherited)
             self.inherited = None
-        self.control_path, run_dir = self._resolve()
+        default = self._default()
+        self.control_path = self._control_path(default, self.arbiter.pid)
+        if self.cfg.companion_control_socket and self.control_path is not None:
+            self._prepare("control socket", os.path.dirname(self.control_path))
+        run_dir = self._run_dir(default)
+        if run_dir is not None and not self._may_use(run_dir):
+            run_dir = None
         if run_dir != self.run_dir:
             self._leave()
         self.run_dir = run_dir
@@ -161,14 +167,8 @@ class Places(ArbitersPart):
 
     def planned(self) -> tuple[str | None, str | None]:
         """Return both as a server would choose them now, without creating them; the pid is ``PID``."""
-        cfg = self.cfg
-        default = directories.likely_default_directory(os.environ, cfg.uid, cfg.gid)
-        control: str | None = cfg.companion_control_socket
-        if control:
-            control = os.path.abspath(control)
-        elif control is None and default is not None:
-            control = os.path.join(default, default_paths.SOCKET_PATTERN.replace("*", "PID"))
-        return control, self._resolve_run_dir(cfg.companion_run_dir, default)
+        default = directories.likely_default_directory(os.environ, self.cfg.uid, self.cfg.gid)
+        return self._control_path(default, "PID"), self._run_dir(default)
 
     def told_successor(self) -> str | None:
         """Return what the successor has as *inherited*."""
@@ -204,40 +204,43 @@ class Places(ArbitersPart):
             return f"its run files are out of reach: {exc}"
         return ""
 
-    def _resolve(self) -> tuple[str | None, str | None]:
-        """Return control socket and run directory; log a warning if there can be no default."""
+    def _default(self) -> str | None:
+        """Return the default directory, created if need be; None if none is needed, or none can be used."""
         cfg = self.cfg
-        wanted_socket, wanted_run = cfg.companion_control_socket, cfg.companion_run_dir
-        default: str | None = None
-        if wanted_socket is None or not (wanted_run or self.inherited):
-            try:
-                default = directories.usable_default_directory(os.environ, cfg.uid, cfg.gid)
-            except directories.Unusable as exc:
-                self.log.warning(
-                    "No directory for the companions' control socket and run files: %s;"
-                    " set companion_control_socket and companion_run_dir",
-                    exc,
-                )
-        control: str | None = None
-        if wanted_socket:
-            control = os.path.abspath(wanted_socket)
-        elif wanted_socket is None and default is not None:
-            control = os.path.join(default, default_paths.socket_name(self.arbiter.pid))
-        if wanted_socket and control is not None:
-            self._prepare("control socket", os.path.dirname(control))
-        return control, self._resolve_run_dir(wanted_run, default)
+        if cfg.companion_control_socket is not None and (cfg.companion_run_dir or self.inherited):
+            return None
+        try:
+            return directories.usable_default_directory(os.environ, cfg.uid, cfg.gid)
+        except directories.Unusable as exc:
+            self.log.warning(
+                "No directory for the companions' control socket and run files: %s;"
+                " set companion_control_socket and companion_run_dir",
+                exc,
+            )
+            return None
 
-    def _resolve_run_dir(self, wanted: str | None, default: str | None) -> str | None:
+    def _control_path(self, default: str | None, pid: object) -> str | None:
+        wanted: str | None = self.cfg.companion_control_socket
+        if wanted is None and default is not None:
+            return os.path.join(default, default_paths.socket_name(pid))
+        return os.path.abspath(wanted) if wanted else None
+
+    def _run_dir(self, default: str | None) -> str | None:
+        if self.inherited or self.cfg.companion_run_dir:
+            return self.inherited or os.path.abspath(self.cfg.companion_run_dir)
+        return os.path.join(default, "run-" + self._digest()) if default is not None else None
+
+    def _may_use(self, run_dir: str) -> bool:
+        """Whether others cannot change what *run_dir* leads to. Log a warning if it is not as configured."""
+        wanted = self.cfg.companion_run_dir
         if self.inherited:
-            if wanted and os.path.abspath(wanted) != self.inherited:
+            if wanted and os.path.abspath(wanted) != run_dir:
                 self.log.warning(
                     "Run files stay in %s with those of the old master; companion_run_dir"
                     " applies from the next restart of the service",
-                    self.inherited,
+                    run_dir,
                 )
-            return self.inherited
-        if wanted:
-            run_dir = os.path.abspath(wanted)
+        elif wanted:
             # In a directory like /tmp it is root's alone once it exists.
             with contextlib.suppress(directories.Unusable):
                 directories.prepare_directory(run_dir, self.cfg.uid, self.cfg.gid)
@@ -245,9 +248,8 @@ class Places(ArbitersPart):
                 directories.check_owned_by_root(run_dir, self.cfg.uid)
             except directories.Unusable as exc:
                 self.log.warning("No run files in companion_run_dir: %s", exc)
-                return None
-            return run_dir
-        return os.path.join(default, "run-" + self._digest()) if default is not None else None
+                return False
+        return True
 
     def _digest(self) -> str:
         """Return a name for this service among others of the same user, the same after a restart."""
