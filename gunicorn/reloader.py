@@ -64,9 +64,8 @@ class Reloader(threading.Thread):
         callback: Callback | None = None,
     ) -> None:
         super().__init__(name="gunicorn-reloader", daemon=True)
-        self._lock = threading.Lock()
-        self._extra_files: set[str] = set()
-        self._patterns: set[str] = set()
+        # Another thread may add one: the set is replaced, not changed.
+        self._patterns: frozenset[str] = frozenset()
         self._stamps: dict[str, Stamp | None] = {}
         self._interval = interval
         self._callback = callback
@@ -82,22 +81,17 @@ class Reloader(threading.Thread):
 
     def add_extra_file(self, filename: str, *, now: bool = True) -> None:
         """Also watch *filename*, which may be a pattern. Compare with its state *now*, or at the start."""
-        with self._lock:
-            (self._patterns if glob.has_magic(filename) else self._extra_files).add(filename)
+        self._patterns |= {filename}
         if now:
-            for path in glob.glob(filename, recursive=True) if glob.has_magic(filename) else [filename]:
+            for path in (filename, *glob.glob(filename, recursive=True)):
                 self._stamps.setdefault(path, _loaded.get(path) or _stamp(path))
 
     def get_files(self) -> list[str]:
-        """The watched files: the sources of all loaded modules, and the extra files."""
-        with self._lock:
-            extra = set(self._extra_files)
-        return sorted(loaded_sources() | extra | self._matches())
+        """The watched files: the sources of all loaded modules, and the extra files that exist."""
+        return sorted(loaded_sources() | self._matches())
 
     def _matches(self) -> set[str]:
-        with self._lock:
-            patterns = list(self._patterns)
-        return {path for pattern in patterns for path in glob.glob(pattern, recursive=True)}
+        return {path for pattern in self._patterns for path in glob.glob(pattern, recursive=True)}
 
     def is_inherited(self, path: str) -> bool:
         """Whether the process inherited the module at *path*: then no restart of it brings new code."""
@@ -228,15 +222,13 @@ class InotifyReloader(Reloader):
         Directories, because a watch on a file is lost when an editor replaces it.
         """
         files = {path for path in loaded_sources() if not path.startswith(_STANDARD) or "-packages" in path}
-        with self._lock:
-            files |= self._extra_files
-            patterns = list(self._patterns)
+        files |= self._matches()
         found = {
             os.path.dirname(path)
             for file in files
             for path in (os.path.abspath(file), os.path.realpath(file))
         }
-        for pattern in patterns:
+        for pattern in self._patterns:
             found.update(
                 map(os.path.abspath, glob.glob(os.path.dirname(pattern) or os.curdir, recursive=True))
             )
@@ -246,11 +238,8 @@ class InotifyReloader(Reloader):
         """Whether *path* is watched: logs and databases may be beside sources."""
         if path.endswith(".py"):
             return True
-        with self._lock:
-            names = {os.path.basename(extra) for extra in self._extra_files}
-            patterns = [os.path.basename(pattern) for pattern in self._patterns]
         name = os.path.basename(path)
-        if name in names or any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+        if any(fnmatch.fnmatch(name, os.path.basename(pattern)) for pattern in self._patterns):
             return True
         return path in {os.path.realpath(file) for file in self.get_files()}
 
