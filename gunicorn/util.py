@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import inspect
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urlsplit
@@ -18,17 +20,7 @@ from gunicorn.http.grammar import bytes_to_str, is_hoppish, to_bytestring, unquo
 from gunicorn.http.head import error_response, http_date
 from gunicorn.loading import getcwd, import_app, load_class, load_entry_point, make_fail_app
 from gunicorn.settings.addresses import is_ipv6, parse_address
-from gunicorn.unix.process import (
-    REDIRECT_TO,
-    chown,
-    close_on_exec,
-    daemonize,
-    get_username,
-    seed,
-    set_non_blocking,
-    set_owner_process,
-    unlink,
-)
+from gunicorn.unix.process import REDIRECT_TO, daemonize, get_username, set_owner_process
 from gunicorn.unix.process import set_process_title as _setproctitle
 from gunicorn.workers import SUPPORTED_WORKERS
 
@@ -70,6 +62,32 @@ __all__ = [
     "write_error",
     "write_nonblock",
 ]
+
+
+def chown(path: str, uid: int, gid: int) -> None:
+    """Give *path* to *uid* and *gid*."""
+    os.chown(path, uid, gid)
+
+
+def unlink(filename: str) -> None:
+    """Remove *filename* if it is there."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(filename)
+
+
+def seed() -> None:
+    """Give a forked process its own random numbers."""
+    random.seed(os.urandom(64))
+
+
+def close_on_exec(fd: int) -> None:
+    """Close *fd* in programs that this process starts."""
+    fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.fcntl(fd, fcntl.F_GETFD) | fcntl.FD_CLOEXEC)
+
+
+def set_non_blocking(fd: int) -> None:
+    """Make reads and writes on *fd* non-blocking."""
+    os.set_blocking(fd, False)
 
 
 def get_arity(f: Callable[..., Any]) -> int:

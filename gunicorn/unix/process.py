@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import pwd
-import random
 import signal
 import sys
 from collections.abc import Callable
@@ -141,32 +139,6 @@ def failure_as(uid: int, gid: int, initgroups: bool, attempt: Callable[[], objec
     finally:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
-
-
-def chown(path: str, uid: int, gid: int) -> None:
-    """Give *path* to *uid* and *gid*."""
-    os.chown(path, uid, gid)
-
-
-def unlink(filename: str) -> None:
-    """Remove *filename* if it is there."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        os.unlink(filename)
-
-
-def seed() -> None:
-    """Give a forked process its own random numbers."""
-    random.seed(os.urandom(64))
-
-
-def close_on_exec(fd: int) -> None:
-    """Close *fd* in programs that this process starts."""
-    fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.fcntl(fd, fcntl.F_GETFD) | fcntl.FD_CLOEXEC)
-
-
-def set_non_blocking(fd: int) -> None:
-    """Make reads and writes on *fd* non-blocking."""
-    os.set_blocking(fd, False)
 
 
 def exit_code(status: int) -> int | None:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import random
 import socket
 import sys
 from pathlib import Path
@@ -139,3 +142,34 @@ def test_to_bytestring() -> None:
     assert util.to_bytestring(b"a") == b"a"
     with pytest.raises(TypeError):
         util.to_bytestring(100)
+
+
+def test_descriptors() -> None:
+    read, write = os.pipe()
+    try:
+        os.set_inheritable(read, True)
+        util.close_on_exec(read)
+        assert not os.get_inheritable(read)
+        util.set_non_blocking(read)
+        assert fcntl.fcntl(read, fcntl.F_GETFL) & os.O_NONBLOCK
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_seed() -> None:
+    state = random.getstate()
+    try:
+        random.seed(1)
+        first = random.random()
+        util.seed()
+        assert random.random() != first
+    finally:
+        random.setstate(state)
+
+
+def test_unlink(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("")
+    for name in ("x", "x", "x/y", "nothing/there"):
+        util.unlink(str(tmp_path / name))
+    assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: MIT
 from __future__ import annotations
 
-import fcntl
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -32,37 +30,6 @@ def test_statuses(status: int, text: str, code: int | None, signum: int | None) 
     assert process.describe_end(status) == ("was " if text.startswith("killed") else "") + text
     assert process.exit_code(status) == code
     assert process.term_signal(status) == signum
-
-
-def test_descriptors() -> None:
-    read, write = os.pipe()
-    try:
-        os.set_inheritable(read, True)
-        process.close_on_exec(read)
-        assert not os.get_inheritable(read)
-        process.set_non_blocking(read)
-        assert fcntl.fcntl(read, fcntl.F_GETFL) & os.O_NONBLOCK
-    finally:
-        os.close(read)
-        os.close(write)
-
-
-def test_seed() -> None:
-    state = random.getstate()
-    try:
-        random.seed(1)
-        first = random.random()
-        process.seed()
-        assert random.random() != first
-    finally:
-        random.setstate(state)
-
-
-def test_unlink(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("")
-    for name in ("x", "x", "x/y", "nothing/there"):
-        process.unlink(str(tmp_path / name))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_usernames() -> None:
