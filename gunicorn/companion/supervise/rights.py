@@ -49,8 +49,6 @@ class StartRights:
         self.log = log
         self.rights = rights or Rights()
         self._runs: dict[str, RunFile] = {}
-        # Of these, those that `clear` has cleared: the manager alone has written to them since.
-        self._cleared: set[str] = set()
         # Older processes of companions that are to start here.
         self.older: dict[str, Orphan] = {}
         # Other older processes, as of companions that are no longer configured.
@@ -75,9 +73,9 @@ class StartRights:
     def claim(self, name: str, now: float, *, singleton: bool = True) -> RunFile | Blocked:
         """Return the locked, empty run file of *name*, or what is in the way. Raises OSError."""
         run = self._held_in_place(name)
-        if run is not None and name in self._cleared:
-            self._cleared.discard(name)
-            return run
+        if run is not None and name not in self.older and run.read() is None:
+            # It was granted before, and its last process has ended.
+            return run if run.clear() else self._without_room(name, run)
         if run is None:
             run = self._take(name) if singleton else RunFile.claim(None, name)
             if run is not None:
@@ -108,7 +106,6 @@ class StartRights:
             run.locked = None
             run.release()
             self._runs[name] = run = named
-            self._cleared.discard(name)
         if run is not None and not run.in_place and not self._renew(name, run):
             # Nobody would find its record; and another server may have made a new file.
             self.release(name)
@@ -233,8 +230,8 @@ class StartRights:
     def clear(self, name: str) -> None:
         """Clear the record, and keep the right to start the next process."""
         run = self._runs.get(name)
-        if run is not None and run.clear():
-            self._cleared.add(name)
+        if run is not None:
+            run.clear()
 
     def note_group_signalled(self, name: str, pid: int) -> None:
         """Record that the process group of *pid* has its stop signal: no later manager sends it again."""
@@ -248,7 +245,6 @@ class StartRights:
     def release(self, name: str) -> None:
         """Give up the right, and remove the record."""
         run = self._runs.pop(name, None)
-        self._cleared.discard(name)
         self._waiting.discard(name)
         if run is not None:
             run.release()
