@@ -1,40 +1,50 @@
 # SPDX-License-Identifier: MIT
-"""A manager without an operating system: processes are entries of a table, and the clock is set.
+"""A real companion manager on a simulated kernel: processes are entries of a table, and the clock is set.
 
-It does what the real one does, in the same order, and looks for itself at each fork and each release
-whether that was right.
+The run files and the state for the next manager are real ones. The world checks for itself, at each fork,
+signal and event, whether that was right.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
-import json
 import logging
-import random
+import os
+import shutil
 import signal
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from processtools import T0, failure
 
+from gunicorn.companion.child.sdnotify import Notice
 from gunicorn.companion.config import CompanionConfig, copies
+from gunicorn.companion.manager import CompanionManager
 from gunicorn.companion.process import (
     GAVE_UP,
     MIN_START_INTERVAL,
     Action,
     Cause,
     CompanionProcess,
-    Event,
     State,
 )
-from gunicorn.companion.supervise.changes import difference, scale
-from gunicorn.companion.supervise.memory import Limits
-from gunicorn.companion.supervise.order import DOWN, Rolling, Stop, Stops
-from gunicorn.companion.supervise.overrides import Scaled
+from gunicorn.companion.runfile import Record, RunFile
+from gunicorn.companion.spawn import Launch
+from gunicorn.companion.supervise.changes import scale
+from gunicorn.companion.supervise.order import DOWN
+from gunicorn.companion.supervise.sharedstate import SharedState
+from gunicorn.companion.table import Change
+from gunicorn.unix.kernel import Kernel
 
 LOG = logging.getLogger(__name__)
+LOG.setLevel(logging.CRITICAL)
+
+# Larger than any pid of this machine: a look into its /proc finds nobody.
+FIRST_PID = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -56,30 +66,201 @@ class Nature:
 CALM = Nature()
 
 
-@dataclass
+@dataclass(eq=False)
 class Life:
-    """A process, and what else is in its session."""
+    """A companion's process, and another one in its session."""
 
     name: str
     pid: int
     nature: Nature
+    parent: int
+    run: RunFile | None = None
     alive: bool = True
-    leftovers: bool = False
     status: int = 0
-    reason: str | None = None
+    reaped: bool = False
+    rest_alive: bool = False
+    rest_reaped: bool = True
+
+    @property
+    def rest(self) -> int:
+        """The pid of the other process."""
+        return self.pid + 1
 
     @property
     def empty(self) -> bool:
-        return not self.alive and not self.leftovers
+        return not self.alive and not self.rest_alive
 
 
-@dataclass
-class OlderSelf:
-    """What another manager started, gone at *until*. An orphan is ours to wait for as a session."""
+class Killed(BaseException):
+    """SIGKILL to the manager in the middle of what it does."""
 
-    pid: int
-    until: float
-    orphan: bool
+
+class SimulatedKernel(Kernel):
+    """The clock, the processes of all managers, and what the manager under test asks of them."""
+
+    def __init__(self) -> None:
+        self.time = T0
+        self.lives: list[Life] = []
+        self.timers: list[tuple[float, int, Callable[[], None]]] = []
+        self.pids = itertools.count(FIRST_PID, 2)
+        self.order = itertools.count()
+        self.supervisors: set[int] = set()
+        self.manager = self.new_supervisor()
+        # Calls until the manager is killed.
+        self.calls_left: int | None = None
+        self.on_stop_signal: Callable[[Life], object] = lambda life: None
+
+    def new_supervisor(self) -> int:
+        pid = next(self.pids)
+        self.supervisors.add(pid)
+        return pid
+
+    # -- what happens by itself --
+
+    def at(self, moment: float, what: Callable[[], object]) -> None:
+        heapq.heappush(self.timers, (moment, next(self.order), lambda: what() and None))
+
+    def fire_timers(self) -> None:
+        while self.timers and self.timers[0][0] <= self.time:
+            heapq.heappop(self.timers)[2]()
+
+    def die(self, life: Life, status: int, reason: str | None = None) -> None:
+        if not life.alive:
+            return
+        life.alive, life.status = False, status
+        # Whoever is not the manager's child any more is reaped by init.
+        life.reaped = life.parent != self.manager
+        if reason is not None and life.run is not None and not life.reaped:
+            record = life.run.read()
+            assert record is not None
+            life.run.write(replace(record, error=reason))
+
+    def end_rest(self, life: Life) -> None:
+        if life.rest_alive:
+            life.rest_alive = False
+            life.rest_reaped = life.parent != self.manager
+
+    def life(self, pid: int) -> Life | None:
+        return next((life for life in self.lives if pid in (life.pid, life.rest)), None)
+
+    def zombies(self) -> bool:
+        return any(not life.alive and not life.reaped for life in self.lives)
+
+    def kill_manager(self) -> None:
+        """Its children have asked the kernel for their stop signal at this moment."""
+        self.supervisors.discard(self.manager)
+        self.manager = self.new_supervisor()
+        for life in self.lives:
+            if life.alive and life.parent not in self.supervisors:
+                self._obey(life)
+            life.reaped = life.reaped or not life.alive
+            life.rest_reaped = life.rest_reaped or not life.rest_alive
+        self.bury()
+
+    def bury(self) -> None:
+        self.lives = [life for life in self.lives if not (life.empty and life.reaped and life.rest_reaped)]
+
+    def _obey(self, life: Life) -> None:
+        if life.nature.obeys is not None:
+            self.at(self.time + life.nature.obeys, lambda: self.die(life, 0))
+
+    def _rest_obeys(self, life: Life) -> None:
+        if life.nature.rest_obeys is not None:
+            self.at(self.time + life.nature.rest_obeys, lambda: self.end_rest(life))
+
+    # -- what the manager asks --
+
+    def _called(self) -> None:
+        if self.calls_left is not None:
+            self.calls_left -= 1
+            if self.calls_left < 0:
+                self.calls_left = None
+                raise Killed
+
+    def now(self) -> float:
+        return self.time
+
+    def wait(self) -> tuple[int, int] | None:
+        self._called()
+        for life in self.lives:
+            if not life.alive and not life.reaped:
+                life.reaped = True
+                return life.pid, life.status
+            if not life.alive and not life.rest_alive and not life.rest_reaped:
+                life.rest_reaped = True
+                return life.rest, int(signal.SIGKILL)
+        self.bury()
+        return None
+
+    def identity(self, pid: int) -> str | None:
+        return f"simulated/{pid}" if self._exists(pid) else None
+
+    def is_alive(self, pid: int, identity: str) -> bool:
+        return self.identity(pid) == identity
+
+    def _exists(self, pid: int) -> bool:
+        life = self.life(pid)
+        if life is None:
+            return pid in self.supervisors
+        return life.alive if pid == life.pid else life.rest_alive
+
+    def group_of(self, pid: int) -> int:
+        life = self.life(pid)
+        if life is None:
+            raise ProcessLookupError
+        return life.pid
+
+    def members(self, sessions: Collection[int]) -> dict[int, list[int]]:
+        self._called()
+        found = {}
+        for life in self.lives:
+            if life.pid in sessions and not life.empty:
+                found[life.pid] = [pid for pid in (life.pid, life.rest) if self._exists(pid)]
+        return found
+
+    def send(self, pid: int, signum: int) -> bool:
+        self._called()
+        assert signum == signal.SIGKILL
+        life = self.life(pid)
+        if life is None:
+            return False
+        if pid == life.rest:
+            self.at(self.time + life.nature.kill_takes, lambda: self.end_rest(life))
+        else:
+            self.at(self.time + life.nature.kill_takes, lambda: self.die(life, int(signal.SIGKILL)))
+        return True
+
+    def ask_to_stop(self, pid: int, signum: int, as_group: bool = False) -> None:
+        self._called()
+        life = self.life(pid)
+        if life is None:
+            return
+        if pid == life.rest or as_group:
+            self._rest_obeys(life)
+        if pid == life.pid and signum == signal.SIGABRT:
+            if life.nature.obeys is not None:
+                self.die(life, int(signal.SIGABRT))
+        elif pid == life.pid and signum != signal.SIGCONT:
+            self.on_stop_signal(life)
+            self._obey(life)
+
+    def ask_group_to_stop(self, group: int, signum: int) -> None:
+        self._called()
+        life = self.life(group)
+        if life is not None:
+            self._rest_obeys(life)
+
+    # -- children, where the kernel lists them --
+
+    fd = -1
+
+    def read(self) -> set[int]:
+        ours = [life for life in self.lives if life.parent == self.manager]
+        adopted = {life.rest for life in ours if not life.alive and not life.rest_reaped}
+        return {life.pid for life in ours if not life.reaped} | adopted
+
+    def close(self) -> None:
+        """There is no descriptor."""
 
 
 @dataclass
@@ -87,400 +268,338 @@ class World:
     """The companions of *configs*, their manager, and their processes."""
 
     configs: list[CompanionConfig]
-    now: float = T0
     nature: Nature = CALM
-    processes: dict[str, CompanionProcess] = field(default_factory=dict)
-    lives: dict[int, Life] = field(default_factory=dict)
-    older: dict[str, OlderSelf] = field(default_factory=dict)
-    scaled: Scaled = field(default_factory=dict)
-    stopping: bool = False
+    # Whether descendants that lose their parent become the manager's children.
+    adopts: bool = False
+    kernel: SimulatedKernel = field(default_factory=SimulatedKernel)
     #: Those that were stopped by hand, and those that have settled: nobody may fork them unasked.
     at_rest: set[str] = field(default_factory=set)
-    forked_at: dict[str, float] = field(default_factory=dict)
+    forked_at: dict[CompanionProcess, float] = field(default_factory=dict)
     seen_running: set[str] = field(default_factory=set)
-    counts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    counts: dict[CompanionProcess, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.rolling = Rolling()
-        self.limits = Limits(self.rolling, LOG)
-        self.stops = Stops()
-        self.chance = random.Random(1).random
-        self.pids = itertools.count(100)
-        self.timers: list[tuple[float, int, Callable[[], None]]] = []
-        self.order = itertools.count()
-        for config in scale(self.configs, self.scaled):
-            self.processes[config.name] = self._new(config)
-        for process in list(self.processes.values()):
-            self.send(process, Event.START)
+        self.run_dir = tempfile.mkdtemp(prefix="world")
+        self.shared = SharedState.create()
+        self.kernel.on_stop_signal = self._check_stop_signal
+        self.manager = self._new_manager()
+        self._begin()
         self.settle()
 
-    def _new(self, config: CompanionConfig) -> CompanionProcess:
-        return CompanionProcess(config, lambda: self.chance())
-
-    # -- the operating system --------------------------------------------------
-
-    def at(self, moment: float, what: Callable[[], None]) -> None:
-        heapq.heappush(self.timers, (moment, next(self.order), what))
-
-    def die(self, life: Life, status: int, reason: str | None = None) -> None:
-        if life.alive:
-            life.alive, life.status, life.reason = False, status, reason
-
-    def kill(self, life: Life) -> None:
-        def end() -> None:
-            self.die(life, int(signal.SIGKILL))
-            life.leftovers = False
-
-        if life.nature.kill_takes:
-            self.at(self.now + life.nature.kill_takes, end)
-        else:
-            end()
-
-    def beat(self, life: Life, interval: float) -> None:
-        process = self.processes.get(life.name)
-        if life.alive and process is not None and process.pid == life.pid and life.nature.beats:
-            self.send(process, Event.BEAT)
-            self.at(self.now + interval, lambda: self.beat(life, interval))
-
-    def say(self, name: str, event: Event) -> None:
-        """A process tells something of itself."""
-        process = self.processes.get(name)
-        life = self.lives.get((process and process.pid) or 0)
-        if process is not None and life is not None and life.alive:
-            self.send(process, event)
-
-    def ours(self, name: str) -> list[Life]:
-        return [life for life in self.lives.values() if life.name == name and not life.empty]
+    def close(self) -> None:
+        self._let_the_manager_go()
+        self.shared.close()
+        shutil.rmtree(self.run_dir)
 
     # -- the manager -------------------------------------------------------------
 
-    def send(self, process: CompanionProcess, event: Event, **details: Any) -> None:
-        before = process.state
-        for action in process.handle(event, self.now, **details):
-            self.act(process, action)
-        if process.state is State.BACKOFF and before is not State.BACKOFF:
-            self._check_backoff(process)
-        if process.state is State.STOPPED and process.settled is not None:
-            self.at_rest.add(process.name)
+    def _new_manager(self) -> CompanionManager:
+        manager = CompanionManager(
+            self.configs,
+            LOG,
+            load_configs=lambda: self.configs,
+            follow_log=lambda: None,
+            run_dir=self.run_dir,
+            shared=self.shared,
+            kernel=self.kernel,
+            fork=self._fork,
+        )
+        manager.table.observers.insert(0, self._observe)
+        manager.sessions.left = lambda run_dir: {}
+        if self.adopts:
+            manager.sessions.adopt(self.kernel)  # type: ignore[arg-type]
+        return manager
 
-    def act(self, process: CompanionProcess, action: Action) -> None:
-        life = self.lives.get(process.pid or process.session or 0)
-        if action is Action.SIGNAL:
-            assert life is not None and (life.alive or process.config.stop_as_group)
-            if life.nature.obeys is not None:
-                self.at(self.now + life.nature.obeys, lambda: self.die(life, 0))
-            if life.nature.rest_obeys is not None and process.config.stop_as_group:
-                self.at(self.now + life.nature.rest_obeys, lambda: setattr(life, "leftovers", False))
-        elif action is Action.ABORT:
-            assert life is not None
-            if life.nature.obeys is not None:
-                self.die(life, int(signal.SIGABRT))
-        elif action is Action.KILL:
-            assert not process.draining
-            if process.session in self.lives:
-                self.kill(self.lives[process.session])
-        elif action is Action.RELEASE:
-            assert self.ours(process.name) == [], "released while something of it lives"
-        elif action is Action.GIVE_UP:
-            assert process.settled == GAVE_UP
+    def _let_the_manager_go(self) -> None:
+        """What the kernel does for a process that is killed: its descriptors are closed, its locks gone."""
+        for fd in self.manager.start_rights.descriptors():
+            os.close(fd)
+        for name in self.processes:
+            self.manager.notifications.close(name)
 
-    def step(self) -> None:
-        """One pass of the manager."""
-        self._reap()
-        self._enforce_deadlines()
-        self._end_sessions()
-        self._stop_due()
-        for process in self.processes.values():
-            if process.due_event(self.now) is Event.ALIVE:
-                self.send(process, Event.ALIVE)
-        self._take_turns()
-        self._start()
-        for name, process in list(self.processes.items()):
-            if process.removed and process.state is State.STOPPED:
-                assert self.ours(name) == []
-                del self.processes[name]
-                self.at_rest.discard(name)
-                self.forked_at.pop(name, None)
-                self.counts.pop(name, None)
-                self.older.pop(name, None)
+    def kill_the_manager(self) -> None:
+        """SIGKILL to it; the next one has what it has written down, and old processes to wait for."""
+        self._let_the_manager_go()
+        self.kernel.kill_manager()
+        self.counts.clear()
+        # The master lets a second pass between two managers.
+        self.forked_at.clear()
+        state = self.shared.read()
+        stopped = {name for name, by_command in state["stopped"].items() if by_command}
+        self.manager = self._new_manager()
+        self.at_rest = (stopped | state["settled"].keys()) & self.processes.keys()
+        for life in self.kernel.lives:
+            life.run = None
+        self._begin()
 
-    def _reap(self) -> None:
-        for life in list(self.lives.values()):
-            process = self.processes.get(life.name)
-            if not life.alive and process is not None and process.pid == life.pid:
-                self.send(process, Event.EXITED, status=life.status, reason=life.reason)
-            if life.empty:
-                del self.lives[life.pid]
+    def _begin(self) -> None:
+        with self._mortal():
+            self.manager.begin()
 
-    def _enforce_deadlines(self) -> None:
-        for process in self.processes.values():
-            due = process.due_event(self.now)
-            if due in (Event.DEADLINE, Event.NOT_READY, Event.HUNG):
-                self.send(process, due)
+    @contextlib.contextmanager
+    def _mortal(self) -> Iterator[None]:
+        """Have a next manager if the present one is killed by what is done in the block."""
+        try:
+            yield
+        except Killed:
+            self.kill_the_manager()
 
-    def _end_sessions(self) -> None:
-        for process in self.processes.values():
-            if not process.ending:
-                continue
-            if process.waiting_for is not None:
-                if self.older_self(process.name) is None:
-                    self.send(process, Event.EMPTY)
-                continue
-            life = self.lives.get(process.session or 0)
-            if life is None or life.empty:
-                self.send(process, Event.EMPTY)
-            elif process.draining:
-                assert self.now < (process.stop_deadline or 0), "let finish for ever"
-            else:
-                self.send(process, Event.LEFTOVERS_KILLED, count=1)
-                self.kill(life)
+    @property
+    def processes(self) -> dict[str, CompanionProcess]:
+        return dict(self.manager.table)
 
-    def _take_turns(self) -> None:
-        if self.stopping:
+    @property
+    def stopping(self) -> bool:
+        return self.manager.steering.stopping
+
+    def ours(self, name: str) -> list[Life]:
+        """The processes of *name* that this manager has started."""
+        return [life for life in self.everybody(name) if life.parent == self.kernel.manager]
+
+    def everybody(self, name: str) -> list[Life]:
+        return [life for life in self.kernel.lives if life.name == name and not life.empty]
+
+    def _fork(self, launch: Launch) -> int:
+        name = launch.config.name
+        process = self.processes[name]
+        assert self.everybody(name) == [], "two of one name"
+        assert not self.stopping, "started during the end"
+        assert name not in self.at_rest, "nobody has asked for this start"
+        assert not process.removed
+        assert all(map(self.is_met, launch.config.after)), "too early"
+        if not self.nature.forks:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        now = self.kernel.time
+        assert now - self.forked_at.get(process, 0) > MIN_START_INTERVAL - 1e-6, "a fork loop"
+        self.forked_at[process] = now
+        life = self._make_life(name, self.nature, self.kernel.manager)
+        life.run = launch.run
+        life.run.write(self._record(life, launch.config))
+        self._foretell(life, launch.config)
+        return life.pid
+
+    def _make_life(self, name: str, nature: Nature, parent: int) -> Life:
+        life = Life(name, next(self.kernel.pids), nature, parent, rest_alive=nature.leftovers)
+        life.rest_reaped = not nature.leftovers or not self.adopts
+        self.kernel.lives.append(life)
+        return life
+
+    def _record(self, life: Life, config: CompanionConfig) -> Record:
+        return Record(
+            life.name,
+            life.pid,
+            f"simulated/{life.pid}",
+            life.pid,
+            life.parent,
+            f"simulated/{life.parent}",
+            int(config.stop_signal),
+            config.stop_timeout,
+            signalled=True,
+            stop_as_group=config.stop_as_group,
+        )
+
+    def _foretell(self, life: Life, config: CompanionConfig) -> None:
+        """What the new process will do by itself."""
+        kernel, nature = self.kernel, life.nature
+        if nature.dies is not None:
+            kernel.at(kernel.time + nature.dies, lambda: kernel.die(life, nature.status, nature.reason))
+        if nature.ready is not None:
+            kernel.at(kernel.time + nature.ready, lambda: self._say_of(life, Notice(ready=True)))
+        if config.watchdog is not None and nature.beats:
+            kernel.at(kernel.time + config.watchdog / 3, lambda: self._beat(life, config.watchdog / 3))
+
+    def _beat(self, life: Life, interval: float) -> None:
+        if life.alive:
+            self._say_of(life, Notice(watchdog=True))
+            self.kernel.at(self.kernel.time + interval, lambda: self._beat(life, interval))
+
+    def _say_of(self, life: Life, notice: Notice) -> None:
+        process = self.processes.get(life.name)
+        if life.alive and process is not None and process.pid == life.pid:
+            self.manager.notifications.take(process, notice)
+
+    def say(self, name: str, notice: Notice) -> None:
+        """A process tells something of itself."""
+        with self._mortal():
+            for life in self.ours(name):
+                self._say_of(life, notice)
+
+    # -- time ----------------------------------------------------------------------
+
+    def next_moment(self) -> float | None:
+        timeout = self.manager.timeout(self.kernel.time)
+        times = [] if timeout is None else [self.kernel.time + timeout]
+        if self.kernel.timers:
+            times.append(self.kernel.timers[0][0])
+        return min(times, default=None)
+
+    def settle(self) -> None:
+        """Pass after pass, until nothing more happens at this moment."""
+        for _ in range(40):
+            with self._mortal():
+                self.kernel.fire_timers()
+                self.manager.step(self.kernel.time)
+            moment = self.next_moment()
+            if not self.kernel.zombies() and (moment is None or moment > self.kernel.time):
+                break
+        else:
+            raise AssertionError("no end of things to do at one moment")
+        self.check()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass as the manager's wait does: from one deadline to the next."""
+        end = self.kernel.time + seconds
+        while (moment := self.next_moment()) is not None and moment <= end:
+            self.kernel.time = max(self.kernel.time, moment)
+            self.settle()
+        self.kernel.time = end
+        self.settle()
+
+    # -- commands --------------------------------------------------------------------
+
+    def ask(self, cmd: str, **request: Any) -> Any:
+        """A request to the control socket."""
+        reply: Any = {}
+        with self._mortal():
+            reply = self.manager.commands.answer({"cmd": cmd, **request})
+        assert "internal error" not in str(reply.get("error")), reply
+        return reply
+
+    def start(self, name: str) -> None:
+        if self.processes[name].state is not State.STOPPING:
+            self.at_rest.discard(name)
+        self.ask("start", name=name)
+
+    def stop(self, name: str) -> None:
+        self.at_rest.add(name)
+        self.ask("stop", name=name)
+
+    def restart(self, name: str, *, in_turn: bool = False) -> None:
+        if self.processes[name].state is not State.STOPPING:
+            self.at_rest.discard(name)
+        self.ask("restart", name=name, rolling=in_turn)
+
+    def reread(self, configs: Iterable[CompanionConfig]) -> None:
+        before, self.configs = self.configs, list(configs)
+        found = self.ask("reread", dry_run=True)
+        if not found:
+            # Killed, and the next manager begins with what the master has.
+            self.configs = before
             return
-        self.limits.check(self.processes.values(), self.now)
-        down_before = {p.name for p in self.processes.values() if p.state in DOWN}
-        groups: list[str] = []
-        for process, _reason, cause in list(self.rolling.turns(self.processes)):
-            if process.state is State.RUNNING:
-                copies_down = [
-                    name
-                    for name in down_before
-                    if self.processes[name].config.group == process.config.group
-                    and (cause is Cause.COMMAND or not self.processes[name].failures.persist)
-                ]
-                assert copies_down == [], "its turn has come while another copy is down"
-                assert process.config.group not in groups, "two copies at once"
-                groups.append(process.config.group)
-            self.send(process, Event.RESTART)
+        for name in (*found["added"], *found["restarted"]):
+            self._is_wanted(name)
+        self.ask("reread")
+        wanted = {config.name for config in scale(self.configs, dict(self.manager.kept.overrides.scaled))}
+        assert {name for name, p in self.processes.items() if not p.removed} == wanted
 
-    def _start(self) -> None:
-        for process in list(self.processes.values()):
-            if process.due_event(self.now) is Event.DELAY_PASSED:
-                self.send(process, Event.DELAY_PASSED)
-            after = process.config.after or process.held_by
-            if after and process.state is State.STARTING and process.pid is None:
-                process.held_by = tuple(name for name in process.config.after if not self.is_met(name))
-            if process.can_start(self.now):
-                self._fork(process)
+    def scale(self, group: str, number: int) -> None:
+        for index in range(number):
+            name = f"{group}:{index}"
+            if name not in self.processes or self.processes[name].removed:
+                self._is_wanted(name)
+        self.ask("scale", name=group, numprocs=number)
+
+    def _is_wanted(self, name: str) -> None:
+        process = self.processes.get(name)
+        if process is None or not process.manual_stop:
+            self.at_rest.discard(name)
+
+    def grow(self, name: str) -> None:
+        """A process exceeds its memory."""
+        process = self.processes[name]
+        if process.state is State.RUNNING:
+            self.manager.rolling.ask(name, "memory", process.pid, Cause.MEMORY)
+            self.manager.table.changed = True
+
+    def have_an_older_process(self, name: str, seconds: float, *, orphan: bool) -> None:
+        """Let another server run *name*, or a dead one have left it, where no manager has the right to."""
+        process = self.processes[name]
+        run = RunFile.claim(self.run_dir, name) if not self.everybody(name) else None
+        if run is None:
+            return
+        kernel = self.kernel
+        life = self._make_life(name, replace(CALM, ready=None), kernel.new_supervisor())
+        run.write(self._record(life, process.config))
+        if orphan:
+            kernel.supervisors.discard(life.parent)
+            run.close()
+        kernel.at(kernel.time + seconds, lambda: kernel.die(life, 0))
+        if not orphan:
+            kernel.at(kernel.time + seconds, run.release)
+
+    def stop_all(self) -> None:
+        """SIGTERM to the manager."""
+        self.manager.inbox.receive(signal.SIGTERM)
+
+    # -- what must hold -----------------------------------------------------------------
+
+    def _observe(self, change: Change) -> None:
+        process, state = change.process, change.process.state
+        for action in change.actions:
+            if action is Action.KILL:
+                assert not process.draining, "killed while it may finish"
+            elif action is Action.RELEASE:
+                assert self.ours(process.name) == [], "released while something of it lives"
+            elif action is Action.GIVE_UP:
+                assert process.settled == GAVE_UP
+        if state is State.BACKOFF and change.before.state is not State.BACKOFF:
+            self._check_backoff(process)
+        if state is State.STOPPED and process.settled is not None:
+            self.at_rest.add(process.name)
+        if change.before.state is State.RUNNING and process.restart_pending:
+            self._check_turn(process)
+
+    def _check_turn(self, process: CompanionProcess) -> None:
+        limit = process.cause in (Cause.MEMORY, Cause.LIFETIME)
+        if not limit and process.cause_text != "by command, in turn":
+            return
+        for other in self.processes.values():
+            if other is process or other.config.group != process.config.group or other.state not in DOWN:
+                continue
+            failing = other.state is not State.STOPPING and other.failures.persist
+            assert limit and failing, "its turn has come while another copy is down"
+
+    def _check_stop_signal(self, life: Life) -> None:
+        """At the end of the server nobody is told to stop while somebody needs it."""
+        process = self.processes.get(life.name)
+        if self.stopping and process is not None and process.pid == life.pid and not process.failing:
+            needed_by = [p.name for p in self.processes.values() if process.config.group in p.config.after]
+            assert not any(map(self.ours, needed_by)), "told to stop while somebody needs it"
 
     def is_met(self, name: str) -> bool:
         found = [p for p in self.processes.values() if name in (p.name, p.config.group)]
         return bool(found) and all(p.has_been_running for p in found)
 
-    def older_self(self, name: str) -> OlderSelf | None:
-        older = self.older.get(name)
-        if older is not None and older.until <= self.now:
-            del self.older[name]
-            return None
-        return older
-
-    def _fork(self, process: CompanionProcess) -> None:
-        name = process.name
-        older = self.older_self(name)
-        if older is not None:
-            self.send(process, Event.BLOCKED, pid=older.pid, session=older.pid if older.orphan else None)
-            return
-        assert self.ours(name) == [], "two of one name"
-        assert not self.stopping, "started during the end"
-        assert name not in self.at_rest, "nobody has asked for this start"
-        assert not process.removed
-        assert all(map(self.is_met, process.config.after)), "too early"
-        if not self.nature.forks:
-            self.send(process, Event.START_FAILED, reason="cannot fork")
-            return
-        assert self.now - self.forked_at.get(name, 0) > MIN_START_INTERVAL - 1e-6, "a fork loop"
-        self.forked_at[name] = self.now
-        life = Life(name, next(self.pids), self.nature, leftovers=self.nature.leftovers)
-        self.lives[life.pid] = life
-        self.send(process, Event.FORKED, pid=life.pid)
-        self._foretell(life, process.config)
-
-    def _foretell(self, life: Life, config: CompanionConfig) -> None:
-        """What the new process will do by itself."""
-        nature = life.nature
-        if nature.dies is not None:
-            self.at(self.now + nature.dies, lambda: self.die(life, nature.status, nature.reason))
-        if nature.ready is not None:
-            self.at(
-                self.now + nature.ready,
-                lambda: self.say(life.name, Event.READY) if life.alive and self._is_current(life) else None,
-            )
-        if config.watchdog is not None:
-            self.at(self.now + config.watchdog / 3, lambda: self.beat(life, config.watchdog / 3))
-
-    def _is_current(self, life: Life) -> bool:
-        process = self.processes.get(life.name)
-        return process is not None and process.pid == life.pid
-
-    def be_replaced(self) -> None:
-        """SIGKILL to the manager: the next one has what the master was told, and old selves to wait for."""
-        manual = {name for name, process in self.processes.items() if process.manual_stop}
-        legacies = {
-            name: legacy for name, p in self.processes.items() if (legacy := p.settled_state) is not None
-        }
-        for life in self.lives.values():
-            if not life.empty:
-                self.older[life.name] = OlderSelf(life.pid, self.now + 1.0, orphan=True)
-        self.lives.clear()
-        self.rolling = Rolling()
-        self.limits = Limits(self.rolling, LOG)
-        self.counts.clear()
-        # The master lets a second pass between two managers.
-        self.forked_at.clear()
-        self.processes = {c.name: self._new(c) for c in scale(self.configs, self.scaled)}
-        self.at_rest = (manual | legacies.keys()) & self.processes.keys()
-        for name, process in self.processes.items():
-            process.manual_stop = name in manual
-            if name in legacies:
-                process.restore_settled(json.loads(json.dumps(legacies[name])))
-            if name not in self.at_rest:
-                self.send(process, Event.START)
-            elif self.older_self(name) is not None:
-                self._end_old_self(process)
-
-    def _end_old_self(self, process: CompanionProcess) -> None:
-        older = self.older[process.name]
-        if not older.orphan:
-            return
-        manual, legacy = process.manual_stop, process.settled_state
-        self.send(process, Event.START)
-        self.send(process, Event.BLOCKED, pid=older.pid, session=older.pid)
-        self.send(process, Event.STOP, manual=manual)
-        if legacy is not None:
-            process.restore_settled(legacy)
-
-    # -- time ----------------------------------------------------------------------
-
-    def next_moment(self) -> float | None:
-        times = [t for p in self.processes.values() if (t := p.next_deadline(self.now)) is not None]
-        if self.timers:
-            times.append(self.timers[0][0])
-        return min(times, default=None)
-
-    def settle(self) -> None:
-        """Pass after pass, until nothing more happens at this moment."""
-        for _ in range(20):
-            while self.timers and self.timers[0][0] <= self.now:
-                heapq.heappop(self.timers)[2]()
-            before = self._picture()
-            self.step()
-            if self._picture() == before:
-                break
-        else:
-            raise AssertionError("no end of things to do at one moment")
-        moment = self.next_moment()
-        assert moment is None or moment > self.now, "a deadline that has passed and is not acted on"
-        self.check()
-
-    def _picture(self) -> list[Any]:
-        return [
-            *((p.name, p.state, p.pid, p.session, p.held_by, p.killed) for p in self.processes.values()),
-            *((life.pid, life.alive, life.leftovers) for life in self.lives.values()),
-        ]
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass as the manager's wait does: from one deadline to the next."""
-        end = self.now + seconds
-        while (moment := self.next_moment()) is not None and moment <= end:
-            self.now = max(self.now, moment)
-            self.settle()
-        self.now = end
-        self.settle()
-
-    # -- commands --------------------------------------------------------------------
-
-    def start(self, name: str) -> None:
-        process = self.processes[name]
-        if process.state in (State.STOPPED, State.BACKOFF):
-            self.at_rest.discard(name)
-            self.send(process, Event.START)
-
-    def stop(self, name: str) -> None:
-        self.send(self.processes[name], Event.STOP, manual=True)
-        self.at_rest.add(name)
-
-    def restart(self, name: str, *, in_turn: bool = False) -> None:
-        process = self.processes[name]
-        if process.state is State.STOPPING:
-            return
-        if in_turn and process.state is not State.STOPPED:
-            self.rolling.ask(name, "by command")
-            return
-        self.at_rest.discard(name)
-        self.send(process, Event.RESTART)
-
-    def stop_all(self, timeout: float | None = None) -> None:
-        self.stopping = True
-        for process in self.processes.values():
-            limit = process.config.stop_timeout if timeout is None else timeout
-            self.stops.ask(process.name, Stop(limit))
-        self._stop_due()
-
-    def _stop_due(self) -> None:
-        while found := self.stops.due(self.processes):
-            for process, stop in found:
-                needed_by = [
-                    p.name for p in self.processes.values() if process.config.group in p.config.after
-                ]
-                if process.pid is not None and self.stopping:
-                    assert not any(map(self.ours, needed_by)), "told to stop while somebody needs it"
-                self.send(process, Event.STOP, timeout=stop.timeout)
-
-    def reread(self, configs: Iterable[CompanionConfig]) -> None:
-        self.configs = list(configs)
-        self._apply(scale(self.configs, self.scaled))
-
-    def scale(self, group: str, number: int) -> None:
-        (configured,) = {c.numprocs for c in self.configs if c.group == group}
-        assert configured is not None
-        self.scaled[group] = number, configured
-        self._apply(scale(self.configs, self.scaled))
-
-    def _apply(self, configs: list[CompanionConfig]) -> None:
-        found = difference(self.processes, configs)
-        for name in reversed(found.removed):
-            self.processes[name].removed = True
-            self.send(self.processes[name], Event.STOP)
-        for config in configs:
-            name = config.name
-            if name in found.added:
-                process = self.processes.setdefault(name, self._new(config))
-                process.config = config
-                process.removed = False
-                if not process.manual_stop:
-                    self.at_rest.discard(name)
-                    self.send(process, Event.START)
-                continue
-            process = self.processes[name]
-            process.config = config
-            if name in found.restarted:
-                self.at_rest.discard(name)
-                self.send(process, Event.RESTART)
-        wanted = {config.name for config in configs}
-        assert {name for name, p in self.processes.items() if not p.removed} == wanted
-
-    # -- what must hold -----------------------------------------------------------------
-
     def check(self) -> None:
         """What holds whenever the manager waits."""
         for name, process in self.processes.items():
-            assert len(self.ours(name)) <= 1, "two of one name"
-            assert (process.pid is None) == (not any(life.alive for life in self.ours(name)))
-            assert bool(self.ours(name)) <= (process.session is not None), "a session that nobody waits for"
+            ours = self.ours(name)
+            assert len(ours) <= 1, "two of one name"
+            assert (process.pid is None) == (not any(life.alive for life in ours))
+            assert bool(ours) <= (process.session is not None), "a session that nobody waits for"
             assert process.state is not State.RUNNING or process.pid is not None
             self._check_progress(process)
             self._check_counts(process)
             if process.state is State.RUNNING:
                 self.seen_running.add(name)
-            shown = process.status_dict(self.now, 0.0)
+            shown = process.status_dict(self.kernel.time, 0.0)
             assert shown["description"]
             assert shown["state"] == process.state.value
-        assert {life.name for life in self.lives.values() if not life.empty} <= self.processes.keys()
+        ours_alone = [life for life in self.kernel.lives if life.parent == self.kernel.manager]
+        assert {life.name for life in ours_alone if not life.empty} <= self.processes.keys()
+        self._check_kept()
+
+    def _check_kept(self) -> None:
+        """The next manager would know what has been asked, and what has settled."""
+        state = self.shared.read()
+        for name, process in self.processes.items():
+            if name not in self.manager.steering.stops:
+                assert state["stopped"].get(name, False) is process.manual_stop, f"{process} by command"
+            assert (name in state["settled"]) is (process.settled is not None), f"{process} has settled"
 
     def _check_progress(self, process: CompanionProcess) -> None:
         """Nothing is pending of which no clock and nobody else will tell."""
-        due = process.next_deadline(self.now)
+        due = process.next_deadline(self.kernel.time)
         config = process.config
         if process.state is State.STOPPED:
             assert due is None
@@ -488,7 +607,7 @@ class World:
         elif process.state is State.RUNNING:
             assert config.watchdog is None or due is not None
             waits = config.max_lifetime is not None and due is None
-            assert not waits or process.name in self.rolling or self.stopping
+            assert not waits or process.name in self.manager.rolling or self.stopping
         elif process.state is State.STARTING and process.pid is None and process.held_by:
             assert {*process.held_by} <= {*config.after}, "held by what is not its matter any more"
             assert not any(map(self.is_met, process.held_by))
@@ -496,26 +615,28 @@ class World:
             assert any(life.nature.kill_takes for life in self.ours(process.name)), "killed and not dead"
         else:
             assert due is not None, f"{process} waits for nothing"
+        if process.draining:
+            assert self.kernel.time < (process.stop_deadline or 0), "let finish for ever"
         assert not process.held_by or process.state is State.STARTING
         assert not process.restart_pending or process.state is State.STOPPING
         assert not process.failing or process.state is State.STOPPING
 
     def _check_counts(self, process: CompanionProcess) -> None:
         counts = (process.start_count, process.restart_count, process.exit_count, process.kill_count)
-        before = self.counts.get(process.name, counts)
+        before = self.counts.get(process, counts)
         assert all(old <= new for old, new in zip(before, counts, strict=True)), "a count that shrinks"
-        self.counts[process.name] = counts
+        self.counts[process] = counts
         assert process.exit_count <= process.start_count <= process.exit_count + 1
 
     def _check_backoff(self, process: CompanionProcess) -> None:
-        config = process.config
+        config, now = process.config, self.kernel.time
         assert config.start_retries is None or process.failed_starts < config.start_retries
         longest = config.restart_delay if config.restart_delay_max is None else config.restart_delay_max
         assert config.restart_delay <= process.delay <= longest
         assert process.next_retry_at is not None
         # Two starts have their least interval, too.
-        assert self.now + process.delay <= process.next_retry_at
-        assert process.next_retry_at <= self.now + max(process.delay, process.failures.start_interval)
+        assert now + process.delay <= process.next_retry_at
+        assert process.next_retry_at <= now + max(process.delay, process.failures.start_interval)
 
     def configured(self, group: str) -> int:
         return sum(1 for p in self.processes.values() if p.config.group == group and not p.removed)

@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: MIT
-"""Companions through anything: random commands, exits, words and clocks, and what must hold all the while.
+"""The real manager on a simulated kernel: random commands, exits, messages and clocks, and what must hold.
 
-``COMPANION_MODEL_EXAMPLES`` in the environment sets how many lives are lived, at random then.
+``COMPANION_MODEL_EXAMPLES`` in the environment sets how many runs there are, at random then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from processtools import failure
-from processworld import CALM, Nature, OlderSelf, World, expand
+from processworld import CALM, Nature, World, expand
 
+from gunicorn.companion.child.sdnotify import Notice
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.process import EXITED, GAVE_UP, Event, State
+from gunicorn.companion.process import EXITED, GAVE_UP, State
 
 KEYS = st.fixed_dictionaries(
     {
@@ -61,11 +65,13 @@ def make_configs(db: dict[str, Any] | None, rq: dict[str, Any], numprocs: int) -
 
 
 class Companions(RuleBasedStateMachine):
-    """What people, clocks and processes do; `World` and its checks are what follows."""
+    """What people, clocks and processes do; `World` checks what follows."""
 
-    @initialize(db=st.none() | KEYS, rq=KEYS, numprocs=COPIES, nature=NATURE)
-    def begin(self, db: dict[str, Any] | None, rq: dict[str, Any], numprocs: int, nature: Nature) -> None:
-        self.world = World(make_configs(db, rq, numprocs), nature=nature)
+    @initialize(db=st.none() | KEYS, rq=KEYS, numprocs=COPIES, nature=NATURE, adopts=st.booleans())
+    def begin(
+        self, db: dict[str, Any] | None, rq: dict[str, Any], numprocs: int, nature: Nature, adopts: bool
+    ) -> None:
+        self.world = World(make_configs(db, rq, numprocs), nature=nature, adopts=adopts)
 
     def name(self, who: int) -> str:
         names = sorted(self.world.processes)
@@ -91,7 +97,9 @@ class Companions(RuleBasedStateMachine):
     @rule()
     def restart_all_in_turn(self) -> None:
         for name in sorted(self.world.processes):
-            self.world.restart(name, in_turn=True)
+            # A manager that is killed meanwhile may have no such companion in the next one.
+            if name in self.world.processes:
+                self.world.restart(name, in_turn=True)
         self.world.settle()
 
     @rule(db=st.none() | KEYS, rq=KEYS, numprocs=COPIES)
@@ -113,36 +121,36 @@ class Companions(RuleBasedStateMachine):
 
     @rule(who=WHO, status=STATUS)
     def exit(self, who: int, status: int) -> None:
-        lives = [life for life in self.world.lives.values() if life.alive]
+        lives = [life for life in self.world.kernel.lives if life.alive]
         if lives:
-            self.world.die(lives[who % len(lives)], status)
+            self.world.kernel.die(lives[who % len(lives)], status)
             self.world.settle()
 
-    @rule(who=WHO, event=st.sampled_from([Event.READY, Event.BEAT, Event.HUNG]))
-    def speak(self, who: int, event: Event) -> None:
-        self.world.say(self.name(who), event)
+    @rule(who=WHO, notice=st.sampled_from([Notice(ready=True), Notice(watchdog=True), Notice(trigger=True)]))
+    def speak(self, who: int, notice: Notice) -> None:
+        self.world.say(self.name(who), notice)
         self.world.settle()
 
     @rule(who=WHO)
     def grow(self, who: int) -> None:
-        process = self.world.processes[self.name(who)]
-        if process.state is State.RUNNING:
-            self.world.rolling.ask(process.name, "memory", process.pid)
-            self.world.settle()
+        self.world.grow(self.name(who))
+        self.world.settle()
 
     @rule(who=WHO, seconds=TIME, orphan=st.booleans())
-    def have_an_older_self(self, who: int, seconds: float, orphan: bool) -> None:
+    def have_an_older_process(self, who: int, seconds: float, orphan: bool) -> None:
         """Of one that has no process here: another server's, or what a dead manager left."""
-        name = self.name(who)
-        process = self.world.processes[name]
-        if process.session is None and name not in self.world.older:
-            self.world.older[name] = OlderSelf(7, self.world.now + min(seconds, 2.5), orphan)
-            self.world.settle()
+        self.world.have_an_older_process(self.name(who), min(seconds, 2.5), orphan=orphan)
+        self.world.settle()
 
     @rule()
-    def replace_the_manager(self) -> None:
-        self.world.be_replaced()
+    def kill_the_manager(self) -> None:
+        self.world.kill_the_manager()
         self.world.settle()
+
+    @rule(calls=st.integers(0, 12))
+    def kill_the_manager_soon(self, calls: int) -> None:
+        """In the middle of what it does next."""
+        self.world.kernel.calls_left = calls
 
     # -- clocks --
 
@@ -154,20 +162,23 @@ class Companions(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.world.processes))
     def be_suspended(self, seconds: float) -> None:
         """Nobody had the processor for a while; then all of it is due at once."""
-        self.world.now += seconds
+        self.world.kernel.time += seconds
         self.world.settle()
 
     # -- the end --
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
-            self.check_that_calm_brings_all_back()
-            self.check_that_the_end_comes()
+            try:
+                self.check_that_calm_brings_all_back()
+                self.check_that_the_end_comes()
+            finally:
+                self.world.close()
 
     def check_that_calm_brings_all_back(self) -> None:
         """Once nothing is wrong any more, whatever should run does so in time, and every turn has come."""
         world = self.world
-        world.nature = CALM
+        world.nature, world.kernel.calls_left = CALM, None
         # What was born before has its nature; a while for that to show.
         world.advance(60)
         world.seen_running.clear()
@@ -181,7 +192,7 @@ class Companions(RuleBasedStateMachine):
             assert not world.is_met("db")
             assert world.processes[name].state is State.STARTING
         if not blocked and all(p.config.max_lifetime is None for p in world.processes.values()):
-            assert not world.rolling, "a turn that never comes"
+            assert not world.manager.rolling, "a turn that never comes"
 
     def check_that_the_end_comes(self) -> None:
         world = self.world
@@ -190,8 +201,9 @@ class Companions(RuleBasedStateMachine):
         # Each of a chain of two has 5 s.
         world.advance(15)
         assert all(p.state is State.STOPPED for p in world.processes.values())
-        assert all(life.empty for life in world.lives.values())
-        assert world.next_moment() is None or world.timers
+        assert world.manager.finished
+        assert all(life.empty for life in world.kernel.lives)
+        assert world.manager.timeout(world.kernel.time) is None
 
 
 EXAMPLES = int(os.environ.get("COMPANION_MODEL_EXAMPLES", "0"))
@@ -206,3 +218,55 @@ TestCompanions.settings = settings(
     phases=[Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
 )
+
+
+@pytest.fixture
+def make_world() -> Iterator[Callable[..., World]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(*configs: CompanionConfig, **values: Any) -> World:
+            world = World(expand(*configs), **values)
+            stack.callback(world.close)
+            return world
+
+        yield make
+
+
+def test_an_orphan_ends_though_its_companion_waits_for_another(make_world: Callable[..., World]) -> None:
+    """A stop of the companion, or of the server, would not find it."""
+    stubborn = Nature(obeys=None, leftovers=True)
+    world = make_world(
+        CompanionConfig("db", "app:db"),
+        CompanionConfig("rq", "app:rq", after=("db",), stop_timeout=5),
+        nature=stubborn,
+    )
+    world.advance(2)
+    [orphan] = world.ours("rq")
+    world.nature = CALM
+    world.stop("db")
+    world.kill_the_manager()
+    world.settle()
+    assert world.processes["rq"].state is State.STARTING
+    assert world.processes["rq"].held_by == ("db",)
+    world.advance(6)
+    assert orphan.empty
+
+
+def test_a_stop_by_command_goes_with_a_removed_companion(make_world: Callable[..., World]) -> None:
+    """It is none of a companion that has the name later, even if no manager saw the removed one go."""
+    world = make_world(
+        CompanionConfig("db", "app:db"),
+        CompanionConfig("rq", "app:rq", stop_timeout=5),
+        nature=Nature(obeys=None),
+    )
+    world.advance(2)
+    configs = world.configs
+    world.stop("rq")
+    world.reread(configs[:1])
+    world.kill_the_manager()
+    world.settle()
+    world.reread(configs)
+    for _ in range(2):
+        world.advance(10)
+        assert world.processes["rq"].state is State.RUNNING
+        world.kill_the_manager()

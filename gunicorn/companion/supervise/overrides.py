@@ -95,6 +95,9 @@ class KeptState:
     def restore(self, table: ProcessTable) -> None:
         """Apply the state to *table*, and keep that table's state from now on."""
         self._table = table
+        # Of a removed companion nothing is kept, though the manager may have died before it was gone.
+        stopped = self.overrides.stopped
+        self.overrides.stopped = {name: value for name, value in stopped.items() if name in table}
         for name, process in table.items():
             process.manual_stop = self.overrides.stopped.get(name, False)
             if name in self._settled:

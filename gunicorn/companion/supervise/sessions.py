@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from gunicorn.companion.child.mark import digest
+from gunicorn.companion.child.mark import Mark, digest
 from gunicorn.companion.process import MIN_START_INTERVAL, Action, CompanionProcess, Event, State
 from gunicorn.companion.supervise import detached
 from gunicorn.companion.supervise.notify_sockets import Notifications
@@ -46,6 +46,8 @@ class Sessions:
     after_exit: Callable[[CompanionProcess], object]
     tell: Callable[[dict[str, Any]], object]
     kernel: Kernel = KERNEL
+    # Finds what dead managers of a run directory have left.
+    left: Callable[[str | None], Mapping[int, Mark]] = detached.left
     children: session.OwnChildren | None = field(default=None, init=False)
     adopted: detached.Adopted | None = field(default=None, init=False)
     _to_kill: set[CompanionProcess] = field(default_factory=set, init=False)
@@ -303,7 +305,7 @@ class Sessions:
             return set()
         wanted = {digest(name): name for name in names}
         try:
-            left = detached.left(self.start_rights.run_dir)
+            left = self.left(self.start_rights.run_dir)
         except OSError:
             # No descriptor is left to look with; the next step does.
             return set(names)
@@ -328,7 +330,7 @@ class Sessions:
         busy = {digest(name) for name in older}
         run_dir = self.start_rights.run_dir
         detached.end_left(
-            lambda: detached.left(run_dir), self._report_old_leftovers, lambda mark: mark.name not in busy
+            lambda: self.left(run_dir), self._report_old_leftovers, lambda mark: mark.name not in busy
         )
         return older
 

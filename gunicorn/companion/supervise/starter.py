@@ -110,23 +110,24 @@ class Starter:
     # -- what is to start --------------------------------------------------
 
     def start_wanted(self, now: float) -> None:
-        """Begin to start companions that are meant to run, and end what a dead manager left of the others."""
+        """Begin to start companions that are meant to run, and to end what a dead manager left of all."""
         for process in self.table.values():
             wanted = process.config.autostart or self.kept.overrides.stopped.get(process.name) is False
-            if wanted and not process.manual_stop and process.settled is None:
+            wanted = wanted and not process.manual_stop and process.settled is None
+            if wanted:
                 self.table.send(process, Event.START, now)
-            else:
-                self._end_old_self(process, now)
+            if self.start_rights.has_older_process(process.name):
+                self._end_older_process(process, now, wanted)
 
-    def _end_old_self(self, process: CompanionProcess, now: float) -> None:
-        """What a dead manager left of a companion that is to be stopped: STOPPING until it is gone."""
-        if not self.start_rights.has_older_process(process.name):
-            return
+    def _end_older_process(self, process: CompanionProcess, now: float, wanted: bool) -> None:
+        """End what a dead manager left of *process*, even if that is not to start, or waits for others."""
         manual, settled = process.manual_stop, process.settled_state
-        self.table.send(process, Event.START, now)
+        if not wanted:
+            self.table.send(process, Event.START, now)
         with contextlib.suppress(OSError):
             self._claim(process, now)
-        self.table.send(process, Event.STOP, now, manual=manual)
+        if not wanted:
+            self.table.send(process, Event.STOP, now, manual=manual)
         if settled is not None:
             process.restore_settled(settled)
 
