@@ -24,10 +24,10 @@ from gunicorn.unix.signals import reset_to_default
 from gunicorn.workers.cycle import Cycle, Stopped
 from gunicorn.workers.workertmp import WorkerTmp
 
-# How soon a worker notices that the master is gone, and how often at least it beats.
+# How soon a worker notices that the master is gone, and how often it sends a heartbeat at least.
 TICK = 1.0
 
-# How long a worker that was told to end at once may take to do so before it can be told again.
+# How long a worker may take to obey a signal to end at once, before the next such signal counts.
 SETTLED = 1.0
 
 
@@ -37,8 +37,8 @@ class Worker:
     A subclass has ``run()``, which serves while ``alive`` is true, calls ``notify()`` more often
     than every *timeout* seconds (half of the setting), and returns when it is done.
 
-    Handlers of signals log nothing: they run in the middle of whatever was going on, which may be a
-    log record. They set ``alive`` and, by the wake-up descriptor, make ``PIPE[0]`` readable.
+    Signal handlers log nothing: they may interrupt a log call that holds the lock. They set ``alive``
+    and, by the wake-up descriptor, make ``PIPE[0]`` readable.
     """
 
     SIGNALS = [
@@ -59,7 +59,7 @@ class Worker:
         self.timeout = timeout
         self.cfg = cfg
         self.log = log
-        # Whether it serves; until then its end is a failed start.
+        # Whether it serves; an end before that is a failed start.
         self.booted = False
         self._running = False
         self._loading = False
@@ -78,7 +78,7 @@ class Worker:
             # So that not all workers retire in the same second.
             self.max_requests = cfg.max_requests + random.randint(0, cfg.max_requests_jitter)
         self.tmp = WorkerTmp(cfg)
-        # Before the fork, once for all workers: what each would make of it takes memory of its own.
+        # Before the fork, so that all workers share its memory.
         policy_for(cfg)
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ class Worker:
     def notify(self) -> None:
         """Send a heartbeat: the master kills a worker without one for ``timeout`` seconds.
 
-        The first one in ``run()`` says that the worker serves: until then the master keeps its predecessor.
+        The first one in ``run()`` says that the worker serves; the master keeps its predecessor until then.
         """
         self.booted = self._running
         self.tmp.notify()
@@ -99,9 +99,9 @@ class Worker:
     # -- the start -----------------------------------------------------------------------
 
     def init_process(self) -> None:
-        """The life of the worker in its process, from the fork to the end of ``run()``.
+        """Do all that the worker does in its process, from the fork to the end of ``run()``.
 
-        A subclass that overrides it calls this at its end: it does not return before the worker is done.
+        A subclass that overrides it calls this last: it does not return before the worker is done.
         """
         for name, value in self.cfg.env.items():
             os.environ[name] = value
@@ -129,12 +129,12 @@ class Worker:
             os.set_blocking(fd, False)
 
     def load_wsgi(self) -> None:
-        """Set ``wsgi``; with `reload`, for an application that does not load, to a page that says why."""
+        """Set ``wsgi``: to the application or, with `reload`, to a page that says why it does not load."""
         self._loading = True
         try:
             self.wsgi = self.app.wsgi()
         except (Exception, SystemExit) as error:
-            # A module that calls sys.exit() is one more that waits for its fix.
+            # With `reload`, a module that calls sys.exit() waits for its fix like any other.
             if not self.cfg.reload or isinstance(error, Stopped):
                 if type(error) is SystemExit:
                     raise AppImportError(asked_to_exit(error)) from error
@@ -164,18 +164,18 @@ class Worker:
             # A new worker would have the old code too.
             self.log.warning("%s has changed, but is in the master's memory: restart the server", path)
             return
-        # Once: the rest of a checkout changes nothing more for this process.
+        # One change is enough: the rest of a checkout changes nothing more for this process.
         self.reloader.stop()
         self.log.info("Worker %s reloads: %s has changed", self.pid, path)
         self.cfg.worker_int(self)
-        # By the signal, because classes with a loop of their own know only that.
+        # By the signal, because the loops of some classes watch nothing else.
         os.kill(os.getpid(), signal.SIGTERM)
 
     # -- signals -------------------------------------------------------------------------
 
     def init_signals(self) -> None:
         """Install the handlers; ``PIPE[0]`` becomes readable whenever one of them has run."""
-        # Never through the default action, which would kill a worker on a log rotation.
+        # Never leave a default action in between: it would kill a worker on a log rotation.
         handlers: dict[int, Any] = {
             signal.SIGQUIT: self.handle_quit,
             signal.SIGINT: self.handle_quit,
@@ -183,12 +183,12 @@ class Worker:
             signal.SIGUSR1: self.handle_usr1,
             signal.SIGABRT: self.handle_abort,
         }
-        # For the master alone; one sent to the whole process group must not end a worker. A handler, because
-        # "ignored" would be inherited by the programs that the application starts.
+        # These are for the master, and one sent to the whole process group must not end a worker. Handle
+        # them, because programs that the application starts would inherit "ignored".
         for signum in (signal.SIGWINCH, signal.SIGHUP, signal.SIGUSR2):
             handlers[signum] = self.handle_winch
         reset_to_default(self.SIGNALS, handlers)
-        # C libraries that do not expect EINTR are not bothered by what does not end the process.
+        # Spare C libraries an EINTR that they may not expect, where the signal does not end the process.
         for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGWINCH, signal.SIGHUP, signal.SIGUSR2):
             signal.siginterrupt(signum, False)
         if self.PIPE:
@@ -206,24 +206,24 @@ class Worker:
                 pass
 
     def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
-        """Reopen the log files; that swaps descriptors and so is safe in the middle of a log record."""
+        """Reopen the log files; that swaps descriptors, which is safe in the middle of a log call."""
         reopen_logs(self.log)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: finish the current requests, then exit."""
         if sig == signal.SIGQUIT:
-            # Classes from elsewhere have their loop call this for both.
+            # The loops of foreign worker classes may call this for both signals.
             self.handle_quit(sig, frame)
         self.alive = False
         self._graceful_deadline = self.graceful_deadline()
         if not self._running and not self._ends_at_once():
-            # The worker serves nobody yet, and an application may take long to load.
+            # It serves no request yet, and an application may take long to load.
             self._told_to_end = time.monotonic()
             self._insist(sig, frame)
             raise Stopped(0)
 
     def _insist(self, sig: int, frame: FrameType | None) -> None:
-        """End a load by an exception that, where a finalizer runs just then, Python takes no notice of."""
+        """End a load by an exception, again and again: Python ignores one that is raised in a finalizer."""
         if self._loading:
             signal.signal(signal.SIGALRM, self._insist)
             signal.setitimer(signal.ITIMER_REAL, 0.2)
@@ -244,16 +244,16 @@ class Worker:
     def _ends_at_once(self) -> bool:
         """Whether the last signal is about to end the worker, so that another one must change nothing.
 
-        Ctrl-C sends SIGINT to all processes of a terminal, and the master SIGQUIT on top: raised again, the
-        exception would cut short what the first one has begun. Later signals count, because an
-        application, or a finalizer, may have swallowed it.
+        Ctrl-C sends SIGINT to all processes of a terminal, and the master adds SIGQUIT. A second exception
+        would interrupt the cleanup that the first one has begun. Later signals count, because an application
+        or a finalizer may have swallowed the exception.
         """
         return time.monotonic() - self._told_to_end < SETTLED
 
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:
         """SIGABRT: the master has waited too long for a heartbeat.
 
-        Call the hook here, where it can still see where the worker hangs.
+        The hook is called here, where it can still see where the worker hangs.
         """
         self.alive = False
         self.cfg.worker_abort(self)
@@ -265,8 +265,9 @@ class Worker:
     # -- for the loops of subclasses -----------------------------------------------------
 
     def is_parent_alive(self) -> bool:
-        """Whether the master is still there; compare with the former parent, not with 1, which a master may
-        be.
+        """Whether the master is still there.
+
+        Compare with the former parent, not with 1: the master may be process 1.
         """
         if self.ppid == os.getppid():
             return True
@@ -279,13 +280,13 @@ class Worker:
         return Cycle(self)
 
     def retire(self) -> None:
-        """Called once `max_requests` have been served: finish and end, to be replaced by a fresh worker."""
+        """Called once `max_requests` have been served: finish and make room for a fresh worker."""
         if self.alive:
             self.log.info("Worker %s has served %s requests and retires", self.pid, self.nr)
             self.leave()
 
     def leave(self) -> None:
-        """Finish and exit; tell the master, which starts a successor now and not only at the exit."""
+        """Finish and exit; let the master know, which starts a successor at once."""
         self.alive = False
         self.tmp.leave()
         self.wake()
@@ -308,7 +309,7 @@ class Worker:
 
 
 def _awaited(error: BaseException) -> list[str]:
-    """The files that a failed import came through, and all modules beside them: one may be missing."""
+    """The files that a failed import went through, and all modules beside them: one may be missing."""
     import glob
 
     paths = []

@@ -57,7 +57,7 @@ class AsyncWorker(Worker):
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve the requests of a connection one after the other, and close it."""
-        outcome = RESET  # for what ends the process or the greenlet
+        outcome: Outcome = RESET  # for an exception that ends the process or the greenlet
         try:
             outcome = self._serve_requests(listener, client, addr)
         except Exception as error:
@@ -85,7 +85,7 @@ class AsyncWorker(Worker):
                 return answer
 
     def address_of(self, listener: Any) -> Any:
-        """The address of *listener*; also when that is closed, once it was asked for."""
+        """The address of *listener*; after the first call also if that is closed."""
         if listener not in self._names:
             self._names[listener] = listener.getsockname()
         return self._names[listener]

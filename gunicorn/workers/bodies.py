@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Limit how long a worker waits for a request's body while its client pauses.
 
-A body arrives complete however long that takes: uploads stall, and some clients produce theirs as they send.
-Up to `timeout` the worker just waits. After that it waits on as long as nothing else needs its thread or
-place, and lets the kernel probe whether the client is still there.
+Uploads stall, and some clients produce a body as they send it. Up to `timeout` the worker just waits. After
+that it waits on as long as nothing else needs its thread or its place, and has the kernel probe whether the
+client is still there.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _PROBES = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
 
 class BodyIntake:
-    """Receives from sockets: *flags* for each ``recv()``, where the socket itself does not wait.
+    """Receives from sockets that have a timeout or, with *flags* for each ``recv()``, do not wait.
 
-    A socket that does has waited when its own timeout is over; else it is *patience* seconds. After that
+    For the latter the first wait is *patience* seconds; for the others it is their own timeout. After that
     *left* says for how many seconds to wait before it is asked again; 0: no longer.
     """
 
@@ -39,7 +39,7 @@ class BodyIntake:
                 data: bytes = sock.recv(size, *self._flags)
                 return data
             except (BlockingIOError, TimeoutError) as error:
-                # Do not wait if told so. The latter: the kernel has given the client up.
+                # The caller wants no wait; or the kernel has given the client up.
                 if sock.gettimeout() == 0 or error.errno == errno.ETIMEDOUT:
                     raise
             self._wait(sock)

@@ -69,7 +69,7 @@ __all__ = [
 
 VERSION = f"gunicorn/{__version__} gevent/{gevent.__version__}"
 
-# For a TLS handshake where `timeout` gives no limit.
+# The limit of a TLS handshake where `timeout` sets none.
 HANDSHAKE_SECONDS = 30.0
 
 _READ = 1  # of gevent's watchers
@@ -78,8 +78,8 @@ _READ = 1  # of gevent's watchers
 class GeventWorker(AsyncWorker):
     """Serves up to `worker_connections` connections, each in a greenlet.
 
-    A subclass may set ``server_class`` to one of gevent's WSGI servers, and ``wsgi_handler`` to the
-    handler that it uses; the server then parses and answers, on connections that are accepted here.
+    A subclass may set ``server_class`` to one of gevent's WSGI servers, and ``wsgi_handler`` to its handler.
+    The server then parses requests and answers them, on connections that are accepted here.
     """
 
     server_class: Any = None
@@ -114,7 +114,7 @@ class GeventWorker(AsyncWorker):
         if not gevent.monkey.is_module_patched("socket"):
             self._warn_if_late()
         with warnings.catch_warnings(), _entry_points_read_once():
-            # That ssl was imported is known, and whoever holds something of it has been named.
+            # _warn_if_late() has named the modules that hold something of the unpatched ssl.
             warnings.simplefilter("ignore", gevent.monkey.MonkeyPatchWarning)
             gevent.monkey.patch_all()
 
@@ -162,7 +162,7 @@ class GeventWorker(AsyncWorker):
         for seconds in retire(self):
             self._tick(seconds)
         if self.conns:
-            with contextlib.suppress(gevent.Timeout):  # one may take no notice
+            with contextlib.suppress(gevent.Timeout):  # an application may catch what ends it
                 gevent.killall(list(self.conns), block=True, timeout=0.2)
 
     def _tick(self, seconds: float) -> None:
@@ -184,7 +184,7 @@ class GeventWorker(AsyncWorker):
             limit = self.keepalive if conn.state == State.IDLE else patience
             if conn.state in (State.IDLE, State.NEW):
                 left = conn.since + limit - now
-                # Requests that came while the process was suspended must be answered, and the next one too.
+                # A request may have come while the process was suspended, and must be answered.
                 if left <= 0 and not has_input(conn.sock):
                     conn.hang_up()
                 else:
@@ -234,8 +234,8 @@ class GeventWorker(AsyncWorker):
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         self.alive = False
-        # The hub cannot wait for anything, and a hook may. The library's servers take any exception in a
-        # greenlet of theirs for an error of the application.
+        # A hook may wait, which the hub cannot. And in a greenlet of gevent's server, the exception would
+        # be taken for an error of the application.
         if _is_hub() or (self.server_class is not None and gevent.getcurrent().parent is not None):
             gevent.spawn(super().handle_quit, sig, frame)
         else:
@@ -243,7 +243,7 @@ class GeventWorker(AsyncWorker):
 
     def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
         if _is_hub():
-            # A handler of the log may be locked.
+            # A log handler may be locked, and the hub cannot wait for it.
             gevent.spawn(super().handle_usr1, sig, frame)
         else:
             super().handle_usr1(sig, frame)
@@ -293,7 +293,7 @@ class GeventWorker(AsyncWorker):
         else:
             conn.enter(State.HANDSHAKE)
             try:
-                # Wrapping leaves the socket before it closed, so this is the one that waits from here on.
+                # Wrapping closes the socket below: record the one that waits from here on.
                 client = conn.sock = self._wrap(client)
                 self._shake_hands(client)
             except (OSError, ValueError) as error:
@@ -310,7 +310,7 @@ class GeventWorker(AsyncWorker):
     def _wrap(self, client: Any) -> Any:
         kind = None
         if not isinstance(self._tls, gevent.ssl.SSLContext):
-            # The hook made it of a class that was not patched, whose sockets would block.
+            # The hook ssl_context made it of an unpatched class, whose sockets would block.
             kind = patient_class(listening.tls_socket_class(self.cfg, gevent.ssl.SSLSocket))
         return wrap_accepted(self._tls, client, self.cfg, kind)
 
@@ -335,10 +335,10 @@ class GeventWorker(AsyncWorker):
             hub = gevent.get_hub()
             if conn.arrival is None:
                 conn.arrival = hub.loop.io(sock.fileno(), _READ)
-            # A request hardly ever comes so soon that a check before the wait would find it. And others may
-            # have ended when the first one comes, which matters for whether this one may stay.
+            # A check before the wait would hardly ever find a request. And other connections may end
+            # meanwhile, which decides whether this one may be kept.
             hub.wait(conn.arrival)
-            # Hung up: TLS would answer the missing close_notify with an alert, where ours is to be sent.
+            # Do not read after a hang-up: TLS would answer the missing close_notify with an alert.
             if conn.state == State.LINGER and not has_input(sock):
                 return False
         conn.enter(State.HEAD)
@@ -378,11 +378,11 @@ class GeventWorker(AsyncWorker):
         return req
 
     def keeps_alive(self) -> bool:
-        # Without a free place for others, nobody keeps his.
+        # A connection stays open only if there is room for another one.
         return self.keepalive > 0 and self.has_room()
 
     def _may_pause_on(self) -> bool:
-        """Whether a client that has paused within a body for `timeout` may keep its place."""
+        """Whether a client that has paused for `timeout` within a body may keep its place."""
         return self.alive and self.has_room()
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Outcome | bool:
@@ -398,10 +398,10 @@ class GeventWorker(AsyncWorker):
     # -- gevent's own servers --------------------------------------------------------------
 
     def _make_server(self, listener: Any) -> Any:
-        """The server of the library for *listener*. It is never started: it is handed connections."""
+        """gevent's server for *listener*. It is never started: this worker hands it connections."""
         handler = self.wsgi_handler or PyWSGIHandler
         if not issubclass(handler, PyWSGIHandler):
-            # Somebody's own: with what ours does below it, it takes part in the graceful stop.
+            # A foreign one: with ours as its base it takes part in the graceful stop.
             handler = type(handler.__name__, (handler, PyWSGIHandler), {})
         server = self.server_class(
             listener.sock,
@@ -425,9 +425,9 @@ class GeventPyWSGIWorker(GeventWorker):
 
 @contextlib.contextmanager
 def _entry_points_read_once() -> Iterator[None]:
-    """Let gevent read the installed entry points once, not for each of two dozen events.
+    """Let gevent read the installed entry points once, and not for each of two dozen events.
 
-    That takes most of a worker's start, while clients may be waiting.
+    Reading them takes most of a worker's start, while clients may be waiting.
     """
     from importlib import metadata
 
@@ -441,9 +441,9 @@ def _entry_points_read_once() -> Iterator[None]:
 
 
 def _is_hub() -> bool:
-    """Whether the hub runs, and not a greenlet, which may wait.
+    """Whether the hub runs, which must not wait, and not a greenlet.
 
-    A signal may come while the worker boots, so this must not create the hub, and import its modules, in the
+    A signal may come while the worker boots: this must not create the hub, and import its modules, in the
     middle of another import.
     """
     return isinstance(gevent.getcurrent(), gevent.hub.Hub)
@@ -464,14 +464,14 @@ def _make_cooperative(listener: Any) -> None:
 
 
 def _server_environ(cfg: Any, address: Any) -> dict[str, Any]:
-    """Return the part of the environ that is the same for all requests to the library's server."""
+    """The part of the environ that is the same for all requests to gevent's server."""
     host, port = address[:2] if isinstance(address, tuple) else (str(address), "")
     return {
         **base_environ(cfg),
         "wsgi.multithread": True,
         "wsgi.url_scheme": "https" if cfg.is_ssl else "http",
         "SERVER_SOFTWARE": VERSION,
-        # Named here, where the server would ask the DNS.
+        # Otherwise the server would ask the DNS.
         "SERVER_NAME": host,
         "SERVER_PORT": str(port),
     }

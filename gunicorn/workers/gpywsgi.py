@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import io
 import ssl
-import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import cached_property
@@ -44,7 +43,7 @@ from gunicorn.workers.gsocket import set_patience
 
 
 class GeventResponse:
-    """What the access log wants to know of a response."""
+    """A response, as the access log sees it."""
 
     def __init__(self, status: Any, headers: Any, clength: int) -> None:
         self.status = status
@@ -70,7 +69,7 @@ class PyWSGIRequest:
 
     @cached_property
     def headers(self) -> list[tuple[str, str]]:
-        # Hardly anybody asks.
+        # Made when needed: hardly any hook reads them.
         return [
             (name[5:].replace("_", "-"), value)
             for name, value in self._environ.items()
@@ -82,14 +81,14 @@ _FRAMING = b"transfer-encoding", b"content-length"
 
 
 class _Refused(BaseException):
-    """Raised for a request that cannot be read, past the library, which has one answer for all."""
+    """Raised past the library, which has one answer for all requests that cannot be read."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
 class _Input(pywsgi.Input):  # type: ignore[misc]
-    """The library's, that tells a client which has left from other errors."""
+    """The library's body, where an error of the connection can be told from others."""
 
     __slots__ = ()
 
@@ -133,16 +132,16 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     _head_timer: Any = None
     _served = 0
     _head: RequestHead
-    # Its fields as they came, and as the library reads them.
+    # Its fields as received, and in the library's form.
     _fields = b"\r\n"
     _message: Any = None
     # An application has connections of its own, whose ends are its errors.
     ignored_socket_errors = ()
     response_headers: Any
     _orig_status: Any
-    # The application's response, once there is one: checked, with its framing.
+    # The application's response, checked, with its framing; None before start_response.
     _answer: Response | None = None
-    # Only the application knows what was sent on the connection.
+    # Whether the application has answered on the socket itself; what it sent is unknown here.
     _taken_over = False
     # The client behind a proxy, then the peer.
     client_address: Any
@@ -208,7 +207,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         return self._read_line().decode("latin-1")
 
     def read_request(self, raw_requestline: str) -> bool:
-        """Read what follows the request line, and take from the head what the library wants to know."""
+        """Read what follows the request line, and set what the library needs of the head."""
         line = raw_requestline.encode("latin-1")
         policy = self.server.worker.cycle.policy
         try:
@@ -244,7 +243,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     @property
     def headers(self) -> Any:
-        """The fields as the library has them, for a handler of somebody's own."""
+        """The fields in the library's form, for foreign handlers."""
         if self._message is None:
             self._message = self.MessageClass(io.BytesIO(self._fields), 0)
         return self._message
@@ -264,7 +263,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self.server.worker.handle_error(req, self.socket, self.client_address, refused.error)
             result, more_expected = None, True
         if result is None:
-            # The library closes it then, without waiting for a client that is still sending.
+            # The library would close it now, without waiting for a client that is still sending.
             more_expected |= getattr(self.wsgi_input, "is_held_back", False)
             connection.close_gracefully(self.socket, more_expected)
         return result
@@ -286,7 +285,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         except (BlockingIOError, ssl.SSLWantReadError):
             return False
         except (OSError, ValueError):
-            return True  # the reading will tell
+            return True  # reading will raise it again
         finally:
             self.socket.settimeout(before)
 
@@ -320,7 +319,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             raise _Refused(error) from None
         sock = self.socket if head.expect_continue else None
         self.wsgi_input = _Input(self.rfile, head.content_length, sock, head.chunked)
-        # The next protocol, such as WebSocket, has no known end.
+        # The next protocol, such as WebSocket, has no length.
         upgrades = "HTTP_UPGRADE" in environ and not (head.content_length or head.chunked)
         environ["wsgi.input"] = self.rfile if upgrades else self.wsgi_input
         environ["wsgi.input_terminated"] = not upgrades
@@ -331,7 +330,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if worker.nr >= worker.max_requests:
             worker.retire()
         if "HTTP_UPGRADE" in environ or self.command == "CONNECT":
-            # It may also be silent for long.
+            # The next protocol may be silent for long.
             set_patience(self.socket, None)
         return environ
 
@@ -360,14 +359,14 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     # -- the response --------------------------------------------------------------------
 
     def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Any:
-        """As the library's, with the checks of ``Response``, which says what may go out."""
+        """As the library's, with the checks of ``Response``."""
         answer = Response(self._head, None, self.server.worker.cfg)
         answer.start_response(status, headers)
         pairs = answer.headers
         if answer.upgrade:
             pairs = [*pairs, ("Connection", "Upgrade")]
         if answer.status_code == 304:
-            # It may have one (RFC 9110 section 8.6), but the library refuses that.
+            # RFC 9110 section 8.6 allows a Content-Length here, but the library does not.
             pairs = [pair for pair in pairs if pair[0].lower() != "content-length"]
         super().start_response(status, pairs, exc_info)
         self._answer = answer
@@ -396,7 +395,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             answer = self._answer
             if answer is not None and (answer.sent == answer.response_length or not answer.has_body):
                 break
-            # An empty item sends no head: its application may still take that back.
+            # An empty item sends no head: the application may still replace it.
             if data or answer is None:
                 self.write(data)
         answer = self._answer
@@ -408,7 +407,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             with _of_connection():
                 self.socket.sendall(LAST_CHUNK)
         if answer.has_body and answer.sent < (answer.response_length or 0):
-            # The client waits for the rest; only the end of the connection tells it that none comes.
+            # The client waits for the rest until the connection ends.
             self.close_connection = True
 
     def finalize_headers(self) -> None:
@@ -419,12 +418,12 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self.close_connection = True
         if answer is not None:
             if not answer.has_body or forbids_length(self.command, answer.status_code):
-                # The library adds one of these, whatever the method and the status.
+                # The library adds framing, whatever the method and the status.
                 self.response_use_chunked = False
                 dropped = _FRAMING[:1] if self.command == "HEAD" else _FRAMING
                 headers = [pair for pair in headers if pair[0].lower() not in dropped]
             elif not any(name.lower() in _FRAMING for name, _ in headers):
-                self.close_connection = True  # there is no other end of the content
+                self.close_connection = True  # nothing else ends the content
             if answer.ends_connection:
                 self.close_connection = True
         if self.close_connection and self.code != 101:
@@ -450,7 +449,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             cycle.log_failure(error, from_client, where, self.client_address)
         if self.headers_sent:
             if not self.response_use_chunked and answer is not None and answer.response_length is None:
-                # Its end would look like the end of the content.
+                # A plain end of the connection would look like the end of the content.
                 connection.reset(self.socket)
             return
         status, reason, text = answer_for(error if from_client else None)
@@ -465,7 +464,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self.socket.sendall(page)
 
     def log_error(self, msg: str, *args: Any) -> None:
-        """The library calls this for what a client has done: a body whose framing is broken."""
+        """The library calls this for an error of the client: a body whose framing is broken."""
         self.server.worker.log.warning("Bad request: %s", ascii(msg % args if args else msg))
 
     def log_request(self) -> None:
@@ -490,21 +489,15 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
 
 class PyWSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
-    """Is handed connections by ``worker``, which accepts them."""
+    """gevent's server; ``worker`` accepts connections and hands them over."""
 
     worker: Any = None
 
 
-class _logged(contextlib.AbstractContextManager[None]):
-    """Log exceptions in its block, which is called *name*."""
-
-    def __init__(self, worker: Any, name: str) -> None:
-        self.worker = worker
-        self.name = name
-
-    def __exit__(self, *exc: Any) -> bool:
-        error = sys.exc_info()[1]
-        if isinstance(error, Exception):
-            self.worker.log.exception("%s failed", self.name)
-            return True
-        return False
+@contextlib.contextmanager
+def _logged(worker: Any, name: str) -> Iterator[None]:
+    """Log an exception in the block, which is called *name*."""
+    try:
+        yield
+    except Exception:
+        worker.log.exception("%s failed", name)

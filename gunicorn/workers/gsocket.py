@@ -12,26 +12,26 @@ import gevent.socket
 
 from gunicorn.workers.bodies import probe
 
-# How often the worker is asked whether a client that pauses may pause on.
-_ASK = 1.0
+# How often to check whether a client that pauses may pause on.
+_CHECK_SECONDS = 1.0
 
 
 class _Patient:
     """A socket that blocks, as an application that takes it over expects, but not for ever.
 
-    A timeout of the socket's own, if one is set, holds as always.
+    If the socket has a timeout of its own, that holds instead.
     """
 
     timeout: float | None
     _write_event: Any
 
-    #: How long a client may take to make room for more, and may pause before anybody asks; None: for ever.
+    #: How many seconds a client may take to read, or to send more; None: for ever.
     patience: float | None = None
-    #: Whether a client that has paused for so long may pause on.
+    #: Whether a client that has sent nothing for so long may pause on.
     may_pause_on: Callable[[], bool] | None = None
 
     def _wait(self, watcher: Any, *args: Any, **options: Any) -> Any:
-        # Called by the library's own methods where the system would have them wait.
+        # The library's methods call this where the system call would block.
         if self.timeout is not None or self.patience is None:
             return super()._wait(watcher, *args, **options)  # type: ignore[misc]
         seconds = self.patience
@@ -42,11 +42,11 @@ class _Patient:
                 raise TimeoutError("timed out")
             if seconds == self.patience:
                 probe(self)
-            seconds = min(self.patience, _ASK)
+            seconds = min(self.patience, _CHECK_SECONDS)
 
 
 class ClientSocket(_Patient, gevent.socket.socket):  # type: ignore[misc]
-    """Sends what fits into the buffer of the system, as most responses do, with one call.
+    """Sends a response that fits into the system's buffer, as most do, with one call.
 
     The library asks for the size of that buffer first, and cuts the response into pieces.
     """

@@ -167,7 +167,18 @@ class ThreadWorker(Worker):
     def murder_keepalived(self) -> None:
         """End the connections that have waited for too long."""
         for conn in self.waiting.claim_expired(time.monotonic()):
-            self._expire(conn)
+            try:
+                if conn.was != State.LINGER and is_readable(conn.sock):
+                    # It came at the last moment, or while the process stood still; threads are busy, or
+                    # just about to see it.
+                    conn.deadline = time.monotonic() + self._beat
+                    self._put_back(conn)
+                elif conn.was == State.HEAD:
+                    self._refuse(conn, RequestTimeout())
+                else:
+                    self._drop(conn)
+            except Exception:
+                self._drop(conn)
 
     def _look_for_slow_requests(self) -> None:
         """Log where requests hang that take longer than `request_timeout`, and retire."""
@@ -178,20 +189,6 @@ class ThreadWorker(Worker):
                 frame = sys._current_frames().get(conn.thread)
                 self.log_slow_request(conn.request, self._request_timeout, frame)
                 self.leave()
-
-    def _expire(self, conn: TConn) -> None:
-        try:
-            if conn.was != State.LINGER and is_readable(conn.sock):
-                # It came at the last moment, or while the process stood still; threads are busy, or just
-                # about to see it.
-                conn.deadline = time.monotonic() + self._beat
-                self._put_back(conn)
-            elif conn.was == State.HEAD:
-                self._refuse(conn, RequestTimeout())
-            else:
-                self._drop(conn)
-        except Exception:
-            self._drop(conn)
 
     # -- the graceful end, as retire() wants it --------------------------------------------
 
@@ -451,7 +448,7 @@ class ThreadWorker(Worker):
         return self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
 
     def _serve_without_limits(self, req: Any, conn: TConn, keep: bool) -> Outcome:
-        """Serve *req*, after which something else than HTTP may be spoken: WebSocket has long silences."""
+        """Serve *req*, which another protocol may follow: WebSocket has long silences."""
         if conn.is_tls:
             conn.sock.settimeout(None)
         elif self._patience < math.inf:
@@ -496,7 +493,7 @@ class ThreadWorker(Worker):
     def _put_back(self, conn: TConn) -> None:
         """Let *conn* wait on, which was claimed by mistake."""
         # Bytes that arrived meanwhile were reported while no thread could take them. TLS may have waited to
-        # write: that is reported at once, and a thread sees what it waits for.
+        # write: the socket is reported at once, and a thread finds out what TLS waits for.
         self.poller.recheck(conn.fd)
         self._park(conn, conn.was, conn.deadline, write=conn.is_tls)
 

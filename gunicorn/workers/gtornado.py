@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The tornado worker: Tornado's event loop and HTTP server, also for WSGI.
 
-The library parses, answers and keeps connections open. The worker accepts them, knows what each waits
-for, counts requests, and ends as every worker does.
+The library parses requests, answers them and keeps connections open. The worker accepts connections, tracks
+what each waits for, counts requests, and ends as every worker does.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ except ImportError as error:
 
 TORNADO5: bool = tornado.version_info >= (5, 0)
 
-# How many connections one wake-up accepts, so that others of the loop have their turn.
+# How many connections one wake-up accepts, so that the loop does not neglect the others.
 BURST = 16
 
 # Seconds between checks for overdue connections.
 SWEEP = 0.5
 
-# How much larger than is permitted a head may be that is still read, to be refused.
+# How far a head may exceed the limits and still be read, so that its client gets an answer.
 HEADER_SLACK = 65536
 
-# For a TLS handshake where `timeout` gives no limit.
+# The limit of a TLS handshake where `timeout` sets none.
 HANDSHAKE_SECONDS = 30.0
 
 
 class TornadoWorker(Worker):
-    """Serves a Tornado application, or a WSGI one: that in the loop, or in `threads` threads beside it."""
+    """Serves a Tornado application, or a WSGI one, in the loop or in `threads` threads beside it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,10 +80,10 @@ class TornadoWorker(Worker):
 
     @classmethod
     def setup(cls) -> None:
-        """Called when the class is chosen, in the master; nothing is to be prepared there."""
+        """Called in the master when the class is chosen; nothing is to be prepared there."""
 
     def init_process(self) -> None:
-        # Before the application is loaded, which may use it; the master's loop would be shared.
+        # The application may use it while it loads. Workers must not share a loop of the master's.
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         super().init_process()
@@ -110,7 +110,7 @@ class TornadoWorker(Worker):
             listener.setblocking(False)
             self._listeners[listener.fileno()] = listener
             self.ioloop.add_handler(listener.fileno(), self._accept, IOLoop.READ)
-        # The first beat of a periodic callback would be late for a predecessor that waits for it.
+        # A predecessor waits for the first heartbeat, and periodic callbacks begin with a pause.
         self.notify()
         self.ioloop.start()
         for callback in callbacks:
@@ -118,7 +118,7 @@ class TornadoWorker(Worker):
 
     def _make_server(self) -> Any:
         application = self.wsgi
-        # An application of the library's own: whatever takes requests from its server.
+        # An application of the library's own takes requests from its server.
         self.serves_wsgi = not isinstance(application, HTTPServerConnectionDelegate)
         if self.serves_wsgi:
             threads = self.cfg.threads
@@ -127,7 +127,7 @@ class TornadoWorker(Worker):
         policy = self.cycle.policy
         server = Server(
             application,
-            # Beyond that it closes the connection without a word; what is short of it gets the answer.
+            # Beyond this it closes the connection without an answer.
             max_header_size=policy.max_line + policy.max_header_bytes + HEADER_SLACK,
             no_keep_alive=self._keepalive <= 0,
             protocol="https" if self.cfg.is_ssl else None,
@@ -239,7 +239,7 @@ class TornadoWorker(Worker):
             else:
                 conn.stream = Stream(client)
         except (OSError, ValueError):
-            # It was gone before we came to it.
+            # The client has left already.
             client.close()
             return True
         self.conns[conn.stream] = conn
@@ -251,7 +251,7 @@ class TornadoWorker(Worker):
         try:
             await conn.stream.wait_for_handshake()
         except OSError as error:
-            # A subclass of it says that the stream is closed, and why.
+            # Tornado's StreamClosedError has the reason.
             reason = getattr(error, "real_error", None) or error
             log = self.log.warning if isinstance(reason, ssl.SSLError) else self.log.debug
             log("TLS with %s failed: %s", shown(addr), reason)
@@ -276,7 +276,7 @@ class TornadoWorker(Worker):
         conn.enter(State.NEW if conn.state in (State.NEW, State.HANDSHAKE) else State.IDLE)
         last, conn.reply, reply.conn = conn.reply, reply, conn
         if last is not None and last.closes:
-            # It was announced, after the library had decided otherwise.
+            # The response has announced the close, but the library keeps the connection open.
             conn.ended = True
             conn.hang_up()
         return conn
@@ -311,13 +311,13 @@ class TornadoWorker(Worker):
             elif (conn.state == State.IDLE and waited > self._keepalive) or (
                 conn.state in (State.NEW, State.HEAD) and patience and waited > patience
             ):
-                # After a pause of the whole process, the request is there and was not looked at.
+                # After a pause of the process, a request may be there that was not read yet.
                 if has_input(conn.sock):
                     continue
                 if conn.state == State.HEAD:
                     self.handle_error(None, conn.sock, conn.address, RequestTimeout())
                 conn.hang_up()
-        # Idle connections make room if another client waits.
+        # If clients wait, accept again: that closes an idle connection to make room.
         self._resume_accepting(anyway=True)
 
     # -- requests ------------------------------------------------------------------------
@@ -329,10 +329,10 @@ class TornadoWorker(Worker):
             self.retire()
 
     def begin_request(self, start_line: Any, headers: Any, conn: Conn, reply: Reply) -> Any:
-        """The head of a request has come: count it, call the hooks, prepare for the access log.
+        """Check the head of a request, count it, call the hooks, and prepare for the access log.
 
-        Returns the request line that the library is to go on with. Raises ParseException for what is no
-        request by the rules that hold under the other worker classes.
+        Returns the request line for the library. Raises ParseException for a head that the other worker
+        classes would refuse.
         """
         started = time.monotonic()
         head = reply.head = self._check(start_line, headers, conn)
@@ -377,7 +377,7 @@ class TornadoWorker(Worker):
         if head.authority is not None:
             headers["Host"] = head.authority
         if "Expect" in headers:
-            # The library knows one spelling, and asks no version.
+            # The library looks for one spelling, whatever the version of HTTP.
             del headers["Expect"]
             if head.expect_continue:
                 headers["Expect"] = "100-continue"

@@ -31,12 +31,12 @@ class Conn(Connection):
     stream: Any = None
     address: Any = None
     reply: Reply | None = None
-    # No longer the library's: a WebSocket.
+    # Whether the application has taken it over, as for a WebSocket.
     detached = False
     proxy_info: ProxyInfo | None = None
-    # An answer has said so: nothing that has come behind its request is one.
+    # Whether a response has announced the end: what follows its request is not answered.
     ended = False
-    # Of a request whose head has come, something of the body is missing.
+    # Whether a part of the body of the current request is missing.
     reading_body = False
 
     @property
@@ -50,10 +50,10 @@ class Conn(Connection):
         self.hung_up = True
         if self.state != State.HANDSHAKE:
             if has_input(self.sock):
-                # At the end of a connection the library closes it, whatever has come before.
+                # At the end of input the library closes the stream, even if a request has come before.
                 return
             if isinstance(self.sock, ssl.SSLSocket):
-                # An end without TLS's goodbye would be answered with an alert.
+                # TLS would answer an end without close_notify with an alert.
                 connection.send_close_notify(self.sock)
                 self.stream.close()
                 return
@@ -65,7 +65,7 @@ class _Noticing:
 
     conn: Conn | None = None
     worker: Any = None
-    # Reads the first bytes, with the PROXY protocol.
+    # Takes the first bytes if the PROXY protocol is on.
     intake: ProxyIntake | None = None
 
     def read_from_fd(self, buf: Any) -> Any:
@@ -92,8 +92,8 @@ class _Noticing:
                 conn.reading_body = False
                 self.worker.handle_error(None, conn.sock, conn.address, NoMoreData(b""))
         elif self.worker.serves_wsgi and conn.state in (State.HEAD, State.BUSY):
-            # It waits for its answer. Nobody is to be told of the end, as an application of Tornado's may be;
-            # the next read finds it again. Until then the loop would report it without a pause.
+            # The client waits for its answer. A WSGI application, unlike one of Tornado's, is not told of the
+            # end; the next read finds it again. Until then the loop would report it without a pause.
             loop = stream.io_loop
             loop.update_handler(stream.fileno(), loop.WRITE if stream.writing() else loop.ERROR)
             return None
@@ -118,9 +118,9 @@ class ProxyIntake:
         self._held = bytearray()
 
     def pass_on(self, buf: Any, count: int) -> int | None:
-        """Leave in *buf*, of whose bytes *count* were just received, what is no header; returns its length.
+        """Take the header from the *count* bytes just received into *buf*; returns how many are left.
 
-        As ``read_from_fd()`` does: None while there is none, 0 where the connection is to be closed.
+        As in ``read_from_fd()``, None says that there is nothing yet, 0 that the connection is to be closed.
         """
         if not count:
             return 0
@@ -134,11 +134,11 @@ class ProxyIntake:
         self._stream.intake = None
         count = len(self._held)
         buf[:count] = self._held
-        # Nothing behind the header: a length of 0 would be the end of the connection.
+        # If nothing follows the header, 0 would end the connection.
         return count or None
 
     def _is_over(self) -> bool:
-        """Take the header away, if there is one; False while it is not complete."""
+        """Remove the header, if there is one; False while it is not complete."""
         starts = starts_proxy_header(self._held)
         if not starts:
             return starts is False
@@ -162,7 +162,7 @@ class RequestInfo:
         self.version: str = start_line.version
         self.headers = [(name.upper(), value) for name, value in headers.get_all()]
         self.remote_addr = self.peer_addr = peer
-        # Whom a proxy speaks for, where it does.
+        # The client behind a proxy.
         self._client = client
 
     def environ(self) -> dict[str, Any]:
@@ -180,10 +180,10 @@ class RequestInfo:
 
 
 class Reply(HTTPConnection):  # type: ignore[misc]
-    """Passes a response on to the library's connection, and remembers its status and fields."""
+    """Passes a response on to the library's connection, and keeps its status and fields."""
 
     proxy_protocol_info: dict[str, Any] | None = None
-    #: What the request says, once its head has come.
+    #: The head of its request.
     head: RequestHead
 
     def __init__(self, worker: Any, inner: Any) -> None:
@@ -209,7 +209,7 @@ class Reply(HTTPConnection):  # type: ignore[misc]
             self.head.method == "CONNECT" and 200 <= start_line.code < 300 and not self.stream.closed()
         )
         if is_tunnel or (start_line.code != 101 and (not self._worker.alive or self.conn.hung_up)):
-            # The library decided when the request came; since then the worker was told to end.
+            # The library decided when the request came; the worker has been told to end since then.
             headers["Connection"] = "close"
             self.closes = True
         self.status = f"{start_line.code} {start_line.reason}"
@@ -234,7 +234,7 @@ class Reply(HTTPConnection):  # type: ignore[misc]
 
     def finish(self) -> None:
         if self._tunnel is not None:
-            # The connection is not HTTP any more. Send pending output first.
+            # The connection is not HTTP any more; close it once pending output is sent.
             self._tunnel.add_done_callback(lambda _: self._inner.close())
         else:
             self._inner.finish()
@@ -261,7 +261,7 @@ class Reply(HTTPConnection):  # type: ignore[misc]
 
 
 async def _linger(stream: Any) -> None:
-    """Throw away what the client still sends, within bounds, and close *stream*, which is answered."""
+    """Discard what the client still sends, within bounds, and close *stream*, whose request is answered."""
     until = time.monotonic() + connection.LINGER_SECONDS
     left = connection.LINGER_BYTES
     try:
@@ -277,7 +277,7 @@ async def _linger(stream: Any) -> None:
 
 
 class Intake(HTTPMessageDelegate):  # type: ignore[misc]
-    """Passes a request on to the application, and tells the worker that it has come."""
+    """Passes a request on to the application, and reports it to the worker."""
 
     def __init__(self, worker: Any, conn: Conn, reply: Reply, inner: Any) -> None:
         self._worker = worker

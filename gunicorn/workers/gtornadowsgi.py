@@ -30,7 +30,7 @@ _DONE = object()
 
 
 class Answer(Response):
-    """What an application answers, kept until it is whole: the library sends it in one piece."""
+    """An application's response, kept until it is complete: the library sends it in one piece."""
 
     def __init__(self, head: RequestHead, cfg: Any) -> None:
         super().__init__(head, None, cfg)
@@ -44,18 +44,18 @@ class Answer(Response):
         if self.response_length is not None:
             arg = arg[: self.response_length - self.sent]
         if arg and self.has_body:
-            # From here on the status stands.
+            # From here on the status cannot be replaced.
             self.headers_sent = True
             self.sent += len(arg)
             self.parts.append(arg)
 
     @property
     def is_short(self) -> bool:
-        """Whether the client will wait for more than there is."""
+        """Whether the content is shorter than its Content-Length."""
         return self.has_body and self.response_length is not None and self.sent < self.response_length
 
     def tornado_headers(self) -> HTTPHeaders:
-        """The headers for the library, with those that it adds to what applications give."""
+        """The headers for the library, with those that it adds for its own applications."""
         headers = HTTPHeaders()
         for name, value in self.headers:
             headers.add(name, value)
@@ -72,7 +72,7 @@ class Answer(Response):
 
 
 class Container(WSGIContainer):  # type: ignore[misc]
-    """A WSGI application as the library runs it, with the environ of this server."""
+    """Runs a WSGI application in the library's way, with the environ of this server."""
 
     def __init__(self, worker: Any, application: Any, executor: Any) -> None:
         super().__init__(application, executor)
@@ -144,7 +144,7 @@ class Container(WSGIContainer):  # type: ignore[misc]
             reply.finish()
 
     def _steps(self, environ: dict[str, Any], answer: Answer) -> Iterator[None]:
-        """Run the application, with a stop behind each block of content."""
+        """Run the application; pause after each block of content."""
         result = self.wsgi_application(environ, answer.start_response)
         try:
             for item in result:
@@ -159,9 +159,9 @@ class Container(WSGIContainer):  # type: ignore[misc]
             raise AssertionError("the application did not call start_response")
 
     async def _run(self, steps: Iterator[None]) -> BaseException | None:
-        """Take *steps* to their end, the loop having its turn between two; returns what they raised.
+        """Take *steps* to their end, each in its own turn of the loop; returns the exception they raised.
 
-        It is not raised here: a future takes no StopIteration, and others would end the loop.
+        A raise would not do: a future takes no StopIteration, and some exceptions would end the loop.
         """
 
         def step() -> Any:

@@ -102,7 +102,7 @@ def _wait_while_connected(worker: Retiring, retired_at: float, until: float) -> 
 def _drain_queues(worker: Retiring, retired_at: float, until: float) -> Iterator[float]:
     """Serve the clients in the accept queues.
 
-    The master may have closed its own listeners; the last to close one resets those who wait in it.
+    The master may have closed its own listeners; the last process to close one resets clients in its queue.
     """
     for listener in worker.sockets:
         while time.monotonic() < until:
@@ -144,5 +144,5 @@ def close_silent(conns: Iterable[Connection], retired_at: float) -> None:
 
 
 def close_listener(listener: Any) -> None:
-    """Close the socket in *listener*, so that whoever is about to use it meets a plain OSError."""
+    """Close the socket in *listener*, so that code that is about to use it gets a plain OSError."""
     getattr(listener, "sock", listener).close()

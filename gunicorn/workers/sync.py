@@ -90,7 +90,7 @@ class SyncWorker(Worker):
         Raises StopWaiting if the worker has been told to end, or the master is gone.
         """
         ready = self._poll_once(timeout)
-        # Even if somebody waits: under a steady load somebody always does.
+        # Even if clients wait: under a steady load some always do.
         if not self.alive or not self.is_parent_alive():
             raise StopWaiting
         self._continue_handshakes(ready)
@@ -311,7 +311,7 @@ class SyncWorker(Worker):
             if self._tls is None:
                 connection.set_blocking_timeout(client, self._patience)
             elif not isinstance(client, ssl.SSLSocket):
-                # From a subclass that accepts in its own way.
+                # A subclass has accepted it in its own way.
                 client.settimeout(self.timeout or None)
                 client = connection.wrap_accepted(self._tls, client, self.cfg)
                 client.do_handshake()
@@ -383,7 +383,7 @@ class SyncWorker(Worker):
         connection.set_blocking_timeout(client, seconds)
 
     def _left_for_body(self) -> float:
-        """For how long to wait on for a body: as long as the master waits for the next beat, but a moment."""
+        """How much longer to wait for a body: until shortly before the master misses a heartbeat."""
         if not self.alive:
             return 0
         limit = float(self.cfg.timeout)

@@ -19,8 +19,8 @@ IS_CYGWIN = PLATFORM.startswith("cygwin")
 class WorkerTmp:
     """Made in the master before it forks. The worker calls ``notify()``, the master ``last_update()``.
 
-    Both are on the monotonic clock, so that a step of the wall clock ends no worker. The making counts
-    as the first beat: a worker that hangs while it starts is noticed too.
+    Both use the monotonic clock, so that a step of the wall clock ends no worker. Creating the file counts
+    as the first heartbeat: a worker that hangs while it starts is noticed too.
     """
 
     def __init__(self, cfg: Any) -> None:
@@ -36,31 +36,31 @@ class WorkerTmp:
             raise
 
     def notify(self) -> None:
-        """Beat now."""
+        """Send a heartbeat."""
         now = time.monotonic_ns()
         os.utime(self.fileno(), ns=(now, now))
 
     def leave(self) -> None:
-        """Say that this worker takes no more work and will end; in a file without content, by its mode."""
+        """Report, by the mode of the file, that this worker takes no more work and will end."""
         os.fchmod(self.fileno(), _LEAVING)
 
     @property
     def leaving(self) -> bool:
-        """Whether the worker has said that it leaves."""
+        """Whether the worker has reported that it leaves."""
         return stat.S_IMODE(os.fstat(self.fileno()).st_mode) == _LEAVING
 
     def end(self) -> None:
-        """Say that this worker comes to its end in order, and does not just vanish."""
+        """Report that this worker ends in order, and has not just vanished."""
         if not self.leaving:
             os.fchmod(self.fileno(), _ENDED)
 
     @property
     def ended(self) -> bool:
-        """Whether the worker has said that it ends."""
+        """Whether the worker has reported its end."""
         return stat.S_IMODE(os.fstat(self.fileno()).st_mode) in (_LEAVING, _ENDED)
 
     def last_update(self) -> float:
-        """The moment of the last beat, in seconds of the monotonic clock."""
+        """The time of the last heartbeat, in seconds of the monotonic clock."""
         return os.fstat(self.fileno()).st_mtime_ns / 1e9
 
     def fileno(self) -> int:
@@ -77,8 +77,8 @@ class WorkerTmp:
 
 
 def _unnamed_file(directory: str | None) -> int:
-    # In memory unless told otherwise: on a busy disk a write of times can wait for
-    # seconds, and the master would take the worker for dead.
+    # In memory unless `worker_tmp_dir` is set: on a busy disk an update can take seconds, and the master
+    # would take the worker for dead.
     if directory is None and hasattr(os, "memfd_create"):
         try:
             return os.memfd_create("gunicorn-heartbeat", os.MFD_CLOEXEC)

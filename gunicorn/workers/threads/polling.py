@@ -25,7 +25,7 @@ class Poller(Protocol):
         """
 
     def watch_listener(self, fd: int) -> None:
-        """Report *fd* as long as somebody waits to be accepted; at least once for each call."""
+        """Report *fd* as long as clients wait to be accepted; at least once for each call."""
 
     def recheck(self, fd: int) -> None:
         """Let the next ``watch()`` check for bytes: not all were received, or a report was dropped."""
