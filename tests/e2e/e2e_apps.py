@@ -5,7 +5,7 @@ from __future__ import annotations
 
 #: A bare WSGI application with a route for each thing that a test wants to see.
 WEB = """
-import json, os, sys, time
+import json, os, time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 LOADED_BY = os.getpid()
@@ -18,7 +18,6 @@ def mark(name, text=""):
 def app(environ, start_response):
     path = environ["PATH_INFO"]
     query = environ.get("QUERY_STRING", "")
-    method = environ["REQUEST_METHOD"]
     headers = [("Content-Type", "text/plain")]
 
     def answer(body, status="200 OK", more=()):
@@ -41,48 +40,22 @@ def app(environ, start_response):
         return answer("waited")
     if path == "/echo":
         return answer(environ["wsgi.input"].read())
-    if path == "/environ":
-        return answer(json.dumps({k: v for k, v in environ.items() if isinstance(v, (str, bool, int))}))
     if path == "/process":
         return answer(json.dumps({
             "pid": os.getpid(), "ppid": os.getppid(), "loaded_by": LOADED_BY, "version": VERSION,
             "cwd": os.getcwd(), "env": dict(os.environ), "uid": os.getuid(), "gid": os.getgid(),
         }))
-    if path == "/stream":
-        start_response("200 OK", headers)
-        return (f"chunk {n}\\n".encode() for n in range(3))
-    if path == "/file":
-        body = open(os.path.join(HERE, "big.bin"), "rb")
-        start_response("200 OK", headers + [("Content-Length", str(os.path.getsize(body.name)))])
-        return environ["wsgi.file_wrapper"](body)
     if path == "/empty":
         start_response("204 No Content", [])
         return []
-    if path == "/not-modified":
-        start_response("304 Not Modified", [("ETag", '"x"')])
-        return []
     if path == "/boom":
         raise RuntimeError("boom on purpose")
-    if path == "/late-boom":
-        def broken():
-            yield b"x" * 10
-            raise RuntimeError("late boom on purpose")
-        start_response("200 OK", headers + [("Content-Length", "100")])
-        return broken()
-    if path == "/trailers":
-        body = environ["wsgi.input"].read()
-        return answer(body)
-    if path == "/print":
-        print("printed to stdout", flush=True)
-        print("printed to stderr", file=sys.stderr, flush=True)
-        environ["wsgi.errors"].write("written to wsgi.errors\\n")
-        return answer("ok")
     return answer(str(os.getpid()))
 """
 
 #: Companion targets.  Each notes its starts, and its overlaps with an older self, in files beside the module.
 JOBS = '''
-import atexit, fcntl, json, os, signal, subprocess, sys, threading, time
+import fcntl, json, os, signal, sys, threading, time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 _lock = None
@@ -189,46 +162,8 @@ def exit3():
     begin()
     sys.exit(3)
 
-def exit4():
-    begin()
-    sys.exit(4)
-
-def exit_text():
-    begin()
-    sys.exit("a reason in words")
-
 def returns():
-    """Notes when it was forked, too, however late it has its turn: in clock ticks."""
     begin()
-    with open("/proc/self/stat") as file:
-        mark("forked", file.read().rpartition(")")[2].split()[19])
-
-def raises():
-    begin()
-    raise RuntimeError("the companion raises on purpose")
-
-def hard_exit():
-    begin()
-    os._exit(7)
-
-def segfault():
-    begin()
-    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGSEGV)
-    sleep_forever()
-
-def closes_stdout():
-    begin()
-    os.close(1)
-    mark("closed", os.getpid())
-    sleep_forever()
-
-def forks_and_dies():
-    begin()
-    _child(lambda: None)
-    while not os.path.exists(os.path.join(HERE, f"{name()}.child")):
-        time.sleep(0.01)
-    os._exit(5)
 
 def double_forks():
     """Leaves a daemon behind that has a session of its own, and goes on itself."""
@@ -243,20 +178,4 @@ def double_forks():
         os._exit(0)
     os.waitpid(pid, 0)
     sleep_forever()
-
-def execs():
-    begin()
-    mark("execs", os.getpid())
-    os.execvp("sleep", ["sleep", "1000"])
-
-def threads():
-    """The target returns while a thread works on: the program ends when the thread does."""
-    begin()
-    def work():
-        while not os.path.exists(os.path.join(HERE, f"{name()}.finish")):
-            time.sleep(0.02)
-        mark("thread", "done")
-    atexit.register(mark, "atexit", "done")
-    threading.Thread(target=work).start()
-    print("buffered output", end="")
 '''

@@ -334,31 +334,28 @@ def test_reread_can_be_tried_first() -> None:
         assert pids(server)["same"] == before["same"]
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"autorestart": "never"},
-        {"restart_delay": 9, "restart_delay_max": 90, "start_retries": 4, "on_give_up": "shutdown"},
-        {"stop_timeout": 9, "reload_timeout": 9, "stop_signal": "SIGINT", "start_timeout": 9},
-        {"max_memory": "900M", "max_lifetime": 9000, "max_lifetime_jitter": 90, "startsecs": 0},
-        {"after": ["b"]},
-    ],
-    ids=lambda keys: "-".join(keys),
-)
-def test_keys_that_shape_supervision_apply_without_a_restart(keys: dict[str, Any]) -> None:
-    with server_of(entry("a", "idle"), entry("b", "idle")) as server:
-        up(server, "a")
-        up(server, "b")
+def test_keys_that_shape_supervision_apply_without_a_restart() -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "a": {"autorestart": "never"},
+        "b": {"restart_delay": 9, "restart_delay_max": 90, "start_retries": 4, "on_give_up": "shutdown"},
+        "c": {"stop_timeout": 9, "reload_timeout": 9, "stop_signal": "SIGINT", "start_timeout": 9},
+        "d": {"max_memory": "900M", "max_lifetime": 9000, "max_lifetime_jitter": 90, "startsecs": 0},
+        "e": {"after": ["b"]},
+    }
+    with server_of(*(entry(name, "idle") for name in changes)) as server:
+        for name in changes:
+            up(server, name)
         before = pids(server)
-        reconfigure(server, entry("a", "idle", **keys), entry("b", "idle"))
-        assert ctl(server, "reread", "--dry-run").stdout == "a: would be updated\n"
-        assert ctl(server, "reread").stdout == "a: updated\n"
+        reconfigure(server, *(entry(name, "idle", **keys) for name, keys in changes.items()))
+        updated = "".join(f"{name}: updated\n" for name in changes)
+        would_be = updated.replace("updated", "would be updated")
+        assert ctl(server, "reread", "--dry-run").stdout == would_be
+        assert ctl(server, "reread").stdout == updated
         assert pids(server) == before
-        if "autorestart" in keys:
-            # It holds for what runs.
-            os.kill(before["a"] or 0, 9)
-            assert server.wait_companion("a", "STOPPED", PATIENCE)["reason"] == "exited"
-            assert ctl(server, "status", "a").returncode == 3
+        # It holds for what runs.
+        os.kill(before["a"] or 0, 9)
+        assert server.wait_companion("a", "STOPPED", PATIENCE)["reason"] == "exited"
+        assert ctl(server, "status", "a").returncode == 3
 
 
 def test_pid_and_version() -> None:

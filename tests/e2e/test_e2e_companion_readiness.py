@@ -524,17 +524,6 @@ def test_a_server_that_has_dropped_its_user_listens_in_its_directory() -> None:
         assert not [path for path in runtime.rglob("*") if path.is_socket()]
 
 
-@ROOT_ONLY
-def test_the_directory_of_the_socket_goes_away() -> None:
-    server, _ = as_nobody(speaker("after_go"))
-    with server:
-        go(server, "go.after_go")
-        old = server.wait_companion("after_go")["pid"]
-        shutil.rmtree(os.path.dirname(server.log("after_go.address").strip()))
-        os.kill(old, signal.SIGKILL)
-        server.wait_companion("after_go", without=[old])
-
-
 def test_nothing_of_it_stays_behind() -> None:
     """Neither descriptors in the manager nor processes, after many restarts."""
     with speaking(speaker("hangs_in_a_lock", ready="startsecs", restart_delay=0)) as server:
