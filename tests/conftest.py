@@ -16,8 +16,8 @@ import harness
 import proctools
 import pytest
 
-# To rewrite the asserts of all tests takes each process ten seconds, so what comes of it is kept. Only until
-# they are collected: a test may import, write and import a module within a second.
+# Rewriting the asserts of all tests takes each process ten seconds, so keep the bytecode; but only until they
+# are collected, because a test may import, write and import a module within one second.
 _writes_no_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, False
 
 
@@ -43,10 +43,10 @@ def _nothing_left() -> Iterator[None]:
         return
     before = proctools.child_pids(os.getpid())
     yield
-    # What a server of a wider fixture has started meanwhile is that server's; what lost its parent is ours.
+    # Children of a server of a wider fixture are not ours; orphans are.
     left = [pid for pid in proctools.child_pids(os.getpid()) - before if harness.is_alive(pid)]
     if left:
-        # One that is about to be gone was not left behind.
+        # A process that is just ending was not left behind.
         deadline = time.monotonic() + 1
         while left and time.monotonic() < deadline:
             time.sleep(0.01)

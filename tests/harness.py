@@ -98,10 +98,10 @@ def app(environ, start_response):
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on, outside the range that the kernel gives to outgoing connections.
+    """A port without a listener, outside the range that the kernel gives to outgoing connections.
 
-    Between here and the server's own bind nothing can take it but another call of this function, and those
-    draw at random from thousands.
+    Until the server binds it, only another call of this function could give it away, and each draws at random
+    from thousands.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     draw = random.SystemRandom()
@@ -177,7 +177,7 @@ class Control:
         self._buffer = b""
 
     def peer_pid(self) -> int:
-        """The pid of the process that listens: the kernel's word, not the protocol's."""
+        """The pid of the listening process, as the kernel tells it."""
         data = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid: int = struct.unpack("3i", data)[0]
         return pid
@@ -221,7 +221,7 @@ class Control:
 
 # -- the server --------------------------------------------------------------------------------------------
 
-#: Pids that some live Server's Popen will wait for: not to be reaped by anybody else.
+#: Pids that the Popen of a Server will wait for, so nothing else may reap them.
 _owned_pids: set[int] = set()
 
 

@@ -91,8 +91,8 @@ def is_alive(pid: int) -> bool:
 def child_pids(pid: int) -> set[int]:
     """The children of *pid*, zombies among them, asked of the kernel.
 
-    A walk through all processes takes milliseconds, and tests poll. One that the kernel passes over, because
-    its neighbour in the list is reaped just then, is there at a second look.
+    A walk through all processes takes milliseconds, and tests poll. The kernel may skip a child while its
+    neighbour in the list is reaped, so read the list until two reads agree.
     """
     if not KERNEL_LISTS_CHILDREN:
         return {proc.pid for proc in all_procs().values() if proc.ppid == pid}
@@ -136,7 +136,7 @@ def ancestors_of(pid: int) -> set[int]:
 
 
 def session_of(session: int) -> list[int]:
-    """The living members of a session, of those that tests have started."""
+    """The living members of a session below this process."""
     mine = [proc for pid in descendants_of(os.getpid()) if (proc := read_proc(pid))]
     return sorted(proc.pid for proc in mine if proc.session == session and proc.alive)
 
@@ -170,7 +170,7 @@ def status_field(pid: int, field: str) -> str:
 def descriptors(pid: int) -> dict[int, str]:
     """What each open descriptor of *pid* points to: a path, ``socket:[inode]``, ``pipe:[inode]``.
 
-    But for the library that libffi keeps open, from 3.5 on, in each process that has imported ctypes.
+    The library that libffi (3.5 and later) keeps open after an import of ctypes is left out.
     """
     found = {}
     for name in os.listdir(f"/proc/{pid}/fd"):
@@ -188,7 +188,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True) if LINUX else None
 
 
 def die_with_parent() -> None:
-    """In a child before its exec: SIGKILL once the test process is gone, were that by SIGKILL itself."""
+    """In a child before its exec: have the kernel send it SIGKILL when the test process dies."""
     if _LIBC is not None:
         _LIBC.prctl(1, SIGKILL, 0, 0, 0)
 

@@ -343,7 +343,7 @@ def test_a_wrong_worker_class_is_reported_once_with_an_asgi_application(
     assert sum(line.startswith("Error: ") for line in done.stderr.splitlines()) == 1
 
 
-def test_near_misses_are_nobodys_business_otherwise(here: Path) -> None:
+def test_near_misses_are_told_only_where_configurations_are_checked(here: Path) -> None:
     (here / "gunicorn.conf.py").write_text(NEAR + "raise SystemExit('read to the end')\n")
     done = gunicorn(here, "shop:app")
     assert done.returncode == 1

@@ -31,7 +31,7 @@ def state(app: Any) -> tuple[Any, ...]:
     )
 
 
-def test_a_new_config_and_no_trace(start: Any, here: Path) -> None:
+def test_a_fresh_config_leaves_no_trace(start: Any, here: Path) -> None:
     (here / "gunicorn.conf.py").write_text("workers = 2\n")
     app = start("--threads", "4")
     (here / "gunicorn.conf.py").write_text(

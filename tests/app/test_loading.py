@@ -221,7 +221,7 @@ def test_an_asgi_application_is_refused_by_our_worker_classes(app: Any) -> None:
     for worker_class in ("sync", "gthread", "gunicorn.workers.sync.SyncWorker"):
         with pytest.raises(AppImportError, match=r"an ASGI application.*-k uvicorn_worker\.UvicornWorker"):
             check_protocol(app, worker_class)
-    # What somebody's own class serves is for that class to know.
+    # A user's worker class knows what it serves.
     check_protocol(app, Own)
 
 

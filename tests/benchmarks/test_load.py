@@ -163,7 +163,7 @@ def test_answers_that_are_errors_are_failures() -> None:
 
 
 def test_a_request_counts_from_when_it_was_due() -> None:
-    """One slow answer makes those that had to wait for the connection slow as well."""
+    """One slow answer makes the requests slow that had to wait for its connection."""
     first = threading.Event()
 
     def stalls(connection: socket.socket) -> None:

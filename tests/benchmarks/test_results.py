@@ -63,7 +63,7 @@ def test_a_figure_can_be_judged_by_itself() -> None:
     assert (compared.ratio.median, compared.met) == (24.5, False)
 
 
-def test_one_that_is_zero_is_shown_and_not_compared() -> None:
+def test_a_figure_of_zero_is_shown_and_not_compared() -> None:
     made = make_row("g", "n", "t", "ms", {"us": Measured([1.0]), "them": Measured([0.0])})
     assert made.comparisons == ()
     assert "them" in report.text_table(Report((made,)))

@@ -234,7 +234,7 @@ def test_every_setting_is_described() -> None:
         assert cls.order >= 0
 
 
-def test_a_setting_of_ones_own(own_setting: type[config.Setting]) -> None:
+def test_a_setting_that_a_user_defines(own_setting: type[config.Setting]) -> None:
     cfg = config.Config()
     assert cfg.motto == "ever onward"
     assert (own_setting.short, own_setting.desc) == (
@@ -404,7 +404,7 @@ def test_worker_class_str(worker_class: Any, threads: int, expected: str) -> Non
     assert cfg.worker_class_str == expected
 
 
-def test_a_worker_class_of_ones_own_is_set_up() -> None:
+def test_a_worker_class_that_a_user_defines_is_set_up() -> None:
     cfg = config.Config()
     cfg.set("worker_class", OwnWorker)
     before = OwnWorker.setups

@@ -53,7 +53,7 @@ def app(environ, start_response):
     return answer(str(os.getpid()))
 """
 
-#: Companion targets.  Each notes its starts, and its overlaps with an older self, in files beside the module.
+#: Companion targets. Each notes its starts, and overlaps with an older process, in files beside the module.
 JOBS = '''
 import fcntl, json, os, signal, sys, threading, time
 
@@ -69,7 +69,7 @@ def mark(what, text=""):
     os.close(fd)
 
 def begin():
-    """Note the start; two selves at once show as an overlap, since both want the same lock."""
+    """Note the start, and an overlap if another process of this companion has the lock."""
     global _lock
     _lock = open(os.path.join(HERE, f"{name()}.lock"), "a")
     try:
@@ -83,12 +83,12 @@ def sleep_forever():
         time.sleep(1000)
 
 def idle():
-    """Dies of the first signal, as a plain program does."""
+    """Is killed by the first signal, as a plain program is."""
     begin()
     sleep_forever()
 
 def drain():
-    """Asked to end, it works on for DRAIN seconds, or until the file UNTIL is there; then it leaves with 0.
+    """Asked to stop, it works on for DRAIN seconds, or until the file UNTIL is there; then it exits with 0.
 
     Further signals are counted.
     """
@@ -128,7 +128,7 @@ def _child(setup):
     return pid
 
 def family():
-    """Has a child in its own process group (as a job worker's work horse) and one that is just a child."""
+    """Has a child in a process group of its own, as job workers do, and one in its own group."""
     begin()
     _child(lambda: os.setpgid(0, 0))
     _child(lambda: None)
@@ -142,7 +142,7 @@ def stubborn_family():
     sleep_forever()
 
 def report():
-    """Writes what it finds itself to be, then waits."""
+    """Writes down the state of its process, then waits."""
     begin()
     with open(os.path.join(HERE, f"{name()}.json.new"), "w") as f:
         json.dump({

@@ -65,7 +65,7 @@ def signals(server: Server, name: str) -> list[tuple[int, int, float]]:
 
 
 def overlaps(server: Server) -> list[str]:
-    """The companions that ran beside an older self of theirs."""
+    """The companions that ran beside an older process of their own."""
     return sorted(path.name for path in server.dir.glob("*.overlap"))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A service manager as a server sees it: a datagram socket, and who said what on it."""
+"""A service manager as a server sees it: a datagram socket, which keeps the messages and their senders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness import wait_until
 
 @dataclass(frozen=True)
 class Told:
-    """One message: when it came, the kernel's word for who sent it, and its assignments."""
+    """One message: when it came, its sender as the kernel tells it, and its assignments."""
 
     at: float
     pid: int

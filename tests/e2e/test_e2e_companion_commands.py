@@ -34,7 +34,7 @@ import os, signal, sys, time
 from jobs import begin, mark, sleep_forever
 
 def hears():
-    """Notes the signals that it gets."""
+    """Notes its signals."""
     for sig in (signal.SIGHUP, signal.SIGUSR1):
         signal.signal(sig, lambda number, frame: mark("heard", number))
     begin()
@@ -42,7 +42,7 @@ def hears():
     sleep_forever()
 
 def quits():
-    """Ends well once it is told to."""
+    """Exits with 0 once the file `quit` is there."""
     begin()
     while not os.path.exists("quit"):
         time.sleep(0.02)
@@ -52,7 +52,7 @@ def breaks():
     sys.exit(1)
 
 def writes():
-    """Makes half of what it shares its own."""
+    """Writes to half of the memory that it shares."""
     import app
     for place in range(0, len(app.BLOCK) // 2, 4096):
         app.BLOCK[place] = 1
@@ -93,7 +93,7 @@ class Events:
         self.out = self.program.stdout
         self.seen: list[dict[str, Any]] = []
         self._rest = b""
-        # Once an event has come it listens; what happened before is not told.
+        # Events from before the subscription are not sent, so cause some until one arrives.
         until(lambda: (server.ask("restart", "canary"), self.take(0.2), self.seen)[2], "an event")
         self.seen.clear()
 
@@ -120,7 +120,7 @@ def following(server: Server) -> Iterator[Events]:
         events.program.communicate(timeout=10)
 
 
-def test_names_mean_one_copy_or_all_of_them() -> None:
+def test_a_name_means_one_copy_or_all_copies() -> None:
     with server_of(entry("db", "idle"), entry("rq", "idle", numprocs=3)) as server:
         for name in ("db", "rq:0", "rq:1", "rq:2"):
             up(server, name)
@@ -138,7 +138,7 @@ def test_names_mean_one_copy_or_all_of_them() -> None:
         assert ctl(server, "stop", "rq:1").stdout == "rq:1: stopped\n"
         assert {name for name, pid in pids(server).items() if pid is None} == {"rq:1"}
         assert ctl(server, "start", "rq").returncode == 0
-        # Those that ran were not touched.
+        # The others run on.
         after = pids(server)
         assert all(after[name] == before[name] for name in ("db", "rq:0", "rq:2"))
         result = ctl(server, "restart", "rq:*")
@@ -169,7 +169,7 @@ def test_scale_moves_only_the_difference() -> None:
         assert copies() == ["one", "rq:0", "rq:1", "rq:2", "rq:3"]
         four = pids(server)
         assert {**four, **before} == four
-        # It holds, until the configured number changes.
+        # The number holds until the configured one changes.
         assert ctl(server, "reread").stdout == "nothing changed\n"
         result = ctl(server, "scale", "rq", "1")
         assert result.returncode == 0
@@ -243,7 +243,7 @@ def test_events_tell_every_change() -> None:
             last = [event for event in events.seen if event["name"] == "a"][1]
             assert last["event"] == "state" and abs(last["time"] - time.time()) < 60
             assert last["description"] == "exited with status 3, retrying in 60s"
-            # The server's own end is the last that is told.
+            # It ends with the server.
             server.stop()
             _, err = events.program.communicate(timeout=20)
             assert events.program.returncode == 2
@@ -276,7 +276,7 @@ def test_wait_and_its_exit_codes() -> None:
         assert ctl(server, "wait", "nobody").returncode == 1
         assert ctl(server, "wait").returncode == 2
         assert ctl(server, "wait", "slow", "--state", "ASLEEP").returncode == 2
-        # What ended well and is not wanted back is as it should be; what gave up is not.
+        # A job that is done is as it should be; a companion that gave up is not.
         assert ctl(server, "status", "once", "off", "slow").returncode == 0
         assert ctl(server, "status", "broken").returncode == 3
         assert server.companion("once")["reason"] == "exited"
@@ -300,12 +300,12 @@ def test_signal() -> None:
             assert (refused.returncode, refused.stdout) == (1, ""), refused
             assert refused.stderr.startswith("gunicorn-companion: ") and "Traceback" not in refused.stderr
         assert ctl(server, "signal", "rq").returncode == 2
-        # By number, too; what dies of it comes back as after any exit.
+        # A number is a signal too; a companion that it kills is restarted.
         assert ctl(server, "signal", "rq:1", "9").returncode == 0
         server.wait_companion("rq:1", timeout=PATIENCE, without=[pid])
 
 
-def test_reread_can_be_tried_first() -> None:
+def test_a_dry_run_tells_what_reread_then_does() -> None:
     with server_of(entry("same", "idle"), entry("goes", "idle"), entry("other", "idle")) as server:
         for name in ("same", "goes", "other"):
             up(server, name)
@@ -322,7 +322,7 @@ def test_reread_can_be_tried_first() -> None:
         reply = json.loads(ctl(server, "--json", "reread", "--dry-run").stdout)
         assert reply["ok"] and reply["dry_run"] and reply["restarted"] == ["other"]
         assert pids(server) == before
-        # And then in earnest: the same, done.
+        # Without --dry-run the same changes are made.
         result = ctl(server, "reread")
         assert (result.returncode, result.stdout) == (0, f"{wanted}same: updated\n".replace("would be ", ""))
         until(lambda: sorted(server.companions()) == ["comes", "other", "same"])
@@ -352,7 +352,7 @@ def test_keys_that_shape_supervision_apply_without_a_restart() -> None:
         assert ctl(server, "reread", "--dry-run").stdout == would_be
         assert ctl(server, "reread").stdout == updated
         assert pids(server) == before
-        # It holds for what runs.
+        # The new value holds for the running process.
         os.kill(before["a"] or 0, 9)
         assert server.wait_companion("a", "STOPPED", PATIENCE)["reason"] == "exited"
         assert ctl(server, "status", "a").returncode == 3
@@ -401,7 +401,7 @@ def figures_of(told: dict[str, int]) -> dict[str, int]:
     "user",
     [None, pytest.param("nobody", marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root"))],
 )
-def test_memory_adds_up_with_what_the_kernel_tells(user: str | None) -> None:
+def test_memory_figures_are_those_of_the_kernel(user: str | None) -> None:
     settings: dict[str, Any] = {"preload_app": True, "workers": 1}
     if user is not None:
         nobody = pwd.getpwnam(user)
@@ -445,7 +445,7 @@ def test_memory_adds_up_with_what_the_kernel_tells(user: str | None) -> None:
         reply = until(agrees, "figures as the kernel tells them")
         assert reply is not None
         memory = {companion["name"]: companion["memory"] for companion in reply["companions"]}
-        # The block is shared by all, but for the half that one has written to.
+        # All share the block except the half that `writes` has written to.
         assert memory["idle:0"]["saved"] > 18 * MIB > 12 * MIB > memory["idle:0"]["private"]
         assert 12 * MIB < memory["writes"]["private"] < 24 * MIB
         assert memory["family"]["saved"] > 54 * MIB
@@ -465,5 +465,5 @@ def test_memory_adds_up_with_what_the_kernel_tells(user: str | None) -> None:
             total,
         )
         assert re.fullmatch(r"Their manager takes [\d.]+ MiB\.", manager_line)
-        # Without being asked to, no look at memory is taken.
+        # Memory is measured on request only.
         assert "memory" not in server.ask("status")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What companions cost: memory shared with the master, and a manager that sleeps."""
+"""What companions cost: they share the master's memory, and an idle manager sleeps."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def measure(freeze: bool) -> tuple[int, int]:
 
 
 def test_a_companion_shares_the_preloaded_memory() -> None:
-    """Under 10 MB private after a full collection, with 50 MB or more preloaded (what must hold, 13)."""
+    """Under 10 MB private after a full collection, with 50 MB or more preloaded."""
     private, size = measure(freeze=True)
     assert size > 50_000, f"only {size} kB preloaded"
     assert private < 10_000, f"{private} kB private of {size} kB"
 
 
-def test_without_the_freeze_it_would_not() -> None:
-    """Otherwise the test above shows nothing."""
+def test_without_gc_freeze_a_companion_shares_less() -> None:
+    """Without this the test above would show nothing."""
     private, _size = measure(freeze=False)
     assert private > 20_000
 
 
 def test_an_idle_manager_is_not_scheduled() -> None:
-    """20 running companions, and not one context switch (what must hold, 14).
+    """20 running companions, and not one context switch.
 
     For longer than the longest of the master's and the manager's intervals.
     """
@@ -73,8 +73,8 @@ def test_an_idle_manager_is_not_scheduled() -> None:
         def switches() -> int:
             return int(status_field(manager, "voluntary_ctxt_switches"))
 
-        # The last answer, the last promotion and, in the first ten seconds, two looks for run files have been
-        # once nothing happens for longer than the longest interval.
+        # The last answer and the last promotion are over, and in the first ten seconds two checks of the run
+        # files, when nothing happens for longer than the longest interval.
         last, since = switches(), time.monotonic()
 
         def quiet() -> bool:

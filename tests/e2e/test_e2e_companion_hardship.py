@@ -36,7 +36,7 @@ from harness import (
 
 
 def test_the_reader_of_the_log_goes_away() -> None:
-    """Output into a pipe that nobody reads any more: supervision goes on."""
+    """Output goes into a pipe without a reader; supervision goes on."""
     reading, writing = os.pipe()
     server = companion_server(entry("a", "idle"), popen_option={"stdout": writing, "stderr": writing})
     with server:
@@ -174,7 +174,7 @@ def processes():
 def closes_everything():
     jobs.begin()
     os.closerange(0, 256)
-    raise RuntimeError("nobody hears this")
+    raise RuntimeError("no stream is left to print this")
 
 def signals_its_parent():
     jobs.begin()
@@ -221,7 +221,7 @@ def test_programs_of_every_kind() -> None:
         assert server.manager() == manager
 
 
-def test_a_companion_that_ends_its_manager() -> None:
+def test_a_companion_may_terminate_its_manager() -> None:
     companions = [program("signals_its_parent"), entry("a", "idle")]
     with companion_server(*companions, files_option={"programs.py": PROGRAMS}) as server:
         wait_until(lambda: len(starts(server, "signals_its_parent")) == 2, 10, "a second life")
@@ -261,7 +261,7 @@ def test_hup_and_stop_while_no_manager_is_there() -> None:
         os.kill(server.wait_manager(), signal.SIGKILL)
         server.wait_manager(3)
         os.kill(server.manager() or 0, signal.SIGKILL)
-        # Within the second in which none is started.
+        # No manager is started within a second of the last start.
         reconfigure(server, entry("a", "idle"), entry("b", "idle"))
         server.signal(signal.SIGHUP)
         server.wait_companion("b", timeout=5)
@@ -301,8 +301,8 @@ def test_a_daemon_with_companions() -> None:
         assert pids_in(server, "drain.drained") == [pid]
 
 
-def test_what_a_reread_executes_does_not_stay_in_the_manager() -> None:
-    """A config file that changes directory and environment when it is read."""
+def test_a_reread_leaves_no_side_effects_in_the_manager() -> None:
+    """The config file changes the directory and the environment when it is read."""
     effects = """
 import os
 os.chdir("/")
@@ -323,8 +323,8 @@ os.environ["LEAKED"] = "1"
         assert server.stop() == 0
 
 
-def test_a_manager_that_dies_after_the_addresses_changed_still_finds_the_old_selves() -> None:
-    """The default run directory is named by the addresses, among others; they can change by HUP."""
+def test_a_manager_that_dies_after_the_addresses_changed_still_finds_the_older_processes() -> None:
+    """The name of the default run directory depends on the addresses, which HUP can change."""
     companions = [entry("drain", env={"UNTIL": "done"}), entry("a", "idle")]
     port, other = free_port(), free_port()
     server = companion_server(*companions, bind=f"127.0.0.1:{port}", bind_option=None)
@@ -347,7 +347,7 @@ def test_a_manager_that_dies_after_the_addresses_changed_still_finds_the_old_sel
         assert overlaps(server) == []
 
 
-def test_a_manager_that_dies_after_the_run_directory_changed_still_finds_the_old_selves() -> None:
+def test_a_manager_that_dies_after_the_run_directory_changed_still_finds_the_older_processes() -> None:
     companions = [entry("drain", env={"UNTIL": "done"}), entry("a", "idle")]
     with companion_server(*companions, companion_run_dir="run/one") as server:
         old = server.wait_companion("drain")["pid"]
@@ -401,7 +401,7 @@ def reopened(server: Server, name: str) -> bool:
     return str(server.dir / name) in descriptors(server.wait_manager()).values()
 
 
-def test_a_log_directory_that_is_lost_ends_nobody() -> None:
+def test_losing_the_log_directory_ends_no_process() -> None:
     settings = {"errorlog": "logs/a.log", "accesslog": "logs/access.log"}
     with companion_server(entry("a", "idle"), **settings, files_option={"logs/x": ""}) as server:
         pid = server.wait_companion("a")["pid"]
@@ -426,7 +426,7 @@ def run_file(server: Server, name: str) -> Path:
 
 
 def test_run_files_that_are_removed_are_made_again() -> None:
-    """As the directory of a user's sessions is at his last logout. The next manager finds who runs."""
+    """systemd removes a user's runtime directory at the last logout. The next manager finds what runs."""
     server = companion_server(entry("stubborn", stop_timeout=1), entry("one", "idle"), extra=CHECKS_OFTEN)
     with server:
         pids = {name: server.wait_companion(name)["pid"] for name in ("stubborn", "one")}
@@ -477,7 +477,7 @@ def test_over_an_upgrade_nothing_runs_twice_though_the_run_files_are_removed() -
         new.adopt(wait_until(server.new_master, 20, "a new master") or 0)
         new.env = server.env
         for again in range(2):
-            # The old manager must have its socket again, and the new one its first looks behind it.
+            # The new manager listens when it has tried to start its companions.
             wait_until(lambda: new.manager() is not None, 20)
             path = server.run_dir / "gunicorn" / f"companion-{new.pid}.sock"
             wait_until(path.exists, 20, "the new manager's socket")
@@ -528,7 +528,7 @@ def fill(path):
 """
 
 
-def test_on_a_full_disk_companions_run_and_say_why_they_do_not() -> None:
+def test_on_a_full_disk_companions_run_and_failed_starts_tell_why() -> None:
     run = short_tmpdir()
     control = short_tmpdir() / "c.sock"
     extra = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A manager that hangs is noticed and replaced; one that is only slow, or whose arbiter was away, is not."""
+"""A manager that hangs is noticed and replaced. A slow one is kept, also after its arbiter was stopped."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def two(extra: str, **settings: Any) -> Server:
 
 
 def begin(server: Server) -> dict[str, int]:
-    """The pids of those that run; one was stopped by command."""
+    """The pids of the running companions; `off` was stopped by command."""
     running = {name: server.wait_companion(name)["pid"] for name in ("a", "drain", "off")}
     server.ask("stop", "off")
     server.wait_companion("off", "STOPPED")
@@ -67,7 +67,7 @@ def begin(server: Server) -> dict[str, int]:
 
 
 def wait_replaced(server: Server, manager: int, before: dict[str, int]) -> None:
-    """Another manager has everything running again, each once."""
+    """Wait until another manager has started each companion once."""
     wait_until(lambda: not is_alive(manager), 20, "the end of the manager that hangs")
     server.wait_manager(20, without=manager)
     for name, pid in before.items():
@@ -79,11 +79,11 @@ def wait_replaced(server: Server, manager: int, before: dict[str, int]) -> None:
     assert (found["state"], found["manual_stop"]) == ("STOPPED", True)
     log = server.log()
     assert f"manager (pid {manager}) has not answered" in log
-    # Said, and then said once more with the consequence.
+    # Once as a warning, and once more when it is killed.
     assert log.count(f"manager (pid {manager}) has not answered") == 2
 
 
-def test_one_that_is_stopped() -> None:
+def test_a_stopped_manager_is_replaced() -> None:
     with two(pings()) as server:
         before = begin(server)
         workers = server.wait_workers(1)
@@ -94,7 +94,7 @@ def test_one_that_is_stopped() -> None:
         assert server.get("/").status == 200
 
 
-def test_a_configuration_file_that_never_returns_at_a_reload() -> None:
+def test_a_manager_that_hangs_in_a_reload_is_replaced() -> None:
     with two(pings() + HANGS) as server:
         before = begin(server)
         manager = server.wait_manager()
@@ -103,14 +103,14 @@ def test_a_configuration_file_that_never_returns_at_a_reload() -> None:
         wait_replaced(server, manager, before)
         assert server.read_int("hanging") == manager
         (server.dir / "hang").unlink()
-        # The next reload is as any.
+        # The next reload works.
         companions = (entry("a", "idle"), entry("new", "idle"))
         reconfigure(server, *companions, extra=pings() + HANGS)
         server.signal(signal.SIGHUP)
         server.wait_companion("new")
 
 
-def test_a_configuration_file_that_never_returns_at_a_reread() -> None:
+def test_a_manager_that_hangs_in_a_reread_is_replaced() -> None:
     with two(pings() + HANGS) as server:
         before = begin(server)
         manager = server.wait_manager()
@@ -121,7 +121,7 @@ def test_a_configuration_file_that_never_returns_at_a_reread() -> None:
             assert control.read_line() == b""
 
 
-def test_a_hook_that_never_returns_is_found_by_the_regular_question() -> None:
+def test_a_manager_that_hangs_in_a_hook_is_found_by_the_regular_ping() -> None:
     with two(pings(interval=1) + HOOK_HANGS) as server:
         before = begin(server)
         manager = server.wait_manager()
@@ -130,7 +130,7 @@ def test_a_hook_that_never_returns_is_found_by_the_regular_question() -> None:
             control.send(b'{"cmd": "restart", "name": "a"}\n')
             assert server.read_int("hanging") == manager
             wait_until(lambda: not is_alive(manager), 20, "the end of the manager")
-        # It would hang as well.
+        # The next manager would hang too.
         (server.dir / "hang").unlink()
         server.wait_manager(20, without=manager)
         for name, pid in before.items():
@@ -138,8 +138,8 @@ def test_a_hook_that_never_returns_is_found_by_the_regular_question() -> None:
         assert overlaps(server) == []
 
 
-def test_one_that_is_slow_is_waited_for() -> None:
-    """A long configuration file: it is mentioned, and that the manager is back."""
+def test_a_slow_manager_is_waited_for() -> None:
+    """The log tells that it does not answer, and that it answers again."""
     with two(pings(warn=0.3, kill=20) + HANGS) as server:
         before = begin(server)
         manager = server.wait_manager()
@@ -152,7 +152,7 @@ def test_one_that_is_slow_is_waited_for() -> None:
         assert {name: server.companion(name)["pid"] for name in before} == before
 
 
-def test_one_that_was_stopped_for_a_moment_is_left_alone() -> None:
+def test_a_manager_that_was_stopped_for_a_moment_is_kept() -> None:
     with two(pings(warn=0.3, kill=20)) as server:
         begin(server)
         manager = server.wait_manager()
@@ -163,7 +163,7 @@ def test_one_that_was_stopped_for_a_moment_is_left_alone() -> None:
         assert server.manager() == manager
 
 
-def test_an_arbiter_that_was_away_blames_nobody() -> None:
+def test_an_arbiter_that_was_stopped_kills_no_manager() -> None:
     with two(pings(interval=0.05, warn=0.4, kill=0.8)) as server:
         before = begin(server)
         manager = server.wait_manager()
@@ -181,8 +181,8 @@ def test_an_arbiter_that_was_away_blames_nobody() -> None:
 
 
 @pytest.mark.parametrize("how", ["stopped", "rereading"])
-def test_one_that_hangs_while_its_arbiter_is_killed(how: str) -> None:
-    """What it runs ends, and the next server is not kept waiting."""
+def test_a_hung_manager_ends_when_its_arbiter_is_killed(how: str) -> None:
+    """Its companions end too, so that the next server need not wait."""
     with two(pings() + HANGS, companion_run_dir="run/files") as server:
         before = begin(server)
         manager = server.wait_manager()
@@ -200,8 +200,8 @@ def test_one_that_hangs_while_its_arbiter_is_killed(how: str) -> None:
         server.checked = False
 
 
-def test_a_stop_of_the_server_does_not_wait_for_one_that_hangs() -> None:
-    """Its companions are asked to end like those of any dead manager, and have their time."""
+def test_a_stop_does_not_wait_for_a_hung_manager() -> None:
+    """Its companions are stopped gracefully, like those of any dead manager."""
     with two(pings(kill=1), companion_manager_stop_timeout=60) as server:
         before = begin(server)
         os.kill(server.wait_manager(), signal.SIGSTOP)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a companion inherits and what it must not: descriptors, signals, environment, output, privileges."""
+"""What companions inherit and what not: descriptors, signals, environment, output, privileges."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def report(server: Server, name: str = "report") -> dict[str, Any]:
 
 
 def writers(pid: int) -> set[str]:
-    """The pipes of which *pid* holds a writing end."""
+    """The pipes whose writing end *pid* holds."""
     found = set()
     for fd, target in descriptors(pid).items():
         if target.startswith("pipe:"):
@@ -42,11 +42,11 @@ def odd(pid: int, prefixes: tuple[str, ...]) -> set[str]:
     return {target for target in descriptors(pid).values() if target.startswith(prefixes)}
 
 
-# -- descriptors (what must hold, 11) --
+# -- descriptors --
 
 
 @pytest.mark.parametrize(("preload", "bind"), [(False, "tcp"), (True, "unix")], ids=["lazy", "preload"])
-def test_descriptors(preload: bool, bind: str) -> None:
+def test_workers_and_companions_share_no_descriptors(preload: bool, bind: str) -> None:
     server = companion_server(
         entry("a", "idle"),
         entry("b", "idle", stdout="b.out", stderr="stdout"),
@@ -58,7 +58,7 @@ def test_descriptors(preload: bool, bind: str) -> None:
         manager = server.wait_manager()
         server.wait_companion("a")
         b = server.wait_companion("b")["pid"]
-        # Once more for each, so that what a second fork inherits is seen, too.
+        # Start one again, to see what a later fork inherits.
         os.kill(server.companion("a")["pid"], signal.SIGKILL)
         a = server.wait_companion("a", without=[starts(server, "a")[0][0]])["pid"]
         workers = server.wait_workers(2)
@@ -75,7 +75,7 @@ def test_descriptors(preload: bool, bind: str) -> None:
                 shared = odd(worker, ("pipe:", "socket:")) & odd(other, ("pipe:", "socket:"))
                 assert not shared, f"worker and {other} share {shared}"
             assert not [t for t in descriptors(worker).values() if t.endswith((".run", ".lock"))]
-        # Who holds a writing end of what the manager listens to: the arbiter, and the manager itself.
+        # Only the arbiter and the manager hold writing ends of the pipes that the manager reads.
         listens = odd(manager, ("pipe:",))
         for pid in (a, b, *workers):
             assert not writers(pid) & listens
@@ -116,7 +116,7 @@ def test_a_companion_holds_nothing_that_the_server_logs_to(capture: bool) -> Non
             held = descriptors(pid)
             assert held[1] == held[2] == str(server.dir / "a.out")
             assert not [target for target in held.values() if target.endswith(".log")], held
-            # That of its own to the syslog daemon, since it has logged.
+            # It may have a socket of its own to the syslog daemon, because it has logged.
             assert not odd(pid, ("socket:",)) & odd(server.wait_manager(), ("socket:",))
             assert len(held) == 4, held
             server.get()
@@ -125,7 +125,7 @@ def test_a_companion_holds_nothing_that_the_server_logs_to(capture: bool) -> Non
             assert "the hook of a" in server.log("error.log")
 
 
-def test_streams_that_were_closed_at_the_start() -> None:
+def test_closed_standard_streams_become_dev_null() -> None:
     server = companion_server(
         {"name": "a", "target": "logs:run"},
         {"name": "b", "command": ["sleep", "999"]},
@@ -207,7 +207,7 @@ def test_output_goes_where_it_is_sent_and_appends() -> None:
         server.wait_log("r2 says hello on stderr", name="r2.out")
         assert "r2 says hello on stdout" in server.log("r2.out")
         server.wait_log("r3 says hello on stdout")
-        # Copied and truncated by a log rotation: the next line is at the beginning of an empty file.
+        # A log rotation copies and truncates: the next line is at the start of the file.
         os.truncate(server.dir / "r1.out", 0)
         pid = server.companion("r1")["pid"]
         server.ask("restart", "r1")
@@ -215,11 +215,11 @@ def test_output_goes_where_it_is_sent_and_appends() -> None:
         wait_until(lambda: server.log("r1.out") == "r1 says hello on stdout\n", 5)
 
 
-# -- privileges (what must hold, 12) --
+# -- privileges --
 
 
 @ROOT_ONLY
-def test_everything_of_the_companions_belongs_to_the_user_that_is_set() -> None:
+def test_companions_run_and_write_as_the_configured_user() -> None:
     nobody = pwd.getpwnam("nobody")
     server = companion_server(
         entry("report", stdout="logs/report.out", stderr="logs/report.err"),
@@ -246,7 +246,7 @@ def test_everything_of_the_companions_belongs_to_the_user_that_is_set() -> None:
             text = Path(f"/proc/{pid}/status").read_text()
             uids = next(line for line in text.splitlines() if line.startswith("Uid:")).split()[1:]
             assert set(uids) == {str(nobody.pw_uid)}, pid
-        # Dumpable: what the kernel shows of it belongs to its user, so the manager can read its children.
+        # Dumpable: /proc/<pid> belongs to the user, so the manager can read it.
         for pid in (manager, entry_["pid"]):
             assert os.stat(f"/proc/{pid}").st_uid == nobody.pw_uid
         info = os.stat(server.control_path())
@@ -259,7 +259,7 @@ def test_everything_of_the_companions_belongs_to_the_user_that_is_set() -> None:
         assert b"hello on stdout" in (server.dir / "logs" / "report.out").read_bytes()
         (shown,) = server.ask("status", "report", memory=True)["companions"]
         assert shown["memory"]["pss"] > 0 and shown["memory"]["private"] > 0
-        # It still sees the death of the arbiter, and the parent-death signal outlived the change of user.
+        # The parent-death signal has survived the change of user.
         os.kill(server.pid, signal.SIGSTOP)
         os.kill(manager, signal.SIGKILL)
         wait_until(lambda: not os.path.exists(f"/proc/{entry_['pid']}/exe"), 3, "told by the kernel")
@@ -268,13 +268,13 @@ def test_everything_of_the_companions_belongs_to_the_user_that_is_set() -> None:
 
 
 @ROOT_ONLY
-def test_a_config_file_that_the_user_may_not_read_is_said_so() -> None:
+def test_a_reread_of_an_unreadable_config_file_is_refused() -> None:
     nobody = pwd.getpwnam("nobody")
     server = companion_server(
         entry("a", "idle"), user="nobody", group=nobody.pw_gid, prefix_option=reachable_for_all()
     )
     os.chown(server.dir, nobody.pw_uid, nobody.pw_gid)
-    # A runtime directory that is root's is given to the user.
+    # The user gets what is made in a runtime directory of root.
     runtime = server.dir / "rt"
     runtime.mkdir()
     server.env["RUNTIME_DIRECTORY"] = str(runtime)
@@ -345,8 +345,7 @@ def test_the_default_home_is_the_user_s_own() -> None:
             subprocess.run(["rm", "-r", str(home)], check=False)
 
 
-#: In every child that has changed its user no module can be loaded any more, as where Python itself lies in a
-#: directory of root's.
+#: A process that has changed its user can import nothing, as where only root can read Python's files.
 UNREADABLE = """
 import os, sys, time
 
@@ -366,7 +365,7 @@ if not hasattr(sys, "refuses"):
 
 
 @ROOT_ONLY
-def test_the_user_may_be_unable_to_read_python_s_library() -> None:
+def test_nothing_is_imported_after_the_change_of_user() -> None:
     port = free_port()
     extra = UNREADABLE + (
         "companion_workers = [\n"

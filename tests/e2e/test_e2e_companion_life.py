@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Companions that die, managers that die, arbiters that die: who comes back, and who goes."""
+"""What is restarted and what ends when a companion, the manager or the arbiter dies."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_companions_start_beside_the_web_tier() -> None:
         assert [found["name"] for found in narrowed["companions"]] == ["a"]
 
 
-def test_a_log_directory_that_is_missing_costs_one_companion() -> None:
+def test_a_missing_log_directory_fails_one_companion() -> None:
     server = companion_server(
         entry("a", "idle"), entry("b", "idle", stdout="logs/b.log", restart_delay=0.2), workers=1
     )
@@ -58,7 +58,7 @@ def test_a_log_directory_that_is_missing_costs_one_companion() -> None:
         failed = server.wait_companion("b", "BACKOFF")
         assert "cannot open stdout" in failed["description"]
         assert server.get("/").status == 200
-        # In a running server it is a mistake of the new configuration.
+        # A reload refuses a configuration with this mistake.
         server.signal(signal.SIGHUP)
         server.wait_log("the old configuration stays: invalid companion configuration: companion 'b': stdout")
         (server.dir / "logs").mkdir()
@@ -81,13 +81,11 @@ def test_worker_recycling_leaves_companions_alone() -> None:
         assert pids(server) == before
 
 
-# -- each way to exit (what must hold, 6) --
-
-# -- the manager dies (what must hold, 3) --
+# -- the manager dies --
 
 
 def test_kill_9_of_the_manager() -> None:
-    """A new one in 2 s; the quick are back at once, who drains may finish, who is stopped stays stopped."""
+    """A new one runs in 2 s: quick companions are back at once, others may drain, stopped ones stay so."""
     companions = [
         entry("quick", "idle"),
         entry("slow", "drain", env={"UNTIL": "done"}),
@@ -98,7 +96,7 @@ def test_kill_9_of_the_manager() -> None:
         old = {name: server.wait_companion(name)["pid"] for name in ("quick", "slow", "halted")}
         assert server.ask("stop", "halted")["ok"]
         server.wait_companion("halted", "STOPPED")
-        # A reread that the new manager must know of, from a file that is then no longer readable.
+        # The new manager must know of this reread, though it cannot read the file any more.
         reconfigure(server, *companions, entry("added", "idle"))
         assert server.ask("reread")["added"] == ["added"]
         added = server.wait_companion("added")["pid"]
@@ -158,7 +156,7 @@ def test_a_manager_that_dies_again_and_again_is_not_respawned_in_a_tight_loop() 
 
 
 def test_a_stop_right_after_the_manager_was_killed_leaves_nothing() -> None:
-    """No manager lives at that moment: the arbiter ends what the run files name."""
+    """The arbiter then ends the processes that the run files name."""
     with companion_server(entry("stubborn_family", stop_timeout=1.5), entry("a", "idle")) as server:
         server.wait_companion("stubborn_family")
         wait_until(lambda: len(pids_in(server, "stubborn_family.child")) == 2)
@@ -171,7 +169,7 @@ def test_a_stop_right_after_the_manager_was_killed_leaves_nothing() -> None:
 
 @pytest.mark.parametrize("again", [True, False], ids=["beside another", "without a manager"])
 def test_no_process_of_a_killed_manager_outlives_the_server(again: bool) -> None:
-    """Not even one that no run file names, because it may run several times."""
+    """Nor does one without a run file, because it is no singleton."""
     with companion_server(entry("stubborn", singleton=False, stop_timeout=1)) as server:
         first = server.wait_companion("stubborn")["pid"]
         manager = server.wait_manager()
@@ -184,7 +182,7 @@ def test_no_process_of_a_killed_manager_outlives_the_server(again: bool) -> None
         server.assert_nothing_left()
 
 
-# -- the arbiter dies (what must hold, 4) --
+# -- the arbiter dies --
 
 
 def test_kill_9_of_the_arbiter_takes_everything_with_it() -> None:
@@ -199,7 +197,7 @@ def test_kill_9_of_the_arbiter_takes_everything_with_it() -> None:
 
 
 def test_a_new_server_after_kill_9_of_the_arbiter() -> None:
-    """It has port and control socket 2 s later, and starts each companion when its old self is gone."""
+    """It has its port and control socket in 2 s, and starts each companion when its older process is gone."""
     companions = [entry("quick", "idle"), entry("slow", "drain", env={"UNTIL": "done"})]
     settings = {"companion_control_socket": "run/control.sock", "timeout": 2}
     with companion_server(*companions, **settings) as first:
@@ -233,7 +231,7 @@ def test_a_new_server_after_kill_9_of_the_arbiter() -> None:
 
 
 def test_arbiter_and_manager_killed_together() -> None:
-    """What obeys its parent-death signal goes; what ignores it is ended by the next server there."""
+    """The next server ends a companion that has ignored its parent-death signal."""
     with companion_server(entry("a", "idle"), entry("stubborn", stop_timeout=1)) as first:
         first.wait_companion("a")
         stubborn = first.wait_companion("stubborn")["pid"]
@@ -256,7 +254,7 @@ def test_arbiter_and_manager_killed_together() -> None:
 
 
 def test_a_child_that_master_code_forked_does_not_hide_the_arbiter_s_death() -> None:
-    """Such a child must not keep the manager's lifeline open."""
+    """Such a child must not keep the link to the manager open."""
     hook = """
 import os, time
 def on_reload(server):
@@ -278,8 +276,8 @@ def on_reload(server):
         kill_all([bystander])
 
 
-def test_a_second_server_on_the_same_files_ends_nobody() -> None:
-    """Two servers with companions of the same names, in different directories, do not meet."""
+def test_servers_in_different_directories_do_not_meet() -> None:
+    """Though their companions have the same names."""
     with companion_server(entry("a", "idle")) as one, companion_server(entry("a", "idle")) as two:
         first, second = one.wait_companion("a"), two.wait_companion("a")
         assert first["pid"] != second["pid"]

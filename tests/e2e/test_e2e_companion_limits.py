@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""When a companion comes back, when not, and when it must go: autorestart, delays, retries, limits."""
+"""When companions are restarted: autorestart, start_retries, limits of memory and lifetime."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TARGETS = (
 from gunicorn.companion import notify
 
 def exits():
-    """Once the file <name>.go is there, with the status that is in it."""
+    """Exits once the file <name>.go is there, with the status in it."""
     begin()
     path = os.path.join(HERE, f"{name()}.go")
     while not os.path.exists(path):
@@ -31,14 +31,14 @@ def exits():
     sys.exit(status)
 
 def grows():
-    """The first of each name takes 80 MB; asked to stop, it works on for a moment."""
+    """The first process of each name takes 80 MB; asked to stop, it works on for a moment."""
     global held
     if not os.path.exists(os.path.join(HERE, f"{name()}.starts")):
         held = bytearray(os.urandom(2**20) * 80)
     ages()
 
 def ages():
-    """RUNNING is what it says itself: on a busy machine startsecs may pass before the target's first line."""
+    """Says itself that it is ready: on a busy machine startsecs may pass before the target's first line."""
     global begin
     note = begin
     def begin():
@@ -51,7 +51,7 @@ FILES = {"jobs.py": TARGETS}
 
 
 def end_with(server: Server, name: str, status: int) -> int:
-    """Let *name* exit; its pid."""
+    """Have *name* exit with *status*; return its pid."""
     pid: int = server.wait_companion(name)["pid"]
     server.write(f"{name}.go", str(status))
     return pid
@@ -64,7 +64,7 @@ def exits(name: str, **keys):
 # -- autorestart --
 
 
-def test_which_exit_brings_which_companion_back() -> None:
+def test_autorestart_decides_which_exits_are_followed_by_a_start() -> None:
     kinds = {"keep": "always", "job": "on-failure", "once": "never"}
     server = companion_server(
         *(exits(name, autorestart=kind) for name, kind in kinds.items()), files_option=FILES
@@ -83,13 +83,13 @@ def test_which_exit_brings_which_companion_back() -> None:
         assert (job["reason"], job["description"]) == ("exited", "done, exited with status 0")
         assert (job["exit_count"], job["restart_count"]) == (2, 1)
 
-        # A signal is a failure, too; and a command starts what has settled.
+        # A signal is a failure too; and a command starts a companion that is done.
         assert server.ask("start", "job")["ok"]
         pid = server.wait_companion("job", without=[failed["job"], again["job"]])["pid"]
         os.kill(pid, signal.SIGKILL)
         server.wait_companion("job", without=[pid])
 
-        # What has settled does so for good: neither SIGHUP nor the end of the manager starts it.
+        # Neither SIGHUP nor a new manager starts what is not to be restarted.
         server.signal(signal.SIGHUP)
         server.wait_log("Companions reread")
         manager = server.wait_manager()
@@ -105,13 +105,13 @@ def test_which_exit_brings_which_companion_back() -> None:
 # -- delays and retries --
 
 
-def test_after_so_many_failed_starts_it_is_tried_no_more() -> None:
+def test_a_companion_gives_up_after_start_retries() -> None:
     keys = {"startsecs": 5, "restart_delay": 0.05, "start_retries": 3}
     server = companion_server(
         entry("job", "exit3", **keys),
         # It never reaches its target.
         entry("lost", "idle", **keys, cwd="/nowhere/at/all"),
-        # And this one is RUNNING in between: it fails again and again, and is tried again and again.
+        # It is RUNNING in between, so no start has failed, and it is restarted each time.
         entry("flaky", "returns", startsecs=0, restart_delay=0.05, start_retries=1),
         files_option=FILES,
     )
@@ -127,7 +127,7 @@ def test_after_so_many_failed_starts_it_is_tried_no_more() -> None:
         assert "Companion job gave up after 3 failed starts" in server.log()
         assert server.get("/").status == 200
 
-        # A command gives it as many tries again.
+        # After a command it has as many retries again.
         assert server.ask("start", "job")["ok"]
         wait_until(lambda: len(starts(server, "job")) == 6, 10, "six starts")
         found = server.wait_companion("job", "STOPPED")
@@ -153,7 +153,7 @@ def test_a_server_that_is_pointless_without_a_companion_stops_gracefully_with_st
         asked = time.monotonic()
         server.write("answer", "")
         assert request.result().text == "waited"
-        # Companions have longer than graceful_timeout, to which they are cut where a worker cannot boot.
+        # It may take longer than graceful_timeout, which would be its limit if a worker could not boot.
         wait_until(lambda: time.monotonic() > asked + 1.2)
         server.write("drained", "")
         assert server.wait_exit() == 1
@@ -167,13 +167,13 @@ def test_a_server_that_is_pointless_without_a_companion_stops_gracefully_with_st
 
 
 def lives(server: Server, name: str) -> list[tuple[float, float | None]]:
-    """From each start to when it was asked to stop, if it was."""
+    """Each start, and when that process was asked to stop, if it was."""
     asked = {pid: moment for pid, _signal, moment in signals(server, name)}
     return [(moment, asked.get(pid)) for pid, moment in starts(server, name)]
 
 
 def downs(server: Server, *names: str) -> list[tuple[float, float, str]]:
-    """The times in which one was down between two lives, in order."""
+    """When each was down between two processes, in order."""
     found = []
     for name in names:
         for (_, end), (begin, _) in itertools.pairwise(lives(server, name)):
@@ -222,12 +222,12 @@ def test_copies_that_have_lived_long_enough_are_restarted_gracefully_one_at_a_ti
         wait_until(lambda: all(len(starts(server, name)) >= 3 for name in names), 40, lambda: server.log())
         check_one_at_a_time(server, *names)
         ends = {name: [end for _, end in lives(server, name) if end is not None] for name in names}
-        # The lifetime counts from a fork that comes after the end before; signals may be noted late.
+        # The lifetime counts from the fork, after the end before; signals may be noted late.
         ages = [later - end for each in ends.values() for end, later in itertools.pairwise(each)]
         assert min(ages) > 0.7, ages
         assert "it has lived for 1s" in server.log()
 
-        # A longer life holds at once for what runs, and nothing else happens to it.
+        # A longer lifetime holds at once for the running processes, without a restart.
         reconfigure(server, entry("rq", **AGING, max_lifetime=600))
         assert server.ask("reread")["updated"] == list(names)
         assert server.ask("reread")["unchanged"] == list(names)

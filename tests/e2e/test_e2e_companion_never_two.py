@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A singleton never runs twice, whatever happens to its servers, and in the end it runs.
+"""A singleton never runs twice at once, whatever happens to its servers, and in the end it runs.
 
 By hand, for longer: ``NEVER_TWO_EVENTS=200 NEVER_TWO_SEED=7 pytest -k never_two``.
 """
@@ -22,8 +22,8 @@ from harness import Server, is_alive, short_tmpdir, wait_until
 EVENTS = int(os.environ.get("NEVER_TWO_EVENTS", "26"))
 SEED = int(os.environ.get("NEVER_TWO_SEED", "20"))
 
-#: It holds a lock as long as it lives. The kernel takes the lock away at its death and not before, so whoever
-#: has it and then notes his start does so after the death of everybody before him, noted or not.
+#: It holds a lock as long as it lives. The kernel takes the lock away at its death and not before, so a
+#: process that has it and then notes its start does so after the death of every process before it.
 JOBS = """
 import fcntl, os, signal, time
 
@@ -36,7 +36,7 @@ def note(*words):
     os.close(fd)
 
 def birth(pid):
-    # Tells a process from another one that gets its pid later; none for one that is gone.
+    # The start time tells a process from a later one with its pid; None if it is gone.
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -69,13 +69,13 @@ PINGS = "import gunicorn.companion.server.handle as handle\nhandle.PING_WARN, ha
 
 
 class World:
-    """The servers on one run directory; *main* is the one that is to go on."""
+    """The servers on one run directory; *main* is the server that remains."""
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
         self.dir = short_tmpdir()
         self.history: list[str] = []
-        # Those that are still to come, before each may come again.
+        # Events still to be drawn before any of them is drawn again.
         self.bag: list[Callable[[World], None]] = []
         self.servers: list[Server] = []
         (self.dir / "jobs.py").write_text(JOBS)
@@ -84,7 +84,7 @@ class World:
         self.main = self.start()
 
     def configure(self) -> None:
-        """Another environment for the singleton; some of them do not end when they are asked."""
+        """Write a configuration with another environment; with some the singleton ignores its stop signal."""
         drain = self.draw.choice(["0", "0.05", "0.3", "1000"])
         settings: dict[str, Any] = {
             "companion_run_dir": "files",
@@ -123,7 +123,7 @@ class World:
         self.signal_manager(signal.SIGKILL)
 
     def stop_manager(self) -> None:
-        """It hangs, and is noticed."""
+        """It hangs until the arbiter notices."""
         self.signal_manager(signal.SIGSTOP)
 
     def signal_manager(self, sig: int) -> None:
@@ -147,7 +147,7 @@ class World:
         self.kill_arbiter()
 
     def stop_and_start(self) -> None:
-        """As ``systemctl restart`` does, and by an impatient administrator."""
+        """As ``systemctl restart``, or as an administrator who does not wait for the end."""
         self.main.signal(self.draw.choice([signal.SIGTERM, signal.SIGQUIT]))
         if self.draw.random() < 0.5:
             self.main.wait_exit()
@@ -193,7 +193,7 @@ class World:
         return wait_until(self.main.new_master, 20, "a new master") or 0
 
     def second_server(self) -> None:
-        """Another one on the same run directory; one of them goes, in one way or another."""
+        """Start another server on the same run directory, and stop or kill one of them."""
         other = self.start()
         self.pause(1)
         if self.draw.random() < 0.5:

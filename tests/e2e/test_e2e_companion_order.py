@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who starts after whom, and the hooks around a start: `after`, companion_pre_fork, companion_exit."""
+"""The order of starts (`after`) and the hooks around them: companion_pre_fork, companion_exit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def names_waited_for(server: Server, name: str) -> list[str]:
 # -- the order --
 
 
-def test_each_starts_when_those_before_it_run() -> None:
+def test_a_companion_starts_when_those_it_comes_after_run() -> None:
     """A chain that is configured backwards: the last first, and copies in the middle."""
     server = companion_server(
         entry("mail", "idle", after=["rq", "db"]),
@@ -67,7 +67,7 @@ def test_each_starts_when_those_before_it_run() -> None:
             assert (found[name]["state"], found[name]["pid"]) == ("STARTING", None)
             assert found[name]["after"] == after
             assert found[name]["description"] == f"waiting for {', '.join(after)}"
-        # Nothing waits blocking.
+        # The wait blocks nothing.
         assert server.get("/").status == 200
         assert starts(server, "rq:0") == []
 
@@ -84,7 +84,7 @@ def test_each_starts_when_those_before_it_run() -> None:
         times = [starts(server, name)[0][1] for name in ("db", "rq:0", "mail")]
         assert times == sorted(times)
 
-        # It is about the start: who runs goes on when those before it go.
+        # The order concerns starts alone: `mail` runs on when `db` stops.
         mail = server.companion("mail")["pid"]
         server.ask("stop", "db")
         server.wait_companion("db", "STOPPED")
@@ -96,7 +96,7 @@ def test_each_starts_when_those_before_it_run() -> None:
         server.wait_companion("rq:0")
 
 
-def test_one_that_never_runs_holds_up_those_after_it_and_nothing_else() -> None:
+def test_a_companion_that_never_runs_holds_up_only_those_after_it() -> None:
     server = companion_server(
         entry("db", "exit3", startsecs=5, restart_delay=0.1),
         entry("a", "idle", after=["db"]),
@@ -106,11 +106,11 @@ def test_one_that_never_runs_holds_up_those_after_it_and_nothing_else() -> None:
     with server:
         server.wait_companion("b")
         wait_until(lambda: len(starts(server, "db")) >= 4, 10, "four starts of db")
-        # Between two of its processes with the reason.
+        # The reason is shown too if `db` is between two processes.
         assert server.companion("a")["description"].startswith("waiting for db")
         assert starts(server, "a") == []
         assert server.get("/").status == 200
-        # It can be stopped, and so waits for nobody; started, it waits again.
+        # Stopped, it waits for no companion; started, it waits again.
         server.ask("stop", "a")
         found = server.wait_companion("a", "STOPPED")
         assert (found["description"], found["after"]) == ("stopped manually", [])
@@ -127,7 +127,7 @@ def test_one_that_never_runs_holds_up_those_after_it_and_nothing_else() -> None:
         assert len(starts(server, "a")) == 1
 
 
-def test_after_a_job_that_is_done() -> None:
+def test_a_companion_starts_after_a_job_that_is_done() -> None:
     """Migrations first; they are done once, also for a manager that takes over."""
     server = companion_server(
         entry("migrate", "until_told_and_done", autorestart="on-failure", startsecs=60),
@@ -173,13 +173,13 @@ def companion_exit(manager, companion):
 
 
 def notes(server: Server, name: str) -> list[list[str]]:
-    """What the hooks noted of one companion, without the type that is always the same."""
+    """What the hooks noted of one companion, without the manager's type."""
     lines = [line.split() for line in server.log("hooks").splitlines()]
     assert {line[3] for line in lines} <= {"CompanionManager"}
     return [[*line[:3], *line[5:]] for line in lines if line[4] == name]
 
 
-def test_each_hook_in_the_right_process_with_the_right_arguments() -> None:
+def test_hooks_run_in_the_right_process_with_the_right_arguments() -> None:
     server = companion_server(
         entry("a", "idle"), entry("job", "exit3", restart_delay=60), extra=HOOKS, files_option=FILES
     )
@@ -190,7 +190,7 @@ def test_each_hook_in_the_right_process_with_the_right_arguments() -> None:
         assert notes(server, "job") == [
             ["pre_fork", manager, manager, "STARTING", "None", "None"],
             ["post_fork", str(job), manager, "STARTING", "None", "None"],
-            # It is over, and all that is known of it is there to read.
+            # The exit is recorded by then.
             ["exit", manager, manager, "BACKOFF", "None", "3"],
         ]
         pid = server.wait_companion("a")["pid"]
@@ -234,7 +234,7 @@ def test_the_hook_of_the_manual_reports_failures_and_no_ordinary_stops() -> None
 
 
 def test_a_hook_that_raises_changes_nothing_else() -> None:
-    """Even if what it raises is no Exception."""
+    """Not even if it raises SystemExit."""
     hooks = "\n".join(
         f"def companion_{hook}(manager, companion):\n    raise SystemExit(5)\n"
         for hook in ("pre_fork", "exit")

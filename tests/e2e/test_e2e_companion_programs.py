@@ -97,7 +97,7 @@ def test_node_serves_on_a_socket_that_it_is_given() -> None:
 
 
 def test_the_environment_and_the_descriptors_of_a_program() -> None:
-    """Nothing of the server's: not a variable, a signal, a descriptor; others run beside it."""
+    """It inherits no variable, signal or descriptor of the server."""
     once: dict[str, Any] = {"autorestart": "never", "after": ["a", "sleeper"], "startsecs": 0}
     companions = [
         entry("a", "idle"),
@@ -127,7 +127,7 @@ def test_the_environment_and_the_descriptors_of_a_program() -> None:
 
 
 def test_a_program_that_is_missing() -> None:
-    """A clear error, BACKOFF, and running as soon as it is there."""
+    """BACKOFF with a clear error, and RUNNING as soon as the program is there."""
     with companion_server(
         program("worker", "bin/worker", "--all", startsecs=0.2), companion_restart_delay=0.2
     ) as server:
@@ -175,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def serve():
-    """http.server on the first socket that it is given; at SIGTERM it answers what it has begun."""
+    """http.server on the first inherited socket; at SIGTERM it finishes the request at hand."""
     assert os.environ["LISTEN_PID"] == str(os.getpid())
     server = HTTPServer(("", 0), Handler, bind_and_activate=False)
     server.socket.close()
@@ -302,7 +302,7 @@ def test_uvicorn_is_restarted_under_load() -> None:
     address = f"127.0.0.1:{free_port()}"
     with companion_server(uvicorn(bind=address), files_option=FILES, companion_startsecs=0) as server:
         clients = restart_under_load(server, address)
-        # Uvicorn closes what it has accepted and not read yet; nobody else is turned away.
+        # Uvicorn closes connections that it has accepted and not read yet; no others fail.
         closed = {end: n for end, n in clients.ends.items() if end != "answered"}
         assert all("reset by peer" in end or "AssertionError: b''" in end for end in closed), closed
         assert sum(closed.values()) <= RESTARTS * 4
@@ -320,7 +320,7 @@ def test_a_client_waits_while_the_companion_is_down() -> None:
 
 
 def test_the_manager_keeps_the_socket_of_a_companion_that_hangs_at_its_start() -> None:
-    """It listens before the companion runs, and accepts nothing itself."""
+    """It listens before the companion runs, and accepts no connection itself."""
     address = f"127.0.0.1:{free_port()}"
     slow = program(
         "web", "sh", "-c", "sleep 1; exec " + sys.executable + " -c 'import web; web.serve()'", bind=address
@@ -333,7 +333,7 @@ def test_the_manager_keeps_the_socket_of_a_companion_that_hangs_at_its_start() -
 
 
 @pytest.mark.parametrize("preload", [True, False])
-def test_what_a_configuration_file_keeps_open_is_not_in_the_way(preload: bool) -> None:
+def test_descriptors_of_the_config_file_leave_room_for_the_sockets(preload: bool) -> None:
     server = companion_server(files_option=FILES)
     addresses = [f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"]
     web = {"name": "web", "target": "web:shows_its_sockets", "bind": addresses}
@@ -364,7 +364,7 @@ def test_several_addresses_are_handed_over_in_their_order() -> None:
         assert names == "web:web:web"
         assert numbers[:6] == [0, 1, 2, 3, 4, 5] and len(numbers) <= 7
         assert stat.S_ISSOCK(os.stat(server.dir / "a.sock").st_mode)
-        # Nor has another companion anything of them.
+        # Another companion inherits none of them.
         files = descriptors(server.wait_companion("other")["pid"])
         others = [name for number, name in files.items() if number > 2 and "other.lock" not in name]
         assert others == [], files
@@ -372,7 +372,7 @@ def test_several_addresses_are_handed_over_in_their_order() -> None:
 
 
 def test_an_application_that_holds_descriptors_leaves_room_for_the_sockets() -> None:
-    """What it opens while it is preloaded gets other numbers than the sockets will have."""
+    """Descriptors that it opens while it is preloaded get other numbers than the sockets."""
     app = """
         import os
         held = [open("/etc/passwd") for _ in range(4)]
@@ -419,7 +419,7 @@ def test_copies_share_a_socket() -> None:
         with counting(server, address) as clients:
             wait_until(lambda: clients.pids, 20, "an answer")
             (first, *_) = clients.pids
-            # Mostly the one that has just worked is the first to wake up.
+            # The copy that answered last is mostly the first to wake up; let another one answer.
             os.kill(first, signal.SIGSTOP)
             wait_until(lambda: clients.pids != {first}, 20, "an answer of another copy")
             os.kill(first, signal.SIGCONT)
@@ -452,11 +452,11 @@ def test_other_addresses_by_reread() -> None:
                 pass
             return False
 
-        wait_until(refused, 10, "nobody listening")
+        wait_until(refused, 10, "no listener")
 
 
 def test_a_first_socket_by_reread() -> None:
-    """Nothing was reserved when the server started: where the numbers are free it works all the same."""
+    """It works though no numbers were reserved at the start, if they are free."""
     address = f"127.0.0.1:{free_port()}"
     with companion_server(entry("a", "idle"), files_option=FILES, preload_app=True) as server:
         server.wait_companion("a")
@@ -467,7 +467,7 @@ def test_a_first_socket_by_reread() -> None:
 
 
 def test_the_socket_over_an_upgrade_of_the_manager() -> None:
-    """`companion_reload = "all"` replaces the manager: the next one has the address as soon as it is free."""
+    """`companion_reload = "all"` replaces the manager; the next one binds the address once it is free."""
     address = f"127.0.0.1:{free_port()}"
     with companion_server(
         http_server(bind=address), files_option=FILES, companion_reload="all", companion_restart_delay=0.2
@@ -491,7 +491,7 @@ def test_the_socket_over_an_upgrade_of_the_server() -> None:
             server.wait_log("Companion web waits", 20)
             new_master = server.new_master()
             assert new_master is not None
-            # Until the old server is told to go, it is the old companion that answers.
+            # The old companion answers until the old server is stopped.
             assert set(clients.ends) == {"answered"} and clients.pids == {old}, clients.ends
             assert server.stop() == 0
             server.adopt(new_master)
@@ -503,7 +503,9 @@ def test_the_socket_over_an_upgrade_of_the_server() -> None:
 
 
 @pytest.mark.parametrize("keys", [{"singleton": False}, {"numprocs": 2}])
-def test_after_a_crash_of_the_manager_the_socket_of_an_older_self_is_waited_for(keys: dict[str, Any]) -> None:
+def test_after_a_crash_of_the_manager_its_socket_is_waited_for(
+    keys: dict[str, Any],
+) -> None:
     companion = entry(
         "drain", env={"UNTIL": "done"}, bind=f"127.0.0.1:{free_port()}", start_retries=1, **keys
     )
@@ -513,7 +515,7 @@ def test_after_a_crash_of_the_manager_the_socket_of_an_older_self_is_waited_for(
         manager = server.wait_manager()
         os.kill(manager, signal.SIGKILL)
         if len(names) > 1:
-            # That one's name is free at once, and the other copy has the socket.
+            # Its start right is free at once, but the other copy has the socket.
             os.kill(before[0], signal.SIGKILL)
         server.wait_manager(without=manager)
         waits = f"waiting for pid {before[-1]}"

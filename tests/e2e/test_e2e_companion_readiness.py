@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Companions that say when they are ready and that they are alive, in the words of sd_notify(3)."""
+"""Companions that tell by sd_notify(3) when they are ready and that they are alive."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def beats():
         time.sleep(pause)
 
 def beats_in_a_flood():
-    """One that talks as fast as it can, and beats now and then in between."""
+    """Sends messages as fast as it can, and beats now and then in between."""
     begin()
     notify(ready=True)
     pause = int(os.environ["WATCHDOG_USEC"]) / 2e6
@@ -188,8 +188,7 @@ while True:
     time.sleep(0.1)
 """
 
-#: What a script does where it has neither systemd-notify nor socat: a process that says it and waits
-#: until it was heard.
+#: For scripts without systemd-notify and socat: sends the message and waits until it was received.
 ONE_LINER = (
     "import os, socket, sys;"
     'n = os.environ["NOTIFY_SOCKET"];'
@@ -208,7 +207,7 @@ SOCAT = (
     'printf "READY=1\\nSTATUS=said by socat" | socat -t 5 - "$to"'
 )
 
-#: How it is said, and what must be there for it.
+#: Ways to send READY=1, and what each needs to be installed.
 SPEAKERS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "python": (None, {"target": "speak:after_go"}),
     "child": (None, {"target": "speak:from_a_child"}),
@@ -247,7 +246,7 @@ def speaking(*companions: dict[str, Any], **settings: Any) -> Server:
 
 
 def speaker(target: str, **keys: Any) -> dict[str, Any]:
-    """A companion that is ready when it says so; its target is the function that it is named after."""
+    """A companion with ready="notify"; its target is the function of its name."""
     return {"name": target, "target": f"speak:{target}", "ready": "notify", **keys}
 
 
@@ -256,7 +255,7 @@ def go(server: Server, name: str) -> None:
 
 
 def pid_that(server: Server, what: str, name: str) -> int:
-    """The pid that the latest process of companion *name* has noted, once it has."""
+    """The last pid in the notes *what* of companion *name*, once it is there."""
     return int(wait_until(lambda: server.log(f"{name}.{what}").split(), 20, f"{name}.{what}")[-1])
 
 
@@ -278,7 +277,7 @@ def missing(needs: str | None) -> bool:
 
 @pytest.fixture(scope="module")
 def speakers() -> Iterator[Server]:
-    """A server with a companion for each way to say it, none of which has said it yet."""
+    """A server with a companion for each way; none has sent READY=1 yet."""
     companions = [
         {"name": name, "ready": "notify", **keys}
         for name, (needs, keys) in SPEAKERS.items()
@@ -289,13 +288,13 @@ def speakers() -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("name", SPEAKERS)
-def test_running_only_when_it_says_so(name: str, speakers: Server) -> None:
+def test_a_companion_is_running_once_it_says_ready(name: str, speakers: Server) -> None:
     needs, _ = SPEAKERS[name]
     if missing(needs):
         pytest.skip(f"no {needs}")
     word = f"go.{name}"
     first = speakers.wait_companion(name, "STARTING")
-    # Long after startsecs (0.1 s), by which others would count as RUNNING.
+    # Long after startsecs (0.1 s), which has no meaning with ready="notify".
     wait_until(lambda: time.time() - speakers.companion(name)["started_at"] > 0.7)
     assert speakers.companion(name)["state"] == "STARTING"
     go(speakers, word)
@@ -328,7 +327,7 @@ def test_the_status_follows_and_is_safe_to_show() -> None:
         assert re.fullmatch(r"pid \d+, uptime [\d:]+", server.companion("after_go")["description"])
 
 
-def test_each_process_must_say_it_itself() -> None:
+def test_each_process_must_say_ready_itself() -> None:
     """A restart begins with STARTING, an empty status and an address of its own."""
     with speaking(speaker("after_go")) as server:
         go(server, "go.after_go")
@@ -345,7 +344,7 @@ def test_each_process_must_say_it_itself() -> None:
         assert len(addresses) == 2
 
 
-def test_not_ready_in_time() -> None:
+def test_a_companion_that_is_not_ready_in_time_is_retried() -> None:
     with speaking(speaker("never", start_timeout=0.6, restart_delay=60)) as server:
         entry = server.wait_companion("never", "BACKOFF")
         assert re.fullmatch(r"not ready within 0\.6s, retrying in \d+s", entry["description"])
@@ -404,11 +403,11 @@ def test_a_hung_target_is_dumped_and_killed(name: str, hung: Server) -> None:
     assert hung.log(f"{name}.usec").split() == ["600000"]
 
 
-def test_it_is_started_again(hung: Server) -> None:
+def test_a_hung_companion_is_started_again(hung: Server) -> None:
     wait_until(lambda: len(hung.log("again.starts").splitlines()) >= 3, 20)
 
 
-def test_one_that_ignores_the_abort_is_killed(hung: Server) -> None:
+def test_a_hung_companion_that_ignores_sigabrt_gets_sigkill(hung: Server) -> None:
     pid = pid_that(hung, "hangs", "hangs_and_ignores")
     entry = hung.wait_companion("hangs_and_ignores", "BACKOFF")
     assert entry["description"].startswith("no WATCHDOG=1 for 0.6s, retrying in")
@@ -416,7 +415,7 @@ def test_one_that_ignores_the_abort_is_killed(hung: Server) -> None:
     assert not is_alive(pid)
 
 
-def test_what_a_hung_one_has_started_goes_along(hung: Server) -> None:
+def test_children_of_a_hung_companion_end_with_it(hung: Server) -> None:
     child = pid_that(hung, "child", "hangs_with_a_child")
     hung.wait_companion("hangs_with_a_child", "BACKOFF")
     wait_until(lambda: not is_alive(child))
@@ -431,14 +430,14 @@ def test_a_program_that_falls_silent_is_killed_as_well(hung: Server) -> None:
 
 
 @pytest.mark.parametrize(("name", "state"), [("trigger", "RUNNING"), ("trigger_early", "STARTING")])
-def test_one_asks_for_its_end_itself(name: str, state: str, hung: Server) -> None:
+def test_watchdog_trigger_restarts_a_companion(name: str, state: str, hung: Server) -> None:
     hung.wait_companion(name, state)
     go(hung, f"go.{name}")
     assert hung.wait_companion(name, "BACKOFF")["description"].startswith("it sent WATCHDOG=trigger")
     assert re.search(rf"Killing companion {name} .*it sent WATCHDOG=trigger", hung.log())
 
 
-def test_without_a_watchdog_silence_is_no_fault(hung: Server) -> None:
+def test_without_a_watchdog_a_silent_companion_runs_on(hung: Server) -> None:
     pid = pid_that(hung, "hangs", "unwatched")
     assert hung.log("unwatched.usec").split() == ["None"]
     wait_until(lambda: time.time() - hung.companion("unwatched")["started_at"] > 1)
@@ -447,7 +446,7 @@ def test_without_a_watchdog_silence_is_no_fault(hung: Server) -> None:
 
 @pytest.fixture
 def spinners() -> Iterator[None]:
-    """More processes that compute than there are processors, for the length of a test."""
+    """Busy processes, twice as many as processors."""
     code = "import os\nwhile os.getppid() != 1: sum(range(10000))"
     running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range((os.cpu_count() or 1) * 2)]
     yield
@@ -456,7 +455,7 @@ def spinners() -> Iterator[None]:
         each.wait(20)
 
 
-def test_one_that_beats_is_left_alone_under_load(spinners: None) -> None:
+def test_a_companion_that_beats_runs_on_under_load(spinners: None) -> None:
     with speaking(speaker("beats", watchdog=1.2), speaker("beats_in_a_flood", watchdog=1.2)) as server:
         before = {name: server.wait_companion(name)["pid"] for name in ("beats", "beats_in_a_flood")}
         until = time.monotonic() + 3
@@ -467,14 +466,14 @@ def test_one_that_beats_is_left_alone_under_load(spinners: None) -> None:
         assert {name: e["pid"] for name, e in server.companions().items()} == before
 
 
-def test_a_manager_that_was_held_blames_nobody() -> None:
-    """It has heard nothing for longer than the watchdog's time, but what was said waits in the queue."""
+def test_a_manager_that_was_stopped_kills_no_companion() -> None:
+    """It has read nothing for longer than the watchdog's time, but the messages wait in the socket."""
     with speaking(speaker("beats", watchdog=1)) as server:
         pid = server.wait_companion("beats")["pid"]
         manager = server.wait_manager()
         os.kill(manager, signal.SIGSTOP)
         try:
-            time.sleep(2)  # nothing to be polled: the one who knows is held
+            time.sleep(2)  # there is nothing to poll: the manager is stopped
         finally:
             os.kill(manager, signal.SIGCONT)
         count = int(server.companion("beats")["status_text"].split()[-1])
@@ -508,7 +507,7 @@ def test_a_server_that_has_dropped_its_user_listens_in_its_directory() -> None:
         assert runtime in Path(address).parents
         assert stat.S_ISSOCK(info.st_mode) and stat.S_IMODE(info.st_mode) == 0o600
         assert info.st_uid == pwd.getpwnam("nobody").pw_uid
-        # The permissions do not keep root out; its messages count as little as anybody's.
+        # The permissions do not keep root out, but its messages are ignored too.
         say(address, "READY=1")
         server.wait_log(f"pid {os.getpid()}")
         assert server.companion("after_go")["state"] == "STARTING"
@@ -524,7 +523,7 @@ def test_a_server_that_has_dropped_its_user_listens_in_its_directory() -> None:
         assert not [path for path in runtime.rglob("*") if path.is_socket()]
 
 
-def test_nothing_of_it_stays_behind() -> None:
+def test_restarts_leave_no_descriptors_and_no_processes() -> None:
     """Neither descriptors in the manager nor processes, after many restarts."""
     with speaking(speaker("hangs_in_a_lock", ready="startsecs", restart_delay=0)) as server:
         manager = server.wait_manager()

@@ -43,7 +43,7 @@ def settled(server: Server, *names: str) -> dict[str, int | None]:
     return pids(server)
 
 
-# -- SIGHUP (what must hold, 7) --
+# -- SIGHUP --
 
 
 def test_hup_leaves_unchanged_companions_alone() -> None:
@@ -89,7 +89,7 @@ def test_hup_restarts_only_what_is_shaped_otherwise() -> None:
         assert overlaps(server) == []
 
 
-def test_hup_adds_and_removes_without_waiting_for_who_drains() -> None:
+def test_hup_adds_and_removes_without_waiting_for_a_drain() -> None:
     with companion_server(entry("a", "idle"), entry("drain", env={"UNTIL": "done"})) as server:
         before = settled(server, "a", "drain")
         manager = server.wait_manager()
@@ -98,7 +98,7 @@ def test_hup_adds_and_removes_without_waiting_for_who_drains() -> None:
         server.wait_companion("c", timeout=3)
         leaving = server.companion("drain")
         assert (leaving["state"], leaving["pid"]) == ("STOPPING", before["drain"])
-        # While it drains, the web tier is supervised.
+        # The workers are supervised during the drain.
         os.kill(worker, signal.SIGKILL)
         server.wait_workers(1, timeout=2, without=[worker])
         assert server.companion("drain")["state"] == "STOPPING"
@@ -155,18 +155,18 @@ def test_an_invalid_configuration_changes_nothing(how: str) -> None:
             assert "Traceback" not in new, case
             assert pids(server) == before, case
             assert (server.manager(), server.workers()) == (manager, workers), case
-        # The old configuration is what a new manager gets, too.
+        # A new manager gets the old configuration too.
         os.kill(manager, signal.SIGKILL)
         server.wait_manager(3, without=manager)
         assert sorted(settled(server, "a", "b")) == ["a", "b"]
-        # And the next good one is taken.
+        # The next valid one is applied.
         reconfigure(server, *TWO, entry("c", "idle"), workers=1)
         hup(server, 1)
         server.wait_companion("c")
 
 
-def test_hup_with_an_application_that_does_not_load_any_more_is_not_the_companions_business() -> None:
-    """Without preload the code is new to both after a HUP; an unchanged companion keeps what it runs."""
+def test_hup_with_broken_code_keeps_running_companions() -> None:
+    """Without preload HUP loads new code in workers; an unchanged companion keeps its process."""
     with companion_server(entry("a", "idle")) as server:
         before = settled(server, "a")
         server.write("jobs.py", "raise RuntimeError('new code is broken')")
@@ -217,7 +217,7 @@ def waits_for(server: Server, name: str, pid: int | None) -> None:
     wait_until(lambda: server.companion(name)["description"] == f"waiting for pid {pid}", 10)
 
 
-def test_with_all_a_quick_one_is_back_while_a_slow_one_drains() -> None:
+def test_with_reload_all_a_quick_companion_is_back_while_a_slow_one_drains() -> None:
     others = entry("off", "idle"), entry("failed", "nothing", start_retries=1)
     with all_at_once(*others, entry("beside", "idle", singleton=False)) as server:
         before = settled(server, "quick", "drain", "beside", "off")
@@ -229,7 +229,7 @@ def test_with_all_a_quick_one_is_back_while_a_slow_one_drains() -> None:
         assert server.companion("off")["description"] == "stopped manually"
         wait_until(lambda: "Companion failed" in server.log().partition("waits: another")[2])
         assert is_alive(old) and is_alive(before["drain"] or 0)
-        # Commands are for the new one, and hold.
+        # The new manager answers commands, and they hold.
         assert server.ask("restart", "quick")["ok"]
         quick = server.wait_companion("quick", without=[quick])["pid"]
         assert server.ask("stop", "drain")["ok"]
@@ -264,7 +264,7 @@ def test_a_manager_that_dies_while_it_is_replaced(whose: str) -> None:
         assert overlaps(server) == []
 
 
-def test_what_a_manager_leaves_that_is_configured_no_more_is_ended_though_it_dies() -> None:
+def test_a_removed_companion_ends_though_its_manager_dies() -> None:
     with all_at_once(companion_stop_timeout=1) as server:
         before = settled(server, "quick", "drain")
         reconfigure(server, entry("quick", "idle"), companion_reload="all")
@@ -293,7 +293,7 @@ def test_the_server_ends_while_a_manager_is_replaced(sig: int) -> None:
 
 
 def test_a_killed_worker_is_replaced_during_a_drain_on_hup() -> None:
-    """It may take longer than a stop may: reload_timeout is its limit."""
+    """The drain may take longer than a stop: its limit is reload_timeout."""
     server = companion_server(
         entry("drain", env={"UNTIL": "done"}),
         companion_reload_timeout=30,
@@ -316,10 +316,10 @@ def test_a_killed_worker_is_replaced_during_a_drain_on_hup() -> None:
         assert pids_in(server, "drain.drained") == [before["drain"]]
 
 
-# -- reread (what must hold, 8) --
+# -- reread --
 
 
-# Wrong for the master alone, for as long as there is a file "broken".
+# Fails in the master alone, as long as there is a file "broken".
 BROKEN_FOR_THE_MASTER = """
 import os
 if os.path.exists("broken") and open("g.pid").read().strip() == str(os.getpid()):
@@ -327,7 +327,7 @@ if os.path.exists("broken") and open("g.pid").read().strip() == str(os.getpid())
 """
 
 
-def test_what_the_master_could_not_read_after_a_reread_it_reads_for_the_next_manager() -> None:
+def test_the_master_reads_again_for_the_next_manager_what_it_could_not_read() -> None:
     with companion_server(*TWO, extra=BROKEN_FOR_THE_MASTER, pidfile="g.pid") as server:
         settled(server, "a", "b")
         reconfigure(
@@ -370,7 +370,7 @@ def test_reread_from_a_companion_config_file() -> None:
         assert server.companion("a")["pid"] == pid
 
 
-def test_the_new_stop_limit_counts_at_the_end() -> None:
+def test_a_stop_uses_the_reread_stop_timeout() -> None:
     """A reread that lengthens stop_timeout lengthens the arbiter's wait for the manager, too."""
     settings = {"companion_stop_timeout": 0.5, "companion_manager_shutdown_buffer": 0.5}
     with companion_server(entry("drain", env={"DRAIN": "1.5"}), **settings) as server:
@@ -406,7 +406,7 @@ def test_an_address_moves_from_one_companion_to_another(tmp_path: Path) -> None:
 
     with companion_server(slow("old", one), slow("swap", two)) as server:
         before = settled(server, "old", "swap")
-        # One takes what another leaves with its end, and one what another leaves with its restart.
+        # `new` takes the address of a removed companion, `heir` that of one that is restarted elsewhere.
         reconfigure(server, slow("new", one), slow("swap", f"unix:{tmp_path}/3"), slow("heir", two))
         assert server.ask("reread")["ok"]
         for name, pid in (("new", before["old"]), ("heir", before["swap"])):
@@ -525,7 +525,7 @@ def test_a_variable_that_is_set_no_more_is_gone() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="changes the user")
-def test_a_directory_that_the_companions_may_not_enter_is_told() -> None:
+def test_a_directory_that_companions_may_not_enter_is_logged() -> None:
     where = {"name": "where", "command": ["sh", "-c", "echo in $PWD; exec sleep 1000"]}
     settings = {"user": "nobody", "preload_app": True}
     server = companion_server(where, **settings, prefix_option=reachable_for_all())

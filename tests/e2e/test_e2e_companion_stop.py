@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Stopping a server that has companions: who is waited for, for how long, and that nothing stays."""
+"""Stop a server that has companions: how long it waits for them, and that nothing is left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness import Background, is_alive, wait_until
 
 
 def test_a_companion_may_drain_for_longer_than_graceful_timeout() -> None:
-    """The web tier is long gone meanwhile, and the pid file stays to the end."""
+    """The workers are gone before, and the pid file stays to the end."""
     companions = [entry("drain", env={"UNTIL": "done"}), entry("a", "idle")]
     with companion_server(*companions, graceful_timeout=1, pidfile="g.pid") as server:
         pid = server.wait_companion("drain")["pid"]
@@ -135,7 +135,7 @@ def test_stop_with_one_companion_stopped_one_in_backoff_one_starting() -> None:
 
 
 def test_companions_stop_as_the_workers_fail_to_boot() -> None:
-    """Exit 3 as ever; companions that were started go, capped at graceful_timeout; nothing is left."""
+    """Exit status 3; companions have graceful_timeout to stop, and nothing is left."""
     app = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\nraise RuntimeError('no boot')"
     server = companion_server(
         entry("stubborn", stop_timeout=60),
@@ -178,7 +178,7 @@ def test_a_companion_that_exits_during_the_stop_is_not_started_again() -> None:
         server.wait_companion("drain")
         a = server.wait_companion("a")["pid"]
         server.signal(signal.SIGTERM)
-        # Before the manager has heard of the stop, it would be started again, and then be stopped.
+        # Only once the manager knows of the stop: before, it would start the companion again.
         server.wait_companion("drain", "STOPPING")
         with contextlib.suppress(ProcessLookupError):
             os.kill(a, signal.SIGKILL)
@@ -190,7 +190,7 @@ def test_a_companion_that_exits_during_the_stop_is_not_started_again() -> None:
 
 
 def test_a_manager_that_is_killed_during_the_stop_leaves_no_run_files() -> None:
-    """Neither of what drained nor of what waited for its next start."""
+    """Neither of a companion that drains nor of one in BACKOFF."""
     companions = [entry("drain", env={"UNTIL": "done"}), entry("exit3", restart_delay=60)]
     with companion_server(*companions, companion_run_dir="run/files") as server:
         server.wait_companion("drain")

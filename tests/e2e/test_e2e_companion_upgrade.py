@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Companions over USR2: each changes hands as soon as its old self is gone, and none runs twice."""
+"""Companions over USR2: each changes hands as soon as its older process is gone, and none runs twice."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Successor:
         return self.server.companion(name)
 
     def wait_waiting(self, name: str, pid: int | None) -> None:
-        """Until companion *name* waits for its old self *pid*."""
+        """Until companion *name* waits for its older process *pid*."""
         wait_until(
             lambda: (
                 (found := self.companion(name))["state"] == "STARTING"
@@ -56,7 +56,7 @@ def take_over(server: Server, new: Successor) -> None:
     server.adopt(new.pid)
 
 
-def test_each_changes_hands_as_soon_as_its_old_self_is_gone() -> None:
+def test_each_changes_hands_as_soon_as_its_older_process_is_gone() -> None:
     server = companion_server(
         entry("quick", "idle"),
         entry("slow", "drain", env={"UNTIL": "done"}, stop_timeout=20),
@@ -86,7 +86,7 @@ def test_each_changes_hands_as_soon_as_its_old_self_is_gone() -> None:
         assert overlaps(server) == []
 
 
-def test_what_was_asked_by_command_holds_for_the_new_master() -> None:
+def test_commands_before_an_upgrade_hold_for_the_new_master() -> None:
     with companion_server(entry("a", "idle"), entry("rq", "idle", numprocs=1), pidfile="g.pid") as server:
         old = [server.wait_companion(name)["pid"] for name in ("a", "rq:0")]
         with server.control() as control:
@@ -113,7 +113,7 @@ def has_state(successor: Successor, name: str, state: str) -> None:
     )
 
 
-def test_what_is_asked_of_the_old_master_meanwhile_holds_for_the_new_one() -> None:
+def test_commands_during_an_upgrade_hold_for_the_new_master() -> None:
     server = companion_server(
         entry("stopped", "idle"),
         entry("started", "idle"),
@@ -141,7 +141,7 @@ def test_what_is_asked_of_the_old_master_meanwhile_holds_for_the_new_one() -> No
         for name in ("started", "by-hand", "rq:0"):
             server.wait_companion(name)
         assert server.companion("stopped")["description"] == "stopped manually"
-        # What is known now outlives the manager, and goes on to the next master but one.
+        # It outlives the manager, and goes on to the next upgrade.
         manager = server.wait_manager()
         os.kill(manager, signal.SIGKILL)
         server.wait_manager(20, without=manager)
@@ -160,7 +160,7 @@ def test_what_is_asked_of_the_old_master_meanwhile_holds_for_the_new_one() -> No
         assert overlaps(server) == []
 
 
-def test_what_the_old_master_rereads_meanwhile_the_new_one_does() -> None:
+def test_the_new_master_rereads_when_the_old_one_does() -> None:
     with companion_server(entry("gone", "idle"), entry("a", "idle"), pidfile="g.pid") as server:
         old = settled(server, "gone", "a")
         new = Successor(server)
@@ -171,14 +171,14 @@ def test_what_the_old_master_rereads_meanwhile_the_new_one_does() -> None:
         wait_until(lambda: set(new.server.companions()) == {"a", "b"}, 10, "reread")
         new.wait_waiting("b", server.wait_companion("b")["pid"])
         assert len(starts(server, "gone")) == 1
-        # A mistake stays without consequences in both.
+        # A mistake changes neither.
         server.write("gunicorn.conf.py", "1/0")
         assert not server.ask("reread")["ok"]
         reconfigure(server, entry("a", "idle"), entry("b", "idle"), pidfile="g.pid")
         take_over(server, new)
         for name in "ab":
             server.wait_companion(name)
-        # The new master has it, too.
+        # The new master knows of it too.
         manager = server.wait_manager()
         os.kill(manager, signal.SIGKILL)
         server.wait_manager(20, without=manager)
@@ -187,7 +187,7 @@ def test_what_the_old_master_rereads_meanwhile_the_new_one_does() -> None:
 
 
 @pytest.mark.parametrize("whose", ["old", "new"])
-def test_it_holds_though_the_manager_dies_at_once(whose: str) -> None:
+def test_commands_survive_the_death_of_a_manager(whose: str) -> None:
     with companion_server(entry("a", "idle"), entry("b", "idle"), pidfile="g.pid") as server:
         old = settled(server, "a", "b")
         assert server.ask("stop", "b")["ok"]
@@ -196,7 +196,7 @@ def test_it_holds_though_the_manager_dies_at_once(whose: str) -> None:
         new.wait_waiting("a", old["a"])
         manager = server.wait_manager() if whose == "old" else new.manager()
         if whose == "new":
-            # It does not see the command any more.
+            # It never reads the command.
             os.kill(manager, signal.SIGSTOP)
         with server.control() as control:
             assert control.ask("stop", "a")["ok"]
@@ -213,7 +213,7 @@ def test_it_holds_though_the_manager_dies_at_once(whose: str) -> None:
         assert overlaps(server) == []
 
 
-def test_what_is_no_singleton_runs_in_both_masters_and_is_stopped_and_started_in_both() -> None:
+def test_companions_that_are_no_singletons_run_stop_and_start_in_both_masters() -> None:
     both = entry("a", "report", singleton=False), entry("rq", "report", numprocs=1, singleton=False)
     with companion_server(*both, entry("one", "idle"), pidfile="g.pid") as server:
         old = settled(server, "a", "rq:0", "one")
@@ -232,7 +232,7 @@ def test_what_is_no_singleton_runs_in_both_masters_and_is_stopped_and_started_in
         has_state(new, "rq:1", "RUNNING")
         assert server.ask("start", "a")["ok"]
         has_state(new, "a", "RUNNING")
-        # What is asked of the new one is its own business, whose start is not final.
+        # A command to the new master concerns the new master alone, because it may be rolled back.
         assert new.server.ask("stop", "a")["ok"]
         has_state(new, "a", "STOPPED")
         assert server.companion("a")["state"] in ("STARTING", "RUNNING")
@@ -243,8 +243,8 @@ def test_what_is_no_singleton_runs_in_both_masters_and_is_stopped_and_started_in
         server.wait_companion("one", without=[old["one"]])
 
 
-def test_without_run_files_it_holds_as_well() -> None:
-    """The new master has no manager then before the old one is gone."""
+def test_commands_reach_the_new_master_without_run_files() -> None:
+    """Without them the new master starts its manager only when the old master is gone."""
     server = companion_server(
         entry("a", "idle"), entry("b", "idle"), companion_control_socket="ctl.sock", pidfile="g.pid"
     )
@@ -265,7 +265,7 @@ def test_without_run_files_it_holds_as_well() -> None:
         assert overlaps(server) == []
 
 
-def test_copies_wait_while_the_last_of_their_old_selves_has_the_socket(tmp_path: Path) -> None:
+def test_copies_wait_while_the_last_of_their_older_processes_has_the_socket(tmp_path: Path) -> None:
     copies = entry(
         "rq",
         "drain",
@@ -282,7 +282,7 @@ def test_copies_wait_while_the_last_of_their_old_selves_has_the_socket(tmp_path:
         server.signal(signal.SIGTERM)
         wait_until(lambda: server.companion("rq:0")["state"] == "STOPPING")
         os.kill(old[0], signal.SIGKILL)
-        # Its turn has come, but the address is not free.
+        # Its older process is gone, but the address is not free.
         new.wait_waiting("rq:0", old[1])
         assert is_alive(old[1])
         server.write("done", "")
@@ -294,7 +294,7 @@ def test_copies_wait_while_the_last_of_their_old_selves_has_the_socket(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["web", "renamed"])
-def test_an_address_changes_hands_though_nothing_is_recorded(tmp_path: Path, name: str) -> None:
+def test_an_address_changes_hands_without_a_record(tmp_path: Path, name: str) -> None:
     def companion(name: str) -> dict[str, Any]:
         bind = f"unix:{tmp_path}/s"
         return entry(name, "report", bind=bind, singleton=False, start_retries=1, on_give_up="shutdown")
@@ -305,7 +305,7 @@ def test_an_address_changes_hands_though_nothing_is_recorded(tmp_path: Path, nam
         new = Successor(server)
         has_state(new, name, "STARTING")
         assert new.companion(name)["failed_starts"] == 0
-        # The other way round: the old one's next manager waits for the new one.
+        # And the other way round: the old master's next manager waits.
         manager = server.wait_manager()
         server.signal(signal.SIGKILL, manager)
         server.signal(signal.SIGKILL, new.manager())
@@ -339,8 +339,8 @@ def test_a_rollback_leaves_them_where_they_are() -> None:
         assert server.wait_exit() == 0
 
 
-def test_what_ends_meanwhile_goes_on_in_one_of_them() -> None:
-    """One that dies while both live is started by whoever comes first, and only by him."""
+def test_a_companion_that_dies_during_an_upgrade_is_started_once() -> None:
+    """Both managers wait for it; one of them starts it."""
     with companion_server(entry("a", "idle"), companion_restart_delay=0.5) as server:
         old = server.wait_companion("a")["pid"]
         new = Successor(server)
@@ -350,7 +350,7 @@ def test_what_ends_meanwhile_goes_on_in_one_of_them() -> None:
         pid = starts(server, "a")[1][0]
         theirs = read_proc(pid)
         assert theirs is not None and theirs.ppid in (new.manager(), server.manager())
-        # The roll-back of the new master gives it back.
+        # After a rollback the old master runs it.
         server.signal(signal.SIGTERM, new.pid)
         wait_until(lambda: not is_alive(new.pid), 10, "the new master gone")
         back = server.wait_companion("a", without=[old])
@@ -384,7 +384,7 @@ def test_the_old_master_is_killed() -> None:
         assert overlaps(server) == []
 
 
-def test_new_ones_start_at_once_and_others_end_with_the_old_master() -> None:
+def test_added_companions_start_at_once_and_removed_ones_end_with_the_old_master() -> None:
     with companion_server(entry("a", "idle"), entry("gone", "idle")) as server:
         old = {name: server.wait_companion(name)["pid"] for name in ("a", "gone")}
         reconfigure(server, entry("a", "idle"), entry("fresh", "idle"))
@@ -414,7 +414,7 @@ def test_a_configuration_that_would_name_another_run_directory(changed: str) -> 
         server.wait_companion("a", without=[old])
         assert next(server.run_dir.rglob("a.run")).parent == directory
         assert overlaps(server) == []
-        # Again: what was inherited is handed on.
+        # Again: the inherited directory is handed on.
         old = server.companion("a")["pid"]
         new = Successor(server)
         new.wait_waiting("a", old)
@@ -436,7 +436,7 @@ def test_without_run_files_they_start_when_the_old_master_is_gone() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_as_another_user_and_as_yet_another() -> None:
+def test_an_upgrade_may_change_the_user() -> None:
     companions = (entry("a", "idle"),)
     settings = {"companion_run_dir": "run/files", "companion_control_socket": "c.sock", "user": "nobody"}
     server = companion_server(*companions, prefix_option=reachable_for_all(), **settings)
@@ -474,7 +474,7 @@ def test_a_control_socket_of_a_configured_path_changes_hands() -> None:
         manager = server.wait_manager()
         new = Successor(server)
         theirs = new.manager()
-        # It is the old one's while that lives, and no reason to worry.
+        # The old manager has it; that is no warning.
         server.wait_log("another server is listening there")
         with Control(server.configured_control) as control:
             assert control.peer_pid() == manager
@@ -494,8 +494,8 @@ def test_a_control_socket_of_a_configured_path_changes_hands() -> None:
         server.wait_companion("a", without=[old])
 
 
-def test_reload_and_stop_beside_another_master_touch_only_one_s_own() -> None:
-    """HUP to both, a stop by SIGINT, a manager that must be killed: the other's companions go on."""
+def test_reload_and_stop_beside_another_master_touch_only_their_own() -> None:
+    """HUP to both masters, and managers that must be killed: the companions of the other run on."""
     server = companion_server(
         entry("a", "stubborn"), entry("b", "idle"), companion_manager_stop_timeout=1, pidfile="g.pid"
     )
@@ -508,14 +508,14 @@ def test_reload_and_stop_beside_another_master_touch_only_one_s_own() -> None:
         server.signal(signal.SIGHUP)
         wait_until(lambda: server.log().count("Companions reread") >= 2, 20, "both reread")
         assert {name: server.companion(name)["pid"] for name in old} == old
-        # The new one's manager hangs, and is killed with all that is its own.
+        # The new master's manager hangs, and is killed with its own processes.
         os.kill(new.manager(), signal.SIGSTOP)
         server.signal(signal.SIGTERM, new.pid)
         wait_until(lambda: not is_alive(new.pid), 20, "the new master gone")
         assert {name: server.companion(name)["pid"] for name in old} == old
         new = Successor(server)
         new.wait_waiting("a", old["a"])
-        # Now the old one's: its companions die with it and are the new one's then.
+        # Then the old master's: its companions die with it, and the new master starts them.
         os.kill(server.wait_manager(), signal.SIGSTOP)
         take_over(server, new)
         for name in old:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Configuration from every place it can come from, applied at the start, at a SIGHUP and at a reread."""
+"""Configuration from files, modules, embedders and Paste, at the start, at a SIGHUP and at a reread."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_an_application_that_embeds_the_server() -> None:
         server.signal(signal.SIGHUP)
         wait_until(lambda: "ERROR" in server.log()[log:], 5, "an error")
         assert server.workers() == before
-        # A callable and its name are one target: unchanged all the way.
+        # A callable and its name are the same target, so the companion runs on.
         assert server.companion("a")["pid"] == pid
         # USR2 runs the script again.
         options(server, workers=1)

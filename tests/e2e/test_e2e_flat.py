@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reload after reload: no process of the server has more descriptors, threads, objects or memory than before.
+"""No process has more descriptors, threads, objects or memory after many reloads.
 
 A few reloads here; ``FLAT_HUPS`` and ``FLAT_CLASSES`` in the environment ask for more.
 """
@@ -16,10 +16,10 @@ from harness import Server, descriptors, status_field, wait_until
 
 HUPS = int(os.environ.get("FLAT_HUPS", "20"))
 CLASSES = os.environ.get("FLAT_CLASSES", "gthread").split(",")
-#: From here on it counts: what is made once is made by then.
+#: Measure from this reload on: what is made once is made by then.
 FIRST = 4
 
-#: Counts the master's objects, those that no collection looks at any more among them.
+#: Counts the master's objects, frozen ones included.
 COUNTING = """
 def on_reload(server):
     import gc
@@ -83,7 +83,7 @@ def test_reloads_leave_nothing_behind(kind: str) -> None:
         for pid, was in zip((server.pid, manager, worker), shapes, strict=True):
             wait_until(lambda pid=pid, was=was: shape(pid) == was, 10, lambda pid=pid: f"{shape(pid)}")  # type: ignore[misc]
         after = [own_memory(server.pid), own_memory(manager), private_memory(worker)]
-        # The allocator takes its time to settle. Of a leak that matters the hundredth part is more than this.
+        # The allocator needs time to settle. A leak that matters is a hundred times as large.
         for name, was, now in zip(("master", "manager", "worker"), before, after, strict=True):
             assert now - was < 1500, f"the {name} has {was} kB, and {now} kB {HUPS - FIRST} reloads later"
         objects = [int(line) for line in server.log("objects").split()]

@@ -158,7 +158,7 @@ def test_a_stop_while_starting_leaves_nothing(sig: signal.Signals) -> None:
 
 @pytest.mark.parametrize("worker", ["sync", "gthread"])
 def test_a_stop_while_the_application_loads(worker: str) -> None:
-    """A worker that serves nobody yet has nothing to finish."""
+    """A worker without a request has nothing to finish."""
     app = "import time\nopen('loading', 'w').write('1')\ntime.sleep(60)\n" + WEB
     threads = 2 if worker == "gthread" else 1
     with Server(app, f"worker_class = {worker!r}\nthreads = {threads}\nworkers = 2", ready=None) as server:
@@ -192,12 +192,12 @@ def test_the_new_master_goes_on_when_the_old_one_is_killed() -> None:
         wait_until(lambda: not (server.dir / "g.pid.2").exists(), 5, "nothing left of a killed new master")
         new = upgrade(server)
         old = server.log("g.pid")
-        # Of a process that lives: the file is not the new one's to take, until it names the old master again.
+        # The file names a living process, so the new master may not take it.
         server.write("g.pid", f"{os.getpid()}\n")
         server.signal(signal.SIGKILL)
         wait_until(lambda: "Cannot rename the pid file" in server.log(), 5, "a complaint")
         assert server.log("g.pid.2").strip() == str(new)
-        # Nobody has collected the old one: a zombie.
+        # The old master is a zombie: this process has not reaped it.
         server.write("g.pid", old)
         wait_until(lambda: server.log("g.pid").strip() == str(new), 5, "promoted")
         assert server.log().count("Cannot rename the pid file") == 1
@@ -214,7 +214,7 @@ def test_a_stop_of_a_server_without_workers() -> None:
 
 @ROOT_ONLY
 def test_companions_under_pid_1() -> None:
-    """As in a container: strangers in the manager's part of the tree are the manager's to reap."""
+    """As in a container: the manager reaps orphans below it."""
     if not shutil.which("unshare") or subprocess.run(["unshare", "--pid", "--fork", "true"]).returncode:
         pytest.skip("no pid namespace to be had here")
     server = companion_server(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Listening sockets that only a running server shows."""
+"""Listening sockets: PORT, systemd, SO_REUSEPORT."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``--reload``: what runs is the code on disk, in the web workers and in the companions."""
+"""``--reload``: workers and companions run the code on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENGINES = pytest.mark.parametrize(
     "engine",
     ["poll", pytest.param("inotify", marks=pytest.mark.skipif(not WATCHFILES, reason="needs watchfiles"))],
 )
-# The quicker one, for what does not depend on it.
+# The quicker engine, for tests that do not depend on it.
 ENGINE = "inotify" if WATCHFILES else "poll"
 
 SHOP = """
@@ -149,10 +149,10 @@ def test_a_companion_restarts_when_its_own_files_change(engine: str) -> None:
         server.write("chore.py", CHORE.replace('"one"', '"two"'))
         second = server.wait_companion("chore", without=[first])
         wait_until(lambda: server.log("chore.words").split() == ["one", "two"], 5, "the new code")
-        # By a restart as on a command, not by an exit that is an accident.
+        # The manager has restarted it; it has not just exited.
         assert second["exit_count"] == 1 and second["last_exit_signal"] == "SIGTERM"
         server.wait_log("chore.py has changed")
-        # Nobody else had loaded that file.
+        # No other process had loaded that file.
         assert server.companion("other")["pid"] == other and server.workers() == workers
         # And again, by the new process.
         server.write("chore.py", CHORE.replace('"one"', '"three"'))
@@ -179,12 +179,12 @@ def test_without_reload_nothing_is_watched() -> None:
             assert status_field(pid, "Threads") == "1"
 
 
-def test_what_the_master_holds_is_said() -> None:
+def test_a_change_to_a_module_that_the_master_holds_is_logged() -> None:
     """A module that the configuration file imports stays as it is until the server is restarted."""
     extra = "import sys\nsys.path.insert(0, '')\nimport helper\n"
     with reloading(extra_option=extra) as server:
         before = server.workers()
         server.write("helper.py", 'TEXT = b"two"\n')
         server.wait_log("helper.py has changed, but is in the master's memory")
-        # New workers would have the old code as well; so these stay.
+        # New workers would have the old code too, so the old ones stay.
         assert server.workers() == before and server.get().text == "one"

@@ -54,7 +54,7 @@ def test_a_client_that_resets_at_any_stage_is_no_error(server: Server) -> None:
 
 
 def test_no_connection_stays_open(server: Server) -> None:
-    """After all of the above, and a few hundred more connections."""
+    """After the tests above and a few hundred more connections."""
     (worker,) = server.workers()
     for _ in range(200):
         with server.connect() as sock:

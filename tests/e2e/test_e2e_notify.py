@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Type=notify: what a real server tells a real datagram socket, from its start to its end."""
+"""Type=notify: what a server tells its service manager, from its start to its end."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def served(systemd: ServiceManager, text: str, app: str = WEB, **options: object
 def test_ready_when_the_workers_have_booted(short_dir: Path, abstract: bool) -> None:
     address = f"@gunicorn-test-{os.getpid()}" if abstract else str(short_dir / "notify")
     with ServiceManager(address) as systemd, served(systemd, "workers = 2\n", LATE, ready="listen") as server:
-        # It listens, and connections wait; but nobody would answer them.
+        # It listens, and connections wait in the backlog without an answer.
         systemd.wait("STATUS", "Starting: 0 of 2 workers ready")
         time.sleep(0.3)
         assert not systemd.having("READY")
@@ -106,14 +106,14 @@ def test_a_refused_reload_ends_as_well(systemd: ServiceManager, file: str, text:
         assert server.get("/process").status == 200
 
 
-def test_the_application_does_not_load(systemd: ServiceManager) -> None:
+def test_without_an_application_ready_is_not_sent(systemd: ServiceManager) -> None:
     with served(systemd, "workers = 1\n", "raise RuntimeError('no')", ready=None) as server:
         assert server.wait_exit() == 3
         assert not systemd.having("READY")
         systemd.wait_status(lambda status: status.startswith("Stopping: a worker failed to boot"))
 
 
-def test_the_address_cannot_be_had(systemd: ServiceManager) -> None:
+def test_without_an_address_ready_is_not_sent(systemd: ServiceManager) -> None:
     with served(systemd, "", bind=None, args=["-b", "unix:/nowhere/at/all"], ready=None) as server:
         assert server.wait_exit() == 1
         told = systemd.wait("STOPPING")
@@ -133,7 +133,7 @@ def test_more_time_is_asked_for_while_companions_drain(systemd: ServiceManager) 
         assert server.wait_exit() == 0
         asked = systemd.having("EXTEND_TIMEOUT_USEC")
         assert len(asked) == 2
-        # Each comes well before the time that the one before has asked for is over.
+        # Each request for more time comes before the time of the last one is over.
         assert asked[1].at - asked[0].at < int(asked[0].lines["EXTEND_TIMEOUT_USEC"]) / 2e6
 
 
@@ -183,7 +183,7 @@ def test_a_watchdog_for_another_process_is_not_fed(systemd: ServiceManager) -> N
         assert not systemd.having("WATCHDOG")
 
 
-def test_who_inherits_the_socket(systemd: ServiceManager) -> None:
+def test_workers_inherit_the_notify_socket_and_companions_do_not(systemd: ServiceManager) -> None:
     env = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "60000000"}
     with companion_server(entry("report"), env_option=env) as server:
         server.wait_companion("report")

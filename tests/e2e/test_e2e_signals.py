@@ -28,8 +28,8 @@ def test_term_lets_a_request_finish(worker: str) -> None:
         wait_until(lambda: server.log("wait.started"))
         server.signal(signal.SIGTERM)
         if worker == "gthread":
-            # New connections are refused soon, while the one inside goes on. (A sync worker can't see to it
-            # while it is busy, if somebody waits in the queue.)
+            # New connections are refused soon, while the request goes on. (A busy sync worker cannot close
+            # its listener while connections wait in the backlog.)
             wait_until(lambda: not can_connect(server), 5, "listener closed")
         wait_until(lambda: len(server.workers()) == 1, 5, "the idle one gone")
         assert is_alive(server.pid)
@@ -92,7 +92,7 @@ def test_usr1_reopens_the_logs_in_master_and_workers(worker: str) -> None:
         wait_until(lambda: (server.dir / "access.log").exists() and (server.dir / "error.log").exists())
 
         def all_in_the_new() -> bool:
-            # Both workers must have done it, and each answers some of these.
+            # Both workers must have reopened it; each answers some of these requests.
             before = server.log("access.log.1")
             for _ in range(10):
                 server.get("/echo?after")
@@ -102,12 +102,12 @@ def test_usr1_reopens_the_logs_in_master_and_workers(worker: str) -> None:
         wait_until(all_in_the_new, 5, "no more lines in the old access log")
         server.wait_log("after", name="access.log")
         server.wait_log("boom on purpose", name="error.log")
-        assert server.workers() == pids, "USR1 ends nobody"
+        assert server.workers() == pids, "USR1 ends no worker"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
 def test_usr1_after_a_change_of_user_gives_nothing_of_root_s_away() -> None:
-    """The error log is in root's directory, the access log in that of the user, who can be a villain."""
+    """The error log is in root's directory, the access log in one of the user, who may be an attacker."""
     text = "user = group = 65534\nworkers = 1\nerrorlog = 'error.log'\naccesslog = 'theirs/access.log'"
     server = Server(WEB, text, prefix=reachable_for_all(), files={"secret": ""})
     theirs, secret = server.dir / "theirs", server.dir / "secret"
@@ -168,7 +168,7 @@ def post_worker_init(worker):
         assert "SIGUSR1" not in server.log()
 
 
-def test_unknown_signals_to_workers_are_survived() -> None:
+def test_the_server_survives_every_signal_to_a_worker() -> None:
     """TERM, QUIT, KILL, SEGV to a worker: the master replaces it and serves on."""
     with Server(WEB, "workers = 2") as server:
         for sig in (

@@ -103,7 +103,7 @@ companion_workers = [{"name": "one", "target": wait}]
 
 
 @FOREIGN
-def test_an_unmodified_class(kind: str, needed: str, app: str) -> None:
+def test_an_unmodified_class_from_elsewhere(kind: str, needed: str, app: str) -> None:
     require(needed)
     config = conf(kind, accesslog="access.log", keepalive=30, graceful_timeout=5, max_requests=20)
     with Server(app, config + COMPANION) as server:
@@ -123,11 +123,11 @@ def test_an_unmodified_class(kind: str, needed: str, app: str) -> None:
         server.write("done", "")
         assert long.result().status == 200
         server.wait_workers(1, without=[first])
-        # One worker after the other, as each has served its share; it looks for that now and then.
+        # Each worker is replaced after max_requests, which this class checks now and then.
         lost: list[str] = []
         seen: set[str] = set()
         wait_until(lambda: seen.add(ask(server, lost)) or len(seen - {""}) > 2, 20)
-        # What such a class does with a connection that it accepts as it ends is its own.
+        # Such a class may drop a connection that it accepts while it ends.
         assert len(lost) <= 2, lost
         server.signal(signal.SIGUSR1)
         with connect(server) as idle:
@@ -157,7 +157,7 @@ def echo(server: Server) -> None:
             assert socket.recv(timeout=5) == "echo " + text
 
 
-def test_a_quick_stop_of_a_foreign_class() -> None:
+def test_a_quick_stop_of_a_class_from_elsewhere() -> None:
     """Its loop calls one handler for both ways to end."""
     require("uvicorn_worker")
     with Server(ASGI, conf("uvicorn_worker.UvicornWorker")) as server:
@@ -264,7 +264,7 @@ def app(environ, start_response):
 
 
 @pytest.mark.parametrize("kind", ["Sync", "Threads", "Async", "Bare"])
-def test_a_subclass(kind: str) -> None:
+def test_a_subclass_as_users_write_them(kind: str) -> None:
     config = conf(f"special.{kind}", max_requests=10)
     with Server(SPECIAL_APP, config, files={"special.py": SPECIAL}) as server:
         pids = set()
@@ -276,8 +276,8 @@ def test_a_subclass(kind: str) -> None:
             return len(pids) > 1
 
         with load(server) as problems:
-            # While it parts with its clients, a worker may serve more requests than it should: for half a
-            # second, in which a quick machine asks for all that there were.
+            # For half a second a retiring worker may serve more requests than max_requests; a quick machine
+            # sends them all in that time.
             wait_until(ask)
             old = server.workers()
             server.signal(signal.SIGHUP)

@@ -22,7 +22,7 @@ def test_each_is_ready_when_it_says_so() -> None:
         assert "Who buys a lamp also buys a bulb." in server.get("/").text
 
 
-def test_one_that_hangs_is_shown_where_and_started_again() -> None:
+def test_a_hung_companion_shows_where_and_is_started_again() -> None:
     with example_server("notify", {"SHOP_LOADING_SECONDS": "0", "SHOP_WATCHDOG": "1"}) as server:
         old = server.wait_companion("recommender")["pid"]
         (server.dir / "var" / "hang").touch()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What root opens, makes and gives away where somebody else may change the names, and where nobody may."""
+"""What root opens, makes and gives away in directories that others may write to, and in its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 class Ground:
-    """Directories of root, of nobody and of everybody, and a secret of root's."""
+    """Directories of root, of the user nobody and of all users, and a secret of root's."""
 
     def __init__(self, top: Path) -> None:
         # A descriptor to close at the end.
@@ -184,7 +184,7 @@ ORDINARY: dict[str, tuple[Callable[[Ground], Path], int]] = {
         lambda ground: ground.file(ground.theirs / "error.log", NOBODY),
         NOBODY,
     ),
-    # May have been put there: it stays whose it is.
+    # An attacker may have put it there, so its owner stays.
     "root's in the user's directory": (lambda ground: ground.file(ground.theirs / "error.log", 0), 0),
     "new in everybody's directory": (lambda ground: ground.shared / "error.log", NOBODY),
     "root's in everybody's directory": (lambda ground: ground.file(ground.shared / "error.log", 0), NOBODY),
