@@ -13,10 +13,9 @@ from gunicorn import __version__
 from gunicorn.loading import load_class
 from gunicorn.settings import *  # noqa: F403 - every setting and validator is importable from here
 from gunicorn.settings import redact
-from gunicorn.settings.addresses import Address, parse_address
 from gunicorn.settings.base import KNOWN_SETTINGS, SECTIONS, Setting, make_settings
 from gunicorn.settings.logging import LoggerClass
-from gunicorn.settings.validators import describe
+from gunicorn.settings.validators import Address, describe, parse_address
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser

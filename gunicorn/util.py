@@ -19,7 +19,7 @@ from gunicorn.http.chunked import LAST_CHUNK, encode_chunk
 from gunicorn.http.grammar import bytes_to_str, is_hoppish, to_bytestring, unquote_to_wsgi_str
 from gunicorn.http.head import error_response, http_date
 from gunicorn.loading import getcwd, import_app, load_class, load_entry_point, make_fail_app
-from gunicorn.settings.addresses import is_ipv6, parse_address
+from gunicorn.settings.validators import is_ipv6, parse_address
 from gunicorn.unix.process import REDIRECT_TO, daemonize, get_username, set_owner_process
 from gunicorn.unix.process import set_process_title as _setproctitle
 from gunicorn.workers import SUPPORTED_WORKERS

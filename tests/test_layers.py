@@ -30,7 +30,6 @@ LAYERS: list[list[str]] = [
         "gunicorn.master.pool",
         "gunicorn.master.handoff",
         "gunicorn.master.announce",
-        "gunicorn.settings.addresses",
         "gunicorn.companion",
         "gunicorn.companion.runfile",
         "gunicorn.companion.child.*",

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 from gunicorn.settings import companion as settings
 from gunicorn.settings import redact
-from gunicorn.settings.addresses import parse_address
 from gunicorn.settings.base import Setting
 from gunicorn.settings.companion import AUTORESTART_WAYS
 from gunicorn.settings.foreign import autorestart_hint
+from gunicorn.settings.validators import parse_address
 
 Target = Callable[[], Any] | str
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from gunicorn.settings import redact
 from gunicorn.settings.foreign import flag_hint
-from gunicorn.settings.validators import PROXY_PROTOCOL_WORDS
+from gunicorn.settings.http import PROXY_PROTOCOL_WORDS
 
 _PROXY_PROTOCOL = "--proxy-protocol"
 

@@ -3,13 +3,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn.settings.base import SERVER_HOOKS
 from gunicorn.settings.kinds import hook
-from gunicorn.settings.validators import validate_post_request
+from gunicorn.settings.validators import accepts, describe, validate_callable
 
 SECTION = SERVER_HOOKS
+
+
+def validate_post_request(val: Any) -> Callable[..., Any]:
+    """Return a hook of 4 arguments; wrap older ones of 3 (without the response) or 2."""
+    hook: Callable[..., Any] = validate_callable(-1)(val)
+    if accepts(hook, 4):
+        return hook
+    if accepts(hook, 3):
+        return lambda worker, req, environ, resp: hook(worker, req, environ)
+    if accepts(hook, 2):
+        return lambda worker, req, environ, resp: hook(worker, req)
+    raise TypeError(f"expected a callable that takes 4 arguments; {describe(hook)} does not")
 
 
 def own_hook(cfg: Any, name: str) -> Any:

@@ -8,12 +8,56 @@ from typing import Any
 from gunicorn.settings.base import SECURITY, SERVER_MECHANICS, Setting
 from gunicorn.settings.kinds import Count, Flag
 from gunicorn.settings.validators import (
+    FALSE_WORDS,
+    TRUE_WORDS,
+    one_of,
+    validate_bool,
     validate_dict,
-    validate_header_map_behaviour,
-    validate_proxy_protocol,
-    validate_string_to_addr_list,
-    validate_string_to_list,
+    validate_string,
 )
+
+HEADER_MAP_WAYS = ("drop", "refuse", "dangerous")
+PROXY_PROTOCOL_MODES = ("v1", "v2", "auto")
+#: The words that may follow the flag ``--proxy-protocol``.
+PROXY_PROTOCOL_WORDS = PROXY_PROTOCOL_MODES + TRUE_WORDS + FALSE_WORDS
+
+
+def validate_proxy_protocol(val: Any) -> bool | None:
+    """A boolean, or a mode of later Gunicorns. Both versions are read unless it is ``off``."""
+    word = val.strip().lower() if isinstance(val, str) else ""
+    if word in PROXY_PROTOCOL_MODES:
+        return True
+    return validate_bool(val)
+
+
+def validate_string_to_list(val: Any) -> list[str]:
+    """A list from comma-separated text, without blanks around the items and without empty ones."""
+    text = validate_string(val)
+    if not text:
+        return []
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def validate_string_to_addr_list(val: Any) -> list[str]:
+    """A list of IP addresses or networks from comma-separated text; ``*`` is any address."""
+    addresses = validate_string_to_list(val)
+    for address in addresses:
+        if address not in ("*", "127.0.0.1", "::1"):
+            _check_ip(address)
+    return addresses
+
+
+def _check_ip(text: str) -> None:
+    import ipaddress  # the defaults do not need it
+
+    if "/" in text:
+        ipaddress.ip_network(text)
+    else:
+        ipaddress.ip_address(text)
+
+
+def validate_header_map_behaviour(val: Any) -> str | None:
+    return None if val is None else one_of(*HEADER_MAP_WAYS)(val.lower() if isinstance(val, str) else val)
 
 
 def validate_scheme_headers(val: Any) -> dict[Any, Any]:

@@ -3,15 +3,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gunicorn.settings.base import LOGGING, Setting
 from gunicorn.settings.kinds import Flag, Text
-from gunicorn.settings.validators import (
-    validate_class,
-    validate_dict,
-    validate_statsd_address,
-)
+from gunicorn.settings.validators import parse_address, validate_class, validate_dict, validate_string
 
 SECTION = LOGGING
+
+
+def validate_statsd_address(val: Any) -> tuple[str, int] | str | None:
+    """``HOST[:PORT]`` as (host, port), port 8125 by default; ``unix:PATH`` and ``unix://PATH`` as the path.
+
+    Only where digits follow, ``unix:7777``, is it the port of a host with that name.
+    """
+    text = validate_string(val)
+    if text is None:
+        return None
+    if text.startswith("unix:") and not text[len("unix:") :].isdecimal():
+        path = text[len("unix:") :].removeprefix("//")
+        if not path:
+            raise TypeError("expected unix:PATH or unix://PATH with a path")
+        return path
+    try:
+        address = parse_address(text, default_port="8125")
+    except RuntimeError as error:
+        raise TypeError(f"expected HOST[:PORT] or unix://PATH, not {text!r}: {error}") from None
+    if isinstance(address, int):
+        raise TypeError(f"expected HOST[:PORT] or unix://PATH, not {text!r}")
+    if isinstance(address, str):
+        host, _, port = text.partition(":")
+        return host, int(port)
+    return address
 
 
 class AccessLog(Text, name="accesslog", flags="--access-logfile", meta="FILE"):

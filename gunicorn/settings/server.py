@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
+from gunicorn.errors import ConfigError
+from gunicorn.loading import getcwd
 from gunicorn.settings.base import (
     CONFIG_FILE,
     PROCESS_NAMING,
@@ -15,15 +19,87 @@ from gunicorn.settings.base import (
 )
 from gunicorn.settings.kinds import Count, Flag, Text
 from gunicorn.settings.validators import (
-    validate_assignments,
-    validate_bind,
+    is_missing,
+    parse_address,
+    type_and_value,
     validate_bool,
-    validate_chdir,
-    validate_group,
     validate_list_string,
-    validate_umask,
-    validate_user,
+    validate_pos_int,
+    validate_string,
 )
+
+
+def validate_umask(val: Any) -> int:
+    """A mask of permission bits; digits as text are octal, as in a shell."""
+    if isinstance(val, str) and val.strip().isdecimal():
+        try:
+            return int(val, 8)
+        except ValueError:
+            raise ValueError(f"expected a mask in octal, such as 022, not {val!r}") from None
+    return validate_pos_int(val)
+
+
+def validate_bind(val: Any) -> list[str]:
+    addresses = validate_list_string(val)
+    for address in addresses:
+        try:
+            parse_address(address)
+        except RuntimeError as error:
+            raise ValueError(f"{address!r}: {error}") from None
+    return addresses
+
+
+def validate_assignments(val: Any) -> list[str]:
+    """A list of ``KEY=VALUE`` texts."""
+    pairs = validate_list_string(val)
+    for pair in pairs:
+        if not pair.partition("=")[0] or "=" not in pair:
+            raise ValueError(f"expected KEY=VALUE, not {pair!r}")
+    return pairs
+
+
+def validate_user(val: Any) -> int:
+    """A user id from a number or a name; None is the user that runs this."""
+    if val is None:
+        return os.geteuid()
+    import pwd
+
+    return _id(val, "user", lambda name: pwd.getpwnam(name).pw_uid)
+
+
+def validate_group(val: Any) -> int:
+    """A group id from a number or a name; None is the group that runs this."""
+    if val is None:
+        return os.getegid()
+    import grp
+
+    return _id(val, "group", lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _id(val: Any, kind: str, look_up: Callable[[str], int]) -> int:
+    if isinstance(val, int) and not isinstance(val, bool):
+        return val
+    if not isinstance(val, str):
+        raise TypeError(f"expected a name or a number, not {type_and_value(val)}")
+    name = val.strip()
+    try:
+        return int(name) if name.isdecimal() else look_up(name)
+    except KeyError:
+        raise ConfigError(f"no {kind} is named {val!r}; give a name that exists or a number") from None
+
+
+def validate_chdir(val: Any) -> str:
+    """The absolute path of a directory that exists; ``~`` is not expanded, symbolic links are kept."""
+    text = validate_string(val)
+    if text is None:
+        raise TypeError("expected the path of a directory, not None")
+    here = getcwd()
+    path = os.path.normpath(os.path.join(here, text))
+    if path == here:
+        return path  # it may be removed, and a later layer name another one
+    if is_missing(path) or os.path.isfile(path):
+        raise ConfigError(f"there is no directory {path!r} to change to")
+    return path
 
 
 class ConfigFile(

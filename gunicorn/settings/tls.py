@@ -3,15 +3,58 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from gunicorn.settings.base import SSL, Setting
 from gunicorn.settings.kinds import Flag, Text
-from gunicorn.settings.validators import (
-    validate_cert_reqs,
-    validate_file_exists,
-    validate_ssl_version,
-)
+from gunicorn.settings.validators import type_and_value, validate_file_exists
 
 SECTION = SSL
+
+_PROTOCOL_TLS = 2  # ssl.PROTOCOL_TLS, without an import of ssl
+_TLS_VERSION = re.compile(r"(PROTOCOL_)?(TLS|SSL)v?[0-9._]*(_METHOD|_CLIENT|_SERVER)?", re.IGNORECASE)
+
+
+def validate_ssl_version(val: Any) -> int:
+    """A protocol constant of the ``ssl`` module, or its name with or without ``PROTOCOL_``.
+
+    None, and versions without a constant in this Python such as ``TLSv1_3``, mean the one that negotiates.
+    """
+    if val is None:
+        return _PROTOCOL_TLS
+    if isinstance(val, int) and not isinstance(val, bool):
+        return int(val)
+    try:
+        return _ssl_constant(val, "PROTOCOL_")
+    except ValueError:
+        if not val.strip() or _TLS_VERSION.fullmatch(val.strip()):
+            return _PROTOCOL_TLS
+        raise
+
+
+def validate_cert_reqs(val: Any) -> int:
+    """A ``CERT_…`` constant of the ``ssl`` module, its name, or its number as text."""
+    number = int(val) if isinstance(val, int) else _ssl_constant(val, "CERT_")
+    if number not in (0, 1, 2):
+        raise ValueError(f"expected 0 (CERT_NONE), 1 (CERT_OPTIONAL) or 2 (CERT_REQUIRED), not {val!r}")
+    return number
+
+
+def _ssl_constant(val: Any, prefix: str) -> int:
+    if not isinstance(val, str):
+        raise TypeError(f"expected a constant of the ssl module or its name, not {type_and_value(val)}")
+    import ssl
+
+    text = val.strip()
+    if text.isdecimal():
+        return int(text)
+    name = text if text.startswith(prefix) else prefix + text
+    number = getattr(ssl, name, None)
+    if not isinstance(number, int):
+        known = sorted(key for key in vars(ssl) if key.startswith(prefix))
+        raise ValueError(f"expected one of {', '.join(known)}, not {val!r}")
+    return int(number)
 
 
 class KeyFile(Setting, name="keyfile", meta="FILE", validator=validate_file_exists):

@@ -14,23 +14,14 @@ from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
 
-from gunicorn.errors import ConfigError
-from gunicorn.loading import EVENTLET, EVENTLET_NAMES, getcwd
+from gunicorn.loading import getcwd
 from gunicorn.settings import redact
-from gunicorn.settings.addresses import parse_address
 
-RELOAD_ENGINES = ("auto", "poll", "inotify")
-HEADER_MAP_WAYS = ("drop", "refuse", "dangerous")
-_TRUE = ("true", "yes", "on", "1")
-_PROTOCOL_TLS = 2  # ssl.PROTOCOL_TLS, without an import of ssl
-_TLS_VERSION = re.compile(r"(PROTOCOL_)?(TLS|SSL)v?[0-9._]*(_METHOD|_CLIENT|_SERVER)?", re.IGNORECASE)
-_FALSE = ("false", "no", "off", "0")
-PROXY_PROTOCOL_MODES = ("v1", "v2", "auto")
-#: The words that may follow the flag ``--proxy-protocol``.
-PROXY_PROTOCOL_WORDS = PROXY_PROTOCOL_MODES + _TRUE + _FALSE
+TRUE_WORDS = ("true", "yes", "on", "1")
+FALSE_WORDS = ("false", "no", "off", "0")
 
 
-def _kind(val: Any) -> str:
+def type_and_value(val: Any) -> str:
     return f"{redact.in_value(val)!r} ({type(val).__name__})"
 
 
@@ -38,26 +29,18 @@ def validate_bool(val: Any) -> bool | None:
     if val is None or isinstance(val, bool):
         return val
     if not isinstance(val, str):
-        raise TypeError(f"expected True or False, not {_kind(val)}")
+        raise TypeError(f"expected True or False, not {type_and_value(val)}")
     word = val.strip().lower()
-    if word in _TRUE:
+    if word in TRUE_WORDS:
         return True
-    if word in _FALSE:
+    if word in FALSE_WORDS:
         return False
     raise ValueError(f"expected true or false, not {val!r}")
 
 
-def validate_proxy_protocol(val: Any) -> bool | None:
-    """A boolean, or a mode of later Gunicorns. Both versions are read unless it is ``off``."""
-    word = val.strip().lower() if isinstance(val, str) else ""
-    if word in PROXY_PROTOCOL_MODES:
-        return True
-    return validate_bool(val)
-
-
 def validate_dict(val: Any) -> dict[Any, Any]:
     if not isinstance(val, dict):
-        raise TypeError(f"expected a dict, not {_kind(val)}")
+        raise TypeError(f"expected a dict, not {type_and_value(val)}")
     return val
 
 
@@ -74,27 +57,17 @@ def validate_pos_int(val: Any) -> int:
     elif isinstance(val, int):
         number = int(val)  # bool too
     else:
-        raise TypeError(f"expected a whole number, not {_kind(val)}")
+        raise TypeError(f"expected a whole number, not {type_and_value(val)}")
     if number < 0:
         raise ValueError(f"must be 0 or more, not {number}")
     return number
-
-
-def validate_umask(val: Any) -> int:
-    """A mask of permission bits; digits as text are octal, as in a shell."""
-    if isinstance(val, str) and val.strip().isdecimal():
-        try:
-            return int(val, 8)
-        except ValueError:
-            raise ValueError(f"expected a mask in octal, such as 022, not {val!r}") from None
-    return validate_pos_int(val)
 
 
 def validate_string(val: Any) -> str | None:
     if val is None:
         return None
     if not isinstance(val, str):
-        raise TypeError(f"expected a string, not {_kind(val)}")
+        raise TypeError(f"expected a string, not {type_and_value(val)}")
     return val.strip()
 
 
@@ -102,12 +75,12 @@ def validate_file_exists(val: Any) -> str | None:
     path = validate_string(val)
     if not path:
         return path  # such as an empty environment variable
-    if _is_missing(path):
+    if is_missing(path):
         raise ValueError(f"file {path!r} does not exist (seen from {getcwd()})")
     return path
 
 
-def _is_missing(path: str) -> bool:
+def is_missing(path: str) -> bool:
     # A file that this user may not see may exist: root reads the keys, and the companion manager may run as
     # another user.
     try:
@@ -126,67 +99,11 @@ def validate_list_string(val: Any) -> list[str]:
     if isinstance(val, str):
         val = [val]
     if not isinstance(val, (list, tuple, set, frozenset)):
-        raise TypeError(f"expected a list of strings, not {_kind(val)}")
+        raise TypeError(f"expected a list of strings, not {type_and_value(val)}")
     strings = [validate_string(item) for item in val]
     if None in strings:
         raise TypeError("expected a list of strings, found None in it")
     return [item for item in strings if item is not None]
-
-
-def validate_list_of_existing_files(val: Any) -> list[str]:
-    """A list of paths, each of a file that exists or a pattern such as ``templates/*.html``."""
-    paths = validate_list_string(val)
-    for path in paths:
-        if not path:
-            raise ValueError("expected the path of a file, not ''")
-        if not any(char in path for char in "*?["):
-            validate_file_exists(path)
-    return paths
-
-
-def validate_string_to_list(val: Any) -> list[str]:
-    """A list from comma-separated text, without blanks around the items and without empty ones."""
-    text = validate_string(val)
-    if not text:
-        return []
-    return [item.strip() for item in text.split(",") if item.strip()]
-
-
-def validate_string_to_addr_list(val: Any) -> list[str]:
-    """A list of IP addresses or networks from comma-separated text; ``*`` is any address."""
-    addresses = validate_string_to_list(val)
-    for address in addresses:
-        if address not in ("*", "127.0.0.1", "::1"):
-            _check_ip(address)
-    return addresses
-
-
-def _check_ip(text: str) -> None:
-    import ipaddress  # the defaults do not need it
-
-    if "/" in text:
-        ipaddress.ip_network(text)
-    else:
-        ipaddress.ip_address(text)
-
-
-def validate_bind(val: Any) -> list[str]:
-    addresses = validate_list_string(val)
-    for address in addresses:
-        try:
-            parse_address(address)
-        except RuntimeError as error:
-            raise ValueError(f"{address!r}: {error}") from None
-    return addresses
-
-
-def validate_assignments(val: Any) -> list[str]:
-    """A list of ``KEY=VALUE`` texts."""
-    pairs = validate_list_string(val)
-    for pair in pairs:
-        if not pair.partition("=")[0] or "=" not in pair:
-            raise ValueError(f"expected KEY=VALUE, not {pair!r}")
-    return pairs
 
 
 def validate_class(val: Any) -> Any:
@@ -198,20 +115,13 @@ def validate_class(val: Any) -> Any:
     return validate_string(val)
 
 
-def validate_worker_class(val: Any) -> Any:
-    chosen = validate_class(val)
-    if isinstance(chosen, str) and chosen.lower() in EVENTLET_NAMES:
-        raise ValueError(EVENTLET)
-    return chosen
-
-
 def validate_callable(arity: int) -> Callable[[Any], Any]:
     """A validator for hooks: a callable, or text ``module.name``, that takes *arity* arguments (-1: any)."""
 
     def validate(val: Any) -> Any:
         found = _named_object(val) if isinstance(val, str) else val
         if not callable(found):
-            raise TypeError(f"expected a callable, not {_kind(found)}")
+            raise TypeError(f"expected a callable, not {type_and_value(found)}")
         if arity != -1 and not accepts(found, arity):
             count = "1 argument" if arity == 1 else f"{arity} arguments"
             raise TypeError(f"expected a callable that takes {count}; {describe(found)} does not")
@@ -260,87 +170,6 @@ def describe(func: Any) -> str:
     return f"{name}()"
 
 
-def validate_post_request(val: Any) -> Callable[..., Any]:
-    """Return a hook of 4 arguments; wrap older ones of 3 (without the response) or 2."""
-    hook: Callable[..., Any] = validate_callable(-1)(val)
-    if accepts(hook, 4):
-        return hook
-    if accepts(hook, 3):
-        return lambda worker, req, environ, resp: hook(worker, req, environ)
-    if accepts(hook, 2):
-        return lambda worker, req, environ, resp: hook(worker, req)
-    raise TypeError(f"expected a callable that takes 4 arguments; {describe(hook)} does not")
-
-
-def validate_user(val: Any) -> int:
-    """A user id from a number or a name; None is the user that runs this."""
-    if val is None:
-        return os.geteuid()
-    import pwd
-
-    return _id(val, "user", lambda name: pwd.getpwnam(name).pw_uid)
-
-
-def validate_group(val: Any) -> int:
-    """A group id from a number or a name; None is the group that runs this."""
-    if val is None:
-        return os.getegid()
-    import grp
-
-    return _id(val, "group", lambda name: grp.getgrnam(name).gr_gid)
-
-
-def _id(val: Any, kind: str, look_up: Callable[[str], int]) -> int:
-    if isinstance(val, int) and not isinstance(val, bool):
-        return val
-    if not isinstance(val, str):
-        raise TypeError(f"expected a name or a number, not {_kind(val)}")
-    name = val.strip()
-    try:
-        return int(name) if name.isdecimal() else look_up(name)
-    except KeyError:
-        raise ConfigError(f"no {kind} is named {val!r}; give a name that exists or a number") from None
-
-
-def validate_chdir(val: Any) -> str:
-    """The absolute path of a directory that exists; ``~`` is not expanded, symbolic links are kept."""
-    text = validate_string(val)
-    if text is None:
-        raise TypeError("expected the path of a directory, not None")
-    here = getcwd()
-    path = os.path.normpath(os.path.join(here, text))
-    if path == here:
-        return path  # it may be removed, and a later layer name another one
-    if _is_missing(path) or os.path.isfile(path):
-        raise ConfigError(f"there is no directory {path!r} to change to")
-    return path
-
-
-def validate_statsd_address(val: Any) -> tuple[str, int] | str | None:
-    """``HOST[:PORT]`` as (host, port), port 8125 by default; ``unix:PATH`` and ``unix://PATH`` as the path.
-
-    Only where digits follow, ``unix:7777``, is it the port of a host with that name.
-    """
-    text = validate_string(val)
-    if text is None:
-        return None
-    if text.startswith("unix:") and not text[len("unix:") :].isdecimal():
-        path = text[len("unix:") :].removeprefix("//")
-        if not path:
-            raise TypeError("expected unix:PATH or unix://PATH with a path")
-        return path
-    try:
-        address = parse_address(text, default_port="8125")
-    except RuntimeError as error:
-        raise TypeError(f"expected HOST[:PORT] or unix://PATH, not {text!r}: {error}") from None
-    if isinstance(address, int):
-        raise TypeError(f"expected HOST[:PORT] or unix://PATH, not {text!r}")
-    if isinstance(address, str):
-        host, _, port = text.partition(":")
-        return host, int(port)
-    return address
-
-
 def one_of(*words: str) -> Callable[[Any], str]:
     """A validator for one of *words*."""
 
@@ -358,16 +187,6 @@ def or_none(validate: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda val: None if val is None else validate(val)
 
 
-def validate_reload_engine(val: Any) -> str:
-    if val not in RELOAD_ENGINES:
-        raise ConfigError(f"expected one of {', '.join(RELOAD_ENGINES)}, not {val!r}")
-    return str(val)
-
-
-def validate_header_map_behaviour(val: Any) -> str | None:
-    return None if val is None else one_of(*HEADER_MAP_WAYS)(val.lower() if isinstance(val, str) else val)
-
-
 def validate_seconds(val: Any) -> int | float:
     """A number of seconds, 0 or more, with or without a fraction."""
     if isinstance(val, str):
@@ -382,42 +201,61 @@ def validate_seconds(val: Any) -> int | float:
     return val
 
 
-def validate_ssl_version(val: Any) -> int:
-    """A protocol constant of the ``ssl`` module, or its name with or without ``PROTOCOL_``.
+# -- addresses ---------------------------------------------------------------------------------
 
-    None, and versions without a constant in this Python such as ``TLSv1_3``, mean the one that negotiates.
-    """
-    if val is None:
-        return _PROTOCOL_TLS
-    if isinstance(val, int) and not isinstance(val, bool):
-        return int(val)
+Address = tuple[str, int] | str | int
+
+_PORT_RE = re.compile(r"[0-9]{1,5}")
+
+
+def is_ipv6(addr: str) -> bool:
+    """Whether *addr* is an IPv6 address, without brackets; a zone (``%eth0``) may follow."""
+    import socket
+
     try:
-        return _ssl_constant(val, "PROTOCOL_")
-    except ValueError:
-        if not val.strip() or _TLS_VERSION.fullmatch(val.strip()):
-            return _PROTOCOL_TLS
-        raise
+        socket.inet_pton(socket.AF_INET6, addr.partition("%")[0])
+    except (OSError, ValueError, UnicodeError):
+        return False
+    return True
 
 
-def validate_cert_reqs(val: Any) -> int:
-    """A ``CERT_…`` constant of the ``ssl`` module, its name, or its number as text."""
-    number = int(val) if isinstance(val, int) else _ssl_constant(val, "CERT_")
-    if number not in (0, 1, 2):
-        raise ValueError(f"expected 0 (CERT_NONE), 1 (CERT_OPTIONAL) or 2 (CERT_REQUIRED), not {val!r}")
-    return number
+def parse_address(netloc: str, default_port: str = "8000") -> Address:
+    """Parse *netloc* to (host, port), the path of a Unix socket, or a descriptor's number.
+
+    ``HOST``, ``HOST:PORT``, ``:PORT``, ``[IPv6]``, ``[IPv6]:PORT`` with an optional ``tcp://``;
+    ``unix:PATH`` and ``unix://PATH``; ``fd://N``. A host that is left out is ``0.0.0.0``.
+    Raises RuntimeError with what is wrong.
+    """
+    scheme, separator, rest = netloc.partition("://")
+    if netloc.startswith("unix:"):
+        path = rest if netloc.startswith("unix://") else netloc[len("unix:") :]
+        if not path:
+            raise RuntimeError(f"{netloc!r} has no path; write unix:/path/to/socket")
+        return path
+    if netloc.startswith("fd://"):
+        if not rest.isdecimal():
+            raise RuntimeError(f"{rest!r} is not the number of a file descriptor")
+        return int(rest)
+    if separator:
+        if scheme.lower() != "tcp":
+            raise RuntimeError(f"the scheme {scheme!r} of {netloc!r} is not one of tcp, unix, fd")
+        netloc = rest
+    host, port = _split_port(netloc, default_port)
+    if not _PORT_RE.fullmatch(port) or int(port) > 65535:
+        raise RuntimeError(f"port {port!r} is not a number from 0 to 65535")
+    return host.lower() or "0.0.0.0", int(port)
 
 
-def _ssl_constant(val: Any, prefix: str) -> int:
-    if not isinstance(val, str):
-        raise TypeError(f"expected a constant of the ssl module or its name, not {_kind(val)}")
-    import ssl
-
-    text = val.strip()
-    if text.isdecimal():
-        return int(text)
-    name = text if text.startswith(prefix) else prefix + text
-    number = getattr(ssl, name, None)
-    if not isinstance(number, int):
-        known = sorted(key for key in vars(ssl) if key.startswith(prefix))
-        raise ValueError(f"expected one of {', '.join(known)}, not {val!r}")
-    return int(number)
+def _split_port(netloc: str, default_port: str) -> tuple[str, str]:
+    if netloc.startswith("["):
+        host, bracket, after = netloc[1:].partition("]")
+        if not bracket or (after and not after.startswith(":")):
+            raise RuntimeError(f"{netloc!r} is not of the form [IPv6]:PORT")
+        return host, after[1:] if after else default_port
+    if netloc.count(":") > 1:
+        # Bare IPv6; with a port it needs brackets, because it would be ambiguous.
+        if is_ipv6(netloc):
+            return netloc, default_port
+        raise RuntimeError(f"{netloc!r} has too many colons; write an IPv6 address as [ADDRESS]:PORT")
+    host, colon, port = netloc.partition(":")
+    return host, port if colon else default_port

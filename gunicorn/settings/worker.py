@@ -3,13 +3,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from gunicorn.errors import ConfigError
+from gunicorn.loading import EVENTLET, EVENTLET_NAMES
 from gunicorn.settings.base import DEBUGGING, SERVER_MECHANICS, WORKER_PROCESSES, Setting
 from gunicorn.settings.kinds import Count, Flag, Seconds, Text
-from gunicorn.settings.validators import (
-    validate_list_of_existing_files,
-    validate_reload_engine,
-    validate_worker_class,
-)
+from gunicorn.settings.validators import validate_class, validate_file_exists, validate_list_string
+
+RELOAD_ENGINES = ("auto", "poll", "inotify")
+
+
+def validate_list_of_existing_files(val: Any) -> list[str]:
+    """A list of paths, each of a file that exists or a pattern such as ``templates/*.html``."""
+    paths = validate_list_string(val)
+    for path in paths:
+        if not path:
+            raise ValueError("expected the path of a file, not ''")
+        if not any(char in path for char in "*?["):
+            validate_file_exists(path)
+    return paths
+
+
+def validate_worker_class(val: Any) -> Any:
+    chosen = validate_class(val)
+    if isinstance(chosen, str) and chosen.lower() in EVENTLET_NAMES:
+        raise ValueError(EVENTLET)
+    return chosen
+
+
+def validate_reload_engine(val: Any) -> str:
+    if val not in RELOAD_ENGINES:
+        raise ConfigError(f"expected one of {', '.join(RELOAD_ENGINES)}, not {val!r}")
+    return str(val)
 
 
 class Workers(Count, section=WORKER_PROCESSES, flags="-w --workers", default=1, env_var="WEB_CONCURRENCY"):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from gunicorn.settings.addresses import is_ipv6, parse_address
+from gunicorn.settings.validators import is_ipv6, parse_address
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 
 from gunicorn import sock
 from gunicorn.companion.supervise.sharedstate import Rights
-from gunicorn.settings.addresses import parse_address
+from gunicorn.settings.validators import parse_address
 
 BACKLOG = 2048
 
