@@ -66,30 +66,38 @@ def test_forget() -> None:
     assert environ == {"HOME": "/"}
 
 
-def test_for_a_successor() -> None:
-    before = {"HOME": "/", "GUNICORN_FD": "9", "LISTEN_PID": "1", "LISTEN_FDS": "1"}
-    environ = reexec_environment(before, master_pid=7, fds=[5, 6])
-    assert environ == {"HOME": "/", "GUNICORN_PID": "7", "GUNICORN_FD": "5,6"}
-    assert inherited(environ, 42) == Inherited(7, (5, 6))
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (Inherited(7, (5, 6)), {"GUNICORN_PID": "7", "GUNICORN_FD": "5,6"}),
+        (Inherited(7, (3, 4), True), {"GUNICORN_PID": "7", "LISTEN_PID": "42", "LISTEN_FDS": "2"}),
+        (
+            Inherited(7, (5,), companion_run_dir="/run/x", companion_state_fd=9),
+            {
+                "GUNICORN_PID": "7",
+                "GUNICORN_FD": "5",
+                "GUNICORN_COMPANION_RUN_DIR": "/run/x",
+                "GUNICORN_COMPANION_STATE": "9",
+            },
+        ),
+        (
+            Inherited(7, (5,), companion_run_dir=""),
+            {"GUNICORN_PID": "7", "GUNICORN_FD": "5", "GUNICORN_COMPANION_RUN_DIR": ""},
+        ),
+    ],
+)
+def test_a_successor_reads_what_it_is_given(given: Inherited, expected: dict[str, str]) -> None:
+    # What this master was given itself is not passed on.
+    before = {
+        "HOME": "/",
+        "GUNICORN_FD": "9",
+        "LISTEN_PID": "1",
+        "LISTEN_FDS": "1",
+        "GUNICORN_COMPANION_RUN_DIR": "/run/older",
+        "GUNICORN_COMPANION_STATE": "8",
+    }
+    environ = reexec_environment(before, given, 42)
+    assert environ == {"HOME": "/", **expected}
+    assert inherited(environ, 42) == given
     assert before["GUNICORN_FD"] == "9"
-
-
-@pytest.mark.parametrize("run_dir", ["/run/x", ""])
-def test_a_successor_is_told_where_companions_leave_their_records(run_dir: str) -> None:
-    environ = reexec_environment({}, master_pid=7, fds=[5], companion_run_dir=run_dir)
-    assert inherited(environ, 42) == Inherited(7, (5,), companion_run_dir=run_dir)
-    # And not what the master before told this one.
-    assert "GUNICORN_COMPANION_RUN_DIR" not in reexec_environment(environ, master_pid=8, fds=[5])
-
-
-def test_a_successor_is_told_where_to_read_what_is_asked_of_companions() -> None:
-    environ = reexec_environment({}, master_pid=7, fds=[5], companion_state_fd=9)
-    assert inherited(environ, 42) == Inherited(7, (5,), companion_state_fd=9)
-    assert "GUNICORN_COMPANION_STATE" not in reexec_environment(environ, master_pid=8, fds=[5])
-
-
-def test_for_a_successor_as_systemd_does_it() -> None:
-    environ = reexec_environment({"GUNICORN_FD": "9"}, master_pid=7, fds=[3, 4], systemd_pid=42)
-    assert environ == {"GUNICORN_PID": "7", "LISTEN_PID": "42", "LISTEN_FDS": "2"}
-    assert inherited(environ, 42) == Inherited(7, (3, 4), True)
     assert listen_fd_count(environ, 41) == 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Decide what to tell a service manager, and when. Nothing here sends, or reads a clock.
+"""Decide what to tell a service manager, and when: sd_notify(3), sd_watchdog_enabled(3). Pure.
 
-Source: sd_notify(3), sd_watchdog_enabled(3). The arbiter describes its situation at each turn of its
-loop; ``Announcer.step()`` answers with the message that is due.
+The arbiter describes its situation at each turn of its loop; ``Announcer.step()`` returns the message that is
+due.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from gunicorn.master.handoff import WATCHDOG_PID
 
 WATCHDOG_USEC = "WATCHDOG_USEC"
 
-# The extra time to ask for during a stop, and the interval: a few repetitions may get lost or come late.
+# The extra seconds to ask for during a stop, and how often: some requests may get lost or come late.
 EXTENSION = 15.0
 EXTEND_EVERY = 3.0
-# While workers boot, the loop looks this often whether they have.
+# Seconds between two checks while workers boot.
 BOOT_TICK = 0.1
-# A loop must not spin, whatever the environment says.
+# The loop must not spin, whatever is in the environment.
 SHORTEST_WATCHDOG = 0.02
 # In characters, each of up to four bytes.
 LONGEST_STATUS = 500
@@ -33,17 +33,17 @@ class Phase(enum.Enum):
     SERVING = "serving"
     RELOADING = "reloading"
     STOPPING = "stopping"
-    # It ends, and the successor that it has started goes on: for the service manager nothing stops.
+    # It ends, but its successor goes on: the service does not stop.
     HANDING_OVER = "handing over"
 
 
 class Situation(NamedTuple):
     """The facts about the server at one moment.
 
-    *ready*: all workers that are wanted have booted, under the current configuration. *successor*: the
-    master that this one has started by USR2, 0 for none. *waiting*: this is such a successor, and the old
-    master is still there. *left* and *companions_left*: the processes that a stop still waits for. *reason*:
-    why the server stops without a request.
+    *ready*: all wanted workers have booted with the current configuration. *successor*: the master that this
+    one has started by USR2; 0 for none. *waiting*: this is such a successor, and the old master still lives.
+    *left* and *companions_left*: what a stop still waits for. *reason*: why the server stops without a
+    request.
     """
 
     pid: int
@@ -60,7 +60,7 @@ class Situation(NamedTuple):
 
 
 def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float:
-    """Return the interval of ``WATCHDOG=1`` for the process *pid*: half of the time it has; 0 for never."""
+    """Return the seconds between two ``WATCHDOG=1`` of the process *pid*, half of its timeout; 0 for none."""
     usec, meant = environ.get(WATCHDOG_USEC, "").strip(), environ.get(WATCHDOG_PID, "").strip()
     if not (usec.isascii() and usec.isdecimal()) or meant not in ("", str(pid)):
         return 0.0
@@ -76,8 +76,8 @@ class Announcer:
     def __init__(self, watchdog: float = 0.0) -> None:
         self.phase = Phase.STARTING
         self._watchdog = watchdog
-        # A successor sends nothing: a service manager accepts messages of the main process only, and logs a
-        # warning for each other one.
+        # A waiting successor sends nothing: the service manager accepts messages of the main process only,
+        # and logs a warning for each other one.
         self._silent = False
         self._status = ""
         self._note = ""
@@ -88,26 +88,26 @@ class Announcer:
     def reload_begins(self, now: float) -> str:
         """Return the message to send before the configuration is read; "" for none."""
         self._note = ""
-        # While it starts, READY=1 is owed anyway.
+        # While the server starts, READY=1 follows anyway.
         if self._silent or self.phase not in (Phase.SERVING, Phase.RELOADING):
             return ""
         self.phase = Phase.RELOADING
         self._status = "Reloading: reading the configuration"
-        # The service manager matches answers to requests by the time: it must not be earlier.
+        # The service manager compares this time with that of its request: it must not be earlier.
         return f"RELOADING=1\nMONOTONIC_USEC={int(now * 1_000_000)}\nSTATUS={self._status}"
 
     def reload_refused(self, why: str) -> None:
-        """The new configuration was not taken over; shown until the next reload."""
+        """Show until the next reload that the new configuration was refused."""
         self._note = f"; the last reload failed: {why}"
 
     def step(self, now: float, situation: Situation) -> str:
-        """The message that is due in *situation*; "" for none."""
+        """Return the message that is due in *situation*; "" for none."""
         was_silent, self._silent = self._silent, situation.waiting
         if self._silent:
             return ""
         lines: list[str] = []
         if was_silent:
-            # Promoted. The old master has said so, unless it had no time to.
+            # Promoted. The old master has sent this, too, unless it was killed.
             lines.append(f"MAINPID={situation.pid}")
         lines += self._enter_phase(situation)
         if self.phase in (Phase.STOPPING, Phase.HANDING_OVER) and now >= self._extend_at + EXTEND_EVERY:
@@ -123,7 +123,7 @@ class Announcer:
         return "\n".join(lines)
 
     def _enter_phase(self, situation: Situation) -> list[str]:
-        """Move to the phase that *situation* shows; what the move has to say."""
+        """Move to the phase that *situation* shows; return the lines to send."""
         if situation.stopping:
             before = self.phase
             self.phase = Phase.HANDING_OVER if situation.successor else Phase.STOPPING
@@ -134,16 +134,16 @@ class Announcer:
         return []
 
     def leave(self, now: float, situation: Situation) -> str:
-        """The last message, sent just before the process ends; "" for none."""
+        """Return the message to send just before the process ends; "" for none."""
         if situation.successor and not situation.waiting:
-            # Not before: until then a roll-back would leave the service with a main process that is gone.
+            # Not before: if the successor fails, the main process must not be one that is gone.
             return f"MAINPID={situation.successor}"
         return self.step(now, situation._replace(stopping=True))
 
     # -- when --------------------------------------------------------------------------------------
 
     def next_deadline(self, now: float) -> float | None:
-        """When ``step()`` must be called again, at the latest; none: only when something happens."""
+        """Return when ``step()`` is due again; None: when something happens."""
         if self._silent:
             return None
         times = []
@@ -157,7 +157,7 @@ class Announcer:
 
 
 def describe(phase: Phase, situation: Situation) -> str:
-    """The line that ``systemctl status`` shows."""
+    """Return the line that ``systemctl status`` shows."""
     s = situation
     if phase is Phase.STARTING:
         return f"Starting: {s.booted} of {_count(s.wanted, 'worker')} ready"

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""The environment variables that carry listening sockets from one process image to the next.
+"""The environment variables that pass listening sockets from one master, or a service manager, to the next.
 
-Two ways exist. An old master passes ``GUNICORN_PID`` (itself), ``GUNICORN_FD`` (numbers, separated by
-commas), and with companions ``GUNICORN_COMPANION_RUN_DIR`` (where they leave their records, so that
-those of the new master wait for them) and ``GUNICORN_COMPANION_STATE`` (the number of a descriptor: there
-the old manager leaves what is asked of them by command, now and later). A service manager passes
-``LISTEN_PID`` (who is meant) and ``LISTEN_FDS`` (how many, from 3 on); a master that was started so passes
-them on in the same way.
+An old master passes ``GUNICORN_PID`` (its own) and ``GUNICORN_FD`` (descriptors, separated by commas). With
+companions it passes ``GUNICORN_COMPANION_RUN_DIR``, where their records are, so that those of the new master
+wait for them; and ``GUNICORN_COMPANION_STATE``, a descriptor of the file that has what is asked of them by
+command. A service manager passes ``LISTEN_PID`` (for which process) and ``LISTEN_FDS`` (how many, from 3 on);
+a master that was started so passes them on in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 
 SD_LISTEN_FDS_START = 3
@@ -27,10 +26,10 @@ LISTEN_VARIABLES = (LISTEN_PID, LISTEN_FDS, "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
 class Inherited(NamedTuple):
-    """What a master was given at its start: the master it is to replace (0: none), and its sockets.
+    """What a master was given at its start: the master that it is to replace (0: none), and sockets.
 
-    *companion_run_dir*: where the old master's companions leave their records; "" for nowhere, none where
-    it has no companions. *companion_state_fd*: a `gunicorn.companion.supervise.sharedstate` of its manager.
+    *companion_run_dir*: the old master's run directory; "": it has companions and no run directory; None:
+    it has no companions. *companion_state_fd*: see `gunicorn.companion.supervise.sharedstate`.
     """
 
     master_pid: int = 0
@@ -43,8 +42,8 @@ class Inherited(NamedTuple):
 def inherited(environ: Mapping[str, str], pid: int) -> Inherited:
     """Read *environ* as the process *pid*.
 
-    ``GUNICORN_PID`` counts whoever the parent is: the old master may have gone already, and its
-    sockets live on in this process. Raises ValueError for descriptors that are not numbers.
+    ``GUNICORN_PID`` counts even if that is not the parent: the old master may be gone already. Raises
+    ValueError for descriptors that are not numbers.
     """
     master_pid = _number(environ.get(MASTER_PID, ""))
     run_dir = environ.get(COMPANION_RUN_DIR) if master_pid else None
@@ -70,46 +69,35 @@ def listen_fd_count(environ: Mapping[str, str], pid: int) -> int:
 
 
 def forget(environ: MutableMapping[str, str]) -> None:
-    """Remove what ``inherited()`` has read: it is not for the children of this process."""
+    """Remove what `inherited` has read: it is not for the children of this process."""
     for name in (MASTER_PID, MASTER_FDS, COMPANION_RUN_DIR, COMPANION_STATE, *LISTEN_VARIABLES):
         environ.pop(name, None)
 
 
-def reexec_environment(
-    environ: Mapping[str, str],
-    *,
-    master_pid: int,
-    fds: Iterable[int],
-    systemd_pid: int | None = None,
-    pid: int | None = None,
-    companion_run_dir: str | None = None,
-    companion_state_fd: int | None = None,
-) -> dict[str, str]:
-    """*environ* for the successor of the master *master_pid*, which gets the sockets *fds*.
+def reexec_environment(environ: Mapping[str, str], given: Inherited, pid: int) -> dict[str, str]:
+    """Return *environ* for the successor with *pid*, in which `inherited` returns *given*.
 
-    With *systemd_pid*, the pid of the successor itself, they are passed as a service manager
-    does it; they must then be numbered from 3 on, as they were when they came. *pid* is the
-    successor too: it inherits the watchdog of the old master.
+    Sockets of a service manager must be numbered from 3 on, as they were received. The successor inherits the
+    watchdog, too.
     """
     result = dict(environ)
     forget(result)
-    if pid is not None and result.get(WATCHDOG_PID, "").strip() == str(master_pid):
+    if result.get(WATCHDOG_PID, "").strip() == str(given.master_pid):
         result[WATCHDOG_PID] = str(pid)
-    result[MASTER_PID] = str(master_pid)
-    if companion_run_dir is not None:
-        result[COMPANION_RUN_DIR] = companion_run_dir
-    if companion_state_fd is not None:
-        result[COMPANION_STATE] = str(companion_state_fd)
-    numbers = list(fds)
-    if systemd_pid is not None:
-        result[LISTEN_PID] = str(systemd_pid)
-        result[LISTEN_FDS] = str(len(numbers))
+    result[MASTER_PID] = str(given.master_pid)
+    if given.companion_run_dir is not None:
+        result[COMPANION_RUN_DIR] = given.companion_run_dir
+    if given.companion_state_fd is not None:
+        result[COMPANION_STATE] = str(given.companion_state_fd)
+    if given.systemd:
+        result[LISTEN_PID] = str(pid)
+        result[LISTEN_FDS] = str(len(given.fds))
     else:
-        result[MASTER_FDS] = ",".join(map(str, numbers))
+        result[MASTER_FDS] = ",".join(map(str, given.fds))
     return result
 
 
 def _number(text: str) -> int:
-    """A count or a pid; 0 for what is not one."""
+    """Return a count or a pid; 0 if *text* is none."""
     text = text.strip()
     return int(text) if text.isascii() and text.isdecimal() else 0

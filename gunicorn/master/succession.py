@@ -50,18 +50,15 @@ class Succession(Master):
 
     def _exec_successor(self, master_pid: int, companion_state_fd: int | None) -> None:
         try:
-            run_dir = self.companions.places.told_successor() if self.companions is not None else None
             self.cfg.pre_exec(self)
-            pid = os.getpid()
-            environ = handoff.reexec_environment(
-                self.START_CTX["env"],
-                master_pid=master_pid,
-                fds=[listener.fileno() for listener in self.LISTENERS],
-                systemd_pid=pid if self.systemd else None,
-                pid=pid,
-                companion_run_dir=run_dir,
-                companion_state_fd=companion_state_fd,
+            given = handoff.Inherited(
+                master_pid,
+                tuple(listener.fileno() for listener in self.LISTENERS),
+                self.systemd,
+                self.companions.places.told_successor() if self.companions is not None else None,
+                companion_state_fd,
             )
+            environ = handoff.reexec_environment(self.START_CTX["env"], given, os.getpid())
             if companion_state_fd is not None:
                 os.set_inheritable(companion_state_fd, True)
             os.chdir(self.START_CTX["cwd"])
