@@ -139,11 +139,15 @@ class Arbiter(Shutdown, Succession):
         self.log.info("Gunicorn %s starts as process %s", __version__, self.pid)
         self._warn_of_misspelt_settings()
         try:
-            given = handoff.inherited(os.environ, self.pid)
+            self.given = handoff.inherited(os.environ, self.pid)
         except ValueError as exc:
             raise HaltServer(str(exc)) from exc
-        self.master_pid, self.systemd = given.master_pid, given.systemd
-        self.inherit_companions(given)
+        self.master_pid, self.systemd = self.given.master_pid, self.given.systemd
+        if self.given.companion_state_fd is not None:
+            try:
+                os.set_inheritable(self.given.companion_state_fd, False)
+            except OSError:
+                self.given = self.given._replace(companion_state_fd=None)
         self.unit.open(os.environ, self.pid)
         handoff.forget(os.environ)
         try:
@@ -153,9 +157,9 @@ class Arbiter(Shutdown, Succession):
         self.init_signals()
         # The next steps may wait: a hook for a database, or we for an address that another server has.
         with self.interruptible():
-            self._start_listening(given)
+            self._start_listening()
 
-    def _start_listening(self, given: handoff.Inherited) -> None:
+    def _start_listening(self) -> None:
         # A stop half-way would leave a stale file.
         with blocked_signals():
             self.pidfile = self.make_pidfile(self.cfg.pidfile)
@@ -166,7 +170,7 @@ class Arbiter(Shutdown, Succession):
         except ConfigError as exc:
             raise HaltServer(str(exc)) from exc
         if not self.LISTENERS:
-            self.LISTENERS = sock.create_sockets(self.cfg, self.log, given.fds)
+            self.LISTENERS = sock.create_sockets(self.cfg, self.log, self.given.fds)
         same = len(self.cfg.address) == len(self.LISTENERS)
         self.bound = list(self.cfg.address) if same else [listener.cfg_addr for listener in self.LISTENERS]
         self.log_listeners(self.LISTENERS)

@@ -95,9 +95,11 @@ def test_a_successor_reads_what_it_is_given(given: Inherited, expected: dict[str
         "LISTEN_FDS": "1",
         "GUNICORN_COMPANION_RUN_DIR": "/run/older",
         "GUNICORN_COMPANION_STATE": "8",
+        "WATCHDOG_PID": "7",
     }
     environ = reexec_environment(before, given, 42)
-    assert environ == {"HOME": "/", **expected}
+    # The watchdog of this master is the successor's.
+    assert environ == {"HOME": "/", "WATCHDOG_PID": "42", **expected}
     assert inherited(environ, 42) == given
     assert before["GUNICORN_FD"] == "9"
     assert listen_fd_count(environ, 41) == 0

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -51,10 +50,8 @@ class Master:
         self.master_pid = 0
         # The handle of the companion manager, which survives its restarts; None without companions.
         self.companions: ManagerHandle | None = None
-        # Where the old master's companions leave their records (`companion.server.run_directory.Places`), and
-        # where its manager writes what is asked of them by command.
-        self.inherited_run_dir: str | None = None
-        self.inherited_state_fd: int | None = None
+        # What an old master, or a service manager, has passed to this one.
+        self.given = Inherited()
 
         self.stopping = False
         self._ready_to_fork = False
@@ -122,16 +119,6 @@ class Master:
             from gunicorn.companion.child import descriptors
 
             descriptors.reserve(descriptors.most(self.cfg.companion_workers))
-
-    def inherit_companions(self, given: Inherited) -> None:
-        """Note where the old master has left the state of its companions."""
-        self.inherited_run_dir = given.companion_run_dir
-        self.inherited_state_fd = given.companion_state_fd
-        if self.inherited_state_fd is not None:
-            try:
-                os.set_inheritable(self.inherited_state_fd, False)
-            except OSError:
-                self.inherited_state_fd = None
 
     def check_companions(self, cfg: Any, *, outputs: bool) -> None:
         """Raise ConfigError for companions that could not run; a plain web server imports nothing.

@@ -17,6 +17,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.companion.server.link import Link
 from gunicorn.errors import HaltServer
+from gunicorn.master.handoff import Inherited
 
 
 class Embedded(BaseApplication):
@@ -92,8 +93,7 @@ def test_beside_an_old_master_there_is_a_manager_where_each_sees_the_other_s_rec
         os.chown(short_dir / "run", 54321, 0)
     arbiter.cfg.set("companion_workers", COMPANIONS)
     arbiter.master_pid = os.getppid()
-    arbiter.inherited_run_dir = run_dir and run_dir.format(tmp=short_dir)
-    arbiter.inherited_state_fd = None
+    arbiter.given = Inherited(companion_run_dir=run_dir and run_dir.format(tmp=short_dir))
     with mock.patch.object(arbiter, "spawn_companion_manager") as spawn:
         arbiter.manage_companion_manager()
         assert spawn.called is spawned

@@ -88,9 +88,9 @@ class ManagerHandle(ArbitersPart):
         # State that outlives a manager; during an upgrade also that of the old master's managers.
         self.shared: SharedState | None = None
         self.old_state: SharedState | None = None
-        if arbiter.inherited_state_fd is not None:
-            self.old_state = close_in_children(SharedState(arbiter.inherited_state_fd))
-        self.places = Places(arbiter, arbiter.inherited_run_dir)
+        if arbiter.given.companion_state_fd is not None:
+            self.old_state = close_in_children(SharedState(arbiter.given.companion_state_fd))
+        self.places = Places(arbiter, arbiter.given.companion_run_dir)
         self.leftovers = Leftovers(arbiter, self.places)
         self.configs: list[CompanionConfig] = []
         # Whether the next manager must use the run directory of the last one, whose records are there.
