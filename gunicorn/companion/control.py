@@ -27,7 +27,7 @@ MAX_LINE = 64 * 1024
 MAX_CONNECTIONS = 256
 # The server reads nothing from a client with this much unread.
 OUTPUT_HIGH_WATER = 256 * 1024
-# A subscriber with this much unread is dropped. A thousand companions can change their state a few times.
+# A subscriber with more unread than this is dropped: room for a few changes of a thousand companions.
 SUBSCRIBER_LIMIT = 1024 * 1024
 # Requests of one client to answer before other clients and the companions have their turn.
 REQUESTS_AT_ONCE = 8

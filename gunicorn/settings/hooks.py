@@ -34,7 +34,7 @@ def own_hook(cfg: Any, name: str) -> Any:
 
 @hook("OnStarting")
 def on_starting(server: Any) -> None:
-    """Called in the master before any set-up; the log is ready, the listeners are not."""
+    """Called in the master before any set-up. The log is ready, but there are no listeners yet."""
 
 
 @hook("OnReload")

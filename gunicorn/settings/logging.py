@@ -15,7 +15,7 @@ SECTION = LOGGING
 def validate_statsd_address(val: Any) -> tuple[str, int] | str | None:
     """``HOST[:PORT]`` as (host, port), port 8125 by default; ``unix:PATH`` and ``unix://PATH`` as the path.
 
-    Only where digits follow, ``unix:7777``, is it the port of a host with that name.
+    ``unix:`` and digits alone, such as ``unix:7777``, are a host of that name and its port.
     """
     text = validate_string(val)
     if text is None:

@@ -26,7 +26,7 @@ _NO_SECRETS = ("PWD", "OLDPWD")
 
 _WORD_RE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _ASSIGNMENT_RE = re.compile(r"(--?)?([A-Za-z_][A-Za-z0-9_.-]*)=(.*)", re.DOTALL)
-# In running text a value ends where a query string, a list or a line goes on.
+# In a longer text a value ends at a blank or at a separator of query strings and lists.
 _INLINE_RE = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)=([^\s&;,]+)")
 _URL_PASSWORD_RE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*):[^\s]*@")
 _URL_TOKEN_RE = re.compile(r"(https?://)[^\s:/@]+@", re.IGNORECASE)

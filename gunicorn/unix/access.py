@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tell what another user may do with a path."""
+"""Check the rights of another user on a path."""
 
 from __future__ import annotations
 

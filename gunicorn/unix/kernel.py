@@ -13,7 +13,7 @@ from gunicorn.unix import session
 class Kernel:
     """The real one; a test may pass another to whatever takes a kernel.
 
-    Forks are not part of it: what a child does after its fork cannot be told by its pid.
+    Forks are not part of it, because a pid does not determine what the child does.
     """
 
     def now(self) -> float:

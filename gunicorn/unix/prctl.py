@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ask the Linux kernel for what concerns parents and children: prctl(2). Elsewhere nothing can be asked."""
+"""Set attributes of parents and children by prctl(2). Other systems than Linux do not have it."""
 
 from __future__ import annotations
 

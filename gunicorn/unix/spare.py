@@ -57,5 +57,5 @@ class Reserve:
             self.fill()
 
 
-# The process's own, for reading what is small: records and /proc.
+# One for the whole process, to read records and /proc.
 ONE = Reserve(1)

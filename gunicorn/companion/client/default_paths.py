@@ -17,13 +17,13 @@ def socket_name(master_pid: object) -> str:
 
 
 def master_of(path: str) -> int | None:
-    """The pid of the master in the name that `socket_name` gives; None for another name."""
+    """The pid of the master in a name made by `socket_name`; None for another name."""
     match = re.fullmatch(r"companion-([1-9][0-9]*)\.sock", os.path.basename(path))
     return int(match[1]) if match is not None else None
 
 
 def default_directories(environ: Mapping[str, str], uid: int) -> list[str]:
-    """The candidates for user *uid*, the first that applies first.
+    """The candidates for user *uid*, in the order of precedence.
 
     Never the working directory or /tmp: others can write there.
     """
@@ -37,7 +37,7 @@ def default_directories(environ: Mapping[str, str], uid: int) -> list[str]:
     home = home_directory(environ, uid)
     homes = [home]
     if uid == 0 and home is not None and _is_another_users(home):
-        # sudo may leave $HOME, and $XDG_RUNTIME_DIR, at those of the user who called it.
+        # sudo may keep $HOME and $XDG_RUNTIME_DIR of the user who called it.
         homes.append(home_directory({}, uid))
     found += [os.path.join(each, ".gunicorn") for each in homes if each is not None]
     return found
@@ -51,13 +51,13 @@ def _is_another_users(directory: str) -> bool:
 
 
 def runtime_directory(environ: Mapping[str, str]) -> str | None:
-    """$RUNTIME_DIRECTORY; the first, where systemd's RuntimeDirectory= names several."""
+    """$RUNTIME_DIRECTORY; the first one if systemd's RuntimeDirectory= names several."""
     path = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
     return path if os.path.isabs(path) else None
 
 
 def home_directory(environ: Mapping[str, str], uid: int) -> str | None:
-    """The home of *uid*: $HOME where that is who we are, else what the system has on record."""
+    """The home of *uid*: our own $HOME if that is our user, else the one in the user database."""
     home: str | None = None
     if uid == os.getuid():
         home = environ.get("HOME")
