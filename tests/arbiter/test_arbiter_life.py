@@ -52,9 +52,11 @@ def test_more_and_fewer_workers() -> None:
         server.running(3)
         server.signal(signal.SIGTTOU)
         server.running(2, without=[oldest])
-        for _ in range(3):
-            server.signal(signal.SIGTTOU)
-            time.sleep(0.05)
+        server.signal(signal.SIGTTOU)
+        server.running(1)
+        # The last one stays.
+        server.signal(signal.SIGTTOU)
+        wait_until(lambda: server.log().count("Received SIGTTOU") == 3, 5)
         server.running(1)
         changes = [words[1:] for words in server.events("nworkers_changed")]
         assert changes == [["1", "None"], ["2", "1"], ["3", "2"], ["2", "3"], ["1", "2"]]

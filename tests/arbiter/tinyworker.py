@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A worker small enough to see through, which writes down what happens to it.
+"""A minimal worker, which notes what happens to it.
 
-It says nothing of HTTP but one fixed answer. How it behaves is in the environment variable
+It answers each request in the same way. How it behaves is in the environment variable
 ``TINY``: ``deaf`` ignores SIGTERM and SIGQUIT, ``frozen`` never beats its heart, ``undead`` neither
 and ignores SIGABRT, ``slow`` needs a second to boot, ``boot`` fails to, ``exit:N`` ends with N
 while booting, ``late:N`` ends with N once it has served.
@@ -97,6 +97,8 @@ class TinyWorker:
 
     def run(self) -> None:
         signal.signal(signal.SIGUSR1, self.handle_usr1)
+        # First: once it is noted, the master is to take it for booted.
+        self.notify()
         note("run", self.pid)
         while self.alive and os.getppid() == self.ppid:
             self.notify()
