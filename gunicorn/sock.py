@@ -109,8 +109,7 @@ class TCPSocket(BaseSocket):
     FAMILY = socket.AF_INET
 
     def __str__(self) -> str:
-        host, port = self._socket().getsockname()[:2]
-        return f"{'https' if self.conf.is_ssl else 'http'}://{host}:{port}"
+        return f"{'https' if self.conf.is_ssl else 'http'}://{_shown(self._socket().getsockname())}"
 
     def set_options(self, sock: socket.socket, bound: bool = False) -> socket.socket:
         # Accepted connections inherit it. A response in several writes must not wait for an ACK (RFC 896).
@@ -122,10 +121,6 @@ class TCP6Socket(TCPSocket):
     """The same for IPv6. ``[::]`` also takes IPv4 where the system maps it."""
 
     FAMILY = socket.AF_INET6
-
-    def __str__(self) -> str:
-        host, port = self._socket().getsockname()[:2]
-        return f"{'https' if self.conf.is_ssl else 'http'}://[{host}]:{port}"
 
 
 class UnixSocket(BaseSocket):

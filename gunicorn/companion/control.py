@@ -16,7 +16,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from gunicorn.companion.client import default_paths
 from gunicorn.unix import trust
@@ -40,14 +40,6 @@ ACCEPT_BATCH = 16
 RESERVE = 4
 
 Dispatch = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-class Log(Protocol):
-    """The methods of a logger that this module uses."""
-
-    def warning(self, msg: str, *args: Any) -> None: ...
-    def info(self, msg: str, *args: Any) -> None: ...
-    def debug(self, msg: str, *args: Any) -> None: ...
 
 
 class LineReader:
@@ -155,7 +147,7 @@ class ControlServer:
     ``open`` never raises: if it fails it logs one warning and tries again at `next_attempt`.
     """
 
-    def __init__(self, path: str, mode: int, dispatch: Dispatch, poller: Poller, log: Log) -> None:
+    def __init__(self, path: str, mode: int, dispatch: Dispatch, poller: Poller, log: Any) -> None:
         self.path = path
         self.mode = mode
         self.dispatch = dispatch

@@ -8,6 +8,7 @@ the lowest layers, and builds only the parser of the command at hand.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import os
 import sys
@@ -126,9 +127,11 @@ def _prepare_output() -> None:
 
 def build_parser(words: Sequence[str]) -> Parser:
     """The parser for *words*; other commands than those in it have no arguments."""
+    # argparse makes a formatter for each option, and imports much to find the width of the terminal.
+    formatter = functools.partial(argparse.HelpFormatter, width=80)
     parser = Parser(
         prog="gunicorn-companion",
-        formatter_class=Formatter,
+        formatter_class=formatter,
         description="Show and control the companion processes of a running server.",
         epilog="Exit status: 0 success (for status: every companion that should run is RUNNING), 1 refused, "
         "or not in the requested state, 2 wrong usage or no answer, 3 status found a companion that should "
@@ -146,9 +149,11 @@ def build_parser(words: Sequence[str]) -> Parser:
             commands.add_parser(name, help=text, add_help=False)
             continue
         description = f"{text[0].upper()}{text[1:]}. {more}"
-        one = commands.add_parser(name, help=text, description=description, formatter_class=Formatter)
+        one = commands.add_parser(name, help=text, description=description, formatter_class=formatter)
         add_arguments(one)
         _add_common(one, waits=name in WAITS)
+        one.formatter_class = argparse.HelpFormatter
+    parser.formatter_class = argparse.HelpFormatter
     return parser
 
 
@@ -167,25 +172,6 @@ class _Version(argparse.Action):
         if installed != __version__:
             parser.exit(1, f"{parser.prog}: the gunicorn that is installed is another one, {installed}\n")
         parser.exit(0)
-
-
-class Formatter(argparse.HelpFormatter):
-    """Finds the width of the terminal itself: argparse imports much for that, even without --help."""
-
-    def __init__(
-        self, prog: str, indent_increment: int = 2, max_help_position: int = 24, width: int | None = None
-    ) -> None:
-        super().__init__(prog, indent_increment, max_help_position, width or terminal_width() - 2)
-
-
-def terminal_width() -> int:
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns):
-        return int(columns)
-    try:
-        return os.get_terminal_size(1).columns or 80
-    except OSError:
-        return 80
 
 
 # -- options and arguments ---------------------------------------------------

@@ -40,9 +40,14 @@ def read_stat(pid: int) -> Stat | None:
 
     Raises OSError if no descriptor is left.
     """
-    values = _read_stat(pid)
-    if values is None:
+    try:
+        text = spare.ONE.call(lambda: _stat_text(pid))
+    except OSError as exc:
+        if exc.errno in spare.EXHAUSTED:
+            raise
         return None
+    # The command in parentheses may hold spaces and parentheses of its own.
+    values = text[text.rindex(b")") + 2 :].split(None, 20)
     return Stat(values[0].decode(), int(values[1]), int(values[3]), int(values[17]), values[19].decode())
 
 
@@ -62,36 +67,14 @@ def names_of(pids: Collection[int]) -> str:
     return ", ".join(f"{pid} {command_name(pid)}".rstrip() for pid in pids)
 
 
-def _read_stat(pid: int) -> list[bytes] | None:
-    """The fields that follow the command's name."""
+def _stat_text(pid: int) -> bytes:
     # Not with open(): creating a file object takes longer than the read, and this runs for each process of
     # the machine.
-    try:
-        text = _stat_text(pid)
-    except OSError as exc:
-        if exc.errno not in spare.EXHAUSTED:
-            return None
-        # Nothing is known then: it may be running.
-        text = spare.ONE.call(functools.partial(_text_or_nothing, pid))
-        if not text:
-            return None
-    # The command in parentheses may hold spaces and parentheses of its own.
-    return text[text.rindex(b")") + 2 :].split(None, 20)
-
-
-def _stat_text(pid: int) -> bytes:
     fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, 4096)
     finally:
         os.close(fd)
-
-
-def _text_or_nothing(pid: int) -> bytes:
-    try:
-        return _stat_text(pid)
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return b""
 
 
 def other_threads(pid: int) -> list[str]:
