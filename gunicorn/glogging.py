@@ -251,9 +251,7 @@ class Logger:
         self._throttle = Throttle()
         self._line = None
         if type(self).atoms is Logger.atoms:
-            own = type(self)._get_user is not Logger._get_user
-            user = self._get_user if own else accesslog.basic_user
-            self._line = accesslog.compile_format(self._format, self.now, user)
+            self._line = accesslog.line_function(self._format, self.now, self._get_user)
         # Only our own file or stream with nothing done to it can be given finished lines. Everyone else
         # gets records that carry the atoms, which JSON formatters read.
         self._direct = None

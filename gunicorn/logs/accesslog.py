@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Compile access-log formats into functions that escape each value.
-
-Pure: nothing here writes or looks at a configuration.
-"""
+"""Fill in access-log formats, each value escaped. Pure: nothing here writes or looks at a configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 Environ = Mapping[str, Any]
-#: Gives the line of one request, with its end: of the response, the request, the environ and the duration.
+#: Gives one atom of a request from its response, the request, the environ and the duration.
+Getter = Callable[[Any, Any, Environ, timedelta], Any]
+#: Gives the line of a request, with its end, from the same.
 Line = Callable[[Any, Any, Environ, timedelta], bytes]
 
 ABSENT = "-"
@@ -24,12 +23,11 @@ ABSENT = "-"
 # What could end the line, act on a terminal (C0, DEL, C1) or leave the quotes around the atom.
 _UNSAFE_RE = re.compile('["\\\\\x00-\x1f\x7f-\x9f\u2028\u2029]')
 
-_CONVERSION_RE = re.compile(
-    r"""%(?:\((?P<key>(?:[^()]|\([^()]*\))*)\))?
-        (?P<spec>[#0\- +]*(?:\d+)?(?:\.\d+)?)
-        (?P<length>[hlL]?)(?P<type>[diouxXeEfFgGcrsa%])""",
-    re.VERBOSE,
-)
+# A name in a format, and what only looks like one. Python allows brackets in names, if they are in pairs.
+_NAME_RE = re.compile(r"%%|%\(((?:[^()]|\([^()]*\))*)\)")
+
+# In UTF-8, every byte of a character that may need escaping.
+_SUSPECT = bytes(byte for byte in range(256) if not 32 <= byte < 127 or chr(byte) in '"\\')
 
 
 def escape(text: str) -> str:
@@ -78,7 +76,7 @@ class _Examples(dict[str, Any]):
         self._own = own
 
     def __getitem__(self, key: str) -> Any:
-        known = key in _PLAIN or key in ("t", "u") or key.startswith("{")
+        known = key in _GETTERS or key in ("t", "u") or key.startswith("{")
         return 0 if key in _NUMBERS or key.endswith("}e") or (self._own and not known) else ABSENT
 
 
@@ -139,7 +137,7 @@ def all_atoms(
     resp: Any, req: Any, environ: Environ, duration: timedelta, now: str, user: str | None
 ) -> dict[str, Any]:
     """Every atom of one request, unescaped, header fields and variables under lower-case names."""
-    atoms: dict[str, Any] = _plain_atoms()(resp, req, environ, duration)
+    atoms = {name: get(resp, req, environ, duration) for name, get in _GETTERS.items()}
     atoms["t"] = now
     atoms["u"] = user or ABSENT
     for name, value in header_pairs(req):
@@ -151,127 +149,73 @@ def all_atoms(
     return atoms
 
 
-#: The atoms that need nothing but what an access log is told, as expressions: in one function together
-#: they cost a fraction of what a function for each would.
-_PLAIN = {
-    "h": "get('REMOTE_ADDR', '-')",
-    "l": "'-'",
-    "r": 'f\'{get("REQUEST_METHOD")} {get("RAW_URI")} {get("SERVER_PROTOCOL")}\'',
-    "s": "code_of(resp.status)",
-    "m": "get('REQUEST_METHOD')",
-    "U": "get('PATH_INFO')",
-    "q": "get('QUERY_STRING')",
-    "H": "get('SERVER_PROTOCOL')",
-    "b": "'-' if (sent := getattr(resp, 'sent', None)) is None else str(sent)",
-    "B": "getattr(resp, 'sent', None)",
-    "f": "get('HTTP_REFERER', '-')",
-    "a": "get('HTTP_USER_AGENT', '-')",
-    "T": "microseconds(duration) // 1_000_000",
-    "M": "microseconds(duration) // 1000",
-    "D": "microseconds(duration)",
-    "L": "'{}.{:06}'.format(*divmod(microseconds(duration), 1_000_000))",
-    "p": "f'<{getpid()}>'",
+# The atoms that need nothing but what an access log is told.
+_GETTERS: dict[str, Getter] = {
+    "h": lambda resp, req, environ, duration: environ.get("REMOTE_ADDR", ABSENT),
+    "l": lambda resp, req, environ, duration: ABSENT,
+    "r": lambda resp, req, environ, duration: (
+        f"{environ.get('REQUEST_METHOD')} {environ.get('RAW_URI')} {environ.get('SERVER_PROTOCOL')}"
+    ),
+    "s": lambda resp, req, environ, duration: _code_of(resp.status),
+    "m": lambda resp, req, environ, duration: environ.get("REQUEST_METHOD"),
+    "U": lambda resp, req, environ, duration: environ.get("PATH_INFO"),
+    "q": lambda resp, req, environ, duration: environ.get("QUERY_STRING"),
+    "H": lambda resp, req, environ, duration: environ.get("SERVER_PROTOCOL"),
+    "b": lambda resp, req, environ, duration: str(getattr(resp, "sent", ABSENT)),  # text, as "-" is
+    "B": lambda resp, req, environ, duration: getattr(resp, "sent", None),
+    "f": lambda resp, req, environ, duration: environ.get("HTTP_REFERER", ABSENT),
+    "a": lambda resp, req, environ, duration: environ.get("HTTP_USER_AGENT", ABSENT),
+    "T": lambda resp, req, environ, duration: microseconds(duration) // 1_000_000,
+    "M": lambda resp, req, environ, duration: microseconds(duration) // 1000,
+    "D": lambda resp, req, environ, duration: microseconds(duration),
+    "L": lambda resp, req, environ, duration: "{}.{:06}".format(*divmod(microseconds(duration), 1_000_000)),
+    "p": lambda resp, req, environ, duration: f"<{os.getpid()}>",
 }
 
-_FUNCTION = """\
-def function(resp, req, environ, duration):
-    get = environ.get
-"""
-_LINE = """\
-    data = {text}.encode("utf-8", "backslashreplace")
-    # Mostly nothing needs to be escaped, and that is seen sooner for all at once.
-    if data.translate(MARKED).count(0) == {marked}:
-        return data
-    return {safe_text}.encode("utf-8", "backslashreplace")
-"""
 
-# Map every character that may need escaping to a zero.
-_MARKED = bytes(byte if 32 <= byte < 127 and chr(byte) not in '"\\' else 0 for byte in range(256))
-
-
-def compile_format(fmt: str, now: Callable[[], str], user: Callable[[Environ], str | None]) -> Line | None:
+def line_function(fmt: str, now: Callable[[], str], user: Callable[[Environ], str | None]) -> Line | None:
     """Return a function for the line of one request that computes only the atoms in *fmt*.
 
-    None for a format with other than named conversions, which are left to ``%``.
+    None for a format with other than named conversions.
     """
-    template: list[str] = []
-    values: list[str] = []
-    position = 0
-    for match in _CONVERSION_RE.finditer(fmt):
-        template.append(fmt[position : match.start()])
-        position = match.end()
-        if match["type"] == "%":
-            template.append("%%")
-            continue
-        if match["key"] is None:
-            return None
-        template.append("%" + match["spec"] + match["type"])
-        values.append(_expression(match["key"], verified=user is not basic_user))
-    template.append(fmt[position:])
-    if "%" in fmt[position:] or any("%" in part for part in template[::2]):
+    names = [name[1] for name in _NAME_RE.finditer(fmt) if name[1] is not None]
+    template = _NAME_RE.sub(lambda name: "%" if name[1] is not None else "%%", fmt) + "\n"
+    examples = _Examples(own=False)
+    try:
+        template % tuple(examples[name] for name in names)
+    except (TypeError, ValueError):
         return None
-    # The compiler takes a literal apart that is filled in at once.
-    text = "".join(template) + "\n"
-    literal = repr(text)
-    line: Line = _function(
-        _LINE.format(
-            text=_filled(literal, values),
-            marked=text.encode("utf-8", "backslashreplace").translate(_MARKED).count(0),
-            safe_text=_filled(literal, [f"safe({value})" for value in values]),
-        ),
-        {"now": now, "user": user},
-    )
+    getters = tuple(_getter(name, now, user) for name in names)
+    literal = template.encode("utf-8", "backslashreplace")
+    suspects = len(literal) - len(literal.translate(None, _SUSPECT))
+
+    def line(resp: Any, req: Any, environ: Environ, duration: timedelta) -> bytes:
+        values = [get(resp, req, environ, duration) for get in getters]
+        text = template % tuple(values)
+        data = text.encode("utf-8", "backslashreplace")
+        # Mostly nothing needs to be escaped, and that is seen sooner for all at once.
+        if len(data) - len(data.translate(None, _SUSPECT)) != suspects:
+            text = template % tuple([escape(v) if isinstance(v, str) else v for v in values])
+            data = text.encode("utf-8", "backslashreplace")
+        return data
+
     return line
 
 
-def _filled(literal: str, values: Iterable[str]) -> str:
-    return f"({literal} % ({''.join(f'{value}, ' for value in values)}))"
-
-
-def _function(body: str, names: Mapping[str, Any]) -> Any:
-    """A function of what an access log is told of a request; its *body* may use what is below and *names*."""
-    there = {
-        "code_of": _code_of,
-        "field": _field,
-        "getpid": os.getpid,
-        "MARKED": _MARKED,
-        "microseconds": microseconds,
-        "safe": _safe,
-        "variable": _variable,
-        **names,
-    }
-    exec(_FUNCTION + body, there)
-    return there["function"]
-
-
-@lru_cache(maxsize=1)
-def _plain_atoms() -> Any:
-    pairs = ", ".join(f"{name!r}: {expression}" for name, expression in _PLAIN.items())
-    return _function(f"    return {{{pairs}}}\n", {})
-
-
-def _expression(key: str, verified: bool) -> str:
-    """Return the expression for the atom *key*; for a user that is not *verified* only if the client names
-    one.
-    """
-    if key == "t":
-        return "now()"
-    if key == "u":
-        found = f"user(environ) or {ABSENT!r}"
-        return found if verified else f"({found}) if 'HTTP_AUTHORIZATION' in environ else {ABSENT!r}"
-    if key in _PLAIN:
-        return _PLAIN[key]
-    kind = key.rpartition("}")[2]
-    if key.startswith("{") and kind in ("i", "o", "e"):
-        name = key[1 : key.rindex("}")]
+def _getter(name: str, now: Callable[[], str], user: Callable[[Environ], str | None]) -> Getter:
+    if name == "t":
+        return lambda resp, req, environ, duration: now()
+    if name == "u":
+        return lambda resp, req, environ, duration: user(environ) or ABSENT
+    key, brace, kind = name[1:].rpartition("}")
+    if name.startswith("{") and brace:
+        if kind == "i":
+            return lambda resp, req, environ, duration: _field(req, key.lower())
+        if kind == "o":
+            return lambda resp, req, environ, duration: _field(resp, key.lower())
         if kind == "e":
-            return f"variable(environ, {name!r})"
-        return f"field({'req' if kind == 'i' else 'resp'}, {name.lower()!r})"
-    return repr(ABSENT)
-
-
-def _safe(value: Any) -> Any:
-    return escape(value) if isinstance(value, str) else value
+            return lambda resp, req, environ, duration: _variable(environ, key)
+    return _GETTERS.get(name, lambda resp, req, environ, duration: ABSENT)
 
 
 def _field(message: Any, name: str) -> Any:

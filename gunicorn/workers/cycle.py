@@ -108,7 +108,7 @@ class Cycle:
         if resp is not None:
             # None: the application took over the connection, and only it knows what was sent.
             if self.wants_access and resp.status is not None:
-                self._log_access(resp, req, environ, started)
+                self.log.access(resp, req, environ, timedelta(0, time.monotonic() - started))
             if self.post_request is not None:
                 self._call_post_request(req, environ, resp)
         return outcome
@@ -204,9 +204,6 @@ class Cycle:
         if self.wants_access:
             self._log_unparsed(Unparsed(f"{status} {reason}", sent), req, addr)
         return LINGER
-
-    def _log_access(self, resp: Any, req: Any, environ: dict[str, Any], started: float) -> None:
-        self.log.access(resp, req, environ, timedelta(0, time.monotonic() - started))
 
     def _log_unparsed(self, resp: Unparsed, req: Any, addr: Any) -> None:
         """The line in the access log of a request without environ."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gunicorn.logs.accesslog import SafeAtoms, all_atoms, basic_user, check_format, compile_format, escape
+from gunicorn.logs.accesslog import SafeAtoms, all_atoms, basic_user, check_format, escape, line_function
 
 NOW = "[01/Feb/2030:03:04:05 +0000]"
 
@@ -35,11 +35,11 @@ DURATION = timedelta(seconds=2, microseconds=345678)
 
 
 def line(fmt: str, **changes: Any) -> str:
-    """*fmt* filled in by the compiled function, after a check that ``%`` over the atoms gives the same."""
+    """*fmt* filled in by the function, after a check that ``%`` over the atoms gives the same."""
     args = {"resp": RESPONSE, "req": REQUEST, "environ": ENVIRON, "duration": DURATION, **changes}
-    compiled = compile_format(fmt, lambda: NOW, basic_user)
-    assert compiled is not None
-    data = compiled(args["resp"], args["req"], args["environ"], args["duration"])
+    function = line_function(fmt, lambda: NOW, basic_user)
+    assert function is not None
+    data = function(args["resp"], args["req"], args["environ"], args["duration"])
     assert data.endswith(b"\n")
     text = data[:-1].decode()
     atoms = all_atoms(
@@ -165,16 +165,16 @@ def test_any_format_says_what_it_says(fmt: str, method: str) -> None:
 
 
 def test_text_that_is_no_text() -> None:
-    compiled = compile_format("%(m)s", lambda: NOW, basic_user)
-    assert compiled is not None
-    assert compiled(RESPONSE, REQUEST, {"REQUEST_METHOD": "\udc80"}, DURATION) == b"\\udc80\n"
+    function = line_function("%(m)s", lambda: NOW, basic_user)
+    assert function is not None
+    assert function(RESPONSE, REQUEST, {"REQUEST_METHOD": "\udc80"}, DURATION) == b"\\udc80\n"
 
 
 def test_a_user_of_the_callers_own() -> None:
-    compiled = compile_format("%(u)s", lambda: NOW, lambda environ: environ.get("USER"))
-    assert compiled is not None
-    assert compiled(RESPONSE, REQUEST, {"USER": "me"}, DURATION) == b"me\n"
-    assert compiled(RESPONSE, REQUEST, {}, DURATION) == b"-\n"
+    function = line_function("%(u)s", lambda: NOW, lambda environ: environ.get("USER"))
+    assert function is not None
+    assert function(RESPONSE, REQUEST, {"USER": "me"}, DURATION) == b"me\n"
+    assert function(RESPONSE, REQUEST, {}, DURATION) == b"-\n"
 
 
 def test_unused_atoms_cost_nothing() -> None:
@@ -185,14 +185,14 @@ def test_unused_atoms_cost_nothing() -> None:
     def unwanted(*args: Any) -> Any:
         raise AssertionError("was called")
 
-    compiled = compile_format("%(m)s", unwanted, unwanted)
-    assert compiled is not None
-    assert compiled(Untouchable(), Untouchable(), {"REQUEST_METHOD": "GET"}, timedelta(0)) == b"GET\n"
+    function = line_function("%(m)s", unwanted, unwanted)
+    assert function is not None
+    assert function(Untouchable(), Untouchable(), {"REQUEST_METHOD": "GET"}, timedelta(0)) == b"GET\n"
 
 
 @pytest.mark.parametrize("fmt", ["%s", "%(a)", "50%", "%(a)s and %"])
-def test_what_is_no_named_conversion_is_not_compiled(fmt: str) -> None:
-    assert compile_format(fmt, lambda: NOW, basic_user) is None
+def test_what_is_no_named_conversion_has_no_function(fmt: str) -> None:
+    assert line_function(fmt, lambda: NOW, basic_user) is None
 
 
 @pytest.mark.parametrize(
