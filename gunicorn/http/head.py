@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Iterable
 
 from .errors import InvalidHeader, InvalidHeaderName
 from .grammar import FIELD_VALUE_RE, STATUS_RE, TOKEN_RE
@@ -32,11 +32,13 @@ def http_date(timestamp: float | None = None) -> str:
 def current_date() -> str:
     """http_date() of now, made once a second."""
     global _date
-    second = int(time.time())
-    cached = _date
-    if cached[0] != second:
-        _date = cached = (second, http_date(second))
-    return cached[1]
+    now = time.time()
+    second, text = _date
+    if not second <= now < second + 1:
+        second = int(now)
+        text = http_date(second)
+        _date = (second, text)
+    return text
 
 
 def check_status(status: str) -> int:
@@ -96,10 +98,13 @@ def forbids_length(method: str, code: int | None) -> bool:
     return code < 200 or code == 204 or (method == "CONNECT" and code < 300)
 
 
-def field_lines(headers: Collection[tuple[str, str]]) -> str:
+def field_lines(headers: Iterable[tuple[str, str]]) -> str:
     """*headers*, already checked, as lines."""
-    # Joined by C, pair for pair: a string of a class of its own could say something else when formatted.
-    return "\r\n".join(map(": ".join, headers)) + "\r\n" if headers else ""
+    parts: list[str] = []
+    for name, value in headers:
+        parts += (name, ": ", value, "\r\n")
+    # Not formatted: a string of a class of its own could say something else then.
+    return "".join(parts)
 
 
 def encode_head(lines: str) -> bytes:

@@ -62,8 +62,6 @@ class Message:
     # Set by whoever reads the head. Until Python 3.12 what a class has, too, is found slowly in its objects.
     version: tuple[int, int]
     head: RequestHead | None
-    #: Whether the client waits for 100 (Continue) before it sends its body.
-    expects_continue: bool
 
     def __init__(
         self,
@@ -82,9 +80,9 @@ class Message:
         self.scheme = policy.default_scheme
         self.body: Body
         self._headers: Headers | None = None
+        #: What the head says; None where a parse() of somebody else's has read it.
         self.head = None
-        # The latter for a parse() of somebody else's, who knows nothing of it.
-        self.must_close = self.expects_continue = False
+        self.must_close = False
         self.proxy_info = proxy_info
         self.proxy_protocol_info = proxy_info.as_dict() if proxy_info is not None else None
         rest = self.parse(unreader)
@@ -161,7 +159,16 @@ class Request(Message):
     uri: str
     path: str
     query: str
-    fragment: str
+
+    @cached_property
+    def fragment(self) -> str:
+        """What follows "#" in the target."""
+        return self.head.fragment if self.head is not None else ""
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client waits for 100 (Continue) before it sends its body."""
+        return self.head is not None and self.head.expect_continue
 
     @cached_property
     def limit_request_line(self) -> int:
@@ -186,12 +193,10 @@ class Request(Message):
             unreader.pending = b""
         else:
             data = unreader.read()
-        if end := whole_head(data, policy, first=self.req_number == 1):
-            # Often nothing else follows.
-            block = data if end == len(data) else data[:end]
-            self._take(parse_head(block, policy, policy.forwarded_allow.allows(self.peer_addr)))
+        if end := whole_head(data, policy, self.req_number == 1):
+            self._take(parse_head(data[:end], policy, policy.forwarded_allow.allows(self.peer_addr)))
             return data[end:]
-        gatherer = HeadGatherer(policy, first=self.req_number == 1)
+        gatherer = HeadGatherer(policy, self.req_number == 1)
         while True:
             if not data:
                 raise NoMoreData(bytes(gatherer.buffer))
@@ -210,23 +215,19 @@ class Request(Message):
         self.uri = head.target
         self.path = head.path
         self.query = head.query
-        self.fragment = head.fragment
         self.version = head.version
         self.scheme = head.scheme
-        self.expects_continue = head.expect_continue
 
     def _set_proxy_info(self, info: ProxyInfo | None) -> None:
         self.proxy_info = info
         self.proxy_protocol_info = info.as_dict() if info else None
 
     def set_body_reader(self) -> None:
-        # A request without framing has no body (RFC 9112 section 6.3, rule 7).
         head = self.head
-        if head is not None and head.chunked:
+        if head is not None and (head.content_length or head.chunked):
             super().set_body_reader()
-        elif head is not None and head.content_length:
-            self.body = Body(LengthReader(self.unreader, head.content_length))
         else:
+            # A request without framing has no body (RFC 9112 section 6.3, rule 7).
             self.body = NO_BODY
 
     def drain(self, limit: int = DRAIN_LIMIT, timeout: float | None = None) -> bool:

@@ -10,7 +10,6 @@ the exact one, which finds the error or takes what the configuration permits.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from . import grammar
 from .environ import header_key
@@ -63,9 +62,7 @@ class RequestHead:
         "_headers",
         "_lines",
         "authority",
-        "block",
         "chunked",
-        "close",
         "content_length",
         "expect_continue",
         "fields",
@@ -93,8 +90,6 @@ class RequestHead:
         self.content_length: int | None = None
         self.chunked = False
         self.scheme = "http"
-        #: What Connection asks for; None leaves it to the version's default.
-        self.close: bool | None = None
         self.expect_continue = False
         #: The fields as an environ has them, where that needs no thought: each once, no underscore in a name.
         self.fields: dict[str, str] | None = None
@@ -115,19 +110,6 @@ class RequestHead:
     def headers(self, headers: Headers) -> None:
         self._headers = headers
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RequestHead) and self._said() == other._said()
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def _said(self) -> tuple[Any, ...]:
-        line = self.method, self.target, self.path, self.query, self.fragment, self.version, self.authority
-        framing = self.host, self.content_length, self.chunked, self.close, self.expect_continue
-        return *line, *framing, self.scheme, self.headers
-
-    def __repr__(self) -> str:
-        return f"<RequestHead {self._said()}>"
-
 
 def find_head_end(buffer: bytes | bytearray, start: int = 0) -> int:
     """Return the offset just after the head at the start of *buffer*, or -1 while it is incomplete.
@@ -140,7 +122,7 @@ def find_head_end(buffer: bytes | bytearray, start: int = 0) -> int:
     return index + 4 if index >= 0 else -1
 
 
-def whole_head(data: bytes, policy: RequestPolicy, *, first: bool) -> int:
+def whole_head(data: bytes, policy: RequestPolicy, first: bool) -> int:
     """The end of the head that *data* begins with, in the usual case that all of it came in one piece.
 
     0 where a HeadGatherer is needed: more has to come, or something may precede the head, as a PROXY header
@@ -204,7 +186,7 @@ class HeadGatherer:
         "proxy_seen",
     )
 
-    def __init__(self, policy: RequestPolicy, *, first: bool = True) -> None:
+    def __init__(self, policy: RequestPolicy, first: bool = True) -> None:
         self.policy = policy
         self.buffer: bytes | bytearray = b""
         self.head_start = 0
@@ -533,6 +515,7 @@ def keeps_underscore(name: str, policy: RequestPolicy, trusted: bool) -> bool:
 def _interpret(head: RequestHead, policy: RequestPolicy, trusted: bool) -> None:
     """Set what the fields say of framing, connection and scheme; raise where they are not sound."""
     codings: list[str] | None = None
+    connection: list[str] = []
     scheme_headers = policy.secure_scheme_headers if trusted else None
     head.scheme = policy.default_scheme
     seen_scheme: str | None = None
@@ -543,7 +526,7 @@ def _interpret(head: RequestHead, policy: RequestPolicy, trusted: bool) -> None:
                     raise InvalidHeader("HOST")
                 head.host = value
             elif name == "CONNECTION":
-                _interpret_connection(head, value)
+                connection.append(value)
             elif name == "CONTENT-LENGTH":
                 # A list or a second length is how two servers come to disagree about the body.
                 if head.content_length is not None or not grammar.CONTENT_LENGTH_RE.fullmatch(value):
@@ -562,6 +545,8 @@ def _interpret(head: RequestHead, policy: RequestPolicy, trusted: bool) -> None:
             if seen_scheme is not None and seen_scheme != scheme:
                 raise InvalidSchemeHeaders
             head.scheme = seen_scheme = scheme
+    if connection:
+        _interpret_connection(head, ",".join(connection))
     if codings is not None:
         _interpret_codings(head, codings)
     if head.host is None and head.version >= (1, 1):
@@ -572,11 +557,9 @@ def _interpret(head: RequestHead, policy: RequestPolicy, trusted: bool) -> None:
 def _interpret_connection(head: RequestHead, value: str) -> None:
     options = grammar.list_members(value)
     if "close" in options:
-        head.close = True
-    elif "keep-alive" in options and head.close is None:
-        head.close = False
-    if head.close is not None:
-        head.should_close = head.close
+        head.should_close = True
+    elif "keep-alive" in options:
+        head.should_close = False
 
 
 def _interpret_codings(head: RequestHead, codings: list[str]) -> None:

@@ -415,9 +415,8 @@ class Response:
         """The bytes of the head, which the caller sends now."""
         if not self.req.body.finished:
             self._settle_request_body()
-        lines = self.default_headers()
-        lines.append(head.field_lines(self.headers))
-        data = head.encode_head("".join(lines))
+        lines = [*self.default_headers(), head.field_lines(self.headers), "\r\n"]
+        data = "".join(lines).encode("latin-1")
         self.headers_sent = True
         return data
 

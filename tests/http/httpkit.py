@@ -11,6 +11,7 @@ from typing import Any
 from gunicorn.config import Config
 from gunicorn.http import wsgi
 from gunicorn.http.message import Request
+from gunicorn.http.parse import RequestHead
 from gunicorn.http.parser import RequestParser
 
 PEER = ("127.0.0.1", 51000)
@@ -22,6 +23,12 @@ def make_config(**settings: Any) -> Config:
     for name, value in settings.items():
         cfg.set(name, value)
     return cfg
+
+
+def content(head: RequestHead) -> list[Any]:
+    """All that a head says, to be compared."""
+    names = [name for name in RequestHead.__slots__ if name not in ("_headers", "_lines", "fields")]
+    return [*(getattr(head, name) for name in names), head.headers]
 
 
 def whole(data: bytes) -> list[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from httpkit import make_config
+from httpkit import content, make_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,16 +119,17 @@ def test_fast_and_exact_agree(block: bytes, policy: RequestPolicy, trusted: bool
 
 def outcome(function: Any, *arguments: Any) -> Any:
     try:
-        return function(*arguments)
+        head = function(*arguments)
     except ParseException as error:
         return type(error), error.status
+    return head and content(head)
 
 
 def test_ordinary_heads_take_the_fast_way() -> None:
     block = b"GET /a?b HTTP/1.1\r\nHost: h:80\r\nUser-Agent: \xe9\r\nCookie: a=b; c=d\r\n\r\n"
     head = parse.fast_head(block, RequestPolicy())
     assert head is not None
-    assert head == parse.exact_head(block, RequestPolicy())
+    assert content(head) == content(parse.exact_head(block, RequestPolicy()))
 
 
 NAMES_SENT = st.sampled_from(["A", "Cookie", "content-type", "X-Y", "x-y", "X.Y", "Connection"])
