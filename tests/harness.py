@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGKILL, SIGTERM, SIGUSR2
 from types import TracebackType
 from typing import Any
 
@@ -65,6 +65,7 @@ __all__ = [
     "become_subreaper",
     "children_of",
     "cmdline_of",
+    "conf",
     "descendants_of",
     "descriptors",
     "environ_of",
@@ -92,6 +93,11 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
 """
+
+
+def conf(**settings: Any) -> str:
+    """The text of a configuration file with *settings*."""
+    return "".join(f"{name} = {value!r}\n" for name, value in settings.items())
 
 
 # -- network -----------------------------------------------------------------------------------------------
@@ -449,6 +455,25 @@ class Server:
         """From now on, the master is *pid*: a daemon, or the new one of a USR2."""
         self._pid = pid
         self.exit_code = None
+
+    def again(self) -> Server:
+        """Another server (not started) on the same directory and address, for when this one is gone."""
+        other = Server(directory=self.dir, bind=None, args=["-b", self.address])
+        other.host, other.port = self.host, self.port
+        other.configured_control = self.configured_control
+        return other
+
+    def upgrade(self) -> Server:
+        """SIGUSR2; the new master as a server of its own, until this one adopts it."""
+        mode = self.run_dir.stat().st_mode
+        new = Server(directory=self.dir, bind=None, ready=None)
+        self.run_dir.chmod(mode)
+        self.signal(SIGUSR2)
+        pid = wait_until(self.new_master, 20, "a new master")
+        assert pid is not None
+        new.adopt(pid)
+        new.env, new.configured_control = self.env, self.configured_control
+        return new
 
     def signal(self, sig: int, pid: int | None = None) -> None:
         os.kill(pid or self.pid, sig)

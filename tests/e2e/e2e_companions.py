@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from e2e_apps import JOBS, WEB
-from harness import Server
+from harness import Server, conf, wait_until
 
 #: Short times, so that a test is quick; each test overrides what it is about.
 FAST: dict[str, Any] = {
@@ -30,17 +30,18 @@ def entry(name: str, target: str | None = None, **keys: Any) -> dict[str, Any]:
 
 
 def config_text(*companions: dict[str, Any], extra: str = "", **settings: Any) -> str:
-    values = {**FAST, "companion_workers": list(companions), **settings}
-    return "\n".join(f"{name} = {value!r}" for name, value in values.items()) + "\n" + extra
+    return conf(**{**FAST, "companion_workers": list(companions), **settings}) + extra
+
+
+def take_options(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take the keywords ending in ``_option`` out of *settings*; return them without that ending."""
+    names = [name for name in settings if name.endswith("_option")]
+    return {name.removesuffix("_option"): settings.pop(name) for name in names}
 
 
 def companion_server(*companions: dict[str, Any], extra: str = "", **settings: Any) -> Server:
     """A server (not started) with these companions; keywords ending in ``_option`` go to ``Server``."""
-    options = {
-        name.removesuffix("_option"): settings.pop(name)
-        for name in list(settings)
-        if name.endswith("_option")
-    }
+    options = take_options(settings)
     files = {"jobs.py": JOBS, **options.pop("files", {})}
     app = options.pop("app", WEB)
     server = Server(app, config_text(*companions, extra=extra, **settings), files=files, **options)
@@ -50,6 +51,19 @@ def companion_server(*companions: dict[str, Any], extra: str = "", **settings: A
 
 def reconfigure(server: Server, *companions: dict[str, Any], extra: str = "", **settings: Any) -> None:
     server.write("gunicorn.conf.py", config_text(*companions, extra=extra, **settings))
+
+
+def wait_waiting(server: Server, name: str, pid: int | None) -> None:
+    """Wait until companion *name* waits for its older process *pid*."""
+    wait_until(
+        lambda: (
+            (found := server.companion(name))["state"] == "STARTING"
+            and found["pid"] is None
+            and found["description"] == f"waiting for pid {pid}"
+        ),
+        20,
+        lambda: f"{name} waits for {pid}: {server.companion(name)}",
+    )
 
 
 def starts(server: Server, name: str) -> list[tuple[int, float]]:

@@ -171,6 +171,15 @@ def processes():
     jobs.mark("up", "1")
     jobs.sleep_forever()
 
+def _square(n):
+    return n * n
+
+def pool():
+    jobs.begin()
+    for method in ("fork", "spawn"):
+        with multiprocessing.get_context(method).Pool(2) as workers:
+            jobs.mark("squares", str(workers.map(_square, range(4))))
+
 def closes_everything():
     jobs.begin()
     os.closerange(0, 256)
@@ -200,6 +209,7 @@ def test_programs_of_every_kind() -> None:
     companions = [
         program("asynchronous"),
         program("processes"),
+        program("pool", restart_delay=60),
         program("closes_everything", restart_delay=60),
         program("odd_output"),
     ]
@@ -216,6 +226,8 @@ def test_programs_of_every_kind() -> None:
         assert server.wait_companion("processes", "STOPPED")["last_exit_code"] == 0
         assert not [pid for pid in below if is_alive(pid)]
         assert server.wait_companion("closes_everything", "BACKOFF")["last_exit_code"] == 1
+        assert server.wait_companion("pool", "BACKOFF")["last_exit_code"] == 0
+        assert server.log("pool.squares") == "[0, 1, 4, 9]\n" * 2
         server.wait_log("1", name="odd_output.printed")
         assert server.wait_companion("odd_output")["exit_count"] == 0
         assert server.manager() == manager
@@ -472,10 +484,7 @@ def test_over_an_upgrade_nothing_runs_twice_though_the_run_files_are_removed() -
     with companion_server(*companions, pidfile="g.pid", extra=CHECKS_OFTEN) as server:
         old = {name: server.wait_companion(name)["pid"] for name in ("a", "stubborn")}
         shutil.rmtree(server.run_dir / "gunicorn")
-        new = Server(directory=server.dir, bind=None, ready=None)
-        server.signal(signal.SIGUSR2)
-        new.adopt(wait_until(server.new_master, 20, "a new master") or 0)
-        new.env = server.env
+        new = server.upgrade()
         for again in range(2):
             # The new manager listens when it has tried to start its companions.
             wait_until(lambda: new.manager() is not None, 20)

@@ -20,7 +20,6 @@ from e2e_companions import (
     starts,
 )
 from harness import (
-    Server,
     all_procs,
     children_of,
     is_alive,
@@ -208,10 +207,7 @@ def test_a_new_server_after_kill_9_of_the_arbiter() -> None:
         wait_until(lambda: not is_alive(old["quick"]), 2, "quick gone")
         while time.monotonic() < killed + 2:
             time.sleep(0.02)
-        second = Server(directory=first.dir, bind=None, args=["-b", first.address])
-        second.host, second.port = first.host, first.port
-        second.configured_control = first.configured_control
-        with second:
+        with first.again() as second:
             second.wait_manager(2)
             new = second.wait_companion("quick", timeout=2)
             assert new["pid"] != old["quick"]
@@ -243,9 +239,7 @@ def test_arbiter_and_manager_killed_together() -> None:
         wait_until(lambda: not is_alive(a), 3, "a gone by its parent-death signal")
         assert is_alive(stubborn)
         wait_until(lambda: not [pid for pid in first.tree() if pid != stubborn], 5, "the others gone")
-        second = Server(directory=first.dir, bind=None, args=["-b", first.address])
-        second.host, second.port = first.host, first.port
-        with second:
+        with first.again() as second:
             second.wait_companion("a")
             second.wait_companion("stubborn", timeout=6, without=[stubborn])
             assert not is_alive(stubborn)

@@ -23,6 +23,7 @@ from e2e_companions import (
     reconfigure,
     signals,
     starts,
+    wait_waiting,
 )
 from e2e_users import reachable_for_all
 from harness import Server, is_alive, load, wait_until
@@ -213,10 +214,6 @@ def replace_manager(server: Server) -> int:
     return old
 
 
-def waits_for(server: Server, name: str, pid: int | None) -> None:
-    wait_until(lambda: server.companion(name)["description"] == f"waiting for pid {pid}", 10)
-
-
 def test_with_reload_all_a_quick_companion_is_back_while_a_slow_one_drains() -> None:
     others = entry("off", "idle"), entry("failed", "nothing", start_retries=1)
     with all_at_once(*others, entry("beside", "idle", singleton=False)) as server:
@@ -224,7 +221,7 @@ def test_with_reload_all_a_quick_companion_is_back_while_a_slow_one_drains() -> 
         assert server.ask("stop", "off")["ok"]
         wait_until(lambda: server.companion("failed")["state"] == "STOPPED")
         old = replace_manager(server)
-        waits_for(server, "drain", before["drain"])
+        wait_waiting(server, "drain", before["drain"])
         quick = server.wait_companion("quick", without=[before["quick"] or 0])["pid"]
         assert server.companion("off")["description"] == "stopped manually"
         wait_until(lambda: "Companion failed" in server.log().partition("waits: another")[2])
@@ -249,7 +246,7 @@ def test_a_manager_that_dies_while_it_is_replaced(whose: str) -> None:
     with all_at_once(companion_stop_timeout=5) as server:
         before = settled(server, "quick", "drain")
         old = replace_manager(server)
-        waits_for(server, "drain", before["drain"])
+        wait_waiting(server, "drain", before["drain"])
         new = server.wait_manager()
         if whose in ("old", "both"):
             os.kill(old, signal.SIGKILL)
@@ -257,7 +254,7 @@ def test_a_manager_that_dies_while_it_is_replaced(whose: str) -> None:
             os.kill(new, signal.SIGKILL)
             server.wait_manager(10, without=new)
         assert is_alive(before["drain"] or 0)
-        waits_for(server, "drain", before["drain"])
+        wait_waiting(server, "drain", before["drain"])
         server.write("done", "")
         for name in ("quick", "drain"):
             server.wait_companion(name, without=[before[name] or 0])
@@ -279,8 +276,8 @@ def test_the_server_ends_while_a_manager_is_replaced(sig: int) -> None:
     with all_at_once(entry("stubborn", stop_timeout=1, reload_timeout=1)) as server:
         before = settled(server, "quick", "drain", "stubborn")
         old = replace_manager(server)
-        waits_for(server, "drain", before["drain"])
-        waits_for(server, "stubborn", before["stubborn"])
+        wait_waiting(server, "drain", before["drain"])
+        wait_waiting(server, "stubborn", before["stubborn"])
         server.write("done", "")
         if sig == signal.SIGKILL:
             server.kill()

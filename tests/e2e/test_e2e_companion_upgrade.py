@@ -11,49 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_companions import companion_server, entry, overlaps, pids_in, reconfigure, starts
+from e2e_companions import companion_server, entry, overlaps, pids_in, reconfigure, starts, wait_waiting
 from e2e_users import reachable_for_all
 from harness import Control, Server, is_alive, read_proc, status_field, wait_until
 
 
-class Successor:
-    """The new master beside the old one, until the test adopts it."""
-
-    def __init__(self, server: Server) -> None:
-        mode = server.run_dir.stat().st_mode
-        self.server = Server(directory=server.dir, bind=None, ready=None)
-        server.run_dir.chmod(mode)
-        server.signal(signal.SIGUSR2)
-        pid = wait_until(server.new_master, 20, "a new master")
-        assert pid is not None
-        self.pid = pid
-        self.server.adopt(pid)
-        self.server.env = server.env
-        self.server.configured_control = server.configured_control
-
-    def manager(self) -> int:
-        return wait_until(self.server.manager, 20, "a manager of the new master") or 0
-
-    def companion(self, name: str) -> dict[str, Any]:
-        return self.server.companion(name)
-
-    def wait_waiting(self, name: str, pid: int | None) -> None:
-        """Until companion *name* waits for its older process *pid*."""
-        wait_until(
-            lambda: (
-                (found := self.companion(name))["state"] == "STARTING"
-                and found["pid"] is None
-                and found["description"] == f"waiting for pid {pid}"
-            ),
-            20,
-            lambda: f"{name} waits for {pid}: {self.companion(name)}",
-        )
-
-
-def take_over(server: Server, new: Successor) -> None:
+def take_over(server: Server, new: Server) -> None:
     """End the old master and go on with the new one."""
     assert server.stop() == 0
     server.adopt(new.pid)
+
+
+def manager_of(new: Server) -> int:
+    return wait_until(new.manager, 20, "a manager of the new master") or 0
 
 
 def test_each_changes_hands_as_soon_as_its_older_process_is_gone() -> None:
@@ -64,9 +34,9 @@ def test_each_changes_hands_as_soon_as_its_older_process_is_gone() -> None:
     )
     with server:
         old = {name: server.wait_companion(name)["pid"] for name in ("quick", "slow")}
-        new = Successor(server)
+        new = server.upgrade()
         for name in old:
-            new.wait_waiting(name, old[name])
+            wait_waiting(new, name, old[name])
             assert server.companion(name)["pid"] == old[name]
         # WINCH ends the workers of the old master and none of its companions.
         server.signal(signal.SIGWINCH)
@@ -93,8 +63,8 @@ def test_commands_before_an_upgrade_hold_for_the_new_master() -> None:
             assert control.ask("stop", name="a")["ok"]
             assert control.ask("scale", name="rq", numprocs=2)["ok"]
         server.wait_companion("rq:1")
-        new = Successor(server)
-        new.wait_waiting("rq:0", old[1])
+        new = server.upgrade()
+        wait_waiting(new, "rq:0", old[1])
         take_over(server, new)
         server.wait_companion("rq:0", without=old)
         server.wait_companion("rq:1", without=old)
@@ -105,11 +75,11 @@ def settled(server: Server, *names: str) -> dict[str, int]:
     return {name: server.wait_companion(name)["pid"] for name in names}
 
 
-def has_state(successor: Successor, name: str, state: str) -> None:
+def has_state(server: Server, name: str, state: str) -> None:
     wait_until(
-        lambda: (found := successor.server.companions().get(name)) is not None and found["state"] == state,
+        lambda: (found := server.companions().get(name)) is not None and found["state"] == state,
         10,
-        lambda: f"{name} {state}: {successor.server.companions().get(name)}",
+        lambda: f"{name} {state}: {server.companions().get(name)}",
     )
 
 
@@ -125,17 +95,17 @@ def test_commands_during_an_upgrade_hold_for_the_new_master() -> None:
         old = settled(server, "stopped", "started", "rq:0", "rq:1", "rq:2")
         assert server.ask("stop", "started")["ok"]
         server.wait_companion("started", "STOPPED")
-        new = Successor(server)
-        new.wait_waiting("rq:2", old["rq:2"])
+        new = server.upgrade()
+        wait_waiting(new, "rq:2", old["rq:2"])
         assert new.companion("started")["description"] == "stopped manually"
         with server.control() as control:
             for command, name in (("stop", "stopped"), ("start", "started"), ("start", "by-hand")):
                 assert control.ask(command, name)["ok"]
             assert control.ask("scale", "rq", numprocs=1)["ok"]
         has_state(new, "stopped", "STOPPED")
-        wait_until(lambda: set(new.server.companions()) & {"rq:1", "rq:2"} == set(), 10, "scaled")
+        wait_until(lambda: set(new.companions()) & {"rq:1", "rq:2"} == set(), 10, "scaled")
         for name in ("started", "by-hand"):
-            new.wait_waiting(name, server.wait_companion(name)["pid"])
+            wait_waiting(new, name, server.wait_companion(name)["pid"])
         assert {len(starts(server, name)) for name in ("stopped", "rq:1", "rq:2")} == {1}
         take_over(server, new)
         for name in ("started", "by-hand", "rq:0"):
@@ -146,8 +116,8 @@ def test_commands_during_an_upgrade_hold_for_the_new_master() -> None:
         os.kill(manager, signal.SIGKILL)
         server.wait_manager(20, without=manager)
         running = settled(server, "by-hand", "started", "rq:0")
-        third = Successor(server)
-        third.wait_waiting("rq:0", running["rq:0"])
+        third = server.upgrade()
+        wait_waiting(third, "rq:0", running["rq:0"])
         assert third.companion("stopped")["description"] == "stopped manually"
         with server.control() as control:
             assert control.ask("start", "stopped")["ok"]
@@ -163,13 +133,13 @@ def test_commands_during_an_upgrade_hold_for_the_new_master() -> None:
 def test_the_new_master_rereads_when_the_old_one_does() -> None:
     with companion_server(entry("gone", "idle"), entry("a", "idle"), pidfile="g.pid") as server:
         old = settled(server, "gone", "a")
-        new = Successor(server)
+        new = server.upgrade()
         for name in old:
-            new.wait_waiting(name, old[name])
+            wait_waiting(new, name, old[name])
         reconfigure(server, entry("a", "idle"), entry("b", "idle"), pidfile="g.pid")
         assert server.ask("reread")["removed"] == ["gone"]
-        wait_until(lambda: set(new.server.companions()) == {"a", "b"}, 10, "reread")
-        new.wait_waiting("b", server.wait_companion("b")["pid"])
+        wait_until(lambda: set(new.companions()) == {"a", "b"}, 10, "reread")
+        wait_waiting(new, "b", server.wait_companion("b")["pid"])
         assert len(starts(server, "gone")) == 1
         # A mistake changes neither.
         server.write("gunicorn.conf.py", "1/0")
@@ -192,9 +162,9 @@ def test_commands_survive_the_death_of_a_manager(whose: str) -> None:
         old = settled(server, "a", "b")
         assert server.ask("stop", "b")["ok"]
         server.wait_companion("b", "STOPPED")
-        new = Successor(server)
-        new.wait_waiting("a", old["a"])
-        manager = server.wait_manager() if whose == "old" else new.manager()
+        new = server.upgrade()
+        wait_waiting(new, "a", old["a"])
+        manager = server.wait_manager() if whose == "old" else manager_of(new)
         if whose == "new":
             # It never reads the command.
             os.kill(manager, signal.SIGSTOP)
@@ -203,7 +173,7 @@ def test_commands_survive_the_death_of_a_manager(whose: str) -> None:
             assert control.ask("start", "b")["ok"]
         os.kill(manager, signal.SIGKILL)
         wait_until(lambda: not is_alive(manager))
-        (server if whose == "old" else new.server).wait_manager(20, without=manager)
+        (server if whose == "old" else new).wait_manager(20, without=manager)
         has_state(new, "a", "STOPPED")
         wait_until(lambda: new.companion("b")["state"] != "STOPPED")
         take_over(server, new)
@@ -217,10 +187,10 @@ def test_companions_that_are_no_singletons_run_stop_and_start_in_both_masters() 
     both = entry("a", "report", singleton=False), entry("rq", "report", numprocs=1, singleton=False)
     with companion_server(*both, entry("one", "idle"), pidfile="g.pid") as server:
         old = settled(server, "a", "rq:0", "one")
-        new = Successor(server)
+        new = server.upgrade()
         for name in ("a", "rq:0"):
             has_state(new, name, "RUNNING")
-        new.wait_waiting("one", old["one"])
+        wait_waiting(new, "one", old["one"])
         first, theirs = new.companion("a")["pid"], new.companion("rq:0")["pid"]
         assert theirs != old["rq:0"] and is_alive(old["rq:0"])
         assert server.ask("restart", "a")["ok"]
@@ -233,7 +203,7 @@ def test_companions_that_are_no_singletons_run_stop_and_start_in_both_masters() 
         assert server.ask("start", "a")["ok"]
         has_state(new, "a", "RUNNING")
         # A command to the new master concerns the new master alone, because it may be rolled back.
-        assert new.server.ask("stop", "a")["ok"]
+        assert new.ask("stop", "a")["ok"]
         has_state(new, "a", "STOPPED")
         assert server.companion("a")["state"] in ("STARTING", "RUNNING")
         take_over(server, new)
@@ -254,7 +224,7 @@ def test_commands_reach_the_new_master_without_run_files() -> None:
         settled(server, "a", "b")
         assert server.ask("stop", "b")["ok"]
         server.wait_companion("b", "STOPPED")
-        new = Successor(server)
+        new = server.upgrade()
         server.wait_log("Companions will start when the old master is gone")
         assert server.ask("stop", "a")["ok"]
         assert server.ask("start", "b")["ok"]
@@ -277,13 +247,13 @@ def test_copies_wait_while_the_last_of_their_older_processes_has_the_socket(tmp_
     )
     with companion_server(copies, pidfile="g.pid") as server:
         old = [server.wait_companion(name)["pid"] for name in ("rq:0", "rq:1")]
-        new = Successor(server)
-        new.wait_waiting("rq:0", old[0])
+        new = server.upgrade()
+        wait_waiting(new, "rq:0", old[0])
         server.signal(signal.SIGTERM)
         wait_until(lambda: server.companion("rq:0")["state"] == "STOPPING")
         os.kill(old[0], signal.SIGKILL)
         # Its older process is gone, but the address is not free.
-        new.wait_waiting("rq:0", old[1])
+        wait_waiting(new, "rq:0", old[1])
         assert is_alive(old[1])
         server.write("done", "")
         assert server.wait_exit() == 0
@@ -302,13 +272,13 @@ def test_an_address_changes_hands_without_a_record(tmp_path: Path, name: str) ->
     with companion_server(companion("web"), pidfile="g.pid") as server:
         server.wait_companion("web")
         reconfigure(server, companion(name), pidfile="g.pid")
-        new = Successor(server)
+        new = server.upgrade()
         has_state(new, name, "STARTING")
         assert new.companion(name)["failed_starts"] == 0
         # And the other way round: the old master's next manager waits.
         manager = server.wait_manager()
         server.signal(signal.SIGKILL, manager)
-        server.signal(signal.SIGKILL, new.manager())
+        server.signal(signal.SIGKILL, manager_of(new))
         server.wait_manager(20, without=manager)
         wait_until(
             lambda: {server.companion("web")["state"], new.companion(name)["state"]} >= {"RUNNING"}, 20
@@ -322,10 +292,10 @@ def test_a_rollback_leaves_them_where_they_are() -> None:
         old = {name: server.wait_companion(name)["pid"] for name in "ab"}
         manager = server.manager()
         for sig in (signal.SIGTERM, signal.SIGKILL):
-            new = Successor(server)
+            new = server.upgrade()
             for name in old:
-                new.wait_waiting(name, old[name])
-            theirs = new.manager()
+                wait_waiting(new, name, old[name])
+            theirs = manager_of(new)
             server.signal(sig, new.pid)
             wait_until(lambda new=new: not is_alive(new.pid), 10, "the new master gone")
             wait_until(lambda theirs=theirs: not is_alive(theirs), 10, "its manager gone")
@@ -343,13 +313,13 @@ def test_a_companion_that_dies_during_an_upgrade_is_started_once() -> None:
     """Both managers wait for it; one of them starts it."""
     with companion_server(entry("a", "idle"), companion_restart_delay=0.5) as server:
         old = server.wait_companion("a")["pid"]
-        new = Successor(server)
-        new.wait_waiting("a", old)
+        new = server.upgrade()
+        wait_waiting(new, "a", old)
         os.kill(old, signal.SIGKILL)
         wait_until(lambda: len(starts(server, "a")) == 2)
         pid = starts(server, "a")[1][0]
         theirs = read_proc(pid)
-        assert theirs is not None and theirs.ppid in (new.manager(), server.manager())
+        assert theirs is not None and theirs.ppid in (manager_of(new), server.manager())
         # After a rollback the old master runs it.
         server.signal(signal.SIGTERM, new.pid)
         wait_until(lambda: not is_alive(new.pid), 10, "the new master gone")
@@ -361,8 +331,8 @@ def test_a_companion_that_dies_during_an_upgrade_is_started_once() -> None:
 def test_the_old_manager_dies_meanwhile() -> None:
     with companion_server(entry("a", "drain", env={"DRAIN": "0.3"})) as server:
         old = server.wait_companion("a")["pid"]
-        new = Successor(server)
-        new.wait_waiting("a", old)
+        new = server.upgrade()
+        wait_waiting(new, "a", old)
         os.kill(server.wait_manager(), signal.SIGKILL)
         wait_until(lambda: len(starts(server, "a")) == 2)
         assert pids_in(server, "a.drained") == [old]
@@ -374,8 +344,8 @@ def test_the_old_manager_dies_meanwhile() -> None:
 def test_the_old_master_is_killed() -> None:
     with companion_server(entry("a", "drain", env={"DRAIN": "0.3"})) as server:
         old = server.wait_companion("a")["pid"]
-        new = Successor(server)
-        new.wait_waiting("a", old)
+        new = server.upgrade()
+        wait_waiting(new, "a", old)
         server.signal(signal.SIGKILL)
         assert server.wait_exit() == -signal.SIGKILL
         server.adopt(new.pid)
@@ -388,8 +358,8 @@ def test_added_companions_start_at_once_and_removed_ones_end_with_the_old_master
     with companion_server(entry("a", "idle"), entry("gone", "idle")) as server:
         old = {name: server.wait_companion(name)["pid"] for name in ("a", "gone")}
         reconfigure(server, entry("a", "idle"), entry("fresh", "idle"))
-        new = Successor(server)
-        new.wait_waiting("a", old["a"])
+        new = server.upgrade()
+        wait_waiting(new, "a", old["a"])
         fresh = wait_until(lambda: new.companion("fresh")["pid"], 10, "fresh runs")
         assert is_alive(old["gone"])
         take_over(server, new)
@@ -408,16 +378,16 @@ def test_a_configuration_that_would_name_another_run_directory(changed: str) -> 
         if changed == "bind":
             server.args[:2] = []
         reconfigure(server, entry("a", "idle"), **more)
-        new = Successor(server)
-        new.wait_waiting("a", old)
+        new = server.upgrade()
+        wait_waiting(new, "a", old)
         take_over(server, new)
         server.wait_companion("a", without=[old])
         assert next(server.run_dir.rglob("a.run")).parent == directory
         assert overlaps(server) == []
         # Again: the inherited directory is handed on.
         old = server.companion("a")["pid"]
-        new = Successor(server)
-        new.wait_waiting("a", old)
+        new = server.upgrade()
+        wait_waiting(new, "a", old)
         take_over(server, new)
         server.wait_companion("a", without=[old])
     assert not directory.exists()
@@ -426,10 +396,10 @@ def test_a_configuration_that_would_name_another_run_directory(changed: str) -> 
 def test_without_run_files_they_start_when_the_old_master_is_gone() -> None:
     with companion_server(entry("a", "idle"), companion_run_dir="app.py/files") as server:
         old = server.wait_companion("a")["pid"]
-        new = Successor(server)
+        new = server.upgrade()
         server.wait_log("Companions will start when the old master is gone")
-        wait_until(lambda: new.server.workers(), 10, "the new master serves")
-        assert new.server.manager() is None
+        wait_until(lambda: new.workers(), 10, "the new master serves")
+        assert new.manager() is None
         take_over(server, new)
         server.wait_companion("a", without=[old])
         assert overlaps(server) == []
@@ -445,7 +415,7 @@ def test_an_upgrade_may_change_the_user() -> None:
     server.configured_control = server.dir / "c.sock"
     with server:
         old = server.wait_companion("a")["pid"]
-        new = Successor(server)
+        new = server.upgrade()
         server.wait_log(f"another server runs it (pid {old})")
         take_over(server, new)
         old = server.wait_companion("a", without=[old])["pid"]
@@ -455,9 +425,9 @@ def test_an_upgrade_may_change_the_user() -> None:
         for name in ("a.starts", "a.lock"):
             (server.dir / name).chmod(0o666)
         reconfigure(server, *companions, **{**settings, "user": "daemon"})
-        new = Successor(server)
+        new = server.upgrade()
         server.wait_log("Companions will start when the old master is gone")
-        assert new.server.manager() is None and is_alive(old)
+        assert new.manager() is None and is_alive(old)
         take_over(server, new)
         found = server.wait_companion("a", without=[old])
         assert next(server.dir.rglob("a.run")).owner() == "daemon"
@@ -472,8 +442,8 @@ def test_a_control_socket_of_a_configured_path_changes_hands() -> None:
     with server:
         old = server.wait_companion("a")["pid"]
         manager = server.wait_manager()
-        new = Successor(server)
-        theirs = new.manager()
+        new = server.upgrade()
+        theirs = manager_of(new)
         # The old manager has it; that is no warning.
         server.wait_log("another server is listening there")
         with Control(server.configured_control) as control:
@@ -484,8 +454,8 @@ def test_a_control_socket_of_a_configured_path_changes_hands() -> None:
         server.signal(signal.SIGTERM, new.pid)
         wait_until(lambda: not is_alive(new.pid), 10, "the new master gone")
         assert server.companion("a")["pid"] == old
-        new = Successor(server)
-        theirs = new.manager()
+        new = server.upgrade()
+        theirs = manager_of(new)
         assert server.stop() == 0
         gone_at = time.monotonic()
         server.adopt(new.pid)
@@ -501,20 +471,20 @@ def test_reload_and_stop_beside_another_master_touch_only_their_own() -> None:
     )
     with server:
         old = {name: server.wait_companion(name)["pid"] for name in "ab"}
-        new = Successor(server)
+        new = server.upgrade()
         for name in old:
-            new.wait_waiting(name, old[name])
+            wait_waiting(new, name, old[name])
         server.signal(signal.SIGHUP, new.pid)
         server.signal(signal.SIGHUP)
         wait_until(lambda: server.log().count("Companions reread") >= 2, 20, "both reread")
         assert {name: server.companion(name)["pid"] for name in old} == old
         # The new master's manager hangs, and is killed with its own processes.
-        os.kill(new.manager(), signal.SIGSTOP)
+        os.kill(manager_of(new), signal.SIGSTOP)
         server.signal(signal.SIGTERM, new.pid)
         wait_until(lambda: not is_alive(new.pid), 20, "the new master gone")
         assert {name: server.companion(name)["pid"] for name in old} == old
-        new = Successor(server)
-        new.wait_waiting("a", old["a"])
+        new = server.upgrade()
+        wait_waiting(new, "a", old["a"])
         # Then the old master's: its companions die with it, and the new master starts them.
         os.kill(server.wait_manager(), signal.SIGSTOP)
         take_over(server, new)

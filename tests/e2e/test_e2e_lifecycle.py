@@ -173,10 +173,8 @@ def test_a_stop_while_the_application_loads(worker: str) -> None:
 
 
 def upgrade(server: Server) -> int:
-    """Send USR2 and wait until the new master has workers; its pid."""
-    server.signal(signal.SIGUSR2)
-    pid = wait_until(server.new_master, 10, "a new master")
-    assert pid is not None
+    """Upgrade and wait until the new master has workers; its pid."""
+    pid = server.upgrade().pid
     wait_until(lambda: served_by(server, pid), 10, "the new master serves")
     return pid
 

@@ -8,8 +8,8 @@ import importlib.util
 from typing import Any
 
 import pytest
-from e2e_companions import FAST
-from harness import Server, status_field, wait_until
+from e2e_companions import FAST, take_options
+from harness import Server, conf, status_field, wait_until
 
 WATCHFILES = importlib.util.find_spec("watchfiles") is not None
 ENGINES = pytest.mark.parametrize(
@@ -41,13 +41,8 @@ def work():
 
 def reloading(engine: str = ENGINE, *, files: dict[str, str] | None = None, **settings: Any) -> Server:
     """A server (not started) of ``app.py``, which says what ``helper.py`` does."""
-    options = {
-        name.removesuffix("_option"): settings.pop(name)
-        for name in list(settings)
-        if name.endswith("_option")
-    }
-    values = {**FAST, "reload": True, "reload_engine": engine, **settings}
-    text = options.pop("extra", "") + "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    options = take_options(settings)
+    text = options.pop("extra", "") + conf(**{**FAST, "reload": True, "reload_engine": engine, **settings})
     return Server(SHOP, text, files={"helper.py": 'TEXT = b"one"\n', **(files or {})}, **options)
 
 

@@ -11,14 +11,13 @@ import time
 import pytest
 from e2e_apps import WEB
 from e2e_users import reachable_for_all
-from harness import Background, Server, is_alive, wait_until
+from harness import Background, Server, conf, is_alive, wait_until
 
 WORKERS = pytest.mark.parametrize("worker", ["sync", "gthread"])
 
 
 def config(worker: str, **more: object) -> str:
-    lines = [f"worker_class = {worker!r}", f"threads = {2 if worker == 'gthread' else 1}"]
-    return "\n".join(lines + [f"{name} = {value!r}" for name, value in more.items()]) + "\n"
+    return conf(worker_class=worker, threads=2 if worker == "gthread" else 1, **more)
 
 
 @WORKERS

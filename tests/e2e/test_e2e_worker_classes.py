@@ -7,7 +7,7 @@ import http.client
 import signal
 
 import pytest
-from harness import Background, Server, is_alive, load, wait_until
+from harness import Background, Server, conf, is_alive, load, wait_until
 from workertools import connect, elapsed
 
 ASGI = """
@@ -83,11 +83,6 @@ FOREIGN = pytest.mark.parametrize(
 )
 
 
-def conf(kind: str, **settings: object) -> str:
-    settings = {"worker_class": kind, "graceful_timeout": 10, **settings}
-    return "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
-
-
 def require(names: str) -> None:
     for name in names.split():
         pytest.importorskip(name, reason=f"{name} is not installed")
@@ -105,7 +100,9 @@ companion_workers = [{"name": "one", "target": wait}]
 @FOREIGN
 def test_an_unmodified_class_from_elsewhere(kind: str, needed: str, app: str) -> None:
     require(needed)
-    config = conf(kind, accesslog="access.log", keepalive=30, graceful_timeout=5, max_requests=20)
+    config = conf(
+        worker_class=kind, accesslog="access.log", keepalive=30, graceful_timeout=5, max_requests=20
+    )
     with Server(app, config + COMPANION) as server:
         companion = server.wait_companion("one")["pid"]
         (first,) = server.workers()
@@ -160,7 +157,7 @@ def echo(server: Server) -> None:
 def test_a_quick_stop_of_a_class_from_elsewhere() -> None:
     """Its loop calls one handler for both ways to end."""
     require("uvicorn_worker")
-    with Server(ASGI, conf("uvicorn_worker.UvicornWorker")) as server:
+    with Server(ASGI, conf(worker_class="uvicorn_worker.UvicornWorker")) as server:
         long = Background(server, "/until")
         wait_until(lambda: server.log("until"))
         server.signal(signal.SIGINT)
@@ -265,7 +262,7 @@ def app(environ, start_response):
 
 @pytest.mark.parametrize("kind", ["Sync", "Threads", "Async", "Bare"])
 def test_a_subclass_as_users_write_them(kind: str) -> None:
-    config = conf(f"special.{kind}", max_requests=10)
+    config = conf(worker_class=f"special.{kind}", max_requests=10)
     with Server(SPECIAL_APP, config, files={"special.py": SPECIAL}) as server:
         pids = set()
 
