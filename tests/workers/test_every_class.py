@@ -4,34 +4,15 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
-import ssl
 import time
-from pathlib import Path
 
 import pytest
 from harness import Background, Server, descriptors, status_field, wait_until
-from workertools import APP, Client, connect, elapsed, get, make_certificate
-
-
-def conf(kind: str, **settings: object) -> str:
-    library = kind.partition("_")[0]
-    if library in ("gevent", "tornado") and importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
-    settings = {"worker_class": kind, "graceful_timeout": 10, **settings}
-    if kind == "gthread":
-        settings.setdefault("threads", 2)
-    return "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
-
+from workertools import APP, conf, connect, dial, elapsed, get, silence
 
 KEEPING = pytest.mark.parametrize("kind", ["gthread", "gevent", "gevent_pywsgi", "tornado"])
-
-
-def silence(seconds: float) -> None:
-    began = time.monotonic()
-    wait_until(lambda: time.monotonic() > began + seconds)
 
 
 # -- connections that are kept, and their ends --------------------------------------------------------
@@ -189,9 +170,8 @@ def ssl_context(config, default):
 @pytest.mark.parametrize(
     ("kind", "more"), [("gthread", ""), ("gevent", ""), ("gevent_pywsgi", OWN_CONTEXT), ("tornado", "")]
 )
-def test_tls(kind: str, more: str, tmp_path: Path) -> None:
-    cert, key = make_certificate(tmp_path)
-    config = conf(kind, certfile=cert, keyfile=key, timeout=2, keepalive=30) + more
+def test_tls(kind: str, more: str, certificate: dict[str, str]) -> None:
+    config = conf(kind, timeout=2, keepalive=30, **certificate) + more
     with Server(APP, config, ready="listen") as server, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(connect(server)) for _ in range(10)]
         for client in silent[::2]:
@@ -454,15 +434,6 @@ UPGRADE = "Connection: upgrade\r\nUpgrade: x\r\n"
 HALF = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfirst"
 
 
-def dial(server: Server, secure: bool) -> Client:
-    if not secure:
-        return connect(server)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return Client(context.wrap_socket(server.connect()))
-
-
 PLAIN_AND_TLS = pytest.mark.parametrize(
     ("kind", "secure"),
     [("gthread", False), ("gthread", True), ("gevent", False), ("gevent", True), ("gevent_pywsgi", False)],
@@ -470,10 +441,12 @@ PLAIN_AND_TLS = pytest.mark.parametrize(
 
 
 @PLAIN_AND_TLS
-def test_bodies_and_connections_taken_over_may_pause(kind: str, secure: bool, tmp_path: Path) -> None:
+def test_bodies_and_connections_taken_over_may_pause(
+    kind: str, secure: bool, certificate: dict[str, str]
+) -> None:
     settings: dict[str, object] = {"timeout": 1, "threads": 5}
     if secure:
-        settings["certfile"], settings["keyfile"] = make_certificate(tmp_path)
+        settings.update(certificate)
     takes = [UPGRADE, UPGRADE]
     if kind != "gthread" or not secure:
         # Without the header, nothing tells beforehand that the application will take the connection over.
@@ -534,11 +507,13 @@ def test_a_plain_worker_waits_for_a_body_as_long_as_the_master_waits_for_it() ->
 
 @pytest.mark.parametrize("kind", ["gthread", "gevent", "tornado"])
 @pytest.mark.parametrize("secure", [False, True])
-def test_a_pause_of_the_process_costs_no_request(kind: str, secure: bool, tmp_path: Path) -> None:
+def test_a_pause_of_the_process_costs_no_request(
+    kind: str, secure: bool, certificate: dict[str, str]
+) -> None:
     """As that of a container or a virtual machine: it is longer than `keepalive`."""
     settings: dict[str, object] = {"keepalive": 1}
     if secure:
-        settings["certfile"], settings["keyfile"] = make_certificate(tmp_path)
+        settings.update(certificate)
     with Server(APP, conf(kind, **settings), ready="listen") as server, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(dial(server, secure)) for _ in range(8)]
         assert not any(client.ask().closes for client in clients)
@@ -560,11 +535,11 @@ def test_a_pause_of_the_process_costs_no_request(kind: str, secure: bool, tmp_pa
     ("timeout", "secure", "sent"), [(0, False, b""), (0, True, b"GET / HT"), (30, True, b"")]
 )
 def test_no_client_holds_up_the_end_of_a_plain_worker(
-    timeout: int, secure: bool, sent: bytes, tmp_path: Path
+    timeout: int, secure: bool, sent: bytes, certificate: dict[str, str]
 ) -> None:
     settings: dict[str, object] = {"timeout": timeout, "graceful_timeout": 30}
     if secure:
-        settings["certfile"], settings["keyfile"] = make_certificate(tmp_path)
+        settings.update(certificate)
     with Server(APP, conf("sync", **settings), ready="listen") as server, dial(server, secure) as client:
         client.send(sent)
         # Beside the listener, it has this one, and waits for its request.

@@ -7,14 +7,12 @@ import contextlib
 import os
 import signal
 import socket
-import ssl
 import struct
 import time
-from collections.abc import Iterator
 
 import pytest
 from harness import Background, Server, read_until_closed, wait_until
-from workertools import APP, Client, connect, elapsed, get, make_certificate
+from workertools import APP, conf, connect, elapsed, get, tls
 
 pytest.importorskip("gevent", reason="gevent is not installed")
 
@@ -66,33 +64,6 @@ def app(environ, start_response):
 )
 
 
-def conf(kind: str = "gevent", **settings: object) -> str:
-    settings = {"worker_class": kind, "graceful_timeout": 10, **settings}
-    return "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    return make_certificate(tmp_path_factory.mktemp("tls"))
-
-
-def tls(server: Server) -> Client:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return Client(context.wrap_socket(server.connect()))
-
-
-@contextlib.contextmanager
-def kept(server: Server, count: int) -> Iterator[list[Client]]:
-    """Connections that were answered once and idle now."""
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(connect(server)) for _ in range(count)]
-        for client in clients:
-            assert not client.ask().closes
-        yield clients
-
-
 @BOTH
 def test_serving(kind: str) -> None:
     hooks = """
@@ -134,7 +105,7 @@ def test_serving(kind: str) -> None:
 
 def test_the_master_and_companions_are_not_patched() -> None:
     config = (
-        conf()
+        conf("gevent")
         + """
 import os
 def write(name):
@@ -170,7 +141,7 @@ companion_workers = [{"name": "one", "target": companion}]
 
 def test_a_preloaded_application_may_have_started_programs() -> None:
     # The library heard of their ends by a handler, which no child has any more.
-    config = "from gevent import monkey; monkey.patch_all()\n" + conf(preload_app=True)
+    config = "from gevent import monkey; monkey.patch_all()\n" + conf("gevent", preload_app=True)
     config += """
 import subprocess
 def hello():
@@ -189,13 +160,13 @@ companion_workers = [{"name": "one", "target": companion}]
 
 
 def test_a_late_patch_is_told() -> None:
-    with Server(APP, conf(preload_app=True)) as server:
+    with Server(APP, conf("gevent", preload_app=True)) as server:
         assert "preloaded before gevent could patch" in server.log()
 
 
 def test_answers_that_are_larger_than_the_buffers() -> None:
     size = 20_000_000
-    with Server(APP, conf(timeout=2)) as server, connect(server) as slow, connect(server) as gone:
+    with Server(APP, conf("gevent", timeout=2)) as server, connect(server) as slow, connect(server) as gone:
         gone.send(get(f"/big?{size}"))
         slow.send(get(f"/big?{size}"))
         # Each waits for its reader, and for nobody else.
@@ -215,7 +186,7 @@ def test_answers_that_are_larger_than_the_buffers() -> None:
 
 
 def test_who_leaves_before_the_answer_is_no_error() -> None:
-    with Server(APP, conf(loglevel="debug")) as server:
+    with Server(APP, conf("gevent", loglevel="debug")) as server:
         with connect(server) as client:
             client.send(get("/sleep?0.5"))
             wait_until(lambda: server.log("sleeping"))
@@ -225,7 +196,7 @@ def test_who_leaves_before_the_answer_is_no_error() -> None:
 
 
 def test_requests_that_come_together_or_in_pieces() -> None:
-    with Server(APP, conf(keepalive=1)) as server, connect(server) as client:
+    with Server(APP, conf("gevent", keepalive=1)) as server, connect(server) as client:
         for _ in range(2):
             client.send(get() * 3)
             assert [client.answer().status for _ in range(3)] == [200] * 3
@@ -236,20 +207,14 @@ def test_requests_that_come_together_or_in_pieces() -> None:
         assert 0.5 < elapsed(client.is_closed) < 4
 
 
-#: A context of the class as it was before anything was patched, as a configuration file makes it.
-OWN_CONTEXT = """
-from ssl import SSLContext, PROTOCOL_TLS_SERVER
-def ssl_context(config, default):
-    context = SSLContext(PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(config.certfile, config.keyfile)
-    return context
-"""
-
-
 @BOTH
-def test_handshakes_that_never_end_disturb_no_stop(kind: str, certificate: tuple[str, str]) -> None:
-    config = conf(kind, certfile=certificate[0], keyfile=certificate[1])
-    with Server(APP, config, ready="listen") as server, tls(server) as client, connect(server) as silent:
+def test_handshakes_that_never_end_disturb_no_stop(kind: str, certificate: dict[str, str]) -> None:
+    config = conf(kind, **certificate)
+    with (
+        Server(APP, config, ready="listen") as server,
+        tls(server.connect()) as client,
+        connect(server) as silent,
+    ):
         client.send(get("/until?done"))
         wait_until(lambda: server.log("until"))
         server.signal(signal.SIGTERM)
@@ -262,7 +227,7 @@ def test_handshakes_that_never_end_disturb_no_stop(kind: str, certificate: tuple
 
 
 def test_an_application_that_answers_itself() -> None:
-    with Server(MORE, conf(timeout=1)) as server:
+    with Server(MORE, conf("gevent", timeout=1)) as server:
         with connect(server) as client:
             assert client.ask("/handled").body == b"mine"
             assert client.is_closed()
@@ -277,7 +242,7 @@ def test_an_application_that_answers_itself() -> None:
 
 
 def test_a_request_that_does_not_let_itself_be_ended() -> None:
-    with Server(MORE, conf(graceful_timeout=2)) as server, connect(server) as client:
+    with Server(MORE, conf("gevent", graceful_timeout=2)) as server, connect(server) as client:
         client.send(get("/stubborn"))
         wait_until(lambda: server.log("sleeping"))
         assert server.stop() == 0

@@ -7,25 +7,13 @@ import contextlib
 import os
 import signal
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 from harness import Server, descriptors, is_alive, status_field, wait_until
-from workertools import APP, Client, connect, elapsed, get, make_certificate
-
-
-def gthread(**settings: object) -> str:
-    settings = {"worker_class": "gthread", "threads": 2, "graceful_timeout": 10, **settings}
-    return "\n".join(f"{name} = {value!r}" for name, value in settings.items())
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    return make_certificate(tmp_path_factory.mktemp("tls"))
+from workertools import APP, Client, conf, connect, elapsed, get, tls
 
 
 @contextlib.contextmanager
@@ -34,18 +22,11 @@ def clients(server: Server, count: int) -> Iterator[list[socket.socket]]:
         yield [stack.enter_context(server.connect()) for _ in range(count)]
 
 
-def tls(sock: socket.socket) -> ssl.SSLSocket:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context.wrap_socket(sock)
-
-
 # -- slow clients -----------------------------------------------------------------------------
 
 
 def test_slow_clients_occupy_no_thread() -> None:
-    with Server(APP, gthread()) as server, clients(server, 50) as slow:
+    with Server(APP, conf("gthread")) as server, clients(server, 50) as slow:
         for number, sock in enumerate(slow):
             if number % 3 == 1:
                 sock.sendall(b"GET / HTTP/1.1\r\nHo")
@@ -72,7 +53,7 @@ def test_slow_clients_occupy_no_thread() -> None:
 
 
 def test_dribbling_does_not_move_the_deadline() -> None:
-    with Server(APP, gthread(timeout=1)) as server, connect(server) as client:
+    with Server(APP, conf("gthread", timeout=1)) as server, connect(server) as client:
         started = time.monotonic()
         with contextlib.suppress(OSError):
             for byte in get("/" + "x" * 200):
@@ -85,7 +66,7 @@ def test_dribbling_does_not_move_the_deadline() -> None:
 
 
 def test_the_head_of_a_second_request_has_its_own_deadline() -> None:
-    with Server(APP, gthread(timeout=1, keepalive=10)) as server, connect(server) as client:
+    with Server(APP, conf("gthread", timeout=1, keepalive=10)) as server, connect(server) as client:
         assert client.ask().status == 200
         time.sleep(1.2)
         client.send(b"GET / HTTP/1.1\r\n")
@@ -95,7 +76,7 @@ def test_the_head_of_a_second_request_has_its_own_deadline() -> None:
 
 
 def test_hopeless_heads_are_refused_at_once() -> None:
-    with Server(APP, gthread()) as server:
+    with Server(APP, conf("gthread")) as server:
         with connect(server) as client:
             client.send(b"GET /" + b"x" * 9000)
             assert client.answer().status == 414
@@ -111,7 +92,7 @@ def test_hopeless_heads_are_refused_at_once() -> None:
 
 
 def test_requests_follow_each_other_on_one_connection() -> None:
-    with Server(APP, gthread()) as server, connect(server) as client:
+    with Server(APP, conf("gthread")) as server, connect(server) as client:
         for _ in range(5):
             answer = client.ask()
             assert answer.status == 200 and answer.headers["connection"] == "keep-alive"
@@ -121,7 +102,7 @@ def test_requests_follow_each_other_on_one_connection() -> None:
 
 
 def test_pipelined_requests_are_answered_in_order() -> None:
-    with Server(APP, gthread()) as server, connect(server) as client:
+    with Server(APP, conf("gthread")) as server, connect(server) as client:
         post = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
         client.send(b"".join(post % (len(text), text) for text in (b"one", b"", b"three")) + get("/flags"))
         assert [client.answer().body for _ in range(4)] == [b"one", b"", b"three", b"(True, False)"]
@@ -133,7 +114,7 @@ def test_pipelined_requests_are_answered_in_order() -> None:
 
 
 def test_byte_by_byte() -> None:
-    with Server(APP, gthread()) as server, connect(server) as client:
+    with Server(APP, conf("gthread")) as server, connect(server) as client:
         for byte in b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc" + get("/flags"):
             client.send(bytes([byte]))
         assert client.answer().body == b"abc"
@@ -141,7 +122,7 @@ def test_byte_by_byte() -> None:
 
 
 def test_idle_connections_end_after_keepalive() -> None:
-    with Server(APP, gthread(keepalive=1)) as server, connect(server) as client:
+    with Server(APP, conf("gthread", keepalive=1)) as server, connect(server) as client:
         client.ask()
         started = time.monotonic()
         assert client.is_closed()
@@ -149,12 +130,12 @@ def test_idle_connections_end_after_keepalive() -> None:
 
 
 def test_without_keepalive_each_answer_closes() -> None:
-    with Server(APP, gthread(keepalive=0)) as server, connect(server) as client:
+    with Server(APP, conf("gthread", keepalive=0)) as server, connect(server) as client:
         assert client.ask().closes and client.is_closed()
 
 
 def test_http_1_0_keeps_only_on_request() -> None:
-    with Server(APP, gthread()) as server:
+    with Server(APP, conf("gthread")) as server:
         with connect(server) as client:
             client.send(b"GET / HTTP/1.0\r\n\r\n")
             assert client.answer().closes and client.is_closed()
@@ -168,7 +149,7 @@ def test_http_1_0_keeps_only_on_request() -> None:
 
 
 def test_an_unread_body_holds_no_thread_and_ends_the_connection_whole() -> None:
-    with Server(APP, gthread(threads=1)) as server, contextlib.ExitStack() as stack:
+    with Server(APP, conf("gthread", threads=1)) as server, contextlib.ExitStack() as stack:
         waiting = [stack.enter_context(connect(server)) for _ in range(5)]
         for client in waiting:
             # 90 KB are announced, half of them come, and the application reads none.
@@ -181,8 +162,8 @@ def test_an_unread_body_holds_no_thread_and_ends_the_connection_whole() -> None:
             assert client.is_closed()
 
 
-def test_plain_text_on_a_tls_port_ends_cleanly(certificate: tuple[str, str]) -> None:
-    config = gthread(certfile=certificate[0], keyfile=certificate[1])
+def test_plain_text_on_a_tls_port_ends_cleanly(certificate: dict[str, str]) -> None:
+    config = conf("gthread", **certificate)
     with Server(APP, config, ready="listen") as server:
         with connect(server) as client:
             client.send(get())
@@ -190,7 +171,7 @@ def test_plain_text_on_a_tls_port_ends_cleanly(certificate: tuple[str, str]) -> 
             with contextlib.suppress(ConnectionResetError):
                 while client.sock.recv(4096):
                     pass
-        with Client(tls(server.connect())) as client:
+        with tls(server.connect()) as client:
             assert client.ask().status == 200
 
 
@@ -198,7 +179,7 @@ def test_plain_text_on_a_tls_port_ends_cleanly(certificate: tuple[str, str]) -> 
 
 
 def test_worker_connections_under_churn_never_wedges() -> None:
-    config = gthread(threads=2, worker_connections=3, keepalive=5)
+    config = conf("gthread", threads=2, worker_connections=3, keepalive=5)
     with Server(APP, config) as server:
 
         def churn(number: int) -> list[int]:
@@ -218,14 +199,17 @@ def test_worker_connections_under_churn_never_wedges() -> None:
 
 
 def test_idle_connections_make_room_for_new_ones() -> None:
-    config = gthread(threads=1, worker_connections=4, keepalive=60)
+    config = conf("gthread", threads=1, worker_connections=4, keepalive=60)
     with Server(APP, config) as server, contextlib.ExitStack() as stack:
         for _ in range(10):
             assert stack.enter_context(connect(server)).ask().status == 200
 
 
 def test_silent_connections_fill_worker_connections_only_for_timeout() -> None:
-    with Server(APP, gthread(threads=1, worker_connections=3, timeout=1)) as server, clients(server, 6):
+    with (
+        Server(APP, conf("gthread", threads=1, worker_connections=3, timeout=1)) as server,
+        clients(server, 6),
+    ):
         assert server.get("/", timeout=8).status == 200
 
 
@@ -233,14 +217,14 @@ def test_silent_connections_fill_worker_connections_only_for_timeout() -> None:
 
 
 def test_a_request_longer_than_timeout_completes() -> None:
-    with Server(APP, gthread(timeout=1)) as server:
+    with Server(APP, conf("gthread", timeout=1)) as server:
         pid = server.get("/").text
         assert server.get("/sleep?2.5", timeout=8).text == pid
         assert server.get("/").text == pid
 
 
 def test_a_request_in_flight_ends_before_the_worker_does() -> None:
-    with Server(APP, gthread(loglevel="debug")) as server, connect(server) as client:
+    with Server(APP, conf("gthread", loglevel="debug")) as server, connect(server) as client:
         client.send(get("/until?go"))
         wait_until(lambda: server.log("until"))
         old = server.workers()
@@ -253,7 +237,7 @@ def test_a_request_in_flight_ends_before_the_worker_does() -> None:
 
 
 def test_workers_end_with_their_master() -> None:
-    with Server(APP, gthread(workers=2, keepalive=60)) as server, connect(server) as client:
+    with Server(APP, conf("gthread", workers=2, keepalive=60)) as server, connect(server) as client:
         client.ask()
         workers = server.workers()
         server.kill()
@@ -261,7 +245,7 @@ def test_workers_end_with_their_master() -> None:
 
 
 def test_descriptors_and_threads_stay_as_many() -> None:
-    with Server(APP, gthread(keepalive=1)) as server:
+    with Server(APP, conf("gthread", keepalive=1)) as server:
         pid = server.workers()[0]
 
         def churn() -> None:
@@ -303,7 +287,7 @@ def post_request(worker, req, environ, resp):
         except BlockingIOError:
             time.sleep(0.05)
 """
-    config = gthread(timeout=1, threads=5) + hook
+    config = conf("gthread", timeout=1, threads=5) + hook
     with Server(APP, config, ready="listen") as server, clients(server, 5) as slow:
         server.wait_workers(1)
         workers = server.workers()
@@ -318,7 +302,7 @@ def post_request(worker, req, environ, resp):
 
 
 def test_a_request_that_has_come_is_not_dropped_to_make_room() -> None:
-    config = gthread(threads=1, worker_connections=2, keepalive=60)
+    config = conf("gthread", threads=1, worker_connections=2, keepalive=60)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(Server(APP, config, ready="listen"))
         old = stack.enter_context(connect(server))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import socket
 import struct
@@ -15,7 +14,7 @@ from urllib.parse import quote
 import pytest
 from harness import Server, read_until_closed, readable, wait_until
 from test_http_parse import INVALID, VALID
-from workertools import Client, connect
+from workertools import Client, conf, connect
 
 APP = '''
 import builtins, json, os, time
@@ -90,13 +89,7 @@ KINDS = ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"]
 
 @pytest.fixture(scope="module", params=KINDS)
 def served(request: pytest.FixtureRequest) -> Iterator[Server]:
-    kind = request.param
-    library = kind.partition("_")[0]
-    if library in ("gevent", "tornado") and importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
-    settings = {"worker_class": kind, "threads": 2 if kind == "gthread" else 1, "accesslog": "-"}
-    config = "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
-    with Server(APP, config) as server:
+    with Server(APP, conf(request.param, accesslog="-")) as server:
         yield server
 
 

@@ -7,7 +7,6 @@ A few rounds each; ``NOTHING_LOST_ROUNDS`` in the environment asks for more.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import random
 import signal
@@ -17,21 +16,11 @@ from collections.abc import Iterator
 
 import pytest
 from harness import Server, children_of, wait_until
-from workertools import APP, Client, connect
+from workertools import APP, Client, conf, connect
 
 ROUNDS = int(os.environ.get("NOTHING_LOST_ROUNDS", "0"))
 WORKERS = pytest.mark.parametrize("worker", ["sync", "gthread"])
 ALL = pytest.mark.parametrize("worker", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"])
-
-
-def config(worker: str, **settings: object) -> str:
-    library = worker.partition("_")[0]
-    if library in ("gevent", "tornado") and importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
-    settings = {"worker_class": worker, "workers": 2, "graceful_timeout": 10, **settings}
-    if worker == "gthread":
-        settings.setdefault("threads", 4)
-    return "\n".join(f"{name} = {value!r}" for name, value in settings.items())
 
 
 class Load:
@@ -101,7 +90,7 @@ def under_load(server: Server) -> Iterator[Load]:
 
 @ALL
 def test_reloading(worker: str) -> None:
-    with Server(APP, config(worker)) as server, under_load(server):
+    with Server(APP, conf(worker, workers=2)) as server, under_load(server):
         for _ in range(ROUNDS or 3):
             old = server.workers()
             server.signal(signal.SIGHUP)
@@ -111,7 +100,7 @@ def test_reloading(worker: str) -> None:
 @ALL
 def test_upgrading(worker: str) -> None:
     """A new master on the same sockets, and the old one ended, again and again."""
-    with Server(APP, config(worker, pidfile="g.pid")) as server, under_load(server) as load:
+    with Server(APP, conf(worker, workers=2, pidfile="g.pid")) as server, under_load(server) as load:
         for _ in range(ROUNDS or 2):
             server.signal(signal.SIGUSR2)
             new = wait_until(server.new_master, 20, "a new master")
@@ -130,7 +119,7 @@ def pids_below(master: int) -> set[bytes]:
 def test_workers_that_come_and_go(worker: str) -> None:
     """After `max_requests`, by a signal, and because more or fewer are wanted."""
     with (
-        Server(APP, config(worker, max_requests=60, max_requests_jitter=20)) as server,
+        Server(APP, conf(worker, workers=2, max_requests=60, max_requests_jitter=20)) as server,
         under_load(server) as load,
     ):
         for sig, count in (
@@ -151,7 +140,7 @@ def test_stopping_under_load_cuts_no_answer(worker: str) -> None:
 
     One that comes in the very moment of the close is reset by the kernel, and had no answer begun.
     """
-    with Server(APP, config(worker)) as server, Load(server) as load:
+    with Server(APP, conf(worker, workers=2)) as server, Load(server) as load:
         wait_until(lambda: load.answers > 50)
         assert load.problems == []
         assert server.stop() == 0

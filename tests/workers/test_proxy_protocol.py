@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
-import ssl
 import struct
 from collections.abc import Iterator
 
 import pytest
 from harness import Server, read_until_closed, wait_until
-from workertools import Client, get, make_certificate
+from workertools import Client, conf, get
 from workertools import connect as stranger
+from workertools import tls as secured
 
 APP = """
 def app(environ, start_response):
@@ -56,13 +55,9 @@ MALFORMED = {
 KINDS = ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"]
 
 
-def start(kind: str, *settings: str) -> Server:
-    library = kind.partition("_")[0]
-    if library in ("gevent", "tornado") and importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
-    lines = [f"worker_class = {kind!r}", "proxy_protocol = True", "proxy_allow_ips = '127.0.0.2'"]
-    lines += ["accesslog = '-'", "timeout = 5", "threads = 2" * (kind == "gthread"), *settings]
-    return Server(APP, "\n".join(lines), ready="listen")
+def start(kind: str, **settings: object) -> Server:
+    settings = {"proxy_protocol": True, "proxy_allow_ips": "127.0.0.2", "accesslog": "-", **settings}
+    return Server(APP, conf(kind, timeout=5, **settings), ready="listen")
 
 
 def connect(server: Server) -> Client:
@@ -77,17 +72,9 @@ def plain(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def tls(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    cert, key = make_certificate(tmp_path_factory.mktemp("tls"))
-    with start(request.param, f"certfile = {cert!r}", f"keyfile = {key!r}") as server:
+def tls(request: pytest.FixtureRequest, certificate: dict[str, str]) -> Iterator[Server]:
+    with start(request.param, **certificate) as server:
         yield server
-
-
-def wrapped(client: Client) -> Client:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return Client(context.wrap_socket(client.sock))
 
 
 def expected(client: Client, found: bytes | None, scheme: bytes) -> bytes:
@@ -158,7 +145,7 @@ def test_in_front_of_a_handshake(tls: Server, case: str) -> None:
     header, found = HEADERS[case]
     with connect(tls) as client:
         client.send(header)
-        with wrapped(client) as client:
+        with secured(client.sock) as client:
             answer = client.ask()
             assert answer.body == expected(client, found, b"https")
             if not answer.closes:
@@ -172,7 +159,7 @@ def test_byte_by_byte_in_front_of_a_handshake(tls: Server, case: str) -> None:
         client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in header:
             client.send(bytes([byte]))
-        with wrapped(client) as client:
+        with secured(client.sock) as client:
             assert client.ask().body == expected(client, found, b"https")
 
 
@@ -184,7 +171,7 @@ def test_a_malformed_header_in_front_of_a_handshake(tls: Server, case: str) -> N
             assert client.is_closed()
         else:
             # What is no answer to a hello is no PROXY header either.
-            with pytest.raises(OSError), wrapped(client):
+            with pytest.raises(OSError), secured(client.sock):
                 pass
 
 
@@ -192,7 +179,7 @@ def test_a_client_cannot_add_a_header_of_its_own(tls: Server) -> None:
     """The proxy's is before the handshake; one behind it comes from whom the proxy speaks for."""
     with connect(tls) as client:
         client.send(HEADERS["v1"][0])
-        with wrapped(client) as client:
+        with secured(client.sock) as client:
             client.send(b"PROXY TCP4 203.0.113.1 127.0.0.1 1 80\r\n" + get(close=True))
             assert b"203.0.113.1 " not in read_until_closed(client.sock).partition(b"\r\n\r\n")[2]
 
@@ -213,5 +200,5 @@ def test_others_may_not_say_such_things_in_front_of_a_handshake(tls: Server) -> 
             client.send(HEADERS[case][0])
             assert client.is_closed()
         wait_until(lambda before=before: tls.log().count("proxy_allow_ips does not name") > before)  # type: ignore[misc]
-    with stranger(tls) as client, wrapped(client) as client:
+    with stranger(tls) as client, secured(client.sock) as client:
         assert client.ask().status == 200

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-import ssl
 import struct
 import threading
 import time
@@ -14,33 +13,19 @@ from collections.abc import Iterator
 
 import pytest
 from harness import Server, free_port, is_alive, read_until_closed, wait_until
-from workertools import APP, Client, make_certificate
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    return make_certificate(tmp_path_factory.mktemp("tls"))
-
-
-def sync(certificate: tuple[str, str], **settings: object) -> str:
-    settings = {"timeout": 4, "certfile": certificate[0], "keyfile": certificate[1], **settings}
-    return "\n".join(f"{name} = {value!r}" for name, value in settings.items())
-
-
-def tls(sock: socket.socket) -> ssl.SSLSocket:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context.wrap_socket(sock)
+from workertools import APP, Client, conf, tls
 
 
 def ask(server: Server, path: str = "/") -> bytes:
-    with Client(tls(server.connect())) as client:
+    with tls(server.connect()) as client:
         return client.ask(path).body
 
 
-def test_handshakes_that_never_end_hold_up_nobody(certificate: tuple[str, str]) -> None:
-    with Server(APP, sync(certificate), ready="listen") as server, contextlib.ExitStack() as stack:
+def test_handshakes_that_never_end_hold_up_nobody(certificate: dict[str, str]) -> None:
+    with (
+        Server(APP, conf("sync", timeout=4, **certificate), ready="listen") as server,
+        contextlib.ExitStack() as stack,
+    ):
         silent = [stack.enter_context(server.connect()) for _ in range(10)]
         for sock in silent[::2]:
             sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00")  # the start of a hello
@@ -60,8 +45,8 @@ def test_handshakes_that_never_end_hold_up_nobody(certificate: tuple[str, str]) 
         assert "CRITICAL" not in server.log()
 
 
-def test_no_more_handshakes_than_connections_are_allowed(certificate: tuple[str, str]) -> None:
-    config = sync(certificate, worker_connections=3)
+def test_no_more_handshakes_than_connections_are_allowed(certificate: dict[str, str]) -> None:
+    config = conf("sync", timeout=4, **certificate, worker_connections=3)
     with Server(APP, config, ready="listen") as server, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(server.connect()) for _ in range(5)]
         assert ask(server)
@@ -70,8 +55,8 @@ def test_no_more_handshakes_than_connections_are_allowed(certificate: tuple[str,
         assert silent[0].recv(1) == b""
 
 
-def test_plain_text_and_goodbyes_in_a_handshake_end_it_alone(certificate: tuple[str, str]) -> None:
-    with Server(APP, sync(certificate), ready="listen") as server:
+def test_plain_text_and_goodbyes_in_a_handshake_end_it_alone(certificate: dict[str, str]) -> None:
+    with Server(APP, conf("sync", timeout=4, **certificate), ready="listen") as server:
         with server.connect() as plain:
             plain.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             with contextlib.suppress(ConnectionError):
@@ -81,13 +66,13 @@ def test_plain_text_and_goodbyes_in_a_handshake_end_it_alone(certificate: tuple[
         assert ask(server)
 
 
-def test_a_handshake_under_way_is_finished_by_a_worker_that_ends(certificate: tuple[str, str]) -> None:
-    with Server(APP, sync(certificate), ready="listen") as server:
+def test_a_handshake_under_way_is_finished_by_a_worker_that_ends(certificate: dict[str, str]) -> None:
+    with Server(APP, conf("sync", timeout=4, **certificate), ready="listen") as server:
         first = ask(server)
         sock = server.connect()
         wait_until(lambda: ask(server) == first)  # the worker has accepted what came before
         server.signal(signal.SIGHUP)
-        with Client(tls(sock)) as client:
+        with tls(sock) as client:
             assert client.ask("/").status == 200
         wait_until(lambda: ask(server) != first)
 

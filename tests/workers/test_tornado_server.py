@@ -11,7 +11,7 @@ import time
 
 import pytest
 from harness import Background, Server, wait_until
-from workertools import APP, Client, connect, elapsed, get
+from workertools import APP, Client, conf, connect, elapsed, get
 
 pytest.importorskip("tornado", reason="tornado is not installed")
 
@@ -46,13 +46,8 @@ app = tornado.web.Application([("/socket", Echo), ("/(.*)", Main)])
 """
 
 
-def conf(**settings: object) -> str:
-    settings = {"worker_class": "tornado", "graceful_timeout": 10, **settings}
-    return "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
-
-
 def test_an_application_of_its_own() -> None:
-    config = conf(keepalive=1, accesslog="-") + (
+    config = conf("tornado", keepalive=1, accesslog="-") + (
         "def pre_request(worker, req):\n    worker.log.info('before %s', req.path)\n"
         "def post_request(worker, req, environ, resp):\n    worker.log.info('after %s', resp.status)\n"
     )
@@ -71,7 +66,7 @@ def test_an_application_of_its_own() -> None:
 
 
 def test_a_wsgi_application() -> None:
-    with Server(APP, conf(threads=4, timeout=2)) as server:
+    with Server(APP, conf("tornado", threads=4, timeout=2)) as server:
         with connect(server) as client:
             client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nabcde")
             assert client.answer().body == b"abcde"
@@ -96,7 +91,7 @@ def open_websocket(server: Server) -> Client:
 
 
 def test_open_connections_do_not_delay_a_stop() -> None:
-    with Server(NATIVE, conf(keepalive=30)) as server, contextlib.ExitStack() as stack:
+    with Server(NATIVE, conf("tornado", keepalive=30)) as server, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connect(server)) for _ in range(4)]
         assert [client.ask().closes for client in clients] == [False] * 4
         silent = stack.enter_context(connect(server))
@@ -116,7 +111,10 @@ def test_open_connections_do_not_delay_a_stop() -> None:
 
 def test_who_is_hung_up_hears_of_it_in_the_answer_to_what_had_come() -> None:
     """To make room, while its next request is on the way."""
-    with Server(NATIVE, conf(worker_connections=1, keepalive=30)) as server, connect(server) as first:
+    with (
+        Server(NATIVE, conf("tornado", worker_connections=1, keepalive=30)) as server,
+        connect(server) as first,
+    ):
         first.ask()
         began = time.monotonic()
         wait_until(lambda: time.monotonic() > began + 1.2)
@@ -132,7 +130,7 @@ def test_who_is_hung_up_hears_of_it_in_the_answer_to_what_had_come() -> None:
 
 
 def test_an_application_of_its_own_is_asked_for_what_is_a_request_alone() -> None:
-    with Server(NATIVE, conf()) as server:
+    with Server(NATIVE, conf("tornado")) as server:
         with connect(server) as client:
             client.send(b"GET http://b/scheme?x HTTP/1.1\r\nHost: a\r\n\r\n")
             assert client.answer().body == b"http"
@@ -145,7 +143,7 @@ def test_an_application_of_its_own_is_asked_for_what_is_a_request_alone() -> Non
 
 
 def test_a_quick_stop_of_an_application_of_its_own() -> None:
-    with Server(NATIVE, conf()) as server, connect(server) as client:
+    with Server(NATIVE, conf("tornado")) as server, connect(server) as client:
         client.send(get("/until?done"))
         wait_until(lambda: server.log("until"))
         started = time.monotonic()

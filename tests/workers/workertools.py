@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
+from harness import Server, wait_until
 
 #: Routes that hold the worker, read or leave bodies, and say who served.
 APP = """
@@ -132,8 +137,37 @@ class Client:
             return False
 
 
-def connect(server: Any, timeout: float = 10.0) -> Client:
+def conf(kind: str, **settings: object) -> str:
+    """The configuration of a server whose workers are of *kind*."""
+    library = kind.partition("_")[0]
+    if library in ("gevent", "tornado") and importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    settings = {"worker_class": kind, "graceful_timeout": 10, **settings}
+    if kind == "gthread":
+        settings.setdefault("threads", 2)
+    return "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
+
+
+def connect(server: Server, timeout: float = 10.0) -> Client:
     return Client(server.connect(timeout), timeout)
+
+
+def tls(sock: socket.socket) -> Client:
+    """A client that trusts any certificate on *sock*."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return Client(context.wrap_socket(sock))
+
+
+def dial(server: Server, secure: bool) -> Client:
+    return tls(server.connect()) if secure else connect(server)
+
+
+def silence(seconds: float) -> None:
+    """Let *seconds* pass in which nothing is sent."""
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() > began + seconds)
 
 
 def elapsed(action: Callable[[], object]) -> float:
