@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
 import textwrap
@@ -23,6 +24,8 @@ from typing import Any
 from harness import ROOT, is_alive, kill_all
 
 from gunicorn.companion.keys import KEYS
+from gunicorn.companion.runfile import Record
+from gunicorn.unix import session
 
 HERE = Path(__file__).resolve().parent
 
@@ -139,3 +142,23 @@ class Script:
         self.stdin.close()
         self.stdout.close()
         self.popen.wait(20)
+
+
+DEAD = 4_000_000  # above the highest pid that there can be
+
+
+def record(pid: int = DEAD, **values: Any) -> Record:
+    """The record of *pid*, whose supervisor is dead."""
+    known = {
+        "name": "rq",
+        "pid": pid,
+        "started": session.identity(pid) or "boot/1",
+        "session": pid,
+        "supervisor": DEAD,
+        "supervisor_started": "boot/1",
+        "stop_signal": signal.SIGTERM,
+        "stop_timeout": 60.0,
+        "signalled": False,
+        "error": None,
+    }
+    return Record(**{**known, **values})

@@ -197,18 +197,16 @@ class StartRights:
 
     def _renew(self, name: str, run: RunFile) -> bool:
         """Make a run file again that somebody has removed; False if that fails."""
+        fresh = None
         try:
             fresh = RunFile.claim(self.run_dir, name)
-        except OSError as exc:
-            self._complain(exc.strerror)
-            return False
-        if fresh is None:
-            return False
-        try:
+            if fresh is None:
+                return False
             run.copy_to(fresh)
         except OSError as exc:
             self._complain(exc.strerror)
-            fresh.release()
+            if fresh is not None:
+                fresh.release()
             return False
         # Only now: the new file is in place.
         run.release()
