@@ -393,10 +393,9 @@ def tls_socket_class(conf: Any, base: Any) -> Any:
     """*base*, a class of TLS sockets; with ``proxy_protocol`` a subclass that reads that protocol first."""
     if not conf.proxy_protocol:
         return base
-    from gunicorn.http.policy import policy_for
     from gunicorn.http.proxytls import proxied_class
 
-    return proxied_class(base, policy_for(conf).proxy_allow)
+    return proxied_class(base, conf)
 
 
 def ssl_wrap_socket(sock: socket.socket, conf: Any) -> ssl.SSLSocket:

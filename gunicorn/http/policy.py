@@ -94,29 +94,6 @@ class RequestPolicy:
     without, a field's with its CRLF.
     """
 
-    __slots__ = (
-        "casefold_http_method",
-        "default_scheme",
-        "forwarded_allow",
-        "forwarder_headers",
-        "header_map",
-        "limit_request_field_size",
-        "limit_request_fields",
-        "limit_request_line",
-        "max_field",
-        "max_header_bytes",
-        "max_line",
-        "permit_obsolete_folding",
-        "permit_unconventional_http_method",
-        "permit_unconventional_http_version",
-        "proxy_allow",
-        "proxy_protocol",
-        "scheme_fields",
-        "scheme_keys",
-        "secure_scheme_headers",
-        "strip_header_spaces",
-    )
-
     def __init__(
         self,
         *,
@@ -177,11 +154,6 @@ class RequestPolicy:
         policy.proxy_protocol = False
         return policy
 
-    @classmethod
-    def from_config(cls, cfg: Any) -> RequestPolicy:
-        """The policy that *cfg* asks for. Do this once for a worker, not for each request."""
-        return _build(_read(cfg))
-
 
 def normalize_limits(line: int, fields: int, size: int) -> tuple[int, int, int]:
     """The three ``limit_request_*`` settings brought into the range that is documented for them."""
@@ -194,65 +166,24 @@ def normalize_limits(line: int, fields: int, size: int) -> tuple[int, int, int]:
     return line, fields, size
 
 
-_NAMES = (
-    "limit_request_line",
-    "limit_request_fields",
-    "limit_request_field_size",
-    "permit_obsolete_folding",
-    "strip_header_spaces",
-    "permit_unconventional_http_method",
-    "permit_unconventional_http_version",
-    "casefold_http_method",
-    "header_map",
-    "forwarder_headers",
-    "secure_scheme_headers",
-    "forwarded_allow_ips",
-    "proxy_protocol",
-    "proxy_allow_ips",
-    "is_ssl",
-)
-
-_latest: tuple[Any, tuple[Any, ...], RequestPolicy] | None = None
-
-
 def policy_for(cfg: Any) -> RequestPolicy:
-    """As ``from_config``, but kept for as long as the settings of *cfg* stay the same.
-
-    For callers that have no place of their own to keep a policy in; a worker keeps its own.
-    """
-    global _latest
-    values = _read(cfg)
-    latest = _latest
-    if latest is not None and latest[0] is cfg and latest[1] == values:
-        return latest[2]
-    policy = _build(values)
-    # A copy: lists and dicts among them can be changed in place, by a hook in a worker.
-    _latest = (cfg, copy.deepcopy(values), policy)
-    return policy
-
-
-def _read(cfg: Any) -> tuple[Any, ...]:
-    return tuple([getattr(cfg, name) for name in _NAMES])
-
-
-def _build(values: tuple[Any, ...]) -> RequestPolicy:
-    named = dict(zip(_NAMES, values, strict=True))
+    """Return the policy that *cfg* asks for. Do this once for a worker, not for each request."""
     return RequestPolicy(
-        limit_request_line=named["limit_request_line"],
-        limit_request_fields=named["limit_request_fields"],
-        limit_request_field_size=named["limit_request_field_size"],
-        permit_obsolete_folding=bool(named["permit_obsolete_folding"]),
-        strip_header_spaces=bool(named["strip_header_spaces"]),
-        permit_unconventional_http_method=bool(named["permit_unconventional_http_method"]),
-        permit_unconventional_http_version=bool(named["permit_unconventional_http_version"]),
-        casefold_http_method=bool(named["casefold_http_method"]),
-        header_map=named["header_map"],
-        forwarder_headers=frozenset(_names(named["forwarder_headers"])),
-        secure_scheme_headers={k.upper(): v for k, v in named["secure_scheme_headers"].items()},
-        forwarded_allow=AllowList(named["forwarded_allow_ips"]),
-        proxy_protocol=bool(named["proxy_protocol"]),
-        proxy_allow=AllowList(named["proxy_allow_ips"]),
-        default_scheme="https" if named["is_ssl"] else "http",
+        limit_request_line=cfg.limit_request_line,
+        limit_request_fields=cfg.limit_request_fields,
+        limit_request_field_size=cfg.limit_request_field_size,
+        permit_obsolete_folding=bool(cfg.permit_obsolete_folding),
+        strip_header_spaces=bool(cfg.strip_header_spaces),
+        permit_unconventional_http_method=bool(cfg.permit_unconventional_http_method),
+        permit_unconventional_http_version=bool(cfg.permit_unconventional_http_version),
+        casefold_http_method=bool(cfg.casefold_http_method),
+        header_map=cfg.header_map,
+        forwarder_headers=frozenset(_names(cfg.forwarder_headers)),
+        secure_scheme_headers={name.upper(): value for name, value in cfg.secure_scheme_headers.items()},
+        forwarded_allow=AllowList(cfg.forwarded_allow_ips),
+        proxy_protocol=bool(cfg.proxy_protocol),
+        proxy_allow=AllowList(cfg.proxy_allow_ips),
+        default_scheme="https" if cfg.is_ssl else "http",
     )
 
 

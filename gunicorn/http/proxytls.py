@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from .errors import ForbiddenProxyRequest, InvalidProxyLine
-from .policy import AllowList
+from .policy import AllowList, policy_for
 from .proxyproto import V1_PREFIX, V2_SIGNATURE, ProxyInfo, split_proxy_header, starts_proxy_header
 
 # More than any header has.
@@ -83,6 +83,8 @@ def _wait(sock: Any) -> None:
 
 
 @lru_cache(maxsize=4)
-def proxied_class(base: Any, allow: AllowList) -> Any:
-    """*base*, a class of TLS sockets, with the PROXY protocol for peers that *allow* names."""
-    return type(f"Proxied{base.__name__}", (ProxiedSocket, base), {"proxy_allow": allow})
+def proxied_class(base: Any, cfg: Any) -> Any:
+    """Return *base*, a class of TLS sockets, with the PROXY protocol for peers in ``proxy_allow_ips``."""
+    return type(
+        f"Proxied{base.__name__}", (ProxiedSocket, base), {"proxy_allow": policy_for(cfg).proxy_allow}
+    )

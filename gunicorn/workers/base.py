@@ -78,7 +78,7 @@ class Worker:
             # So that not all workers retire in the same second.
             self.max_requests = cfg.max_requests + random.randint(0, cfg.max_requests_jitter)
         self.tmp = WorkerTmp(cfg)
-        # Before the fork, so that all workers share its memory.
+        # Before the fork, so that all workers share what it imports.
         policy_for(cfg)
 
     def __str__(self) -> str:
