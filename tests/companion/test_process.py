@@ -223,11 +223,10 @@ def test_a_stop_of_a_group_that_somebody_else_has_asked_keeps_it_stopped():
     assert process.state is State.STOPPED
 
 
-def test_leftovers_that_were_killed_are_counted_apart():
-    process = stopping()
-    process.handle(Event.EXITED, NOW, status=0)
+@pytest.mark.parametrize("state", [State.STARTING, State.BACKOFF, State.STOPPING], ids=lambda v: v.name)
+def test_leftovers_that_were_killed_are_counted_apart(state):
+    process = MAKERS[state]()
     process.handle(Event.LEFTOVERS_KILLED, NOW, count=2)
-    process.handle(Event.EMPTY, NOW)
     shown = process.status_dict(NOW)
     assert (shown["kill_count"], shown["leftovers_killed"]) == (0, 2)
 

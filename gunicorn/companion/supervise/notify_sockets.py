@@ -15,6 +15,7 @@ import socket
 import stat
 import struct
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from gunicorn.companion.child.sdnotify import MAX_DATAGRAM, NOTHING, Notice, parse
@@ -28,8 +29,8 @@ __all__ = ["Notice", "NoticeSocket", "Notifications", "remove_stale"]
 
 SUFFIX = ".notify"
 
-# Datagrams to read at a time, so that a talkative companion does not keep the others, or the control socket,
-# waiting. If some are left, the poller returns at once.
+# Datagrams to read at a time, so that a companion that sends many does not keep the others, or the control
+# socket, waiting. If some are left, the poller returns at once.
 MOST_AT_ONCE = 32
 
 # A queue is shorter: /proc/sys/net/unix/max_dgram_qlen is 10, or 512 where systemd has set it.
@@ -45,17 +46,16 @@ MOST_ANCESTORS = 64
 _UCRED = struct.Struct("3i")
 _FD = array.array("i")
 
-# Whether the kernel names the sender of a datagram. If not, the directory keeps others out.
-KNOWS_SENDERS = sys.platform.startswith("linux")
-# Names that need no directory: unix(7), "abstract".
-_HAVE_ABSTRACT = sys.platform.startswith("linux")
+# Whether the kernel names the sender of a datagram (if not, the directory keeps others out), and has abstract
+# addresses, which need no directory: unix(7).
+KNOWS_SENDERS = HAVE_ABSTRACT = sys.platform.startswith("linux")
 
 
 class NoticeSocket:
-    """Receives what one companion says of itself. ``address`` is its ``NOTIFY_SOCKET``.
+    """Receives the messages of one companion. ``address`` is its ``NOTIFY_SOCKET``.
 
-    ``rejected`` are the pids, as far as known, whose messages the last ``receive`` did not
-    count, each of them once in the life of the socket and only the first few at all.
+    ``rejected`` are the senders, as far as known, whose messages the last ``receive`` ignored: each of them
+    once in the life of the socket, and only the first few.
     """
 
     def __init__(self, sock: socket.socket, address: str) -> None:
@@ -73,8 +73,7 @@ class NoticeSocket:
         directory, or its path is too long or not writable. A manager that is root always uses an abstract
         one: its companions may change their user, as ``sudo`` does, and could not reach the file then.
         """
-        flags = socket.SOCK_DGRAM | getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)
-        sock = socket.socket(socket.AF_UNIX, flags)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             sock.setblocking(False)
             if KNOWS_SENDERS:
@@ -100,52 +99,44 @@ class NoticeSocket:
         """
         notices: list[Notice] = []
         self.rejected = []
-        for _ in range(MOST_AT_ONCE):
-            try:
-                received = self._receive_one()
-            except OSError:
-                break
-            sender, datagram, fds = received
-            # Who sent it is found out before its descriptors are closed: with BARRIER=1 the sender
-            # waits for that, and goes. Nobody gets to pass any: they are all closed.
+        for sender, datagram in self._datagrams(MOST_AT_ONCE):
             if sender is not None and not belongs(sender, pid):
                 self._reject(sender)
             elif datagram is not None and (notice := parse(datagram)) != NOTHING:
                 notices.append(notice)
-            _close_all(fds)
         return notices
 
-    def _receive_one(self) -> tuple[int | None, bytes | None, list[int]]:
-        """The sender's pid (0: the kernel can't name it, None: nor is it asked to), text and descriptors.
+    def discard(self) -> None:
+        """Drop all messages that are there now; never blocks."""
+        # The bound is for senders that do not pause.
+        for _ in self._datagrams(MOST_DISCARDED):
+            pass
 
-        A text that was cut off is None: what it said is not known.
+    def _datagrams(self, most: int) -> Iterator[tuple[int | None, bytes | None]]:
+        """Yield up to *most* datagrams, each with its sender's pid; None for a datagram that was cut off.
+
+        The pid is 0 if the kernel does not know the sender, None if it names none at all.
         """
         room = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(_FD.itemsize)
         cloexec = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-        # Descriptors that find no room are closed by the kernel.
-        datagram, ancillary, flags, _ = self._sock.recvmsg(MAX_DATAGRAM, room, cloexec)
-        sender = 0 if KNOWS_SENDERS else None
-        fds: list[int] = []
-        for level, kind, data in ancillary:
-            if level != socket.SOL_SOCKET:
-                continue
-            if kind == socket.SCM_RIGHTS:
-                numbers = array.array("i")
-                numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-                fds.extend(numbers)
-            elif KNOWS_SENDERS and kind == socket.SCM_CREDENTIALS and len(data) >= _UCRED.size:
-                sender = _UCRED.unpack_from(data)[0]
-        return sender, None if flags & socket.MSG_TRUNC else datagram, fds
-
-    def discard(self) -> None:
-        """Let go of all that is there now, whoever has said it; never blocks."""
-        # A bound, for those who go on talking.
-        for _ in range(MOST_DISCARDED):
+        for _ in range(most):
             try:
-                _, _, fds = self._receive_one()
+                # Descriptors that find no room are closed by the kernel.
+                datagram, ancillary, flags, _address = self._sock.recvmsg(MAX_DATAGRAM, room, cloexec)
             except OSError:
                 return
-            _close_all(fds)
+            sender = 0 if KNOWS_SENDERS else None
+            fds = array.array("i")
+            for level, kind, data in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+                elif KNOWS_SENDERS and (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                    sender = _UCRED.unpack_from(data)[0]
+            yield sender, None if flags & socket.MSG_TRUNC else datagram
+            # After the sender was looked for: with BARRIER=1 it waits for this, and then exits.
+            for fd in fds:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
 
     def _reject(self, sender: int) -> None:
         if sender not in self._seen and len(self._seen) < MOST_REJECTED:
@@ -160,23 +151,17 @@ class NoticeSocket:
                 os.unlink(self.address)
 
 
-def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            os.close(fd)
-
-
 def belongs(sender: int, leader: int) -> bool:
     """Whether *sender* is in the session that *leader* leads, or descends from a process in it.
 
-    A process that is gone without a trace can't be shown to; one whose parent hasn't reaped it yet can.
+    False for a process that was reaped: nothing is known of it any more.
     """
     pid = sender
     if leader <= 0:
-        # Nobody's leader; but the number of every session outside of our pid namespace.
+        # getsid() returns 0 for every session outside of our pid namespace.
         return False
     for _ in range(MOST_ANCESTORS):
-        # 0 is the parent of init, or the sender is in a pid namespace that we can't see.
+        # 0 is the parent of init, or the sender is in a pid namespace that we cannot see.
         if pid <= 0:
             return False
         if pid == leader:
@@ -197,16 +182,16 @@ def _bind(sock: socket.socket, run_dir: str | None, name: str) -> str:
     """Give *sock* its address, and return it as the environment shows it."""
     # socat reads what follows a colon as something else.
     name = name.replace(":", "@")
-    if run_dir is not None and not (_HAVE_ABSTRACT and os.geteuid() == 0):
+    if run_dir is not None and not (HAVE_ABSTRACT and os.geteuid() == 0):
         # Absolute, for a companion that enters a directory of its own.
         path = os.path.join(os.path.abspath(run_dir), f"{name}.{os.getpid()}{SUFFIX}")
         try:
             _bind_file(sock, path)
             return path
         except OSError:
-            if not _HAVE_ABSTRACT:
+            if not HAVE_ABSTRACT:
                 raise
-    elif not _HAVE_ABSTRACT:
+    elif not HAVE_ABSTRACT:
         raise OSError("there is no directory for the notify socket")
     # With a random part: nobody else may take the name while the companion of a dead manager still sends to
     # it.
@@ -261,7 +246,7 @@ def _is_deserted(path: str) -> bool:
 
 
 class Notifications:
-    """Receives what the companions of *table* say of themselves, and sends the events that follow."""
+    """Receives the messages of all companions of *table*, and sends the events that follow."""
 
     def __init__(self, table: ProcessTable, log: Any, poller: Poller, kernel: Kernel = KERNEL) -> None:
         self.kernel = kernel
@@ -271,9 +256,9 @@ class Notifications:
         self._sockets: dict[str, NoticeSocket] = {}
 
     def open(self, process: CompanionProcess, run_dir: str | None) -> str | None:
-        """The companion's ``NOTIFY_SOCKET``; none where there is no socket to be had, and it needs none.
+        """The companion's ``NOTIFY_SOCKET``; None if none can be made.
 
-        Raises OSError where it needs one.
+        Raises OSError if the companion needs one.
         """
         name = process.name
         if name in self._sockets and not self._sockets[name].reachable:
@@ -291,7 +276,7 @@ class Notifications:
         return self._sockets[name].address
 
     def renew(self, run_dir: str | None) -> None:
-        """Listen again at the address that companions know, where somebody has removed the file."""
+        """Listen again at addresses whose file was removed."""
         for process in self.table.values():
             notice_socket = self._sockets.get(process.name)
             if notice_socket is not None and not notice_socket.reachable:
@@ -299,11 +284,10 @@ class Notifications:
                     self.open(process, run_dir)
 
     def receive(self, process: CompanionProcess) -> None:
-        """Take in what *process* has said by now."""
+        """Read the messages of *process*."""
         notice_socket = self._sockets.get(process.name)
         if notice_socket is None:
             return
-        # In between there is no moment with a companion whose messages would count.
         for notice in notice_socket.receive(process.pid or 0):
             if process.pid is not None:
                 self.take(process, notice)
@@ -328,13 +312,13 @@ class Notifications:
             self.table.send(process, Event.HUNG, now, reason="it sent WATCHDOG=trigger")
 
     def discard(self, name: str) -> None:
-        """What the process has left unheard is no business of its successor."""
+        """Drop the messages of a process that is gone: they are not its successor's."""
         notice_socket = self._sockets.get(name)
         if notice_socket is not None:
             notice_socket.discard()
 
     def close(self, name: str) -> None:
-        """The process that would speak is gone."""
+        """Close the socket of *name*."""
         notice_socket = self._sockets.pop(name, None)
         if notice_socket is not None:
             self.poller.remove(notice_socket.fileno())
