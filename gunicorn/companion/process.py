@@ -25,7 +25,6 @@ from gunicorn.companion.status import (
     Cause,
     State,
     Status,
-    format_uptime,
 )
 
 __all__ = [
@@ -44,7 +43,6 @@ __all__ = [
     "Event",
     "State",
     "TransitionError",
-    "format_uptime",
 ]
 
 # Members of a session that are not our children give no SIGCHLD: poll for their end at this interval, only
@@ -59,8 +57,8 @@ LONGEST_WAIT = 2.0
 # Seconds from SIGABRT to SIGKILL, for a hung process to write the stacks of its threads.
 ABORT_TIME = 2.0
 
-# A growing delay is shortened by up to this part of it, at random: what failed
-# together must not come back together.
+# A growing delay is shortened by up to this part, at random: companions that failed together must not come
+# back together.
 JITTER = 0.1
 
 
@@ -86,22 +84,22 @@ class Event(enum.Enum):
 
 
 class Action(enum.Enum):
-    """What the manager has to do about it."""
+    """What the manager has to do after an event."""
 
     SIGNAL = "send the stop signal"
     KILL = "SIGKILL to every process of the session"
     RELEASE = "clear the run record"
     ABORT = "have it write its stacks: SIGABRT"
-    GIVE_UP = "say that it is not tried any more"
+    GIVE_UP = "report that it is not retried"
 
 
 class TransitionError(Exception):
-    """An event that cannot happen in this state."""
+    """Raised for an event that cannot happen in this state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What an event brings along; which fields count depends on the event."""
+    """The details of an event; which fields count depends on the event."""
 
     now: float
     pid: int | None = None
@@ -129,13 +127,8 @@ class CompanionProcess(Status):
         return self.config.name
 
     @property
-    def restart_delay(self) -> float:
-        """Seconds from an unexpected exit to the next start."""
-        return self.config.restart_delay
-
-    @property
     def has_been_running(self) -> bool:
-        """Whether those that come after it may start: it is RUNNING, or has done its work and is done."""
+        """Whether companions that come after it may start: it is RUNNING, or a job that is done."""
         return self.state is State.RUNNING or self.done
 
     @property
@@ -186,7 +179,7 @@ class CompanionProcess(Status):
         return ()
 
     def _start_afresh(self, d: Details) -> tuple[Action, ...]:
-        """Somebody asks for it: whatever has failed before counts no more."""
+        """Start on request: earlier failures no longer count."""
         self.failed_starts = 0
         self.delays = 0
         self.failures.forget()
@@ -211,10 +204,10 @@ class CompanionProcess(Status):
         return ()
 
     def _blocked(self, d: Details) -> tuple[Action, ...]:
-        """An older process lives. *session*: we stop it. None: somebody else supervises it (or holds its
+        """An older process lives. *session*: we stop it. None: another server supervises it (or holds its
         record), and we retry in a moment.
         """
-        # 0: another server's, whose pid is not known.
+        # 0: the process of another server, whose pid is not known.
         self.waiting_for = d.pid if d.pid is not None or d.session is not None else 0
         self.session = d.session
         if d.session is not None:
@@ -232,7 +225,7 @@ class CompanionProcess(Status):
         return self._beat(d)
 
     def _ready(self, d: Details) -> tuple[Action, ...]:
-        """READY=1, which is its business only where `ready` says so."""
+        """READY=1, which counts only with `ready` = "notify"."""
         return self._alive(d) if self.config.ready == "notify" and self.pid is not None else ()
 
     def _beat(self, d: Details) -> tuple[Action, ...]:
@@ -251,7 +244,7 @@ class CompanionProcess(Status):
         return (Action.ABORT,)
 
     def _hung_starting(self, d: Details) -> tuple[Action, ...]:
-        """No clock brings this: it has said WATCHDOG=trigger of itself."""
+        """It has sent WATCHDOG=trigger; the watchdog's clock runs only in RUNNING."""
         if self.pid is None:
             return ()
         self.failed_starts += 1
@@ -270,7 +263,7 @@ class CompanionProcess(Status):
         self.stop_deadline = now + timeout
 
     def _start_failed(self, d: Details) -> tuple[Action, ...]:
-        """No process came to be (the fork was refused, the record not to be made)."""
+        """There is no process: the fork was refused, or the run file could not be made."""
         self.reason = d.reason
         self.waiting_for = None
         self.started_at = d.now
@@ -279,15 +272,15 @@ class CompanionProcess(Status):
         return self._try_again(d)
 
     def _exited(self, d: Details) -> tuple[Action, ...]:
-        # With `startsecs` of 0, or a manager that was busy, RUNNING may have been due and not
-        # been seen; a reason says that the target was never reached.
+        # With `startsecs` of 0, or a busy manager, RUNNING may have been due already. With a reason its target
+        # was not reached.
         was_running = d.reason is None and self.due_event(d.now) is Event.ALIVE
         self._record_exit(d)
         self.reason = d.reason
         self.cause, self.cause_text = Cause.EXIT, d.reason or self.last_exit
         good = self.last_exit_code == 0 and d.reason is None
         if self.state is State.STARTING and not was_running:
-            # A job that is done has not failed, however quick it was.
+            # A job that is done has not failed, even if it was quicker than `startsecs`.
             good = good and not self._comes_back
             self.failed_starts = 0 if good else self.failed_starts + 1
         else:
@@ -300,7 +293,7 @@ class CompanionProcess(Status):
         return (*actions, Action.KILL)
 
     def _asked_by_others(self, d: Details) -> tuple[Action, ...]:
-        """Somebody else has sent the stop signal: its group ends as by a stop, before the exit counts."""
+        """Let its group end as at a stop, then count the exit: somebody else has sent it the stop signal."""
         self.state = State.STOPPING
         self.failing = self.group_asked = True
         self.restart_pending = self.killed = False
@@ -309,14 +302,14 @@ class CompanionProcess(Status):
 
     @property
     def _comes_back(self) -> bool:
-        """Whether the exit that just was leads to another start."""
+        """Whether the latest exit leads to another start."""
         if self.config.autorestart == "on-failure":
-            # What had to be ended has failed, however politely it went then.
+            # A process that had to be ended has failed, even if it then exited with 0.
             return self.failing or self.last_exit_code != 0
         return self.config.autorestart == "always"
 
     def _try_again(self, d: Details) -> tuple[Action, ...]:
-        """BACKOFF, or the end of it where that has been tried often enough."""
+        """Go to BACKOFF, or give up after `start_retries` failed starts."""
         retries = self.config.start_retries
         if retries is not None and self.failed_starts >= retries:
             return (*self._settle(GAVE_UP), Action.GIVE_UP)
@@ -345,13 +338,13 @@ class CompanionProcess(Status):
         shortest, longest = self.config.restart_delay, self.config.restart_delay_max
         if longest is None:
             return shortest
-        # A start that failed was no run, however long it took; and nothing outlasts a delay of 0.
+        # A failed start is no run, however long it took; and every run would outlast a delay of 0.
         if self.failed_starts == 0 and self._latest_run > max(self.delay, MIN_START_INTERVAL):
             self.delays = 0
         self.delays += 1
         if self.delays == 1:
             return shortest
-        # 0 would never grow; and no power of two is needed that a float has not.
+        # 0 would never grow, and a float has no larger powers of two.
         grown = max(shortest, MIN_START_INTERVAL) * 2.0 ** min(self.delays - 1, 100)
         delay = min(longest, grown)
         return max(shortest, delay - delay * JITTER * self.chance())
@@ -377,7 +370,7 @@ class CompanionProcess(Status):
         self.last_exit_signal = -code if code < 0 else None
 
     def _stop(self, d: Details) -> tuple[Action, ...]:
-        """Ask a running process to end, within the timeout that comes along."""
+        """Ask a running process to end within the timeout of the event."""
         self._note_manual(d)
         self.cause = Cause.COMMAND if d.manual else d.cause
         self.cause_text = "by command" if d.manual else d.reason
@@ -397,7 +390,7 @@ class CompanionProcess(Status):
         return actions
 
     def _stop_or_settle(self, d: Details) -> tuple[Action, ...]:
-        """Stop of a companion that is between two processes, or has one still starting."""
+        """Stop a companion that is between two processes, or whose process is still starting."""
         if self.pid is not None:
             return self._stop(d)
         self._note_manual(d)
@@ -416,7 +409,7 @@ class CompanionProcess(Status):
         return (Action.RELEASE,)
 
     def _restart_starting(self, d: Details) -> tuple[Action, ...]:
-        """A restart without a process yet is the pending start."""
+        """Restart; without a process, the pending start is the restart."""
         if self.pid is not None:
             return self._restart(d)
         self.failed_starts = self.delays = 0
@@ -434,12 +427,12 @@ class CompanionProcess(Status):
             self.failing = False
             self.reason = None
         if d.timeout is not None and self.stop_deadline is not None:
-            # A quicker stop (the server got INT, say). Never move a deadline to a later time.
+            # A quicker stop, after SIGINT to the server for example. Never move a deadline to a later time.
             self.stop_deadline = min(self.stop_deadline, d.now + d.timeout)
         return ()
 
     def _come_back(self, d: Details) -> tuple[Action, ...]:
-        """A name that reread took away and brings again, while the old process still ends."""
+        """Start it again after its end: a reread has removed it and brings it back."""
         self.restart_pending = True
         return ()
 
@@ -452,7 +445,7 @@ class CompanionProcess(Status):
         self._record_exit(d)
         if not self.failing:
             self.reason = d.reason
-        # A launcher may be gone at once. Those who do the work were asked with it, and finish it.
+        # A launcher may exit at once, while the processes that do the work finish it.
         return () if self.draining else (Action.KILL,)
 
     def _deadline(self, d: Details) -> tuple[Action, ...]:
@@ -468,7 +461,7 @@ class CompanionProcess(Status):
         return ()
 
     def _empty(self, d: Details) -> tuple[Action, ...]:
-        """The session that was still ending is gone: the next start is free."""
+        """The session that was still ending is empty: nothing blocks the next start."""
         self.session = self.waiting_for = None
         return (Action.RELEASE,)
 
@@ -487,7 +480,7 @@ class CompanionProcess(Status):
 
     @property
     def ending(self) -> bool:
-        """Whether leftovers of a session are being waited for (they give no SIGCHLD)."""
+        """Whether it waits for leftovers of a session, whose exits give no SIGCHLD."""
         return self.pid is None and self.session is not None
 
     @property
@@ -507,7 +500,7 @@ class CompanionProcess(Status):
         )
 
     def _coming(self) -> tuple[float, Event] | None:
-        """The event that the passing of time brings, and when."""
+        """The next event by the clock, and its time."""
         if self.state is State.STARTING and self.pid is not None and self.started_at is not None:
             if self.config.ready == "notify":
                 return self.started_at + self.config.start_timeout, Event.NOT_READY
@@ -521,7 +514,7 @@ class CompanionProcess(Status):
         return None
 
     def due_event(self, now: float) -> Event | None:
-        """The event that the passing of time has brought, if any."""
+        """The event that is due by the clock, if any."""
         coming = self._coming()
         return coming[1] if coming is not None and now >= coming[0] else None
 
@@ -535,13 +528,13 @@ class CompanionProcess(Status):
             elif self.state is State.STARTING and not self.held_by:
                 when = _earlier(when, self.next_retry_at)
         elif self.state is State.RUNNING and self.expires_at is not None and self.expires_at > now:
-            # Once it has passed, the restart takes its turn, which no clock tells.
+            # Once this has passed, the restart waits for its turn, not for a time.
             when = _earlier(when, self.expires_at)
         return when
 
     @property
     def expires_at(self) -> float | None:
-        """When it has lived for `max_lifetime`; that of a changed configuration holds at once."""
+        """When its `max_lifetime` is over; a changed configuration applies at once."""
         if self.pid is None or self.started_at is None or self.config.max_lifetime is None:
             return None
         return (
@@ -549,7 +542,7 @@ class CompanionProcess(Status):
         )
 
     def is_expired(self, now: float) -> bool:
-        """Whether it has lived for longer than `max_lifetime`."""
+        """Whether its `max_lifetime` is over."""
         return self.state is State.RUNNING and self.expires_at is not None and now >= self.expires_at
 
 
@@ -560,8 +553,8 @@ def _earlier(a: float | None, b: float | None) -> float | None:
 _Step = Callable[[CompanionProcess, Details], "tuple[Action, ...]"]
 _P = CompanionProcess
 
-# Rows that are absent cannot happen: a STOPPED companion has no process that
-# could exit, a RUNNING one no delay that could pass.
+# Absent pairs cannot happen: a STOPPED companion has no process that could exit, a RUNNING one no delay that
+# could pass.
 TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.STOPPED, Event.START): _P._start_afresh,
     (State.STOPPED, Event.RESTART): _P._start_afresh,

@@ -19,8 +19,8 @@ from gunicorn.companion.process import (
     Event,
     State,
     TransitionError,
-    format_uptime,
 )
+from gunicorn.companion.status import format_uptime
 
 MAKERS = {
     State.STOPPED: make,

@@ -270,3 +270,20 @@ def test_a_stop_by_command_goes_with_a_removed_companion(make_world: Callable[..
         world.advance(10)
         assert world.processes["rq"].state is State.RUNNING
         world.kill_the_manager()
+
+
+def test_no_companion_is_restarted_while_the_server_stops(make_world: Callable[..., World]) -> None:
+    world = make_world(
+        CompanionConfig("db", "app:db"),
+        CompanionConfig("rq", "app:rq", after=("db",)),
+        nature=Nature(obeys=4.0),
+    )
+    world.advance(2)
+    world.stop_all()
+    world.settle()
+    db = world.processes["db"]
+    assert db.state is State.RUNNING
+    world.grow("db")
+    world.advance(20)
+    assert world.manager.finished
+    assert db.start_count == 1

@@ -154,7 +154,6 @@ class Commands:
         accepted = [name for name, (good, _) in outcomes.items() if good]
         reply: Reply = {"ok": True, "message": "; ".join(outcomes[name][1] for name in accepted)}
         if len(accepted) < len(outcomes):
-            # The others continue.
             reply.update(error("; ".join(text for good, text in outcomes.values() if not good)))
         if [*outcomes] != [request["name"]]:
             reply["names"] = accepted
@@ -163,7 +162,7 @@ class Commands:
         return reply
 
     def _stopped_with(self, request: Request) -> list[CompanionProcess]:
-        """Those of *names* that there are: they are stopped with *name*, in their order."""
+        """Return the companions of *names*, which are stopped together with *name*."""
         names = request.get("names", [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("'names' is not a list of names")
@@ -204,7 +203,7 @@ class Commands:
         return self.changes.reread(dry_run=bool(request.get("dry_run")))
 
 
-# A fixed table: what a client names is never looked up as an attribute.
+# A fixed table: a client's word is never looked up as an attribute.
 COMMANDS: dict[str, Callable[[Commands, Request], Reply]] = {
     "status": Commands._status,
     "start": Commands._start,

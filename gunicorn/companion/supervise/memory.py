@@ -32,7 +32,7 @@ MB = 2**20
 # one is left alone for twice as long, up to the longest, so that it gets something done; all in seconds.
 SOON = 60.0
 LONGEST_PATIENCE = 600.0
-# At so many in a row the limit is called into question.
+# After this many in a row, warn that the limit may be too low.
 TOO_MANY = 3
 
 # Maps processes that have left their companion's session to that session: see `Sessions.belonging`.
@@ -50,10 +50,9 @@ class Memory:
 
     @property
     def separate(self) -> int:
-        """What the same would take as programs of their own.
+        """What the same processes would take as separate programs.
 
-        Files that are mapped (libraries, say) are shared by separate programs,
-        too, and so count in proportion here as there.
+        Separate programs share mapped files too, such as libraries; so these count in proportion.
         """
         return self.pss + self.saved
 
@@ -66,7 +65,7 @@ class Memory:
         )
 
     def as_dict(self) -> dict[str, int]:
-        """As ``status`` shows it of one companion."""
+        """The figures as ``status`` shows them for one companion."""
         return {"rss": self.rss, "pss": self.pss, "private": self.private, "saved": self.saved}
 
 
@@ -90,7 +89,7 @@ def parse(rollup: bytes) -> Memory:
 
 
 def of_process(pid: int) -> Memory | None:
-    """None where the process is gone, or the kernel does not tell (or not us).
+    """Measure one process; None if it is gone, or the kernel does not let us.
 
     It tells a process's own user, unless the program is set-user-id or has changed its user.
     """
@@ -98,7 +97,7 @@ def of_process(pid: int) -> Memory | None:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             return parse(file.read())
     except OSError:
-        # The main thread has ended and others run on: any of them shows the shared memory.
+        # If the main thread has ended and others run on, each of them shows the memory of the process.
         return next(filter(None, map(_of_thread, session.other_threads(pid))), None)
 
 
@@ -138,7 +137,7 @@ def beyond(limits: Mapping[int, int], more: Mapping[int, int] | None = None) -> 
     """
     found = {}
     for leader, pids in _families(limits, more).items():
-        # The count may be behind by some pages for each processor.
+        # The kernel's count may lag by some pages for each processor.
         if sum(map(resident, pids)) * 4 < limits[leader] * 3:
             continue
         memory = of_session(pids)
@@ -148,7 +147,7 @@ def beyond(limits: Mapping[int, int], more: Mapping[int, int] | None = None) -> 
 
 
 def _families(sessions: Collection[int], more: Mapping[int, int] | None) -> dict[int, list[int]]:
-    """None of them where no descriptor is left to look with: there is a next time."""
+    """Return the processes of each session; nothing if no descriptor is left, until the next time."""
     if not sessions:
         return {}
     try:
@@ -224,13 +223,13 @@ class Limits:
                 self._note(process, age)
 
     def patience(self, name: str) -> float:
-        """For how long after its start *name* is left alone, whatever memory it takes."""
+        """Seconds after its start for which *name* is left alone, whatever memory it takes."""
         count = self._soon.get(name, 0)
         return min(LONGEST_PATIENCE, MEMORY_INTERVAL * 2.0 ** min(count, 10)) if count else 0.0
 
     def _note(self, process: CompanionProcess, age: float) -> None:
         name = process.name
-        # One that was left alone for long has exceeded its limit no later than all before it.
+        # After a long patience the excess is noticed late, so it still counts as soon.
         if age > max(SOON, self.patience(name) + 2 * MEMORY_INTERVAL):
             self._soon.pop(name, None)
             return

@@ -24,7 +24,7 @@ class Unmet(NamedTuple):
 
 
 def unmet(processes: Processes, after: Iterable[str]) -> Unmet:
-    """What of *after* has to be waited for."""
+    """Find which companions of *after* have to be waited for."""
     names: list[str] = []
     stuck: list[str] = []
     hopeless = False
@@ -63,10 +63,10 @@ def _why_missing(process: CompanionProcess) -> str | None:
 
 
 def hold(processes: Processes, waiting: Collection[CompanionProcess]) -> None:
-    """Find out anew what holds each of *waiting*, which are STARTING and have no process."""
+    """Update what each of *waiting* waits for; they are STARTING and have no process."""
     changed = True
     while changed:
-        # One that waits in vain may be what another one waits for.
+        # A companion that waits in vain may be what another one waits for.
         changed = False
         for process in waiting:
             found = unmet(processes, process.config.after)
@@ -75,12 +75,12 @@ def hold(processes: Processes, waiting: Collection[CompanionProcess]) -> None:
                 changed = True
 
 
-# -- on the way down -------------------------------------------------------------
+# -- stops -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Stop:
-    """A stop that was asked for. *timeout*: none, its own; *manual*: by command, and it stays stopped."""
+    """A requested stop. *timeout*: None for the companion's own. *manual*: by command, it stays stopped."""
 
     timeout: float | None = None
     manual: bool = False
@@ -103,24 +103,24 @@ class Stops:
 
     def __init__(self) -> None:
         self._waiting: dict[str, Stop] = {}
-        # All that were asked for, until they are gone.
+        # Companions with a requested stop, until they are gone.
         self._going: set[str] = set()
-        # By name and by set whom that means, with their `after`; while somebody waits, also of those
-        # that are gone.
+        # Maps names and sets to their companions, each with its `after`. While a stop waits, this keeps
+        # companions that are gone.
         self._known: dict[str, dict[str, Sequence[str]]] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._waiting
 
     def ask(self, name: str, stop: Stop) -> None:
-        """Stop *name* as soon as nothing needs it."""
+        """Request a stop of *name*, as soon as nothing needs it."""
         before = self._waiting.get(name, stop)
         timeout = before.timeout if stop.timeout is None else stop.timeout
         self._waiting[name] = replace(stop, timeout=timeout, manual=before.manual or stop.manual)
         self._going.add(name)
 
     def drop(self, process: CompanionProcess) -> None:
-        """Remove it: it need not stop any more, or has its signal already."""
+        """Drop the request for *process*: it is cancelled, or carried out."""
         self._waiting.pop(process.name, None)
         process.stops_after = ()
 
@@ -131,7 +131,7 @@ class Stops:
         self._waiting.clear()
 
     def due(self, processes: Processes, *, together: bool = False) -> list[tuple[CompanionProcess, Stop]]:
-        """Those whose turn has come, or all; of the others is noted whom they wait for."""
+        """Take the stops whose turn has come, or all with *together*; note what the others wait for."""
         self._going = {n for n in self._going if n in processes and self._is_going(processes[n])}
         if not self._waiting:
             self._known.clear()
@@ -145,7 +145,7 @@ class Stops:
                 continue
             config = process.config
             users = needed.get(name, []) + (needed.get(config.group, []) if config.group != name else [])
-            # One on its way out is not there for them, and is only told not to come back.
+            # A companion that is ending serves no other. The stop only keeps it from coming back.
             there = process.pid is not None and process.state is not State.STOPPING
             if together or not there or not users:
                 self.drop(process)
@@ -158,13 +158,13 @@ class Stops:
         return process.name in self._waiting or process.state is State.STOPPING
 
     def _find_needed(self, processes: Processes) -> dict[str, list[str]]:
-        """By name or set those on their way out that need it."""
+        """Map names and sets to the companions with a requested stop that need them."""
         for process in processes.values():
             config = process.config
             for label in (config.name, config.group):
                 self._known.setdefault(label, {})[config.name] = config.after
         needed: dict[str, list[str]] = {}
-        # Copies have it in common.
+        # Copies share the result.
         behind: dict[tuple[str, ...], set[str]] = {}
         for name in self._going:
             after = tuple(processes[name].config.after)
@@ -175,7 +175,7 @@ class Stops:
         return needed
 
     def _all_behind(self, after: Iterable[str]) -> set[str]:
-        """*after*, and what those of them come after that nobody waits for."""
+        """Return *after*, and through companions without a requested stop what those come after."""
         found: set[str] = set()
         pending = list(after)
         while pending:
@@ -189,15 +189,15 @@ class Stops:
 
 # -- restarts, one copy after the other --------------------------------------------
 
-# A copy in one of these is not there when it is needed.
+# A copy in one of these states does no work.
 DOWN = (State.STARTING, State.BACKOFF, State.STOPPING)
 
 
 class Rolling:
-    """Companions to restart, in the order of the requests."""
+    """The queue of companions to restart, in the order of the requests."""
 
     def __init__(self) -> None:
-        # Name to reason, cause, and the pid that it is about; a dict keeps the order.
+        # Maps names to reason, cause and the pid to replace; a dict keeps the order.
         self._waiting: dict[str, tuple[str, Cause, int | None]] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -218,7 +218,7 @@ class Rolling:
         return True
 
     def drop(self, name: str) -> None:
-        """It needs no restart any more."""
+        """Remove *name*: it needs no restart any more."""
         self._waiting.pop(name, None)
 
     def turns(
@@ -236,12 +236,12 @@ class Rolling:
         for name in list(self._waiting):
             process = processes.get(name)
             pid = self._waiting[name][2]
-            if process is None or process.removed or not _has_a_process_to_come(process):
+            if process is None or process.removed or not _would_be_replaced(process):
                 # Its next start, if there is one, is the restart.
                 self.drop(name)
             elif pid not in (None, process.pid):
                 self.drop(name)
-        # Sets with a copy that is down, or will be.
+        # Sets with a copy that goes down now.
         taken: set[str] = set()
         down = {process.config.group for process in processes.values() if process.state in DOWN}
         down_for_limits = {
@@ -264,26 +264,26 @@ class Rolling:
 
 
 def _keeps_failing(process: CompanionProcess) -> bool:
-    """Whether it is down because it fails again and again."""
+    """Whether it is down because it keeps failing."""
     return process.state is not State.STOPPING and process.failures.persist
 
 
-def _has_a_process_to_come(process: CompanionProcess) -> bool:
-    """Whether a restart now would bring a new process, beside a start that is pending anyway."""
+def _would_be_replaced(process: CompanionProcess) -> bool:
+    """Whether a restart would bring a new process that is not coming anyway."""
     if process.state is State.STARTING:
         return process.pid is not None
     return process.state in (State.RUNNING, State.BACKOFF)
 
 
 def stop_limit(configs: Iterable[CompanionConfig], seconds: Callable[[CompanionConfig], float]) -> float:
-    """The longest that a stop of *configs* in order may take, where one may take *seconds*."""
+    """Return the longest time that a stop of *configs* in order may take, *seconds* for each."""
     own: dict[str, float] = {}
     after: dict[str, set[str]] = {}
     for config in configs:
         own[config.group] = max(own.get(config.group, 0.0), seconds(config))
         after.setdefault(config.group, set()).update(name.partition(":")[0] for name in config.after)
     total: dict[str, float] = {}
-    # No recursion, for long chains; there are no circles.
+    # No recursion: chains may be long. There are no cycles.
     pending = list(own)
     while pending:
         group = pending[-1]

@@ -95,7 +95,7 @@ class KeptState:
     def restore(self, table: ProcessTable) -> None:
         """Apply the state to *table*, and keep that table's state from now on."""
         self._table = table
-        # Of a removed companion nothing is kept, though the manager may have died before it was gone.
+        # Drop removed companions: the last manager may have died before it could.
         stopped = self.overrides.stopped
         self.overrides.stopped = {name: value for name, value in stopped.items() if name in table}
         for name, process in table.items():

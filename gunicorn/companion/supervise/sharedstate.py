@@ -23,7 +23,7 @@ from gunicorn.companion.runfile import unnamed_file
 
 # In front of each state: its number, its length, and a checksum of the number and the text.
 _HEAD = struct.Struct("=QQI")
-# How often a lock is tried for that somebody else looks at just then.
+# Attempts to take a lock that another process tests at that moment.
 _TRIES = 100
 # A state is written into one of two places in turn, so a killed writer leaves the previous state intact.
 _ROOM = 16 * 1024 * 1024
@@ -47,7 +47,7 @@ class SharedState:
         return SharedState(os.dup(self.fd))
 
     def read(self) -> dict[str, Any]:
-        """The state that was written last; empty before the first."""
+        """Return the latest state; empty before the first `write`."""
         found = [self._read(place) for place in _PLACES]
         number, state = max(found, key=lambda each: each[0])
         self._number = max(self._number, number)
@@ -75,7 +75,7 @@ class SharedState:
         self._number = number
 
     def version(self) -> bytes:
-        """Another one after each `write`; empty before the first."""
+        """Return bytes that change with each `write`; empty before the first."""
         with contextlib.suppress(OSError):
             return b"".join(os.pread(self.fd, _HEAD.size, place) for place in _PLACES).strip(b"\0")
         return b""
@@ -84,7 +84,7 @@ class SharedState:
 
     def hold(self, what: str) -> None:
         """Show to others that this process has *what*: for as long as it lives, or until `let_go`."""
-        # To look is to lock for a moment. Without this sign of ours the run files still tell.
+        # `is_held` takes the lock for a moment. If all attempts fail, the run files still protect *what*.
         for _ in range(_TRIES):
             with contextlib.suppress(OSError):
                 fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte_of(what))
@@ -96,7 +96,7 @@ class SharedState:
             fcntl.lockf(self.fd, fcntl.LOCK_UN, 1, _byte_of(what))
 
     def is_held(self, what: str) -> bool:
-        """Whether another process has *what*, which this one must not."""
+        """Whether another process holds *what*; this one must not."""
         try:
             fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte_of(what))
         except OSError as exc:
@@ -135,7 +135,7 @@ class Rights:
         return what not in self._held and any(each.is_held(what) for each in self.files)
 
     def forget(self, file: SharedState) -> None:
-        """The other master is gone."""
+        """Drop the file of the other master, which is gone."""
         self.files = [each for each in self.files if each is not file]
 
 

@@ -23,13 +23,13 @@ BACKLOG = 2048
 
 @dataclass(frozen=True)
 class _Options:
-    """What a listener of the web tier asks of the configuration."""
+    """The settings that `sock.open_listeners` reads."""
 
     umask: int = 0
     backlog: int = BACKLOG
     reuse_port: bool = False
     is_ssl: bool = False
-    # Who has made them owns them: the manager runs as the user of the companions already.
+    # The manager runs as the user of the companions already.
     uid: int = field(default_factory=os.geteuid)
     gid: int = field(default_factory=os.getegid)
 
@@ -60,7 +60,7 @@ class Listeners:
         self._groups: dict[str, _Group] = {}
 
     def open(self, group: str, addresses: Sequence[str]) -> list[socket.socket]:
-        """The sockets of *group* for *addresses*, in this order; those that are open are kept.
+        """Return the sockets of *group* for *addresses*, in this order; open ones are kept.
 
         Raises OSError, whose text names the address.
         """
@@ -74,7 +74,7 @@ class Listeners:
                     known.listeners[address] = listener = self._listen(address)
                     opened.append(listener)
         except OSError:
-            # Close it if nothing will accept: no client should wait.
+            # Nothing will accept on the others: no client should wait there.
             known.listeners = {a: each for a, each in known.listeners.items() if each not in opened}
             sock.close_sockets(opened)
             raise
@@ -85,7 +85,7 @@ class Listeners:
             self.rights.hold(_right(address))
         found = known.sockets(addresses) if addresses else []
         for each in found:
-            # The companion before may have asked for a shorter queue, which belongs to the socket.
+            # An earlier process may have set a shorter backlog, which belongs to the socket.
             each.listen(self._options.backlog)
         return found
 
@@ -97,8 +97,7 @@ class Listeners:
             number = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EADDRINUSE
             raise OSError(number, str(exc)) from exc
         found = _socket(listener)
-        # As systemd passes them. A companion that needs another mode sets it, for all copies: it is a
-        # property of the socket that all of them share.
+        # As systemd passes them. A companion may change the mode; all copies share it with the socket.
         found.setblocking(True)
         found.set_inheritable(False)
         return listener
@@ -115,7 +114,7 @@ class Listeners:
         self.rights.let_go(_right(address))
 
     def group_on(self, addresses: Iterable[str], *, besides: str) -> str | None:
-        """The other group for which one of *addresses* is listened on; None: there is none."""
+        """Return another group that listens on one of *addresses*; None if there is none."""
         wanted = {_right(address) for address in addresses}
         for group, known in self._groups.items():
             if group != besides and not wanted.isdisjoint(map(_right, known.listeners)):
@@ -131,12 +130,11 @@ class Listeners:
             self.close(group)
 
     def descriptors(self) -> list[int]:
-        """Those of all groups."""
         return [listener.fileno() for known in self._groups.values() for listener in known.listeners.values()]
 
 
 def _right(address: str) -> str:
-    """The same for each way to write an address."""
+    """Name the lock for *address*, the same for each way to write it."""
     return f"address {parse_address(address)}"
 
 

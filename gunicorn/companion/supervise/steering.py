@@ -32,14 +32,14 @@ class Steering:
     stop_order: str
     kernel: Kernel = KERNEL
     stopping: bool = False
-    # Whether the stop makes room for another manager, and the server goes on.
+    # Whether another manager follows, and the server goes on.
     replaced: bool = False
-    # Whether every companion has a next one in the server that takes over.
+    # Whether another server takes over and runs every companion.
     handing_over: bool = False
 
     @property
     def why_nothing_starts(self) -> str:
-        """The answer to those who ask for a start while all companions stop."""
+        """The answer to requests for a start while all companions stop."""
         if self.replaced:
             return "all companions are restarting with their manager; retry later"
         return "the server is stopping"
@@ -61,7 +61,7 @@ class Steering:
         return True, f"{name} is starting"
 
     def stop(self, processes: Iterable[CompanionProcess]) -> dict[str, Outcome]:
-        """Stop them and keep them stopped; each gets its signal when those that come after it are gone."""
+        """Stop *processes* and keep them stopped, each after those that come after it."""
         stopped = {process.name: process.state is State.STOPPED for process in processes}
         for name in stopped:
             self.stops.ask(name, Stop(manual=True))
@@ -75,7 +75,7 @@ class Steering:
         if process.state is State.STOPPING:
             return self._is_stopping(process)
         self._take_stop_back(process)
-        # Without a process its restart is the start that it waits for.
+        # Without a process, the pending start is the restart.
         coming = process.state is State.STARTING and process.pid is None
         self._note_start(process)
         process.manual_stop = False
@@ -83,7 +83,7 @@ class Steering:
         return True, self._is_starting(process) if coming else f"{name} is restarting"
 
     def restart_in_turn(self, name: str) -> Outcome:
-        """Restart a companion as soon as no other copy of it is down for that."""
+        """Restart a companion when no other copy of it is down."""
         process = self.table[name]
         if process.state is State.STOPPED:
             return self.start(name)
@@ -144,16 +144,16 @@ class Steering:
         for process in self.table.values():
             own = process.config.reload_timeout if reload else process.config.stop_timeout
             limit = own if timeout is None else min(own, timeout)
-            # One on its way out has a deadline of its own; only a restart is off.
+            # A companion that is ending has its deadline already; the stop only cancels its restart.
             has_one = process.state is State.STOPPING and timeout is None
             self.stops.ask(process.name, Stop(None if has_one else limit, cause=Cause.SERVER, reason=reason))
-        # With a manager that takes over each of them has a successor, which waits for it and for no other.
+        # With another manager each companion has a successor, which waits for it alone.
         self.stop_due(now, together=again or reload or self.handing_over)
         if timeout is not None:
             self.start_rights.hasten(now + timeout)
 
     def stop_due(self, now: float, *, together: bool = False) -> None:
-        """Tell those to stop whose turn has come. *together*: it is everybody's."""
+        """Stop the companions whose turn has come; with *together* all that are to stop."""
         together = together or self.stop_order != "reverse"
         while found := self.stops.due(self.table, together=together):
             for process, stop in found:
