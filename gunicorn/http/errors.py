@@ -33,6 +33,13 @@ class ClientAnswer:
     status: int = 400
     reason: str = "Bad Request"
     text: str = "The request could not be understood."
+    #: What the log says, filled in with the attributes of the error.
+    log_text: str = ""
+
+    def __str__(self) -> str:
+        if not self.log_text:
+            return super().__str__()
+        return self.log_text.format_map({name: _shown(value) for name, value in vars(self).items()})
 
 
 class ParseException(ClientAnswer, Exception):
@@ -45,7 +52,6 @@ class NoMoreData(ClientAnswer, OSError):
     text = "The request ended early."
 
     def __init__(self, buf: bytes | None = None) -> None:
-        super().__init__(buf)
         self.buf = buf
 
     def __str__(self) -> str:
@@ -68,7 +74,6 @@ class ConfigurationProblem(ParseException):
     text = "The server is not configured for this request."
 
     def __init__(self, info: str) -> None:
-        super().__init__(info)
         self.info = info
 
     def __str__(self) -> str:
@@ -77,24 +82,18 @@ class ConfigurationProblem(ParseException):
 
 class InvalidRequestLine(ParseException):
     text = "The request line is malformed."
+    log_text = "malformed request line {req}"
 
     def __init__(self, req: str | bytes) -> None:
-        super().__init__(req)
         self.req = req
-
-    def __str__(self) -> str:
-        return f"malformed request line {_shown(self.req)}"
 
 
 class InvalidRequestMethod(ParseException):
     text = "The request method is malformed."
+    log_text = "malformed request method {method}"
 
     def __init__(self, method: str) -> None:
-        super().__init__(method)
         self.method = method
-
-    def __str__(self) -> str:
-        return f"malformed request method {_shown(self.method)}"
 
 
 class InvalidHTTPVersion(ParseException):
@@ -105,7 +104,6 @@ class InvalidHTTPVersion(ParseException):
     text = "This server speaks HTTP/1.0 and HTTP/1.1."
 
     def __init__(self, version: str | tuple[int, int]) -> None:
-        super().__init__(version)
         self.version = version
         if isinstance(version, str):
             self.status, self.reason = ParseException.status, ParseException.reason
@@ -118,84 +116,63 @@ class InvalidHTTPVersion(ParseException):
 
 class InvalidHeader(ParseException):
     text = "A header field is malformed."
+    log_text = "invalid header field {hdr}"
 
     def __init__(self, hdr: str | bytes, req: object = None) -> None:
-        super().__init__(hdr, req)
         self.hdr = hdr
         self.req = req
-
-    def __str__(self) -> str:
-        return f"invalid header field {_shown(self.hdr)}"
 
 
 class ObsoleteFolding(ParseException):
     text = "A header field is folded over several lines."
+    log_text = "header field {hdr} is folded over several lines"
 
     def __init__(self, hdr: str | bytes) -> None:
-        super().__init__(hdr)
         self.hdr = hdr
-
-    def __str__(self) -> str:
-        return f"header field {_shown(self.hdr)} is folded over several lines"
 
 
 class InvalidHeaderName(ParseException):
     text = "The name of a header field is malformed."
+    log_text = "invalid header field name {hdr}"
 
     def __init__(self, hdr: str | bytes) -> None:
-        super().__init__(hdr)
         self.hdr = hdr
-
-    def __str__(self) -> str:
-        return f"invalid header field name {_shown(self.hdr)}"
 
 
 class UnsupportedTransferCoding(ParseException):
     status = 501
     reason = "Not Implemented"
     text = "The transfer coding is not supported."
+    log_text = "unsupported transfer coding {hdr}"
 
     def __init__(self, hdr: str | bytes) -> None:
-        super().__init__(hdr)
         self.hdr = hdr
-
-    def __str__(self) -> str:
-        return f"unsupported transfer coding {_shown(self.hdr)}"
 
 
 class ExpectationFailed(ParseException):
     status = 417
     reason = "Expectation Failed"
     text = "The expectation of the request cannot be met."
+    log_text = "unknown expectation {value}"
 
     def __init__(self, value: str) -> None:
-        super().__init__(value)
         self.value = value
-
-    def __str__(self) -> str:
-        return f"unknown expectation {_shown(self.value)}"
 
 
 class InvalidChunkSize(ClientAnswer, OSError):
     text = "A chunk of the request body is malformed."
+    log_text = "malformed chunk size line {data}"
 
     def __init__(self, data: bytes) -> None:
-        super().__init__(data)
         self.data = data
-
-    def __str__(self) -> str:
-        return f"malformed chunk size line {_shown(self.data)}"
 
 
 class ChunkMissingTerminator(ClientAnswer, OSError):
     text = "A chunk of the request body is malformed."
+    log_text = "chunk data is followed by {term} in place of CRLF"
 
     def __init__(self, term: bytes) -> None:
-        super().__init__(term)
         self.term = term
-
-    def __str__(self) -> str:
-        return f"chunk data is followed by {_shown(self.term)} in place of CRLF"
 
 
 class LimitRequestLine(ParseException):
@@ -204,7 +181,6 @@ class LimitRequestLine(ParseException):
     text = "The request line is too long."
 
     def __init__(self, size: int, max_size: int) -> None:
-        super().__init__(size, max_size)
         self.size = size
         self.max_size = max_size
 
@@ -218,7 +194,6 @@ class LimitRequestHeaders(ParseException):
     text = "The header fields are too many or too large."
 
     def __init__(self, msg: str) -> None:
-        super().__init__(msg)
         self.msg = msg
 
     def __str__(self) -> str:
@@ -227,13 +202,10 @@ class LimitRequestHeaders(ParseException):
 
 class InvalidProxyLine(ParseException):
     text = "The PROXY protocol header is malformed."
+    log_text = "malformed PROXY protocol header {line}"
 
     def __init__(self, line: str | bytes) -> None:
-        super().__init__(line)
         self.line = line
-
-    def __str__(self) -> str:
-        return f"malformed PROXY protocol header {_shown(self.line)}"
 
 
 class ForbiddenProxyRequest(ParseException):
@@ -242,7 +214,6 @@ class ForbiddenProxyRequest(ParseException):
     text = "The PROXY protocol is not accepted from this address."
 
     def __init__(self, host: str) -> None:
-        super().__init__(host)
         self.host = host
 
     def __str__(self) -> str:
@@ -251,12 +222,10 @@ class ForbiddenProxyRequest(ParseException):
 
 class InvalidSchemeHeaders(ParseException):
     text = "The forwarded headers disagree about the scheme."
-
-    def __str__(self) -> str:
-        return "forwarded headers disagree about the scheme"
+    log_text = "forwarded headers disagree about the scheme"
 
 
-def _shown(data: str | bytes, limit: int = 120) -> str:
-    """*data* for one log line: printable and short, whatever a client sent."""
+def _shown(data: object, limit: int = 120) -> str:
+    """Return *data* for a log line: printable and short, whatever a client sent."""
     text = data.decode("latin-1") if isinstance(data, (bytes, bytearray)) else str(data)
     return ascii(text) if len(text) <= limit else f"{text[:limit]!a}... ({len(text)} long)"
