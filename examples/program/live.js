@@ -19,6 +19,8 @@ const outside = http.createServer((request, response) => {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-store",
     "Access-Control-Allow-Origin": "*",
+    // A kept connection would delay the stop after the stream's end.
+    "Connection": "close",
   });
   response.write(`retry: 500\nevent: hello\ndata: ${process.pid}\n\n`);
   pages.add(response);

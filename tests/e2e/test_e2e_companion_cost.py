@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from e2e_apps import JOBS, WEB
-from e2e_companions import companion_server, entry
+from e2e_companions import CHECKS_OFTEN, companion_server, entry
 from harness import status_field, wait_until
 
 #: 60 MB of small objects that a collection visits (a dict of plain values it would not).
@@ -65,7 +65,7 @@ def test_an_idle_manager_is_not_scheduled() -> None:
     For longer than the longest of the master's and the manager's intervals.
     """
     names = [f"c{number}" for number in range(20)]
-    with companion_server(*(entry(name, "idle") for name in names)) as server:
+    with companion_server(*(entry(name, "idle") for name in names), extra=CHECKS_OFTEN) as server:
         for name in names:
             server.wait_companion(name)
         manager = server.wait_manager()
@@ -73,8 +73,8 @@ def test_an_idle_manager_is_not_scheduled() -> None:
         def switches() -> int:
             return int(status_field(manager, "voluntary_ctxt_switches"))
 
-        # The last answer and the last promotion are over, and in the first ten seconds two checks of the run
-        # files, when nothing happens for longer than the longest interval.
+        # The last answer, the last promotion and the first two checks of the run files are over when nothing
+        # happens for longer than the longest interval.
         last, since = switches(), time.monotonic()
 
         def quiet() -> bool:
@@ -82,6 +82,6 @@ def test_an_idle_manager_is_not_scheduled() -> None:
             now = switches()
             if now != last:
                 last, since = now, time.monotonic()
-            return time.monotonic() - since > 5.5
+            return time.monotonic() - since > 1.5
 
-        wait_until(quiet, 25, "no context switch in 5.5 s", interval=0.25)
+        wait_until(quiet, 25, "no context switch in 1.5 s", interval=0.1)

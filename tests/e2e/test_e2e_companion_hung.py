@@ -122,7 +122,7 @@ def test_a_manager_that_hangs_in_a_reread_is_replaced() -> None:
 
 
 def test_a_manager_that_hangs_in_a_hook_is_found_by_the_regular_ping() -> None:
-    with two(pings(interval=1) + HOOK_HANGS) as server:
+    with two(pings(interval=0.3) + HOOK_HANGS) as server:
         before = begin(server)
         manager = server.wait_manager()
         hang(server)

@@ -122,23 +122,24 @@ def test_without_an_address_ready_is_not_sent(systemd: ServiceManager) -> None:
 
 def test_more_time_is_asked_for_while_companions_drain(systemd: ServiceManager) -> None:
     slow = entry("slow", "drain", env={"UNTIL": "done"})
-    with companion_server(slow, env_option={"NOTIFY_SOCKET": systemd.address}) as server:
+    often = "import gunicorn.master.announce as announce\nannounce.EXTEND_EVERY = 0.5\n"
+    with companion_server(slow, extra=often, env_option={"NOTIFY_SOCKET": systemd.address}) as server:
         systemd.wait("READY", "1")
         systemd.wait("STATUS", "Serving: 1 worker, 1 companion")
         server.wait_companion("slow")
         server.signal(signal.SIGTERM)
         systemd.wait("STATUS", "Stopping: waiting for companions")
-        wait_until(lambda: len(systemd.having("EXTEND_TIMEOUT_USEC")) == 2)
+        wait_until(lambda: len(systemd.having("EXTEND_TIMEOUT_USEC")) >= 2)
         server.write("done", "")
         assert server.wait_exit() == 0
         asked = systemd.having("EXTEND_TIMEOUT_USEC")
-        assert len(asked) == 2
+        assert len(asked) <= 3
         # Each request for more time comes before the time of the last one is over.
         assert asked[1].at - asked[0].at < int(asked[0].lines["EXTEND_TIMEOUT_USEC"]) / 2e6
 
 
 def test_the_watchdog_is_fed_over_an_upgrade(systemd: ServiceManager) -> None:
-    env = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "800000"}
+    env = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "400000"}
     with Server(WEB, "workers = 1\n", env=env, prefix=AS_WATCHED) as server:
         old = server.pid
         systemd.wait("READY")
