@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The commands of ``gunicorn-companion`` that go beyond start and stop, against a running server."""
+"""The commands of ``gunicorn-companion`` against a running server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import pytest
 from e2e_companions import companion_server, entry, overlaps, pids, reconfigure
 from e2e_users import reachable_for_all
 from harness import Server, wait_until
-from test_e2e_companion_ctl import ctl as ctl_within
 
 from gunicorn import __version__
 
@@ -70,7 +69,15 @@ def server_of(*companions: dict[str, Any], **settings: Any) -> Server:
 
 
 def ctl(server: Server, *words: str) -> subprocess.CompletedProcess[str]:
-    return ctl_within(server, *words, timeout=PATIENCE)
+    """Run gunicorn-companion, which finds the server's socket itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "gunicorn.companion.ctl", *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=server.dir,
+        env=server.env,
+    )
 
 
 def up(server: Server, name: str) -> dict[str, Any]:
@@ -118,6 +125,31 @@ def following(server: Server) -> Iterator[Events]:
     finally:
         events.program.kill()
         events.program.communicate(timeout=10)
+
+
+def test_start_stop_restart_wait_until_it_is_done() -> None:
+    companions = [entry("drain", env={"DRAIN": "0.4"}), entry("a", "idle", startsecs=0.3)]
+    with companion_server(*companions) as server:
+        server.wait_companion("drain")
+        first = server.wait_companion("a")["pid"]
+        started = time.monotonic()
+        assert ctl(server, "stop", "drain").returncode == 0
+        assert time.monotonic() - started > 0.4
+        assert server.companion("drain")["state"] == "STOPPED"
+        assert ctl(server, "start", "drain").returncode == 0
+        assert server.companion("drain")["state"] == "RUNNING"
+        assert ctl(server, "restart", "a").returncode == 0
+        found = server.companion("a")
+        assert found["state"] == "RUNNING" and found["pid"] != first
+        started = time.monotonic()
+        assert ctl(server, "--no-wait", "stop", "drain").returncode == 0
+        assert server.companion("drain")["state"] == "STOPPING"
+        server.wait_companion("drain", "STOPPED")
+        assert ctl(server, "start", "all").returncode == 0
+        assert ctl(server, "stop", "all").returncode == 0
+        assert {found["state"] for found in server.companions().values()} == {"STOPPED"}
+        assert ctl(server, "start", "a", "drain").returncode == 0
+        assert {found["state"] for found in server.companions().values()} == {"RUNNING"}
 
 
 def test_a_name_means_one_copy_or_all_copies() -> None:
@@ -230,7 +262,8 @@ def test_a_rolling_restart_stands_still_where_a_copy_does_not_come_up() -> None:
 
 
 def test_events_tell_every_change() -> None:
-    with server_of(entry("canary", "idle"), entry("a", "exit3", autostart=False, restart_delay=60)) as server:
+    failing = entry("a", "exit3", autostart=False, startsecs=60, restart_delay=60)
+    with server_of(entry("canary", "idle"), failing) as server:
         up(server, "canary")
         with following(server) as events:
             server.ask("start", "a")
@@ -251,7 +284,7 @@ def test_events_tell_every_change() -> None:
 
 
 def test_wait_and_its_exit_codes() -> None:
-    quick = {"startsecs": 0.2, "restart_delay": 0.1}
+    quick = {"startsecs": 60, "restart_delay": 0.1}
     with server_of(
         job("slow", "hears", startsecs=1.0),
         entry("behind", "idle", after=["slow"]),

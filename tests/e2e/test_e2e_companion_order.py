@@ -213,7 +213,7 @@ def test_hooks_run_in_the_right_process_with_the_right_arguments() -> None:
 def test_the_hook_of_the_manual_reports_failures_and_no_ordinary_stops() -> None:
     page = (ROOT / "docs/companions.rst").read_text()
     (hook,) = re.findall(r"^   (def companion_exit\(.*\n(?:    .*\n)+)", page, re.MULTILINE)
-    retries = entry("hopeless", "exit3", start_retries=1, restart_delay=0.1)
+    retries = entry("hopeless", "exit3", startsecs=60, start_retries=1, restart_delay=0.1)
     server = companion_server(
         entry("a", "idle"), retries, extra=textwrap.dedent(f"   {hook}"), files_option=FILES
     )

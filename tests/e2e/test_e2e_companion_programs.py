@@ -333,18 +333,28 @@ def test_the_manager_keeps_the_socket_of_a_companion_that_hangs_at_its_start() -
 
 
 @pytest.mark.parametrize("preload", [True, False])
-def test_descriptors_of_the_config_file_leave_room_for_the_sockets(preload: bool) -> None:
-    server = companion_server(files_option=FILES)
-    addresses = [f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"]
-    web = {"name": "web", "target": "web:shows_its_sockets", "bind": addresses}
-    reconfigure(server, web, preload_app=preload)
-    with open(server.dir / "gunicorn.conf.py", "a") as file:
-        # As libffi does for its own library when ctypes is imported.
-        file.write("\nimport os\nkept = [os.open('/etc/passwd', os.O_RDONLY) for _ in range(3)]\n")
-    with server:
+def test_descriptors_of_config_file_and_application_leave_room_for_the_sockets(preload: bool) -> None:
+    app = """
+        import os
+        held = [open("/etc/passwd") for _ in range(4)]
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            return [str([file.fileno() for file in held]).encode()]
+    """
+    # As libffi does for its own library when ctypes is imported.
+    keep = "import os\nkept = [os.open('/etc/passwd', os.O_RDONLY) for _ in range(3)]\n"
+    web = {
+        "name": "web",
+        "target": "web:shows_its_sockets",
+        "bind": [f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"],
+    }
+    settings = {"preload_app": preload, "errorlog": "error.log", "accesslog": "access.log"}
+    with companion_server(web, files_option=FILES, app_option=app, extra=keep, **settings) as server:
         server.wait_companion("web")
         kinds, _, _ = eval(server.wait_log("", name="sockets"))
         assert [name for name, _ in kinds] == ["AF_INET", "AF_INET"]
+        if preload:
+            assert not {3, 4} & set(json.loads(server.get("/").text))
 
 
 def test_several_addresses_are_handed_over_in_their_order() -> None:
@@ -369,29 +379,6 @@ def test_several_addresses_are_handed_over_in_their_order() -> None:
         others = [name for number, name in files.items() if number > 2 and "other.lock" not in name]
         assert others == [], files
         assert is_alive(pid)
-
-
-def test_an_application_that_holds_descriptors_leaves_room_for_the_sockets() -> None:
-    """Descriptors that it opens while it is preloaded get other numbers than the sockets."""
-    app = """
-        import os
-        held = [open("/etc/passwd") for _ in range(4)]
-        def app(environ, start_response):
-            start_response("200 OK", [])
-            return [str([file.fileno() for file in held]).encode()]
-    """
-    address = f"127.0.0.1:{free_port()}"
-    with companion_server(
-        http_server(bind=[address, f"127.0.0.1:{free_port()}"]),
-        files_option=FILES,
-        app_option=app,
-        preload_app=True,
-        errorlog="error.log",
-        accesslog="access.log",
-    ) as server:
-        pid = server.wait_companion("web")["pid"]
-        assert int(ask(address)) == pid
-        assert not {3, 4} & set(json.loads(server.get("/").text))
 
 
 def test_an_address_that_is_taken() -> None:

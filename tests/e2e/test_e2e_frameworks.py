@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from harness import Server, read_until_closed
+from harness import Server
 
 FLASK = """
 import hashlib
@@ -165,58 +165,6 @@ def test_raw_socket_answers_one_request(server: Server) -> None:
     fields = [line.split(b":", 1)[0].lower() for line in head.split(b"\r\n")[1:]]
     assert fields.count(b"date") == 1 and fields.count(b"server") == 1 and fields.count(b"connection") == 1
     assert b"content-length: 5" in head.lower()
-
-
-def test_raw_socket_http10_closes_without_being_asked(server: Server) -> None:
-    data = server.raw(b"GET /hello HTTP/1.0\r\nHost: here\r\n\r\n")
-    assert data.startswith(b"HTTP/1.") and data.endswith(b"\r\n\r\nhello")
-    assert b"transfer-encoding" not in data.lower()
-
-
-def test_keep_alive_on_a_raw_socket(server: Server) -> None:
-    """gthread keeps a connection; sync says that it closes and does."""
-    request = b"GET /hello HTTP/1.1\r\nHost: here\r\n\r\n"
-    with server.connect() as sock:
-        answers = 0
-        for _ in range(3):
-            sock.sendall(request)
-            data = b""
-            while not data.endswith(b"\r\n\r\nhello"):
-                chunk = sock.recv(4096)
-                assert chunk, f"closed after {data!r}"
-                data += chunk
-            answers += 1
-            if b"connection: close" in data.lower():
-                assert read_until_closed(sock) == b""
-                break
-    assert answers == (3 if keeps_alive(server) else 1)
-
-
-def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
-    if not keeps_alive(server):
-        pytest.skip("this worker class serves one request a connection")
-    body = b"x" * 5
-    data = server.raw(
-        b"GET /hello HTTP/1.1\r\nHost: h\r\n\r\n"
-        + b"POST /bytes HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n"
-        + body
-        + b"GET /path/last HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
-    )
-    assert data.count(b"HTTP/1.1 200 OK") == 3
-    order = [data.index(b"hello"), data.index(hashlib.sha256(body).hexdigest().encode()), data.index(b"last")]
-    assert order == sorted(order)
-
-
-def test_head_has_the_length_and_no_body(server: Server) -> None:
-    data = server.raw(b"HEAD /hello HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
-    assert data.startswith(b"HTTP/1.1 200 OK") and data.endswith(b"\r\n\r\n")
-    assert b"content-length: 5" in data.lower()
-
-
-def test_204_has_no_body_and_no_framing(server: Server) -> None:
-    data = server.raw(b"GET /empty HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
-    assert data.startswith(b"HTTP/1.1 204 ") and data.endswith(b"\r\n\r\n")
-    assert b"transfer-encoding" not in data.lower()
 
 
 def test_a_chunked_upload_arrives_whole(server: Server) -> None:
