@@ -33,9 +33,6 @@ from typing import Any
 
 from proctools import (
     LINUX,
-    Proc,
-    all_procs,
-    ancestors_of,
     become_subreaper,
     children_of,
     cmdline_of,
@@ -57,11 +54,8 @@ __all__ = [
     "LINUX",
     "Background",
     "Control",
-    "Proc",
     "Reply",
     "Server",
-    "all_procs",
-    "ancestors_of",
     "become_subreaper",
     "children_of",
     "cmdline_of",
@@ -103,19 +97,18 @@ def conf(**settings: Any) -> str:
 # -- network -----------------------------------------------------------------------------------------------
 
 
-def free_port(host: str = "127.0.0.1") -> int:
+def free_port() -> int:
     """A port without a listener, outside the range that the kernel gives to outgoing connections.
 
     Until the server binds it, only another call of this function could give it away, and each draws at random
     from thousands.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     draw = random.SystemRandom()
     for _ in range(200):
         port = draw.randrange(20000, 32000)
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
+        with socket.socket() as probe:
             try:
-                probe.bind((host, port))
+                probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
             return port
@@ -248,7 +241,7 @@ class Server:
     :param config: text of ``gunicorn.conf.py``; dedented.
     :param args: further command line arguments, before the application.
     :param target: the positional argument; "" gives none.
-    :param bind: ``"tcp"`` (127.0.0.1), ``"tcp6"`` (::1), ``"unix"``, or None: the test says ``bind`` itself.
+    :param bind: ``"tcp"`` (127.0.0.1), ``"unix"``, or None: the test says ``bind`` itself.
     :param env: variables added to the environment (None as a value removes one).
     :param files: more files for the directory, path → text.
     :param ready: when ``start`` returns: ``"http"`` (a request to ``ready_path`` is answered), ``"listen"``
@@ -269,16 +262,15 @@ class Server:
         files: Mapping[str, str] | None = None,
         ready: str | Callable[[Server], Any] | None = "http",
         ready_path: str = "/",
-        ready_timeout: float = 20.0,
         directory: Path | None = None,
         prefix: Sequence[str] = (),
         popen: Mapping[str, Any] | None = None,
     ) -> None:
         self.owns_directory = directory is None
         self.dir = directory or short_tmpdir()
-        self.app_text, self.config_text = app, config
+        self.config_text = config
         self.args, self.target, self.prefix = list(args), target, list(prefix)
-        self.ready, self.ready_path, self.ready_timeout = ready, ready_path, ready_timeout
+        self.ready, self.ready_path = ready, ready_path
         self.popen_options = dict(popen or {})
         self.proc: subprocess.Popen[bytes] | None = None
         self.exit_code: int | None = None
@@ -286,7 +278,6 @@ class Server:
         self.expected_code: int | None = 0
         self._pid: int | None = None
         self._killed = False
-        self._seen: set[int] = set()
         self.run_dir = self.dir / "run"
         self.tmp_dir = self.dir / "tmp"
         self.home = self.dir / "home"
@@ -295,12 +286,11 @@ class Server:
         self.run_dir.chmod(0o700)
         self.tmp_dir.chmod(0o1777)
         self.output = self.dir / "server.log"
-        self.host, self.port = ("::1" if bind == "tcp6" else "127.0.0.1"), 0
+        self.host, self.port = "127.0.0.1", 0
         self.unix_path = ""
-        if bind in ("tcp", "tcp6"):
-            self.port = free_port(self.host)
-            shown = f"[{self.host}]" if bind == "tcp6" else self.host
-            self.address = f"{shown}:{self.port}"
+        if bind == "tcp":
+            self.port = free_port()
+            self.address = f"{self.host}:{self.port}"
             self.args[:0] = ["-b", self.address]
         elif bind == "unix":
             self.unix_path = str(self.dir / "web.sock")
@@ -383,36 +373,21 @@ class Server:
         return self
 
     def wait_ready(self) -> None:
-        probe: Callable[[], Any]
         if self.ready is None:
             return
-        if self.ready == "http":
 
-            def probe() -> Any:
-                return self.get(self.ready_path, timeout=2.0).status
-
-        elif self.ready == "listen":
-
-            def probe() -> Any:
-                with self.connect(timeout=2.0):
-                    return True
-
-        else:
-            test = self.ready
-            assert callable(test)
-
-            def probe() -> Any:
-                return test(self)
-
-        def condition() -> Any:
+        def probe() -> Any:
             if self.proc is not None and self.proc.poll() not in (None, 0):
                 raise RuntimeError(f"server exited with {self.proc.returncode} before it was ready")
+            if self.ready == "listen":
+                with self.connect(timeout=2.0):
+                    return True
             try:
-                return probe()
+                return self.ready(self) if callable(self.ready) else self.get(self.ready_path, timeout=2.0)
             except http.client.HTTPException:
                 return False
 
-        wait_until(condition, self.ready_timeout, "server ready")
+        wait_until(probe, 20, "server ready")
 
     def __enter__(self) -> Server:
         return self.start()
@@ -710,8 +685,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        shown = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{shown}:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     # -- files --
 

@@ -127,14 +127,6 @@ def descendants_of(pid: int) -> list[int]:
     return found
 
 
-def ancestors_of(pid: int) -> set[int]:
-    """The parents of *pid*, all the way up."""
-    found: set[int] = set()
-    while (proc := read_proc(pid)) is not None and proc.ppid > 0:
-        found.add(pid := proc.ppid)
-    return found
-
-
 def session_of(session: int) -> list[int]:
     """The living members of a session below this process."""
     mine = [proc for pid in descendants_of(os.getpid()) if (proc := read_proc(pid))]

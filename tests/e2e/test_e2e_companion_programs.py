@@ -496,7 +496,7 @@ def test_after_a_crash_of_the_manager_its_socket_is_waited_for(
     companion = entry(
         "drain", env={"UNTIL": "done"}, bind=f"127.0.0.1:{free_port()}", start_retries=1, **keys
     )
-    with companion_server(companion) as server:
+    with jobs_server(companion) as server:
         names = ["drain"] if "singleton" in keys else ["drain:0", "drain:1"]
         before = [server.wait_companion(name)["pid"] for name in names]
         manager = server.wait_manager()

@@ -231,8 +231,8 @@ def test_companions_under_pid_1() -> None:
         manager = next(pid for pid in children_of(master) if os.getsid(pid) == pid)
         assert len(children_of(manager)) == 3, "two companions, and the daemon that one left"
         os.kill(manager, signal.SIGKILL)
-        wait_until(lambda: len(server.log("double_forks.starts").splitlines()) == 2, 5, "started again")
-        server.wait_companion("drain")
+        for name in ("double_forks", "drain"):
+            wait_until(lambda name=name: len(server.log(f"{name}.starts").splitlines()) == 2, 10, name)
         assert len(pids_in(server, "drain.drained")) == 1
         os.kill(master, signal.SIGTERM)
         assert server.wait_exit(10) == 0
