@@ -266,6 +266,13 @@ def _pid(parser: Parser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; none: the manager")
 
 
+def _history(parser: Parser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; all by default")
+    parser.add_argument(
+        "-n", metavar="N", dest="number", type=_count, default=100, help="only the last N (default: all, 100)"
+    )
+
+
 def _nothing(parser: Parser) -> None:
     pass
 
@@ -305,8 +312,13 @@ WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
         "or --timeout has passed.",
         _wait,
     ),
+    "history": (
+        "show the latest starts and ends of companions, and the cause of each",
+        "The last hundred; a new companion manager has them too.",
+        _history,
+    ),
     "events": (
-        "print each change of a state as a line of JSON",
+        "print each change of a state, each start and end as a line of JSON",
         "Ends with the server, or on Ctrl-C.",
         _nothing,
     ),

@@ -155,7 +155,13 @@ class CompanionManager:
             kernel=kernel,
             fork=fork,
         )
-        self.table.observers = [self.sessions.observe, self.starter.observe, self.reporter.observe]
+        self.kept.history.tell = self.reporter.tell
+        self.table.observers = [
+            self.kept.history.observe,
+            self.sessions.observe,
+            self.starter.observe,
+            self.reporter.observe,
+        ]
 
         self.steering = Steering(
             self.table,
@@ -423,7 +429,7 @@ class CompanionManager:
         if surroundings:
             self._follow_surroundings(surroundings)
         self.files = files or {}
-        self.changes.reread()
+        self.changes.reread(cause=Cause.RELOAD)
         self.files = {}
         self.follow_log()
 

@@ -25,6 +25,7 @@ from gunicorn.companion.status import (
     Cause,
     State,
     Status,
+    cause_of_exit,
 )
 
 __all__ = [
@@ -110,6 +111,7 @@ class Details:
     manual: bool = False
     count: int = 0
     cause: Cause | None = None
+    exception: str | None = None
 
 
 class CompanionProcess(Status):
@@ -272,12 +274,13 @@ class CompanionProcess(Status):
         return self._try_again(d)
 
     def _exited(self, d: Details) -> tuple[Action, ...]:
-        # With `startsecs` of 0, or a busy manager, RUNNING may have been due already. With a reason its target
+        # With `startsecs` of 0, or a busy manager, RUNNING may have been due already. With a reason the target
         # was not reached.
         was_running = d.reason is None and self.due_event(d.now) is Event.ALIVE
         self._record_exit(d)
         self.reason = d.reason
-        self.cause, self.cause_text = Cause.EXIT, d.reason or self.last_exit
+        self.cause = d.cause or cause_of_exit(self.last_status or 0)
+        self.cause_text = d.reason or self.last_exit
         good = self.last_exit_code == 0 and d.reason is None
         if self.state is State.STARTING and not was_running:
             # A job that is done has not failed, even if it was quicker than `startsecs`.
@@ -286,7 +289,7 @@ class CompanionProcess(Status):
         else:
             self.failed_starts = 0
         if not good:
-            self.failures.note(self._latest_run, self.cause_text)
+            self.failures.note(self.latest_run, self.cause_text)
         if self.config.stop_as_group and self.last_exit_signal == self.config.stop_signal:
             return self._asked_by_others(d)
         actions = self._try_again(d) if self._comes_back else self._settle(EXITED)
@@ -339,7 +342,7 @@ class CompanionProcess(Status):
         if longest is None:
             return shortest
         # A failed start is no run, however long it took; and every run would outlast a delay of 0.
-        if self.failed_starts == 0 and self._latest_run > max(self.delay, MIN_START_INTERVAL):
+        if self.failed_starts == 0 and self.latest_run > max(self.delay, MIN_START_INTERVAL):
             self.delays = 0
         self.delays += 1
         if self.delays == 1:
@@ -350,7 +353,7 @@ class CompanionProcess(Status):
         return max(shortest, delay - delay * JITTER * self.chance())
 
     @property
-    def _latest_run(self) -> float:
+    def latest_run(self) -> float:
         """Seconds from the latest start to its end."""
         if self.started_at is None or self.exited_at is None:
             return 0.0
@@ -361,6 +364,7 @@ class CompanionProcess(Status):
         self.pid = None
         self.exited_at = d.now
         self.exit_count += 1
+        self.exception = d.exception
         self._note_status(d.status)
 
     def _note_status(self, status: int) -> None:

@@ -16,7 +16,7 @@ import fcntl
 import itertools
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from gunicorn.unix import session, spare, trust
 from gunicorn.unix.kernel import KERNEL, Kernel
@@ -30,7 +30,7 @@ DRAIN_INTERVAL = 0.25
 # Somebody else may own the directory: follow no link, and wait for no pipe.
 _TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 # Fields that an earlier version did not write, whose records are read during an upgrade.
-_LATER_FIELDS = {"stop_as_group": False, "group_signalled": False}
+_LATER_FIELDS = {"stop_as_group": False, "group_signalled": False, "exception": None}
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class Record:
     # alone.
     stop_as_group: bool = False
     group_signalled: bool = False
-    # Why the start failed, where it did.
+    # Why the start failed, where it did; or the exception that has ended the target.
     error: str | None = None
+    exception: str | None = None
 
     def to_bytes(self) -> bytes:
         return json.dumps(vars(self)).encode() + b"\n"
@@ -139,10 +140,12 @@ class RunFile:
     def read(self) -> Record | None:
         return Record.from_bytes(os.pread(self.fd, MAX_RECORD, 0))
 
-    def error_of(self, pid: int) -> str | None:
-        """Why the start of *pid* failed, if it did."""
+    def report_of(self, pid: int) -> tuple[str | None, str | None]:
+        """Return why the start of *pid* failed, and the exception that ended it; each may be None."""
         record = self.read()
-        return record.error if record is not None and record.pid == pid else None
+        if record is None or record.pid != pid:
+            return None, None
+        return record.error, record.exception
 
     def write(self, record: Record) -> None:
         """Write *record*, padded, so that the reason of a failed start has room too. Raises OSError."""
@@ -207,6 +210,24 @@ def unnamed_file(name: str) -> int:
 
     with tempfile.TemporaryFile() as file:
         return fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def note_exception(path: str | None, exception: str) -> None:
+    """Have the record of this process say what ends it.
+
+    Without the lock, and by the name of the file: a companion keeps nothing of its manager open. Raises
+    OSError.
+    """
+    if path is None:
+        return
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        run = RunFile(fd, path)
+        record = run.read()
+        if record is not None and record.pid == os.getpid():
+            run.write(replace(record, exception=exception))
+    finally:
+        os.close(fd)
 
 
 def _is_same_file(fd: int, path: str) -> bool:

@@ -22,7 +22,7 @@ from gunicorn.companion.child.exit import flush, forget_inherited_exit_handlers,
 from gunicorn.companion.child.program import CannotRun, execute
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.keys import Target, describe_target
-from gunicorn.companion.runfile import Record, RunFile
+from gunicorn.companion.runfile import Record, RunFile, note_exception
 from gunicorn.settings import redact
 from gunicorn.unix import prctl, spare
 from gunicorn.unix.process import leave, set_process_title
@@ -46,6 +46,10 @@ SERVER_VARIABLES = (
     "GUNICORN_COMPANION_STATE",
     "GUNICORN_COMPANION_INDEX",
 )
+
+
+# Characters of an error that the record of a run file has room for.
+LONGEST_REPORT = 500
 
 
 class StartFailed(Exception):
@@ -101,7 +105,9 @@ def _run_child(launch: Launch, parent: int) -> NoReturn:
             traceback.print_exc()
             _report(launch.run, _one_line(exc))
         else:
-            code = run_to_the_end(functools.partial(_load, launch))
+            code = run_to_the_end(
+                functools.partial(_load, launch), functools.partial(_report_exception, launch.run.path)
+            )
     finally:
         leave(code)
 
@@ -356,7 +362,7 @@ def import_target(target: Target) -> Callable[[], Any]:
 
 def _report(run: RunFile, reason: str) -> None:
     """Leave the reason where the manager reads it when it reaps this process."""
-    reason = redact.in_text(reason)
+    reason = _short(reason)
     with contextlib.suppress(Exception):
         record = run.read()
         if record is not None:
@@ -365,6 +371,16 @@ def _report(run: RunFile, reason: str) -> None:
     # The record could not be written, so stderr is what is left.
     with contextlib.suppress(Exception):
         print(f"companion pid {os.getpid()}: {reason}", file=sys.stderr, flush=True)
+
+
+def _report_exception(path: str | None, exc: BaseException) -> None:
+    """Leave the exception that ends the target where the manager reads it; the traceback is printed too."""
+    with contextlib.suppress(Exception):
+        note_exception(path, _short(_one_line(exc)))
+
+
+def _short(text: str) -> str:
+    return redact.in_text(text)[:LONGEST_REPORT]
 
 
 def _one_line(exc: BaseException) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import enum
 import math
+import os
+import signal
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,20 +47,53 @@ class State(enum.Enum):
 
 
 class Cause(str, enum.Enum):
-    """Why a process of a companion has ended, or ends. A string too, for hooks and for JSON."""
+    """Why a process of a companion has ended, or why there is none. A string too, for hooks and for JSON.
 
-    EXIT = "exit"  # by itself
+    ``status``, ``events``, ``history``, the log and the metrics use these words and no others.
+    """
+
+    EXIT = "exit"  # by itself, with status 0
+    CRASH = "crash"  # by itself, with another status or by a fault such as SIGSEGV
+    KILLED = "killed"  # by a signal that the server did not send
+    OOM = "oom"  # by the kernel, for memory
     COMMAND = "command"
     MEMORY = "memory"
     LIFETIME = "lifetime"
     CODE = "code"  # a file that it has loaded has changed
-    REREAD = "reread"  # its configuration has changed, or is gone
+    RELOAD = "reload"  # of the server, by SIGHUP
+    REREAD = "reread"  # by command: its configuration has changed, or is gone
     NOT_READY = "not ready"
     WATCHDOG = "watchdog"
-    SERVER = "server"  # which stops, or replaces the manager
+    UPGRADE = "upgrade"  # another master takes over
+    SERVER = "server"  # it stops
+    DEPENDENCY = "dependency"  # a companion in its `after` is not RUNNING
+    START_FAILED = "start failed"  # there was no process
+    GAVE_UP = "gave up"
 
     def __str__(self) -> str:
         return self.value
+
+
+# The signals of a process that goes wrong by itself.
+FAULTS = frozenset(
+    {
+        signal.SIGABRT,
+        signal.SIGBUS,
+        signal.SIGFPE,
+        signal.SIGILL,
+        signal.SIGSEGV,
+        signal.SIGSYS,
+        signal.SIGTRAP,
+    }
+)
+
+
+def cause_of_exit(status: int) -> Cause:
+    """Return the cause of an end that nobody asked for, by its wait status."""
+    code = os.waitstatus_to_exitcode(status)
+    if code == 0:
+        return Cause.EXIT
+    return Cause.CRASH if code > 0 or -code in FAULTS else Cause.KILLED
 
 
 @dataclass
@@ -146,9 +181,10 @@ class Status:
     reason: str | None = None
     # A hint for the operator about the way it exits.
     hint: str | None = None
-    # Why its latest process has ended, as a word and as a sentence.
+    # Why its latest process has ended, as a word and as a sentence; and the exception that ended it.
     cause: Cause | None = None
     cause_text: str | None = None
+    exception: str | None = None
     failures: Failures = field(default_factory=Failures)
     failed_starts: int = 0
     # The delay before the latest start, and how many before it have grown.
@@ -195,9 +231,19 @@ class Status:
             text += f", is stopped after {', '.join(self.stops_after)}"
         if self.status_text:
             text += f", {self.status_text}"
+        if self.restart_count:
+            text += f", {self.restart_count} restart{'s' if self.restart_count != 1 else ''}"
+            if self.cause is not None and self.exited_at is not None:
+                text += f", last: {self._describe_last_end()} {format_age(now - self.exited_at)} ago"
         if self.failures.count > 1 and self.failures.ongoing(self._uptime(now)):
-            text += f", failed {self.failures.count} times in a row: {self.failures.latest}"
+            text += f", failed {self.failures.count} times in a row"
         return text
+
+    def _describe_last_end(self) -> str:
+        """Return the cause, and what it does not say by itself: ``crash (KeyError: 'price')``."""
+        if self.cause in _CAUSES_THAT_SAY_ALL:
+            return str(self.cause)
+        return f"{self.cause} ({self.exception or self.cause_text})"
 
     def _uptime(self, now: float) -> float | None:
         """Seconds since its process was started; None where it has none."""
@@ -252,8 +298,13 @@ class Status:
 
     @property
     def last_exit(self) -> str:
-        """How the last process ended: ``exited with status 1``, ``killed by SIGKILL``."""
-        return "not started" if self.last_status is None else describe_status(self.last_status)
+        """How the last process ended: ``exited with status 1 (KeyError: 'price')``, ``killed by SIGKILL``."""
+        if self.last_status is None:
+            return "not started"
+        if self.cause is Cause.OOM:
+            return "killed by the kernel for memory"
+        text = describe_status(self.last_status)
+        return f"{text} ({self.exception})" if self.exception else text
 
     def status_dict(self, now: float, wall: float | None = None) -> dict[str, Any]:
         """Return what ``status`` shows of this companion.
@@ -303,6 +354,17 @@ class Status:
             "uptime": None if uptime is None else round(uptime, 3),
             "flapping": self.flaps(now),
         }
+
+
+_CAUSES_THAT_SAY_ALL = {Cause.COMMAND, Cause.RELOAD, Cause.OOM, Cause.EXIT}
+
+
+def format_age(seconds: float) -> str:
+    """``8s``, ``12m``, ``3h``, ``2d``: as exact as the past needs to be."""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{max(0, int(seconds))}s"
 
 
 def format_uptime(seconds: float) -> str:

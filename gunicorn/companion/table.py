@@ -19,6 +19,7 @@ RUNNING = "gunicorn.companions.running"
 RESTARTS = "gunicorn.companions.restarts"
 BACKOFFS = "gunicorn.companions.backoffs"
 KILLS = "gunicorn.companions.kills"
+ENDS = "gunicorn.companions.ends"
 
 
 class Snapshot(NamedTuple):
@@ -40,6 +41,7 @@ class Change(NamedTuple):
     before: Snapshot
     actions: tuple[Action, ...]
     now: float
+    event: Event
 
 
 Observer = Callable[[Change], object]
@@ -96,7 +98,7 @@ class ProcessTable(Mapping[str, CompanionProcess]):
         actions = process.handle(event, now, **details)
         if event is Event.FORKED and process.pid is not None:
             self._by_pid[process.pid] = process
-        change = Change(process, before, actions, now)
+        change = Change(process, before, actions, now, event)
         for observe in self.observers:
             observe(change)
 
@@ -154,6 +156,20 @@ class Reporter:
             last_exit_cause=process.cause,
             last_exit_reason=process.cause_text,
         )
+
+    def tell(self, entry: Mapping[str, Any]) -> None:
+        """Send an entry of the history to all subscribers; count an end by its cause."""
+        if self.control is not None and self.control.has_subscribers:
+            self.control.broadcast(dict(entry))
+        if entry["event"] == "exit":
+            name, cause = entry["name"], entry["cause"]
+            extra = {
+                "metric": ENDS,
+                "value": 1,
+                "mtype": "counter",
+                "tags": {"companion": name, "cause": str(cause).replace(" ", "_")},
+            }
+            self.log.debug("Companion %s: %s +1 (%s)", name, ENDS, cause, extra=extra)
 
     def broadcast(self, event: str, process: CompanionProcess, now: float, **details: Any) -> None:
         """Send *event* of *process* to all subscribers."""

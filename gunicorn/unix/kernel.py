@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Collection
 
-from gunicorn.unix import session
+from gunicorn.unix import cgroup, session
 
 
 class Kernel:
@@ -44,6 +44,9 @@ class Kernel:
 
     def members(self, sessions: Collection[int]) -> dict[int, list[int]]:
         return session.members(sessions)
+
+    def oom_kills(self) -> int | None:
+        return cgroup.oom_kills()
 
     def send(self, pid: int, signum: int) -> bool:
         return session.send(pid, signum)

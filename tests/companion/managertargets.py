@@ -186,9 +186,10 @@ def has_helpers() -> None:
         read, write = os.pipe()
         if os.fork() == 0:
             os.setsid()
+            # Before the fork: the stop may come as soon as the helper is told of.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             helper = os.fork()
             if helper == 0:
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 if program:
                     code = "import time; held = bytes(b'x') * 30_000_000; print(flush=True); time.sleep(60)"
                     os.execv(sys.executable, [sys.executable, "-c", code])

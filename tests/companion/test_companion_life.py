@@ -139,7 +139,7 @@ def test_companions_that_use_up_the_descriptors_leave_some_to_be_asked_by(manage
 
 CAUSES = """
 def exit_hook(manager, companion):
-    if companion.cause == "exit" and companion.last_exit_signal:
+    if companion.cause == "killed" and companion.last_exit_signal:
         manager.log.error("%s died of signal %s", companion.name, companion.last_exit_signal)
 
 settings = dict(startsecs=0, restart_delay=0.1, stop_timeout=20, reload_timeout=20)
@@ -152,6 +152,7 @@ def test_why_a_process_has_ended_is_told(managed):
     server = managed(CAUSES.replace("LIFETIME", "None"))
     pids = {server.pid("rq:0"), server.pid("rq:1")}
     told: list[tuple[str | None, ...]] = []
+    exits: dict[str, tuple[str, str]] = {}
     with Control(server.socket) as events:
         events.ask("events")
 
@@ -162,7 +163,12 @@ def test_why_a_process_has_ended_is_told(managed):
             assert found["last_exit_signal"] in ("SIGTERM", "SIGKILL")
             while (name, "RUNNING", cause, reason) not in told:
                 event = events.read_reply()
+                if event["event"] == "exit":
+                    exits[event["name"]] = event["cause"], event["reason"]
+                if event["event"] != "state":
+                    continue
                 told.append(tuple(event[k] for k in ("name", "to", "last_exit_cause", "last_exit_reason")))
+            assert exits[name] == (cause, reason)
 
         assert server.status()["rq:0"]["last_exit_cause"] is None
         server.ok("restart", "rq:0")
@@ -176,7 +182,7 @@ def test_why_a_process_has_ended_is_told(managed):
         ended("rq:1", "reread", "its configuration has changed")
         assert "died of signal" not in server.log()
         os.kill(server.pid("rq:0"), signal.SIGKILL)
-        ended("rq:0", "exit", "killed by SIGKILL")
+        ended("rq:0", "killed", "killed by SIGKILL")
         assert server.log().count("died of signal") == 1
         # Before there is a limit, for which it may end just then.
         server.ok("stop", "rq:0")
@@ -207,8 +213,9 @@ def test_one_that_fails_again_and_again_is_told_though_it_runs_in_between(manage
         pids.append(found["pid"])
         (server.directory / f"end-{found['pid']}").touch()
     text = server.wait("rq", without=pids)["description"]
-    assert text.endswith("failed 4 times in a row: exited with status 3"), text
-    assert f"Companion rq (pid {pids[-1]}) exited with status 3; restarting" in server.log()
+    assert "4 restarts, last: crash (exited with status 3) " in text
+    assert text.endswith(" ago, failed 4 times in a row"), text
+    assert f"Companion rq (pid {pids[-1]}) exited with status 3, cause: crash; restarting" in server.log()
     server.ok("restart", "rq")
     pids.append(server.pid("rq", without=pids))
     assert server.status()["rq"]["flapping"] is False
@@ -237,7 +244,7 @@ ENDS = {
     "zero": ("exit_0", "exited with status 0", 0, None),
     "three": ("exit_3", "exited with status 3", 3, None),
     "four": ("exit_4", "exited with status 4", 4, None),
-    "error": ("fails", "exited with status 1", 1, None),
+    "error": ("fails", "exited with status 1 (RuntimeError: no queue)", 1, None),
 }
 
 
@@ -277,7 +284,7 @@ def test_a_death_is_told_before_the_start_that_follows(managed, delay):
     server = managed(f"workers = [dict(name='rq', target=T.obey, restart_delay={delay})]")
     first = server.pid("rq")
     os.kill(first, signal.SIGKILL)
-    death = f"Companion rq (pid {first}) killed by SIGKILL; restarting in {delay}s"
+    death = f"Companion rq (pid {first}) killed by SIGKILL, cause: killed; restarting in {delay}s"
     if delay:
         # Though nothing follows.
         wait_until(lambda: death in server.log())

@@ -36,11 +36,11 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
 
 def test_the_error_is_that_of_the_process_that_is_asked_about(tmp_path):
     run = RunFile.claim(str(tmp_path), "rq")
-    assert run.error_of(DEAD) is None
+    assert run.report_of(DEAD) == (None, None)
     for error in (None, "a reason"):
-        run.write(record(error=error))
-        assert run.error_of(DEAD) == error
-        assert run.error_of(DEAD - 1) is None
+        run.write(record(error=error, exception="an exception"))
+        assert run.report_of(DEAD) == (error, "an exception")
+        assert run.report_of(DEAD - 1) == (None, None)
     run.release()
 
 

@@ -146,7 +146,7 @@ def test_term_again_changes_nothing(managed):
     server.wait_end()
     assert [line.split()[0] for line in server.told("rq")] == ["runs", "SIGTERM", "finished"]
     assert not is_alive(pid)
-    assert f"Companion rq (pid {pid}) stopped\n" in server.log()
+    assert f"Companion rq (pid {pid}) stopped, cause: server\n" in server.log()
 
 
 def test_a_manager_that_makes_room_for_another_says_so(managed):

@@ -740,22 +740,24 @@ def test_failures_in_a_row(runs, count, proof):
 
 
 @pytest.mark.parametrize(
-    ("values", "status", "reason", "counts"),
+    ("values", "status", "reason", "counts", "cause"),
     [
-        ({}, 0, None, False),
-        ({}, failure(), None, True),
-        ({}, SEGFAULT, None, True),
-        ({}, 0, "companion_post_fork: no", True),
-        ({"startsecs": 20}, 0, None, True),
-        ({"startsecs": 20, "autorestart": "on-failure"}, 0, None, False),
-        ({"startsecs": 20, "autorestart": "on-failure"}, failure(), None, True),
+        ({}, 0, None, False, "exit"),
+        ({}, failure(), None, True, "crash"),
+        ({}, SEGFAULT, None, True, "crash"),
+        ({}, signal.SIGKILL, None, True, "killed"),
+        ({}, signal.SIGTERM, None, True, "killed"),
+        ({}, failure(), "companion_post_fork: no", True, "crash"),
+        ({"startsecs": 20}, 0, None, True, "exit"),
+        ({"startsecs": 20, "autorestart": "on-failure"}, 0, None, False, "exit"),
+        ({"startsecs": 20, "autorestart": "on-failure"}, failure(), None, True, "crash"),
     ],
 )
-def test_which_exit_is_a_failure(values, status, reason, counts):
+def test_which_exit_is_a_failure(values, status, reason, counts, cause):
     process = starting(**values)
     run_for(process, 10, status, reason=reason)
     assert process.failures.count == int(counts)
-    assert process.cause == "exit" == f"{process.cause}" == json.loads(json.dumps(process.cause))
+    assert process.cause == cause == f"{process.cause}" == json.loads(json.dumps(process.cause))
     assert process.cause_text == (reason or process.last_exit)
 
 

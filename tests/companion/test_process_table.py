@@ -55,7 +55,7 @@ def test_observers_are_told_in_their_order_what_was_and_what_is_to_be_done() -> 
     told: list[tuple[str, Change]] = []
     table.observers = [lambda change: told.append(("1", change)), lambda change: told.append(("2", change))]
     table.send(process, Event.START, T0)
-    change = Change(process, Snapshot(State.STOPPED, 0, 0), (), T0)
+    change = Change(process, Snapshot(State.STOPPED, 0, 0), (), T0, Event.START)
     assert told == [("1", change), ("2", change)]
     assert process.state is State.STARTING
     with pytest.raises(TransitionError):

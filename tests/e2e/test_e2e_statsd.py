@@ -124,6 +124,9 @@ def test_companions(daemon: Daemon) -> None:
             ("backoffs", "c|@1.0|#companion:a,env:test"),
             ("restarts", "c|@1.0|#companion:a,env:test"),
             ("kills", "c|@1.0|#companion:b,env:test"),
+            ("ends", "c|@1.0|#companion:a,cause:killed,env:test"),
+            ("ends", "c|@1.0|#companion:a,cause:command,env:test"),
+            ("ends", "c|@1.0|#companion:b,cause:command,env:test"),
         }
         assert server.stop() == 0
         daemon.wait_gauge("gunicorn.companions.running", 0)

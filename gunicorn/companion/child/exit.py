@@ -16,10 +16,13 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 
-def run_to_the_end(load: Callable[[], Callable[[], Any] | None]) -> int:
+def run_to_the_end(
+    load: Callable[[], Callable[[], Any] | None], report: Callable[[BaseException], object] = lambda exc: None
+) -> int:
     """Call the target that *load* returns, do what the interpreter does at its end, return the exit code.
 
-    If *load* returns None, it has reported why there is nothing to run; the code is 1.
+    If *load* returns None, it has reported why there is nothing to run; the code is 1. *report* is called
+    with an exception that ends the target.
     """
     code = 0
     try:
@@ -29,9 +32,12 @@ def run_to_the_end(load: Callable[[], Callable[[], Any] | None]) -> int:
         target()
     except SystemExit as exc:
         code = _exit_code(exc)
+        if code and not isinstance(exc.code, int):
+            report(exc)
     except KeyboardInterrupt:
         code = _interrupted()
-    except BaseException:
+    except BaseException as exc:
+        report(exc)
         _excepthook()
         code = 1
     return _finalize(code)

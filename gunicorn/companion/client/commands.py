@@ -393,8 +393,32 @@ def reread(connection: Connection, options: Namespace) -> int:
     return OK
 
 
+def show_history(connection: Connection, options: Namespace) -> int:
+    """Print the latest starts and ends, the last one last."""
+    replies = [connection.must(cmd="history", name=name) for name in dict.fromkeys(options.names)]
+    if not options.names:
+        replies.append(connection.must(cmd="history"))
+    found = [entry for reply in replies for entry in reply["history"]]
+    # A copy may be named by itself and by its set.
+    entries = [entry for place, entry in enumerate(found) if entry not in found[:place]]
+    entries = sorted(entries, key=lambda entry: entry["time"])[-options.number :]
+    if options.json:
+        print(json.dumps({"ok": True, "history": entries}, indent=2))
+    elif entries:
+        print_table(
+            [
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["time"])),
+                entry["name"],
+                entry["event"],
+                entry["description"],
+            ]
+            for entry in entries
+        )
+    return OK
+
+
 def follow_events(connection: Connection, options: Namespace) -> int:
-    """Print one line of JSON for each change of a state, until the server ends."""
+    """Print one line of JSON for each event, until the server ends."""
     connection.must(cmd="events")
     # There may be no event for a long time.
     connection.sock.settimeout(None)
@@ -438,6 +462,7 @@ COMMANDS: dict[str, Callable[[Connection, Any], int]] = {
     "scale": scale,
     "wait": wait,
     "reread": reread,
+    "history": show_history,
     "events": follow_events,
     "pid": show_pid,
     "version": show_version,

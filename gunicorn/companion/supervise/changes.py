@@ -136,10 +136,10 @@ class Changes:
     def _scaled(self) -> Scaled:
         return self.kept.overrides.scaled
 
-    def reread(self, *, dry_run: bool = False) -> dict[str, Any]:
+    def reread(self, *, dry_run: bool = False, cause: Cause = Cause.REREAD) -> dict[str, Any]:
         """Read the configuration again and apply the difference; on any error nothing changes.
 
-        With *dry_run* nothing changes at all, and the difference is only told.
+        With *dry_run* nothing changes at all, and the difference is only told. *cause* is that of the ends.
         """
         if self.steering.stopping:
             return error(self.steering.why_nothing_starts)
@@ -165,7 +165,7 @@ class Changes:
         # The manager of a new master may take over what this one releases, so it must know the change first.
         self.kept.overrides.configuration = digest(configs)
         self.kept.write()
-        result = self.use(configs)
+        result = self.use(configs, cause)
         self.tell({"reread": {config.name: config.fingerprint for config in configs}})
         self.after_command()
         return result
@@ -174,9 +174,9 @@ class Changes:
         self.log.error("Reread refused, companions keep their configuration: %s", on_one_line(reason))
         return {**error(reason), "kept_old_config": True}
 
-    def use(self, configs: Configs) -> dict[str, Any]:
+    def use(self, configs: Configs, cause: Cause = Cause.REREAD) -> dict[str, Any]:
         """Make *configs*, which are valid, the configuration; tell what changed, by name."""
-        found = self._apply(scale(configs, self._scaled))
+        found = self._apply(scale(configs, self._scaled), cause, "it was removed from the configuration")
         self.log.info("Companions reread: %s", found)
         return {"ok": True, **found.as_dict()}
 
@@ -188,21 +188,19 @@ class Changes:
         self._scaled[group] = (number, one.numprocs)
         # As in `reread`.
         self.kept.write()
-        found = self._apply(scale([*others, one], self._scaled))
+        found = self._apply(scale([*others, one], self._scaled), Cause.COMMAND, "scaled down by command")
         if number == one.numprocs:
             del self._scaled[group]
         self.log.info("Companion %s now has %d copies", group, number)
         return found
 
-    def _apply(self, configs: Sequence[CompanionConfig]) -> Difference:
+    def _apply(self, configs: Sequence[CompanionConfig], cause: Cause, why_removed: str) -> Difference:
         now = self.kernel.now()
         found = difference(self.table, configs)
         # Of several copies the last goes first.
         for name in reversed(found.removed):
             self.table[name].removed = True
-            self.steering.stops.ask(
-                name, Stop(cause=Cause.REREAD, reason="it was removed from the configuration")
-            )
+            self.steering.stops.ask(name, Stop(cause=cause, reason=why_removed))
         self.steering.stop_due(now)
         added, restarted, updated = set(found.added), set(found.restarted), set(found.updated)
         for config in configs:
@@ -214,7 +212,7 @@ class Changes:
             process.config = config
             if name in restarted:
                 reason = "its configuration has changed"
-                self.table.send(process, Event.RESTART, now, cause=Cause.REREAD, reason=reason)
+                self.table.send(process, Event.RESTART, now, cause=cause, reason=reason)
             elif name in updated:
                 self._record_limits(process)
         self.forget_removed()
@@ -254,6 +252,7 @@ class Changes:
             self.table.remove(process)
             self.starter.let_go(process)
             self.kept.overrides.stopped.pop(process.name, None)
+            self.kept.history.forget(process.name)
             self.log.info("Companion %s is gone", process.name)
 
 

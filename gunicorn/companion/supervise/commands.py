@@ -110,6 +110,17 @@ class Commands:
                 usages.append(usage)
         reply["memory"] = memory_of.totals(usages, os.getpid())
 
+    def _history(self, request: Request) -> Reply:
+        """The latest events, of all companions or of those named, the last one last."""
+        entries = list(self.changes.kept.history.entries)
+        name = request.get("name")
+        if name is not None:
+            # It may be configured no more.
+            gone = any(entry["name"] == name for entry in entries)
+            names = {name} if gone else {process.name for process in self._named(request)}
+            entries = [entry for entry in entries if entry["name"] in names]
+        return {"ok": True, "history": entries}
+
     def _events(self, request: Request) -> Reply:
         return {"ok": True, "subscribe": True}
 
@@ -213,6 +224,7 @@ COMMANDS: dict[str, Callable[[Commands, Request], Reply]] = {
     "scale": Commands._scale,
     "reread": Commands._reread,
     "events": Commands._events,
+    "history": Commands._history,
     "pid": Commands._pid,
     "version": Commands._version,
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.supervise.history import History
 from gunicorn.companion.supervise.sharedstate import SharedState
 from gunicorn.companion.table import ProcessTable
 
@@ -66,7 +67,7 @@ class OldOverrides:
 
 
 class KeptState:
-    """The state that outlives a manager: overrides, and why companions have settled.
+    """The state that outlives a manager: overrides, the history, and why companions have settled.
 
     *shared* is where the next manager reads it; *old_state* is where the manager of the old master writes the
     same during an upgrade.
@@ -82,10 +83,11 @@ class KeptState:
                 # The first manager of a new master takes over the overrides of the old one. Companions that
                 # have ended or given up there are retried with the new code.
                 found = Overrides.of(old_state.read()).as_state()
-                state = {**found, "old": found}
+                state = {**old_state.read(), **found, "old": found, "settled": {}}
             if isinstance(seen := state.get("old"), dict):
                 self.old = OldOverrides(old_state, Overrides.of(seen))
         self.overrides = Overrides.of(state)
+        self.history = History(state)
         self._settled: Mapping[str, Any] = state.get("settled", {})
         self._table = ProcessTable(())
         self._written: dict[str, Any] = {}
@@ -106,7 +108,7 @@ class KeptState:
     def write(self) -> None:
         """Write the state for the next manager, and for that of a new master."""
         self._overrides_changed = False
-        state = self.overrides.as_state()
+        state = {**self.overrides.as_state(), **self.history.as_state()}
         state["settled"] = {p.name: its for p in self._table.values() if (its := p.settled_state) is not None}
         if self.old is not None:
             state["old"] = self.old.overrides.as_state()

@@ -9,15 +9,16 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from gunicorn.companion.child.mark import Mark, digest
-from gunicorn.companion.process import MIN_START_INTERVAL, Action, CompanionProcess, Event, State
+from gunicorn.companion.process import MIN_START_INTERVAL, Action, Cause, CompanionProcess, Event, State
 from gunicorn.companion.supervise import detached
 from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.order import Stops
 from gunicorn.companion.supervise.rights import StartRights
 from gunicorn.companion.table import Change, ProcessTable, Reporter
 from gunicorn.unix import session
+from gunicorn.unix.cgroup import OomKills
 from gunicorn.unix.kernel import KERNEL, Kernel
-from gunicorn.unix.process import describe_status
+from gunicorn.unix.process import term_signal
 from gunicorn.unix.signals import signal_name
 
 # Seconds for the leftovers of a stopped companion to notice that they are alone, as helpers do when their
@@ -56,6 +57,10 @@ class Sessions:
     _killed: dict[int, set[int]] = field(default_factory=dict, init=False)
     # Processes outside of a draining session that have had the stop signal.
     _asked: set[int] = field(default_factory=set, init=False)
+    _oom_kills: OomKills = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._oom_kills = OomKills(self.kernel.oom_kills)
 
     def adopt(self, children: session.OwnChildren) -> None:
         """Adopt descendants that lose their parent from now on."""
@@ -77,30 +82,50 @@ class Sessions:
 
     def _bury(self, process: CompanionProcess, pid: int, status: int) -> None:
         run = self.start_rights.held(process.name)
-        reason = run.error_of(pid) if run is not None else None
+        reason, exception = run.report_of(pid) if run is not None else (None, None)
         # Messages that it sent just before its exit count.
         self.notifications.receive(process)
         asked = process.state is State.STOPPING or process.name in self.stops
         obeyed = asked and not process.failing and not process.killed
-        self.table.send(process, Event.EXITED, self.kernel.now(), status=status, reason=reason)
-        how = reason or describe_status(status)
+        self.table.send(
+            process,
+            Event.EXITED,
+            self.kernel.now(),
+            status=status,
+            reason=reason,
+            exception=exception,
+            cause=self._cause_of(process, status),
+        )
+        how = reason or process.last_exit
         if obeyed and reason is None and process.last_exit_code == 0:
             how = "stopped"
         elif obeyed and process.last_exit_signal == process.config.stop_signal:
             how = f"stopped ({signal_name(process.config.stop_signal)})"
         if asked or process.settled is not None:
-            self.log.info("Companion %s (pid %d) %s", process.name, pid, how)
+            self.log.info("Companion %s (pid %d) %s, cause: %s", process.name, pid, how, process.cause)
         else:
             self.log.warning(
-                "Companion %s (pid %d) %s; restarting in %.3gs", process.name, pid, how, _delay_of(process)
+                "Companion %s (pid %d) %s, cause: %s; restarting in %.3gs",
+                process.name,
+                pid,
+                how,
+                process.cause,
+                _delay_of(process),
             )
         self.after_exit(process)
+
+    def _cause_of(self, process: CompanionProcess, status: int) -> Cause | None:
+        """Return OOM if the kernel has killed it for memory; what else has ended it shows its status."""
+        killed = term_signal(status) == signal.SIGKILL and process.state is not State.STOPPING
+        return Cause.OOM if self._oom_kills.note_end(process.pid or 0, killed) else None
 
     # -- actions and deadlines -------------------------------------------------
 
     def observe(self, change: Change) -> None:
         """Carry out what the table of transitions asks for, but the release."""
         process, config = change.process, change.process.config
+        if change.event is Event.FORKED:
+            self._oom_kills.note_start(process.pid or 0)
         for action in change.actions:
             if action is Action.SIGNAL:
                 self._ask_to_stop(process)

@@ -16,7 +16,7 @@ from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.companion.child.mark import Mark, digest
-from gunicorn.companion.process import WAIT_INTERVAL, Action, CompanionProcess, Event, State
+from gunicorn.companion.process import WAIT_INTERVAL, Action, Cause, CompanionProcess, Event, State
 from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.spawn import Launch, spawn
 from gunicorn.companion.supervise import detached, order
@@ -139,7 +139,13 @@ class Starter:
                 self.table.send(process, Event.DELAY_PASSED, now)
         # What held it up may be in its configuration no more.
         waiting = [p for p in idle if p.state is State.STARTING and (p.config.after or p.held_by)]
+        held_before = {p.name: p.held_by for p in waiting}
         order.hold(self.table, waiting)
+        for process in waiting:
+            if process.held_by and not held_before[process.name]:
+                why = f"waiting for {process.stuck or ', '.join(process.held_by)}"
+                self.log.info("Companion %s is %s, cause: %s", process.name, why, Cause.DEPENDENCY)
+                self.kept.history.add("waiting", process.name, cause=Cause.DEPENDENCY, reason=why)
         due = [process for process in idle if process.can_start(now)]
         return not due or self.start(due)
 

@@ -140,13 +140,17 @@ class Steering:
             for process in self.table.values():
                 process.settled = None
         self.stops.clear(self.table)
-        reason = "its manager is replaced" if reload else "the server stops"
+        cause, reason = Cause.SERVER, "the server stops"
+        if reload:
+            cause, reason = Cause.RELOAD, "its manager is replaced"
+        elif self.handing_over:
+            cause, reason = Cause.UPGRADE, "another master takes over"
         for process in self.table.values():
             own = process.config.reload_timeout if reload else process.config.stop_timeout
             limit = own if timeout is None else min(own, timeout)
             # A companion that is ending has its deadline already; the stop only cancels its restart.
             has_one = process.state is State.STOPPING and timeout is None
-            self.stops.ask(process.name, Stop(None if has_one else limit, cause=Cause.SERVER, reason=reason))
+            self.stops.ask(process.name, Stop(None if has_one else limit, cause=cause, reason=reason))
         # With another manager each companion has a successor, which waits for it alone.
         self.stop_due(now, together=again or reload or self.handing_over)
         if timeout is not None:
