@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""``wsgi.input``: readers that know where a body ends, and the file-like Body over each of them.
+"""``wsgi.input``: readers that know where a body ends, and the file-like Body over them.
 
-A reader's ``read(size)`` gives *size* bytes, fewer only at the end. A body that ends before it
-should raises NoMoreData, so that an application never takes a part for the whole.
+A reader's ``read(size)`` returns *size* bytes, fewer only at the end. If the connection ends before the body,
+it raises NoMoreData, so that an application never takes a part for the whole.
 """
 
 from __future__ import annotations
@@ -26,15 +26,27 @@ class Reader(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-def _check_size(size: int) -> None:
-    if not isinstance(size, int):
-        raise TypeError(f"size must be an int, not {type(size).__name__}")
-    if size < 0:
-        raise ValueError("size must not be negative")
+class _Reader:
+    """Reads by ``read_some()``, which subclasses define."""
+
+    def read_some(self, limit: int = READ_SIZE) -> bytes:
+        """Return the next bytes, at least one and at most *limit*; empty at the end."""
+        raise NotImplementedError
+
+    def read(self, size: int) -> bytes:
+        if not isinstance(size, int):
+            raise TypeError(f"size must be an int, not {type(size).__name__}")
+        if size < 0:
+            raise ValueError("size must not be negative")
+        parts: list[bytes] = []
+        while size > 0 and (data := self.read_some(size)):
+            parts.append(data)
+            size -= len(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-class ChunkedReader:
-    """A chunked body. At its end the trailers are in ``req.trailers``, the rest in *unreader*.
+class ChunkedReader(_Reader):
+    """Reads a chunked body. At its end the trailers are in ``req.trailers``, the rest in *unreader*.
 
     *req* may be None; an error in the framing closes its connection.
     """
@@ -56,23 +68,10 @@ class ChunkedReader:
 
     @property
     def remaining(self) -> int | None:
-        """How many bytes are still to come; None where only the end will tell."""
+        """How many bytes are still to come; None if unknown."""
         return 0 if self._decoder.complete else None
 
-    def read(self, size: int) -> bytes:
-        _check_size(size)
-        data = self._content.read(size)
-        if len(data) == size:
-            return data
-        parts = [data]
-        size -= len(data)
-        while size > 0 and (data := self.read_some(size)):
-            parts.append(data)
-            size -= len(data)
-        return b"".join(parts)
-
     def read_some(self, limit: int = READ_SIZE) -> bytes:
-        """Return the next bytes, at least one and at most *limit*; empty at the end."""
         data = self._content.read(limit)
         while not data and not self._decoder.complete:
             data = self._receive()  # may be framing alone
@@ -90,7 +89,7 @@ class ChunkedReader:
                 raise NoMoreData(b"")
             content = decoder.feed(received)
         except Exception as error:
-            # Where the next request would begin is unknown now.
+            # Nobody knows where the next request would begin.
             if self.req is not None:
                 self.req.force_close()
             raise of_connection(error)
@@ -100,7 +99,7 @@ class ChunkedReader:
                 self.req.trailers = decoder.trailers
         return content
 
-    # What follows is the reference interface, for subclasses and tests that drive the parts by hand.
+    # The rest is the public interface, for subclasses that drive the parts by hand.
 
     def parse_trailers(self, unreader: Unreader, data: bytes) -> None:
         """Read trailers, which begin with *data*, up to their end."""
@@ -115,13 +114,13 @@ class ChunkedReader:
         unreader.unread(received[end:])
 
     def parse_chunked(self, unreader: Unreader) -> Iterator[bytes]:
-        """The content of the body in *unreader*, piece by piece."""
+        """Yield the content of the body in *unreader*."""
         reader = self if unreader is self.unreader else type(self)(self.req, unreader)
         while data := reader.read_some():
             yield data
 
     def parse_chunk_size(self, unreader: Unreader, data: bytes | None = None) -> tuple[int, bytes | None]:
-        """The size of the next chunk and the bytes after its line; at the last chunk (0, None)."""
+        """Return the size of the next chunk and the bytes after its line; for the last chunk (0, None)."""
         buffer = io.BytesIO()
         buffer.write(data or b"")
         while b"\n" not in buffer.getvalue():
@@ -143,8 +142,8 @@ class ChunkedReader:
         buf.write(data)
 
 
-class LengthReader:
-    """A body of *length* bytes."""
+class LengthReader(_Reader):
+    """Reads a body of *length* bytes."""
 
     def __init__(self, unreader: Unreader, length: int) -> None:
         self.unreader = unreader
@@ -158,20 +157,6 @@ class LengthReader:
     def remaining(self) -> int | None:
         return self.length
 
-    def read(self, size: int) -> bytes:
-        _check_size(size)
-        size = min(size, self.length)
-        data = self.read_some(size)
-        if len(data) == size:
-            return data
-        parts = [data]
-        size -= len(data)
-        while size > 0:
-            data = self.read_some(size)
-            parts.append(data)
-            size -= len(data)
-        return b"".join(parts)
-
     def read_some(self, limit: int = READ_SIZE) -> bytes:
         limit = min(limit, self.length)
         if not limit:
@@ -183,8 +168,8 @@ class LengthReader:
         return data
 
 
-class EOFReader:
-    """A body that ends with its connection."""
+class EOFReader(_Reader):
+    """Reads a body that ends with its connection."""
 
     def __init__(self, unreader: Unreader) -> None:
         self.unreader = unreader
@@ -193,14 +178,6 @@ class EOFReader:
     @property
     def remaining(self) -> int | None:
         return 0 if self.finished else None
-
-    def read(self, size: int) -> bytes:
-        _check_size(size)
-        parts: list[bytes] = []
-        while size > 0 and (data := self.read_some(size)):
-            parts.append(data)
-            size -= len(data)
-        return b"".join(parts)
 
     def read_some(self, limit: int = READ_SIZE) -> bytes:
         if self.finished:
@@ -220,7 +197,7 @@ class Body:
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
-        # A line should not wait for bytes beyond its end, where the reader can tell.
+        # If the reader can, do not wait for bytes beyond the end of a line.
         self._some: Callable[[int], bytes] = getattr(reader, "read_some", reader.read)
         self._buffer: io.BytesIO | None = None
         self.before_read: Callable[[], object] | None = None
@@ -247,7 +224,7 @@ class Body:
     next = __next__
 
     def getsize(self, size: int | None) -> int:
-        """*size* as a bound: None and negative numbers are none."""
+        """Return *size* as a limit: None and negative numbers are none."""
         if size is None:
             return sys.maxsize
         if not isinstance(size, int):
@@ -255,7 +232,7 @@ class Body:
         return size if size >= 0 else sys.maxsize
 
     def read(self, size: int | None = None) -> bytes:
-        """*size* bytes, or all; fewer only at the end."""
+        """Read *size* bytes, fewer only at the end; None: all."""
         wanted = self.getsize(size)
         if not wanted:
             return b""
@@ -271,7 +248,7 @@ class Body:
         return data + self.reader.read(wanted - len(data))
 
     def readline(self, size: int | None = None) -> bytes:
-        """Bytes up to and with the next LF, at most *size*; the rest at the end."""
+        """Read up to and including the next LF, at most *size* bytes."""
         wanted = self.getsize(size)
         if not wanted:
             return b""
@@ -292,7 +269,7 @@ class Body:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def readlines(self, size: int | None = None) -> list[bytes]:
-        """The lines that are left; no more once *size* bytes are exceeded or reached."""
+        """Read lines until they have *size* bytes or more; None: all."""
         wanted = self.getsize(size) or sys.maxsize
         lines: list[bytes] = []
         while wanted > 0 and (line := self.readline()):
@@ -320,9 +297,9 @@ class Body:
 
 
 class _NoBody(Body):
-    """Of a request that has none. It has no state, so one serves them all."""
+    """The body of a request without one. It has no state, so one object serves all requests."""
 
-    # In places of its own: what is asked of every request is found sooner there than in the class.
+    # Asked for every request, and found faster here than in the class.
     __slots__ = ("finished", "remaining")
 
     def __init__(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The chunked transfer coding of RFC 9112 section 7.1: an incremental decoder, and framing for chunks."""
+"""Decode and frame the chunked transfer coding (RFC 9112 section 7.1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .parse import Headers, parse_fields
 from .policy import DEFAULT_MAX_HEADERFIELD_SIZE, RequestPolicy
 
 LAST_CHUNK = b"0\r\n\r\n"
-# Extensions mean nothing here; a line of them longer than this is not worth reading.
+# Extensions mean nothing here: do not read a longer line of them.
 MAX_CHUNK_LINE = 1024
 
 
@@ -58,8 +58,10 @@ class ChunkedDecoder:
         return self._state is _State.COMPLETE
 
     def feed(self, data: bytes) -> bytes:
-        """The content that *data* adds. Raises InvalidChunkSize, ChunkMissingTerminator, or what
-        parse_fields raises for trailers."""
+        """Return the content that *data* adds.
+
+        Raises InvalidChunkSize, ChunkMissingTerminator, or what parse_fields() raises for trailers.
+        """
         self.check()
         try:
             return self._decode(data)
@@ -68,7 +70,7 @@ class ChunkedDecoder:
             raise
 
     def check(self) -> None:
-        """Raise again what an earlier feed raised."""
+        """Raise the error of an earlier feed() again."""
         if self._error is not None:
             raise self._error
 
@@ -110,7 +112,7 @@ class ChunkedDecoder:
         return -1
 
     def _take_line(self, data: bytes, position: int) -> int:
-        """Handle one line of framing; the offset behind it, or -1 if its end has not come."""
+        """Handle one line of framing; return the offset behind it, or -1 while it is incomplete."""
         in_trailers = self._state is _State.TRAILERS
         limit = self._trailer_limit() if in_trailers else MAX_CHUNK_LINE
         newline = data.find(b"\n", position, position + limit)
@@ -128,7 +130,7 @@ class ChunkedDecoder:
         return newline + 1
 
     def _trailer_limit(self) -> int:
-        # Without a limit on fields, trailers keep the default one; they are rare.
+        # With no limit on fields, trailers keep the default one; they are rare.
         return self.policy.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
 
     def _begin_chunk(self, line: bytes) -> None:
@@ -148,7 +150,7 @@ class ChunkedDecoder:
 
 
 def chunk_size(line: bytes) -> int:
-    """The size that a chunk-size line states, which must end in CRLF. Raises InvalidChunkSize."""
+    """Parse a chunk-size line, which must end in CRLF. Raises InvalidChunkSize."""
     match = CHUNK_LINE_RE.fullmatch(line, 0, len(line) - 2) if line.endswith(b"\r\n") else None
     if match is None:
         raise InvalidChunkSize(line)
@@ -156,5 +158,5 @@ def chunk_size(line: bytes) -> int:
 
 
 def encode_chunk(data: bytes) -> bytes:
-    """*data*, which must not be empty, as one chunk."""
+    """Frame *data*, which must not be empty, as one chunk."""
     return b"%x\r\n%b\r\n" % (len(data), data)

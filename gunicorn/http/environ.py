@@ -19,7 +19,7 @@ _KEYS_MAX = 1024
 
 
 def header_key(name: str) -> str:
-    """The environ's key for the header *name*, which is in upper case."""
+    """Return the key in an environ for the header *name*, which is in upper case."""
     key = _KEYS.get(name)
     if key is None:
         key = "HTTP_" + name.replace("-", "_")
@@ -30,7 +30,7 @@ def header_key(name: str) -> str:
 
 
 def add_headers(environ: Environ, headers: Iterable[tuple[str, str]]) -> None:
-    """Put *headers* (names in upper case) into *environ*, those of the same name joined."""
+    """Put *headers* (names in upper case) into *environ*, and join values of the same name."""
     exact: list[tuple[str, str]] = []
     for name, value in headers:
         key = _KEYS.get(name) or header_key(name)
@@ -41,14 +41,14 @@ def add_headers(environ: Environ, headers: Iterable[tuple[str, str]]) -> None:
             environ[key] += ("; " if name == "COOKIE" else ",") + value
         if "_" in name:
             exact.append((key, value))
-    # A name with an underscore is here because a trusted proxy sets it (or header_map lets all
-    # through). The client's own "Remote-User" must not mix with the proxy's "REMOTE_USER".
+    # A trusted proxy sets a name with an underscore (or header_map lets all through). The client's own
+    # "Remote-User" must not mix with the proxy's "REMOTE_USER".
     for key, value in exact:
         environ[key] = value
 
 
 def split_script_name(path: str, script_name: str) -> tuple[str, str]:
-    """SCRIPT_NAME and PATH_INFO for a request path when the application is mounted at *script_name*.
+    """Split *path* into SCRIPT_NAME and PATH_INFO, for an application mounted at *script_name*.
 
     Raises ConfigurationProblem for a path that lies outside.
     """
@@ -73,7 +73,7 @@ def add_client(environ: Environ, client: Address) -> None:
 
 @lru_cache(maxsize=64)
 def split_server(server: Address) -> tuple[str, str] | None:
-    """Name and port of a listener's address; None for a Unix socket, which has neither."""
+    """Return name and port of a listener's address; None for a Unix socket, which has neither."""
     if isinstance(server, tuple):
         return str(server[0]), str(server[1])
     if isinstance(server, str) and ":" in server and not server.startswith(("/", "@", "\0", "unix:")):
@@ -92,6 +92,6 @@ def add_server(environ: Environ, server: Address, scheme: str) -> None:
 
 
 def split_host(host: str) -> tuple[str, str]:
-    """Host and port of a Host value; an address in brackets keeps them."""
+    """Split the value of Host into host and port; an address keeps its brackets."""
     name, colon, port = host.rpartition(":")
     return (name, port) if colon and "]" not in port else (host, "")

@@ -66,12 +66,12 @@ def is_hoppish(header: str) -> bool:
 
 
 def list_members(value: str) -> list[str]:
-    """The members of a comma-separated field value, lower-case, without the empty ones."""
+    """Split a comma-separated field value into its members, lower-case, without empty ones."""
     return [member for part in value.lower().split(",") if (member := part.strip(" \t"))]
 
 
 def bytes_to_str(b: bytes | str) -> str:
-    """Text of *b* as WSGI has it: one character for each byte."""
+    """Return *b* as WSGI text: one character for each byte."""
     return b if isinstance(b, str) else b.decode("latin-1")
 
 
@@ -85,11 +85,7 @@ def to_bytestring(value: object, encoding: str = "utf8") -> bytes:
 
 
 def unquote_to_wsgi_str(string: str) -> str:
-    """*string* with its percent escapes resolved, still one character for each byte (PEP 3333)."""
+    """Resolve percent escapes; the result has one character for each byte (PEP 3333)."""
     if "%" not in string:
         return string
-    return _ESCAPE_RE.sub(_resolve, string)
-
-
-def _resolve(escape: re.Match[str]) -> str:
-    return chr(int(escape[1], 16))
+    return _ESCAPE_RE.sub(lambda escape: chr(int(escape[1], 16)), string)

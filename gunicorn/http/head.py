@@ -16,7 +16,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 _date: tuple[int, str] = (-1, "")
 
-# Applications send the same few names: each is examined once.
+# Applications send the same few names: check each once.
 _NAMES: dict[str, str] = {}
 _NAMES_MAX = 1024
 _CODES: dict[str, int] = {}
@@ -24,13 +24,13 @@ _CODES_MAX = 128
 
 
 def http_date(timestamp: float | None = None) -> str:
-    """*timestamp* (seconds since the epoch; None: now) as an IMF-fixdate of RFC 9110 section 5.6.7."""
+    """Format *timestamp* (seconds since the epoch; None: now) as an IMF-fixdate (RFC 9110 section 5.6.7)."""
     year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(timestamp)
     return f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} {hour:02}:{minute:02}:{second:02} GMT"
 
 
 def current_date() -> str:
-    """http_date() of now, made once a second."""
+    """Return http_date() of now, made once a second."""
     global _date
     now = time.time()
     second, text = _date
@@ -58,16 +58,16 @@ def check_status(status: str) -> int:
 
 
 def check_header(name: str, value: str) -> tuple[str, str]:
-    """The lower-case name and the stripped value of a header that an application gave.
+    """Return the lower-case name and the stripped value of an application's header.
 
-    Raises TypeError for what is no str, InvalidHeaderName or InvalidHeader for text that would
-    break the head apart.
+    Raises TypeError for anything but str, InvalidHeaderName or InvalidHeader for text that would break the
+    head apart.
     """
     lower = _NAMES.get(name) if type(name) is str else None
     if lower is None:
         lower = _check_name(name)
     if type(value) is str and value.isascii() and value.isprintable():
-        return lower, value.strip(" ")  # nearly always, and sooner known than by the expression
+        return lower, value.strip(" ")  # nearly always, and faster than the expression
     if not isinstance(value, str):
         raise TypeError(f"the value of header {name!a} must be a str, not {type(value).__name__}")
     if not FIELD_VALUE_RE.fullmatch(value):
@@ -99,18 +99,18 @@ def forbids_length(method: str, code: int | None) -> bool:
 
 
 def field_lines(headers: Iterable[tuple[str, str]]) -> str:
-    """*headers*, already checked, as lines."""
+    """Join *headers*, already checked, into lines."""
     parts: list[str] = []
     for name, value in headers:
         parts += (name, ": ", value, "\r\n")
-    # Not formatted: a string of a class of its own could say something else then.
+    # Do not format them: a subclass of str may format as something else.
     return "".join(parts)
 
 
 def encode_head(lines: str) -> bytes:
-    """The bytes of a head whose lines are given without the final empty one.
+    """Encode the lines of a head and add the final empty one.
 
-    Raises UnicodeEncodeError for what is not Latin-1 (PEP 3333 allows no other text).
+    Raises UnicodeEncodeError for text that is not Latin-1, which PEP 3333 does not allow.
     """
     return f"{lines}\r\n".encode("latin-1")
 
@@ -119,7 +119,7 @@ _IN_HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;",
 
 
 def error_response(status: int, reason: str, text: str) -> bytes:
-    """A complete response, its connection closing, that tells a client what went wrong."""
+    """Return a complete response that tells a client what went wrong, and closes the connection."""
     title = f"{status} {reason.translate(_IN_HTML)}"
     body = (
         f"<!DOCTYPE html>\n<html>\n<head><title>{title}</title></head>\n"

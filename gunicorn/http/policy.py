@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The rules for requests that a worker accepts, taken from the configuration once."""
+"""The limits, switches and trust for requests, taken from the configuration once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_REQUEST_LINE = 8190
 MAX_HEADERS = 32768
 DEFAULT_MAX_HEADERFIELD_SIZE = 8190
 
-# "Unlimited" and products of large limits end here: one connection must not take the memory of all.
+# "Unlimited" ends here, and so do products of large limits: one connection must not take all memory.
 HARD_MAX_REQUEST_LINE = 1 << 20
 HARD_MAX_HEADER_BYTES = 16 << 20
 
@@ -26,9 +26,9 @@ PeerAddress = Any  # a socket address: tuple for TCP, str or bytes for a Unix so
 
 
 class AllowList:
-    """Addresses and networks of peers that are trusted; a peer without an address always is.
+    """Addresses and networks of trusted peers. A peer without an address is trusted, too.
 
-    ``*`` trusts everyone. Raises ValueError for an entry that is no address and no network.
+    ``*`` trusts every peer. Raises ValueError for an entry that is no address and no network.
     """
 
     __slots__ = ("_addresses", "_anyone", "_in_networks", "_networks")
@@ -44,13 +44,13 @@ class AllowList:
         addresses |= {f"::ffff:{address}" for address in addresses if "." in address and ":" not in address}
         self._addresses = frozenset(addresses)
         self._networks = [_network(name) for name, address in single.items() if not address]
-        # Each request asks, and few peers have many of them: proxies.
+        # Asked for each request. Nearly all come from the same few proxies.
         self._in_networks = lru_cache(maxsize=256)(self._in_network)
 
     def allows(self, peer: PeerAddress) -> bool:
         """Whether *peer*, an address as the socket module gives it, is trusted."""
         if self._anyone or not isinstance(peer, tuple):
-            # A peer on a Unix socket was let in by its file mode.
+            # The file mode of a Unix socket has let the peer in.
             return True
         host = peer[0]
         if host in self._addresses:
@@ -71,7 +71,7 @@ class AllowList:
 
 
 def _canonical(text: str) -> str:
-    """The address *text* as the system writes it, or "" where it is no single address."""
+    """Return the address *text* as the system writes it; "" if it is no single address."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             return socket.inet_ntop(family, socket.inet_pton(family, text))
@@ -81,17 +81,17 @@ def _canonical(text: str) -> str:
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    # Most lists have none.
+    # Not at the top: most lists have no network.
     import ipaddress
 
     return ipaddress.ip_network(text, strict=False)
 
 
 class RequestPolicy:
-    """Limits, switches and trust that govern how a request is read.
+    """How to read a request.
 
-    A limit of 0 is none, up to the hard bounds of this module. Sizes are bytes; the line's
-    without, a field's with its CRLF.
+    A limit of 0 is none, up to the hard bounds of this module. Sizes are bytes; that of the line without its
+    CRLF, that of a field with it.
     """
 
     def __init__(
@@ -130,16 +130,16 @@ class RequestPolicy:
         self.forwarded_allow = forwarded_allow or AllowList("127.0.0.1,::1")
         self.proxy_protocol = proxy_protocol
         if proxy_protocol:
-            # Import the parser of headers here, once for all workers, and not in each within a request.
+            # Import what parses a header before the fork, not in each worker within a request.
             import ipaddress  # noqa: F401
         self.proxy_allow = proxy_allow or AllowList("127.0.0.1,::1")
         self.default_scheme = default_scheme
-        # Derived, so that the hot path compares plain numbers.
+        # So that each request compares plain numbers.
         self.max_line = line or HARD_MAX_REQUEST_LINE
         self.max_field = size or HARD_MAX_HEADER_BYTES
         product = fields * (size + 2) + 4 if size else HARD_MAX_HEADER_BYTES
         self.max_header_bytes = min(product, HARD_MAX_HEADER_BYTES)
-        # secure_scheme_headers by the environ's keys. A name with an underscore has none of its own there.
+        # By keys of the environ, where a name with an underscore has none of its own.
         schemes = self.secure_scheme_headers.items()
         self.scheme_fields = tuple([(header_key(name), value) for name, value in schemes if "_" not in name])
         self.scheme_keys = frozenset(key for key, _ in self.scheme_fields)
@@ -149,14 +149,14 @@ class RequestPolicy:
         return name in self.forwarder_headers or "*" in self.forwarder_headers
 
     def without_proxy_protocol(self) -> RequestPolicy:
-        """The same, for a connection that has had its PROXY header."""
+        """Return the policy for a connection that has had its PROXY header."""
         policy = copy.copy(self)
         policy.proxy_protocol = False
         return policy
 
 
 def normalize_limits(line: int, fields: int, size: int) -> tuple[int, int, int]:
-    """The three ``limit_request_*`` settings brought into the range that is documented for them."""
+    """Bring the three ``limit_request_*`` settings into their documented range."""
     if line < 0 or line > MAX_REQUEST_LINE:
         line = MAX_REQUEST_LINE
     if fields <= 0 or fields > MAX_HEADERS:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The PROXY protocol, versions 1 (a line of text) and 2 (binary), by HAProxy's specification.
+"""Parse the PROXY protocol, versions 1 (a line of text) and 2 (binary), by HAProxy's specification.
 
-Pure: bytes in, the described connection out. Whether the peer may say such things is not asked here.
+Pure: bytes in, the described connection out. The caller checks whether the peer is trusted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PORT_RE = re.compile(r"0|[1-9][0-9]{0,4}")
 
 
 class ProxyInfo(NamedTuple):
-    """The connection as the proxy accepted it: *client* is who connected to *proxy*."""
+    """The connection that the proxy accepted: from *client* to *proxy*."""
 
     protocol: str
     client_addr: str
@@ -32,7 +32,7 @@ class ProxyInfo(NamedTuple):
     proxy_port: int
 
     def as_dict(self) -> dict[str, str | int]:
-        """The shape of ``Request.proxy_protocol_info``."""
+        """Return it as ``Request.proxy_protocol_info`` has it."""
         return {
             "proxy_protocol": self.protocol,
             "client_addr": self.client_addr,
@@ -43,7 +43,7 @@ class ProxyInfo(NamedTuple):
 
 
 def starts_proxy_header(buffer: bytes | bytearray) -> bool | None:
-    """Whether *buffer* starts with a PROXY header; None while too few bytes are there to tell."""
+    """Whether *buffer* starts with a PROXY header; None while there are too few bytes to tell."""
     for prefix in (V1_PREFIX, V2_SIGNATURE):
         if buffer.startswith(prefix):
             return True
@@ -53,9 +53,9 @@ def starts_proxy_header(buffer: bytes | bytearray) -> bool | None:
 
 
 def split_proxy_header(buffer: bytes | bytearray) -> tuple[int, ProxyInfo | None] | None:
-    """The length of the PROXY header at the start of *buffer* and what it says; None while incomplete.
+    """Return the length and the content of the PROXY header at the start of *buffer*; None while incomplete.
 
-    The info is None for ``UNKNOWN`` and ``LOCAL``, where the socket's own addresses hold. Raises
+    The content is None for ``UNKNOWN`` and ``LOCAL``: the addresses of the socket hold. Raises
     InvalidProxyLine as soon as no further bytes can make it valid.
     """
     if V2_SIGNATURE.startswith(bytes(buffer[: len(V2_SIGNATURE)])):
@@ -72,7 +72,7 @@ def split_proxy_header(buffer: bytes | bytearray) -> tuple[int, ProxyInfo | None
 
 
 def parse_v1(line: str) -> ProxyInfo | None:
-    """The info of one version 1 line, without its CRLF. Raises InvalidProxyLine."""
+    """Parse a version 1 line, without its CRLF. Raises InvalidProxyLine."""
     fields = line.split(" ")
     if fields[0] != "PROXY" or len(fields) < 2:
         raise InvalidProxyLine(line)
@@ -117,7 +117,7 @@ def _v2_addresses(family: int, payload: bytes) -> ProxyInfo | None:
     elif family == 0x21:
         size, name = 16, "TCP6"
     elif family in (0x00, 0x12, 0x22, 0x31, 0x32):
-        # Unspecified, datagrams, Unix sockets: valid, and nothing that an environ could say.
+        # Unspecified, datagrams, Unix sockets: valid, but an environ has no place for them.
         return None
     else:
         raise InvalidProxyLine(bytes([family]))

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""TLS connections behind a proxy whose PROXY header comes in the clear, before the handshake.
+"""Read a PROXY header that comes in the clear before the TLS handshake.
 
-That is where the specification of the protocol has it, and proxies that pass TLS on unread put it there. A
-socket of these classes takes it off the connection as the first part of the handshake. Not one byte behind
-the header may be received with it, because TLS reads the descriptor itself.
+The specification of the protocol puts it there, and so do proxies that pass TLS on unread. A socket of these
+classes receives it as the first part of the handshake, and not one byte more: TLS reads the descriptor.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from .errors import ForbiddenProxyRequest, InvalidProxyLine
 from .policy import AllowList, policy_for
 from .proxyproto import V1_PREFIX, V2_SIGNATURE, ProxyInfo, split_proxy_header, starts_proxy_header
 
-# More than any header has.
+# More than the longest header.
 _PEEK = 8192
-# No record of TLS begins so.
+# No TLS record begins with them.
 _FIRST_BYTES = (V1_PREFIX[:1], V2_SIGNATURE[:1])
 
 
@@ -52,11 +51,11 @@ class ProxiedSocket:
         super().do_handshake(*args, **kwargs)  # type: ignore[misc]
 
     def _receive_header(self, sock: Any) -> None:
-        """Receive the part of a header that has arrived; raises BlockingIOError if there is none."""
+        """Receive the part of a header that has arrived. Raises BlockingIOError if there is none."""
         plain = getattr(sock, "_sock", sock)
         data = _socket.socket.recv(plain, _PEEK, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         if not self._header and data[:1] not in _FIRST_BYTES:
-            self._header_over = True  # none, or the end of the connection: TLS finds that out
+            self._header_over = True  # none, or the end of the connection, which TLS will find
             return
         header = self._header + data
         if not self._header and not self.proxy_allow.allows(peer := sock.getpeername()):
@@ -64,7 +63,7 @@ class ProxiedSocket:
         if not data or starts_proxy_header(header) is False:
             raise InvalidProxyLine(header[:120])
         found = split_proxy_header(header)
-        # While it is incomplete all of it belongs to it.
+        # All that has arrived belongs to an incomplete header.
         end = len(header) if found is None else found[0]
         self._header += _socket.socket.recv(plain, end - len(self._header), socket.MSG_DONTWAIT)
         if found is not None:
@@ -73,8 +72,8 @@ class ProxiedSocket:
 
 
 def _wait(sock: Any) -> None:
-    """Wait until something arrives, as long as the socket's timeout says."""
-    # Asked of the module: gevent puts its own there.
+    """Wait for input, as long as the timeout of the socket says."""
+    # By attribute of the module: gevent replaces it there.
     waiting = select.poll()
     waiting.register(sock.fileno(), select.POLLIN)
     timeout = sock.gettimeout()

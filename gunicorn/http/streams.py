@@ -15,7 +15,7 @@ _PLAIN_FILES = (io.BufferedReader, io.BufferedRandom, io.FileIO)
 
 
 class FileWrapper:
-    """``wsgi.file_wrapper``: the content of *filelike*, sent by the system itself where it can be."""
+    """``wsgi.file_wrapper``: the content of *filelike*, which the system sends itself where it can."""
 
     def __init__(self, filelike: Any, blksize: int = 8192) -> None:
         self.filelike = filelike
@@ -29,7 +29,7 @@ class FileWrapper:
 
 
 class WSGIErrorsWrapper(io.RawIOBase):
-    """``wsgi.errors``: writes text unchanged to the outputs of the error log.
+    """``wsgi.errors``: write text unchanged to the outputs of the error log.
 
     One object serves all requests of a worker. It looks the streams up when it writes, so that it follows a
     reopened log, and it cannot be closed.
@@ -52,7 +52,7 @@ class WSGIErrorsWrapper(io.RawIOBase):
             try:
                 stream.write(data)
             except UnicodeError:
-                # The log's encoding may be ASCII; what cannot be said in it is escaped.
+                # The log's encoding may be ASCII: escape other characters.
                 encoding = getattr(stream, "encoding", None) or "ascii"
                 stream.write(data.encode(encoding, "backslashreplace").decode(encoding))
             stream.flush()
@@ -62,17 +62,17 @@ class WSGIErrorsWrapper(io.RawIOBase):
         return True
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: nothing is buffered."""
 
     def close(self) -> None:
-        """Not closed by one application: others write here."""
+        """Do nothing: other applications write here."""
 
 
 def file_span(filelike: Any) -> tuple[int, int] | None:
-    """Offset and number of bytes that are left of a regular file; None for anything else.
+    """Return the offset and the number of bytes left of a regular file; None for anything else.
 
-    Only the exact types that open() and tempfile make count. Wrappers and subclasses may have a descriptor
-    whose content differs from what they read (gzip, decryption, ranges).
+    Accept only the exact types that open() and tempfile make. The descriptor of a wrapper or a subclass may
+    have other content than its read() (gzip, decryption, ranges).
     """
     if type(filelike).__module__ == "tempfile":
         filelike = getattr(filelike, "file", filelike)
@@ -84,7 +84,7 @@ def file_span(filelike: Any) -> tuple[int, int] | None:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or not (status.st_blocks or _ends_at(fd, status.st_size)):
             return None
-        # The object's own position: a buffered reader's descriptor is ahead of it.
+        # Not lseek(): the descriptor of a buffered reader is ahead.
         offset = filelike.tell()
     except (OSError, ValueError):
         return None
@@ -92,8 +92,8 @@ def file_span(filelike: Any) -> tuple[int, int] | None:
 
 
 def _ends_at(fd: int, size: int) -> bool:
-    """Whether a file that takes no place on a disk has *size* bytes, as its status says.
+    """Whether a file without blocks on a disk has *size* bytes, as its status says.
 
-    Files in /proc say 0, and those in /sys the size of a page: what they hold is made by reading.
+    Files in /proc and /sys have not: their status says 0 or the size of a page.
     """
     return len(os.pread(fd, 2, max(0, size - 1))) == min(size, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sources of bytes that take back bytes that were read too far."""
+"""Read from sources of bytes, and put back bytes that were read too far."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ READ_SIZE = 65536
 
 
 class Unreader:
-    """Bytes from ``chunk()``, which subclasses give, before them whatever was put back."""
+    """Reads what was put back, and then from ``chunk()``, which subclasses define."""
 
     def __init__(self) -> None:
-        # : The bytes that can be read without asking the source.
+        #: Bytes to be read before the source is asked.
         self.pending = b""
-        #: What the connection's requests have in common for an application; whoever makes environs keeps it.
+        #: What the environs of the connection's requests have in common; wsgi.create() keeps it here.
         self.common: Any = None
 
     def chunk(self) -> bytes:
-        """The next bytes of the source, at least one; empty at its end."""
+        """Return the next bytes of the source, at least one; empty at its end."""
         raise NotImplementedError
 
     def read(self, size: int | None = None) -> bytes:
-        """Return *size* bytes, fewer only at the end; with None or less than 0 the next bytes, of any
-        length.
-        """
+        """Return *size* bytes, fewer only at the end; for None or less than 0 any number of bytes."""
         if size is not None and not isinstance(size, int):
             raise TypeError(f"size must be an int or None, not {type(size).__name__}")
         if size is None or size < 0:
@@ -45,13 +43,13 @@ class Unreader:
         return b"".join(parts)
 
     def read_some(self, limit: int = READ_SIZE) -> bytes:
-        """At least one byte and at most *limit*, waiting only for the first; empty at the end."""
+        """Return from 1 to *limit* bytes, waiting only for the first; empty at the end."""
         data = self.pending or self._receive(limit)
         self.pending = data[limit:]
         return data[:limit]
 
     def unread(self, data: bytes) -> None:
-        """Put *data* back: it is read next."""
+        """Put *data* back, to be read next."""
         if data:
             self.pending = bytes(data) + self.pending
 
@@ -60,10 +58,9 @@ class Unreader:
 
 
 class SocketUnreader(Unreader):
-    """Reads from a socket, whose timeout holds and whose errors pass through, marked."""
+    """Reads from a socket, whose timeout holds. Its errors are marked as those of the connection."""
 
-    #: Receives at most so many bytes of a body from the socket, waiting as the worker sees fit. Without, as
-    #: the socket's timeout says.
+    #: Receives up to so many bytes of a body, waiting as the worker decides; None: as the socket does.
     receive: Callable[[Any, int], bytes] | None = None
 
     def __init__(self, sock: Any, max_chunk: int = 8192) -> None:
@@ -74,7 +71,7 @@ class SocketUnreader(Unreader):
             raise ValueError("max_chunk must be positive")
         self.sock = sock
         self.mxchunk = max_chunk
-        #: Whether something was received here; for those who receive a part by themselves.
+        #: Whether something was received here. A worker that receives heads itself resets it.
         self.asked = False
 
     def chunk(self) -> bytes:
@@ -86,7 +83,7 @@ class SocketUnreader(Unreader):
         return data
 
     def _receive(self, limit: int) -> bytes:
-        # A body may ask for more at once than a head is worth.
+        # For a body: more at once than for a head.
         size = min(limit, READ_SIZE)
         self.asked = True
         try:
@@ -104,7 +101,7 @@ class IterUnreader(Unreader):
         self.iter: Iterator[bytes] | None = iter(iterable)
 
     def chunk(self) -> bytes:
-        # An empty item is no end, though empty bytes would be read as one.
+        # An empty item is no end, but would be taken for one.
         for data in self.iter or ():
             if data:
                 return data
