@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The errors of a message; each knows its own answer.
+"""The errors of a message, each with its own answer.
 
-Every class carries ``status`` and ``reason`` for the status line and ``text``, a sentence that
-is safe to show to the client: it never repeats what the client sent. ``str(error)`` is for the log.
+Every class has ``status`` and ``reason`` for the status line, and ``text``, a sentence for the client that
+never repeats what it sent. ``str(error)`` is for the log.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def is_of_connection(error: BaseException) -> bool:
 
 
 class ClientAnswer:
-    """The answer that an error leads to; mixed into every class of this module."""
+    """The answer to an error; mixed into every class of this module."""
 
     status: int = 400
     reason: str = "Bad Request"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A request read from a connection: the head parsed, the body ready to be read."""
+"""Read a request from a connection: parse its head, and make its body ready to be read."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ METHOD_BADCHAR_RE = grammar.UNCONVENTIONAL_METHOD_RE
 VERSION_RE = grammar.HTTP_VERSION_RE
 RFC9110_5_5_INVALID_AND_DANGEROUS = grammar.CONTROLS_RE
 
-# The most to read of a body that the application left, so that the connection can serve another request.
+# The most to discard of an unread body so that the connection can serve another request.
 DRAIN_LIMIT = 256 * 1024
 
 
 class Message:
-    """The base of requests; it reads itself from *unreader* at once.
+    """The base of requests; reads itself from *unreader* at once.
 
-    It is the *req_number*-th of its connection. *policy* and *proxy_info* are found if they are not given.
+    It is the *req_number*-th of its connection. *policy* and *proxy_info* spare finding them again.
     """
 
-    # Set by whoever reads the head. Until Python 3.12 what a class has, too, is found slowly in its objects.
+    # Set in parse(). Only declared: until Python 3.12, an attribute that the class has, too, is found slowly.
     version: tuple[int, int]
     head: RequestHead | None
 
@@ -80,7 +80,7 @@ class Message:
         self.scheme = policy.default_scheme
         self.body: Body
         self._headers: Headers | None = None
-        #: What the head says; None where a parse() of somebody else's has read it.
+        #: None if the parse() of a subclass has read the head in its own way.
         self.head = None
         self.must_close = False
         self.proxy_info = proxy_info
@@ -103,12 +103,12 @@ class Message:
 
     @property
     def fields(self) -> dict[str, str] | None:
-        """The fields as an environ has them; None if that takes thought, or ``headers`` may be changed."""
+        """As in RequestHead; None also once ``headers`` was read, because a hook may change that list."""
         return self.head.fields if self._headers is None and self.head is not None else None
 
     @cached_property
     def trailers(self) -> Headers:
-        """The fields behind a chunked body, once that has been read."""
+        """The fields after a chunked body, once that has been read."""
         return []
 
     @cached_property
@@ -124,11 +124,11 @@ class Message:
         self.must_close = True
 
     def parse(self, unreader: Unreader) -> bytes:
-        """Read the head from *unreader*; returns the bytes that came after it."""
+        """Read the head from *unreader*; return the bytes that came after it."""
         raise NotImplementedError
 
     def parse_headers(self, data: bytes, from_trailer: bool = False) -> Headers:
-        """The fields in *data*, their final empty line being optional."""
+        """Parse the fields in *data*; their final empty line is optional."""
         if not data.endswith(b"\r\n\r\n"):
             data += b"\r\n" if data.endswith(b"\r\n") or not data else b"\r\n\r\n"
         trusted = not from_trailer and self.policy.forwarded_allow.allows(self.peer_addr)
@@ -150,9 +150,9 @@ class Message:
 
 
 class Request(Message):
-    """One request. Raises ParseException for a bad one, NoMoreData if the peer ends within it.
+    """A request. Raises ParseException for a malformed one, NoMoreData if the connection ends within it.
 
-    On a connection that ended cleanly NoMoreData has an empty ``buf``.
+    At a clean end of the connection, NoMoreData has an empty ``buf``.
     """
 
     method: str
@@ -162,7 +162,7 @@ class Request(Message):
 
     @cached_property
     def fragment(self) -> str:
-        """What follows "#" in the target."""
+        """The part of the target after "#"."""
         return self.head.fragment if self.head is not None else ""
 
     @property
@@ -233,9 +233,9 @@ class Request(Message):
     def drain(self, limit: int = DRAIN_LIMIT, timeout: float | None = None) -> bool:
         """Discard the rest of the body; True if another request can follow.
 
-        At most about *limit* bytes are read, within *timeout* seconds (0: only what has arrived; None: the
-        socket's own timeout for each read). Nothing is read of a body that is known to be longer, or that
-        the client holds back until a 100. Raises nothing.
+        Read at most about *limit* bytes, within *timeout* seconds (0: only what has arrived; None:
+        the socket's timeout for each read). Read nothing of a body that is known to be longer, or that the client
+        holds back until a 100. Raises nothing.
         """
         body = self.body
         if body.finished:
@@ -253,7 +253,7 @@ class Request(Message):
             return False
 
     def _drain_until(self, sock: Any, limit: int, deadline: float) -> bool:
-        """Discard within a deadline for the whole, which a socket's timeout for one read is not."""
+        """Discard within a deadline for all reads together; a socket's timeout is for each."""
         before = sock.gettimeout()
         try:
             while limit > 0:
@@ -265,10 +265,10 @@ class Request(Message):
         finally:
             sock.settimeout(before)
 
-    # What follows is the reference interface, for subclasses and tests that drive the parts by hand.
+    # The rest is the public interface, for subclasses that drive the parts by hand.
 
     def get_data(self, unreader: Unreader, buf: io.BytesIO, stop: bool = False) -> None:
-        """Add what comes next to *buf*; at the end StopIteration if *stop*, else NoMoreData."""
+        """Append the next bytes to *buf*; at the end raise StopIteration if *stop*, else NoMoreData."""
         data = unreader.read()
         if not data:
             if stop:
@@ -277,11 +277,11 @@ class Request(Message):
         buf.write(data)
 
     def read_line(self, unreader: Unreader, buf: io.BytesIO, limit: int = 0) -> tuple[bytes, bytes]:
-        """The first line of *buf* and what follows it, read on as needed. *limit* 0 is none."""
+        """Split the first line from *buf*, reading on as needed. A *limit* of 0 is none."""
         while True:
             data = buf.getvalue()
             end = data.find(b"\r\n")
-            size = end if end >= 0 else len(data) - 1  # a lone CR may be the end's first half
+            size = end if end >= 0 else len(data) - 1  # a lone CR may be the first half of the end
             if size > limit > 0:
                 raise LimitRequestLine(size, limit)
             if end >= 0:

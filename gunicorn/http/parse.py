@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Parse the head of a request: bytes in, a RequestHead out. No socket inside.
 
-``HeadGatherer`` collects bytes until a head is complete, wherever they come from; ``parse_head``
-reads a complete one. The fast way takes the heads that clients really send, by what the interpreter does
-in one step for all fields at once, and never raises; for whatever is not plainly sound it gives way to
-the exact one, which finds the error or takes what the configuration permits.
+``HeadGatherer`` collects bytes until a head is complete, and ``parse_head`` reads a complete one. It tries
+``fast_head`` first, which looks at all fields at once where it can and never raises. Every head that is not
+plainly sound is left to ``exact_head``, which finds the error or accepts what the configuration permits.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from .proxyproto import ProxyInfo, split_proxy_header, starts_proxy_header
 Headers = list[tuple[str, str]]
 
 HEAD_END = b"\r\n\r\n"
-# RFC 9112 section 2.2 asks for patience with at least one; endless ones are no request.
+# RFC 9112 section 2.2: a server should ignore at least one. An endless row of them is no request.
 MAX_EMPTY_LINES = 2
 
 _BARE_LF_RE = re.compile(rb"(?<!\r)\n")
@@ -42,10 +41,10 @@ _UNPRINTABLE = bytes(code for code in range(256) if not chr(code).isprintable())
 _ORDINARY_METHOD_RE = re.compile("[A-Z]{3,20}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-# Clients choose what these remember, so they must not grow with them.
+# Clients choose what these hold: keep them from growing.
 _KEYS: dict[str, str] = {}  # name as sent -> key in the environ
 _KEYS_MAX = 1024
-_HOSTS: set[str] = set()  # values of Host that were found sound
+_HOSTS: set[str] = set()  # valid values of Host
 _HOSTS_MAX = 64
 
 _FRAMING = frozenset({"HOST", "CONTENT-LENGTH", "TRANSFER-ENCODING", "CONNECTION", "EXPECT"})
@@ -55,9 +54,9 @@ _VERSIONS = {"HTTP/1.0": _V10, "HTTP/1.1": _V11}
 
 
 class RequestHead:
-    """What the head of a request says. Text has one character for each byte received."""
+    """The head of a request, parsed. Text has one character for each byte received."""
 
-    # All in the object itself: until Python 3.12, what only the class has is found slowly.
+    # All in the object: until Python 3.12, attributes of the class are found slowly.
     __slots__ = (
         "_headers",
         "_lines",
@@ -91,7 +90,7 @@ class RequestHead:
         self.chunked = False
         self.scheme = "http"
         self.expect_continue = False
-        #: The fields as an environ has them, where that needs no thought: each once, no underscore in a name.
+        #: The fields as an environ has them; None if one came twice or has an underscore in its name.
         self.fields: dict[str, str] | None = None
         #: Whether the connection ends with this request (RFC 9112 section 9.3).
         self.should_close = version <= _V10
@@ -100,7 +99,7 @@ class RequestHead:
 
     @property
     def headers(self) -> Headers:
-        """Names in upper case, in the order received. Made when they are first asked for."""
+        """The fields in the order received, names in upper case; made when first asked for."""
         if self._headers is None:
             pairs = [line.partition(": ") for line in self._lines]
             self._headers = [(name.upper(), value) for name, _, value in pairs]
@@ -123,18 +122,18 @@ def find_head_end(buffer: bytes | bytearray, start: int = 0) -> int:
 
 
 def whole_head(data: bytes, policy: RequestPolicy, first: bool) -> int:
-    """The end of the head that *data* begins with, in the usual case that all of it came in one piece.
+    """Return the end of the head that *data* begins with, in the usual case that it came in one piece.
 
-    0 where a HeadGatherer is needed: more has to come, or something may precede the head, as a PROXY header
-    may if *first* is true.
+    Returns 0 if a HeadGatherer is needed: more has to come, or something may precede the head. A PROXY header
+    may precede the *first* one.
     """
     index = data.find(HEAD_END)
-    # At 0 there would be empty lines.
+    # At 0 there are empty lines.
     return index + 4 if index > 0 and not (first and policy.proxy_protocol) else 0
 
 
 def skip_empty_lines(buffer: bytes | bytearray, offset: int = 0) -> int:
-    """*offset* moved behind the few empty lines that may precede a request line."""
+    """Move *offset* behind the few empty lines that may precede a request line."""
     for _ in range(MAX_EMPTY_LINES):
         if not buffer.startswith(b"\r\n", offset):
             break
@@ -150,7 +149,7 @@ def check_partial_head(buffer: bytes | bytearray, policy: RequestPolicy, start: 
     begin = skip_empty_lines(buffer)
     if begin == len(buffer):
         return
-    # A TLS hello or other noise would else be waited on until the timeout.
+    # Do not wait for the rest of a TLS hello or other noise.
     lone_cr = len(buffer) == begin + 1 and buffer[begin] == 0x0D  # the start of an empty line
     if not lone_cr and not grammar.TOKEN_BYTES_RE.match(buffer, begin):
         raise InvalidRequestLine(bytes(buffer[begin : begin + 120]))
@@ -162,17 +161,17 @@ def check_partial_head(buffer: bytes | bytearray, policy: RequestPolicy, start: 
     if len(buffer) - line_end > policy.max_header_bytes:
         raise LimitRequestHeaders(f"header fields of more than {policy.max_header_bytes} bytes")
     bare = _BARE_LF_RE.search(buffer, max(begin, start))
-    # Behind a bare LF there may never come the CRLF CRLF that would end the head.
+    # After a bare LF, the CRLF CRLF that ends a head may never come.
     if bare is not None:
         line = bytes(buffer[begin : bare.start() + 1])
         raise InvalidRequestLine(line) if bare.start() <= line_end else InvalidHeader(line[-120:])
 
 
 class HeadGatherer:
-    """Collects the bytes of one head, with a PROXY header before it where one may stand.
+    """Collects the bytes of one head, and of a PROXY header before it where one is allowed.
 
-    Feed it until it says True; then ``buffer`` holds everything received, ``head_start`` and
-    ``head_end`` bound the head, and what follows belongs to the body or to the next request.
+    Once feed() returns True, ``buffer`` holds all that was received, and ``head_start`` and ``head_end`` are
+    the ends of the head. The body or the next request follows.
     """
 
     __slots__ = (
@@ -197,7 +196,7 @@ class HeadGatherer:
         self._checked = 0
 
     def feed(self, data: bytes) -> bool:
-        """Add *data*; True once the head is complete. Raises ParseException for a hopeless one."""
+        """Add *data*; True once the head is complete. Raises ParseException if it cannot become valid."""
         if not self.buffer:
             self.buffer = data  # nearly always the whole head: no copy
         else:
@@ -219,11 +218,11 @@ class HeadGatherer:
         return True
 
     def head(self) -> bytes:
-        """The complete head, its final empty line included."""
+        """Return the complete head with its final empty line."""
         return bytes(self.buffer[self.head_start : self.head_end])
 
     def rest(self) -> bytes:
-        """The bytes received after the head."""
+        """Return the bytes received after the head."""
         return bytes(self.buffer[self.head_end :])
 
     def _take_proxy_header(self) -> bool:
@@ -241,7 +240,7 @@ class HeadGatherer:
 
 
 def parse_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> RequestHead:
-    """The head that *block* holds, whole, its final empty line included.
+    """Parse *block*, a whole head with its final empty line.
 
     *trusted*: the peer is named by ``forwarded_allow_ips``. Raises ParseException subclasses.
     """
@@ -249,11 +248,11 @@ def parse_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> Re
 
 
 def fast_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> RequestHead | None:
-    """As exact_head for an ordinary, sound head; None where one must look line by line."""
+    """Parse an ordinary, sound head as exact_head() does; None for any other."""
     text = block.decode("latin-1")
     lines = text.split("\r\n")
-    # Space around a value, tabs and most non-ASCII characters are rare enough for the exact parser. If the
-    # line ends account for all unprintable characters, there is no bare CR or LF.
+    # If the line ends are all unprintable characters that there are, there is no bare CR or LF. A few other
+    # characters, and space around a value, are rare and left to the exact parser.
     if len(block) - len(block.translate(None, _UNPRINTABLE)) != 2 * (len(lines) - 1):
         return None
     if ":  " in text or " \r\n" in text:
@@ -291,7 +290,7 @@ def fast_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> Req
 
 
 def _key_of(name: str) -> str | None:
-    """Return the environ's key for a name as sent; None if the exact parser must decide."""
+    """Return the key in an environ for a name as sent; None if the exact parser must decide."""
     # The policy decides about underscores.
     if "_" in name or not grammar.TOKEN_RE.fullmatch(name):
         return None
@@ -302,7 +301,7 @@ def _key_of(name: str) -> str | None:
 
 
 def _take_framing(head: RequestHead, fields: dict[str, str], policy: RequestPolicy, trusted: bool) -> bool:
-    """As ``_interpret()`` for *fields* of which each is there once; False where all is not plainly sound."""
+    """Do what _interpret() does for *fields* that all differ; False unless all is plainly sound."""
     is_11 = head.version is _V11
     host = fields.get("HTTP_HOST")
     if host is None:
@@ -348,7 +347,7 @@ def _is_sound_host(host: str) -> bool:
 
 
 def exact_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> RequestHead:
-    """The head in *block*, read line by line; takes all that *policy* permits and names each fault."""
+    """Parse *block* line by line: accept what *policy* permits, and raise for the rest."""
     begin = skip_empty_lines(block)
     line, _, fields = block[begin:].partition(b"\r\n")
     head = parse_request_line(line, policy)
@@ -362,9 +361,9 @@ def exact_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> Re
 def checked_head(
     line: tuple[str, str, str], headers: Headers, policy: RequestPolicy, trusted: bool = False
 ) -> RequestHead:
-    """The head that another parser has read: *line* is method, target and version.
+    """Check a head that another parser has read: *line* is method, target and version.
 
-    Raises what exact_head() raises, but for names with an underscore, which it leaves where they are.
+    Raises what exact_head() raises, but keeps names with an underscore.
     """
     method, target, version = line
     if (size := len(" ".join(line))) > policy.max_line:
@@ -382,14 +381,14 @@ def checked_head(
 
 
 def parse_request_line(line: bytes, policy: RequestPolicy) -> RequestHead:
-    """A RequestHead without fields from the request line, its CRLF taken off."""
+    """Parse a request line, without its CRLF, into a RequestHead without fields."""
     if len(line) > policy.max_line:
         raise LimitRequestLine(len(line), policy.max_line)
     if b"\n" in line or b"\r" in line:
         raise InvalidRequestLine(line)
     parts = line.decode("latin-1").split(" ")
-    # RFC 9112 section 3 lets lenient parsers split on any white space; exactly one SP leaves
-    # no two ways of reading the line.
+    # RFC 9112 section 3 lets lenient parsers split on any white space. With exactly one SP, there is only one
+    # way to read the line.
     if len(parts) != 3 or not parts[1]:
         raise InvalidRequestLine(line)
     method = check_method(parts[0], policy)
@@ -425,10 +424,10 @@ def check_version(text: str, policy: RequestPolicy) -> tuple[int, int]:
 
 
 def split_target(method: str, target: str) -> tuple[str, str, str, str | None]:
-    """Path, query, fragment and authority of a request target (RFC 9112 section 3.2)."""
+    """Split a request target into path, query, fragment and authority (RFC 9112 section 3.2)."""
     authority: str | None = None
     if method == "CONNECT":
-        # Authority form, and no other, is what CONNECT takes; the port is not optional there.
+        # CONNECT takes the authority form alone, with a port.
         if not grammar.HOST_RE.fullmatch(target) or not target.rpartition(":")[2].isdigit():
             raise InvalidRequestLine(target)
         return "", "", "", target
@@ -443,14 +442,14 @@ def split_target(method: str, target: str) -> tuple[str, str, str, str | None]:
         if match is None or not match[1] or match[1][0] == ":" or not grammar.HOST_RE.fullmatch(match[1]):
             raise InvalidRequestLine(target)
         authority, rest = match[1], match[2]
-    # A fragment has no business in a target, but clients that send one mean the resource before it.
+    # No target has a fragment, but clients that send one mean the resource before it.
     rest, _, fragment = rest.partition("#")
     path, _, query = rest.partition("?")
     return path or "/", query, fragment, authority
 
 
 def parse_fields(data: bytes, policy: RequestPolicy, trusted: bool = False) -> Headers:
-    """The field lines in *data* up to its final empty line: a header section, or trailers."""
+    """Parse the field lines in *data* up to its final empty line: a header section, or trailers."""
     text = data.decode("latin-1")
     if text == "\r\n":
         return []
@@ -458,7 +457,7 @@ def parse_fields(data: bytes, policy: RequestPolicy, trusted: bool = False) -> H
         raise InvalidHeader(text[-120:])
     headers: Headers = []
     size = count = 0
-    foldable = False  # whether the line before was kept, so that a continuation belongs to it
+    foldable = False  # whether the last line was kept, so that a continuation belongs to it
     for line in text[:-4].split("\r\n"):
         if line[:1] in (" ", "\t") and line:
             if count == 0:
@@ -504,7 +503,7 @@ def _check_value(value: str) -> None:
 
 
 def keeps_underscore(name: str, policy: RequestPolicy, trusted: bool) -> bool:
-    """Decide about a name with an underscore, which in the environ looks like one with a dash."""
+    """Whether to keep a name with an underscore, which in an environ looks like one with a dash."""
     if trusted and policy.forwards(name):
         return True
     if policy.header_map == "refuse":
@@ -513,7 +512,7 @@ def keeps_underscore(name: str, policy: RequestPolicy, trusted: bool) -> bool:
 
 
 def _interpret(head: RequestHead, policy: RequestPolicy, trusted: bool) -> None:
-    """Set what the fields say of framing, connection and scheme; raise where they are not sound."""
+    """Set framing, connection and scheme from the fields. Raises ParseException if they are not sound."""
     codings: list[str] | None = None
     connection: list[str] = []
     scheme_headers = policy.secure_scheme_headers if trusted else None
@@ -528,14 +527,14 @@ def _interpret(head: RequestHead, policy: RequestPolicy, trusted: bool) -> None:
             elif name == "CONNECTION":
                 connection.append(value)
             elif name == "CONTENT-LENGTH":
-                # A list or a second length is how two servers come to disagree about the body.
+                # With a list or a second length, two servers may disagree about the body.
                 if head.content_length is not None or not grammar.CONTENT_LENGTH_RE.fullmatch(value):
                     raise InvalidHeader("CONTENT-LENGTH")
                 head.content_length = int(value)
             elif name == "TRANSFER-ENCODING":
                 codings = (codings or []) + [part.strip(" \t") for part in value.lower().split(",")]
             elif head.version >= (1, 1):  # Expect; RFC 9110 section 10.1.1: ignored from HTTP/1.0
-                # It is a list, though hardly any client sends more than this.
+                # It is a list, though nearly all clients send one member.
                 for expectation in grammar.list_members(value):
                     if expectation != "100-continue":
                         raise ExpectationFailed(expectation)
@@ -563,7 +562,7 @@ def _interpret_connection(head: RequestHead, value: str) -> None:
 
 
 def _interpret_codings(head: RequestHead, codings: list[str]) -> None:
-    """RFC 9112 sections 6.1 and 6.3: chunked, once and alone, and never beside a length."""
+    """Accept chunked alone, once, and without a length (RFC 9112 sections 6.1 and 6.3)."""
     if head.content_length is not None or head.version < (1, 1):
         raise InvalidHeader("TRANSFER-ENCODING")
     if codings != ["chunked"]:

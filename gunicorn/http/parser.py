@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The requests of one connection, one after the other."""
+"""Iterate over the requests of one connection."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .unreader import IterUnreader, SocketUnreader, Unreader
 class Parser:
     """Iterates over the messages of *source*: a socket, an iterable of bytes, or an Unreader.
 
-    A message that is not read to its end is drained within bounds before the next one; where that
-    fails, and after a message that closes, the iteration ends. *policy* spares its computation.
+    Before the next message it drains the last one, within bounds. If that fails, and after a message that
+    closes the connection, the iteration ends. *policy* spares finding it again.
     """
 
     mesg_class: type[Request] = Request
@@ -39,9 +39,9 @@ class Parser:
             self.after_handshake(source)
 
     def after_handshake(self, source: Any) -> None:
-        """Take over what a proxy said before the TLS handshake of *source*, if that was proxied."""
+        """Use the PROXY header that came before the TLS handshake of *source*, if one did."""
         if getattr(source, "proxy_seen", False):
-            # A second PROXY header, behind the handshake, would be the client's.
+            # A second PROXY header, after the handshake, would be the client's.
             self.policy = self.policy.without_proxy_protocol()
             self._proxy_info = source.proxy_info
 
@@ -58,11 +58,11 @@ class Parser:
                 self.cfg, self.unreader, self.source_addr, self.req_count, self.policy, self._proxy_info
             )
         except NoMoreData as end:
-            # Some clients send an empty line behind a body.
+            # Some clients send an empty line after a body.
             if end.buf and end.buf.strip(b"\r\n"):
                 raise
-            raise StopIteration from None  # the peer ended the connection between two messages
-        # A PROXY header speaks for the connection, not for its first request alone.
+            raise StopIteration from None  # between two messages
+        # A PROXY header holds for the connection, not for its first request alone.
         self._proxy_info = mesg.proxy_info
         return mesg
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""WSGI over a connection: the environ for an application, and its response."""
+"""Make the environ for an application, and send its response."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ __all__ = [
 
 TOKEN_RE: re.Pattern[str] = grammar.TOKEN_RE
 HEADER_VALUE_RE: re.Pattern[str] = grammar.FIELD_VALUE_RE
-# The most bytes of a file to pass to one call of sendfile().
+# The most bytes for one call of sendfile().
 BLKSIZE = 0x3FFFFFFF
 
-_MSG_MORE = getattr(socket, "MSG_MORE", 0)  # not everywhere; without it a small packet goes first
+_MSG_MORE = getattr(socket, "MSG_MORE", 0)  # not everywhere; without it, the head is a packet of its own
 
-# Header names that say something to the server.
+# Headers that concern the server, too.
 _SPECIAL = grammar.HOP_BY_HOP | {"content-length", "server", "date"}
-# For which the framing rules have no exception.
+# The framing rules have no exception for these.
 _PLAIN_CODES = frozenset({200, 201, 202, 206, 301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 500, 503})
 _PLAIN_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 
-# The lines that the server adds, by all that they say. Most responses of a second begin alike.
+# The lines that the server adds, by what they are made of. Most responses of one second begin alike.
 _default_headers: dict[tuple[Any, ...], list[str]] = {}
 _DEFAULT_HEADERS_MAX = 64
 
-# Above this, joining head and content costs more than a second send.
+# With more content, joining it to the head costs more than a second send.
 JOIN_LIMIT = 256 * 1024
 
 ExcInfo: TypeAlias = "tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]"
@@ -96,16 +96,16 @@ class _Base:
 
     def __init__(self, cfg: Any, server: Any) -> None:
         self.cfg = cfg
-        # With a place for what every request has: a dict that grows is built again and again.
+        # With a place for all that each request adds: a dict that grows is built anew.
         self.environ = {**base_environ(cfg), **dict.fromkeys(_OF_EACH)}
         self.script_name = server_script_name()
-        #: Behind a Unix socket each request names its server itself.
+        #: False behind a Unix socket, where each request names its server.
         self.has_server = environment.split_server(server) is not None
         if self.has_server:
             environment.add_server(self.environ, server, "")
 
 
-# By the server's address. There are as many as listeners, or as this host has addresses.
+# By the address of the server: as many as this host has addresses.
 _bases: dict[Any, _Base] = {}
 _BASES_MAX = 64
 
@@ -133,7 +133,7 @@ class _Common:
 
 
 def default_environ(req: Any, sock: Any, cfg: Any) -> dict[str, Any]:
-    """The base environ and what the request line says."""
+    """Return the base environ with what the request line says."""
     environ = base_environ(cfg)
     environ["gunicorn.socket"] = sock
     _add_request(environ, req)
@@ -150,7 +150,7 @@ def _add_request(environ: dict[str, Any], req: Any) -> None:
 
 
 def proxy_environ(req: Any) -> dict[str, str]:
-    """What the PROXY protocol said of the connection; empty where it said nothing."""
+    """Return the variables for what the PROXY protocol says of the connection."""
     info = req.proxy_protocol_info
     if not info:
         return {}
@@ -164,7 +164,7 @@ def proxy_environ(req: Any) -> dict[str, str]:
 
 
 def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Response, dict[str, Any]]:
-    """The response and the environ for *req*, which came over *sock* from *client* to *server*.
+    """Return the response and the environ for *req*, which came over *sock* from *client* to *server*.
 
     Raises ConfigurationProblem if the path does not lie below SCRIPT_NAME.
     """
@@ -176,7 +176,7 @@ def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Res
     _add_request(environ, req)
     fields = req.fields
     if fields is not None:
-        # It was read the fast way: these are all, an absolute target and underscores not among them.
+        # fast_head() has read it: all are here, and there is no absolute target and no underscore.
         environ.update(fields)
         path = req.path
         if base.script_name or "%" in path:
@@ -201,11 +201,11 @@ def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Res
 
 
 def _add_exactly(environ: dict[str, Any], req: Any, script_name: str) -> None:
-    """Add the fields and the paths of a request that was not read the fast way."""
+    """Add the fields and the paths of a request that fast_head() has not read."""
     environment.add_headers(environ, req.headers)
     authority = req.head.authority if req.head is not None else None
     if authority is not None:
-        # RFC 9112 section 3.2.2: the target's host counts, whatever Host says.
+        # RFC 9112 section 3.2.2: the host in the target overrides Host.
         environ["HTTP_HOST"] = authority
     if "HTTP_SCRIPT_NAME" in environ and req.trusted_peer:
         script_name = forwarded_script_name(req.headers, req.policy, script_name)
@@ -213,14 +213,14 @@ def _add_exactly(environ: dict[str, Any], req: Any, script_name: str) -> None:
 
 
 def server_script_name() -> str:
-    """SCRIPT_NAME of the server's environment: the system's bytes as WSGI text, like paths."""
+    """Return SCRIPT_NAME of the server's environment as WSGI text."""
     return os.fsencode(os.environ.get("SCRIPT_NAME", "")).decode("latin-1")
 
 
 def forwarded_script_name(headers: Iterable[tuple[str, str]], policy: RequestPolicy, default: str) -> str:
-    """What a trusted proxy says in *headers*, else *default*.
+    """Return SCRIPT_NAME from the *headers* of a trusted proxy, else *default*.
 
-    No header replaces the path: a proxy that passes on unknown fields has looked at the request line alone.
+    No header replaces the path: a proxy that passes on unknown fields has checked the request line alone.
     """
     if policy.forwards("SCRIPT_NAME"):
         for name, value in headers:
@@ -239,7 +239,7 @@ def _make_default_headers(
     own_names: tuple[str, ...],
 ) -> list[str]:
     minor = 0 if request_version == (1, 0) else 1
-    # RFC 9112 section 4: the space stays where there is no reason.
+    # RFC 9112 section 4: the space stays, even without a reason.
     space = " " if status is not None and len(status) == 3 else ""
     lines = [f"HTTP/1.{minor} {status}{space}\r\n"]
     if "server" not in own_names:
@@ -253,12 +253,12 @@ def _make_default_headers(
 
 
 def _is_length(value: Any) -> bool:
-    """Whether *value* is what CONTENT_LENGTH_RE takes."""
+    """Whether CONTENT_LENGTH_RE matches *value*; faster."""
     return isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < 20
 
 
 class Response:
-    """What an application answers to *req*, sent over *sock* as it comes.
+    """The response of an application to *req*, sent over *sock* as it comes.
 
     ``sent`` counts bytes of content, ``response_length`` is the Content-Length or None,
     ``status_code`` the number of ``status``, ``has_body`` whether content may go out.
@@ -279,10 +279,10 @@ class Response:
         self.response_length: int | None = None
         self.sent = 0
         self.upgrade = False
-        self._own_names: tuple[str, ...] = ()  # of server and date, those that the application sets
+        self._own_names: tuple[str, ...] = ()  # "server" and "date", if the application sets them
         self._app_closes = False
         self.has_body = True
-        #: Whether the head that was sent says that the connection ends; None if it was made by somebody else.
+        #: Whether the head announced the end of the connection; None if default_headers() was replaced.
         self.announced_close: bool | None = None
 
     def force_close(self) -> None:
@@ -291,20 +291,20 @@ class Response:
 
     @property
     def ends_connection(self) -> bool:
-        """Whether it cannot go on: the application says so, or no HTTP follows."""
+        """Whether the application ends the connection, or no HTTP follows."""
         return self._app_closes
 
     def should_close(self) -> bool:
         """Whether the connection ends with this response (RFC 9112 section 9.3)."""
         if self.must_close or self._app_closes or self.req.should_close():
             return True
-        # With no other end, the end of the connection is the end of the content.
+        # Only the end of the connection can end such content.
         return self.response_length is None and not self.chunked and self.has_body
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
     ) -> Callable[[bytes], None]:
-        """PEP 3333's start_response. Nothing is sent before there is content.
+        """The start_response of PEP 3333. Sends nothing: that waits for content.
 
         Raises AssertionError for a second call without *exc_info*, TypeError, ValueError,
         InvalidHeader or InvalidHeaderName for what cannot be sent.
@@ -319,7 +319,7 @@ class Response:
             raise AssertionError("start_response was called a second time without exc_info")
         code = head.check_status(status)
         if self.status_code is not None:
-            # Of an answer that the application takes back, or that could not be sent, nothing is left.
+            # Forget the answer that the application takes back, or that could not be sent.
             self.headers, self.response_length = [], None
             self.upgrade = self._app_closes = False
             self.has_body = True
@@ -333,12 +333,12 @@ class Response:
         return self.write
 
     def process_headers(self, headers: Iterable[tuple[str, str]]) -> None:
-        """Check *headers* and take from them what may go out and what concerns the connection."""
+        """Check *headers*: keep those that may be sent, and note what they say of the connection."""
         upgrades: list[tuple[str, str]] = []
         kept = self.headers
         for name, value in headers:
             if name == "Content-Length" and self.response_length is None and _is_length(value):
-                self.response_length = int(value)  # nearly always there, and seldom the same twice
+                self.response_length = int(value)  # in nearly every response
                 kept.append((name, value))
                 continue
             lower, value = head.check_header(name, value)
@@ -350,7 +350,7 @@ class Response:
             kept += upgrades
 
     def _takes(self, lower: str, value: str) -> bool:
-        """Note what a header says of the connection or the framing; whether it goes out as it is."""
+        """Note what a header says of the connection or the framing; whether to send it."""
         if lower == "content-length":
             if not _is_length(value):
                 raise InvalidHeader(f"Content-Length: {value}")
@@ -375,19 +375,19 @@ class Response:
             self.response_length = None
             self.headers = [pair for pair in self.headers if pair[0].lower() != "content-length"]
         if code < 200 or (method == "CONNECT" and code < 300):
-            self._app_closes = True  # what follows on the connection is no HTTP of ours
+            self._app_closes = True  # no HTTP of ours follows on the connection
 
     def is_chunked(self) -> bool:
-        """Whether the content goes out chunked: of unknown length, to a client that knows how."""
+        """Whether to send the content in chunks: its length is unknown, and the client knows how."""
         if self.response_length is not None or not self.has_body or self.req.version <= (1, 0):
             return False
         return not (self.req.method == "CONNECT" and (self.status_code or 0) < 300)
 
     def default_headers(self) -> list[str]:
-        """The status line and the headers that the server adds, as lines."""
+        """Return lines: the status line and the headers that the server adds."""
         closes = self.announced_close = self.should_close()
         if self.upgrade:
-            # After 101 the connection belongs to the new protocol, and its end is not ours to announce.
+            # After 101, the new protocol ends the connection.
             connection = "upgrade, close" if closes and self.status_code != 101 else "upgrade"
         else:
             connection = "close" if closes else "keep-alive"
@@ -401,7 +401,7 @@ class Response:
         return list(lines)
 
     def send_headers(self) -> None:
-        """Send the head, unless that is done."""
+        """Send the head, unless it was sent."""
         if not self.headers_sent:
             self._send(self._take_head())
 
@@ -412,7 +412,7 @@ class Response:
             raise of_connection(error)
 
     def _take_head(self) -> bytes:
-        """The bytes of the head, which the caller sends now."""
+        """Return the bytes of the head, for the caller to send now."""
         if not self.req.body.finished:
             self._settle_request_body()
         lines = [*self.default_headers(), head.field_lines(self.headers), "\r\n"]
@@ -421,7 +421,7 @@ class Response:
         return data
 
     def _settle_request_body(self) -> None:
-        """Announce close now if the rest of the request's body could not be drained later."""
+        """Announce close if the rest of the request's body could not be drained later."""
         body = self.req.body
         if body.before_read is not None and not self.req.unreader.pending:
             # RFC 9110 section 10.1.1: without a 100 the body may never come.
@@ -431,9 +431,9 @@ class Response:
             self.must_close = True
 
     def write(self, arg: bytes) -> None:
-        """Send *arg*, with the head before it if that is still to go.
+        """Send *arg*, and the head before it if that was not sent.
 
-        Bytes beyond Content-Length are dropped, and all bytes where no content is allowed.
+        Drop bytes beyond Content-Length, and all bytes where no content is allowed.
         """
         if not isinstance(arg, bytes):
             raise TypeError(f"an application must give bytes, not {type(arg).__name__}")
@@ -460,7 +460,7 @@ class Response:
         self._send(data)
 
     def can_sendfile(self) -> bool:
-        """Whether the system may copy files to the socket itself."""
+        """Whether the system may copy files to the socket."""
         return (
             self.cfg.sendfile is not False
             and not self.cfg.is_ssl
@@ -469,8 +469,8 @@ class Response:
         )
 
     def sendfile(self, respiter: FileWrapper) -> bool:
-        """Let the system copy the file; False, with nothing sent, where it cannot."""
-        # A chunk's size would have to be kept, whatever comes of the file.
+        """Let the system copy the file; False, with nothing sent, if it cannot."""
+        # If the file became shorter, the size of a chunk would be wrong.
         if self.chunked or not self.can_sendfile():
             return False
         span = file_span(respiter.filelike)
@@ -486,14 +486,14 @@ class Response:
             if not self.headers_sent:
                 # Held back by the system until the file's first bytes join it.
                 self.sock.sendall(self._take_head(), _MSG_MORE)
-            # Fewer, if the file became shorter meanwhile: close() notices.
+            # Fewer than *count* if the file became shorter: close() notices.
             self.sent += self.sock.sendfile(respiter.filelike, offset, count)
         except OSError as error:
             raise of_connection(error)
         return True
 
     def write_file(self, respiter: FileWrapper) -> None:
-        """Send the content of a file, its length announced where that is known and nothing is."""
+        """Send a file, and announce its length if it is known and the application has not."""
         if self.status is None:
             raise AssertionError("content was given before start_response was called")
         self._adopt_file_length(respiter)
@@ -515,7 +515,7 @@ class Response:
             self.chunked = False
 
     def close(self) -> None:
-        """End the response: the head if nothing brought it along, and the last chunk."""
+        """End the response: send the head if it was not sent, and the last chunk."""
         if self.status is None:
             raise AssertionError("the application did not call start_response")
         if not self.headers_sent:
@@ -524,11 +524,11 @@ class Response:
         elif self.chunked:
             self._send(LAST_CHUNK)
         if self.has_body and self.response_length is not None and self.sent < self.response_length:
-            # The client waits for the rest; only the end of the connection tells it that none comes.
+            # Only the end of the connection tells the client that the rest will not come.
             self.must_close = True
 
     def send_continue(self) -> None:
-        """Ask the client for the body it holds back, unless it already sends or is answered."""
+        """Ask the client for the body that it holds back, unless it sends already or has its answer."""
         if not self.headers_sent and not self.req.unreader.pending:
             self._send(head.CONTINUE)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The request cycle of every worker: from a parsed request to the next state of its connection."""
+"""Run the request cycle of every worker: from a parsed request to what follows on its connection."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ else:
 
 
 class Stopped(SystemExit):
-    """Raised by the handlers of SIGINT, SIGQUIT and SIGABRT in whatever the main thread is doing.
+    """Raised in the main thread by the handlers of SIGINT, SIGQUIT and SIGABRT: the worker ends.
 
-    It says that the worker ends, where a plain SystemExit may be an application's that called ``sys.exit()``.
+    A plain SystemExit may come from an application that called ``sys.exit()``.
     """
 
 
 class HandledElsewhere(BaseException):
-    """Raised where the result of an application that has answered on its own should be sent."""
+    """Raised by the result of an application that has answered on its own."""
 
 
 #: What becomes of a connection after a request.
@@ -58,7 +58,7 @@ class Cycle:
         self.policy = policy_for(cfg)
         self.pre_request = own_hook(cfg, "pre_request")
         self.post_request = own_hook(cfg, "post_request")
-        # Loggers that are not ours may want to see every request.
+        # A logger class of the user's may want every request.
         self.wants_access: bool = getattr(worker.log, "wants_access", True)
         greenlet = sys.modules.get("greenlet")
         self.passing: tuple[type[BaseException], ...] = (
@@ -70,8 +70,8 @@ class Cycle:
     ) -> Outcome:
         """Have the application answer *req*, which came over *sock* from *addr* to *server*.
 
-        *keep*: the worker would take another request on the connection. Application errors are logged and
-        answered here; nothing is raised but what ends the process or the greenlet.
+        *keep*: the worker would take another request on the connection. Errors of the application are logged
+        and answered; raised is only what ends the process or the greenlet.
         """
         worker = self.worker
         started = time.monotonic() if self.wants_access else 0.0
@@ -95,7 +95,7 @@ class Cycle:
                 closes = resp.should_close()
             if closes or resp.must_close or req.must_close:
                 outcome = CLOSE if req.body.finished else LINGER
-            # Only bytes that have arrived: do not wait for a client that sends unwanted bytes.
+            # Do not wait for a client that sends unwanted bytes.
             elif req.body.finished or req.drain(timeout=0):
                 outcome = KEEP
             else:
@@ -103,14 +103,17 @@ class Cycle:
         except self.passing:
             raise
         except BaseException as error:
-            # An application may let anything through: CancelledError, what sys.exit() raises.
+            # An application may raise anything, such as CancelledError or SystemExit.
             outcome = self._failed(error, req, resp, sock, addr)
         if resp is not None:
-            # None: the application took over the connection, and only it knows what was sent.
+            # Without a status, the application has taken over, and only it knows what was sent.
             if self.wants_access and resp.status is not None:
                 self.log.access(resp, req, environ, timedelta(0, time.monotonic() - started))
             if self.post_request is not None:
-                self._call_post_request(req, environ, resp)
+                try:
+                    self.post_request(worker, req, environ, resp)
+                except Exception:
+                    self.log.exception("The hook post_request failed")
         return outcome
 
     def _respond(self, environ: dict[str, Any], resp: Any) -> None:
@@ -118,34 +121,33 @@ class Cycle:
         result = worker.wsgi(environ, resp.start_response)
         try:
             if not worker.alive:
-                # The worker was told to stop while the application ran; tell the client.
+                # The worker was told to stop while the application ran.
                 resp.force_close()
             if isinstance(result, wsgi.FileWrapper):
                 resp.write_file(result)
             else:
                 for item in result:
-                    # PEP 3333: an iterable may be endless, or slow. The code after the last yield still
-                    # runs.
+                    # Not sooner, so that the code after the last yield runs; not later: it may be endless.
                     if resp.sent == resp.response_length or not resp.has_body:
                         break
                     resp.write(item)
             resp.close()
         finally:
-            # PEP 3333: whatever happened.
+            # In any case (PEP 3333).
             if hasattr(result, "close"):
                 result.close()
 
     def _failed(self, error: BaseException, req: Any, resp: Any, sock: Any, addr: Any) -> Outcome:
-        """Log why a request failed, answer it if its response has not begun, return the outcome."""
+        """Log why a request failed, answer it if its response has not begun, and return the outcome."""
         where = f"{getattr(req, 'method', '-')} {getattr(req, 'uri', '-')}"
         from_client = is_of_connection(error)
-        # The latter: its path lies outside of SCRIPT_NAME.
+        # ConfigurationProblem: the path lies outside of SCRIPT_NAME.
         if resp is None and (from_client or isinstance(error, ConfigurationProblem)):
             return self.answer_error(req, sock, addr, error)
         if isinstance(error, StopIteration) and resp is not None and not resp.headers_sent:
             self.log_taken_over(error, where, may_leave_http(req))
             return CLOSE
-        # Without a response, the application may have taken the connection over: no page belongs there.
+        # Without a response, the application may have taken the connection over: send no page there.
         taken = resp is not None and resp.status is None and may_leave_http(req)
         from_client = from_client or (taken and is_end_of(sock, error))
         if from_client and _has_closed(sock, error):
@@ -162,12 +164,12 @@ class Cycle:
         if resp is not None:
             resp.status, resp.status_code, resp.headers = f"{status} {reason}", status, []
             resp.sent = sent
-        elif self.wants_access:
+        else:
             self._log_unparsed(Unparsed(f"{status} {reason}", sent), req, addr)
         return CLOSE if taken else LINGER
 
     def log_failure(self, error: BaseException, from_client: bool, where: str, addr: Any) -> None:
-        """Log why the request *where*, a method and a target, was not answered as it should be."""
+        """Log why the request *where* (method and target) failed."""
         if not from_client:
             self.log.error("The application failed on %s", ascii(where), exc_info=_exc_info(error))
         elif is_disconnect(error):
@@ -176,10 +178,10 @@ class Cycle:
             self.log.warning("%s from %s failed: %s", ascii(where), shown(addr), _reason(error))
 
     def log_taken_over(self, error: StopIteration, where: str, expected: bool) -> None:
-        """The application has answered on its own, as StopIteration says.
+        """Log that the application answered on its own and raised StopIteration, unless *expected*.
 
-        Libraries such as flask-sock, which speak WebSocket on ``gunicorn.socket``, end so. Where the client
-        has not asked for another protocol, it may as well be a ``next()`` that found nothing.
+        Libraries that speak WebSocket on ``gunicorn.socket``, such as flask-sock, raise it at their end. If the
+        client has not asked for another protocol, it may come from a ``next()`` that found nothing.
         """
         if not expected:
             text = "The application ended %s by StopIteration; nothing more is sent"
@@ -201,12 +203,13 @@ class Cycle:
             self.log.error("A request from %s failed", shown(addr), exc_info=_exc_info(error))
             status, reason, text = answer_for(None)
         sent = _send_error(sock, status, reason, text, _is_head(req))
-        if self.wants_access:
-            self._log_unparsed(Unparsed(f"{status} {reason}", sent), req, addr)
+        self._log_unparsed(Unparsed(f"{status} {reason}", sent), req, addr)
         return LINGER
 
     def _log_unparsed(self, resp: Unparsed, req: Any, addr: Any) -> None:
-        """The line in the access log of a request without environ."""
+        """Write the line of a request without environ, if there is an access log."""
+        if not self.wants_access:
+            return
         environ = {
             "REMOTE_ADDR": addr[0] if isinstance(addr, tuple) else "",
             "REQUEST_METHOD": getattr(req, "method", "-"),
@@ -214,13 +217,6 @@ class Cycle:
             "SERVER_PROTOCOL": "-",
         }
         self.log.access(resp, req, environ, timedelta(0))
-
-    def _call_post_request(self, req: Any, environ: dict[str, Any], resp: Any) -> None:
-        assert self.post_request is not None
-        try:
-            self.post_request(self.worker, req, environ, resp)
-        except Exception:
-            self.log.exception("The hook post_request failed")
 
 
 class Unparsed:
@@ -233,7 +229,7 @@ class Unparsed:
 
 
 def _send_error(sock: Any, status: int, reason: str, text: str, head_only: bool = False) -> int:
-    """Send an error page, if the client still takes it; returns how many bytes of content it has."""
+    """Send an error page, if the client still accepts it; return the size of its content."""
     data = error_response(status, reason, text)
     end = data.index(b"\r\n\r\n") + 4
     with suppress(OSError, ValueError):
@@ -242,10 +238,10 @@ def _send_error(sock: Any, status: int, reason: str, text: str, head_only: bool 
 
 
 def may_leave_http(req: Any) -> bool:
-    """Whether the client has asked for something else than HTTP to follow on its connection."""
+    """Whether the client has asked for another protocol to follow on its connection."""
     head = req.head
     if head is not None and head.fields is not None:
-        # Nearly always. Asked of the request, it takes several calls, which each request would pay for.
+        # Nearly always, and cheaper than the properties of the request.
         return "HTTP_UPGRADE" in head.fields or head.method == "CONNECT"
     return req.method == "CONNECT" or bool(req.wants_upgrade)
 
@@ -255,7 +251,7 @@ def _is_head(req: Any) -> bool:
 
 
 def answer_for(error: BaseException | None) -> tuple[int, str, str]:
-    """Status, reason and text of the answer to *error*; none is the application's."""
+    """Return status, reason and text of the answer to *error*; None stands for one of the application."""
     if isinstance(error, TimeoutError | BlockingIOError):
         error = RequestTimeout()
     if isinstance(error, ClientAnswer):
@@ -264,14 +260,14 @@ def answer_for(error: BaseException | None) -> tuple[int, str, str]:
 
 
 def is_disconnect(error: BaseException) -> bool:
-    """Whether *error*, of a connection, says no more than that the client has left."""
+    """Whether *error* says only that the client has left."""
     if isinstance(error, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return True
     return isinstance(error, OSError) and error.errno in _GONE
 
 
 def is_end_of(sock: Any, error: BaseException) -> bool:
-    """Whether an application that speaks on *sock* itself has met, by *error*, the end of that connection."""
+    """Whether *error* means that *sock*, on which the application speaks itself, is at its end."""
     if not is_disconnect(error) and not _has_closed(sock, error):
         return False
     try:
@@ -282,14 +278,14 @@ def is_end_of(sock: Any, error: BaseException) -> bool:
 
 
 def _has_closed(sock: Any, error: BaseException) -> bool:
-    """Whether *error* says that *sock* was closed here, by whoever had it.
+    """Whether *error* came because *sock* was closed in this process.
 
-    While it is open, a descriptor that is none would be a mistake of ours, and no client that has left.
+    If the socket is open, EBADF is a mistake of ours.
     """
     return isinstance(error, OSError) and error.errno == errno.EBADF and sock.fileno() < 0
 
 
-# The latter come from the network, or from the kernel that has had no answer for too long.
+# From ETIMEDOUT on, they come from the network, or from the kernel after too long without an answer.
 _GONE = frozenset(
     (
         errno.EPIPE,
@@ -306,7 +302,7 @@ _GONE = frozenset(
 
 
 def shown(addr: Any) -> str:
-    """An address for the log."""
+    """Format an address for the log."""
     return str(addr[0]) if isinstance(addr, tuple) and addr else "a Unix socket"
 
 
