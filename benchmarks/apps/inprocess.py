@@ -21,7 +21,6 @@ import webapps  # type: ignore[import-not-found]  # beside this file, which is r
 
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
-from gunicorn.workers.connection import State
 from gunicorn.workers.gthread import ThreadWorker
 from gunicorn.workers.sync import SyncWorker
 from gunicorn.workers.threads.polling import make_poller
@@ -87,7 +86,8 @@ def serve_kept(cfg: Config, client: Client, count: int) -> None:
     conn = TConn(cfg, client, CLIENT, SERVER)
     conn.init(None, worker.cycle.policy)
     worker.conns[id(conn)] = conn
-    worker.waiting.park(conn, State.NEW, time.monotonic() + 3600)
+    conn.deadline = time.monotonic() + 3600
+    worker.waiting.park(conn)
     for _ in range(count):
         worker._attend(conn.fd)
 

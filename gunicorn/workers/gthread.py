@@ -168,12 +168,12 @@ class ThreadWorker(Worker):
         """End the connections that have waited for too long."""
         for conn in self.waiting.claim_expired(time.monotonic()):
             try:
-                if conn.was != State.LINGER and is_readable(conn.sock):
+                if conn.state != State.LINGER and is_readable(conn.sock):
                     # It came at the last moment, or while the process stood still; threads are busy, or
                     # just about to see it.
                     conn.deadline = time.monotonic() + self._beat
                     self._put_back(conn)
-                elif conn.was == State.HEAD:
+                elif conn.state == State.HEAD:
                     self._refuse(conn, RequestTimeout())
                 else:
                     self._drop(conn)
@@ -217,7 +217,7 @@ class ThreadWorker(Worker):
         fd = listener.fileno()
         conn = self._take(listener, fd)
         if conn is not None:
-            self._park(conn, conn.was, conn.deadline)
+            self._park(conn)
             return True
         if fd in self._paused:
             # Out of descriptors, say; a connection that ends frees one.
@@ -275,7 +275,7 @@ class ThreadWorker(Worker):
             if conn is not None and self._accepts_bursts and self.poller.has_more():
                 # Their requests are not to wait for another round each.
                 while self.has_room() and (more := self._take(listener, fd)):
-                    self._park(more, more.was, more.deadline)
+                    self._park(more)
             if fd not in self._paused:
                 self.poller.watch_listener(fd)
         if conn is not None:
@@ -296,7 +296,7 @@ class ThreadWorker(Worker):
         conn = TConn(self.cfg, sock, addr, self._names[fd])
         self.poller.renew(conn.fd)
         self.conns[id(conn)] = conn
-        conn.state = conn.was = State.HANDSHAKE if self._is_tls else State.NEW
+        conn.state = State.HANDSHAKE if self._is_tls else State.NEW
         conn.deadline = time.monotonic() + self._patience
         try:
             if self._patience < math.inf:
@@ -342,9 +342,9 @@ class ThreadWorker(Worker):
     def on_client_socket_readable(self, conn: TConn, client: Any) -> None:
         """Go on with a connection that this thread owns, as far as it can without waiting for the client."""
         try:
-            if conn.was == State.LINGER:
+            if conn.state == State.LINGER:
                 self._discard(conn)
-            elif conn.was != State.HANDSHAKE or self._shake_hands(conn):
+            elif conn.state != State.HANDSHAKE or self._shake_hands(conn):
                 self._gather_and_serve(conn)
         except BaseException:
             self.log.exception("Closing a connection after an error")
@@ -354,15 +354,13 @@ class ThreadWorker(Worker):
         """Go on with the TLS handshake; True when it is complete."""
         try:
             conn.sock.do_handshake()
-        except ssl.SSLWantReadError:
-            self._park(conn, State.HANDSHAKE, conn.deadline)
-        except ssl.SSLWantWriteError:
-            self._park(conn, State.HANDSHAKE, conn.deadline, write=True)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            self._park(conn, write=isinstance(error, ssl.SSLWantWriteError))
         except OSError as error:
             self.handle_error(None, conn.sock, conn.client, error)
             self._drop(conn)
         else:
-            conn.was = State.NEW
+            conn.state = State.NEW
             conn.parser.after_handshake(conn.sock)
             return True
         return False
@@ -377,17 +375,19 @@ class ThreadWorker(Worker):
                 # A subclass may return the first value alone.
                 if not (answer[0] if isinstance(answer, tuple) else answer):
                     return
-                conn.was = State.IDLE
+                conn.state = State.IDLE
                 if not conn.parser.unreader.pending and not conn.is_tls:
                     if not conn.received_all or conn.parser.unreader.asked:
                         # There may be bytes that the poller has already reported.
                         self.poller.recheck(conn.fd)
-                    self._park(conn, State.IDLE, time.monotonic() + self._keepalive)
+                    conn.deadline = time.monotonic() + self._keepalive
+                    self._park(conn)
                     return
         except (BlockingIOError, ssl.SSLWantReadError):
             self._wait_for_more(conn)
         except ssl.SSLWantWriteError:
-            self._park(conn, State.HEAD, conn.deadline, write=True)
+            conn.state = State.HEAD
+            self._park(conn, write=True)
         except NoMoreData as end:
             if end.buf and end.buf.strip(b"\r\n"):
                 self._refuse(conn, end)
@@ -399,14 +399,14 @@ class ThreadWorker(Worker):
     def _wait_for_more(self, conn: TConn) -> None:
         now = time.monotonic()
         if not conn.has_begun:
-            is_new = conn.was == State.NEW
-            deadline = conn.deadline if is_new else now + self._keepalive
-            self._park(conn, State.NEW if is_new else State.IDLE, deadline)
-        elif conn.was == State.IDLE:
-            # The time for a head begins with its first byte; that of a first request, with the connection.
-            self._park(conn, State.HEAD, now + self._patience)
+            if conn.state != State.NEW:
+                conn.state, conn.deadline = State.IDLE, now + self._keepalive
         else:
-            self._park(conn, State.HEAD, conn.deadline)
+            if conn.state == State.IDLE:
+                # The time for a head begins with its first byte; for a first request, with the connection.
+                conn.deadline = now + self._patience
+            conn.state = State.HEAD
+        self._park(conn)
 
     def enqueue_req(self, conn: TConn) -> Any:
         """Serve the request that has arrived on *conn*, in this thread."""
@@ -474,11 +474,11 @@ class ThreadWorker(Worker):
 
     # -- ends ----------------------------------------------------------------------------
 
-    def _park(self, conn: TConn, state: str, deadline: float, write: bool = False) -> None:
+    def _park(self, conn: TConn, write: bool = False) -> None:
         """Let *conn* wait; from here on it is no longer this thread's."""
         if not self.alive:
-            deadline = min(deadline, time.monotonic() + _LAST_WAIT[state])
-        self.waiting.park(conn, state, deadline)
+            conn.deadline = min(conn.deadline, time.monotonic() + _LAST_WAIT[conn.state])
+        self.waiting.park(conn)
         try:
             self.poller.watch(conn.fd, write=write)
         except (OSError, ValueError):
@@ -495,7 +495,7 @@ class ThreadWorker(Worker):
         # Bytes that arrived meanwhile were reported while no thread could take them. TLS may have waited to
         # write: the socket is reported at once, and a thread finds out what TLS waits for.
         self.poller.recheck(conn.fd)
-        self._park(conn, conn.was, conn.deadline, write=conn.is_tls)
+        self._park(conn, write=conn.is_tls)
 
     def _refuse(self, conn: TConn, error: BaseException, req: Any = None) -> None:
         """Answer a malformed request as far as the client reads the answer, and close *conn*."""
@@ -514,7 +514,7 @@ class ThreadWorker(Worker):
             return
         conn.gatherer = None
         if connection.begin_close(conn.sock, more_expected=outcome == LINGER):
-            conn.was = State.LINGER
+            conn.state = State.LINGER
             conn.deadline = time.monotonic() + connection.LINGER_SECONDS
             self._discard(conn)
         else:
@@ -525,7 +525,7 @@ class ThreadWorker(Worker):
             self._drop(conn)
         else:
             self.poller.recheck(conn.fd)
-            self._park(conn, State.LINGER, conn.deadline)
+            self._park(conn)
 
     def _drop(self, conn: TConn) -> None:
         """Close *conn*, from which nothing is expected, whatever state it is in."""

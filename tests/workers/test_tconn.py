@@ -19,20 +19,25 @@ WAITS = [State.HANDSHAKE, State.NEW, State.HEAD, State.IDLE, State.LINGER]
 class Conn(TConn):
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.state = self.was = State.BUSY
+        self.state = State.NEW
         self.deadline = 0.0
 
 
 def empty() -> Waiting:
-    table = Waiting(lambda conn: table.park(conn, conn.was, conn.deadline))
+    table = Waiting(lambda conn: table.park(conn))
     return table
+
+
+def park(table: Waiting, conn: TConn, state: str, deadline: float) -> None:
+    conn.state, conn.deadline = state, deadline
+    table.park(conn)
 
 
 def waiting(*entries: tuple[int, str, float]) -> tuple[Waiting, dict[int, TConn]]:
     table = empty()
     conns: dict[int, TConn] = {fd: Conn(fd) for fd, _, _ in entries}
     for fd, state, deadline in entries:
-        table.park(conns[fd], state, deadline)
+        park(table, conns[fd], state, deadline)
     return table, conns
 
 
@@ -41,7 +46,6 @@ def test_who_takes_one_out_owns_it(state: str) -> None:
     table, conns = waiting((5, state, 10.0))
     assert len(table) == 1 and conns[5].state == state and conns[5].deadline == 10.0
     assert table.claim(5) is conns[5]
-    assert conns[5].state == State.BUSY and conns[5].was == state
     assert table.claim(5) is None and len(table) == 0
     assert table.claim(6) is None
 
@@ -72,7 +76,7 @@ def test_the_longest_idle_is_the_first_that_was_parked() -> None:
     first = table.claim_longest_idle(before=9.0)
     assert first is not None and first.fd == 2
     # One that was parked again has begun to idle anew.
-    table.park(first, State.IDLE, 6.0)
+    park(table, first, State.IDLE, 6.0)
     second = table.claim_longest_idle(before=9.0)
     assert second is not None and second.fd == 3
 
@@ -80,7 +84,7 @@ def test_the_longest_idle_is_the_first_that_was_parked() -> None:
 def test_a_number_that_is_used_again_belongs_to_the_new_one() -> None:
     table, _ = waiting((7, State.IDLE, 1.0))
     new = Conn(7)
-    table.park(new, State.NEW, 2.0)
+    park(table, new, State.NEW, 2.0)
     assert table.claim(7) is new
 
 
@@ -111,15 +115,15 @@ CLAIMS: list[Callable[[Waiting], list[TConn]]] = [
 @pytest.mark.parametrize("claim", CLAIMS, ids=["expired", "longest idle"])
 def test_who_was_served_meanwhile_waits_on(claim: Callable[[Waiting], list[TConn]]) -> None:
     table, conn = empty(), Raced(7)
-    table.park(conn, State.IDLE, 10.0)
+    park(table, conn, State.IDLE, 10.0)
 
     def serve() -> None:
         assert table.claim(7) is conn
-        table.park(conn, State.IDLE, 1000.0)
+        park(table, conn, State.IDLE, 1000.0)
 
     conn.meanwhile = serve
     assert claim(table) == []
-    assert table.claim(7) is conn and conn.was == State.IDLE and conn.deadline == 1000.0
+    assert table.claim(7) is conn and conn.state == State.IDLE and conn.deadline == 1000.0
 
 
 class Numbered(Conn):
@@ -148,12 +152,12 @@ def test_one_accepted_meanwhile_under_the_same_number_is_not_lost(
     claim: Callable[[Waiting], list[TConn]], deadline: float, claimed: bool
 ) -> None:
     table, old, new = empty(), Numbered(7), Conn(7)
-    table.park(old, State.IDLE, 10.0)
+    park(table, old, State.IDLE, 10.0)
 
     def close_and_accept() -> None:
         old.meanwhile = None
         assert table.claim(7) is old
-        table.park(new, State.IDLE, deadline)
+        park(table, new, State.IDLE, deadline)
 
     old.looks, old.meanwhile = 0, close_and_accept
     assert claim(table) == ([new] if claimed else [])
@@ -164,7 +168,7 @@ def test_threads_and_the_clock_never_get_the_same_one() -> None:
     table = empty()
     conns = [Conn(fd) for fd in range(400)]
     for conn in conns:
-        table.park(conn, State.IDLE, 0.0)
+        park(table, conn, State.IDLE, 0.0)
     taken: list[int] = []
     start = threading.Barrier(5)
 

@@ -34,9 +34,8 @@ class TConn:
         self.client = client
         self.server = server
         self.fd: int = sock.fileno()
-        #: What it waits for, and, while a thread has it, what it waited for before.
+        #: What it waits for or, while a thread has it, has waited for.
         self.state: str = State.NEW
-        self.was: str = State.NEW
         self.deadline = math.inf
         self.timeout: float | None = None
         self.parser: Any = None
@@ -122,18 +121,13 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._by_fd)
 
-    def park(self, conn: TConn, state: str, deadline: float) -> None:
-        """Let *conn* wait in *state* until *deadline*."""
-        conn.state = state
-        conn.deadline = deadline
+    def park(self, conn: TConn) -> None:
+        """Let *conn* wait."""
         self._by_fd[conn.fd] = conn
 
     def claim(self, fd: int) -> TConn | None:
         """Take out the connection of *fd*; None if another thread was faster."""
-        conn = self._by_fd.pop(fd, None)
-        if conn is not None:
-            conn.was, conn.state = conn.state, State.BUSY
-        return conn
+        return self._by_fd.pop(fd, None)
 
     def snapshot(self) -> list[TConn]:
         """Those that wait now, the longest first."""
@@ -155,7 +149,7 @@ class Waiting:
             conn = self.claim(seen.fd)
             if conn is None:
                 continue
-            if wanted(conn.was, conn.deadline):
+            if wanted(conn.state, conn.deadline):
                 yield conn
             else:
                 self._put_back(conn)
