@@ -289,6 +289,20 @@ def test_the_manager_is_asked_after_what_may_hang_it(arbiter: Arbiter, other_end
     assert list(other_end.receive()) == [{"ping": 3}]
 
 
+@pytest.mark.parametrize("successor", [0, 7])
+def test_at_the_end_of_an_upgrade_the_manager_knows_it_before_it_is_told_to_stop(
+    arbiter: Arbiter, other_end: Link, successor: int
+) -> None:
+    arbiter.reexec_pid = successor
+    before: list[dict[str, Any]] = []
+    with mock.patch("os.kill", side_effect=lambda pid, sig: before.extend(other_end.receive())) as kill:
+        assert arbiter.companions is not None
+        arbiter.companions.begin_stop(True)
+    kill.assert_called_once_with(5, signal.SIGTERM)
+    assert before == ([{"handing_over": True}] if successor else [])
+    assert list(other_end.receive()) == [{"ping": 1}]
+
+
 def test_a_child_that_was_stopped_may_be_the_manager(arbiter: Arbiter, other_end: Link) -> None:
     with mock.patch("os.waitpid", side_effect=[(99, 0), (0, 0)]):
         arbiter.handle_chld(signal.SIGCHLD, None)

@@ -11,6 +11,7 @@ import pytest
 from companiontools import Script
 
 from gunicorn.companion.server.link import Link, Pulse
+from gunicorn.unix.poller import Poller
 
 
 @pytest.fixture
@@ -103,6 +104,49 @@ def test_a_silent_link_is_not_readable(pair):
     assert select.select([ours, theirs], [], [], 0)[0] == []
     theirs.send({"n": 1})
     assert select.select([ours, theirs], [], [], 1)[0] == [ours]
+
+
+# -- watched by a poller ---------------------------------------------------
+
+
+def test_a_watched_end_passes_messages_on_and_the_end_once(pair):
+    ours, theirs = pair
+    poller, seen = Poller(), []
+    ours.watch(poller, seen.append, lambda: seen.append("end"))
+    theirs.send({"n": 1})
+    theirs.send({"n": 2})
+    poller.wait(10)
+    assert seen == [{"n": 1}, {"n": 2}]
+    theirs.send({"n": 3})
+    theirs.close()
+    poller.wait(10)
+    ours.read()
+    assert seen[2:] == [{"n": 3}, "end"]
+    assert len(poller) == 0
+
+
+def test_a_watched_end_sends_the_rest_when_the_other_end_takes_it(pair):
+    ours, theirs = pair
+    poller, received = Poller(), []
+    ours.watch(poller, lambda message: None)
+    big = {"text": "x" * 2_000_000}
+    assert ours.send(big) is False
+    while not received:
+        poller.wait(10)
+        received.extend(theirs.receive())
+    assert received == [big]
+    # Else the poller would never wait again.
+    assert poller.wait(0) == 0
+
+
+def test_an_end_that_is_not_watched_any_more_is_silent(pair):
+    ours, theirs = pair
+    poller, seen = Poller(), []
+    ours.watch(poller, seen.append)
+    ours.unwatch()
+    theirs.send({"n": 1})
+    ours.read()
+    assert seen == [] and len(poller) == 0
 
 
 # -- pings -----------------------------------------------------------------
