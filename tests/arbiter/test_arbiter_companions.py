@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -287,6 +288,24 @@ def test_the_manager_is_asked_after_what_may_hang_it(arbiter: Arbiter, other_end
     other_end.send({"pong": 2})
     arbiter.manage_companion_manager()
     assert list(other_end.receive()) == [{"ping": 3}]
+
+
+def test_a_manager_beside_another_has_the_same_run_directory(arbiter: Arbiter, other_end: Link) -> None:
+    assert arbiter.companions is not None
+    run_dir = arbiter.companions.places.run_dir
+    arbiter.cfg.set("companion_reload", "all")
+    # From which the name of the directory is derived.
+    arbiter.cfg.set("bind", "127.0.0.1:9")
+    arbiter.reload_companion_manager()
+    other_end.send({"made_room": True})
+    arbiter.manage_companion_manager()
+    assert arbiter.companion_manager_pid == 0 and [each.pid for each in arbiter.companions.leaving] == [5]
+    pair = tuple(map(Link, socket.socketpair()))
+    with mock.patch.object(Link, "pair", return_value=pair), mock.patch("os.fork", return_value=6):
+        arbiter.spawn_companion_manager()
+    assert arbiter.companion_manager_pid == 6
+    assert arbiter.companions.places.run_dir == run_dir
+    assert arbiter.companions.bury(5, 0) and not arbiter.companions.bury(5, 0)
 
 
 @pytest.mark.parametrize("successor", [0, 7])
