@@ -36,7 +36,7 @@ def test_idle_connections_do_not_delay_a_stop(kind: str) -> None:
 
 
 @KEEPING
-def test_max_requests_with_idle_connections_delays_nobody(kind: str) -> None:
+def test_idle_connections_at_max_requests_delay_no_client(kind: str) -> None:
     """One worker, and clients that keep their connections: its successor is there before it has gone."""
     with Server(APP, conf(kind, max_requests=5, keepalive=60)) as server, contextlib.ExitStack() as stack:
         pids: set[bytes] = set()
@@ -50,7 +50,7 @@ def test_max_requests_with_idle_connections_delays_nobody(kind: str) -> None:
 
 
 @KEEPING
-def test_a_long_request_outlives_the_retirement_and_nobody_waits(kind: str) -> None:
+def test_a_long_request_outlives_the_retirement_and_delays_no_client(kind: str) -> None:
     """It is longer than `timeout`, its worker is the only one, and the place of that is taken at its end."""
     settings = {"max_requests": 1, "timeout": 2, "graceful_timeout": 20, "keepalive": 30, "threads": 2}
     with Server(APP, conf(kind, **settings), ready="listen") as server:
@@ -198,7 +198,7 @@ def test_tls(kind: str, more: str, certificate: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"])
-def test_a_body_that_nobody_reads(kind: str) -> None:
+def test_a_body_that_is_not_read(kind: str) -> None:
     """The connection goes on behind it, or is closed; neither the answer nor anybody else suffers."""
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 92160\r\n\r\n"
     with Server(APP, conf(kind)) as server, contextlib.ExitStack() as stack:
@@ -246,7 +246,7 @@ def app(environ, start_response):
 
 
 @pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "tornado"])
-def test_without_descriptors_clients_wait_and_the_log_hears_of_it_once(kind: str) -> None:
+def test_without_descriptors_clients_wait_and_one_line_is_logged(kind: str) -> None:
     with Server(FULL, conf(kind)) as server, connect(server) as first:
         assert first.ask("/full").status == 200
         server.wait_log("all are taken")
@@ -259,7 +259,7 @@ def test_without_descriptors_clients_wait_and_the_log_hears_of_it_once(kind: str
 
 @pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "tornado"])
 def test_nothing_is_logged_in_a_signal_handler(kind: str) -> None:
-    """It may have interrupted the very log call that holds the lock."""
+    """It may have interrupted a log call that holds the lock."""
     watch = """
 import logging, os, signal, sys
 
@@ -282,7 +282,7 @@ def on_starting(server):
     signal.signal(signal.SIGURG, before)
 """
     with Server(APP, conf(kind, workers=2, loglevel="debug", errorlog="error.log") + watch) as server:
-        # One worker more and one less, each waited for: who is told to end later must still be there.
+        # One worker more and one less, each waited for: the workers that get a signal below must exist.
         for sig, count in ((signal.SIGTTIN, 3), (signal.SIGTTOU, 2)):
             server.signal(sig)
             server.wait_workers(count)
@@ -326,7 +326,7 @@ def test_a_plain_worker_lets_a_request_come_whole_at_its_end() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"])
-def test_a_signal_at_any_import_of_a_booting_worker_harms_nobody(kind: str) -> None:
+def test_a_signal_at_any_import_of_a_booting_worker_does_no_harm(kind: str) -> None:
     """It may come in the midst of an import, and its handler must need none."""
     hook = """
 import os, signal, sys
@@ -386,7 +386,7 @@ def worker_exit(server, worker):
         for moment in ("hook begins", "exit handler begins"):
             wait_until(lambda moment=moment: server.log().count(moment) == 2)
             for pid in workers:
-                # Again, and all the others. Twice told, the master itself would end them at once.
+                # Again, and all the others. The master would end them at once at its second signal.
                 for again in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGABRT, signal.SIGUSR1):
                     os.kill(pid, again)
         assert server.wait_exit() == 0
@@ -449,7 +449,7 @@ def test_bodies_and_connections_taken_over_may_pause(
         settings.update(certificate)
     takes = [UPGRADE, UPGRADE]
     if kind != "gthread" or not secure:
-        # Without the header, nothing tells beforehand that the application will take the connection over.
+        # Without the header, the server cannot foresee that the application takes the connection over.
         takes.append("")
     with Server(TAKE, conf(kind, **settings), ready="listen") as server, contextlib.ExitStack() as stack:
         taken = []
@@ -476,7 +476,7 @@ def test_bodies_and_connections_taken_over_may_pause(
 @pytest.mark.parametrize(
     ("kind", "settings"), [("gthread", {"threads": 1}), ("gevent", {"worker_connections": 1})]
 )
-def test_who_pauses_in_a_body_makes_room_for_others(kind: str, settings: dict[str, object]) -> None:
+def test_a_client_that_pauses_in_a_body_makes_room_for_others(kind: str, settings: dict[str, object]) -> None:
     with Server(TAKE, conf(kind, timeout=1, **settings), ready="listen") as server:
         server.get("/")
         with connect(server) as slow:

@@ -159,7 +159,7 @@ companion_workers = [{"name": "one", "target": companion}]
         assert wait_until(lambda: server.log("companion")) == "hello\n"
 
 
-def test_a_late_patch_is_told() -> None:
+def test_a_late_patch_is_logged() -> None:
     with Server(APP, conf("gevent", preload_app=True)) as server:
         assert "preloaded before gevent could patch" in server.log()
 
@@ -169,7 +169,7 @@ def test_answers_that_are_larger_than_the_buffers() -> None:
     with Server(APP, conf("gevent", timeout=2)) as server, connect(server) as slow, connect(server) as gone:
         gone.send(get(f"/big?{size}"))
         slow.send(get(f"/big?{size}"))
-        # Each waits for its reader, and for nobody else.
+        # Each waits for its own client alone.
         assert elapsed(lambda: server.get("/")) < 2
         assert slow.sock.recv(1000, socket.MSG_PEEK)
         whole = bytearray()
@@ -185,7 +185,7 @@ def test_answers_that_are_larger_than_the_buffers() -> None:
         assert received < size
 
 
-def test_who_leaves_before_the_answer_is_no_error() -> None:
+def test_a_client_that_leaves_before_the_answer_is_no_error() -> None:
     with Server(APP, conf("gevent", loglevel="debug")) as server:
         with connect(server) as client:
             client.send(get("/sleep?0.5"))
@@ -250,7 +250,7 @@ def test_a_request_that_does_not_let_itself_be_ended() -> None:
         assert "Traceback" not in server.log() and "failed" not in server.log()
 
 
-def test_a_handler_of_somebody_else() -> None:
+def test_a_foreign_handler() -> None:
     """A subclass with a handler for gevent's server, as packages for WebSocket have it."""
     files = {
         "special.py": """

@@ -271,7 +271,7 @@ def test_descriptors_and_threads_stay_as_many() -> None:
 # -- requests that take too long -----------------------------------------------------------------
 
 
-def test_clients_that_read_nothing_do_not_hold_up_the_thread_that_beats_the_heart() -> None:
+def test_clients_that_read_nothing_do_not_delay_heartbeats() -> None:
     """Their time for a head is up, and there is no room for the answer that says so."""
     hook = """
 import socket, time
@@ -315,7 +315,7 @@ def test_a_request_that_has_come_is_not_dropped_to_make_room() -> None:
         os.kill(worker, signal.SIGSTOP)
         wait_until(lambda: status_field(worker, "State").startswith("T"))
         with connect(server) as new:
-            # In this order the worker hears of them.
+            # The worker finds them in this order.
             new.send(get())
             old.send(get())
             os.kill(worker, signal.SIGCONT)

@@ -53,7 +53,7 @@ def finish(poller: Any, *waiters: Waiter) -> None:
         assert not waiter.is_alive()
 
 
-def test_an_event_is_told_once_until_it_is_asked_for_again(
+def test_an_event_is_reported_once_until_the_next_watch(
     poller: Any, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     ours, theirs = pair
@@ -66,7 +66,7 @@ def test_an_event_is_told_once_until_it_is_asked_for_again(
     wait_until(lambda: len(waiter.seen) == 2)
     other, far = socket.socketpair()
     with other, far:
-        # Something else is told meanwhile, this one is not.
+        # Another one is reported meanwhile, this one is not.
         number = other.fileno()
         poller.watch(number)
         far.send(b"z")
@@ -100,7 +100,7 @@ def test_it_checks_again_when_asked_to(poller: Any, pair: tuple[socket.socket, s
     finish(poller, waiter)
 
 
-def test_an_end_that_came_with_the_last_bytes_is_told(
+def test_an_end_that_came_with_the_last_bytes_is_reported(
     poller: Any, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     ours, theirs = pair
@@ -115,7 +115,7 @@ def test_an_end_that_came_with_the_last_bytes_is_told(
     finish(poller, waiter)
 
 
-def test_a_listener_is_told_of_as_long_as_somebody_waits(poller: Any) -> None:
+def test_a_listener_is_reported_as_long_as_clients_wait(poller: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         waiter = Waiter(poller)
         for _ in range(3):
@@ -128,7 +128,7 @@ def test_a_listener_is_told_of_as_long_as_somebody_waits(poller: Any) -> None:
         finish(poller, waiter)
 
 
-def test_forgotten_is_not_told(poller: Any, pair: tuple[socket.socket, socket.socket]) -> None:
+def test_what_is_forgotten_is_not_reported(poller: Any, pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     poller.watch(ours.fileno())
     poller.forget(ours.fileno())

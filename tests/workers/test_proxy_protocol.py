@@ -176,7 +176,7 @@ def test_a_malformed_header_in_front_of_a_handshake(tls: Server, case: str) -> N
 
 
 def test_a_client_cannot_add_a_header_of_its_own(tls: Server) -> None:
-    """The proxy's is before the handshake; one behind it comes from whom the proxy speaks for."""
+    """The proxy sends its header before the handshake; one inside TLS is the client's."""
     with connect(tls) as client:
         client.send(HEADERS["v1"][0])
         with secured(client.sock) as client:

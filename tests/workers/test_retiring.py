@@ -145,7 +145,7 @@ def test_a_worker_that_leaves_leaves_the_queue_to_its_successor(
     assert worker.taken == 0
 
 
-def test_a_worker_that_leaves_and_is_held_takes_who_is_still_there_at_the_second_check(
+def test_a_leaving_worker_that_is_held_takes_clients_that_still_wait_at_the_second_check(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = FakeWorker(listener, leaving=True)

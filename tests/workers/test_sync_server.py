@@ -21,7 +21,7 @@ def ask(server: Server, path: str = "/") -> bytes:
         return client.ask(path).body
 
 
-def test_handshakes_that_never_end_hold_up_nobody(certificate: dict[str, str]) -> None:
+def test_handshakes_that_never_end_delay_no_client(certificate: dict[str, str]) -> None:
     with (
         Server(APP, conf("sync", timeout=4, **certificate), ready="listen") as server,
         contextlib.ExitStack() as stack,
@@ -50,7 +50,7 @@ def test_no_more_handshakes_than_connections_are_allowed(certificate: dict[str, 
     with Server(APP, config, ready="listen") as server, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(server.connect()) for _ in range(5)]
         assert ask(server)
-        # The ones that came first had to go.
+        # The oldest one had to go.
         silent[0].settimeout(3)
         assert silent[0].recv(1) == b""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who waits for what, who may take whom out, and whose time is up."""
+"""The table of waiting connections: each has one owner, and some are overdue."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def waiting(*entries: tuple[int, str, float]) -> tuple[Waiting, dict[int, TConn]
 
 
 @pytest.mark.parametrize("state", WAITS)
-def test_who_takes_one_out_owns_it(state: str) -> None:
+def test_a_connection_is_claimed_once(state: str) -> None:
     table, conns = waiting((5, state, 10.0))
     assert len(table) == 1 and conns[5].state == state and conns[5].deadline == 10.0
     assert table.claim(5) is conns[5]
@@ -113,7 +113,7 @@ CLAIMS: list[Callable[[Waiting], list[TConn]]] = [
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=["expired", "longest idle"])
-def test_who_was_served_meanwhile_waits_on(claim: Callable[[Waiting], list[TConn]]) -> None:
+def test_a_connection_that_was_served_meanwhile_waits_on(claim: Callable[[Waiting], list[TConn]]) -> None:
     table, conn = empty(), Raced(7)
     park(table, conn, State.IDLE, 10.0)
 
@@ -127,7 +127,7 @@ def test_who_was_served_meanwhile_waits_on(claim: Callable[[Waiting], list[TConn
 
 
 class Numbered(Conn):
-    """While somebody looks for its number the second time, a thread does *meanwhile*."""
+    """When its number is read the second time, a thread does *meanwhile*."""
 
     def __init__(self, fd: int) -> None:
         self.looks = 0

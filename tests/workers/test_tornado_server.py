@@ -74,7 +74,7 @@ def test_a_wsgi_application() -> None:
             failed = client.ask("/boom")
             assert failed.status == 500 and b"boom" not in failed.body
         assert "boom on purpose" in server.log()
-        # In threads beside the loop: at the same time, and longer than the heart may pause.
+        # In threads beside the loop: at the same time, and longer than heartbeats may pause.
         slow = [Background(server, "/sleep?2.5") for _ in range(3)]
         assert [one.result().status for one in slow] == [200] * 3
         assert max(one.seconds for one in slow) < 5
@@ -109,7 +109,7 @@ def test_open_connections_do_not_delay_a_stop() -> None:
         assert "websocket closed" in server.log()
 
 
-def test_who_is_hung_up_hears_of_it_in_the_answer_to_what_had_come() -> None:
+def test_a_request_that_comes_at_a_hang_up_is_answered_with_close() -> None:
     """To make room, while its next request is on the way."""
     with (
         Server(NATIVE, conf("tornado", worker_connections=1, keepalive=30)) as server,
@@ -125,7 +125,7 @@ def test_who_is_hung_up_hears_of_it_in_the_answer_to_what_had_come() -> None:
             first.send(get())
             os.kill(worker, signal.SIGCONT)
             assert second.answer().status == 200
-        # By chance it was looked at first.
+        # By chance it was read first.
         assert first.answer().closes or first.is_closed()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Threads take turns: one leads as long as it is quick, and nobody is left waiting behind a slow one."""
+"""Threads take turns: one leads as long as it is quick, and no request waits behind a slow one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_late_check_is_not_hasty() -> None:
     assert turns.leader == 0
 
 
-def test_alone_nobody_is_checked() -> None:
+def test_a_thread_that_is_alone_is_not_checked() -> None:
     turns = leading(alone=True)
     serve(turns)
     assert not turns.check(100.0)
@@ -122,7 +122,7 @@ def test_a_turn_is_passed_on_before_a_request_is_served() -> None:
     assert (turns.leader, turns.early) == (0, 1)
 
 
-def test_who_is_ready_goes_on_in_the_place_of_a_leader_at_work() -> None:
+def test_a_thread_that_is_ready_takes_the_place_of_a_leader_at_work() -> None:
     turns = leading()
     serve(turns)
     assert turns.take(B)

@@ -84,7 +84,7 @@ def test_it_is_made_in_worker_tmp_dir(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_it_belongs_to_the_worker_who_must_touch_it() -> None:
+def test_it_belongs_to_the_user_of_the_worker() -> None:
     tmp = WorkerTmp(config(user=65534, group=65534))
     assert os.fstat(tmp.fileno()).st_uid == 65534
     pid = os.fork()
@@ -101,7 +101,7 @@ def test_it_belongs_to_the_worker_who_must_touch_it() -> None:
     tmp.close()
 
 
-def test_closing_twice_closes_nobody_else_s_file() -> None:
+def test_closing_twice_closes_no_other_file() -> None:
     tmp = WorkerTmp(config())
     fd = tmp.fileno()
     tmp.close()

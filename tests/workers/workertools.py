@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from harness import Server, wait_until
 
-#: Routes that hold the worker, read or leave bodies, and say who served.
+#: Routes that hold the worker, read or leave bodies, and answer with the pid of the worker.
 APP = """
 import os, threading, time
 
