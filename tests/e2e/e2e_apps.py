@@ -55,7 +55,7 @@ def app(environ, start_response):
 
 #: Companion targets. Each notes its starts, and overlaps with an older process, in files beside the module.
 JOBS = '''
-import fcntl, json, os, signal, sys, threading, time
+import fcntl, json, os, signal, sys, time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 _lock = None
@@ -148,10 +148,6 @@ def report():
         json.dump({
             "env": dict(os.environ), "cwd": os.getcwd(), "pid": os.getpid(), "ppid": os.getppid(),
             "sid": os.getsid(0), "uid": os.getuid(), "gid": os.getgid(), "groups": os.getgroups(),
-            "mask": [int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
-            "handlers": {s.name: repr(signal.getsignal(s)) for s in signal.Signals},
-            "stdin": os.readlink("/proc/self/fd/0"), "modules": sorted(sys.modules),
-            "threads": threading.active_count(), "argv": sys.argv,
         }, f)
     os.rename(os.path.join(HERE, f"{name()}.json.new"), os.path.join(HERE, f"{name()}.json"))
     print(f"{name()} says hello on stdout")

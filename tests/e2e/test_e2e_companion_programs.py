@@ -96,62 +96,6 @@ def test_node_serves_on_a_socket_that_it_is_given() -> None:
         assert "SIGKILL" not in server.log()
 
 
-def test_the_environment_and_the_descriptors_of_a_program() -> None:
-    """It inherits no variable, signal or descriptor of the server."""
-    once: dict[str, Any] = {"autorestart": "never", "after": ["a", "sleeper"], "startsecs": 0}
-    companions = [
-        entry("a", "idle"),
-        program("sleeper", "sleep", "60", bind=f"127.0.0.1:{free_port()}"),
-        program("env", "env", "-0", stdout="env", env={"QUEUE": "mail"}, **once),
-        program("fds", "ls", "-l", "/proc/self/fd", stdout="fds", **once),
-        program("status", "cat", "/proc/self/status", stdout="status", **once),
-    ]
-    with companion_server(*companions, env_option={"SOME": "thing"}) as server:
-        for name in ("env", "fds", "status"):
-            shown = server.wait_companion(name, "STOPPED")
-            assert shown["reason"] == "exited", shown
-        found = dict(part.split("=", 1) for part in server.log("env").split("\0") if part)
-        assert (found["QUEUE"], found["SOME"], found["GUNICORN_COMPANION_NAME"]) == ("mail", "thing", "env")
-        foreign = ("LISTEN_", "WATCHDOG_", "GUNICORN_")
-        ours = {"GUNICORN_COMPANION_NAME", "GUNICORN_TEST_MARKER"}
-        assert {name for name in found if name.startswith(foreign)} == ours
-        lines = [line.split() for line in server.log("fds").splitlines() if "->" in line]
-        files = {int(words[words.index("->") - 1]): words[-1] for words in lines}
-        # The fourth is the directory that is being listed.
-        assert files.pop(0) == "/dev/null" and set(files) == {1, 2, 3} and files[3].startswith("/proc/")
-        status = dict(line.split(":\t") for line in server.log("status").splitlines() if ":\t" in line)
-        assert int(status["SigBlk"], 16) == 0
-        # All but those of the C library's threads.
-        assert int(status["SigIgn"], 16) & ~(0b11 << 31) == 0
-        assert status["NSsid"] == status["NSpid"]
-
-
-def test_a_program_that_is_missing() -> None:
-    """BACKOFF with a clear error, and RUNNING as soon as the program is there."""
-    with companion_server(
-        program("worker", "bin/worker", "--all", startsecs=0.2), companion_restart_delay=0.2
-    ) as server:
-
-        def told() -> bool:
-            shown = server.companion("worker")
-            return (
-                shown["state"] == "BACKOFF"
-                and "cannot run 'bin/worker': no such file" in shown["description"]
-            )
-
-        server.wait_manager()
-        wait_until(told, 10, "BACKOFF with the reason")
-        server.wait_log("cannot run 'bin/worker': no such file")
-        script = server.write("bin/worker", "#!/bin/nosuch\nexec sleep 60\n")
-        script.chmod(0o755)
-        server.wait_log("bin/worker needs the interpreter /bin/nosuch, which does not exist")
-        # Not written in place: "text file busy" would be another error.
-        server.write("bin/next", "#!/bin/sh\nexec sleep 60\n").chmod(0o755)
-        os.rename(server.dir / "bin/next", script)
-        server.wait_companion("worker")
-        assert server.get("/").status == 200
-
-
 # -- sockets --
 
 WEB = '''

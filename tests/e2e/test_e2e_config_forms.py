@@ -124,27 +124,3 @@ def test_an_application_that_embeds_the_server() -> None:
         assert server.stop() == 0
         server.adopt(new)
         server.wait_companion("a", without=[pid])
-
-
-def test_paste() -> None:
-    pytest.importorskip("paste.deploy")
-    ini = """
-        [app:main]
-        paste.app_factory = pasted:factory
-        greeting = from paste
-
-        [server:main]
-        use = egg:gunicorn#main
-        host = 127.0.0.1
-        port = 1
-    """
-    pasted = """
-        def factory(global_conf, greeting="none"):
-            def app(environ, start_response):
-                start_response("200 OK", [("Content-Type", "text/plain")])
-                return [greeting.encode()]
-            return app
-    """
-    files = {"site.ini": ini, "pasted.py": pasted}
-    with Server(WEB, args=["--paste", "site.ini"], target="", files=files) as server:
-        assert server.get("/").text == "from paste"

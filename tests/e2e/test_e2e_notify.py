@@ -177,13 +177,6 @@ def test_a_roll_back_changes_nothing_for_the_service(systemd: ServiceManager) ->
         assert not systemd.having("MAINPID") and not systemd.having("STOPPING")
 
 
-def test_a_watchdog_for_another_process_is_not_fed(systemd: ServiceManager) -> None:
-    env = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "100000", "WATCHDOG_PID": "1"}
-    with Server(WEB, "workers = 1\n", env=env):
-        systemd.wait("READY")
-        assert not systemd.having("WATCHDOG")
-
-
 def test_workers_inherit_the_notify_socket_and_companions_do_not(systemd: ServiceManager) -> None:
     env = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "60000000"}
     with companion_server(entry("report"), env_option=env) as server:
