@@ -143,12 +143,12 @@ class SyncWorker(Worker):
     def run_for_one(self, timeout: float) -> None:
         """Serve a single listener: as long as connections are waiting, without asking whether they are."""
         listener = self.sockets[0]
-        beaten = 0.0
+        notified = 0.0
         while self.alive:
             now = time.monotonic()
-            if now - beaten > timeout / 4:
+            if now - notified > timeout / 4:
                 self.notify()
-                beaten = now
+                notified = now
                 if not self.is_parent_alive():
                     return
             if self.take(listener):
@@ -157,7 +157,7 @@ class SyncWorker(Worker):
                 self.wait(timeout)
             except StopWaiting:
                 return
-            beaten = time.monotonic()
+            notified = time.monotonic()
 
     def run_for_multiple(self, timeout: float) -> None:
         """Serve several listeners in turn."""
@@ -327,17 +327,21 @@ class SyncWorker(Worker):
             self._awaited = None
             leaves_http = may_leave_http(req)
             if leaves_http or not self.alive:
-                self._limit(client, 0 if leaves_http else self._patience)
+                # The next protocol may be silent for long. Otherwise undo the hurry.
+                seconds = 0 if leaves_http else self._patience
+                if self._tls is not None:
+                    client.settimeout(seconds or None)
+                connection.set_blocking_timeout(client, seconds)
             answer = self.handle_request(listener, req, client, addr)
             outcome = answer if isinstance(answer, str) else CLOSE
         except Stopped:
             client.close()
             raise
-        except NoMoreData as error:
-            self.log.debug("The connection ended during a request: %s", error)
-            outcome = self._refuse(None, client, addr, error)
         except Exception as error:
-            outcome = self._refuse(None, client, addr, error)
+            if isinstance(error, NoMoreData):
+                self.log.debug("The connection ended during a request: %s", error)
+            self.handle_error(None, client, addr, error)
+            outcome = LINGER
         finally:
             self._awaited = None
             self._close(client, outcome)
@@ -376,12 +380,6 @@ class SyncWorker(Worker):
                 # Below TLS, which would take it for the end of the encryption.
                 _socket.socket.shutdown(client, socket.SHUT_RD)
 
-    def _limit(self, client: Any, seconds: float) -> None:
-        """Let each wait for *client* last at most *seconds* from now on; 0: for ever."""
-        if self._tls is not None:
-            client.settimeout(seconds or None)
-        connection.set_blocking_timeout(client, seconds)
-
     def _left_for_body(self) -> float:
         """How much longer to wait for a body: until shortly before the master misses a heartbeat."""
         if not self.alive:
@@ -391,10 +389,6 @@ class SyncWorker(Worker):
             return TICK
         left = self.tmp.last_update() + limit - min(1.0, limit / 10) - time.monotonic()
         return min(TICK, max(0.0, left))
-
-    def _refuse(self, req: Any, client: Any, addr: Any, error: BaseException) -> Outcome:
-        self.handle_error(req, client, addr, error)
-        return LINGER
 
     def handle_request(self, listener: Any, req: Any, client: Any, addr: Any) -> Outcome:
         """Have the application answer *req*; returns what becomes of the connection."""
