@@ -64,6 +64,7 @@ def run(plan: dict[str, Any]) -> None:
         nofile=plan["nofile"],
         listeners=names.get("listeners", ()),
         notify=names.get("notify"),
+        watch=names.get("watch"),
     )
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:

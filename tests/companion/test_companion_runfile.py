@@ -372,6 +372,9 @@ def test_there_is_room_for_a_record_before_it_is_written(tmp_path):
     assert run is not None
     assert run.clear() and run.read() is None
     assert os.fstat(run.fd).st_size >= 2048
+    # And for the reason why its start failed.
+    run.write(record())
+    assert os.fstat(run.fd).st_size >= 2048
     run.release()
     # A device that is always full.
     full = RunFile(os.open("/dev/full", os.O_RDWR), None)

@@ -380,6 +380,21 @@ def test_a_process_of_its_own(run, tmp_path):
     assert facts["same_streams"] == [True, True]
 
 
+HELD_BACK = """
+from gunicorn.companion.child import descriptors
+from gunicorn.unix import spare
+descriptors.reserve(2)
+spare.ONE.fill()
+close = list(spare.ONE.fds)
+"""
+
+
+def test_descriptors_that_were_held_back_are_closed(run):
+    assert set(facts_of(run("facts", before=HELD_BACK))["files"]) <= {"0", "1", "2"}
+    # Nor does it take their numbers for its own.
+    assert run("", before=HELD_BACK + "target = lambda: print(spare.ONE.fds)\n").out == "[]\n"
+
+
 def test_the_parent_death_signal_is_the_stop_signal(run):
     end = run("facts", stop_signal="INT")
     assert facts_of(end)["pdeathsig"] == signal.SIGINT
@@ -875,6 +890,24 @@ def test_its_sockets_are_those_of_the_manager(run, tmp_path, kind, before):
     first, second = json.loads(end.err)
     # What an earlier program has set is no property of its successor's sockets.
     assert json.loads(end.out) == [[first, True, True], [second, True, True]]
+
+
+WATCHES = """os.closerange(3, 20)
+    from types import SimpleNamespace
+    from gunicorn.companion.child.watch import SourceWatch
+    watch = SourceWatch(lambda tell: SimpleNamespace(start=lambda: tell("a.py"), stop=lambda: None))"""
+
+
+def test_a_socket_does_not_take_the_place_of_the_pipe_for_changes(run):
+    end = run(
+        "facts",
+        before=TWO_LISTENERS.format(before=WATCHES) + "    close += [watch.fileno()]\n",
+        while_running="""
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            print([change.path for change in watch.receive()])
+        """,
+    )
+    assert end.out.splitlines()[-1] == "['a.py']"
 
 
 def test_copies_share_what_one_of_them_has_set(run):
