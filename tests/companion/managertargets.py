@@ -10,8 +10,6 @@ import threading
 import time
 from pathlib import Path
 
-from harness import read_proc
-
 
 def tell(text: object) -> None:
     name = os.environ["GUNICORN_COMPANION_NAME"]
@@ -125,12 +123,6 @@ def looks_at_the_log_when_aborted() -> None:
 
 def fails() -> None:
     raise RuntimeError("no queue")
-
-
-def starts_and_ends() -> None:
-    """Tells when it was forked, however late it has its turn: in clock ticks."""
-    proc = read_proc(os.getpid())
-    tell(proc.start if proc is not None else "unknown")
 
 
 def closes_output() -> None:

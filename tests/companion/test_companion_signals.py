@@ -464,29 +464,6 @@ def test_a_stray_ends_and_its_record_goes(managed):
     server.wait_end()
 
 
-def test_a_manual_stop_survives(managed):
-    server = managed("workers = [dict(name=n, target=T.obey) for n in ('a', 'b')]")
-    server.wait("a")
-    b = server.pid("b")
-    server.ok("stop", "a")
-    server.wait("a", "STOPPED")
-    server.kill_manager()
-    server.respawn()
-    server.pid("b", without=[b])
-    found = server.status()["a"]
-    assert (found["state"], found["manual_stop"], found["description"]) == (
-        "STOPPED",
-        True,
-        "stopped manually",
-    )
-    # And ends with a start.
-    server.ok("start", "a")
-    a = server.pid("a")
-    server.kill_manager()
-    server.respawn()
-    server.pid("a", without=[a])
-
-
 def test_what_was_stopping_is_not_forgotten(managed):
     server = managed("workers = [dict(name='rq', target=T.drain)]")
     old = server.pid("rq")

@@ -216,22 +216,18 @@ class Starter:
         config = process.config
         if not config.bind:
             return []
-        try:
-            return self.listeners.open(config.group, config.bind)
-        except OSError as exc:
-            if exc.errno != errno.EADDRINUSE:
-                raise
-        blocked = self._who_listens(process)
-        if blocked is None:
-            # Its owner may have released the address just before we looked for the owner.
+        for last in (False, True):
             try:
                 return self.listeners.open(config.group, config.bind)
             except OSError as exc:
                 blocked = self._who_listens(process) if exc.errno == errno.EADDRINUSE else None
-                if blocked is None:
+                # Once more: its owner may have released the address just before we looked for the owner.
+                if blocked is None and (last or exc.errno != errno.EADDRINUSE):
                     raise
-        self.table.send(process, Event.BLOCKED, self.kernel.now(), pid=blocked.pid)
-        return None
+            if blocked is not None:
+                self.table.send(process, Event.BLOCKED, self.kernel.now(), pid=blocked.pid)
+                return None
+        raise AssertionError("unreachable")
 
     def _who_listens(self, process: CompanionProcess) -> Blocked | None:
         """Return the companion that holds an address of *process* and will release it, or None."""
