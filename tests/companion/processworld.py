@@ -578,6 +578,9 @@ class World:
             assert (process.pid is None) == (not any(life.alive for life in ours))
             assert bool(ours) <= (process.session is not None), "a session that nobody waits for"
             assert process.state is not State.RUNNING or process.pid is not None
+            run = self.manager.start_rights.held(name)
+            assert run is None or process.state is not State.STOPPED, "a right to start that nobody needs"
+            assert run is None or process.session is not None or run.read() is None, "a record of nobody"
             self._check_progress(process)
             self._check_counts(process)
             if process.state is State.RUNNING:
@@ -603,7 +606,8 @@ class World:
         config = process.config
         if process.state is State.STOPPED:
             assert due is None
-            assert process.manual_stop or process.settled or process.removed or self.stopping, "lost"
+            meant = process.manual_stop or process.settled or process.removed or not config.autostart
+            assert meant or self.stopping, "lost"
         elif process.state is State.RUNNING:
             assert config.watchdog is None or due is not None
             waits = config.max_lifetime is not None and due is None

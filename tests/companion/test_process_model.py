@@ -287,3 +287,13 @@ def test_no_companion_is_restarted_while_the_server_stops(make_world: Callable[.
     world.advance(20)
     assert world.manager.finished
     assert db.start_count == 1
+
+
+def test_a_companion_that_its_pre_fork_hook_stops_is_not_forked(make_world: Callable[..., World]) -> None:
+    world = make_world(CompanionConfig("rq", "app:rq", autostart=False), CompanionConfig("db", "app:db"))
+    world.manager.hooks.pre_fork = lambda manager, companion: manager.stop_process(companion.name)
+    world.start("rq")
+    world.settle()
+    rq = world.processes["rq"]
+    assert (rq.state, rq.start_count) == (State.STOPPED, 0)
+    assert world.processes["db"].pid is not None
