@@ -271,8 +271,7 @@ class CompanionManager:
 
     def retry_backoff(self, now: float) -> None:
         """Start companions whose delay is over and whose dependencies run."""
-        if not self.starter.start_due(now):
-            self.table.changed = True
+        self.starter.start_due(now)
 
     def _next_deadline(self, now: float) -> float | None:
         """When companions must be looked at again; None: when something happens."""

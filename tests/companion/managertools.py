@@ -163,8 +163,12 @@ class Managed:
             for word in path.read_text().split():
                 if word.isdigit():
                     everything.add(int(word))
-        # Until a look finds none: one that is just given to another parent is missed by a single look.
-        while alive := [pid for pid in everything & set(descendants_of(os.getpid())) if is_alive(pid)]:
+        # Until a look finds none: one look misses a process that just gets another parent, and what a
+        # companion has just forked is known by its session only.
+        while alive := [
+            pid for pid in descendants_of(os.getpid()) if is_alive(pid) and _is_of(everything, pid)
+        ]:
+            everything.update(alive)
             kill_all(alive)
             reap_zombies()
         if self.owned:
@@ -203,6 +207,13 @@ class Managed:
         """The pid of *name*, when it runs."""
         pid: int = self.wait(name, without=without)["pid"]
         return pid
+
+
+def _is_of(known: set[int], pid: int) -> bool:
+    try:
+        return pid in known or os.getsid(pid) in known
+    except ProcessLookupError:
+        return False
 
 
 def gone(*pids: int) -> None:

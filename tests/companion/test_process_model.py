@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from processworld import CALM, Nature, World, expand
 from gunicorn.companion.child.sdnotify import Notice
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.process import EXITED, GAVE_UP, State
+from gunicorn.companion.supervise.starter import STARTS_AT_ONCE
 
 KEYS = st.fixed_dictionaries(
     {
@@ -297,3 +299,35 @@ def test_a_companion_that_its_pre_fork_hook_stops_is_not_forked(make_world: Call
     rq = world.processes["rq"]
     assert (rq.state, rq.start_count) == (State.STOPPED, 0)
     assert world.processes["db"].pid is not None
+
+
+def test_many_companions_start_in_several_passes(make_world: Callable[..., World]) -> None:
+    world = make_world(CompanionConfig("rq", "app:rq", numprocs=2 * STARTS_AT_ONCE + 1))
+    assert all(process.pid is not None for process in world.processes.values())
+
+
+def test_the_sockets_of_bind_are_open_while_a_copy_is_not_stopped(
+    make_world: Callable[..., World], tmp_path: Path
+) -> None:
+    path = tmp_path / "s"
+    world = make_world(CompanionConfig("rq", "app:rq", numprocs=2, bind=(f"unix:{path}",)))
+    world.stop("rq:0")
+    world.advance(1)
+    assert path.exists()
+    world.stop("rq:1")
+    world.advance(1)
+    assert not path.exists()
+
+
+def test_a_stop_by_command_is_kept_before_another_server_may_start_the_companion(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(CompanionConfig("rq", "app:rq", restart_delay=30), nature=Nature(dies=0.1))
+    world.advance(1)
+    assert world.processes["rq"].state is State.BACKOFF
+    kept = []
+    monkeypatch.setattr(
+        world.manager.start_rights, "release", lambda name: kept.append(world.shared.read()["stopped"])
+    )
+    world.stop("rq")
+    assert kept == [{"rq": True}]

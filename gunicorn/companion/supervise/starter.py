@@ -131,8 +131,8 @@ class Starter:
         if settled is not None:
             process.restore_settled(settled)
 
-    def start_due(self, now: float) -> bool:
-        """Start companions that are due; False if some of them are left for the next time."""
+    def start_due(self, now: float) -> None:
+        """Start companions that are due."""
         idle = [p for p in self.table.values() if p.pid is None]
         for process in idle:
             if process.due_event(now) is Event.DELAY_PASSED:
@@ -147,12 +147,16 @@ class Starter:
                 self.log.info("Companion %s is %s, cause: %s", process.name, why, Cause.DEPENDENCY)
                 self.kept.history.add("waiting", process.name, cause=Cause.DEPENDENCY, reason=why)
         due = [process for process in idle if process.can_start(now)]
-        return not due or self.start(due)
+        if due:
+            self.start(due)
 
     # -- a start -----------------------------------------------------------
 
-    def start(self, processes: Iterable[CompanionProcess]) -> bool:
-        """Fork each of *processes* that no older process blocks; False if some may be left."""
+    def start(self, processes: Iterable[CompanionProcess]) -> None:
+        """Fork those of *processes* that no older process blocks.
+
+        Many are left for the next pass, which follows at once.
+        """
         found = ((each, its) for each in processes if (its := self._prepare(each)) is not None)
         # A companion that has to wait takes no turn away.
         prepared = list(itertools.islice(found, STARTS_AT_ONCE))
@@ -162,7 +166,6 @@ class Starter:
             # The hook may have stopped it.
             if process.state is State.STARTING:
                 self._fork(process, self._launch(process, its, close))
-        return len(prepared) < STARTS_AT_ONCE
 
     def _fork(self, process: CompanionProcess, launch: Launch) -> None:
         try:
