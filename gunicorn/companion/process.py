@@ -274,8 +274,8 @@ class CompanionProcess(Status):
         return self._try_again(d)
 
     def _exited(self, d: Details) -> tuple[Action, ...]:
-        # With `startsecs` of 0, or a busy manager, RUNNING may have been due already. With a reason the target
-        # was not reached.
+        # With `startsecs` of 0, or a busy manager, RUNNING may have been due already. With a reason, it did
+        # not reach its target.
         was_running = d.reason is None and self.due_event(d.now) is Event.ALIVE
         self._record_exit(d)
         self.reason = d.reason
