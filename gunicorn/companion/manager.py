@@ -42,8 +42,8 @@ from gunicorn.companion.table import ProcessTable, Reporter
 from gunicorn.glogging import reopen_logs
 from gunicorn.unix import session, spare
 from gunicorn.unix.kernel import KERNEL, Kernel
+from gunicorn.unix.libc import become_subreaper
 from gunicorn.unix.poller import Poller
-from gunicorn.unix.prctl import become_subreaper
 from gunicorn.unix.signals import SignalInbox, signal_name, unblock_all
 
 if TYPE_CHECKING:

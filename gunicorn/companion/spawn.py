@@ -24,7 +24,7 @@ from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.keys import Target, describe_target
 from gunicorn.companion.runfile import Record, RunFile, note_exception
 from gunicorn.settings import redact
-from gunicorn.unix import prctl, spare
+from gunicorn.unix import libc, spare
 from gunicorn.unix.process import leave, set_process_title
 from gunicorn.unix.session import identity
 from gunicorn.unix.signals import blocked_signals, reset_to_default, unblock_all
@@ -151,7 +151,7 @@ def reset_signals() -> None:
 
 def end_with_parent(parent: int, stop_signal: int) -> bool:
     """Have the kernel send *stop_signal* when the manager dies; return whether it will (Linux)."""
-    armed = prctl.set_parent_death_signal(stop_signal)
+    armed = libc.set_parent_death_signal(stop_signal)
     if os.getppid() != parent:
         # The manager died before the signal was armed, so nothing would stop this process.
         os._exit(0)

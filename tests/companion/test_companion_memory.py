@@ -77,10 +77,10 @@ def test_what_is_not_there():
 FAMILY = """
     import json, os, sys
     from gunicorn.companion.supervise import memory
-    from gunicorn.unix import prctl
+    from gunicorn.unix import libc
     if len(sys.argv) > 1:
         os.setgroups([]), os.setgid(65534), os.setuid(65534)
-        prctl.stay_dumpable()  # as the manager does
+        libc.stay_dumpable()  # as the manager does
 
     size = 32 * 1024 * 1024
     block = bytearray(os.urandom(4096) * (size // 4096))

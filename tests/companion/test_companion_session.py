@@ -212,7 +212,7 @@ def test_children_include_zombies(family):
 OWN_CHILDREN = """
 import json, os, signal
 from gunicorn.unix.session import OwnChildren
-from gunicorn.unix.prctl import become_subreaper
+from gunicorn.unix.libc import become_subreaper
 
 assert become_subreaper()
 own, found = OwnChildren(), []

@@ -9,16 +9,13 @@ target, a mapping of a memory file with the same text as its name. Only Linux sh
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import os
-import sys
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
-from gunicorn.unix import session, spare
+from gunicorn.unix import libc, session, spare
 
 VARIABLE = "COMPANION_MARK"
 _ENTRY = VARIABLE.encode() + b"="
@@ -69,32 +66,14 @@ def digest(text: str) -> str:
     return hashlib.blake2s(os.fsencode(text), digest_size=8).hexdigest()
 
 
-def _load_mmap() -> Callable[..., int | None] | None:
-    if not sys.platform.startswith("linux") or not hasattr(os, "memfd_create"):
-        return None
-    try:
-        function = ctypes.CDLL(None).mmap
-    except (OSError, AttributeError):
-        return None
-    size, number = ctypes.c_size_t, ctypes.c_int
-    function.argtypes = (ctypes.c_void_p, size, number, number, number, ctypes.c_long)
-    function.restype = ctypes.c_void_p
-    return function
-
-
-# Loaded before any fork, like prctl(2).
-_MMAP = _load_mmap()
-_PROT_NONE, _MAP_SHARED = 0, 1
-
-
 def leave(mark: str) -> None:
     """Have *mark* in what this process maps: its forks inherit it. No memory is behind it."""
-    if _MMAP is None or not mark:
+    if not mark or not hasattr(os, "memfd_create"):
         return
     # If the kernel does not allow it, there is still the environment of an executed program.
     with contextlib.suppress(OSError):
         fd = os.memfd_create(f"companion-mark-{mark}", os.MFD_CLOEXEC)
-        _MMAP(None, 4096, _PROT_NONE, _MAP_SHARED, fd, 0)
+        libc.keep_mapped(fd)
         os.close(fd)
 
 

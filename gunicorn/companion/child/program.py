@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import signal
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-# <linux/close_range.h>
-CLOSE_RANGE_CLOEXEC = 4
-HIGHEST = 2**32 - 1
+from gunicorn.unix import libc
 
 
 class CannotRun(Exception):
@@ -103,25 +99,9 @@ def _cwd() -> str:
         return "unknown"
 
 
-def _load_close_range() -> Callable[..., int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        function = ctypes.CDLL(None).close_range
-    except (OSError, AttributeError):
-        return None
-    function.argtypes = [ctypes.c_uint, ctypes.c_uint, ctypes.c_int]
-    function.restype = ctypes.c_int
-    return function
-
-
-# Loaded before any fork, because loading takes locks.
-_CLOSE_RANGE = _load_close_range()
-
-
 def close_at_exec(lowest: int) -> None:
     """Have exec close every descriptor from *lowest* on."""
-    if _CLOSE_RANGE is not None and _CLOSE_RANGE(lowest, HIGHEST, CLOSE_RANGE_CLOEXEC) == 0:
+    if libc.close_at_exec(lowest):
         return
     for directory in ("/proc/self/fd", "/dev/fd"):
         try:

@@ -24,7 +24,7 @@ from gunicorn.companion.supervise.starter import Hook, no_hook
 from gunicorn.errors import ConfigError
 from gunicorn.glogging import follow
 from gunicorn.settings.hooks import own_hook
-from gunicorn.unix.prctl import set_parent_death_signal, stay_dumpable
+from gunicorn.unix.libc import set_parent_death_signal, stay_dumpable
 from gunicorn.unix.process import leave, set_owner_process, set_process_title
 from gunicorn.unix.signals import reset_to_default
 
