@@ -391,6 +391,12 @@ def test_a_configuration_whose_workers_do_not_boot_is_taken_back() -> None:
             assert server.running(2) == old
             assert server.get().status == 200 and not connects(other)
             assert server.read_int("x.pid") == server.pid and not (server.dir / "y.pid").exists()
+        # The address that was to be dropped is the next worker's, too.
+        os.kill(old[0], signal.SIGKILL)
+        old += server.running(2, without=[old[0]])
+        os.kill(old[1], signal.SIGKILL)
+        old += server.running(2, without=old[:2])
+        assert int(server.get().text) in old[2:]
         reload(server, bind=f"127.0.0.1:{other}", **{**more, "raw_env": []})
         server.running(3, without=old)
         assert connects(other) and not connects(server.port)
