@@ -161,22 +161,36 @@ class Starter:
         # A companion that has to wait takes no turn away.
         prepared = list(itertools.islice(found, STARTS_AT_ONCE))
         close = self.descriptors()
-        for process, its in prepared:
-            self.hooks.before_fork(process)
-            # The hook may have stopped it.
-            if process.state is State.STARTING:
-                self._fork(process, self._launch(process, its, close))
+        launches = [(process, self._launch(process, its, close)) for process, its in prepared]
+        forks: list[tuple[CompanionProcess, int | OSError]] = []
+        # A start must not fail because one more descriptor is missing for a moment.
+        with self.spare_descriptors():
+            for process, launch in launches:
+                if self.hooks.pre_fork is not no_hook:
+                    # The hook finds the companions before it started; and it may stop this one.
+                    self._report(forks)
+                    forks.clear()
+                    self.hooks.before_fork(process)
+                    if process.state is not State.STARTING:
+                        continue
+                try:
+                    forks.append((process, self.fork(launch)))
+                except OSError as exc:
+                    forks.append((process, exc))
+        self._report(forks)
 
-    def _fork(self, process: CompanionProcess, launch: Launch) -> None:
-        try:
-            # A start must not fail because one more descriptor is missing for a moment.
-            with self.spare_descriptors():
-                pid = self.fork(launch)
-        except OSError as exc:
-            self._fail(process, f"cannot fork: {exc.strerror}")
-            return
-        self.table.send(process, Event.FORKED, self.kernel.now(), pid=pid)
-        self.log.info("Starting companion %s (pid %d)", process.name, pid)
+    def _report(self, forks: Iterable[tuple[CompanionProcess, int | OSError]]) -> None:
+        """Record the outcome of forks, after the last of them.
+
+        Of each page that the manager writes to between two forks, the children before keep a copy: half of
+        the private memory that an idle companion would have.
+        """
+        for process, outcome in forks:
+            if isinstance(outcome, OSError):
+                self._fail(process, f"cannot fork: {outcome.strerror}")
+                continue
+            self.table.send(process, Event.FORKED, self.kernel.now(), pid=outcome)
+            self.log.info("Starting companion %s (pid %d)", process.name, outcome)
 
     def _prepare(self, process: CompanionProcess) -> _Prepared | None:
         """Gather what a start needs; None if it must wait, or has failed."""
