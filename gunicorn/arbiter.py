@@ -43,7 +43,7 @@ LENGTHY = frozenset({signal.SIGHUP, signal.SIGUSR2})
 
 
 class StopAsked(StopIteration):
-    """Leads from the handler of a signal out of the loop. No hook raises it by accident."""
+    """Ends the loop; raised by the handler of a signal. No hook raises it by accident."""
 
 
 class Arbiter(Shutdown, Succession):
@@ -66,7 +66,7 @@ class Arbiter(Shutdown, Succession):
     # A signal's number -> what its handler's name ends in.
     SIG_NAMES: dict[int, str] = {signum: signum.name[3:].lower() for signum in (*SIGNALS, signal.SIGCHLD)}
 
-    # Every instance has its own; these say what there is.
+    # For readers of the class: every instance has its own.
     START_CTX: dict[Any, Any] = {}
     LISTENERS: list[Any] = []
     WORKERS: dict[int, Any] = {}

@@ -66,7 +66,7 @@ class Master:
             self.log.exception("The hook %s failed", name)
 
     def restore_signal_handlers(self) -> None:
-        """After user code that may have set its own: a configuration file, or a module that it imports."""
+        """Install our handlers again, after a configuration file or a module of it may have set others."""
         if self.inbox is not None:
             self.inbox.install()
 
@@ -75,7 +75,7 @@ class Master:
         set_process_title(f"master [{name}]")
 
     def prepare_to_fork(self) -> None:
-        """Before the first child: make memory fit for sharing, warn of threads. Later calls do nothing."""
+        """Make memory fit for sharing, and warn of threads, before the first fork. Later calls do nothing."""
         if self._ready_to_fork:
             return
         self._ready_to_fork = True
@@ -114,7 +114,7 @@ class Master:
         return self.companions
 
     def reserve_descriptors(self) -> None:
-        """Before anything is opened or loaded: keep the numbers free that companions' sockets get."""
+        """Keep the numbers free that companions' sockets get; before anything is opened or loaded."""
         if any(isinstance(entry, dict) and entry.get("bind") for entry in self.cfg.companion_workers):
             from gunicorn.companion.child import descriptors
 
@@ -123,8 +123,8 @@ class Master:
     def check_companions(self, cfg: Any, *, outputs: bool) -> None:
         """Raise ConfigError for companions that could not run; a plain web server imports nothing.
 
-        *outputs*: whether a file of theirs that cannot be written is a mistake. At a start it is not: a log
-        directory that is gone must cost one companion, and not the web.
+        *outputs*: whether an output file that cannot be written is an error. At a start it is not: a log
+        directory that is gone must stop one companion, and not the server.
         """
         if not cfg.companion_workers:
             return
@@ -138,8 +138,8 @@ class Master:
     def manage_companion_manager(self) -> None:
         """Have a manager while companions are configured, and none without them.
 
-        A master that is to succeed another has its own, whose companions wait one by one for their old
-        selves. Raises HaltServer if a companion has given up without which the server is not to run.
+        Each companion of a successor waits for its older process only. Raises HaltServer if a companion has
+        given up without which the server is not to run.
         """
         if self.companions is None and not self.cfg.companion_workers:
             return
