@@ -11,8 +11,7 @@ from processtools import T0
 
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.process import Cause, Event
-from gunicorn.companion.supervise.history import ENDS_KEPT, EVENTS_KEPT, History
-from gunicorn.companion.table import ProcessTable
+from gunicorn.companion.table import ENDS_KEPT, EVENTS_KEPT, History, ProcessTable
 
 
 def observed(history: History, **values: Any) -> ProcessTable:

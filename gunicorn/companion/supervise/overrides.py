@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.supervise.history import History
 from gunicorn.companion.supervise.sharedstate import SharedState
-from gunicorn.companion.table import ProcessTable
+from gunicorn.companion.table import History, ProcessTable
 
 # For each set: the number of copies asked for by command, and the configured number that it replaces.
 Scaled = dict[str, tuple[int, int]]
