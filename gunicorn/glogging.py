@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""The error log and the access log: their files and formats."""
+"""Write the error log and the access log."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -25,54 +22,23 @@ from gunicorn.logs.files import (
     close_uncaptured,
     fileno,
     open_log,
-    open_safely_later,
-    opening_safely,
     redirect_stdio,
     reopen,
-    report_write_error,
     restore_stdio,
+)
+from gunicorn.logs.logconfig import (
+    CONFIG_DEFAULTS,
+    DATE_FORMAT,
+    ERROR_FORMAT,
+    all_or_nothing,
+    apply_logconfig,
+    loggers,
 )
 from gunicorn.logs.syslog import SYSLOG_FACILITIES, parse_syslog_address
 
 __all__ = ["CONFIG_DEFAULTS", "SYSLOG_FACILITIES", "Logger", "SafeAtoms", "loggers", "parse_syslog_address"]
 
-ERROR_FORMAT = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s"
-DATE_FORMAT = "[%Y-%m-%d %H:%M:%S %z]"
-
-#: What `logconfig_dict` and `logconfig_json` replace key by key, so that they need to name only what differs.
-CONFIG_DEFAULTS: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "root": {"level": "INFO", "handlers": ["console"]},
-    "loggers": {
-        "gunicorn.error": {"level": "INFO", "handlers": ["error_console"], "propagate": False},
-        "gunicorn.access": {"level": "INFO", "handlers": ["console"], "propagate": False},
-    },
-    "handlers": {
-        "console": {
-            "class": "logging.StreamHandler",
-            "formatter": "generic",
-            "stream": "ext://sys.stdout",
-        },
-        "error_console": {
-            "class": "logging.StreamHandler",
-            "formatter": "generic",
-            "stream": "ext://sys.stderr",
-        },
-    },
-    "formatters": {
-        "generic": {"format": ERROR_FORMAT, "datefmt": DATE_FORMAT, "class": "logging.Formatter"},
-    },
-}
-
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-
-
-def loggers() -> list[logging.Logger]:
-    """Every logger there is, the root logger first."""
-    # A copy, made in one step: threads may ask for new loggers meanwhile.
-    existing = list(logging.root.manager.loggerDict.values())
-    return [logging.root, *(log for log in existing if isinstance(log, logging.Logger))]
 
 
 def _is_own(handler: logging.Handler) -> bool:
@@ -100,7 +66,7 @@ class Logger:
     access_fmt = "%(message)s"
     syslog_fmt = "[%(process)d] %(message)s"
 
-    # For subclasses whose own setup() does not come here.
+    # For subclasses whose setup() does not call this one.
     _logs_access = False
     _line: accesslog.Line | None = None
     _direct: LogFile | LogStream | None = None
@@ -127,7 +93,7 @@ class Logger:
         Raises ConfigError, with nothing changed, if a file, logconfig or the access log's format is unusable.
         """
         check_access_format(type(self), cfg)
-        with _all_or_nothing() as replaced:
+        with all_or_nothing() as replaced:
             previous, self.cfg = self.cfg, cfg
             try:
                 self._apply(cfg, replaced)
@@ -154,11 +120,11 @@ class Logger:
             self._set_syslog_handler(self.error_log, cfg, self.syslog_fmt, "error")
             if not cfg.disable_redirect_access_to_syslog:
                 self._set_syslog_handler(self.access_log, cfg, self.syslog_fmt, "access")
-        _apply_logconfig(cfg)
+        apply_logconfig(cfg)
         self._capture(cfg)
 
     def _capture(self, cfg: Any) -> None:
-        """Send standard output and error into the error log's file, or back where they went."""
+        """Send standard output and error into the file of the error log, or end that."""
         handler = self._get_gunicorn_handler(self.error_log)
         self.logfile = None
         if cfg.capture_output and cfg.errorlog not in (None, "-") and isinstance(handler, LogFile):
@@ -168,7 +134,7 @@ class Logger:
             restore_stdio()
 
     def _get_gunicorn_handler(self, log: logging.Logger) -> LogFile | LogStream | None:
-        """The handler that a file setting has put on *log*, or none."""
+        """Return the handler of *log* that a file setting has made, or None."""
         for handler in log.handlers:
             if _is_own(handler) and isinstance(handler, (LogStream, LogFile)):
                 return handler
@@ -177,7 +143,7 @@ class Logger:
     def _set_handler(
         self, log: logging.Logger, output: str | None, fmt: logging.Formatter, stream: Any = None
     ) -> None:
-        """Let *log* go to *output*: a path, ``-`` for *stream* (standard error if none), None for nowhere."""
+        """Send *log* to *output*: a path, ``-`` for *stream* (default: standard error), None for nowhere."""
         old = self._get_gunicorn_handler(log)
         if old is not None:
             log.removeHandler(old)
@@ -239,7 +205,7 @@ class Logger:
     # -- the access log ------------------------------------------------------------------
 
     def _prepare_access(self, cfg: Any) -> None:
-        """Settle once what each request would ask."""
+        """Decide once what is the same for each request."""
         self._logs_access = bool(
             cfg.accesslog
             or cfg.logconfig
@@ -252,8 +218,8 @@ class Logger:
         self._line = None
         if type(self).atoms is Logger.atoms:
             self._line = accesslog.line_function(self._format, self.now, self._get_user)
-        # Only our own file or stream with nothing done to it can be given finished lines. Everyone else
-        # gets records that carry the atoms, which JSON formatters read.
+        # Give finished lines only to our own, unchanged file or stream. All others get records with the
+        # atoms, which JSON formatters read.
         self._direct = None
         handler = self._get_gunicorn_handler(self.access_log)
         if self._line is not None and self.access_fmt == Logger.access_fmt and handler is not None:
@@ -261,11 +227,11 @@ class Logger:
 
     @property
     def wants_access(self) -> bool:
-        """Whether ``access()`` does anything, so that a worker need not measure for nothing."""
+        """Whether ``access()`` does anything; if not, a worker need not measure time."""
         return self._logs_access or type(self).access is not Logger.access
 
     def atoms(self, resp: Any, req: Any, environ: Any, request_time: timedelta) -> dict[str, Any]:
-        """What the access-log format may name; a subclass may add its own."""
+        """Return the names for the format of the access log; a subclass may add its own."""
         return accesslog.all_atoms(resp, req, environ, request_time, self.now(), self._get_user(environ))
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: timedelta) -> None:
@@ -292,7 +258,7 @@ class Logger:
                 self.error("The access log failed (lines lost: %d):\n%s", lost, traceback.format_exc())
 
     def _is_plain(self, log: logging.Logger, handler: logging.Handler) -> bool:
-        """Whether all that becomes of a record is *handler*'s line; the application may have seen to more."""
+        """Whether a record becomes a line of *handler* and nothing else: the application may add more."""
         return (
             log.handlers == [handler]
             and not log.filters
@@ -303,7 +269,7 @@ class Logger:
         )
 
     def now(self) -> str:
-        """The local time as the atom ``t`` shows it."""
+        """Return the local time for the atom ``t``."""
         now = time.time()
         second, text = self._now
         if not second <= now < second + 1:
@@ -320,16 +286,16 @@ class Logger:
     # -- files ---------------------------------------------------------------------------
 
     def reopen_files(self) -> None:
-        """Open every log file anew under its name, after a rotation has moved the old one away.
+        """Reopen every log file by its name, after a rotation has moved the old one.
 
-        The new file takes the old one's descriptor. So there is no moment at which a thread that is
-        just logging, or code that a signal has interrupted while it logs, finds its file closed.
+        The new file takes the descriptor of the old one, so that no thread, and no code that a signal has
+        interrupted, finds its file closed while it logs.
         """
         for handler in _file_handlers():
             try:
                 reopen(handler, self.cfg)
             except (OSError, ValueError) as error:
-                # ValueError: its owner has closed the stream below it.
+                # ValueError: the stream was closed.
                 why = getattr(error, "strerror", None) or error
                 self.error("Log file %s cannot be reopened: %s", handler.baseFilename, why)
         if self.logfile is not None:
@@ -345,7 +311,7 @@ class Logger:
             if isinstance(handler, LogFile):
                 handler.close_in_child()
             elif _is_own(handler) and not isinstance(handler, LogStream):
-                # A connection, which is opened again when needed.
+                # A connection, which is opened again with the next message.
                 handler.close()
         self.logfile = None
         close_uncaptured()
@@ -359,7 +325,7 @@ class Logger:
 def check_access_format(logger_class: type[Any], cfg: Any) -> None:
     """Raise ConfigError if ``access_log_format`` would fail at each request.
 
-    What an ``access()`` of the user's makes of it is not known, and any text may be right.
+    An ``access()`` of the user's may accept any text.
     """
     access = getattr(logger_class, "access", None)
     if not getattr(access, "__module__", "").startswith("gunicorn."):
@@ -368,85 +334,6 @@ def check_access_format(logger_class: type[Any], cfg: Any) -> None:
         accesslog.check_format(cfg.access_log_format, own=logger_class.atoms is not Logger.atoms)
     except ValueError as error:
         raise ConfigError(f"access_log_format {cfg.access_log_format!r}: {error}") from error
-
-
-# -- what a setup replaces ----------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _all_or_nothing() -> Iterator[list[logging.Handler]]:
-    """Put every logger back as it was if the block raises; else close the handlers it put in the list."""
-    before = [(log, log.level, list(log.handlers), log.propagate, log.disabled) for log in loggers()]
-    replaced: list[logging.Handler] = []
-    try:
-        yield replaced
-    except BaseException:
-        for log, level, handlers, propagate, disabled in before:
-            for handler in [found for found in log.handlers if found not in handlers]:
-                handler.close()
-            log.handlers[:] = handlers
-            log.setLevel(level)
-            log.propagate, log.disabled = propagate, disabled
-        raise
-    in_use = {id(handler) for log in loggers() for handler in log.handlers}
-    for handler in replaced:
-        if id(handler) not in in_use:
-            handler.close()
-
-
-def _apply_logconfig(cfg: Any) -> None:
-    _drop_logconfig()
-    if not (cfg.logconfig_dict or cfg.logconfig_json or cfg.logconfig):
-        return
-    # Not at the top: its imports (sockets, pickles) take most of logging's time at a start.
-    import json
-    import logging.config
-
-    before = {id(handler) for log in loggers() for handler in log.handlers}
-    try:
-        with opening_safely(cfg):
-            if cfg.logconfig_dict:
-                logging.config.dictConfig({**CONFIG_DEFAULTS, **cfg.logconfig_dict})
-            elif cfg.logconfig_json:
-                with open(cfg.logconfig_json, encoding="utf-8") as file:
-                    logging.config.dictConfig({**CONFIG_DEFAULTS, **json.load(file)})
-            else:
-                _apply_logconfig_file(cfg.logconfig)
-    except Exception as error:
-        # The standard library's errors name only the place; the reason is their cause.
-        cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
-        where = cfg.logconfig_json or cfg.logconfig
-        name = "logconfig_dict" if cfg.logconfig_dict else f"log configuration {where!r}"
-        # A KeyError has only the missing name.
-        reason = f"there is no section or key {error}" if isinstance(error, KeyError) else error
-        raise ConfigError(f"{name}: {reason}{cause}") from error
-    for log in loggers():
-        for handler in log.handlers:
-            if id(handler) not in before:
-                handler._gunicorn_logconfig = True  # type: ignore[attr-defined]
-                open_safely_later(handler, cfg)
-                if type(handler).handleError is logging.Handler.handleError:
-                    handler.handleError = functools.partial(report_write_error, handler)  # type: ignore[method-assign]
-
-
-def _apply_logconfig_file(path: str) -> None:
-    if not os.path.exists(path):
-        raise FileNotFoundError("there is no such file")
-    import logging.config
-
-    logging.config.fileConfig(
-        path,
-        defaults={"__file__": path, "here": os.path.dirname(os.path.abspath(path))},
-        disable_existing_loggers=False,
-    )
-
-
-def _drop_logconfig() -> None:
-    """Take away what an earlier logconfig installed: the next may name other loggers, or be none."""
-    for log in loggers():
-        for handler in list(log.handlers):
-            if getattr(handler, "_gunicorn_logconfig", False):
-                log.removeHandler(handler)
 
 
 # -- files --------------------------------------------------------------------------------------
@@ -463,7 +350,7 @@ def _file_handlers() -> list[logging.FileHandler]:
 
 
 def reopen_logs(log: Any) -> None:
-    """Call ``reopen_files()`` of *log*. A logger of the user's that fails there ends no process."""
+    """Call ``reopen_files()`` of *log*, and log an error of it, which must not end the process."""
     try:
         log.reopen_files()
     except Exception:
@@ -471,8 +358,8 @@ def reopen_logs(log: Any) -> None:
 
 
 def follow(log: Any, old_cfg: Any, cfg: Any) -> None:
-    """Apply a changed log configuration; with the same one begin new files, as after a rotation."""
-    # The files of logconfig may have changed under their names.
+    """Apply a changed log configuration; for the same one, reopen the files as after a rotation."""
+    # The file of a logconfig may have changed.
     if _log_settings(cfg) != _log_settings(old_cfg) or cfg.logconfig or cfg.logconfig_json:
         log.setup(cfg)
     else:

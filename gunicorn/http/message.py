@@ -80,6 +80,8 @@ class Message:
         self.scheme = policy.default_scheme
         self.body: Body
         self._headers: Headers | None = None
+        #: As those of the head; None once ``headers`` was read.
+        self.fields: dict[str, str] | None = None
         #: None if the parse() of a subclass has read the head in its own way.
         self.head = None
         self.must_close = False
@@ -95,16 +97,12 @@ class Message:
         """The fields, names in upper case, in the order received."""
         if self._headers is None:
             self._headers = self.head.headers if self.head is not None else []
+            self.fields = None  # a hook may change the list
         return self._headers
 
     @headers.setter
     def headers(self, headers: Headers) -> None:
-        self._headers = headers
-
-    @property
-    def fields(self) -> dict[str, str] | None:
-        """As in RequestHead; None also once ``headers`` was read, because a hook may change that list."""
-        return self.head.fields if self._headers is None and self.head is not None else None
+        self._headers, self.fields = headers, None
 
     @cached_property
     def trailers(self) -> Headers:
@@ -217,6 +215,7 @@ class Request(Message):
         self.query = head.query
         self.version = head.version
         self.scheme = head.scheme
+        self.fields = head.fields
 
     def _set_proxy_info(self, info: ProxyInfo | None) -> None:
         self.proxy_info = info
@@ -233,8 +232,8 @@ class Request(Message):
     def drain(self, limit: int = DRAIN_LIMIT, timeout: float | None = None) -> bool:
         """Discard the rest of the body; True if another request can follow.
 
-        Read at most about *limit* bytes, within *timeout* seconds (0: only what has arrived; None:
-        the socket's timeout for each read). Read nothing of a body that is known to be longer, or that the client
+        Read at most about *limit* bytes, within *timeout* seconds (0: only what has arrived; None: the
+        socket's timeout for each read). Read nothing of a body that is known to be longer, or that the client
         holds back until a 100. Raises nothing.
         """
         body = self.body

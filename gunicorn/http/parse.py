@@ -66,7 +66,6 @@ class RequestHead:
         "expect_continue",
         "fields",
         "fragment",
-        "host",
         "method",
         "path",
         "query",
@@ -85,7 +84,6 @@ class RequestHead:
         self.fragment = ""
         #: Of the absolute and authority forms; overrides Host.
         self.authority: str | None = None
-        self.host: str | None = None
         self.content_length: int | None = None
         self.chunked = False
         self.scheme = "http"
@@ -309,7 +307,6 @@ def _take_framing(head: RequestHead, fields: dict[str, str], policy: RequestPoli
             return False
     elif host not in _HOSTS and not _is_sound_host(host):
         return False
-    head.host = host
     if "HTTP_CONNECTION" in fields:
         _interpret_connection(head, fields["HTTP_CONNECTION"])
     if "CONTENT_LENGTH" in fields:
@@ -515,15 +512,16 @@ def _interpret(head: RequestHead, policy: RequestPolicy, trusted: bool) -> None:
     """Set framing, connection and scheme from the fields. Raises ParseException if they are not sound."""
     codings: list[str] | None = None
     connection: list[str] = []
+    has_host = False
     scheme_headers = policy.secure_scheme_headers if trusted else None
     head.scheme = policy.default_scheme
     seen_scheme: str | None = None
     for name, value in head.headers:
         if name in _FRAMING:
             if name == "HOST":
-                if head.host is not None or not grammar.HOST_RE.fullmatch(value):
+                if has_host or not grammar.HOST_RE.fullmatch(value):
                     raise InvalidHeader("HOST")
-                head.host = value
+                has_host = True
             elif name == "CONNECTION":
                 connection.append(value)
             elif name == "CONTENT-LENGTH":
@@ -548,7 +546,7 @@ def _interpret(head: RequestHead, policy: RequestPolicy, trusted: bool) -> None:
         _interpret_connection(head, ",".join(connection))
     if codings is not None:
         _interpret_codings(head, codings)
-    if head.host is None and head.version >= (1, 1):
+    if not has_host and head.version >= (1, 1):
         # RFC 9112 section 3.2: 400 for any HTTP/1.1 request without Host.
         raise InvalidHeader("HOST")
 

@@ -122,10 +122,10 @@ def _base_for(cfg: Any, server: Any) -> _Base:
 class _Common:
     """The part of the environ that is the same for every request of a connection."""
 
-    __slots__ = ("base", "cfg", "client", "environ", "sock")
+    __slots__ = ("base", "environ", "sock")
 
     def __init__(self, sock: Any, client: Any, server: Any, cfg: Any) -> None:
-        self.sock, self.client, self.cfg = sock, client, cfg
+        self.sock = sock
         self.base = base = _base_for(cfg, server)
         self.environ = environ = base.environ.copy()
         environ["gunicorn.socket"] = sock
@@ -169,7 +169,7 @@ def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Res
     Raises ConfigurationProblem if the path does not lie below SCRIPT_NAME.
     """
     common: _Common | None = req.unreader.common
-    if common is None or common.sock is not sock or common.client is not client or common.cfg is not cfg:
+    if common is None or common.sock is not sock:
         common = req.unreader.common = _Common(sock, client, server, cfg)
     base = common.base
     environ = common.environ.copy()
@@ -252,11 +252,6 @@ def _make_default_headers(
     return lines
 
 
-def _is_length(value: Any) -> bool:
-    """Whether CONTENT_LENGTH_RE matches *value*; faster."""
-    return isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < 20
-
-
 class Response:
     """The response of an application to *req*, sent over *sock* as it comes.
 
@@ -337,8 +332,15 @@ class Response:
         upgrades: list[tuple[str, str]] = []
         kept = self.headers
         for name, value in headers:
-            if name == "Content-Length" and self.response_length is None and _is_length(value):
-                self.response_length = int(value)  # in nearly every response
+            if (
+                name == "Content-Length"  # in nearly every response, and quick to check
+                and self.response_length is None
+                and type(value) is str
+                and value.isdecimal()
+                and value.isascii()
+                and len(value) < 20
+            ):
+                self.response_length = int(value)
                 kept.append((name, value))
                 continue
             lower, value = head.check_header(name, value)
@@ -352,7 +354,7 @@ class Response:
     def _takes(self, lower: str, value: str) -> bool:
         """Note what a header says of the connection or the framing; whether to send it."""
         if lower == "content-length":
-            if not _is_length(value):
+            if not grammar.CONTENT_LENGTH_RE.fullmatch(value):
                 raise InvalidHeader(f"Content-Length: {value}")
             length = int(value)
             known, self.response_length = self.response_length, length

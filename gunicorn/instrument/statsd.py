@@ -14,19 +14,18 @@ from gunicorn.glogging import Logger
 from gunicorn.logs.accesslog import microseconds, status_code
 from gunicorn.logs.files import Throttle
 
-# What the `extra` of a log call may hold, so that a figure is sent along with the line, or in its place.
+# Keys in the `extra` of a log call, which send a figure along with the line, or in its place.
 METRIC_VAR = "metric"
 VALUE_VAR = "value"
 MTYPE_VAR = "mtype"
-# A dict of tags of this figure alone, which only DogStatsD can be told.
+# A dict of tags for this figure alone; only DogStatsD understands them.
 TAGS_VAR = "tags"
 GAUGE_TYPE = "gauge"
 COUNTER_TYPE = "counter"
 HISTOGRAM_TYPE = "histogram"
 _FORMS = {GAUGE_TYPE: "g", COUNTER_TYPE: "c|@1.0", HISTOGRAM_TYPE: "ms"}
 
-# From one attempt to reach a server whose name is not known to the next. A look-up of a name may take
-# seconds, for which everything else waits: so they become rare.
+# Seconds between two attempts to connect. Looking a name up may block for seconds, so attempts become rare.
 RETRY_DELAY = 5.0
 LONGEST_RETRY_DELAY = 320.0
 
@@ -42,7 +41,7 @@ class Statsd(Logger):
         self.sock: socket.socket | None = None
         self._tried = 0.0
         self._retry_delay = RETRY_DELAY
-        self._complained = False
+        self._reported = False
         self._figures_lost = Throttle()
         super().__init__(cfg)
 
@@ -55,7 +54,7 @@ class Statsd(Logger):
         self._connect()
 
     def _connect(self) -> None:
-        """Make the socket. UDP needs no daemon to be there, and none that is away holds up anything."""
+        """Make the socket. With UDP it does not matter whether a daemon is there."""
         if self.sock is not None:
             self.sock.close()
         self.sock = None
@@ -64,11 +63,11 @@ class Statsd(Logger):
             return
         try:
             self.sock = _connected(self._address)
-            self._complained = False
+            self._reported = False
             self._retry_delay = RETRY_DELAY
         except OSError as error:
-            if not self._complained:
-                self._complained = True
+            if not self._reported:
+                self._reported = True
                 Logger.warning(self, "statsd at %s cannot be reached: %s", _shown(self._address), error)
 
     def close_in_child(self) -> None:
@@ -114,13 +113,13 @@ class Statsd(Logger):
         if not extra:
             return
         metric, value = extra.get(METRIC_VAR), extra.get(VALUE_VAR)
-        # 0 is a figure; only the lack of one is none.
+        # 0 is a figure.
         if not metric or value is None:
             return
         kind = extra.get(MTYPE_VAR)
         tags = extra.get(TAGS_VAR)
         if kind in _FORMS and tags and self.dogstatsd_tags:
-            # Only where tags are in use is the server known to understand them.
+            # Only if tags are configured does the server understand them.
             listed = ",".join(f"{name}:{tag}" for name, tag in tags.items())
             self._sock_send(f"{self.prefix}{metric}:{value}|{_FORMS[kind]}|#{listed}")
         elif kind == GAUGE_TYPE:
@@ -142,7 +141,7 @@ class Statsd(Logger):
     # -- figures -------------------------------------------------------------------------
 
     def gauge(self, name: str, value: float) -> None:
-        """Say that *name* is *value* now."""
+        """Set *name* to *value*."""
         self._sock_send(f"{self.prefix}{name}:{value}|g")
 
     def increment(self, name: str, value: float, sampling_rate: float = 1.0) -> None:
@@ -151,7 +150,7 @@ class Statsd(Logger):
             self._sock_send(f"{self.prefix}{name}:{value}|c|@{sampling_rate}")
 
     def decrement(self, name: str, value: float, sampling_rate: float = 1.0) -> None:
-        """Take *value* from the counter *name*."""
+        """Subtract *value* from the counter *name*."""
         self.increment(name, -value, sampling_rate)
 
     def histogram(self, name: str, value: float) -> None:
@@ -172,13 +171,13 @@ class Statsd(Logger):
         except BlockingIOError:
             pass
         except OSError:
-            # Nobody there at the moment. A Unix socket that was made anew must be connected to anew.
+            # No daemon is there at the moment. A new Unix socket needs a new connection.
             if isinstance(self._address, str):
                 self._connect_again()
         except Exception:
             lost = self._figures_lost.failed()
             if lost:
-                # Not self.warning(), which would count itself by the same way.
+                # Not self.warning(), which would send a figure about itself.
                 Logger.warning(self, "Metrics for statsd were lost: %d", lost, exc_info=True)
 
     def _connect_again(self) -> None:
@@ -189,7 +188,7 @@ class Statsd(Logger):
 
 
 def _shown(address: tuple[str, int] | str) -> str:
-    """*address* as it is written in ``statsd_host``."""
+    """Format *address* as in ``statsd_host``."""
     if isinstance(address, str):
         return f"unix://{address}"
     host, port = address
@@ -203,7 +202,7 @@ def _connected(address: str | tuple[str, int]) -> socket.socket:
         host, port = address
         family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     sock = socket.socket(family, socket.SOCK_DGRAM)
-    # A full buffer loses a figure, not time.
+    # If the buffer is full, lose a figure rather than time.
     sock.setblocking(False)
     try:
         sock.connect(target)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""The outputs and formats of logs."""
+"""Outputs and formats of the logs."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fill in access-log formats, each value escaped. Pure: nothing here writes or looks at a configuration."""
+"""Fill in formats of the access log, and escape each value. Pure."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Line = Callable[[Any, Any, Environ, timedelta], bytes]
 
 ABSENT = "-"
 
-# What could end the line, act on a terminal (C0, DEL, C1) or leave the quotes around the atom.
+# Characters that could end the line, control a terminal (C0, DEL, C1) or end the quotes around an atom.
 _UNSAFE_RE = re.compile('["\\\\\x00-\x1f\x7f-\x9f\u2028\u2029]')
 
-# A name in a format, and what only looks like one. Python allows brackets in names, if they are in pairs.
+# A name in a format, or an escaped percent sign. Python allows pairs of brackets in names.
 _NAME_RE = re.compile(r"%%|%\(((?:[^()]|\([^()]*\))*)\)")
 
-# In UTF-8, every byte of a character that may need escaping.
+# The bytes that may need escaping, or are part of a character in UTF-8 that may.
 _SUSPECT = bytes(byte for byte in range(256) if not 32 <= byte < 127 or chr(byte) in '"\\')
 
 
 def escape(text: str) -> str:
-    """*text* such that a client cannot forge a line or a field with it."""
+    """Escape *text*, so that a client cannot forge a line or a field with it."""
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
         return text
     return _UNSAFE_RE.sub(_escaped, text)
@@ -45,9 +45,9 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 class SafeAtoms(dict[str, Any]):
-    """Atoms by name, text in them escaped; any atom that is not there is ``-``.
+    """Atoms by name, text escaped; a missing one is ``-``.
 
-    Names in braces are those of header fields and variables and have no case.
+    Names in braces are those of header fields and variables, and have no case.
     """
 
     def __init__(self, atoms: Mapping[str, Any]) -> None:
@@ -64,12 +64,12 @@ class SafeAtoms(dict[str, Any]):
         return ABSENT
 
 
-# Atoms that are numbers; variables may be. All others are text.
+# These atoms are numbers, and variables may be. All others are text.
 _NUMBERS = frozenset("TMDB")
 
 
 class _Examples(dict[str, Any]):
-    """A value of the right type for each atom; *own*: any other value suits every conversion."""
+    """A value of the right type for each atom; *own*: any other name may be a number or text."""
 
     def __init__(self, own: bool) -> None:
         super().__init__(h=ABSENT)
@@ -89,7 +89,7 @@ def check_format(fmt: str, own: bool = False) -> None:
 
 
 def status_code(resp: Any) -> Any:
-    """``200`` of a response whose status is ``200 OK``."""
+    """Return ``200`` for a response with the status ``200 OK``."""
     return _code_of(resp.status)
 
 
@@ -103,7 +103,7 @@ def _code_of(status: Any) -> Any:
 
 
 def basic_user(environ: Environ) -> str | None:
-    """The user name in a Basic Authorization field (RFC 7617), or none; it has not been verified."""
+    """Return the user name in a Basic Authorization field (RFC 7617), which nobody has verified; or None."""
     authorization = environ.get("HTTP_AUTHORIZATION")
     if not authorization:
         return None
@@ -111,7 +111,7 @@ def basic_user(environ: Environ) -> str | None:
     if scheme.lower() != "basic":
         return None
     try:
-        # The standard decoder skips characters that are not base64, unless told to refuse them.
+        # Without *validate*, characters that are not base64 are skipped.
         decoded = base64.b64decode(credentials.strip().encode("latin-1"), validate=True)
     except (binascii.Error, UnicodeEncodeError, ValueError):
         return None
@@ -128,7 +128,7 @@ def microseconds(duration: timedelta) -> int:
 
 
 def header_pairs(message: Any) -> Iterable[tuple[str, str]]:
-    """The header fields of a request or response, which some servers keep as a mapping."""
+    """Return the header fields of a request or response, which some servers keep as a mapping."""
     headers = getattr(message, "headers", ())
     return headers.items() if hasattr(headers, "items") else headers
 
@@ -136,7 +136,7 @@ def header_pairs(message: Any) -> Iterable[tuple[str, str]]:
 def all_atoms(
     resp: Any, req: Any, environ: Environ, duration: timedelta, now: str, user: str | None
 ) -> dict[str, Any]:
-    """Every atom of one request, unescaped, header fields and variables under lower-case names."""
+    """Return every atom of a request, unescaped; names of header fields and variables are in lower case."""
     atoms = {name: get(resp, req, environ, duration) for name, get in _GETTERS.items()}
     atoms["t"] = now
     atoms["u"] = user or ABSENT
@@ -149,7 +149,7 @@ def all_atoms(
     return atoms
 
 
-# The atoms that need nothing but what an access log is told.
+# The atoms that are the same for every Logger.
 _GETTERS: dict[str, Getter] = {
     "h": lambda resp, req, environ, duration: environ.get("REMOTE_ADDR", ABSENT),
     "l": lambda resp, req, environ, duration: ABSENT,
@@ -193,7 +193,7 @@ def line_function(fmt: str, now: Callable[[], str], user: Callable[[Environ], st
         values = [get(resp, req, environ, duration) for get in getters]
         text = template % tuple(values)
         data = text.encode("utf-8", "backslashreplace")
-        # Mostly nothing needs to be escaped, and that is seen sooner for all at once.
+        # Mostly nothing needs escaping, and one check for the whole line is faster.
         if len(data) - len(data.translate(None, _SUSPECT)) != suspects:
             text = template % tuple([escape(v) if isinstance(v, str) else v for v in values])
             data = text.encode("utf-8", "backslashreplace")

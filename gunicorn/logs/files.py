@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The files and streams of logs: open them, write lines, reopen them after a rotation."""
+"""Open files and streams of logs, write lines, and reopen files after a rotation."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gunicorn.errors import ConfigError
 from gunicorn.unix import trust
 from gunicorn.unix.trust import Owner
 
-# Copies of standard output and error from before they were captured, for a reload that ends the capture.
+# Standard output and error as before the capture, for a reload that ends it.
 _uncaptured: dict[int, int] = {}
 
 
 if TYPE_CHECKING:
     _StreamHandler = logging.StreamHandler[TextIO]
 else:
-    _StreamHandler = logging.StreamHandler  # not to be subscripted before Python 3.11
+    _StreamHandler = logging.StreamHandler  # no subscript before Python 3.11
 
 
 class Throttle:
@@ -38,7 +38,7 @@ class Throttle:
         self.count = 0
 
     def failed(self) -> int:
-        """Count a failure; return how many to report now, 0 if the last report is less than a minute old."""
+        """Count a failure; return how many to report now: 0 within a minute of the last report."""
         self.count += 1
         lost = self.recovered()
         if lost:
@@ -46,7 +46,7 @@ class Throttle:
         return lost
 
     def recovered(self) -> int:
-        """After a success, return how many failures have not been reported, 0 if it is too early for that."""
+        """Return, after a success, how many failures to report now: 0 within a minute of the last report."""
         if not self.count or time.monotonic() < self._next_report:
             return 0
         count, self.count = self.count, 0
@@ -79,10 +79,10 @@ def _described(handler: logging.Handler) -> str:
 
 
 class LogFile(logging.FileHandler):
-    """A file that takes one line with one ``write(2)``.
+    """A file that gets each line with one ``write(2)``.
 
-    Lines of several processes that append to one file so never mix, nothing waits in a buffer
-    when the process is killed, and a signal handler may log although a line is being written.
+    So lines of several processes that append to one file never mix, no line waits in a buffer when the
+    process is killed, and a signal handler may log while a line is being written.
     """
 
     _gunicorn = False
@@ -110,7 +110,7 @@ class LogFile(logging.FileHandler):
     def close_in_child(self) -> None:
         """Close the file in this process alone, and write to standard error from now on."""
         if self.stream is not None:
-            # Kept: freed, it would close whatever has its number then.
+            # Keep it: once freed, it would close the file that has its number then.
             self._left = self.stream
             os.close(self.stream.fileno())
             stream = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
@@ -118,12 +118,12 @@ class LogFile(logging.FileHandler):
 
     def write_line(self, line: bytes) -> None:
         if self.stream is None:
-            # Configuring the standard library's way closes every handler there is.
+            # logging.config closes every handler there is.
             self.stream = self._open()
-        # Below all buffers.
+        # Below the buffers.
         file = self.stream.buffer.raw  # type: ignore[attr-defined]
         if self._torn:
-            # A full disk had room for a part of the last one.
+            # A full disk had room for a part of the last line.
             line = b"\n" + line
         while (written := file.write(line)) != len(line):
             if written is None:
@@ -146,7 +146,7 @@ class LogStream(_StreamHandler):
             try:
                 self.stream.write(text)
             except UnicodeEncodeError:
-                # No client can keep its line out of a log that knows only ASCII.
+                # Else a client could keep its line out of an ASCII log.
                 self.stream.write(text.encode("ascii", "backslashreplace").decode())
             self.stream.flush()
 
@@ -187,7 +187,7 @@ def _open_as_ours(cfg: Any, handler: logging.FileHandler) -> TextIOWrapper:
 
 @contextlib.contextmanager
 def opening_safely(cfg: Any) -> Iterator[None]:
-    """Have files that the standard library opens in this block, as root, opened as our own are."""
+    """As root, open the files of the standard library's handlers in this block as safely as our own."""
     if os.geteuid() != 0:
         yield
         return
@@ -200,7 +200,7 @@ def opening_safely(cfg: Any) -> Iterator[None]:
 
 
 def open_safely_later(handler: logging.Handler, cfg: Any) -> None:
-    """The same for what *handler* opens with its first line, or after a rotation of its own."""
+    """Do the same for files that *handler* opens later: with its first line, or after its own rotation."""
     if (
         os.geteuid() == 0
         and isinstance(handler, logging.FileHandler)
@@ -210,7 +210,7 @@ def open_safely_later(handler: logging.Handler, cfg: Any) -> None:
 
 
 def _owner(cfg: Any) -> Owner | None:
-    """Whom log files belong to that root opens: the user who must open them again after a rotation."""
+    """Return the owner of log files that root opens: the user who must reopen them after a rotation."""
     wanted = (cfg.uid, cfg.gid)
     return wanted if os.geteuid() == 0 and wanted != (0, os.getegid()) else None
 
@@ -223,7 +223,7 @@ def reopen(handler: logging.FileHandler, cfg: Any) -> None:
     target = fileno(handler)
     if "a" in handler.mode and _is_at(target, handler.baseFilename):
         return
-    # Without waiting for the reader of a named pipe: that would hold up the whole process.
+    # Do not wait for the reader of a named pipe: that would block the whole process.
     fd = trust.open_file(handler.baseFilename, _flags(handler.mode) | os.O_NONBLOCK, owner=_owner(cfg))
     try:
         os.set_blocking(fd, True)
@@ -233,7 +233,7 @@ def reopen(handler: logging.FileHandler, cfg: Any) -> None:
 
 
 def _is_at(fd: int, path: str) -> bool:
-    """Whether *path* still leads to the open file: nothing to open anew, and perhaps no right to."""
+    """Whether *path* is still the open file: then there is nothing to reopen, and perhaps no right to."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except OSError:
@@ -249,19 +249,19 @@ def redirect_stdio(fd: int) -> None:
             with contextlib.suppress(OSError):
                 _uncaptured[number] = os.dup(number)
         os.dup2(fd, number)
-        # A file is buffered in blocks: what a worker prints would be seen hours later, or never.
+        # Else a file is buffered in blocks, and what a worker prints appears hours later, or never.
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 def close_uncaptured() -> None:
-    """Close, in a child, what `restore_stdio` would need."""
+    """Close the copies that `restore_stdio` needs, in a child that never calls it."""
     for number in list(_uncaptured):
         os.close(_uncaptured.pop(number))
 
 
 def restore_stdio() -> None:
-    """Send standard output and error where they went before they were captured, if they were."""
+    """End the capture of standard output and error, if there is one."""
     for number in list(_uncaptured):
         saved = _uncaptured.pop(number)
         os.dup2(saved, number)

@@ -27,10 +27,10 @@ SyslogAddress = tuple[socket.SocketKind | None, "str | tuple[str, int]"]
 
 
 def parse_syslog_address(addr: str) -> SyslogAddress:
-    """The socket type and address in ``udp://HOST:PORT``, ``tcp://…`` or ``unix://PATH[#dgram|#stream]``.
+    """Parse ``udp://HOST:PORT``, ``tcp://…`` or ``unix://PATH[#dgram|#stream]`` into socket type and address.
 
-    A type of None, for a Unix path that names none, means: whichever the socket takes. Host and port
-    default to ``localhost`` and 514. Raises RuntimeError for anything else.
+    The type is None for a Unix path that names none: either may work. Host and port default to ``localhost``
+    and 514. Raises RuntimeError for anything else.
     """
     scheme, separator, rest = addr.partition("://")
     if not separator:

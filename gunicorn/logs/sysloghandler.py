@@ -15,17 +15,17 @@ from gunicorn.logs.files import Throttle
 
 
 class SyslogHandler(logging.handlers.SysLogHandler):
-    """A SysLogHandler that starts without its daemon, finds it again, and shares no stream over a fork.
+    """A SysLogHandler that starts without its daemon, reconnects, and shares no stream after a fork.
 
     A datagram is one message, with no NUL behind it. On a stream a message ends with LF (RFC 6587
-    section 3.4.2), so a line end inside of it is written as rsyslog does: ``#012``.
+    section 3.4.2), so a line end inside is written as rsyslog does it: ``#012``.
     """
 
     address: Any
     _gunicorn = False
 
     def __init__(self, address: str | tuple[str, int], facility: int, socktype: Any = None) -> None:
-        # Not super()'s, which connects at once and fails where the daemon is not up yet.
+        # Not super(), which connects at once and fails if the daemon is not up yet.
         logging.Handler.__init__(self)
         self.address = address
         self.facility = facility
@@ -39,12 +39,12 @@ class SyslogHandler(logging.handlers.SysLogHandler):
         try:
             self._send(self._message(record))
         except OSError as error:
-            self._complain(error)
+            self._report(error)
         except Exception:
             self.handleError(record)
 
-    def _complain(self, error: OSError) -> None:
-        """Say once a minute that messages are lost; a traceback for each would drown all."""
+    def _report(self, error: OSError) -> None:
+        """Report once a minute that messages are lost; a traceback for each would hide all else."""
         lost = self._throttle.failed()
         if lost and sys.stderr is not None:
             with contextlib.suppress(OSError, ValueError):
@@ -58,7 +58,7 @@ class SyslogHandler(logging.handlers.SysLogHandler):
 
     def _send(self, message: bytes) -> None:
         if self._pid != os.getpid():
-            # The parent's connection: two writers on one stream would mix their messages.
+            # It is the parent's: two writers on one stream would mix their messages.
             self._pid = os.getpid()
             self._drop()
         if self.socket is not None:
@@ -82,7 +82,7 @@ class SyslogHandler(logging.handlers.SysLogHandler):
         elif self._target is None:
             sock.send(message)
         else:
-            # Not connected: a host without a daemon would else refuse every other message.
+            # Without connecting: a host without a daemon would refuse every other message.
             sock.sendto(message, self._target)
 
     def _connect(self) -> None:
@@ -97,7 +97,7 @@ class SyslogHandler(logging.handlers.SysLogHandler):
             sock = socket.socket(family, kind, proto)
             try:
                 if kind == socket.SOCK_STREAM or family == socket.AF_UNIX:
-                    # A log must not hold the server for minutes.
+                    # A log must not block the server for minutes.
                     sock.settimeout(5)
                     sock.connect(address)
                     self._target = None

@@ -180,8 +180,8 @@ class Cycle:
     def log_taken_over(self, error: StopIteration, where: str, expected: bool) -> None:
         """Log that the application answered on its own and raised StopIteration, unless *expected*.
 
-        Libraries that speak WebSocket on ``gunicorn.socket``, such as flask-sock, raise it at their end. If the
-        client has not asked for another protocol, it may come from a ``next()`` that found nothing.
+        Libraries that speak WebSocket on ``gunicorn.socket``, such as flask-sock, raise it at their end. If
+        the client has not asked for another protocol, it may come from a ``next()`` that found nothing.
         """
         if not expected:
             text = "The application ended %s by StopIteration; nothing more is sent"
