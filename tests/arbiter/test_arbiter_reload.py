@@ -108,13 +108,15 @@ def test_a_quick_series_of_reloads_ends_with_the_wanted_workers() -> None:
         ("pidfile = '/nothing/of/that/name.pid'", "/nothing/of/that/name.pid"),
         ("logger_class = 'nothing.of_that_name.Logger'", "of_that_name"),
         ("bind = 'unix:/nothing/of/that/name.sock'", "/nothing/of/that/name.sock"),
+        ("import os; os.chdir('/'); raise RuntimeError('from elsewhere')", "from elsewhere"),
+        ("errorlog = 'other.log'; worker_class = 'nothing.of_that_name.Worker'", "of_that_name"),
     ],
 )
 def test_a_bad_configuration_changes_nothing(text: str, said: str) -> None:
     hook = (
         HOOKS
         + """
-def post_worker_init(worker): note("with", os.environ.get("COLOUR"), worker.cfg.proc_name)
+def post_worker_init(worker): note("with", os.environ.get("COLOUR"), worker.cfg.proc_name, os.getcwd())
 """
     )
     bind = f"127.0.0.1:{free_port()}"
@@ -134,7 +136,7 @@ def post_worker_init(worker): note("with", os.environ.get("COLOUR"), worker.cfg.
         # What a new worker inherits is the old configuration too.
         os.kill(pids[0], signal.SIGKILL)
         server.running(1, without=pids)
-        assert server.events("with") == 2 * [["green", "steady"]]
+        assert server.events("with") == 2 * [["green", "steady", str(server.dir)]]
 
 
 def test_settings_follow_a_reload() -> None:
@@ -146,7 +148,9 @@ def test_settings_follow_a_reload() -> None:
     with TinyServer(hook, workers=1, raw_env=["ONE=1", "HOME=/a"], proc_name="first") as server:
         home = server.env["HOME"]
         first = server.running(1)
-        reload(server, hook, workers=2, raw_env=["TWO=2"], proc_name="second", pidfile="x.pid")
+        # The configuration is read in the environment that the server was started with.
+        check = "assert 'ONE' not in os.environ"
+        reload(server, hook, check, workers=2, raw_env=["TWO=2"], proc_name="second", pidfile="x.pid")
         second = server.running(2, without=first)
         assert server.events("env") == [["1", "None", "/a", "first"]] + 2 * [["None", "2", home, "second"]]
         assert server.read_int("x.pid") == server.pid
@@ -155,6 +159,15 @@ def test_settings_follow_a_reload() -> None:
         assert server.read_int("y.pid") == server.pid
         assert not (server.dir / "x.pid").exists()
         assert server.events("env")[-1] == ["None", "None", home, "app:app"]
+
+
+def test_a_configuration_may_set_no_signal_handlers_of_the_master() -> None:
+    with TinyServer(workers=1) as server:
+        first = server.running(1)
+        reload(server, "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)", workers=1)
+        second = server.running(1, without=first)
+        server.signal(signal.SIGHUP)
+        server.running(1, without=[*first, *second])
 
 
 def test_another_worker_class() -> None:
@@ -377,8 +390,8 @@ def test_a_stop_before_new_workers_have_booted_leaves_no_file(short_dir: Path) -
         assert list(short_dir.iterdir()) == []
 
 
-def test_a_configuration_whose_workers_do_not_boot_is_taken_back() -> None:
-    other = free_port()
+def test_a_configuration_whose_workers_do_not_boot_is_taken_back(short_dir: Path) -> None:
+    other, path = free_port(), short_dir / "s"
     more = {"raw_env": ["TINY=boot"], "pidfile": "y.pid", "workers": 3, "proc_name": "new"}
     port = free_port()
     server = TinyServer(workers=2, pidfile="x.pid", bind=None, bind_to=f"127.0.0.1:{port}", ready="listen")
@@ -386,10 +399,10 @@ def test_a_configuration_whose_workers_do_not_boot_is_taken_back() -> None:
     with server:
         old = server.running(2)
         for times in (1, 2):
-            reload(server, bind=f"127.0.0.1:{other}", **more)
+            reload(server, bind=[f"127.0.0.1:{other}", f"unix:{path}"], **more)
             wait_until(lambda times=times: server.log().count("the old configuration stays") == times)
             assert server.running(2) == old
-            assert server.get().status == 200 and not connects(other)
+            assert server.get().status == 200 and not connects(other) and not path.exists()
             assert server.read_int("x.pid") == server.pid and not (server.dir / "y.pid").exists()
         # The address that was to be dropped is the next worker's, too.
         os.kill(old[0], signal.SIGKILL)
@@ -401,6 +414,22 @@ def test_a_configuration_whose_workers_do_not_boot_is_taken_back() -> None:
         server.running(3, without=old)
         assert connects(other) and not connects(server.port)
         assert server.read_int("y.pid") == server.pid and not (server.dir / "x.pid").exists()
+
+
+def test_workers_that_still_boot_go_with_a_configuration_that_is_taken_back() -> None:
+    with TinyServer(workers=2) as server:
+        old = server.running(2)
+        hook = """
+            def post_fork(server, worker):
+                import time
+                if worker.age == 4:
+                    raise RuntimeError("does not boot")
+                time.sleep(60)
+        """
+        reload(server, hook, workers=2)
+        server.wait_log("the old configuration stays")
+        assert server.running(2) == old
+        assert server.get().status == 200
 
 
 def test_a_replacement_that_does_not_boot_ends_no_server_that_serves() -> None:

@@ -108,7 +108,8 @@ class SimulatedKernel(Kernel):
         self.manager = self.new_supervisor()
         # Calls until the manager is killed.
         self.calls_left: int | None = None
-        self.on_stop_signal: Callable[[Life], object] = lambda life: None
+        # Called before a signal is sent to a process.
+        self.check_signal: Callable[[Life, int], object] = lambda life, signum: None
 
     def new_supervisor(self) -> int:
         pid = next(self.pids)
@@ -224,6 +225,7 @@ class SimulatedKernel(Kernel):
         life = self.life(pid)
         if life is None:
             return False
+        self.check_signal(life, signum)
         if pid == life.rest:
             self.at(self.time + life.nature.kill_takes, lambda: self.end_rest(life))
         else:
@@ -241,7 +243,7 @@ class SimulatedKernel(Kernel):
             if life.nature.obeys is not None:
                 self.die(life, int(signal.SIGABRT))
         elif pid == life.pid and signum != signal.SIGCONT:
-            self.on_stop_signal(life)
+            self.check_signal(life, signum)
             self._obey(life)
 
     def ask_group_to_stop(self, group: int, signum: int) -> None:
@@ -281,7 +283,7 @@ class World:
     def __post_init__(self) -> None:
         self.run_dir = tempfile.mkdtemp(prefix="world")
         self.shared = SharedState.create()
-        self.kernel.on_stop_signal = self._check_stop_signal
+        self.kernel.check_signal = self._check_signal
         self.manager = self._new_manager()
         self._begin()
         self.settle()
@@ -559,12 +561,15 @@ class World:
             failing = other.state is not State.STOPPING and other.failures.persist
             assert limit and failing, "its turn has come while another copy is down"
 
-    def _check_stop_signal(self, life: Life) -> None:
-        """At the end of the server nobody is told to stop while somebody needs it."""
+    def _check_signal(self, life: Life, signum: int) -> None:
         process = self.processes.get(life.name)
-        if self.stopping and process is not None and process.pid == life.pid and not process.failing:
+        if process is None or process.session != life.pid or process.waiting_for is not None:
+            return
+        if signum == signal.SIGKILL:
+            assert not process.draining, "killed while it may finish"
+        elif self.stopping and not process.failing:
             needed_by = [p.name for p in self.processes.values() if process.config.group in p.config.after]
-            assert not any(map(self.ours, needed_by)), "told to stop while somebody needs it"
+            assert not any(map(self.ours, needed_by)), "told to stop while another companion needs it"
 
     def is_met(self, name: str) -> bool:
         found = [p for p in self.processes.values() if name in (p.name, p.config.group)]

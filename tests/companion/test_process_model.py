@@ -23,6 +23,7 @@ from processworld import CALM, Nature, World, expand
 from gunicorn.companion.child.sdnotify import Notice
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.process import EXITED, GAVE_UP, State
+from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.starter import STARTS_AT_ONCE
 
 KEYS = st.fixed_dictionaries(
@@ -331,3 +332,42 @@ def test_a_stop_by_command_is_kept_before_another_server_may_start_the_companion
     )
     world.stop("rq")
     assert kept == [{"rq": True}]
+
+
+def test_a_command_to_the_old_master_is_followed_before_a_start(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come between the last look at the old manager's state and the start."""
+    world = make_world(CompanionConfig("rq", "app:rq", autostart=False))
+    rq = world.processes["rq"]
+    world.manager.start_process("rq")
+    with monkeypatch.context() as context:
+        context.setattr(KeptState, "must_follow_first", True)
+        world.manager.starter.start([rq])
+        assert (rq.state, rq.pid) == (State.STARTING, None)
+    world.settle()
+    assert rq.pid is not None
+
+
+def test_messages_from_just_before_an_exit_count(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(CompanionConfig("rq", "app:rq", ready="notify"), nature=Nature(ready=None))
+    [life] = world.ours("rq")
+    rq, notifications = world.processes["rq"], world.manager.notifications
+    monkeypatch.setattr(notifications, "receive", lambda p: notifications.take(p, Notice(ready=True)))
+    world.kernel.die(life, failure())
+    world.settle()
+    assert rq.state is State.BACKOFF
+    assert rq.failed_starts == 0
+
+
+def test_helpers_have_a_moment_to_end_with_their_companion(make_world: Callable[..., World]) -> None:
+    world = make_world(CompanionConfig("rq", "app:rq"), nature=Nature(leftovers=True))
+    world.advance(2)
+    [life] = world.ours("rq")
+    world.kernel.at(world.kernel.time + 0.02, lambda: world.kernel.end_rest(life))
+    world.stop("rq")
+    world.advance(1)
+    rq = world.processes["rq"]
+    assert (rq.state, rq.leftovers_killed) == (State.STOPPED, 0)
