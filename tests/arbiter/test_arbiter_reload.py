@@ -222,8 +222,16 @@ def test_addresses_follow_a_reload() -> None:
         server.host, server.port = "127.0.0.1", kept
         first = server.running(1)
         assert connects(kept) and connects(dropped)
-        reload(server, workers=1, bind=bind(added, kept))
+        hook = """
+            import os
+            def on_reload(server):
+                for listener in server.old_listeners:
+                    note("inherited", os.get_inheritable(listener.fileno()))
+        """
+        reload(server, hook, workers=1, bind=bind(added, kept))
         second = server.running(1, without=first)
+        # A master that follows is given no listener that is about to be closed.
+        assert server.events("inherited") == [["False"]]
         assert connects(kept) and connects(added)
         wait_until(lambda: not connects(dropped), 5, "the dropped address closed")
         server.port = added

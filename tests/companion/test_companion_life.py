@@ -19,7 +19,7 @@ from gunicorn.unix import session
 pytestmark = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
 
 
-def test_what_is_to_start_starts(managed):
+def test_companions_start(managed):
     server = managed("""
         workers = [
             dict(name="rq", target="managertargets:obey"),
@@ -201,7 +201,7 @@ def test_why_it_is_killed_is_logged_before_it_writes_its_stacks(managed):
     assert re.search(r"Killing companion rq \(pid \d+\): no WATCHDOG=1 for 0\.3s", server.log())
 
 
-def test_one_that_fails_again_and_again_is_told_though_it_runs_in_between(managed):
+def test_a_companion_that_keeps_failing_is_shown_as_flapping(managed):
     """It lives for longer than `startsecs`, so that no start has failed."""
     server = managed("workers = [dict(name='rq', target=T.exits_when_told, restart_delay=0.05)]")
     pids: list[int] = []
@@ -283,7 +283,7 @@ def test_a_death_is_told_before_the_start_that_follows(managed, delay):
 @pytest.mark.parametrize(
     ("target", "code"), [("forks_and_dies", 5), ("double_forks", 6), ("hides_a_child", 7)]
 )
-def test_what_it_leaves_in_its_session_goes_before_the_next_start(managed, target, code):
+def test_leftovers_of_the_session_end_before_the_next_start(managed, target, code):
     server = managed(f"workers = [dict(name='rq', target=T.{target}, restart_delay=0)]")
     left = [int(server.wait_told("rq", "left", count)) for count in (1, 2)]
     # The second has begun: of the first nothing is there any more.
@@ -324,7 +324,7 @@ def test_a_manager_without_a_descriptor_left_goes_on(managed):
     assert server.pid("calm") == calm
 
 
-def test_what_left_the_session_goes_with_its_companion(managed):
+def test_detached_processes_end_with_their_companion(managed):
     server = managed("workers = [dict(name='rq', target=T.escapes), dict(name='other', target=T.escapes)]")
     pid, other = server.pid("rq"), server.pid("other")
     escapees = [int(server.wait_told(name, "escaped")) for name in ("rq", "other")]
@@ -379,7 +379,7 @@ def test_detached_processes_count_for_the_memory_of_their_companion(managed):
     assert sizes()["small"] < 30_000_000
 
 
-def test_one_that_puts_itself_into_the_background_is_not_started_beside_itself(managed):
+def test_a_companion_that_daemonizes_is_not_started_twice(managed):
     server = managed("""
         workers = [dict(name="rq", target=T.has_helpers, env={"LEAVES": "1"}, restart_delay=20, startsecs=1)]
     """)
@@ -395,7 +395,7 @@ def test_one_that_puts_itself_into_the_background_is_not_started_beside_itself(m
     assert found["leftovers_killed"] == 2
 
 
-def test_a_group_that_is_let_finish_has_its_detached_processes_asked(managed):
+def test_detached_processes_of_a_draining_group_get_the_stop_signal(managed):
     server = managed(
         "workers = [dict(name='rq', target=T.has_helpers, stop_as_group=True, stop_timeout=0.5)]"
     )
@@ -409,7 +409,7 @@ def test_a_group_that_is_let_finish_has_its_detached_processes_asked(managed):
     assert not any(map(is_alive, helpers))
 
 
-def test_one_that_ignores_its_signal_is_killed_with_all_of_its_session(managed):
+def test_a_companion_that_ignores_its_signal_is_killed_with_its_session(managed):
     server = managed("workers = [dict(name='rq', target=T.ignore, stop_timeout=0.3)]")
     pid = server.pid("rq")
     child = int(server.wait_told("rq", f"runs {pid} with"))
@@ -422,7 +422,7 @@ def test_one_that_ignores_its_signal_is_killed_with_all_of_its_session(managed):
     assert session_of(pid) == []
 
 
-def test_a_job_is_let_finish_with_its_children(managed):
+def test_a_job_may_finish_with_its_children(managed):
     server = managed("workers = [dict(name='rq', target=T.drain)]")
     pid = server.pid("rq")
     child = int(server.wait_told("rq", f"runs {pid} with"))
@@ -453,7 +453,7 @@ def test_stop_as_group(managed, as_group):
 
 
 @pytest.mark.parametrize("way", ["stop", "restart", "reread", "term", "usr2"])
-def test_a_group_finishes_its_work_though_its_leader_is_gone(managed, way):
+def test_a_group_finishes_its_work_after_its_leader(managed, way):
     server = managed("workers = [dict(name='rq', target=T.leaves_at_once, stop_as_group=True)]")
     pid = server.pid("rq")
     child = int(server.wait_told("rq", "child"))
@@ -483,7 +483,7 @@ def test_a_group_finishes_its_work_though_its_leader_is_gone(managed, way):
     assert "SIGKILL" not in server.log()
 
 
-def test_a_group_that_somebody_else_asks_finishes_its_work(managed):
+def test_a_group_with_a_signal_from_outside_finishes_its_work(managed):
     server = managed("workers = [dict(name='rq', target=T.leaves_at_once, stop_as_group=True)]")
     pid = server.pid("rq")
     child = int(server.wait_told("rq", "child"))
@@ -548,7 +548,7 @@ def test_other_stop_signals(managed):
     server.wait("rq", "STOPPED")
 
 
-def test_odd_ones_run_and_stop(managed):
+def test_unusual_companions_run_and_stop(managed):
     server = managed("""
         workers = [
             dict(name="closes", target=T.closes_output),

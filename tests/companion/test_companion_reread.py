@@ -85,7 +85,7 @@ def test_nothing_changed(managed):
         ),
     ],
 )
-def test_what_is_wrong_changes_nothing(managed, config, error):
+def test_a_wrong_configuration_changes_nothing(managed, config, error):
     server = managed(
         "workers = [dict(name='rq', target=T.obey), dict(name='off', target=T.obey, autostart=False)]"
     )
@@ -105,7 +105,7 @@ def test_what_is_wrong_changes_nothing(managed, config, error):
     assert server.ok("reread")["removed"] == ["off"]
 
 
-def test_one_that_may_not_read_the_file_says_so(managed):
+def test_a_manager_that_may_not_read_the_file_says_so(managed):
     server = managed("workers = [dict(name='rq', target=T.obey)]")
     server.configure("raise ConfigUnreadable('conf.py: Permission denied')")
     reply = server.ask("reread")
@@ -133,7 +133,7 @@ def test_the_master_is_told_what_was_applied(managed):
     assert server.events("message")[1]["reread"]["rq"] != before
 
 
-def test_a_removed_one_drains_in_the_table_until_it_is_gone(managed):
+def test_a_removed_companion_stays_in_the_table_while_it_drains(managed):
     server = managed("workers = [dict(name='rq', target=T.drain), dict(name='b', target=T.obey)]")
     pid = server.pid("rq")
     server.wait_told("rq", "runs")
@@ -150,7 +150,7 @@ def test_a_removed_one_drains_in_the_table_until_it_is_gone(managed):
     assert "no companion named rq" in server.ask("start", "rq")["error"]
 
 
-def test_a_removed_one_is_killed_at_its_deadline(managed):
+def test_a_removed_companion_is_killed_at_its_deadline(managed):
     server = managed("workers = [dict(name='rq', target=T.ignore, stop_timeout=0.3)]")
     server.pid("rq")
     server.wait_told("rq", "runs")
@@ -179,7 +179,7 @@ def test_a_name_that_comes_back_waits_for_the_old_process(managed):
     assert words == ["runs", "SIGTERM", "finished", "runs"]
 
 
-def test_a_removed_one_that_does_not_run_is_gone_at_once(managed):
+def test_a_removed_companion_without_a_process_is_gone_at_once(managed):
     server = managed("""
         settings = dict(restart_delay=60)
         workers = [dict(name="off", target=T.obey, autostart=False), dict(name="failed", target=T.exit_3)]
@@ -200,7 +200,7 @@ def test_a_restart_has_the_new_reload_timeout(managed):
     assert not is_alive(old)
 
 
-def test_what_is_stopped_takes_its_configuration_without_a_start(managed):
+def test_a_stopped_companion_takes_its_configuration_without_a_start(managed):
     server = managed("workers = [dict(name='rq', target=T.obey)]")
     server.pid("rq")
     server.ok("stop", "rq")
@@ -213,7 +213,7 @@ def test_what_is_stopped_takes_its_configuration_without_a_start(managed):
     assert server.wait("rq", "BACKOFF")["last_exit_code"] == 4
 
 
-def test_what_waits_for_its_next_start_has_it_at_once_where_its_shape_changed(managed):
+def test_a_changed_companion_in_backoff_starts_at_once(managed):
     server = managed("workers = [dict(name='rq', target=T.exit_3, restart_delay=60)]")
     server.wait("rq", "BACKOFF")
     server.configure("workers = [dict(name='rq', target=T.exit_3, restart_delay=60, stop_timeout=1)]")
@@ -238,7 +238,7 @@ def test_a_hook_of_the_new_configuration_counts(managed):
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, 2), (2, None)])
-def test_one_that_becomes_a_set_waits_for_its_older_form(managed, before, after):
+def test_a_set_waits_for_the_single_companion_that_it_replaces(managed, before, after):
     def config(numprocs: int | None) -> str:
         return f"workers = [dict(name='rq', target=T.drain, numprocs={numprocs})]"
 

@@ -53,7 +53,7 @@ CHAIN = """
 
 
 @pytest.mark.parametrize("way", ["TERM", "INT", "no master", "stop all", "reread"])
-def test_one_is_told_to_stop_when_those_that_come_after_it_are_gone(managed, way):
+def test_stops_after_the_companions_that_come_after_it(managed, way):
     server = managed(CHAIN)
     pids = {name: server.pid(name) for name in ("store", "rq:0", "rq:1", "alone")}
     for name in ("rq:0", "rq:1"):
@@ -86,7 +86,7 @@ def test_one_is_told_to_stop_when_those_that_come_after_it_are_gone(managed, way
 
 
 @pytest.mark.parametrize("why", ["setting", "second INT", "handed over", "replaced"])
-def test_all_are_told_to_stop_together(managed, why):
+def test_all_companions_get_their_signal_together(managed, why):
     server = managed(CHAIN, stop_order="together" if why == "setting" else "reverse")
     store, rq = server.pid("store"), server.pid("rq:0")
     for name in ("rq:0", "rq:1"):
@@ -107,7 +107,7 @@ def test_all_are_told_to_stop_together(managed, why):
     server.wait_end()
 
 
-def test_a_start_takes_a_stop_back_that_waits(managed):
+def test_a_start_cancels_a_waiting_stop(managed):
     server = managed(CHAIN)
     store = server.pid("store")
     server.wait_told("rq:0", "runs")
@@ -149,7 +149,7 @@ def test_term_again_changes_nothing(managed):
     assert f"Companion rq (pid {pid}) stopped, cause: server\n" in server.log()
 
 
-def test_a_manager_that_makes_room_for_another_says_so(managed):
+def test_a_manager_tells_that_the_next_may_start(managed):
     server = managed("workers = [dict(name='rq', target=T.drain)]")
     server.wait_told("rq", "runs")
     server.signal(signal.SIGUSR2)
@@ -277,7 +277,7 @@ def test_the_death_of_the_master_ends_everything_and_frees_the_address_first(man
 # -- the death of the manager ----------------------------------------------------------------
 
 
-def test_a_successor_waits_for_what_still_drains_and_holds_up_no_other(managed):
+def test_a_successor_waits_for_draining_companions_only(managed):
     server = managed("workers = [dict(name='rq', target=T.drain), dict(name='b', target=T.obey)]")
     old, b = server.pid("rq"), server.pid("b")
     child = int(server.wait_told("rq", f"runs {old} with"))
@@ -303,7 +303,7 @@ def test_a_successor_waits_for_what_still_drains_and_holds_up_no_other(managed):
     assert not is_alive(child)
 
 
-def test_a_successor_kills_at_the_stop_timeout_what_ignores_its_signal(managed):
+def test_a_successor_kills_orphans_at_their_stop_timeout(managed):
     server = managed("workers = [dict(name='rq', target=T.ignore, stop_timeout=0.5)]")
     old = server.pid("rq")
     child = int(server.wait_told("rq", f"runs {old} with"))
@@ -350,7 +350,7 @@ def test_a_successor_kills_at_the_stop_timeout_a_group_that_does_not_finish(mana
     assert "finished" not in server.told("rq")
 
 
-def test_a_successor_ends_what_has_left_the_sessions_of_a_dead_manager(managed):
+def test_a_successor_ends_detached_processes_of_a_dead_manager(managed):
     server = managed("""
         workers = [
             dict(name="rq", target=T.has_helpers),
@@ -374,7 +374,7 @@ def test_a_successor_ends_what_has_left_the_sessions_of_a_dead_manager(managed):
     assert all(map(is_alive, fresh))
 
 
-def test_what_a_draining_companion_has_detached_is_left_to_it(managed):
+def test_detached_processes_of_a_draining_orphan_are_left_alone(managed):
     server = managed("workers = [dict(name='rq', target=T.drains_with_helper)]")
     old = server.pid("rq")
     helper = int(server.wait_told("rq", "helper"))
@@ -389,7 +389,7 @@ def test_what_a_draining_companion_has_detached_is_left_to_it(managed):
     server.wait_told("rq", "helper", 2)
 
 
-def test_a_limit_that_was_reread_counts_for_the_successor(managed):
+def test_a_reread_stop_timeout_applies_in_the_successor(managed):
     server = managed("workers = [dict(name='rq', target=T.ignore, stop_timeout=60)]")
     old = server.pid("rq")
     server.wait_told("rq", "runs")
@@ -400,7 +400,7 @@ def test_a_limit_that_was_reread_counts_for_the_successor(managed):
     server.pid("rq", without=[None, old])
 
 
-def test_a_stop_while_it_waits_for_its_old_self(managed):
+def test_a_stop_while_it_waits_for_its_older_process(managed):
     server = managed("workers = [dict(name='rq', target=T.drain)]")
     old = server.pid("rq")
     server.wait_told("rq", "runs")
@@ -416,7 +416,7 @@ def test_a_stop_while_it_waits_for_its_old_self(managed):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_of_the_successor_minds_the_old_self(managed, signum):
+def test_a_stop_of_the_successor_waits_for_older_processes(managed, signum):
     server = managed("workers = [dict(name='rq', target=T.drain, stop_timeout=60)]", graceful_timeout=0.2)
     old = server.pid("rq")
     server.wait_told("rq", "runs")
@@ -432,7 +432,7 @@ def test_a_stop_of_the_successor_minds_the_old_self(managed, signum):
     assert not session_of(old)
 
 
-def test_what_is_configured_no_more_is_ended_and_forgotten(managed):
+def test_an_orphan_without_a_configuration_ends(managed):
     server = managed("workers = [dict(name='rq', target=T.drain)]")
     old = server.pid("rq")
     server.wait_told("rq", "runs")
@@ -450,7 +450,7 @@ def test_what_is_configured_no_more_is_ended_and_forgotten(managed):
     assert not is_alive(old)
 
 
-def test_a_stray_ends_and_its_record_goes(managed):
+def test_an_orphan_ends_and_its_record_goes(managed):
     server = managed("workers = [dict(name='rq', target=T.ignore, stop_timeout=0.2)]")
     old = server.pid("rq")
     server.wait_told("rq", "runs")
@@ -464,7 +464,7 @@ def test_a_stray_ends_and_its_record_goes(managed):
     server.wait_end()
 
 
-def test_what_was_stopping_is_not_forgotten(managed):
+def test_a_stopping_companion_stays_stopping_in_the_successor(managed):
     server = managed("workers = [dict(name='rq', target=T.drain)]")
     old = server.pid("rq")
     server.wait_told("rq", "runs")
@@ -479,7 +479,7 @@ def test_what_was_stopping_is_not_forgotten(managed):
     assert not session_of(old)
 
 
-def test_garbage_in_the_run_directory_stops_nobody(managed, short_dir):
+def test_garbage_in_the_run_directory_is_ignored(managed, short_dir):
     run = short_dir / "run"
     run.mkdir()
     (run / "rq.run").write_bytes(b"\0garbage")
@@ -490,7 +490,7 @@ def test_garbage_in_the_run_directory_stops_nobody(managed, short_dir):
     server.wait("rq")
 
 
-def test_records_of_another_boot_or_of_strangers_end_nobody(managed, short_dir):
+def test_records_of_another_boot_or_of_strangers_are_ignored(managed, short_dir):
     run = short_dir / "run"
     run.mkdir()
     record = {

@@ -27,7 +27,7 @@ def started(name: str, **values) -> Processes:
     return processes
 
 
-def test_one_that_may_still_come_is_waited_for():
+def test_waits_for_a_companion_that_may_still_start():
     processes = {**started("a"), **started("b", after=("a",))}
     a, b = processes.values()
     hold(processes, [b])
@@ -79,7 +79,7 @@ def is_not_ready(process: CompanionProcess) -> None:
         ({"autorestart": "never", "ready": "notify"}, is_not_ready, "has ended: not ready within 60s"),
     ],
 )
-def test_one_that_won_t_come_is_told_with_the_reason(values, happens, why):
+def test_shows_why_a_companion_will_not_start(values, happens, why):
     # Those that wait for one that waits are first in the table: what they wait for is found out later.
     processes = {
         **started("c", after=("b",)),
@@ -102,7 +102,7 @@ def test_one_that_won_t_come_is_told_with_the_reason(values, happens, why):
     assert c.held_by == ("b",)
 
 
-def test_a_job_that_is_done_holds_nobody_up():
+def test_a_job_that_is_done_delays_no_companion():
     processes = {**started("a", autorestart="on-failure"), **started("b", after=("a",))}
     a, b = processes.values()
     end(a, T0 + 0.1, 0)
@@ -111,7 +111,7 @@ def test_a_job_that_is_done_holds_nobody_up():
     assert (b.held_by, b.stuck) == ((), None)
 
 
-def test_of_a_set_the_copy_is_named_and_what_was_configured_away_is_missing():
+def test_names_the_missing_copy_and_the_removed_companion():
     processes = {**started("rq", numprocs=3), **started("b", after=("rq", "off", "gone"))}
     processes.update(make("off"))
     b = processes["b"]
@@ -155,7 +155,7 @@ def chain() -> Processes:
     }
 
 
-def test_one_is_told_to_stop_when_those_that_come_after_it_are_gone():
+def test_stops_after_the_companions_that_come_after_it():
     processes, stops = chain(), Stops()
     for name in processes:
         stops.ask(name, Stop())
@@ -173,7 +173,7 @@ def test_one_is_told_to_stop_when_those_that_come_after_it_are_gone():
     assert processes["store"].stops_after == ()
 
 
-def test_nobody_waits_for_one_that_is_not_to_be_stopped():
+def test_a_stop_waits_for_no_companion_that_is_not_stopped():
     processes, stops = chain(), Stops()
     stops.ask("store", Stop(manual=True))
     stops.ask("rq:1", Stop(manual=True))
@@ -184,7 +184,7 @@ def test_nobody_waits_for_one_that_is_not_to_be_stopped():
     assert processes["mail"].state is State.STARTING
 
 
-def test_one_without_a_process_is_not_needed_any_more_and_needs_nobody():
+def test_without_a_process_it_needs_and_serves_no_other():
     processes, stops = {**runs("store"), **runs("rq", after=("store",))}, Stops()
     for name in processes:
         stops.ask(name, Stop())
@@ -209,7 +209,7 @@ def test_a_second_stop_adds_to_the_first():
     assert processes["store"].stop_deadline == T0 + 6
 
 
-def test_one_on_its_way_out_is_told_not_to_come_back():
+def test_a_stopping_companion_is_told_not_to_come_back():
     processes, stops = {**runs("store"), **runs("rq", after=("store",))}, Stops()
     processes["store"].handle(Event.RESTART, T0)
     for name in processes:
@@ -218,7 +218,7 @@ def test_one_on_its_way_out_is_told_not_to_come_back():
     assert not processes["store"].restart_pending
 
 
-def test_together_nobody_waits():
+def test_together_none_waits():
     processes, stops = chain(), Stops()
     for name in processes:
         stops.ask(name, Stop(0.0))
@@ -226,7 +226,7 @@ def test_together_nobody_waits():
     assert all(process.stop_deadline == T0 + 1 for process in processes.values())
 
 
-def test_a_stop_that_waits_can_be_taken_back():
+def test_a_waiting_stop_can_be_cancelled():
     processes, stops = chain(), Stops()
     for name in ("store", "rq:0"):
         stops.ask(name, Stop())
@@ -242,7 +242,7 @@ def line() -> Processes:
     return {**runs("store"), **runs("job", after=("store",)), **runs("rq", numprocs=2, after=("job",))}
 
 
-def test_one_that_is_gone_does_not_part_those_before_it_from_those_after_it():
+def test_order_holds_through_a_companion_that_is_gone():
     processes, stops = line(), Stops()
     processes["job"].handle(Event.STOP, T0 + 1)
     end(processes["job"], T0 + 1)
@@ -259,7 +259,7 @@ def test_one_that_is_gone_does_not_part_those_before_it_from_those_after_it():
 
 
 @pytest.mark.parametrize("removed", [False, True])
-def test_one_that_dies_meanwhile_does_not_part_them_either(removed):
+def test_order_holds_through_a_companion_that_dies_meanwhile(removed):
     processes, stops = line(), Stops()
     for name in processes:
         stops.ask(name, Stop())
@@ -276,7 +276,7 @@ def test_one_that_dies_meanwhile_does_not_part_them_either(removed):
     assert told(stops, processes) == ["store"]
 
 
-def test_nobody_waits_for_one_that_was_started_again():
+def test_a_stop_does_not_wait_for_a_companion_that_was_started_again():
     processes, stops = {**runs("store"), **runs("rq", after=("store",))}, Stops()
     stops.ask("rq", Stop(manual=True))
     assert told(stops, processes) == ["rq"]
@@ -287,7 +287,7 @@ def test_nobody_waits_for_one_that_was_started_again():
     assert told(stops, processes) == ["store"]
 
 
-def test_nobody_waits_for_one_whose_stop_was_taken_back():
+def test_a_stop_does_not_wait_for_a_cancelled_stop():
     processes, stops = chain(), Stops()
     for name in ("store", "rq:1", "mail"):
         stops.ask(name, Stop(manual=True))
@@ -298,7 +298,7 @@ def test_nobody_waits_for_one_whose_stop_was_taken_back():
     assert told(stops, processes) == ["store"]
 
 
-def test_one_that_is_gone_is_forgotten():
+def test_a_removed_companion_is_forgotten():
     processes, stops = chain(), Stops()
     for name in ("store", "rq:0"):
         stops.ask(name, Stop())

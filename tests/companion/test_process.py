@@ -135,7 +135,7 @@ def test_two_starts_are_never_closer_than_the_least_interval():
     assert process.can_start(T0 + MIN_START_INTERVAL)
 
 
-def test_leftovers_hold_up_the_next_start():
+def test_leftovers_delay_the_next_start():
     process = running(restart_delay=0)
     process.handle(Event.EXITED, T0 + 10, status=0)
     assert process.ending
@@ -148,7 +148,7 @@ def test_leftovers_hold_up_the_next_start():
     assert process.can_start(T0 + 20)
 
 
-def test_a_stop_keeps_it_stopped_only_when_the_session_is_empty():
+def test_a_stop_ends_when_the_session_is_empty():
     process = stopping()
     assert process.manual_stop
     process.handle(Event.EXITED, NOW, status=0)
@@ -197,14 +197,14 @@ def test_a_quicker_stop_counts_for_a_group_whose_leader_is_gone():
 
 
 @pytest.mark.parametrize("make_one", [starting, running])
-def test_of_a_group_that_nobody_has_asked_nothing_is_let_finish(make_one):
+def test_leftovers_without_a_stop_signal_are_killed(make_one):
     process = make_one(stop_as_group=True)
     assert process.handle(Event.EXITED, T0 + 11, status=0) == (Action.KILL,)
     assert not process.draining
 
 
 @pytest.mark.parametrize("autorestart", ["always", "on-failure", "never"])
-def test_a_group_that_somebody_else_has_asked_to_stop_is_let_finish(autorestart):
+def test_a_group_with_a_stop_signal_from_outside_may_finish(autorestart):
     process = running(stop_as_group=True, autorestart=autorestart)
     assert process.handle(Event.EXITED, T0 + 11, status=signal.SIGTERM) == (Action.SIGNAL,)
     assert process.draining
@@ -214,7 +214,7 @@ def test_a_group_that_somebody_else_has_asked_to_stop_is_let_finish(autorestart)
     assert process.description(T0 + 20).startswith("killed by SIGTERM")
 
 
-def test_a_stop_of_a_group_that_somebody_else_has_asked_keeps_it_stopped():
+def test_a_stop_after_a_stop_signal_from_outside():
     process = running(stop_as_group=True)
     process.handle(Event.EXITED, T0 + 11, status=signal.SIGTERM)
     assert process.handle(Event.STOP, T0 + 12, timeout=30) == ()
@@ -231,7 +231,7 @@ def test_leftovers_that_were_killed_are_counted_apart(state):
     assert (shown["kill_count"], shown["leftovers_killed"]) == (0, 2)
 
 
-def test_what_is_to_be_done_about_an_end_is_shown_until_it_runs():
+def test_a_hint_about_an_exit_is_shown_until_it_runs():
     process = running(restart_delay=5)
     process.handle(Event.EXITED, T0 + 10, status=0)
     process.handle(Event.LEFTOVERS_KILLED, T0 + 10, count=1, reason="pid 7 had detached itself")
@@ -291,7 +291,7 @@ def test_start_and_restart_end_a_manual_stop():
         assert not process.manual_stop
 
 
-def test_an_old_self_is_waited_for_without_a_process():
+def test_waits_for_an_older_process():
     process = make()
     process.handle(Event.START, T0)
     process.handle(Event.BLOCKED, T0, pid=7, session=7)
@@ -302,7 +302,7 @@ def test_an_old_self_is_waited_for_without_a_process():
     assert process.can_start(T0 + 100)
 
 
-def test_a_stop_while_an_old_self_ends_waits_for_it():
+def test_a_stop_waits_for_an_older_process():
     process = make()
     process.handle(Event.START, T0)
     process.handle(Event.BLOCKED, T0, pid=7, session=7)
@@ -312,7 +312,7 @@ def test_a_stop_while_an_old_self_ends_waits_for_it():
     assert process.state is State.STOPPED
 
 
-def test_a_stop_does_not_wait_for_what_another_supervisor_runs():
+def test_a_stop_does_not_wait_for_another_server():
     process = make()
     process.handle(Event.START, T0)
     process.handle(Event.BLOCKED, T0, pid=7)
@@ -321,7 +321,7 @@ def test_a_stop_does_not_wait_for_what_another_supervisor_runs():
     assert process.state is State.STOPPED
 
 
-def test_checks_for_another_supervisors_process_become_rarer_and_common_to_all():
+def test_checks_for_another_server_become_rarer_at_common_times():
     process = make()
     process.handle(Event.START, T0)
     moments = [T0]

@@ -53,7 +53,7 @@ STATUSES = {
 @pytest.mark.parametrize("begin", [starting, running], ids=["STARTING", "RUNNING"])
 @pytest.mark.parametrize("how", STATUSES)
 @pytest.mark.parametrize("autorestart", [ALWAYS, ON_FAILURE, NEVER])
-def test_which_exits_bring_another_start(autorestart, how, begin):
+def test_which_exits_lead_to_a_restart(autorestart, how, begin):
     process = begin(autorestart=autorestart)
     comes_back = autorestart == ALWAYS or (autorestart == ON_FAILURE and how != "exit 0")
     assert process.handle(Event.EXITED, NOW, status=STATUSES[how])[-1] is Action.KILL
@@ -71,14 +71,14 @@ def test_which_exits_bring_another_start(autorestart, how, begin):
 
 
 @pytest.mark.parametrize("status", [0, failure(2), int(signal.SIGTERM)])
-def test_what_settled_by_itself_says_how_it_ended(status):
+def test_a_settled_companion_shows_how_it_ended(status):
     process = running(autorestart=NEVER)
     end(process, NOW, status)
     assert process.description(NOW) == ("done, exited with status 0" if status == 0 else process.last_exit)
     assert process.exit_count == 1
 
 
-def test_leftovers_of_what_settles_are_no_stop_that_timed_out():
+def test_leftovers_of_a_settling_companion_count_no_kill():
     process = running(autorestart=NEVER)
     process.handle(Event.EXITED, NOW, status=0)
     assert process.description(NOW) == "waiting for the processes of pid 42"
@@ -88,13 +88,13 @@ def test_leftovers_of_what_settles_are_no_stop_that_timed_out():
     assert process.next_deadline(NOW) is not None
 
 
-def test_a_failed_start_is_told_where_it_is_not_tried_again():
+def test_a_failed_start_without_a_retry_shows_its_reason():
     process = starting(autorestart=NEVER)
     end(process, NOW, failure(1), reason="companion_post_fork: ValueError: no")
     assert process.description(NOW) == "companion_post_fork: ValueError: no"
 
 
-def test_a_fork_that_was_refused_is_tried_again_even_by_what_is_never_restarted():
+def test_a_refused_fork_is_retried_even_with_autorestart_never():
     process = make(autorestart=NEVER)
     process.handle(Event.START, T0)
     process.handle(Event.START_FAILED, T0, reason="cannot fork: no memory")
@@ -109,7 +109,7 @@ def settled(reason: str = EXITED) -> CompanionProcess:
 
 
 @pytest.mark.parametrize(("status", "done"), [(0, True), (failure(), False), (int(signal.SIGTERM), False)])
-def test_a_job_that_is_done_lets_those_start_that_come_after_it(status, done):
+def test_companions_start_after_a_job_that_is_done(status, done):
     process = running(autorestart=NEVER)
     assert process.has_been_running
     process.handle(Event.EXITED, NOW, status=status)
@@ -120,14 +120,14 @@ def test_a_job_that_is_done_lets_those_start_that_come_after_it(status, done):
     assert not process.has_been_running
 
 
-def test_nobody_comes_after_what_merely_waits():
+def test_companions_do_not_start_after_a_waiting_one():
     for process in (make(), starting(), backoff(), stopping()):
         assert not process.has_been_running
 
 
 @pytest.mark.parametrize("status", [0, failure(3), SEGFAULT])
 @pytest.mark.parametrize("reason", [EXITED, GAVE_UP])
-def test_the_next_manager_knows_what_has_settled_and_why(reason, status):
+def test_the_next_manager_knows_why_a_companion_settled(reason, status):
     old = running(autorestart=NEVER) if reason == EXITED else starting(start_retries=1)
     end(old, T0 + (10 if reason == EXITED else 0.5), status, reason="hook: no" if status == 768 else None)
     new = CompanionProcess(old.config)
@@ -140,14 +140,14 @@ def test_the_next_manager_knows_what_has_settled_and_why(reason, status):
         assert new.status_dict(NOW)[key] == old.status_dict(NOW)[key]
 
 
-def test_what_runs_or_was_stopped_leaves_nothing_to_the_next_manager():
+def test_only_settled_companions_have_state_for_the_next_manager():
     for process in (make(), starting(), running(), backoff(), stopping()):
         assert process.settled_state is None
 
 
 @pytest.mark.parametrize("reason", [EXITED, GAVE_UP])
 @pytest.mark.parametrize("event", [Event.START, Event.RESTART])
-def test_what_has_settled_starts_by_command(reason, event):
+def test_a_settled_companion_starts_by_command(reason, event):
     process = settled(reason)
     process.handle(event, NOW)
     assert process.can_start(NOW)
@@ -157,7 +157,7 @@ def test_what_has_settled_starts_by_command(reason, event):
 
 
 @pytest.mark.parametrize("reason", [EXITED, GAVE_UP])
-def test_what_has_settled_can_be_stopped_by_command_and_stays_so(reason):
+def test_a_settled_companion_can_be_stopped_by_command(reason):
     process = settled(reason)
     process.reason = "cannot fork"
     process.handle(Event.STOP, NOW, manual=True)
@@ -167,7 +167,7 @@ def test_what_has_settled_can_be_stopped_by_command_and_stays_so(reason):
 
 
 @pytest.mark.parametrize("reason", [EXITED, GAVE_UP])
-def test_the_end_of_the_server_changes_nothing_for_what_has_settled(reason):
+def test_a_settled_companion_stays_settled_when_the_server_stops(reason):
     process = settled(reason)
     process.handle(Event.STOP, NOW)
     assert (process.state, process.settled) == (State.STOPPED, reason)
@@ -175,7 +175,7 @@ def test_the_end_of_the_server_changes_nothing_for_what_has_settled(reason):
 
 
 @pytest.mark.parametrize("event", [Event.START, Event.RESTART])
-def test_a_start_while_leftovers_of_what_settles_end_comes_when_they_are_gone(event):
+def test_a_start_of_a_settling_companion_waits_for_its_leftovers(event):
     process = running(autorestart=NEVER)
     process.handle(Event.EXITED, NOW, status=0)
     process.handle(event, NOW)
@@ -184,7 +184,7 @@ def test_a_start_while_leftovers_of_what_settles_end_comes_when_they_are_gone(ev
     assert process.settled is None
 
 
-def test_a_manual_stop_while_leftovers_of_what_settles_end():
+def test_a_manual_stop_of_a_settling_companion():
     process = running(autorestart=NEVER)
     process.handle(Event.EXITED, NOW, status=0)
     process.handle(Event.STOP, NOW, manual=True)
@@ -193,7 +193,7 @@ def test_a_manual_stop_while_leftovers_of_what_settles_end():
 
 
 @pytest.mark.parametrize("autorestart", [ALWAYS, ON_FAILURE, NEVER])
-def test_a_stop_and_a_restart_by_command_are_no_exits_to_judge(autorestart):
+def test_autorestart_ignores_stops_and_restarts_by_command(autorestart):
     process = stopping(autorestart=autorestart)
     end(process, NOW, 0)
     assert process.description(NOW) == "stopped manually"
@@ -214,7 +214,7 @@ def fail_starts(process: CompanionProcess, count: int) -> None:
 
 
 @pytest.mark.parametrize("retries", [1, 2, 5])
-def test_that_many_failed_starts_in_a_row_are_the_end(retries):
+def test_gives_up_after_start_retries(retries):
     process = starting(start_retries=retries)
     fail_starts(process, retries - 1)
     assert process.failed_starts == retries - 1
@@ -235,13 +235,13 @@ def test_that_many_failed_starts_in_a_row_are_the_end(retries):
     assert process.next_deadline(now) is None
 
 
-def test_without_start_retries_there_is_no_end():
+def test_never_gives_up_without_start_retries():
     process = starting()
     fail_starts(process, 50)
     assert (process.state, process.failed_starts) == (State.BACKOFF, 50)
 
 
-def test_a_refused_fork_counts_and_can_be_the_last():
+def test_a_refused_fork_counts_as_a_failed_start():
     process = make(start_retries=2)
     process.handle(Event.START, T0)
     assert process.handle(Event.START_FAILED, T0, reason="cannot fork") == ()
@@ -252,7 +252,7 @@ def test_a_refused_fork_counts_and_can_be_the_last():
     assert process.description(T0 + 5) == "gave up after 2 failed starts: cannot fork: no memory"
 
 
-def test_being_running_once_wipes_failed_starts_out():
+def test_running_resets_failed_starts():
     process = starting(start_retries=3)
     fail_starts(process, 2)
     start_again(process)
@@ -264,7 +264,7 @@ def test_being_running_once_wipes_failed_starts_out():
 
 
 @pytest.mark.parametrize("event", [Event.START, Event.RESTART])
-def test_a_command_wipes_failed_starts_out(event):
+def test_a_command_resets_failed_starts(event):
     process = starting(start_retries=3)
     fail_starts(process, 2)
     process.handle(event, NOW)
@@ -274,7 +274,7 @@ def test_a_command_wipes_failed_starts_out(event):
     assert process.state is State.BACKOFF
 
 
-def test_a_restart_while_it_starts_wipes_failed_starts_out():
+def test_a_restart_of_a_starting_companion_resets_failed_starts():
     process = starting(start_retries=3)
     fail_starts(process, 2)
     start_again(process)
@@ -283,7 +283,7 @@ def test_a_restart_while_it_starts_wipes_failed_starts_out():
     assert (process.state, process.failed_starts) == (State.STARTING, 0)
 
 
-def test_a_restart_while_it_waits_for_others_wipes_failed_starts_out():
+def test_a_restart_of_a_waiting_companion_resets_failed_starts():
     process = starting(start_retries=3)
     fail_starts(process, 2)
     process.held_by = ("db",)
@@ -292,13 +292,13 @@ def test_a_restart_while_it_waits_for_others_wipes_failed_starts_out():
     assert (process.state, process.failed_starts) == (State.STARTING, 0)
 
 
-def test_an_exit_after_startsecs_is_no_failed_start_though_nobody_looked_in_between():
+def test_an_exit_after_startsecs_is_no_failed_start_in_a_busy_manager():
     process = starting(startsecs=1, start_retries=1)
     end(process, T0 + 1)
     assert (process.state, process.failed_starts) == (State.BACKOFF, 0)
 
 
-def test_with_startsecs_of_0_whatever_was_forked_has_started():
+def test_with_startsecs_of_0_every_fork_is_a_start():
     process = starting(startsecs=0, start_retries=1, restart_delay=0)
     for number in range(5):
         run_for(process, 0)
@@ -306,7 +306,7 @@ def test_with_startsecs_of_0_whatever_was_forked_has_started():
         start_again(process, pid=50 + number)
 
 
-def test_with_startsecs_of_0_a_target_that_is_never_reached_is_a_failed_start():
+def test_with_startsecs_of_0_an_unreached_target_is_a_failed_start():
     process = starting(startsecs=0, start_retries=2)
     end(process, T0, failure(), reason="cannot enter /nowhere")
     start_again(process)
@@ -314,7 +314,7 @@ def test_with_startsecs_of_0_a_target_that_is_never_reached_is_a_failed_start():
     assert process.description(NOW) == "gave up after 2 failed starts: cannot enter /nowhere"
 
 
-def test_exits_of_what_was_running_are_never_too_many():
+def test_exits_of_a_running_companion_never_give_up():
     process = starting(start_retries=1)
     for number in range(10):
         run_for(process, 3)
@@ -361,7 +361,7 @@ def test_the_delay_is_what_is_shown():
 @pytest.mark.parametrize(
     ("shortest", "longest"), [(5, 5), (5, 5.1), (0, 30), (0.01, 1e9), (1, 300), (0, 0.001), (1e-9, 1e300)]
 )
-def test_whatever_the_chance_a_delay_is_within_its_bounds(shortest, longest, chance):
+def test_a_delay_with_jitter_is_within_its_bounds(shortest, longest, chance):
     process = starting(
         chance=lambda: chance, startsecs=3600, restart_delay=shortest, restart_delay_max=longest
     )
@@ -435,19 +435,19 @@ def test_a_command_starts_the_delay_over(event):
     assert delays(process, 2) == [2, 4]
 
 
-def test_no_delay_at_all_is_never_a_fork_loop():
+def test_no_delay_is_no_fork_loop():
     process = starting(restart_delay=0, startsecs=0)
     assert delays(process, 5, seconds=0) == [MIN_START_INTERVAL] * 5
 
 
-def test_no_delay_at_all_can_grow():
+def test_no_delay_can_grow():
     process = starting(chance=lambda: 0.0, restart_delay=0, restart_delay_max=1, startsecs=0)
     found = delays(process, 8, seconds=0.01)
     assert found[0] == pytest.approx(MIN_START_INTERVAL - 0.01)
     assert found[1:] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1, 1, 1])
 
 
-def test_a_maximum_that_reread_takes_away_or_brings():
+def test_restart_delay_max_changed_by_reread():
     process = starting(chance=lambda: 0.0, restart_delay=2, restart_delay_max=100)
     grown = process.config
     assert delays(process, 3) == [2, 4, 8]
@@ -469,7 +469,7 @@ def not_ready(**values) -> CompanionProcess:
     return process
 
 
-def test_ready_by_notify_is_no_matter_of_startsecs():
+def test_with_notify_startsecs_does_not_count():
     process = starting(ready="notify", startsecs=1)
     assert process.due_event(T0 + 10) is None
     process.handle(Event.READY, T0 + 10)
@@ -477,14 +477,14 @@ def test_ready_by_notify_is_no_matter_of_startsecs():
     assert process.next_deadline(T0 + 10) is None
 
 
-def test_ready_means_nothing_without_a_process():
+def test_ready_without_a_process_is_ignored():
     process = make(ready="notify")
     process.handle(Event.START, T0)
     process.handle(Event.READY, T0)
     assert process.state is State.STARTING
 
 
-def test_ready_by_startsecs_is_no_matter_of_notify():
+def test_with_startsecs_notify_does_not_count():
     process = starting(ready="startsecs")
     process.handle(Event.READY, T0 + 0.1)
     assert process.state is State.STARTING
@@ -492,7 +492,7 @@ def test_ready_by_startsecs_is_no_matter_of_notify():
 
 @pytest.mark.parametrize("status", [0, failure(), int(signal.SIGTERM), int(signal.SIGKILL)])
 @pytest.mark.parametrize("autorestart", [ALWAYS, ON_FAILURE, NEVER])
-def test_what_is_not_ready_in_time_has_failed_however_it_ends(autorestart, status):
+def test_not_ready_in_time_is_a_failed_start_whatever_the_exit(autorestart, status):
     process = not_ready(autorestart=autorestart, stop_timeout=7)
     assert (process.state, process.stop_deadline) == (State.STOPPING, T0 + 37)
     assert process.description(T0 + 30) == "pid 42, SIGKILL in 7s"
@@ -507,14 +507,14 @@ def test_what_is_not_ready_in_time_has_failed_however_it_ends(autorestart, statu
     assert process.failed_starts == 1
 
 
-def test_not_being_ready_can_be_the_end():
+def test_not_ready_in_time_can_give_up():
     process = not_ready(start_retries=1)
     process.handle(Event.EXITED, T0 + 31, status=0)
     assert process.handle(Event.EMPTY, T0 + 31) == (Action.RELEASE, Action.GIVE_UP)
     assert process.description(T0 + 31) == "gave up after 1 failed start: not ready within 30s"
 
 
-def test_an_exit_before_ready_is_a_failed_start_however_late():
+def test_a_late_exit_before_ready_is_a_failed_start():
     process = starting(ready="notify", startsecs=0, start_retries=1)
     end(process, T0 + 20)
     assert process.settled == GAVE_UP
@@ -587,7 +587,7 @@ def test_the_watchdog_waits_for_running():
     assert process.due_event(T0 + 101) is Event.HUNG
 
 
-def test_without_a_watchdog_nobody_is_hung():
+def test_without_a_watchdog_no_companion_is_hung():
     process = running()
     process.handle(Event.BEAT, T0 + 5)
     assert process.due_event(T0 + 1e9) is None
@@ -603,7 +603,7 @@ def test_the_watchdog_of_an_earlier_process_is_not_the_next_one_s():
     assert process.watchdog_at == T0 + 46
 
 
-def test_what_is_hung_writes_its_stacks_is_killed_and_tried_again():
+def test_a_hung_companion_is_aborted_killed_and_retried():
     process = hung()
     assert process.state is State.STOPPING
     assert process.stop_deadline is not None
@@ -618,20 +618,20 @@ def test_what_is_hung_writes_its_stacks_is_killed_and_tried_again():
 
 
 @pytest.mark.parametrize("autorestart", [ALWAYS, ON_FAILURE])
-def test_what_is_hung_has_failed_however_it_ends(autorestart):
+def test_a_hung_companion_has_failed_whatever_the_exit(autorestart):
     process = hung(autorestart=autorestart)
     end(process, T0 + 12, 0)
     assert process.state is State.BACKOFF
 
 
-def test_what_is_hung_and_never_restarted_says_why_it_is_not_there():
+def test_a_hung_companion_without_a_restart_shows_why():
     process = hung(autorestart=NEVER)
     end(process, T0 + 12, int(signal.SIGABRT))
     assert (process.state, process.settled) == (State.STOPPED, EXITED)
     assert process.description(T0 + 12) == "no WATCHDOG=1 for 10s"
 
 
-def test_leftovers_of_what_was_hung_are_waited_for():
+def test_waits_for_leftovers_of_a_hung_companion():
     process = hung()
     process.handle(Event.EXITED, T0 + 12, status=int(signal.SIGABRT))
     assert process.state is State.STOPPING
@@ -641,7 +641,7 @@ def test_leftovers_of_what_was_hung_are_waited_for():
     assert process.next_retry_at == T0 + 18
 
 
-def test_word_of_a_process_that_ends_changes_nothing():
+def test_messages_of_a_stopping_companion_are_ignored():
     process = hung()
     deadline = process.stop_deadline
     for event in (Event.BEAT, Event.READY, Event.HUNG):
@@ -649,7 +649,7 @@ def test_word_of_a_process_that_ends_changes_nothing():
     assert (process.state, process.stop_deadline) == (State.STOPPING, deadline)
 
 
-def test_trigger_is_its_own_word_and_may_come_before_running():
+def test_trigger_counts_before_running_too():
     process = starting(ready="notify")
     assert process.handle(Event.HUNG, T0 + 1, reason="asked for by itself") == (Action.ABORT,)
     end(process, T0 + 2, int(signal.SIGABRT))
@@ -662,7 +662,7 @@ def test_trigger_is_its_own_word_and_may_come_before_running():
 
 @pytest.mark.parametrize("fail", [not_ready, hung])
 @pytest.mark.parametrize("exited", [False, True], ids=["alive", "leftovers"])
-def test_a_stop_of_what_is_being_ended_is_a_stop(fail, exited):
+def test_a_stop_of_a_hung_companion_is_a_stop(fail, exited):
     process = fail(start_retries=1)
     if exited:
         process.handle(Event.EXITED, T0 + 31, status=failure())
@@ -676,7 +676,7 @@ def test_a_stop_of_what_is_being_ended_is_a_stop(fail, exited):
 
 @pytest.mark.parametrize("fail", [not_ready, hung])
 @pytest.mark.parametrize("event", [Event.START, Event.RESTART])
-def test_a_start_of_what_is_being_ended_does_not_wait_for_the_delay(fail, event):
+def test_a_start_of_a_hung_companion_does_not_wait_for_the_delay(fail, event):
     process = fail(start_retries=1)
     process.handle(event, T0 + 31)
     end(process, T0 + 32)
@@ -691,7 +691,7 @@ def test_a_stop_in_backoff_forgets_why():
     assert process.status_dict(NOW)["reason"] is None
 
 
-def test_what_is_stopped_is_held_by_nobody():
+def test_a_stopped_companion_waits_for_no_other():
     process = make(after=["db"])
     process.handle(Event.START, T0)
     process.held_by = ("db",)
@@ -761,7 +761,7 @@ def test_which_exit_is_a_failure(values, status, reason, counts, cause):
     assert process.cause_text == (reason or process.last_exit)
 
 
-def test_what_is_ended_for_its_silence_has_failed_and_what_is_stopped_has_not():
+def test_a_hung_companion_has_failed_and_a_stopped_one_has_not():
     for fail, cause in ((not_ready, "not ready"), (hung, "watchdog")):
         process = fail()
         assert (process.failures.count, process.cause, process.cause_text) == (1, cause, process.reason)

@@ -116,7 +116,7 @@ def test_whether_another_copy_is_waited_for(state):
     assert ("rq:0" in rolling) is (state in DOWN)
 
 
-def test_one_that_starts_again_and_again_keeps_the_others_up():
+def test_a_copy_that_keeps_starting_keeps_the_others_up():
     processes = make(3)
     bring(processes, State.RUNNING, "rq:0", "rq:2")
     bring(processes, State.BACKOFF, "rq:1")
@@ -161,7 +161,7 @@ def test_sets_take_their_turns_on_their_own():
     assert restart(rolling, processes) == []
 
 
-def test_a_single_companion_need_wait_for_nobody():
+def test_a_single_companion_waits_for_none():
     processes = running(None)
     rolling = Rolling()
     rolling.ask("rq", "max_lifetime")
@@ -169,7 +169,7 @@ def test_a_single_companion_need_wait_for_nobody():
 
 
 @pytest.mark.parametrize("state", [State.STOPPED, State.STOPPING])
-def test_what_does_not_run_any_more_needs_no_restart(state):
+def test_a_stopped_copy_needs_no_restart(state):
     processes = make(2)
     bring(processes, state, "rq:0")
     rolling = Rolling()
@@ -178,7 +178,7 @@ def test_what_does_not_run_any_more_needs_no_restart(state):
     assert not rolling
 
 
-def test_what_has_no_process_yet_needs_no_restart():
+def test_a_copy_without_a_process_needs_no_restart():
     processes = make(1)
     processes["rq:0"].handle(Event.START, T0)
     rolling = Rolling()
@@ -187,7 +187,7 @@ def test_what_has_no_process_yet_needs_no_restart():
     assert not rolling
 
 
-def test_what_is_starting_may_have_old_code_and_is_restarted():
+def test_a_starting_copy_may_have_old_code_and_is_restarted():
     processes = make(1)
     bring(processes, State.STARTING)
     rolling = Rolling()
@@ -195,7 +195,7 @@ def test_what_is_starting_may_have_old_code_and_is_restarted():
     assert turns(rolling, processes) == ["rq:0"]
 
 
-def test_what_was_configured_away_is_forgotten():
+def test_a_removed_copy_is_forgotten():
     processes = running(3)
     rolling = Rolling()
     for name in processes:
@@ -252,7 +252,7 @@ def fail(process: CompanionProcess, times: int) -> None:
 
 @pytest.mark.parametrize("times", [1, 2, 3, 9])
 @pytest.mark.parametrize("starting", [False, True])
-def test_a_limit_does_not_wait_for_a_copy_that_fails_again_and_again(times, starting):
+def test_a_limit_does_not_wait_for_a_copy_that_keeps_failing(times, starting):
     processes = running(3)
     first, second, third = processes.values()
     fail(second, times)
@@ -277,7 +277,7 @@ def test_a_restart_by_command_waits_for_it():
     assert turns(rolling, processes) == []
 
 
-def test_a_limit_holds_for_one_that_waits_for_a_restart_by_command():
+def test_a_limit_applies_to_a_copy_that_waits_for_a_restart_by_command():
     processes = running(2)
     fail(processes["rq:1"], 5)
     rolling = Rolling()
@@ -292,7 +292,7 @@ def test_a_limit_holds_for_one_that_waits_for_a_restart_by_command():
     ]
 
 
-def test_a_limit_waits_for_what_the_companion_comes_after():
+def test_a_limit_waits_for_the_companions_in_after():
     processes = {**running(2, after=("db",)), **running(None, name="db")}
     db = processes["db"]
     db.handle(Event.STOP, T0 + 5, manual=True)
@@ -353,7 +353,7 @@ def memory_restarts(monkeypatch, over_after: float, seconds: float) -> tuple[lis
     return ages, log.warnings
 
 
-def test_what_needs_more_than_its_limit_is_left_alone_for_longer_each_time(monkeypatch):
+def test_a_companion_that_needs_more_memory_is_left_alone_longer_each_time(monkeypatch):
     ages, warnings = memory_restarts(monkeypatch, over_after=0, seconds=3600)
     assert len(ages) < 15
     assert all(later >= 1.5 * earlier or later >= 600 for earlier, later in itertools.pairwise(ages))
@@ -365,7 +365,7 @@ def test_what_needs_more_than_its_limit_is_left_alone_for_longer_each_time(monke
     )
 
 
-def test_what_grows_slowly_is_restarted_as_soon_as_it_exceeds_its_limit(monkeypatch):
+def test_a_slowly_growing_companion_is_restarted_at_once(monkeypatch):
     ages, warnings = memory_restarts(monkeypatch, over_after=90, seconds=3600)
     assert len(ages) > 30 and all(90 <= age <= 96 for age in ages)
     assert warnings == []
@@ -398,7 +398,7 @@ def test_a_lifetime_counts_from_the_fork_and_has_its_share_of_the_jitter():
     assert process.expires_at == T0 + 230
 
 
-def test_a_lifetime_that_reread_changes_holds_for_what_runs():
+def test_a_reread_lifetime_applies_to_running_companions():
     processes = running(None)
     (process,) = processes.values()
     assert process.expires_at is None
