@@ -240,7 +240,7 @@ def test_what_is_wrong(here: Path, args: list[str], said: list[str]) -> None:
     assert done.returncode == 1, done.stderr
     for text in said:
         assert text in done.stderr
-    # The way to the mistake goes through the user's code only.
+    # The traceback shows the user's code only.
     assert f"{ROOT}{os.sep}gunicorn{os.sep}" not in done.stderr
 
 
@@ -271,7 +271,7 @@ def test_near_misses_are_warned_of(here: Path) -> None:
         ("5", "bnid", "bind"),
         ("7", "post_forc", "post_fork"),
         ("8", "Preload_App", "preload_app"),
-        # It has the name of the flag, --preload, and is not meant as reload.
+        # `preload` is the name of the flag for preload_app, not a misspelt `reload`.
         ("11", "preload", "preload_app"),
     ]
     assert len(done.stderr.splitlines()) == 5

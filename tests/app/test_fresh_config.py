@@ -182,7 +182,7 @@ def test_arguments_and_environment_are_those_of_the_start(
     monkeypatch.setenv("WEB_CONCURRENCY", "3")
     monkeypatch.setenv("GUNICORN_CMD_ARGS", "--threads 4")
     app = start("--timeout", "5")
-    # The application may do to these as it likes.
+    # The application may change these.
     monkeypatch.setattr(sys, "argv", ["other", "--timeout", "6", "--nonsense"])
     monkeypatch.setenv("WEB_CONCURRENCY", "7")
     monkeypatch.delenv("GUNICORN_CMD_ARGS")

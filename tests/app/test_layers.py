@@ -284,7 +284,7 @@ def test_a_mistake_in_the_file_ends_the_start_with_one_message(
     assert message.count("\n  line ") == (3 if "3 mistakes" in MISTAKES[text] else 0)
     for said in MISTAKES[text]:
         assert said in message
-    # What leads to the mistake in the user's file is shown, what leads to the file is not.
+    # The traceback shows the user's file, and not our code that reads it.
     assert f"{os.sep}gunicorn{os.sep}app" not in err
 
 

@@ -115,7 +115,7 @@ def test_applications(modules: Path, uri: str, result: list[Any]) -> None:
         ),
         ("lapp", AppImportError, "did you mean 'app'"),
         ("lshop:missing()", AppImportError, "no attribute 'missing'"),
-        # an import inside of the module is the module's own trouble
+        # an import in the module that fails is told as such
         ("lbroken:app", ModuleNotFoundError, "a_module_that_is_missing"),
         ("lbroken2:app", ModuleNotFoundError, "lpkg.not_there"),
         ("lfail:app", ZeroDivisionError, "division"),

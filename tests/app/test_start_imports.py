@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-# Needed with TLS; by records with companions; for files beside others; for addresses of proxies that are
-# listed; for the quoting of links and pages; for log configurations.
+# Needed for TLS, run files, temporary files, addresses of proxies, the quoting of links and pages, and log
+# configurations.
 SPARED = {
     "ssl",
     "dataclasses",

@@ -45,7 +45,7 @@ def test_no_two_heads_of_a_case_are_alike(case: web.Case) -> None:
     request = case.request
     heads = {request.head(n, "h") for n in range(request.variants)}
     assert len(heads) == request.variants > case.connections
-    # In all that varies behind a proxy, not in one place alone.
+    # They differ in every part that varies behind a proxy.
     first, second = (request.head(n, "h").split(b"\r\n") for n in range(2))
     changed = {line.partition(b":")[0] for line, other in zip(first, second, strict=True) if line != other}
     assert {b"Cookie", b"X-Request-ID"} < changed and any(line.startswith(b"X-") for line in changed)

@@ -145,7 +145,7 @@ def test_root_is_not_misled(ground: Ground, attack: Callable[[Ground], Path], fl
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(OSError):
         owner_after(path, flags=flags)
-    # What others had forgotten to close may have been closed meanwhile.
+    # Descriptors that other tests have left open may be closed meanwhile.
     assert set(os.listdir("/proc/self/fd")) <= before
     assert ground.secret.read_text() == "secret\n"
     assert (ground.secret.stat().st_uid, ground.secret.stat().st_mode & 0o777) == (0, 0o600)
