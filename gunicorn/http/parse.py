@@ -172,20 +172,9 @@ class HeadGatherer:
     the ends of the head. The body or the next request follows.
     """
 
-    __slots__ = (
-        "_checked",
-        "_proxy",
-        "buffer",
-        "head_end",
-        "head_start",
-        "policy",
-        "proxy_info",
-        "proxy_seen",
-    )
-
     def __init__(self, policy: RequestPolicy, first: bool = True) -> None:
         self.policy = policy
-        self.buffer: bytes | bytearray = b""
+        self.buffer = bytearray()
         self.head_start = 0
         self.head_end = -1
         self.proxy_seen = False
@@ -195,17 +184,10 @@ class HeadGatherer:
 
     def feed(self, data: bytes) -> bool:
         """Add *data*; True once the head is complete. Raises ParseException if it cannot become valid."""
-        if not self.buffer:
-            self.buffer = data  # nearly always the whole head: no copy
-        else:
-            if isinstance(self.buffer, bytes):
-                self.buffer = bytearray(self.buffer)
-            self.buffer += data
+        self.buffer += data
         if self._proxy and not self._take_proxy_header():
             return False
-        buffer = self.buffer
-        if self.head_start:
-            buffer = buffer[self.head_start :]
+        buffer = self.buffer[self.head_start :] if self.head_start else self.buffer
         start = max(0, self._checked - 3)
         end = find_head_end(buffer, start)
         if end < 0:

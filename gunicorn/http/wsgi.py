@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -92,10 +93,9 @@ _OF_EACH = (
 class _Base:
     """The part of the environ that is the same for every request to a server."""
 
-    __slots__ = ("cfg", "environ", "has_server", "script_name")
+    __slots__ = ("environ", "has_server", "script_name")
 
     def __init__(self, cfg: Any, server: Any) -> None:
-        self.cfg = cfg
         # With a place for all that each request adds: a dict that grows is built anew.
         self.environ = {**base_environ(cfg), **dict.fromkeys(_OF_EACH)}
         self.script_name = server_script_name()
@@ -105,18 +105,8 @@ class _Base:
             environment.add_server(self.environ, server, "")
 
 
-# By the address of the server: as many as this host has addresses.
-_bases: dict[Any, _Base] = {}
-_BASES_MAX = 64
-
-
-def _base_for(cfg: Any, server: Any) -> _Base:
-    base = _bases.get(server)
-    if base is None or base.cfg is not cfg:
-        if len(_bases) >= _BASES_MAX:
-            _bases.clear()
-        base = _bases[server] = _Base(cfg, server)
-    return base
+# There are as many as this host has addresses.
+_base_for = lru_cache(maxsize=64)(_Base)
 
 
 class _Common:
@@ -194,7 +184,7 @@ def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Res
     if req.proxy_protocol_info:
         environ.update(proxy_environ(req))
     resp = Response(req, sock, cfg)
-    if req.expects_continue and not req.body.finished:
+    if not req.body.finished and req.expects_continue:
         req.body.before_read = resp.send_continue
     environ["wsgi.early_hints"] = resp.send_early_hints
     return resp, environ
