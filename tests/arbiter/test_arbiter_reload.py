@@ -68,6 +68,18 @@ def test_the_loop_goes_on_while_old_workers_drain() -> None:
         assert len(server.events("term")) == 2
 
 
+def test_a_draining_worker_needs_no_heartbeat() -> None:
+    settings = {"workers": 1, "timeout": 2, "graceful_timeout": 5}
+    with TinyServer(mode="drains", **settings) as server:
+        [old] = server.running(1)
+        reload(server, raw_env=["TINY="], **settings)
+        server.wait_events("term")
+        told_at = time.monotonic()
+        server.running(1, without=[old])
+        assert time.monotonic() - told_at > 4
+        assert not server.events("abort")
+
+
 def test_a_surplus_worker_that_does_not_end_is_killed_at_its_deadline() -> None:
     with TinyServer(mode="deaf", workers=2, graceful_timeout=2) as server:
         [oldest, other] = server.running(2)

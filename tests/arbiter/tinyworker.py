@@ -2,7 +2,8 @@
 """A minimal worker, which notes what happens to it.
 
 It answers each request in the same way. How it behaves is in the environment variable
-``TINY``: ``deaf`` ignores SIGTERM and SIGQUIT, ``frozen`` never beats its heart, ``undead`` neither
+``TINY``: ``deaf`` ignores SIGTERM and SIGQUIT, ``drains`` goes on without a heartbeat after
+SIGTERM, ``frozen`` never beats its heart, ``undead`` neither
 and ignores SIGABRT, ``slow`` needs a second to boot, ``boot`` fails to, ``exit:N`` ends with N
 while booting, ``late:N`` ends with N once it has served.
 """
@@ -80,7 +81,9 @@ class TinyWorker:
 
     def handle_exit(self, sig: int, frame: object) -> None:
         note("term", self.pid)
-        self.alive = self.mode == "deaf"
+        self.alive = self.mode in ("deaf", "drains")
+        if self.mode == "drains":
+            self.mode = "frozen"
 
     def handle_quit(self, sig: int, frame: object) -> None:
         note("quit", self.pid)

@@ -22,7 +22,7 @@ from processworld import CALM, Nature, World, expand
 
 from gunicorn.companion.child.sdnotify import Notice
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.process import EXITED, GAVE_UP, State
+from gunicorn.companion.process import EXITED, GAVE_UP, Cause, State
 from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.starter import STARTS_AT_ONCE
 
@@ -371,3 +371,33 @@ def test_helpers_have_a_moment_to_end_with_their_companion(make_world: Callable[
     world.advance(1)
     rq = world.processes["rq"]
     assert (rq.state, rq.leftovers_killed) == (State.STOPPED, 0)
+
+
+@pytest.mark.parametrize(("rest_obeys", "killed"), [(2.0, 0), (None, 1)])
+def test_a_group_may_finish_after_its_leader_until_the_deadline(
+    make_world: Callable[..., World], rest_obeys: float | None, killed: int
+) -> None:
+    world = make_world(
+        CompanionConfig("rq", "app:rq", stop_as_group=True, stop_timeout=5),
+        nature=Nature(leftovers=True, rest_obeys=rest_obeys),
+    )
+    world.advance(2)
+    world.stop("rq")
+    world.advance(1)
+    rq = world.processes["rq"]
+    assert rq.draining
+    world.advance(5)
+    assert (rq.state, rq.leftovers_killed) == (State.STOPPED, killed)
+
+
+def test_a_manager_that_was_held_up_itself_gives_the_watchdog_another_round(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(CompanionConfig("rq", "app:rq", watchdog=6), nature=Nature(beats=False))
+    world.advance(2)
+    rq = world.processes["rq"]
+    world.kernel.time += 20
+    world.settle()
+    assert rq.state is State.RUNNING
+    world.advance(7)
+    assert (rq.exit_count, rq.cause) == (1, Cause.WATCHDOG)
