@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable
 
@@ -16,12 +17,23 @@ def oom_kills() -> int | None:
     By the memory controller of its control group (version 2 counts the groups below it too), else of the
     whole system.
     """
-    for path in (*_group_files(), "/proc/vmstat"):
-        with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
-            for line in file:
-                name, _, value = line.partition(" ")
-                if name == "oom_kill":
-                    return int(value)
+    path = _counting_file()
+    return None if path is None else _count_in(path)
+
+
+@functools.cache
+def _counting_file() -> str | None:
+    """Looked for once: a server stays in its control group."""
+    candidates = (*_group_files(), "/proc/vmstat")
+    return next((path for path in candidates if _count_in(path) is not None), None)
+
+
+def _count_in(path: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+        for line in file:
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
     return None
 
 
