@@ -25,6 +25,7 @@ from gunicorn import __version__
 MIB = 1024 * 1024
 # A machine may have much else to do.
 PATIENCE = 60.0
+COMMAND = [sys.executable, "-m", "gunicorn.companion.ctl"]
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ def server_of(*companions: dict[str, Any], **settings: Any) -> Server:
 def ctl(server: Server, *words: str) -> subprocess.CompletedProcess[str]:
     """Run gunicorn-companion, which finds the server's socket itself."""
     return subprocess.run(
-        [sys.executable, "-m", "gunicorn.companion.ctl", *words],
+        [*COMMAND, *words],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -92,9 +93,12 @@ class Events:
     """``gunicorn-companion events``, followed by a test."""
 
     def __init__(self, server: Server) -> None:
-        command = [sys.executable, "-m", "gunicorn.companion.ctl", "events"]
         self.program = subprocess.Popen(
-            command, cwd=server.dir, env=server.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*COMMAND, "events"],
+            cwd=server.dir,
+            env=server.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         assert self.program.stdout is not None
         self.out = self.program.stdout
@@ -129,22 +133,25 @@ def following(server: Server) -> Iterator[Events]:
 
 
 def test_start_stop_restart_wait_until_it_is_done() -> None:
-    companions = [entry("drain", env={"DRAIN": "0.4"}), entry("a", "idle", startsecs=0.3)]
+    companions = [entry("drain", env={"UNTIL": "done"}), entry("a", "idle", startsecs=0.3)]
     with companion_server(*companions) as server:
         server.wait_companion("drain")
         first = server.wait_companion("a")["pid"]
-        started = time.monotonic()
-        assert ctl(server, "stop", "drain").returncode == 0
-        assert time.monotonic() - started > 0.4
+        stop = subprocess.Popen([*COMMAND, "stop", "drain"], cwd=server.dir, env=server.env)
+        server.wait_companion("drain", "STOPPING", PATIENCE)
+        assert stop.poll() is None
+        done = server.write("done", "")
+        assert stop.wait(PATIENCE) == 0
         assert server.companion("drain")["state"] == "STOPPED"
+        done.unlink()
         assert ctl(server, "start", "drain").returncode == 0
         assert server.companion("drain")["state"] == "RUNNING"
         assert ctl(server, "restart", "a").returncode == 0
         found = server.companion("a")
         assert found["state"] == "RUNNING" and found["pid"] != first
-        started = time.monotonic()
         assert ctl(server, "--no-wait", "stop", "drain").returncode == 0
         assert server.companion("drain")["state"] == "STOPPING"
+        server.write("done", "")
         server.wait_companion("drain", "STOPPED")
         assert ctl(server, "start", "all").returncode == 0
         assert ctl(server, "stop", "all").returncode == 0
