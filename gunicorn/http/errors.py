@@ -52,6 +52,7 @@ class NoMoreData(ClientAnswer, OSError):
     text = "The request ended early."
 
     def __init__(self, buf: bytes | None = None) -> None:
+        super().__init__(buf)  # only an OSError needs that for its args
         self.buf = buf
 
     def __str__(self) -> str:
@@ -164,6 +165,7 @@ class InvalidChunkSize(ClientAnswer, OSError):
     log_text = "malformed chunk size line {data}"
 
     def __init__(self, data: bytes) -> None:
+        super().__init__(data)
         self.data = data
 
 
@@ -172,6 +174,7 @@ class ChunkMissingTerminator(ClientAnswer, OSError):
     log_text = "chunk data is followed by {term} in place of CRLF"
 
     def __init__(self, term: bytes) -> None:
+        super().__init__(term)
         self.term = term
 
 

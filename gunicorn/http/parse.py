@@ -307,13 +307,13 @@ def _take_framing(head: RequestHead, fields: dict[str, str], policy: RequestPoli
 
 
 def _take_scheme(head: RequestHead, fields: dict[str, str], policy: RequestPolicy) -> bool:
-    said = None
+    seen: str | None = None
     for key, secure in policy.scheme_fields:
         if key in fields:
             scheme = "https" if fields[key] == secure else "http"
-            if said is not None and said != scheme:
+            if seen is not None and seen != scheme:
                 return False
-            head.scheme = said = scheme
+            head.scheme = seen = scheme
     return True
 
 

@@ -316,3 +316,9 @@ def test_reference_methods_of_the_chunked_reader() -> None:
     ]
     with pytest.raises(ChunkMissingTerminator):
         list(reader.parse_chunked(IterUnreader([b"3\r\nabcd\r\n"])))
+
+
+@pytest.mark.parametrize("error", [NoMoreData, InvalidChunkSize, ChunkMissingTerminator])
+def test_errors_of_a_body_keep_their_argument(error: Any) -> None:
+    """gevent's server looks at the first argument of each OSError."""
+    assert error(b"data").args == (b"data",)
