@@ -21,6 +21,7 @@ from gunicorn.app.start import apply_environ
 from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.glogging import reopen_logs
 from gunicorn.loading import getcwd
+from gunicorn.logs.files import never_block
 from gunicorn.master import handoff, pool
 from gunicorn.master.announce import Situation
 from gunicorn.master.shutdown import Shutdown
@@ -209,6 +210,7 @@ class Arbiter(Shutdown, Succession):
 
     def run(self) -> None:
         """Start, serve until told to stop, and end the process with the fitting exit status."""
+        never_block()
         try:
             self.start()
             self._set_title()

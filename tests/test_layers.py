@@ -61,6 +61,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.reloader",
         "gunicorn.http.*",
         "gunicorn.companion.control",
+        "gunicorn.companion.output.*",
         "gunicorn.companion.server.link",
         "gunicorn.companion.table",
     ],
@@ -91,6 +92,7 @@ MAY_FORK = {
     "gunicorn.companion.server.handle",
     "gunicorn.master.succession",
     "gunicorn.companion.spawn",
+    "gunicorn.companion.output.keeper",
     "gunicorn.unix.process",
 }
 MAY_HANDLE_SIGNALS = {"gunicorn.unix.signals"}

@@ -19,6 +19,7 @@ from gunicorn.companion.keys import (
     KNOWN_KEYS,
     SHAPE_KEYS,
     Keys,
+    OutputFile,
     describe_target,
     did_you_mean,
     parse_signal,
@@ -44,6 +45,15 @@ class CompanionConfig(Keys):
     def group(self) -> str:
         """The name without the index of a copy."""
         return self.name if self.index is None else self.name.rpartition(":")[0]
+
+    def output(self, key: str) -> OutputFile | None:
+        """The file of *key*, ``stdout`` or ``stderr``, as seen from `cwd`; None if it has none of its own."""
+        value = getattr(self, key)
+        if value is None or (key == "stderr" and value == "stdout"):
+            return None
+        found = value if isinstance(value, OutputFile) else OutputFile(value.replace("%", "%%"))
+        values = {"name": self.name, "group": self.group, "index": self.index or 0}
+        return found._replace(file=found.file % values)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -234,6 +244,8 @@ def _output_problems(label: str, values: Mapping[str, Any], user: User) -> list[
         path, cwd = values.get(key), values.get("cwd")
         if path is None or path is INVALID or (key == "stderr" and path == "stdout"):
             continue
+        if isinstance(path, OutputFile):
+            path = path.file % {"name": values.get("name"), "group": values.get("name"), "index": 0}
         if cwd is INVALID and not os.path.isabs(path):
             continue  # relative to an unknown directory
         problem = _output_problem(path if cwd is INVALID else os.path.join(cwd or "", path), user)

@@ -2,7 +2,8 @@
 """The control socket: newline-delimited JSON over a Unix socket.
 
 A dispatch function answers the requests, in order. An answer with ``"subscribe": true`` (which is not sent)
-subscribes its client to every later `broadcast`. A slow, silent or dead client does not delay the others.
+subscribes its client to every later `broadcast`. One with ``"hand_over"`` is not sent at all: that function
+has another process answer the client. A slow, silent or dead client does not delay the others.
 """
 
 from __future__ import annotations
@@ -361,6 +362,10 @@ class ControlServer:
                 more = False
                 break
             reply = self._answer(line)
+            hand_over = reply.pop("hand_over", None)
+            if hand_over is not None:
+                self._hand_over(client, hand_over)
+                return
             subscribes = reply.pop("subscribe", False)
             client.output += encode(reply)
             client.subscribed = client.subscribed or subscribes
@@ -370,6 +375,17 @@ class ControlServer:
             self._drop(client)
             return
         self._watch(client, more)
+
+    def _hand_over(self, client: Client, hand_over: Callable[[socket.socket], object]) -> None:
+        """Another process answers this client from here on."""
+        if self._send(client):
+            if client.output:
+                # It has not read its earlier answers, which would come after those of the other process.
+                client.output += encode(error("ask for this on a connection of its own"))
+                self._watch(client, more=True)
+            else:
+                hand_over(client.sock)
+                self._drop(client)
 
     def _watch(self, client: Client, more: bool) -> None:
         """Watch the client's socket for input or room; *more*: it has unanswered requests."""

@@ -45,10 +45,7 @@ FOREIGN_WORDS = {
     **dict.fromkeys(("update", "add", "remove"), "reread applies what changed in the configuration"),
     "reload": "reread for companions; SIGHUP to the master reloads the whole server",
     "shutdown": "SIGTERM to the master ends the server; 'stop all' ends its companions",
-    **dict.fromkeys(
-        ("tail", "maintail", "logs", "log", "fg", "attach"),
-        "companions write to the files in their stdout and stderr, or to the server's own output",
-    ),
+    **dict.fromkeys(("tail", "maintail", "log", "fg", "attach"), "use logs -f NAME"),
     **dict.fromkeys(("avail", "list", "ls", "ps", "show", "describe", "top", "monit"), "use status -v"),
     **dict.fromkeys(("kill", "send"), "use signal SIGNAL NAME"),
     **dict.fromkeys(("clear", "reset-failed", "reset"), "start NAME restarts one that gave up"),
@@ -258,6 +255,29 @@ def _wait(parser: Parser) -> None:
     )
 
 
+def _logs(parser: Parser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; all by default")
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="go on with new lines, until Ctrl-C or the server's end"
+    )
+    parser.add_argument(
+        "-n",
+        "--lines",
+        metavar="N",
+        type=_number,
+        default=50,
+        help="how many of the last lines (default 50), at most companion_log_lines of each companion",
+    )
+    parser.add_argument(
+        "--since", metavar="TIME", type=_span, help="only lines of this last time: 90s, 10m, 2h, 1d"
+    )
+    stream = parser.add_mutually_exclusive_group()
+    for name in ("stdout", "stderr"):
+        stream.add_argument(
+            f"--{name}", dest="stream", action="store_const", const=name, help=f"only lines of {name}"
+        )
+
+
 def _reread(parser: Parser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only show what would change")
 
@@ -322,6 +342,12 @@ WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
         "Ends with the server, or on Ctrl-C.",
         _nothing,
     ),
+    "logs": (
+        "show the last lines that companions wrote, and follow them",
+        "Lines of several companions have the name in front. They outlive a companion that is restarted or "
+        "killed. With --json each line is an object with its time, name, pid and stream.",
+        _logs,
+    ),
     "reread": (
         "read the configuration again and apply the changes",
         "If it is wrong, nothing changes and the exit status is 1.",
@@ -348,6 +374,18 @@ def _seconds(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a time of 0 or more seconds")
     return value
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return int(text)
+
+
+def _span(text: str) -> float:
+    """Seconds, from text such as 10m."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    return _seconds(text[:-1]) * units[text[-1]] if text[-1:] in units else _seconds(text)
 
 
 def _count(text: str) -> int:

@@ -40,6 +40,9 @@ MAX_NUMPROCS = 10_000
 # A file name has at most 255 bytes, and that of a run file or notify socket is longer than the companion's.
 MAX_NAME = 200
 
+# More files of old output than anybody looks at.
+MAX_BACKUPS = 1000
+
 # unix(7): the size of sun_path, without the zero at its end.
 MAX_SOCKET_PATH = 107
 
@@ -140,14 +143,59 @@ def check_path(value: Any) -> str:
     return path
 
 
-def check_output(value: Any) -> str | None:
+class OutputFile(NamedTuple):
+    """``stdout`` or ``stderr`` as a dictionary. No ``max_bytes``: no rotation.
+
+    In ``file`` %(name)s, %(group)s and %(index)s stand for those of the companion.
+    """
+
+    file: str
+    max_bytes: int | None = None
+    backups: int = 10
+    compress: bool = False
+    stamp: bool = False
+
+
+def check_output(value: Any) -> str | OutputFile | None:
+    if isinstance(value, Mapping):
+        return _output_file(value)
     return None if value in (None, "inherit") else check_path(value)
 
 
-def check_stdout(value: Any) -> str | None:
+def check_stdout(value: Any) -> str | OutputFile | None:
     if value in ("stdout", "stderr"):
         raise ValueError(f"{value!r} is not a file: use None, 'inherit' or a path")
     return check_output(value)
+
+
+def _output_file(value: Mapping[Any, Any]) -> OutputFile:
+    for key in value:
+        if key not in OutputFile._fields:
+            raise ValueError(f"unknown key {did_you_mean(str(key), OutputFile._fields)}")
+    if value.get("file") is None:
+        raise ValueError("'file' is missing")
+    path = check_path(value["file"])
+    try:
+        path % {"name": "", "group": "", "index": 0}
+    except (KeyError, ValueError, TypeError) as exc:
+        raise ValueError(
+            f"{path!r}: %(name)s, %(group)s and %(index)s are replaced, and '%' is written '%%' ({exc})"
+        ) from None
+    backups = value.get("backups", 10)
+    if isinstance(backups, bool) or not isinstance(backups, int) or not 0 <= backups <= MAX_BACKUPS:
+        raise ValueError(f"backups: {backups!r} is not a number from 0 to {MAX_BACKUPS}")
+    max_bytes = value.get("max_bytes")
+    if max_bytes is not None:
+        max_bytes = parse_size(max_bytes)
+        if max_bytes < 1:
+            raise ValueError("max_bytes: it leaves no room (None: the file grows without a limit)")
+    flags = {}
+    for key in ("compress", "stamp"):
+        try:
+            flags[key] = check_bool(value.get(key, False))
+        except ValueError as exc:
+            raise ValueError(f"{key}: {exc}") from None
+    return OutputFile(path, max_bytes, backups, **flags)
 
 
 def check_env(value: Any) -> dict[str, str]:
@@ -226,14 +274,18 @@ def check_limit(value: Any) -> float:
     return check_time(value)
 
 
-def check_size(value: Any) -> int:
+def parse_size(value: Any) -> int:
+    """A number of bytes from text like '300M', or from itself. Raises ValueError."""
     match = SIZE_RE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is not None:
-        size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
-    elif isinstance(value, int) and not isinstance(value, bool):
-        size = value
-    else:
-        raise ValueError(f"{value!r} is not a size: a number of bytes, or text like '300M' or '1.5G'")
+        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"{value!r} is not a size: a number of bytes, or text like '300M' or '1.5G'")
+
+
+def check_size(value: Any) -> int:
+    size = parse_size(value)
     if size < 1:
         raise ValueError(f"{value!r} leaves no memory (None turns the limit off)")
     if size < MIN_MEMORY:
@@ -386,13 +438,14 @@ class Keys:
         setting=settings.CompanionRestartDelay,
     )
     autostart: bool = key(check_bool, "False: it waits for ``gunicorn-companion start``", True)
-    stdout: str | None = key(
+    stdout: str | OutputFile | None = key(
         check_stdout,
-        "the file to append its output to; none: the server's output",
+        "the file to append its output to; none: the server's output; a dictionary rotates the file: "
+        ":doc:`output`",
         shapes=True,
         setting=settings.CompanionStdout,
     )
-    stderr: str | None = key(
+    stderr: str | OutputFile | None = key(
         check_output,
         'the same for its errors; ``"stdout"``: where stdout goes',
         shapes=True,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.start import follow_surroundings
 from gunicorn.companion.control import ControlServer
+from gunicorn.companion.output.capture import Capture
 from gunicorn.companion.process import (
     POLL_INTERVAL,
     WAIT_INTERVAL,
@@ -65,7 +66,8 @@ class CompanionManager:
     ``started`` in it is monotonic. *shared* holds what an earlier manager of this server left behind;
     *old_state*, during an upgrade, where the manager of the old master writes the same; its commands are
     followed while *beside_old_master*. *pre_fork* and *on_exit* are called in the manager, *post_fork* in the
-    companion. *umask* shapes the mode of the Unix sockets in `bind`. *kernel* and *fork* are the operating
+    companion. *umask* shapes the mode of the Unix sockets in `bind`. *log_lines* and *log_format* are about
+    captured output; with 0 lines none is captured. *kernel* and *fork* are the operating
     system.
     """
 
@@ -92,6 +94,8 @@ class CompanionManager:
         old_state: SharedState | None = None,
         beside_old_master: bool = False,
         umask: int = 0,
+        log_lines: int = 0,
+        log_format: str = "raw",
         kernel: Kernel = KERNEL,
         fork: Callable[[Launch], int] = spawn,
     ) -> None:
@@ -124,6 +128,10 @@ class CompanionManager:
         self.reporter = Reporter(self.table, log, self.control)
         self.notifications = Notifications(self.table, log, self.poller, kernel)
 
+        self.capture: Capture | None = None
+        if log_lines:
+            self.capture = self._make_capture(log_lines, log_format)
+
         rights = Rights(shared, None if self.kept.old is None else old_state)
         self.start_rights = StartRights(run_dir, log, rights, kernel=kernel)
         self.listeners = Listeners(log, umask=umask, rights=rights)
@@ -137,6 +145,7 @@ class CompanionManager:
             reporter=self.reporter,
             after_exit=self.hooks.after_exit,
             tell=self.tell_master,
+            capture=self.capture,
             kernel=kernel,
         )
         self.rolling = Rolling()
@@ -149,6 +158,7 @@ class CompanionManager:
             notifications=self.notifications,
             kept=self.kept,
             hooks=self.hooks,
+            capture=self.capture,
             watch=watch,
             descriptors=self._descriptors,
             spare_descriptors=self._spare_descriptors,
@@ -203,8 +213,30 @@ class CompanionManager:
             server=self.server,
             belonging=self.sessions.belonging,
             after_command=self._after_command,
+            capture=self.capture,
             kernel=kernel,
         )
+
+    def _make_capture(self, log_lines: int, log_format: str) -> Capture | None:
+        """None where there is no memory for it: companions then write where the manager does."""
+        try:
+            return Capture(
+                self.log,
+                self.poller,
+                line_format=log_format,
+                most_lines=log_lines,
+                on_event=self._on_log_event,
+            )
+        except OSError as exc:
+            self.log.warning("The output of companions is not captured: %s", exc.strerror)
+            return None
+
+    def _on_log_event(self, message: dict[str, Any]) -> None:
+        """The log keeper reports that output was lost."""
+        process = self.table.get(message["dropped"])
+        if process is not None:
+            details = {key: message[key] for key in ("bytes", "lines", "sink")}
+            self.reporter.broadcast("log-dropped", process, self.kernel.now(), **details)
 
     # -- the loop ----------------------------------------------------------
 
@@ -239,6 +271,8 @@ class CompanionManager:
         self.reap_processes()
         if self.control is not None:
             self.control.tick(now)
+        if self.capture is not None:
+            self.capture.tick(now)
         # Most wake-ups are a client's, and concern no companion: look at all of them only if needed.
         if self.table.changed or (self._due is not None and now >= self._due):
             # Read the clock again: a process that was just reaped is an old event, not a new one.
@@ -252,6 +286,8 @@ class CompanionManager:
         self._restart_in_turn(now)
         self.retry_backoff(now)
         self.changes.forget_removed()
+        if self.capture is not None:
+            self.capture.forget(self.table)
         self.kept.write()
         self.reporter.count_running()
         self._due = self._next_deadline(now)
@@ -291,6 +327,8 @@ class CompanionManager:
         times = [] if self._due is None else [self._due]
         if self.control is not None and self.control.next_attempt is not None:
             times.append(self.control.next_attempt)
+        if self.capture is not None and self.capture.start_at is not None:
+            times.append(self.capture.start_at)
         return max(0.0, min(times) - now) if times else None
 
     @property
@@ -318,6 +356,8 @@ class CompanionManager:
         spare.ONE.fill()
         self._raise_file_limit()
         remove_stale(self.start_rights.run_dir)
+        if self.capture is not None:
+            self.capture.start()
         if self.control is not None:
             self.control.open(self.kernel.now())
 
@@ -338,6 +378,8 @@ class CompanionManager:
         self.listeners.close_all()
         if self.finished:
             self._end_adopted()
+            if self.capture is not None:
+                self.capture.end()
         self.sessions.close()
         self.inbox.close()
 
@@ -352,6 +394,8 @@ class CompanionManager:
                 # No descriptor is left to look with.
                 known = self.sessions.children.read() if self.sessions.children is not None else None
                 children = sorted(known or ())
+            if self.capture is not None and self.capture.pid in children:
+                children.remove(self.capture.pid)
             if not children:
                 return
             if not told and (names := session.names_of([pid for pid in children if session.exists(pid)])):
@@ -431,9 +475,13 @@ class CompanionManager:
         self.changes.reread(cause=Cause.RELOAD)
         self.files = {}
         self.follow_log()
+        if self.capture is not None:
+            self.capture.reopen()
 
     def _reopen_logs(self) -> None:
         reopen_logs(self.log)
+        if self.capture is not None:
+            self.capture.reopen()
         self._check_socket(self.kernel.now())
 
     def _check_socket(self, now: float) -> None:
@@ -498,6 +546,8 @@ class CompanionManager:
         fds.extend(spare.ONE.fds)
         if self.watch is not None:
             fds.append(self.watch.fileno())
+        if self.capture is not None:
+            fds.extend(self.capture.descriptors())
         if self.control is not None:
             fds.extend(self.control.descriptors())
         fds.extend(self.kept.descriptors())

@@ -12,8 +12,8 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from socket import socket
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -74,6 +74,8 @@ class Launch:
     listeners: Sequence[socket] = ()
     # The address of its NOTIFY_SOCKET.
     notify: str | None = None
+    # Captured output: the writing ends of pipes, by descriptor in the child.
+    pipes: Mapping[int, int] = field(default_factory=dict)
     # Identifies the companion's processes outside its session: see `child.mark`.
     mark: str = ""
     # Closes the server's logs, after `post_fork`, which may write to them.
@@ -124,11 +126,12 @@ def become(launch: Launch, parent: int) -> None:
     write_record(launch, parent, signalled)
     close_descriptors(launch)
     restore_file_limit(launch.nofile)
+    pipes = lift_pipes(launch)
     take_listeners(launch)
     forget_inherited_exit_handlers()
     set_environment(launch)
     enter_directory(config.cwd)
-    redirect_output(config)
+    redirect_output(config, pipes)
     set_nice(config.nice)
     arm_faulthandler(config)
     set_title(config)
@@ -185,7 +188,7 @@ def write_record(launch: Launch, parent: int, signalled: bool) -> None:
 
 def close_descriptors(launch: Launch) -> None:
     """Close the manager's own descriptors; exec closes the others that a program must not have."""
-    kept = {launch.run.fd, *(listener.fileno() for listener in launch.listeners)}
+    kept = {launch.run.fd, *launch.pipes.values(), *(listener.fileno() for listener in launch.listeners)}
     descriptors.close_all(set(launch.close) - kept)
     # It was one of them.
     spare.ONE.fds.clear()
@@ -196,6 +199,12 @@ def restore_file_limit(nofile: tuple[int, int] | None) -> None:
     """Undo the manager's own limit of open files, which a fork inherits."""
     if nofile is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, nofile)
+
+
+def lift_pipes(launch: Launch) -> dict[int, int]:
+    """Move the pipes off the numbers of the sockets of `bind`; return them by their place in the child."""
+    count = len(launch.listeners)
+    return {number: descriptors.lift(fd, count) for number, fd in launch.pipes.items()}
 
 
 def take_listeners(launch: Launch) -> None:
@@ -264,13 +273,17 @@ def enter_directory(directory: str | None) -> None:
             raise StartFailed(f"cannot enter cwd {directory}: {exc.strerror}") from None
 
 
-def redirect_output(config: CompanionConfig) -> None:
-    """Have stdin from /dev/null, and stdout and stderr where the configuration says."""
-    for key, number, path in (("stdout", 1, config.stdout), ("stderr", 2, config.stderr)):
+def redirect_output(config: CompanionConfig, pipes: Mapping[int, int]) -> None:
+    """Have stdin from /dev/null, and stdout and stderr where the configuration says, or captured."""
+    for key, number in (("stdout", 1), ("stderr", 2)):
+        output = config.output(key)
+        path = None if output is None else output.file
         try:
-            streams.redirect(number, path)
+            streams.redirect(number, path, pipes.get(number))
         except OSError as exc:
             raise StartFailed(f"cannot open {key} {path}: {exc.strerror}") from None
+    if config.stderr == "stdout":
+        streams.join_stderr()
     streams.replace_standard_streams()
 
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import os
+import select
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,21 @@ if TYPE_CHECKING:
     _StreamHandler = logging.StreamHandler[TextIO]
 else:
     _StreamHandler = logging.StreamHandler  # no subscript before Python 3.11
+
+
+# A pipe that can be written to has room for as many bytes, PIPE_BUF. A character may take four.
+_ALWAYS_FITS = 1024
+# Milliseconds to wait for somebody to read.
+_PATIENCE = 50
+
+
+def never_block() -> None:
+    """Have this process leave lines out when nobody reads what it writes to standard output or error.
+
+    It supervises others, which must not wait for that. A pipe that another process fills up just then may
+    still block it.
+    """
+    LogStream.supervisor = os.getpid()
 
 
 class Throttle:
@@ -135,10 +151,47 @@ class LogFile(logging.FileHandler):
 
 
 class LogStream(_StreamHandler):
-    """Standard output or standard error."""
+    """Standard output or standard error.
 
+    A process that supervises others (see `never_block`) does not wait for somebody to read: it leaves lines
+    out, and says so in the next one that goes out.
+    """
+
+    # The process that must not block.
+    supervisor: int | None = None
     _gunicorn = False
+    _left_out = 0
     handleError = report_write_error
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.supervisor != os.getpid():
+            super().emit(record)
+            return
+        try:
+            text = f"{self.format(record)}\n"
+            if self._left_out and self._has_room():
+                text = f"[lines left out, because nobody read them: {self._left_out}]\n{text}"
+                self._left_out = 0
+            for start in range(0, len(text), _ALWAYS_FITS):
+                if not self._has_room():
+                    self._left_out += 1
+                    return
+                self.stream.write(text[start : start + _ALWAYS_FITS])
+                self.stream.flush()
+        except RecursionError:
+            raise
+        except Exception:
+            self.handleError(record)
+
+    def _has_room(self) -> bool:
+        try:
+            poll = select.poll()
+            poll.register(self.stream.fileno(), select.POLLOUT)
+        except (OSError, ValueError, AttributeError):
+            # It is no file.
+            return True
+        # After a line was left out there is no more waiting.
+        return bool(poll.poll(0 if self._left_out else _PATIENCE))
 
     def write_line(self, line: bytes) -> None:
         text = line.decode()

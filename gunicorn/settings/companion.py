@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from gunicorn.settings import redact
 from gunicorn.settings.base import COMPANION_PROCESSES, Setting
 from gunicorn.settings.foreign import autorestart_hint
-from gunicorn.settings.kinds import Flag, OptionalSeconds, Seconds, Text, hook
+from gunicorn.settings.kinds import Count, Flag, OptionalSeconds, Seconds, Text, hook
 from gunicorn.settings.validators import (
     one_of,
     or_none,
     validate_bool,
     validate_dict,
     validate_pos_int,
+    validate_string,
 )
 
 SECTION = COMPANION_PROCESSES
@@ -22,6 +24,7 @@ SECTION = COMPANION_PROCESSES
 RELOAD_WAYS = ("changed", "all")
 STOP_ORDERS = ("reverse", "together")
 AUTORESTART_WAYS = ("always", "on-failure", "never")
+LOG_FIELDS = ("asctime", "name", "pid", "stream", "message")
 
 
 def validate_companion_workers(val: Any) -> list[dict[str, Any]]:
@@ -61,6 +64,31 @@ def validate_file_mode(val: Any) -> int:
     if not 0 <= val <= 0o777:
         raise ValueError(f"expected a file mode from 0 to 0o777, not {val!r}")
     return val
+
+
+def validate_output(val: Any) -> str | dict[Any, Any] | None:
+    """Return a dictionary as given; its contents are checked where companions are built."""
+    return dict(val) if isinstance(val, dict) else validate_string(val)
+
+
+def validate_log_format(val: Any) -> str:
+    """Return ``json``, ``raw``, or text with %(message)s at one place."""
+    text = validate_string(val) or ""
+    if text in ("json", "raw"):
+        return text
+    names = []
+    for match in re.finditer(r"%\((\w+)\)([sd])|%%|%", text):
+        if match[0] == "%":
+            raise ValueError(f"{text!r}: '%' stands neither before a name in brackets nor before another '%'")
+        if match[1] is not None:
+            if match[1] not in LOG_FIELDS:
+                raise ValueError(f"{text!r}: {match[1]!r} is none of {', '.join(LOG_FIELDS)}")
+            if match[2] == "d" and match[1] != "pid":
+                raise ValueError(f"{text!r}: {match[1]!r} is not a number: write %({match[1]})s")
+            names.append(match[1])
+    if names.count("message") != 1 or "\n" in text:
+        raise ValueError(f"{text!r} is neither 'json' nor 'raw', nor one line with %(message)s in it, once")
+    return text
 
 
 def validate_signal(val: Any) -> int | str:
@@ -307,17 +335,40 @@ class CompanionMaxLifetimeJitter(Seconds, default=0):
     """Add up to this many seconds at random to ``max_lifetime``; key ``max_lifetime_jitter``."""
 
 
-class CompanionStdout(Text, meta="FILE", default_text="``inherit``"):
+class CompanionStdout(Setting, meta="FILE", validator=validate_output, default_text="``inherit``"):
     """The file that companions' standard output is appended to; key ``stdout``.
 
-    ``inherit``, or nothing, sends it to the server's own.
+    ``inherit``, or nothing, sends it to the server's own. A dictionary, as in ``{"file": "rq.log",
+    "max_bytes": "50M", "backups": 10}``, rotates the file.
     """
 
 
-class CompanionStderr(Text, meta="FILE", default_text="``inherit``"):
+class CompanionStderr(Setting, meta="FILE", validator=validate_output, default_text="``inherit``"):
     """The file that companions' standard error is appended to; key ``stderr``.
 
-    ``stdout`` sends it where standard output goes; ``inherit``, or nothing, to the server's own.
+    ``stdout`` sends it where standard output goes; ``inherit``, or nothing, to the server's own. A dictionary
+    is possible as for ``companion_stdout``.
+    """
+
+
+class CompanionLogLines(Count, default=1000):
+    """The most lines of each companion that ``gunicorn-companion logs`` shows.
+
+    They are kept in memory, at most 256 KiB for each companion. With 0 the output is not captured: companions
+    write directly to the server's output or to their files, which are not rotated then.
+    """
+
+
+class CompanionLogFormat(
+    Setting,
+    meta="STRING",
+    validator=validate_log_format,
+    default="%(name)s | %(message)s",
+):
+    """The form of companions' lines in the server's own output.
+
+    It may hold ``%(name)s``, ``%(asctime)s``, ``%(pid)s`` and ``%(stream)s``, and holds ``%(message)s`` once.
+    ``json`` writes one object a line, ``raw`` the bytes as they are.
     """
 
 

@@ -13,7 +13,7 @@ _BY_ASGI_WORKER = (
 _DIRTY = "there are no dirty workers; a companion (companion_workers) runs beside the web workers"
 _HTTP2 = "HTTP/1.1 only; let the proxy in front speak HTTP/2 to clients"
 _CONTROL = "gunicorn-companion has a socket of its own: "
-_ROTATION = "no file is rotated here; use logrotate with copytruncate"
+_ROTATION = 'stdout and stderr may be dictionaries: {"file": "rq.log", "max_bytes": "50M", "backups": 10}'
 _NO_LISTENERS = "there are no event listeners; `gunicorn-companion events` prints what happens"
 _NO_USER = "companions run as the server's user; change it in the command: setpriv --reuid NAME PROGRAM"
 

@@ -478,7 +478,7 @@ def test_a_path_that_cannot_be(run, tmp_path):
         (["frobnicate"], "unknown command frobnicate (status, start, "),
         (["update"], "unknown command update: reread applies"),
         (["shutdown"], "unknown command shutdown: SIGTERM to the master"),
-        (["tail", "-f", "rq"], "unknown command tail: companions write to the files"),
+        (["tail", "-f", "rq"], "unknown command tail: use logs -f NAME"),
         (["start"], "the following arguments are required: NAME"),
         (["reread", "rq"], "unrecognized arguments: rq"),
         (["restart", "--rolling"], "the following arguments are required: NAME"),

@@ -135,6 +135,8 @@ SETTINGS: dict[str, tuple[list[str], str, Any]] = {
     "companion_max_lifetime_jitter": (["--companion-max-lifetime-jitter"], "Companion Processes", 0),
     "companion_stdout": (["--companion-stdout"], "Companion Processes", None),
     "companion_stderr": (["--companion-stderr"], "Companion Processes", None),
+    "companion_log_lines": (["--companion-log-lines"], "Companion Processes", 1000),
+    "companion_log_format": (["--companion-log-format"], "Companion Processes", "%(name)s | %(message)s"),
     "companion_manager_shutdown_buffer": (
         ["--companion-manager-shutdown-buffer"],
         "Companion Processes",

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from e2e_apps import JOBS, WEB
-from harness import Server, conf, wait_until
+from harness import Server, children_of, conf, wait_until
 
 #: Short times, so that a test is quick; each test overrides what it is about.
 FAST: dict[str, Any] = {
@@ -64,6 +64,18 @@ def wait_waiting(server: Server, name: str, pid: int | None) -> None:
         20,
         lambda: f"{name} waits for {pid}: {server.companion(name)}",
     )
+
+
+def keeper_of(server: Server, without: int | None = None) -> int:
+    """The log keeper: the manager's child that is no companion. It may just be started anew."""
+
+    def found() -> int | None:
+        own = {pid for pid in pids(server).values() if pid}
+        others = set(children_of(server.wait_manager())) - own - {without}
+        return others.pop() if len(others) == 1 else None
+
+    keeper: int = wait_until(found, 5, "the log keeper")
+    return keeper
 
 
 def starts(server: Server, name: str) -> list[tuple[int, float]]:

@@ -229,7 +229,7 @@ def test_companions_under_pid_1() -> None:
         daemon = server.read_int("double_forks.daemon")
         wait_until(lambda: server.log("drain.starts"))
         manager = next(pid for pid in children_of(master) if os.getsid(pid) == pid)
-        assert len(children_of(manager)) == 3, "two companions, and the daemon that one left"
+        assert len(children_of(manager)) == 4, "two companions, the daemon that one left, the log keeper"
         os.kill(manager, signal.SIGKILL)
         for name in ("double_forks", "drain"):
             wait_until(lambda name=name: len(server.log(f"{name}.starts").splitlines()) == 2, 10, name)

@@ -26,6 +26,7 @@ from gunicorn import glogging
 from gunicorn.config import Config
 from gunicorn.errors import ConfigError
 from gunicorn.glogging import Logger
+from gunicorn.logs.files import LogStream, never_block
 
 RESPONSE = SimpleNamespace(status="200 OK", headers=[("Content-Type", "text/html")], sent=12)
 REQUEST = SimpleNamespace(headers=[("ACCEPT", "*/*")])
@@ -939,6 +940,7 @@ def in_a_process(body: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
 import os, subprocess, sys
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
+from gunicorn.logs.files import LogStream, never_block
 
 def config(**settings):
     cfg = Config()
@@ -989,3 +991,24 @@ def test_a_stream_takes_what_its_encoding_does_not_know(encoding: str, expected:
     stream = io.TextIOWrapper(raw, encoding)
     glogging.LogStream(stream).write_line("caf\xe9\n".encode())
     assert raw.getvalue().decode(encoding) == expected
+
+
+def test_a_supervisor_leaves_lines_out_rather_than_wait_for_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    monkeypatch.setattr(LogStream, "supervisor", None)
+    never_block()
+    with open(writing, "w") as stream, open(reading, "rb", buffering=0) as reader:
+        handler = LogStream(stream)
+
+        def log(text: str) -> None:
+            handler.emit(logging.LogRecord("a", logging.INFO, "", 0, text, None, None))
+
+        for number in range(3000):
+            log(f"{number} {'x' * 60}")
+        data = reader.read(1 << 20)
+        whole = data[: data.rfind(b"\n") + 1].splitlines()
+        assert 500 < len(whole) < 3000
+        log("again")
+        note, again = reader.read(1 << 20)[len(data) - data.rfind(b"\n") - 1 :].decode().splitlines()[-2:]
+        assert again == "again"
+        assert note == f"[lines left out, because nobody read them: {3000 - len(whole)}]"

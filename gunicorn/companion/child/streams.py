@@ -13,21 +13,28 @@ from gunicorn.unix.process import open_if_closed
 from gunicorn.unix.trust import open_file
 
 
-def redirect(number: int, path: str | None) -> None:
-    """Have the descriptor *number* append to the file *path*, or write where stdout does ("stdout").
+def redirect(number: int, path: str | None, pipe: int | None = None) -> None:
+    """Have the descriptor *number* append to the file *path*.
 
-    None leaves it as it is. Raises OSError.
+    With *pipe* it writes to this, and the other end to the file; that the file can be opened is still found
+    out here, where it counts. Without either it stays as it is. Raises OSError.
     """
-    if path is None:
-        return
-    if number == 2 and path == "stdout":
-        open_if_closed(1)
-        os.dup2(1, 2, inheritable=True)
-        return
-    # Without O_NONBLOCK, opening a named pipe waits for a reader, and a stop would have to wait as well.
-    fd = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK)
-    os.set_blocking(fd, True)
-    _move(fd, number)
+    if path is not None:
+        # Without O_NONBLOCK, opening a named pipe waits for a reader, and a stop would have to wait as well.
+        fd = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK)
+        if pipe is None:
+            os.set_blocking(fd, True)
+            _move(fd, number)
+        else:
+            os.close(fd)
+    if pipe is not None:
+        _move(pipe, number)
+
+
+def join_stderr() -> None:
+    """Have stderr go where stdout goes."""
+    open_if_closed(1)
+    os.dup2(1, 2, inheritable=True)
 
 
 def replace_standard_streams() -> None:

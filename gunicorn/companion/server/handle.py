@@ -56,6 +56,8 @@ FIXED_SETTINGS = (
     "companion_control_socket",
     "companion_control_socket_mode",
     "companion_run_dir",
+    "companion_log_lines",
+    "companion_log_format",
     "reload",
     "reload_engine",
     "reload_extra_files",

@@ -23,6 +23,7 @@ from gunicorn.companion.supervise.sharedstate import SharedState
 from gunicorn.companion.supervise.starter import Hook, no_hook
 from gunicorn.errors import ConfigError
 from gunicorn.glogging import follow
+from gunicorn.logs.files import never_block
 from gunicorn.settings.hooks import own_hook
 from gunicorn.unix.libc import set_parent_death_signal, stay_dumpable
 from gunicorn.unix.process import leave, set_owner_process, set_process_title
@@ -89,6 +90,7 @@ class ManagerProcess(ArbitersPart):
         arbiter, cfg = self.arbiter, self.cfg
         os.setsid()
         reset_to_default()
+        never_block()
         arbiter.inbox.close()
         sock.close_sockets([*arbiter.LISTENERS, *arbiter.old_listeners], False)
         for worker in arbiter.WORKERS.values():
@@ -125,6 +127,8 @@ class ManagerProcess(ArbitersPart):
             post_fork=_hook(cfg, "companion_post_fork"),
             on_exit=_hook(cfg, "companion_exit"),
             umask=cfg.umask,
+            log_lines=cfg.companion_log_lines,
+            log_format=cfg.companion_log_format,
             graceful_timeout=cfg.graceful_timeout,
             stop_order=cfg.companion_stop_order,
             server={**self.server, "started": self.arbiter.started_at},

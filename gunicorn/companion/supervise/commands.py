@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from gunicorn import __version__
 from gunicorn.companion.control import error
 from gunicorn.companion.keys import check_numprocs, did_you_mean, parse_signal
+from gunicorn.companion.output.capture import Capture
 from gunicorn.companion.process import CompanionProcess, State
 from gunicorn.companion.supervise import memory as memory_of
 from gunicorn.companion.supervise.changes import Changes
@@ -30,7 +32,8 @@ class Commands:
     """Answers requests about the companions of *table*.
 
     *server* is the server's part of ``status``. *belonging* finds processes that have left their companion's
-    session. *after_command* starts at once what a command has made possible.
+    session. *capture*: what keeps their output, if it is captured. *after_command* starts at once what a
+    command has made possible.
     """
 
     table: ProcessTable
@@ -41,6 +44,7 @@ class Commands:
     server: Mapping[str, Any]
     belonging: Belonging
     after_command: Callable[[], None]
+    capture: Capture | None = None
     kernel: Kernel = KERNEL
 
     def answer(self, request: Request) -> Reply:
@@ -84,6 +88,8 @@ class Commands:
         for process in processes:
             one = process.status_dict(now, wall)
             one["rolling"] = process.name in self.steering.rolling
+            if self.capture is not None:
+                one["output"] = self.capture.counters(process.name)._asdict()
             shown.append(one)
         reply: Reply = {"ok": True, "server": self._server(now), "companions": shown}
         if request.get("memory"):
@@ -123,6 +129,32 @@ class Commands:
 
     def _events(self, request: Request) -> Reply:
         return {"ok": True, "subscribe": True}
+
+    def _logs(self, request: Request) -> Reply:
+        """Have the log keeper answer."""
+        if self.capture is None:
+            return error("the output of companions is not captured: companion_log_lines is 0")
+        if not self.capture.answers:
+            return error("the log keeper is being restarted; retry")
+        names = request.get("names", [])
+        if not isinstance(names, list):
+            raise ValueError("'names' is not a list of names")
+        lines, since, stream = request.get("lines", 10), request.get("since"), request.get("stream")
+        if isinstance(lines, bool) or not isinstance(lines, int) or lines < 0:
+            raise ValueError(f"'lines': {lines!r} is not a number of 0 or more")
+        if since is not None and (isinstance(since, bool) or not isinstance(since, (int, float))):
+            raise ValueError(f"'since': {since!r} is not a time")
+        if stream not in (None, "stdout", "stderr"):
+            raise ValueError(f"'stream': {stream!r} is neither 'stdout' nor 'stderr'")
+        wanted = {
+            "names": sorted({process.name for name in names for process in self._named({"name": name})}),
+            "lines": lines,
+            "since": since or 0,
+            "stream": stream,
+            "follow": bool(request.get("follow")),
+            "resume": bool(request.get("resume")),
+        }
+        return {"hand_over": functools.partial(self.capture.answer, wanted)}
 
     def _version(self, request: Request) -> Reply:
         return {"ok": True, "version": __version__}
@@ -225,6 +257,7 @@ COMMANDS: dict[str, Callable[[Commands, Request], Reply]] = {
     "reread": Commands._reread,
     "events": Commands._events,
     "history": Commands._history,
+    "logs": Commands._logs,
     "pid": Commands._pid,
     "version": Commands._version,
 }

@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from gunicorn.companion.child.mark import Mark, digest
+from gunicorn.companion.output.capture import Capture
 from gunicorn.companion.process import MIN_START_INTERVAL, Action, Cause, CompanionProcess, Event, State
 from gunicorn.companion.supervise import detached
 from gunicorn.companion.supervise.notify_sockets import Notifications
@@ -46,6 +47,7 @@ class Sessions:
     reporter: Reporter
     after_exit: Callable[[CompanionProcess], object]
     tell: Callable[[dict[str, Any]], object]
+    capture: Capture | None = None
     kernel: Kernel = KERNEL
     # Finds what dead managers of a run directory have left.
     left: Callable[[str | None], Mapping[int, Mark]] = detached.left
@@ -76,6 +78,8 @@ class Sessions:
             process = self.table.by_pid(pid)
             if process is not None:
                 self._bury(process, pid, status)
+            elif self.capture is not None and self.capture.reaped(pid, status):
+                pass
             elif any(p.draining for p in self.table.values()):
                 # An adopted process, perhaps the last of a session that may finish.
                 self.table.changed = True
@@ -246,7 +250,10 @@ class Sessions:
         }:
             return False
         children = self.children.read()
-        return children is not None and children <= {p.pid for p in self.table.values()}
+        own_children = {p.pid for p in self.table.values()}
+        if self.capture is not None:
+            own_children.add(self.capture.pid)
+        return children is not None and children <= own_children
 
     def _kill(
         self, process: CompanionProcess, members: Sequence[int], outside: Sequence[int], now: float

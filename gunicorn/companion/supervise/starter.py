@@ -8,14 +8,15 @@ import errno
 import functools
 import itertools
 import resource
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field
 from os import getpid
 from socket import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gunicorn.companion.child.mark import Mark, digest
+from gunicorn.companion.output.capture import Capture
 from gunicorn.companion.process import WAIT_INTERVAL, Action, Cause, CompanionProcess, Event, State
 from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.spawn import Launch, spawn
@@ -76,8 +77,13 @@ class Hooks:
             self.log.exception("%s failed for companion %s", name, process.name)
 
 
-# The right to start, the sockets of `bind`, the address of the notify socket.
-_Prepared = tuple[RunFile, list[socket], str | None]
+class _Prepared(NamedTuple):
+    """The right to start, the sockets of `bind`, the address of the notify socket, the pipes of output."""
+
+    run: RunFile
+    listeners: list[socket]
+    notify: str | None
+    pipes: Mapping[int, int]
 
 
 @dataclass(eq=False, repr=False)
@@ -100,6 +106,7 @@ class Starter:
     watch: SourceWatch | None
     descriptors: Callable[[], list[int]]
     spare_descriptors: Callable[[], AbstractContextManager[None]]
+    capture: Capture | None = None
     kernel: Kernel = KERNEL
     fork: Callable[[Launch], int] = spawn
     nofile: tuple[int, int] | None = None
@@ -162,7 +169,7 @@ class Starter:
         prepared = list(itertools.islice(found, STARTS_AT_ONCE))
         close = self.descriptors()
         launches = [(process, self._launch(process, its, close)) for process, its in prepared]
-        forks: list[tuple[CompanionProcess, int | OSError]] = []
+        forks: list[tuple[CompanionProcess, Launch, int | OSError]] = []
         # A start must not fail because one more descriptor is missing for a moment.
         with self.spare_descriptors():
             for process, launch in launches:
@@ -172,23 +179,29 @@ class Starter:
                     forks.clear()
                     self.hooks.before_fork(process)
                     if process.state is not State.STARTING:
+                        if self.capture is not None:
+                            self.capture.discard(launch.pipes)
                         continue
                 try:
-                    forks.append((process, self.fork(launch)))
+                    forks.append((process, launch, self.fork(launch)))
                 except OSError as exc:
-                    forks.append((process, exc))
+                    forks.append((process, launch, exc))
         self._report(forks)
 
-    def _report(self, forks: Iterable[tuple[CompanionProcess, int | OSError]]) -> None:
+    def _report(self, forks: Iterable[tuple[CompanionProcess, Launch, int | OSError]]) -> None:
         """Record the outcome of forks, after the last of them.
 
         Of each page that the manager writes to between two forks, the children before keep a copy: half of
         the private memory that an idle companion would have.
         """
-        for process, outcome in forks:
+        for process, launch, outcome in forks:
             if isinstance(outcome, OSError):
+                if self.capture is not None:
+                    self.capture.discard(launch.pipes)
                 self._fail(process, f"cannot fork: {outcome.strerror}")
                 continue
+            if self.capture is not None:
+                self.capture.started(process.config, outcome, launch.pipes)
             self.table.send(process, Event.FORKED, self.kernel.now(), pid=outcome)
             self.log.info("Starting companion %s (pid %d)", process.name, outcome)
 
@@ -207,7 +220,9 @@ class Starter:
                 return None
             # Where the run file has a name, its directory is one to write to.
             run_dir = None if run.path is None else self.start_rights.run_dir
-            return run, listeners, self.notifications.open(process, run_dir)
+            notify = self.notifications.open(process, run_dir)
+            pipes = {} if self.capture is None else self.capture.open(process.config)
+            return _Prepared(run, listeners, notify, pipes)
         except OSError as exc:
             self._fail(process, _explain(exc))
             return None
@@ -279,17 +294,17 @@ class Starter:
 
     def _launch(self, process: CompanionProcess, prepared: _Prepared, close: list[int]) -> Launch:
         hook = self.hooks.post_fork
-        run, listeners, notify = prepared
         config = process.config
         return Launch(
             config=config,
-            run=run,
+            run=prepared.run,
             close=close,
             post_fork=None if hook is no_hook else functools.partial(hook, self.hooks.manager, process),
             nofile=self.nofile,
             watch=self.watch,
-            listeners=listeners,
-            notify=notify,
+            listeners=prepared.listeners,
+            notify=prepared.notify,
+            pipes=prepared.pipes,
             # No later manager stops leftovers of a companion that may run beside its older process.
             mark=str(
                 Mark.of(
