@@ -401,3 +401,28 @@ def test_a_manager_that_was_held_up_itself_gives_the_watchdog_another_round(
     assert rq.state is State.RUNNING
     world.advance(7)
     assert (rq.exit_count, rq.cause) == (1, Cause.WATCHDOG)
+
+
+def test_of_several_copies_the_last_is_removed_first(make_world: Callable[..., World]) -> None:
+    world = make_world(CompanionConfig("rq", "app:rq", numprocs=4))
+    world.advance(2)
+    stopped: list[str] = []
+    world.kernel.check_signal = lambda life, signum: stopped.append(life.name)
+    world.scale("rq", 1)
+    assert stopped == ["rq:3", "rq:2", "rq:1"]
+
+
+def test_a_stopping_companion_that_comes_back_by_reread_stays_stopped(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(
+        CompanionConfig("db", "app:db"), CompanionConfig("rq", "app:rq"), nature=Nature(obeys=4.0)
+    )
+    world.advance(2)
+    configs = world.configs
+    world.stop("rq")
+    world.reread(configs[:1])
+    world.reread(configs)
+    world.advance(20)
+    rq = world.processes["rq"]
+    assert (rq.state, rq.manual_stop, rq.start_count) == (State.STOPPED, True, 1)
