@@ -41,27 +41,20 @@ def no_hook(manager: Any, companion: CompanionProcess) -> None:
     """The default of every hook."""
 
 
+@dataclass(eq=False, repr=False)
 class Hooks:
     """The hooks of companions, called with *manager* as their first argument; `post_fork` in the child."""
 
-    def __init__(
-        self,
-        manager: Any,
-        log: Any,
-        *,
-        pre_fork: Hook = no_hook,
-        post_fork: Hook = no_hook,
-        on_exit: Hook = no_hook,
-    ) -> None:
-        self.manager = manager
-        self.log = log
-        self.set(pre_fork=pre_fork, post_fork=post_fork, on_exit=on_exit)
+    manager: Any
+    log: Any
+    _: KW_ONLY
+    pre_fork: Hook = no_hook
+    post_fork: Hook = no_hook
+    on_exit: Hook = no_hook
 
     def set(self, *, pre_fork: Hook, post_fork: Hook, on_exit: Hook) -> None:
         """Use these from now on."""
-        self.pre_fork = pre_fork
-        self.post_fork = post_fork
-        self.on_exit = on_exit
+        self.pre_fork, self.post_fork, self.on_exit = pre_fork, post_fork, on_exit
 
     def before_fork(self, process: CompanionProcess) -> None:
         self._call("companion_pre_fork", self.pre_fork, process)
