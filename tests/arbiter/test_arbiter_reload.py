@@ -128,7 +128,8 @@ def test_a_bad_configuration_changes_nothing(text: str, said: str) -> None:
     hook = (
         HOOKS
         + """
-def post_worker_init(worker): note("with", os.environ.get("COLOUR"), worker.cfg.proc_name, os.getcwd())
+def pre_fork(server, worker): note("in", os.getcwd())
+def post_worker_init(worker): note("with", os.environ.get("COLOUR"), worker.cfg.proc_name)
 """
     )
     bind = f"127.0.0.1:{free_port()}"
@@ -148,7 +149,8 @@ def post_worker_init(worker): note("with", os.environ.get("COLOUR"), worker.cfg.
         # What a new worker inherits is the old configuration too.
         os.kill(pids[0], signal.SIGKILL)
         server.running(1, without=pids)
-        assert server.events("with") == 2 * [["green", "steady", str(server.dir)]]
+        assert server.events("with") == 2 * [["green", "steady"]]
+        assert server.events("in") == 2 * [[str(server.dir)]]
 
 
 def test_settings_follow_a_reload() -> None:
