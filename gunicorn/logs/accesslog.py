@@ -161,7 +161,9 @@ _GETTERS: dict[str, Getter] = {
     "U": lambda resp, req, environ, duration: environ.get("PATH_INFO"),
     "q": lambda resp, req, environ, duration: environ.get("QUERY_STRING"),
     "H": lambda resp, req, environ, duration: environ.get("SERVER_PROTOCOL"),
-    "b": lambda resp, req, environ, duration: str(getattr(resp, "sent", ABSENT)),  # text, as "-" is
+    "b": lambda resp, req, environ, duration: (
+        ABSENT if (sent := getattr(resp, "sent", None)) is None else str(sent)
+    ),
     "B": lambda resp, req, environ, duration: getattr(resp, "sent", None),
     "f": lambda resp, req, environ, duration: environ.get("HTTP_REFERER", ABSENT),
     "a": lambda resp, req, environ, duration: environ.get("HTTP_USER_AGENT", ABSENT),

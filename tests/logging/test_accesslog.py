@@ -106,6 +106,7 @@ def test_absent_is_a_dash(fmt: str, expected: str) -> None:
 def test_zero_bytes_are_zero_and_unknown_ones_a_dash() -> None:
     assert line("%(b)s %(B)s", resp=SimpleNamespace(status="200 OK", headers=[], sent=0)) == "0 0"
     assert line("%(b)s", resp=SimpleNamespace(status="200 OK", headers=[])) == "-"
+    assert line("%(b)s", resp=SimpleNamespace(status="200 OK", headers=[], sent=None)) == "-"
 
 
 @pytest.mark.parametrize("status", ["204 No Content", b"204 No Content", "204", 204])
