@@ -231,6 +231,8 @@ def test_a_pre_request_hook_that_fails_is_a_500(pair: Any) -> None:
 
     exchange = Exchange(pair, hello, pre_request=hook)
     assert exchange() == LINGER and exchange.answer().startswith(b"HTTP/1.1 500 ")
+    [access] = exchange.worker.log.accesses
+    assert access[0] == "500 Internal Server Error"
 
 
 def test_a_post_request_hook_that_fails_is_only_logged(pair: Any) -> None:
