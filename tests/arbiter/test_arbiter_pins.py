@@ -298,3 +298,14 @@ def test_signals_are_only_recorded(arbiter: Arbiter) -> None:
     arbiter.wakeup()
     assert arbiter.SIG_QUEUE == [signal.SIGHUP, signal.SIGTERM]
     assert arbiter.SIG_NAMES[signal.SIGHUP] == "hup"
+
+
+def test_a_retired_worker_that_was_aborted_keeps_its_earlier_deadline(
+    arbiter: Arbiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arbiter, "kill_worker", mock.Mock())
+    arbiter.WORKERS[1] = mock.Mock(age=1)
+    record = arbiter._record(1)
+    record.kill_at = 101.0
+    arbiter._retire(1, 100.0)
+    assert record.kill_at == 101.0
