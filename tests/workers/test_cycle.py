@@ -184,6 +184,31 @@ def test_a_worker_that_has_served_enough_says_so(pair: Any) -> None:
     assert exchange() == CLOSE and not exchange.worker.alive
 
 
+def test_an_order_to_end_before_the_request_reaches_a_client_that_is_written_to(pair: Any) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", "1")])(b"x")
+        return []
+
+    exchange = Exchange(pair, app)
+    exchange.worker.alive = False
+    assert exchange() == CLOSE
+    assert b"Connection: close" in exchange.answer()
+
+
+def test_a_client_that_goes_away_during_its_body_gets_no_answer(pair: Any) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        # What the client has not read makes its end a reset.
+        exchange.ours.sendall(b"unread")
+        exchange.theirs.close()
+        environ["wsgi.input"].read()
+        return hello(environ, start_response)
+
+    exchange = Exchange(pair, app)
+    assert exchange(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc") == CLOSE
+    assert exchange.worker.log.accesses == []
+    assert exchange.worker.log.levels() == ["debug"]
+
+
 def test_an_order_to_end_during_the_request_reaches_the_client(pair: Any) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         exchange.worker.alive = False
