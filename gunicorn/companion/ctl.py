@@ -300,7 +300,7 @@ def _nothing(parser: Parser) -> None:
 # Each command: its help, more of its description, and the function that adds its arguments.
 WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "status": (
-        "show companions and their state",
+        "show companions and their state; all about one with its NAME",
         "Exit status 3: a companion that should run is not RUNNING, or keeps failing.",
         _status,
     ),

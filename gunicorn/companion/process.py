@@ -162,7 +162,11 @@ class CompanionProcess(Status):
         step = TRANSITIONS.get((self.state, event))
         if step is None:
             raise TransitionError(f"companion {self.name}: {event.value!r} in state {self.state.value}")
-        return step(self, Details(now, **details))
+        before = self.state
+        actions = step(self, Details(now, **details))
+        if self.state is not before:
+            self.since = now
+        return actions
 
     def _want_start(self, d: Details) -> tuple[Action, ...]:
         """STARTING without a process: the manager forks as soon as `can_start` allows."""
@@ -202,6 +206,7 @@ class CompanionProcess(Status):
         self.next_retry_at = None
         self.status_text = None
         self.start_count += 1
+        self.starts.append(d.now)
         self.jitter_share = self.chance()
         return ()
 

@@ -7,6 +7,7 @@ import enum
 import math
 import os
 import signal
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,10 @@ LONGEST_PROOF = 600.0
 MIN_START_INTERVAL = 0.05
 PATIENT_FAILURES = 5
 LONGEST_INTERVAL = 1.0
+
+
+# Starts that are remembered for the number of those in the last hour.
+STARTS_KEPT = 1000
 
 
 class State(enum.Enum):
@@ -152,6 +157,9 @@ class Status:
     waiting_for: int | None = None
     # Seconds from the latest check for such a process to the next.
     wait: float = 0.0
+    # When it came to its state; and its latest starts.
+    since: float | None = None
+    starts: deque[float] = field(default_factory=lambda: deque(maxlen=STARTS_KEPT))
     started_at: float | None = None
     exited_at: float | None = None
     next_retry_at: float | None = None
@@ -243,7 +251,9 @@ class Status:
         """Return the cause, and what it does not say by itself: ``crash (KeyError: 'price')``."""
         if self.cause in _CAUSES_THAT_SAY_ALL:
             return str(self.cause)
-        return f"{self.cause} ({self.exception or self.cause_text})"
+        text = self.exception or self.cause_text or ""
+        # ``killed by SIGKILL`` has the cause in it.
+        return text if text.startswith(str(self.cause)) else f"{self.cause} ({text})"
 
     def _uptime(self, now: float) -> float | None:
         """Seconds since its process was started; None where it has none."""

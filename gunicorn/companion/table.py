@@ -202,10 +202,12 @@ def _describe(entry: Entry) -> str:
     """``pid 4713``, ``pid 4713 after 00:12:03: crash, exited with status 1 (KeyError: 'price')``."""
     if entry["event"] == "start":
         return f"pid {entry['pid']}"
-    reason = str(entry["cause"])
-    # A command says no more than that it was one.
-    if entry["reason"] and entry["reason"] != f"by {reason}":
-        reason += f", {entry['reason']}"
+    reason, text = str(entry["cause"]), entry["reason"] or ""
+    if text.startswith(reason):
+        # ``killed by SIGKILL``, ``gave up after …``
+        reason = text
+    elif text and text != f"by {reason}":
+        reason += f", {text}"
     if entry["event"] == "exit":
         return f"pid {entry['pid']} after {format_uptime(entry['uptime'])}: {reason}"
     return reason

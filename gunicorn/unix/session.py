@@ -51,6 +51,16 @@ def read_stat(pid: int) -> Stat | None:
     return Stat(values[0].decode(), int(values[1]), int(values[3]), int(values[17]), values[19].decode())
 
 
+def cpu_seconds(pid: int) -> float | None:
+    """The processor time of *pid* and of its children that have ended, in seconds; None: not known."""
+    try:
+        text = spare.ONE.call(lambda: _stat_text(pid))
+    except OSError:
+        return None
+    times = text[text.rindex(b")") + 2 :].split(None, 16)[11:15]
+    return round(sum(map(int, times)) / os.sysconf("SC_CLK_TCK"), 2)
+
+
 def command_name(pid: int) -> str:
     """The name of the program that *pid* runs, as in ``ps``; empty if it is unknown."""
     if not HAVE_PROC:

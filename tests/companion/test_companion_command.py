@@ -194,7 +194,7 @@ def test_several_are_stopped_in_their_order(managed, run):
     assert "store is stopped after rq:0, rq:1" in out
     assert server.pid("store") == store
     code, out, err = run("-s", server.socket, "status", "store")
-    assert out.strip().endswith(", is stopped after rq:0, rq:1")
+    assert out.splitlines()[0].endswith(", is stopped after rq:0, rq:1")
     server.go_on()
     # Once more, and this time they are waited for.
     code, out, err = run("-s", server.socket, "stop", "store", "rq", "nobody")

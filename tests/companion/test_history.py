@@ -44,11 +44,11 @@ def test_starts_and_ends_are_described() -> None:
         ("start", "pid 41"),
         ("exit", "pid 41 after 00:01:01: crash, exited with status 1 (KeyError: 'price')"),
         ("start", "pid 42"),
-        ("exit", "pid 42 after 00:01:01: killed, killed by SIGKILL"),
+        ("exit", "pid 42 after 00:01:01: killed by SIGKILL"),
         ("start", "pid 43"),
         ("exit", "pid 43 after 00:01:01: oom, killed by the kernel for memory"),
         ("start", "pid 44"),
-        ("exit", "pid 44 after 00:01:01: exit, exited with status 0"),
+        ("exit", "pid 44 after 00:01:01: exited with status 0"),
         ("start failed", "start failed, cannot fork: out of memory"),
     ]
     assert told == [entry["event"] for entry in history.entries]
@@ -73,7 +73,7 @@ def test_an_end_by_command_and_giving_up() -> None:
         "pid 41 after 00:00:02: command",
         "pid 42",
         "pid 42 after 00:01:01: crash, exited with status 1",
-        "gave up, gave up after 1 failed start: exited with status 1",
+        "gave up after 1 failed start: exited with status 1",
     ]
 
 

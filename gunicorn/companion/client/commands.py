@@ -46,6 +46,8 @@ SHORTEST_ANSWER_TIME = 2.0
 def show_status(connection: Connection, options: Namespace) -> int:
     more = {"memory": True} if options.json or options.verbose else {}
     names = [] if EVERY in options.names else list(dict.fromkeys(options.names))
+    if len(names) == 1:
+        more = {"memory": True, "details": True}
     replies = [connection.must(cmd="status", name=name, **more) for name in names]
     if not names:
         replies.append(connection.must(cmd="status", **more))
@@ -62,6 +64,8 @@ def show_status(connection: Connection, options: Namespace) -> int:
         print("no companions are configured")
     elif options.verbose:
         print_memory(companions, memory or {})
+    elif "details" in companions[0]:
+        show_page(connection, options, companions[0])
     else:
         print_table([companion["name"], companion["state"], describe(companion)] for companion in companions)
     return OK if all(runs_as_it_should(companion) for companion in companions) else NOT_RUNNING
@@ -122,6 +126,83 @@ def never_comes_to(companion: Reply, wanted: str) -> bool:
     if wanted == DONE and companion.get("autorestart") == "always":
         return True
     return wanted in (DONE, "RUNNING") and bool(companion.get("hopeless"))
+
+
+# -- one companion ---------------------------------------------------------------
+
+# Lines of output below the facts.
+LAST_LINES = 10
+
+
+def show_page(connection: Connection, options: Namespace, companion: Reply) -> None:
+    """Print all about one companion: its line of the table, the facts, and its latest output."""
+    print_table([[companion["name"], companion["state"], describe(companion)]])
+    facts = [(word, line) for word, lines in _facts(companion) for line in lines]
+    print()
+    shown = ""
+    for word, line in facts:
+        print(f"{'' if word == shown else word:<12} {line}".rstrip())
+        shown = word
+    with connect(connection.path, options.timeout) as other:
+        reply = other.ask(cmd="logs", names=[companion["name"]], lines=LAST_LINES)
+        if reply.get("ok"):
+            print("\noutput")
+            show = _Lines(alone=True).show
+            while (output := _next_line(other)) is not None:
+                show(output)
+
+
+def _facts(companion: Reply) -> Iterable[tuple[str, list[str]]]:
+    """The facts of a companion by their word, each with its lines."""
+    details = companion["details"]
+    where = f"   in {details['cwd']}" if details["cwd"] else ""
+    yield "runs", [f"{details['runs']}{where}"]
+    if details["since"] is not None:
+        yield "since", [_moment(details["since"])]
+    yield "processes", list(_tree(details["processes"]))
+    memory = companion.get("memory")
+    if memory:
+        private, pss, saved = (show_size(memory[key]) for key in ("private", "pss", "saved"))
+        yield "memory", [f"{private} private, {pss} in proportion (PSS); copy-on-write saves {saved}"]
+    if details["descriptors"]:
+        yield "descriptors", ["{open} open, {sockets} of them sockets".format(**details["descriptors"])]
+    yield "listens on", details["addresses"]
+    yield "limits", [_limit(name, **limit) for name, limit in details["limits"].items()]
+    count = details["starts_in_the_last_hour"]
+    yield "starts", [f"{count} in the last hour"]
+    yield "ends", [f"{_moment(entry['time'])}   {entry['description']}" for entry in details["ends"]]
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _tree(processes: list[Reply]) -> Iterable[str]:
+    """One line for each process, below its parent."""
+    pids = {process["pid"] for process in processes}
+
+    def below(parent: int | None, depth: int) -> Iterable[str]:
+        for process in processes:
+            top = process["ppid"] not in pids
+            if top if parent is None else process["ppid"] == parent:
+                cpu = "" if process["cpu"] is None else f"   {process['cpu']:.2f} s CPU"
+                yield f"{'  ' * depth}{process['pid']} {process['name']}{cpu}"
+                yield from below(process["pid"], depth + 1)
+
+    return below(None, 0)
+
+
+def _limit(name: str, limit: float, now: float | None) -> str:
+    """``max_memory 300.0 MiB, now 12.3 MiB (4 %)``."""
+
+    def show(value: float) -> str:
+        if name == "max_memory":
+            return show_size(int(value))
+        return f"{value:g}" if name == "start_retries" else f"{value:.1f} s"
+
+    if now is None:
+        return f"{name} {show(limit)}"
+    return f"{name} {show(limit)}, now {show(now)}" + (f" ({now / limit:.0%})" if limit else "")
 
 
 # -- memory --------------------------------------------------------------------
@@ -414,7 +495,7 @@ def show_history(connection: Connection, options: Namespace) -> int:
     elif entries:
         print_table(
             [
-                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["time"])),
+                _moment(entry["time"]),
                 entry["name"],
                 entry["event"],
                 entry["description"],

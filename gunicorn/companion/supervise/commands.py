@@ -17,6 +17,7 @@ from gunicorn.companion.output.capture import Capture
 from gunicorn.companion.process import CompanionProcess, State
 from gunicorn.companion.supervise import memory as memory_of
 from gunicorn.companion.supervise.changes import Changes
+from gunicorn.companion.supervise.details import details
 from gunicorn.companion.supervise.memory import Belonging
 from gunicorn.companion.supervise.steering import Steering
 from gunicorn.companion.table import ProcessTable, in_order
@@ -94,6 +95,9 @@ class Commands:
         reply: Reply = {"ok": True, "server": self._server(now), "companions": shown}
         if request.get("memory"):
             self._add_memory(reply, processes)
+        if request.get("details") and len(processes) == 1:
+            kept = self.changes.kept
+            shown[0]["details"] = details(processes[0], kept.history, self.belonging(), now, wall)
         return reply
 
     def _server(self, now: float) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def of_sessions(sessions: Collection[int], more: Mapping[int, int] | None = None
     is omitted.
     """
     found = {}
-    for leader, pids in _families(sessions, more).items():
+    for leader, pids in families(sessions, more).items():
         memory = of_session(pids)
         if memory is not None:
             found[leader] = memory
@@ -136,7 +136,7 @@ def beyond(limits: Mapping[int, int], more: Mapping[int, int] | None = None) -> 
     limit, let the kernel walk through the pages, which takes some milliseconds a process.
     """
     found = {}
-    for leader, pids in _families(limits, more).items():
+    for leader, pids in families(limits, more).items():
         # The kernel's count may lag by some pages for each processor.
         if sum(map(resident, pids)) * 4 < limits[leader] * 3:
             continue
@@ -146,7 +146,7 @@ def beyond(limits: Mapping[int, int], more: Mapping[int, int] | None = None) -> 
     return found
 
 
-def _families(sessions: Collection[int], more: Mapping[int, int] | None) -> dict[int, list[int]]:
+def families(sessions: Collection[int], more: Mapping[int, int] | None) -> dict[int, list[int]]:
     """Return the processes of each session; nothing if no descriptor is left, until the next time."""
     if not sessions:
         return {}
