@@ -426,3 +426,20 @@ def test_a_stopping_companion_that_comes_back_by_reread_stays_stopped(
     world.advance(20)
     rq = world.processes["rq"]
     assert (rq.state, rq.manual_stop, rq.start_count) == (State.STOPPED, True, 1)
+
+
+def test_a_removed_companion_that_waits_for_its_stop_cannot_be_started(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(
+        CompanionConfig("db", "app:db"),
+        CompanionConfig("rq", "app:rq", after=("db",)),
+        nature=Nature(obeys=4.0),
+    )
+    world.advance(2)
+    world.reread([])
+    assert world.processes["db"].state is State.RUNNING
+    assert not world.ask("start", name="db")["ok"]
+    assert not world.ask("restart", name="db")["ok"]
+    world.advance(20)
+    assert world.processes == {}

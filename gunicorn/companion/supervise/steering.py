@@ -49,7 +49,7 @@ class Steering:
     def start(self, name: str) -> Outcome:
         """Start a companion that is stopped or waits for its next start."""
         process = self.table[name]
-        if process.state is State.STOPPING:
+        if process.state is State.STOPPING or process.removed:
             return self._is_stopping(process)
         self._take_stop_back(process)
         if process.state is State.RUNNING:
@@ -72,7 +72,7 @@ class Steering:
     def restart(self, name: str, cause: Cause = Cause.COMMAND, reason: str = "by command") -> Outcome:
         """Stop a companion within its `reload_timeout` and start it again."""
         process = self.table[name]
-        if process.state is State.STOPPING:
+        if process.state is State.STOPPING or process.removed:
             return self._is_stopping(process)
         self._take_stop_back(process)
         # Without a process, the pending start is the restart.
