@@ -11,10 +11,11 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.start import follow_surroundings
+from gunicorn.companion.child import streams
 from gunicorn.companion.control import ControlServer
 from gunicorn.companion.output.capture import Capture
 from gunicorn.companion.process import (
@@ -97,7 +98,7 @@ class CompanionManager:
         log_lines: int = 0,
         log_format: str = "raw",
         kernel: Kernel = KERNEL,
-        fork: Callable[[Launch], int] = spawn,
+        fork: Callable[[Sequence[Launch]], list[int | OSError]] = spawn,
     ) -> None:
         # Hooks read this and the log.
         self.pid = os.getpid()
@@ -346,6 +347,8 @@ class CompanionManager:
         """Signals first: none is lost from here on."""
         self.inbox.install()
         unblock_all()
+        # Once, and not in each companion, whose private memory it would be.
+        streams.replace_standard_streams()
         self.poller.add(self.inbox.fileno(), lambda events: None)
         if self.link is not None:
             self.link.watch(self.poller, self._on_message, self._on_master_gone)

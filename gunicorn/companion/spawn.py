@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from socket import socket
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from gunicorn.companion.child import descriptors, mark, streams
 from gunicorn.companion.child.exit import flush, forget_inherited_exit_handlers, run_to_the_end
@@ -26,7 +26,7 @@ from gunicorn.companion.runfile import Record, RunFile, note_exception
 from gunicorn.settings import redact
 from gunicorn.unix import libc, spare
 from gunicorn.unix.process import leave, set_process_title
-from gunicorn.unix.session import identity
+from gunicorn.unix.session import identity, own_identity
 from gunicorn.unix.signals import blocked_signals, reset_to_default, unblock_all
 
 if TYPE_CHECKING:
@@ -47,6 +47,15 @@ SERVER_VARIABLES = (
     "GUNICORN_COMPANION_INDEX",
 )
 
+
+# All signals that can be reset, and the two that a Python program of its own handles: SIGINT raises
+# KeyboardInterrupt, and SIGPIPE is an error of write(2). Plain numbers: members of an enum would cost each
+# child private memory.
+RESET_SIGNALS = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
+HANDLERS: dict[int, Any] = {
+    int(signal.SIGINT): signal.default_int_handler,
+    int(signal.SIGPIPE): int(signal.SIG_IGN),
+}
 
 # Characters of an error that the record of a run file has room for.
 LONGEST_REPORT = 500
@@ -82,25 +91,51 @@ class Launch:
     close_logs: Callable[[], Any] | None = None
 
 
-def spawn(launch: Launch) -> int:
-    """Fork a companion; return its pid. Raises OSError."""
+class Prepared(NamedTuple):
+    """What the manager finds out for a child before the fork."""
+
+    parent: int
+    parent_identity: str
+    # Variables to set; None: to remove.
+    environment: Mapping[str, str | None]
+
+
+def spawn(launches: Sequence[Launch]) -> list[int | OSError]:
+    """Fork a companion for each of *launches*; return their pids, or the error of a failed fork.
+
+    A page of memory is shared until manager or child writes to it, and Python writes to each object that it
+    uses, to count references. So all that can be known is found out before the first fork, and little happens
+    between two forks.
+    """
     parent = os.getpid()
+    try:
+        parent_identity = identity(parent) or ""
+    except OSError as exc:
+        return [exc] * len(launches)
+    prepared = [Prepared(parent, parent_identity, changes_of_environment(launch)) for launch in launches]
+    outcomes: list[int | OSError] = []
     # What is buffered must not be written by both processes.
     flush()
-    # No signal reaches the child while it still has the manager's handlers.
+    # No signal reaches a child while it still has the manager's handlers.
     with blocked_signals():
-        pid = os.fork()
-        if pid == 0:
-            _run_child(launch, parent)
-    return pid
+        for launch, its in zip(launches, prepared, strict=True):
+            try:
+                pid = os.fork()
+            except OSError as exc:
+                outcomes.append(exc)
+                continue
+            if pid == 0:
+                _run_child(launch, its)
+            outcomes.append(pid)
+    return outcomes
 
 
-def _run_child(launch: Launch, parent: int) -> NoReturn:
+def _run_child(launch: Launch, prepared: Prepared) -> NoReturn:
     """Run the child from its fork to its end: nothing leads back into the manager's code."""
     code = 1
     try:
         try:
-            become(launch, parent)
+            become(launch, prepared)
         except StartFailed as exc:
             _report(launch.run, str(exc))
         except BaseException as exc:
@@ -114,7 +149,7 @@ def _run_child(launch: Launch, parent: int) -> NoReturn:
         leave(code)
 
 
-def become(launch: Launch, parent: int) -> None:
+def become(launch: Launch, prepared: Prepared) -> None:
     """Turn a copy of the manager into the companion, ready for its target, or into its program.
 
     Raises StartFailed.
@@ -122,14 +157,14 @@ def become(launch: Launch, parent: int) -> None:
     config = launch.config
     os.setsid()
     reset_signals()
-    signalled = end_with_parent(parent, config.stop_signal)
-    write_record(launch, parent, signalled)
+    signalled = end_with_parent(prepared.parent, config.stop_signal)
+    write_record(launch, prepared, signalled)
     close_descriptors(launch)
     restore_file_limit(launch.nofile)
     pipes = lift_pipes(launch)
     take_listeners(launch)
     forget_inherited_exit_handlers()
-    set_environment(launch)
+    set_environment(launch, prepared.environment)
     enter_directory(config.cwd)
     redirect_output(config, pipes)
     set_nice(config.nice)
@@ -145,11 +180,9 @@ def become(launch: Launch, parent: int) -> None:
 def reset_signals() -> None:
     """Set the dispositions of a Python program of its own.
 
-    A fork copies handlers, and exec keeps what is ignored. SIGINT raises KeyboardInterrupt, and SIGPIPE is
-    an error of write(2).
+    A fork copies handlers, and exec keeps what is ignored.
     """
-    handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGPIPE: signal.SIG_IGN}
-    reset_to_default(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}, handlers)
+    reset_to_default(RESET_SIGNALS, HANDLERS)
 
 
 def end_with_parent(parent: int, stop_signal: int) -> bool:
@@ -161,7 +194,7 @@ def end_with_parent(parent: int, stop_signal: int) -> bool:
     return armed
 
 
-def write_record(launch: Launch, parent: int, signalled: bool) -> None:
+def write_record(launch: Launch, prepared: Prepared, signalled: bool) -> None:
     """Write the run file's record: from here on, a later manager knows this process.
 
     The manager cannot do it, because it can die just after the fork. Until now, the inherited lock has kept
@@ -171,10 +204,10 @@ def write_record(launch: Launch, parent: int, signalled: bool) -> None:
     record = Record(
         name=config.name,
         pid=pid,
-        started=identity(pid) or "",
+        started=own_identity(),
         session=pid,
-        supervisor=parent,
-        supervisor_started=identity(parent) or "",
+        supervisor=prepared.parent,
+        supervisor_started=prepared.parent_identity,
         stop_signal=int(config.stop_signal),
         stop_timeout=config.stop_timeout,
         signalled=signalled,
@@ -231,16 +264,28 @@ def _numbers(listeners: Iterable[socket]) -> list[int]:
     return [listener.fileno() for listener in listeners]
 
 
-def set_environment(launch: Launch) -> None:
+def changes_of_environment(launch: Launch) -> dict[str, str | None]:
     """Take the server's variables out, and put the companion's in; those of `env` have the last word."""
-    for name in SERVER_VARIABLES:
-        os.environ.pop(name, None)
-    os.environ.update(variables_of(launch))
-    os.environ.update(launch.config.env)
+    removed = dict.fromkeys(name for name in SERVER_VARIABLES if name in os.environ)
+    return {**removed, **variables_of(launch), **launch.config.env}
+
+
+def set_environment(launch: Launch, changes: Mapping[str, str | None]) -> None:
+    """Make *changes*, and add the variable that needs the pid."""
+    for name, value in changes.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if launch.listeners and "LISTEN_PID" not in launch.config.env:
+        os.environ["LISTEN_PID"] = str(os.getpid())
 
 
 def variables_of(launch: Launch) -> dict[str, str]:
-    """Return what a companion is told about itself: in our variables, and in those of systemd's protocols."""
+    """Return what a companion is told about itself: in our variables, and in those of systemd's protocols.
+
+    LISTEN_PID is set after the fork.
+    """
     config = launch.config
     found = {"GUNICORN_COMPANION_NAME": config.name}
     if config.index is not None:
@@ -257,7 +302,6 @@ def variables_of(launch: Launch) -> dict[str, str]:
         found["PYTHONUNBUFFERED"] = "1"
     count = len(launch.listeners)
     if count:
-        found["LISTEN_PID"] = str(os.getpid())
         found["LISTEN_FDS"] = str(count)
         # As with a .socket unit of several addresses: each has the unit's name.
         found["LISTEN_FDNAMES"] = ":".join([config.group] * count)

@@ -119,6 +119,14 @@ def identity(pid: int) -> str | None:
     return _ps(pid, "lstart") if _ps(pid, "stat")[:1] not in ("", "Z") else None
 
 
+def own_identity() -> str:
+    """The `identity` of this process; in fewer steps, because each companion asks. Raises OSError."""
+    if not HAVE_PROC:
+        return identity(os.getpid()) or ""
+    text = _stat_text(os.getpid())
+    return f"{boot_id()}/{text[text.rindex(b')') + 2 :].split(None, 20)[19].decode()}"
+
+
 def is_alive(pid: int, who: str) -> bool:
     """Whether the process with this pid and `identity` *who* still runs."""
     try:

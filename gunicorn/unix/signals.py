@@ -7,12 +7,15 @@ process.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any
+
+_DEFAULT = int(signal.SIG_DFL)
 
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
@@ -185,8 +188,13 @@ def reset_to_default(
         signals = [signum for signum in signal.valid_signals() if callable(signal.getsignal(signum))]
     # By attribute: gevent may have replaced signal(), and must learn that its own SIGCHLD handler is gone. It
     # would wait for the end of subprocesses for ever.
-    for signum, handler in {**dict.fromkeys(signals, signal.SIG_DFL), **(handlers or {})}.items():
-        signal.signal(signum, handler)
+    set_handler = _without_enums(signal.signal)
+    handlers = handlers or {}
+    for signum in signals:
+        if signum not in handlers:
+            set_handler(signum, _DEFAULT)
+    for signum, handler in handlers.items():
+        set_handler(signum, int(handler) if isinstance(handler, int) else handler)
 
 
 def disregard(signals: Iterable[int], *, for_good: bool = False) -> None:
@@ -205,4 +213,13 @@ def _do_nothing(signum: int, frame: FrameType | None) -> None:
 
 def unblock_all() -> None:
     """Unblock all signals."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _without_enums(signal.pthread_sigmask)(signal.SIG_SETMASK, ())
+
+
+def _without_enums(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the C function below *function* of ``signal``, unless gevent has replaced that.
+
+    It returns plain numbers. Members of an enum would cost a forked child 100 KiB of private memory: Python
+    writes to each object that it uses.
+    """
+    return getattr(_signal, function.__name__) if function.__module__ == "signal" else function

@@ -15,7 +15,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -304,7 +304,7 @@ class World:
             run_dir=self.run_dir,
             shared=self.shared,
             kernel=self.kernel,
-            fork=self._fork,
+            fork=self._fork_all,
         )
         manager.table.observers.insert(0, self._observe)
         manager.sessions.left = lambda run_dir: {}
@@ -360,6 +360,15 @@ class World:
 
     def everybody(self, name: str) -> list[Life]:
         return [life for life in self.kernel.lives if life.name == name and not life.empty]
+
+    def _fork_all(self, launches: Sequence[Launch]) -> list[int | OSError]:
+        outcomes: list[int | OSError] = []
+        for launch in launches:
+            try:
+                outcomes.append(self._fork(launch))
+            except OSError as exc:
+                outcomes.append(exc)
+        return outcomes
 
     def _fork(self, launch: Launch) -> int:
         name = launch.config.name

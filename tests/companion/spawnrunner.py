@@ -68,7 +68,7 @@ def run(plan: dict[str, Any]) -> None:
     )
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        pid = spawn(launch)
+        (pid,) = spawn([launch])
     finally:
         # No path of the child leads back to here.
         with open(plan["result"] + f".{os.getpid()}", "w"):

@@ -17,7 +17,9 @@ import pytest
 from companiontools import HERE, Script
 from harness import is_alive, wait_until
 
-from gunicorn.companion.spawn import spawn
+from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.runfile import RunFile
+from gunicorn.companion.spawn import Launch, spawn
 from gunicorn.unix import session
 
 pytestmark = pytest.mark.skipif(not session.HAVE_PROC, reason="looks at processes by /proc")
@@ -970,7 +972,7 @@ def test_a_fork_that_is_refused(monkeypatch):
 
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     monkeypatch.setattr("os.fork", fork)
-    launch: Any = object()
-    with pytest.raises(BlockingIOError):
-        spawn(launch)
+    launch = Launch(CompanionConfig("rq", print), RunFile(-1, None), close=(), post_fork=None)
+    (outcome,) = spawn([launch])
+    assert isinstance(outcome, BlockingIOError)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask

@@ -38,7 +38,12 @@ def join_stderr() -> None:
 
 
 def replace_standard_streams() -> None:
-    """Have stdin from /dev/null, and line-buffered streams on the descriptors 1 and 2."""
+    """Have stdin from /dev/null, and line-buffered streams on the descriptors 1 and 2.
+
+    The manager does it at its start: its children share the streams, unless a hook has replaced them since.
+    """
+    if [sys.stdin, sys.stdout, sys.stderr] == _CURRENT:
+        return
     _move(os.open(os.devnull, os.O_RDWR), 0)
     open_if_closed(1)
     open_if_closed(2)
@@ -46,7 +51,11 @@ def replace_standard_streams() -> None:
     sys.stdin = sys.__stdin__ = _text(0, "r")  # type: ignore[misc]
     sys.stdout = sys.__stdout__ = _line_buffered(sys.stdout, 1)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _line_buffered(sys.stderr, 2)  # type: ignore[misc]
+    _CURRENT[:] = sys.stdin, sys.stdout, sys.stderr
 
+
+# The streams as `replace_standard_streams` has left them.
+_CURRENT: list[Any] = []
 
 # Kept, because a stream that is freed may close the descriptor below it.
 _REPLACED: list[Any] = []

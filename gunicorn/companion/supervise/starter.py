@@ -8,7 +8,7 @@ import errno
 import functools
 import itertools
 import resource
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field
 from os import getpid
@@ -84,8 +84,8 @@ class Starter:
     """Starts the companions of *table*, and releases what each start was given.
 
     *descriptors* lists those of the manager's own, which no child keeps; *spare_descriptors* frees some to
-    read files with. *fork* makes a process of a `Launch`. ``nofile`` is their limit of open files; none: the
-    manager's.
+    read files with. *fork* makes a process of each `Launch`. ``nofile`` is their limit of open files; none:
+    the manager's.
     """
 
     table: ProcessTable
@@ -101,7 +101,7 @@ class Starter:
     spare_descriptors: Callable[[], AbstractContextManager[None]]
     capture: Capture | None = None
     kernel: Kernel = KERNEL
-    fork: Callable[[Launch], int] = spawn
+    fork: Callable[[Sequence[Launch]], list[int | OSError]] = spawn
     nofile: tuple[int, int] | None = None
     # What dead managers have left, as of a moment.
     _left: dict[int, str] = field(default_factory=dict, init=False)
@@ -162,32 +162,26 @@ class Starter:
         prepared = list(itertools.islice(found, STARTS_AT_ONCE))
         close = self.descriptors()
         launches = [(process, self._launch(process, its, close)) for process, its in prepared]
-        forks: list[tuple[CompanionProcess, Launch, int | OSError]] = []
+        if self.hooks.pre_fork is no_hook:
+            self._fork(launches)
+            return
+        for process, launch in launches:
+            self.hooks.before_fork(process)
+            # The hook may have stopped it.
+            if process.state is State.STARTING:
+                self._fork([(process, launch)])
+            elif self.capture is not None:
+                self.capture.discard(launch.pipes)
+
+    def _fork(self, launches: Sequence[tuple[CompanionProcess, Launch]]) -> None:
+        """Fork them all, and only then record the outcomes.
+
+        Of each page that the manager writes to between two forks, the children before keep a copy.
+        """
         # A start must not fail because one more descriptor is missing for a moment.
         with self.spare_descriptors():
-            for process, launch in launches:
-                if self.hooks.pre_fork is not no_hook:
-                    # The hook finds the companions before it started; and it may stop this one.
-                    self._report(forks)
-                    forks.clear()
-                    self.hooks.before_fork(process)
-                    if process.state is not State.STARTING:
-                        if self.capture is not None:
-                            self.capture.discard(launch.pipes)
-                        continue
-                try:
-                    forks.append((process, launch, self.fork(launch)))
-                except OSError as exc:
-                    forks.append((process, launch, exc))
-        self._report(forks)
-
-    def _report(self, forks: Iterable[tuple[CompanionProcess, Launch, int | OSError]]) -> None:
-        """Record the outcome of forks, after the last of them.
-
-        Of each page that the manager writes to between two forks, the children before keep a copy: half of
-        the private memory that an idle companion would have.
-        """
-        for process, launch, outcome in forks:
+            outcomes = self.fork([launch for _, launch in launches])
+        for (process, launch), outcome in zip(launches, outcomes, strict=True):
             if isinstance(outcome, OSError):
                 if self.capture is not None:
                     self.capture.discard(launch.pipes)
