@@ -34,13 +34,14 @@ KILLS = 4
 # A start of 1,000 is long enough for its noise to even out.
 MOST_STARTS = 3
 
-RESTART, START, STATUS, COMMAND, IDLE, MEMORY = (
+RESTART, START, STATUS, COMMAND, IDLE, MEMORY, COMPANION_MEMORY = (
     "restart",
     "start-1000",
     "status-1000",
     "status-command",
     "idle-1000",
     "manager-memory",
+    "companion-memory",
 )
 TITLES = {
     RESTART: "death of a companion to the first byte of the next, restart_delay=0",
@@ -49,9 +50,10 @@ TITLES = {
     COMMAND: "the status command with 1,000 companions, its own start included",
     IDLE: "an idle manager with 1,000 companions for 10 s",
     MEMORY: "private memory of an idle manager",
+    COMPANION_MEMORY: "private memory of an idle companion, the mean of 1,000",
 }
 # These share one set of 1,000.
-FLEET_CASES = (STATUS, COMMAND, IDLE, MEMORY)
+FLEET_CASES = (STATUS, COMMAND, IDLE, MEMORY, COMPANION_MEMORY)
 
 US = title(OURS)
 BARE = "a bare fork to first byte"
@@ -308,6 +310,8 @@ def run_fleet(environments: Environments, names: Sequence[str], runs: int, count
             rows.append(_idle(ours, peer))
         if MEMORY in names:
             rows.append(_memory(lineup, ours))
+        if COMPANION_MEMORY in names:
+            rows.append(_companion_memory(ours))
     return rows
 
 
@@ -400,3 +404,8 @@ def _memory(lineup: Lineup, ours: Supervisor) -> Row:
     measured = {"one companion": Measured([one]), "1,000 companions": Measured([many])}
     note = f"{(many - one) * 1000 / (len(ours.pids) - 1):.1f} KB for each further companion"
     return make_row(GROUP, MEMORY, TITLES[MEMORY], "MB", measured, {ITSELF: Target("<=", 2)}, note)
+
+
+def _companion_memory(ours: Supervisor) -> Row:
+    mean = statistics.fmean(map(machine.private_bytes, ours.pids)) / 1e6
+    return make_row(GROUP, COMPANION_MEMORY, TITLES[COMPANION_MEMORY], "MB", {US: Measured([mean])})
