@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from gunicorn import __version__
-from gunicorn.companion.client.commands import COMMANDS, DONE
+from gunicorn.companion.client import commands as client
+from gunicorn.companion.client.commands import DONE
 from gunicorn.companion.client.connection import (
     DEFAULT_TIMEOUT,
     NO_ANSWER,
     OK,
     SOCKET_VARIABLE,
+    Connection,
     Failure,
     Printable,
     complain,
@@ -31,14 +33,14 @@ from gunicorn.companion.client.connection import (
 
 TYPE_CHECKING = False  # importing typing is slow
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
 STATES = ("STOPPED", "STARTING", "RUNNING", "BACKOFF", "STOPPING")
 INTERRUPTED = 130
 
-NAMES = "by name: 'rq' (with all its copies, if it has numprocs), 'rq:2', or 'all'"
+NAMES = "by name: 'rq' (with all its copies, if it has numprocs), 'rq:2', a pattern such as 'work*', or 'all'"
 
 # What to write instead of commands of supervisorctl, systemctl, pm2 and others.
 FOREIGN_WORDS = {
@@ -61,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         _, found, rest = message.partition("argument COMMAND: invalid choice: '")
         if found:
             word = rest.partition("'")[0]
-            message = f"unknown command {word}" + (_meant(word) or f" ({', '.join(WORDS)})")
+            message = f"unknown command {word}" + (_meant(word) or f" ({', '.join(COMMANDS)})")
         super().error(message)
 
 
@@ -70,7 +72,7 @@ def _meant(word: str) -> str:
         return f": {FOREIGN_WORDS[word]}"
     import difflib
 
-    near = difflib.get_close_matches(word, WORDS, n=1)
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -105,7 +107,8 @@ def _run(words: Sequence[str]) -> int:
     options.started = time.monotonic()
     try:
         with connect(options.socket, options.timeout) as connection:
-            return COMMANDS[options.command](connection, options)
+            run = COMMANDS[options.command][-1]
+            return run(connection, options)
     except Failure as exc:
         complain(exc)
         return exc.code
@@ -141,7 +144,7 @@ def build_parser(words: Sequence[str]) -> Parser:
         "--version", action=_Version, nargs=0, help="show which Gunicorn is installed, and where"
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (text, more, add_arguments) in WORDS.items():
+    for name, (text, more, add_arguments, _) in COMMANDS.items():
         if name not in words:
             commands.add_parser(name, help=text, add_help=False)
             continue
@@ -188,7 +191,7 @@ def _add_common(parser: Parser, waits: bool = True) -> None:
         "--json",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="print the server's replies as they are",
+        help="print the answer as JSON, with all figures",
     )
     parser.add_argument(
         "--timeout",
@@ -297,68 +300,90 @@ def _nothing(parser: Parser) -> None:
     pass
 
 
-# Each command: its help, more of its description, and the function that adds its arguments.
-WORDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
+# Each command: its help, more of its description, the function that adds its arguments, and the one that runs
+# it. The answers of the manager are in supervise/commands.py.
+COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connection, Any], int]]] = {
     "status": (
-        "show companions and their state; all about one with its NAME",
+        "show companions and their state; with the NAME of one, all about it",
         "Exit status 3: a companion that should run is not RUNNING, or keeps failing.",
         _status,
+        client.show_status,
     ),
     "start": (
         "start companions that are stopped or waiting for a restart",
         "Returns when they are RUNNING or done; exit status 1: one waits for a companion that is stopped.",
         _some,
+        client.steer,
     ),
     "stop": (
         "stop companions and keep them stopped",
         "Returns when all their processes are gone.",
         _some,
+        client.steer,
     ),
-    "restart": ("stop companions and start them again", "Returns when they are RUNNING again.", _restart),
+    "restart": (
+        "stop companions and start them again",
+        "Returns when they are RUNNING again.",
+        _restart,
+        client.steer,
+    ),
     "signal": (
         "send a signal to companions",
         "It goes to the companion alone, not to its children.",
         _signal,
+        client.send_signal,
     ),
     "scale": (
         "change how many copies of a companion run",
         "Lasts until its numprocs changes in the configuration, or the server restarts. "
         "The copy with the highest index stops first.",
         _scale,
+        client.scale,
     ),
     "wait": (
         "wait until companions are in a state",
         "Exit status 1: one of them will not get there by itself (it is STOPPED, or waits for one that is), "
         "or --timeout has passed.",
         _wait,
+        client.wait,
     ),
     "history": (
         "show the latest starts and ends of companions, and the cause of each",
-        "The last hundred; a new companion manager has them too.",
+        "Those of the last hundred, also from before the manager was restarted.",
         _history,
+        client.show_history,
     ),
     "events": (
         "print each change of a state, each start and end as a line of JSON",
         "Ends with the server, or on Ctrl-C.",
         _nothing,
+        client.follow_events,
     ),
     "logs": (
         "show the last lines that companions wrote, and follow them",
         "Lines of several companions have the name in front. They outlive a companion that is restarted or "
         "killed. With --json each line is an object with its time, name, pid and stream.",
         _logs,
+        client.show_logs,
     ),
     "reread": (
         "read the configuration again and apply the changes",
         "If it is wrong, nothing changes and the exit status is 1.",
         _reread,
+        client.reread,
     ),
     "pid": (
         "print the pid of the companion manager, or of companions",
         "Exit status 1: a companion has no process.",
         _pid,
+        client.show_pid,
     ),
-    "version": ("print the version of the running server", "--version prints that of the command.", _nothing),
+    "version": (
+        "print the version of the running server",
+        "--version prints that of the command.",
+        _nothing,
+        client.show_version,
+    ),
 }
 
 

@@ -507,7 +507,7 @@ def test_version_and_help(run):
     assert out == f"gunicorn-companion {__version__} from {Path(ctl.__file__).parents[1]}\n"
     code, out, _ = run("--help")
     assert code == 0
-    for word in (*commands.COMMANDS, "--no-wait", "GUNICORN_COMPANION_SOCKET"):
+    for word in (*ctl.COMMANDS, "--no-wait", "GUNICORN_COMPANION_SOCKET"):
         assert word in out
 
 
@@ -522,7 +522,7 @@ def test_the_version_of_another_gunicorn_over_this_one(tmp_path):
     assert "the gunicorn that is installed is another one, 27.0.1" in found.stderr
 
 
-@pytest.mark.parametrize("command", commands.COMMANDS)
+@pytest.mark.parametrize("command", ctl.COMMANDS)
 def test_each_command_has_its_help(run, command):
     code, out, err = run(command, "--help")
     assert (code, err) == (0, "")

@@ -11,8 +11,7 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from gunicorn.companion.client.connection import (
     DEFAULT_TIMEOUT,
@@ -623,20 +622,3 @@ def show_version(connection: Connection, options: Namespace) -> int:
     reply = connection.must(cmd="version")
     print(json.dumps(reply) if options.json else reply["version"])
     return OK
-
-
-COMMANDS: dict[str, Callable[[Connection, Any], int]] = {
-    "status": show_status,
-    "start": steer,
-    "stop": steer,
-    "restart": steer,
-    "signal": send_signal,
-    "scale": scale,
-    "wait": wait,
-    "logs": show_logs,
-    "reread": reread,
-    "history": show_history,
-    "events": follow_events,
-    "pid": show_pid,
-    "version": show_version,
-}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The client of the control socket: find the server and send it one request at a time.
 
-Like the rest of the command it imports only the standard library and `paths`.
+Like the rest of the command it imports only the standard library and `default_paths`, to start quickly.
 """
 
 from __future__ import annotations
