@@ -442,6 +442,7 @@ from gunicorn.unix.poller import Poller
 
 directory, rotated, count, kills = sys.argv[1], sys.argv[2] == "files", int(sys.argv[3]), int(sys.argv[4])
 os.dup2(os.open(f"{directory}/output", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+told = open(f"{directory}/kills", "wb", buffering=0)
 poller = Poller()
 capture = Capture(logging.getLogger(), poller, line_format="%(name)s | %(message)s", most_lines=10)
 capture.start()
@@ -457,6 +458,9 @@ for index in range(4):
             os.close(fd)
         text = b""
         for number in range(count):
+            # So many kills have come before so many lines, however fast they are written.
+            while not number % 100 and os.fstat(told.fileno()).st_size < number * kills // count:
+                time.sleep(0.001)
             text += b"line %d %s\\n" % (number, b"." * (number % 90))
             while len(text) > 3000 or (text and number == count - 1):
                 text = text[os.write(pipes[1], text[: random.randrange(1, 3000)]):]
@@ -471,6 +475,7 @@ while writers or capture._feeds:
     if kills and capture.pid and time.monotonic() > next_kill:
         os.kill(capture.pid, signal.SIGKILL)
         kills -= 1
+        told.write(b".")
         next_kill = time.monotonic() + random.random() * 0.04
     while True:
         try:

@@ -27,6 +27,13 @@ _SHOWN = b"/memfd:" + _FILE
 EXECUTION = 0.25
 
 
+@functools.cache
+def _start_of(manager: int) -> str:
+    """Read once: a later start must not fail because no descriptor is left to read with."""
+    info = session.read_stat(manager)
+    return "" if info is None else info.start
+
+
 class Mark(NamedTuple):
     """The companion and the manager that a process belongs to."""
 
@@ -39,8 +46,7 @@ class Mark(NamedTuple):
 
     @classmethod
     def of(cls, run_dir: str | None, name: str, manager: int) -> Mark:
-        info = session.read_stat(manager)
-        return cls(digest(run_dir or ""), digest(name), manager, "" if info is None else info.start)
+        return cls(digest(run_dir or ""), digest(name), manager, _start_of(manager))
 
     @classmethod
     def parse(cls, text: bytes) -> Mark | None:
