@@ -459,7 +459,7 @@ for index in range(4):
         text = b""
         for number in range(count):
             # So many kills have come before so many lines, however fast they are written.
-            while not number % 100 and os.fstat(told.fileno()).st_size < number * kills // count:
+            while not number % 100 and os.fstat(told.fileno()).st_size < -(-number * kills // count):
                 time.sleep(0.001)
             text += b"line %d %s\\n" % (number, b"." * (number % 90))
             while len(text) > 3000 or (text and number == count - 1):
