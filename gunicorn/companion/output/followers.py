@@ -8,6 +8,7 @@ import heapq
 import json
 import select
 import socket
+import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -39,7 +40,8 @@ class Wanted(NamedTuple):
         kind = request.get("stream")
         return cls(
             frozenset(request["names"]),
-            int(request["lines"]),
+            # No deque is longer.
+            min(int(request["lines"]), sys.maxsize),
             float(request["since"]),
             None if kind is None else KINDS.index(kind),
             bool(request["follow"]),
