@@ -157,6 +157,28 @@ def test_one_who_follows_gets_the_lines_of_all_through_a_kill_of_the_keeper() ->
             check_nothing_is_missing(server, process)
 
 
+def test_logs_of_more_lines_than_a_machine_can_count() -> None:
+    with output_server(job("counts")) as server:
+        server.wait_companion("counts")
+        keeper = keeper_of(server)
+        wait_until(lambda: logs(server, "-n", str(10**30)), 5, "lines")
+        assert keeper_of(server) == keeper
+
+
+def test_a_master_that_gevent_has_patched() -> None:
+    pytest.importorskip("gevent")
+    with output_server(
+        job("ticks"), extra="from gevent import monkey; monkey.patch_all()", worker_class="gevent"
+    ) as server:
+        server.wait_companion("ticks")
+        keeper = keeper_of(server)
+        server.wait_log("ticks | tick ")
+        wait_until(lambda: logs(server, "-n", "1"), 5, "lines")
+        assert keeper_of(server) == keeper
+        assert server.stop() == 0
+        assert "log keeper" not in server.log()
+
+
 def check_nothing_is_missing(server: Server, process: subprocess.Popen[bytes]) -> None:
     assert process.stdout is not None
     seen: dict[str, int] = {}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import os
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from gunicorn.companion.keys import OutputFile
 from gunicorn.companion.output.lines import STAMP_FORMAT, make_format
 from gunicorn.companion.output.ring import Note
-from gunicorn.companion.output.sinks import Channel, start_thread
+from gunicorn.companion.output.sinks import Channel
 from gunicorn.unix import trust
 
 # Seconds until a file that cannot be opened is tried again.
@@ -186,7 +187,7 @@ class FileSink:
             part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags, info.st_mode & 0o777, dir_fd=directory
         )
         self._compressing.add(info.st_ino)
-        start_thread(self._compress_now, source, target, info.st_ino)
+        _thread.start_new_thread(self._compress_now, (source, target, info.st_ino))
 
     def _compress_now(self, source: int, target: int, inode: int) -> None:
         import gzip

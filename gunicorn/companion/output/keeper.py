@@ -7,14 +7,17 @@ manager starts another one, which goes on with the same pipes and rings.
 
 from __future__ import annotations
 
+import _thread
 import array
 import contextlib
 import fcntl
 import gc
 import os
+import select
 import signal
 import socket
 import stat
+import sys
 import termios
 import time
 import traceback
@@ -444,6 +447,7 @@ def _run(wire: Wire, rings: RingFile, feeds: list[Feed], line_format: str, most_
     # would close a descriptor, which may be another's by then.
     gc.disable()
     gc.freeze()
+    _undo_gevent()
     _close_all_but({0, 1, 2, wire.fileno(), rings.fd, *(fd for feed in feeds for fd in feed.pipes.values())})
     unblock_all()
     set_process_title("companion log keeper")
@@ -455,6 +459,14 @@ def _run(wire: Wire, rings: RingFile, feeds: list[Feed], line_format: str, most_
         wire.send({"failed": traceback.format_exc()})
         os._exit(1)
     os._exit(0)
+
+
+def _undo_gevent() -> None:
+    """Call the system, not gevent: its loop needs descriptors that are closed here."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None:
+        for module, name in ((os, "close"), (select, "poll"), (_thread, "start_new_thread")):
+            setattr(module, name, monkey.get_original(module.__name__, name))
 
 
 def _close_all_but(kept: set[int]) -> None:

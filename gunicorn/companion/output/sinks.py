@@ -8,14 +8,14 @@ are in `files`.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import select
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from gunicorn.companion.output.lines import Format, Lines
 from gunicorn.companion.output.ring import Ring
@@ -228,7 +228,7 @@ class StreamSink:
     def _wake_thread(self) -> None:
         if self._start is None:
             reading, self._start = os.pipe()
-            start_thread(self._write_turns, reading)
+            _thread.start_new_thread(self._write_turns, (reading,))
         os.write(self._start, b"\0")
 
     def reopen(self) -> None:
@@ -272,14 +272,3 @@ def cut(text: bytes) -> list[bytes]:
         parts.append(text[start:end])
         start = end
     return parts
-
-
-def start_thread(function: Any, *args: Any) -> None:
-    """A thread of the system, also where gevent has replaced threads."""
-    import _thread
-
-    start = _thread.start_new_thread
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None:
-        start = monkey.get_original("_thread", "start_new_thread")
-    start(function, args)
