@@ -125,10 +125,12 @@ _proto = _socket.socket.proto.__get__
 def accept(listener: Any) -> tuple[Any, Any]:
     """As ``listener.accept()``, without most of what the standard library adds to the system call."""
     sock = getattr(listener, "sock", listener)
-    if type(sock) is not socket.socket:
+    kind = type(sock)
+    # gevent puts a class of its own in the place of `socket.socket`, with other insides.
+    if kind is not socket.socket or not issubclass(kind, _socket.socket):
         accepted: tuple[Any, Any] = listener.accept()
         return accepted
-    fd, addr = sock._accept()  # type: ignore[attr-defined]
+    fd, addr = sock._accept()
     return socket.socket(_family(sock), _kind(sock), _proto(sock), fileno=fd), addr
 
 

@@ -7,6 +7,7 @@ import http.client
 import signal
 
 import pytest
+from e2e_apps import WEB
 from harness import Background, Server, conf, is_alive, load, wait_until
 from workertools import connect, elapsed
 
@@ -287,3 +288,12 @@ def test_a_subclass_as_users_write_them(kind: str) -> None:
         assert elapsed(lambda: server.stop()) < 3
         assert server.exit_code == 0
         assert kind != "Threads" or "my own start" in server.log()
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
+def test_a_configuration_that_patches_with_gevent_serves_in_every_class(worker_class: str) -> None:
+    pytest.importorskip("gevent")
+    text = f"from gevent import monkey\nmonkey.patch_all()\nworker_class = {worker_class!r}\n"
+    with Server(WEB, text) as server:
+        assert [server.get("/").status for _ in range(3)] == [200] * 3
+        assert "TypeError" not in server.log()
