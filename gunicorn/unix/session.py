@@ -46,9 +46,16 @@ def read_stat(pid: int) -> Stat | None:
         if exc.errno in spare.EXHAUSTED:
             raise
         return None
-    # The command in parentheses may hold spaces and parentheses of its own.
-    values = text[text.rindex(b")") + 2 :].split(None, 20)
+    values = _fields(text)
     return Stat(values[0].decode(), int(values[1]), int(values[3]), int(values[17]), values[19].decode())
+
+
+def _fields(text: bytes) -> list[bytes]:
+    """The fields of /proc/<pid>/stat from the third, the state, on.
+
+    The command in parentheses, the second, may hold spaces and parentheses of its own.
+    """
+    return text[text.rindex(b")") + 2 :].split(None, 20)
 
 
 def cpu_seconds(pid: int) -> float | None:
@@ -57,7 +64,7 @@ def cpu_seconds(pid: int) -> float | None:
         text = spare.ONE.call(lambda: _stat_text(pid))
     except OSError:
         return None
-    times = text[text.rindex(b")") + 2 :].split(None, 16)[11:15]
+    times = _fields(text)[11:15]
     return round(sum(map(int, times)) / os.sysconf("SC_CLK_TCK"), 2)
 
 

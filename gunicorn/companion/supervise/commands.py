@@ -93,11 +93,13 @@ class Commands:
                 one["output"] = self.capture.counters(process.name)._asdict()
             shown.append(one)
         reply: Reply = {"ok": True, "server": self._server(now), "companions": shown}
-        if request.get("memory"):
-            self._add_memory(reply, processes)
-        if request.get("details") and len(processes) == 1:
-            kept = self.changes.kept
-            shown[0]["details"] = details(processes[0], kept.history, self.belonging(), now, wall)
+        alone = bool(request.get("details")) and len(processes) == 1
+        if request.get("memory") or alone:
+            belonging = self.belonging()
+            self._add_memory(reply, processes, belonging)
+            if alone:
+                history = self.changes.kept.history
+                shown[0]["details"] = details(processes[0], shown[0]["memory"], history, belonging, now, wall)
         return reply
 
     def _server(self, now: float) -> dict[str, Any]:
@@ -106,9 +108,11 @@ class Commands:
         server["manager_pid"] = os.getpid()
         return server
 
-    def _add_memory(self, reply: Reply, processes: Collection[CompanionProcess]) -> None:
+    def _add_memory(
+        self, reply: Reply, processes: Collection[CompanionProcess], belonging: Mapping[int, int]
+    ) -> None:
         sessions = {p.session for p in processes if p.pid is not None and p.session is not None}
-        found = memory_of.of_sessions(sessions, self.belonging())
+        found = memory_of.of_sessions(sessions, belonging)
         usages = []
         for process, one in zip(processes, reply["companions"], strict=True):
             usage = found.get(process.session or 0) if process.pid is not None else None

@@ -20,12 +20,19 @@ HOUR = 3600.0
 
 
 def details(
-    process: CompanionProcess, history: History, belonging: Mapping[int, int], now: float, wall: float
+    process: CompanionProcess,
+    memory: Mapping[str, int] | None,
+    history: History,
+    belonging: Mapping[int, int],
+    now: float,
+    wall: float,
 ) -> dict[str, Any]:
-    """Return what ``status`` adds for a single companion. *wall* is the time of day at monotonic *now*."""
+    """Return what ``status`` adds for a single companion, whose *memory* it has measured.
+
+    *wall* is the time of day at monotonic *now*.
+    """
     config = process.config
     pids = _pids_of(process, belonging)
-    memory = memory_of.of_session(pids)
     return {
         "runs": _what_runs(process),
         "cwd": config.cwd,
@@ -33,7 +40,7 @@ def details(
         "processes": [_describe_process(pid) for pid in pids],
         "descriptors": _descriptors_of(pids),
         "addresses": list(config.bind),
-        "limits": _limits(process, None if memory is None else memory.private, now),
+        "limits": _limits(process, None if memory is None else memory["private"], now),
         "starts_in_the_last_hour": sum(start > now - HOUR for start in process.starts),
         "ends": history.ends_of(process.name),
     }
