@@ -186,16 +186,19 @@ def _output_file(value: Mapping[Any, Any]) -> OutputFile:
         raise ValueError(f"backups: {backups!r} is not a number from 0 to {MAX_BACKUPS}")
     max_bytes = value.get("max_bytes")
     if max_bytes is not None:
-        max_bytes = parse_size(max_bytes)
+        max_bytes = _checked("max_bytes", parse_size, max_bytes)
         if max_bytes < 1:
             raise ValueError("max_bytes: it leaves no room (None: the file grows without a limit)")
-    flags = {}
-    for key in ("compress", "stamp"):
-        try:
-            flags[key] = check_bool(value.get(key, False))
-        except ValueError as exc:
-            raise ValueError(f"{key}: {exc}") from None
+    flags = {key: _checked(key, check_bool, value.get(key, False)) for key in ("compress", "stamp")}
     return OutputFile(path, max_bytes, backups, **flags)
+
+
+def _checked(key: str, check: Callable[[Any], Any], value: Any) -> Any:
+    """Return what *check* makes of *value*; its error names the key."""
+    try:
+        return check(value)
+    except ValueError as exc:
+        raise ValueError(f"{key}: {exc}") from None
 
 
 def check_env(value: Any) -> dict[str, str]:
