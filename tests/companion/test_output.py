@@ -434,14 +434,18 @@ def test_a_file_that_cannot_be_opened_is_tried_again(
 # -- the keeper, killed again and again -----------------------------------------------------------------
 
 KILLED = """
-import logging, os, random, signal, sys, time
+import logging, os, random, signal, subprocess, sys, time
 from types import SimpleNamespace
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.output.capture import Capture
 from gunicorn.unix.poller import Poller
 
 directory, rotated, count, kills = sys.argv[1], sys.argv[2] == "files", int(sys.argv[3]), int(sys.argv[4])
-os.dup2(os.open(f"{directory}/output", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+# A pipe takes each part as a whole; a kill in the middle of a write(2) to a file leaves a part of it there.
+with open(f"{directory}/output", "wb") as output:
+    reader = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=output)
+os.dup2(reader.stdin.fileno(), 1)
+reader.stdin.close()
 told = open(f"{directory}/kills", "wb", buffering=0)
 poller = Poller()
 capture = Capture(logging.getLogger(), poller, line_format="%(name)s | %(message)s", most_lines=10)
@@ -487,6 +491,8 @@ while writers or capture._feeds:
         if not capture.reaped(pid, status):
             writers.discard(pid)
 capture.end()
+os.close(1)
+assert reader.wait() == 0
 assert not kills, kills
 """
 
