@@ -32,7 +32,8 @@ def test_companions_start(managed):
     assert abs(rq["started_at"] - time.time()) < 60
     off = server.status()["off"]
     assert (off["state"], off["pid"], off["description"]) == ("STOPPED", None, "not started")
-    assert read_proc(rq["pid"]).session == rq["pid"]
+    # Right after its fork it has not called setsid() yet.
+    wait_until(lambda: read_proc(rq["pid"]).session == rq["pid"])
     assert read_proc(rq["pid"]).ppid == server.manager
     server.ok("start", "off")
     assert server.wait("off")["manual_stop"] is False
