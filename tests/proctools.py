@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,10 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import TypeVar
 
+import pytest
+
+# Whether a program that a test uses must be there; otherwise the test is skipped without it.
+PROGRAMS_REQUIRED = os.environ.get("REQUIRE_PROGRAMS") == "1"
 LINUX = sys.platform.startswith("linux")
 KERNEL_LISTS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
@@ -47,6 +52,16 @@ def wait_until(
                 f"not within {timeout} s: {text or condition}" + (f" ({error!r})" if error else "")
             )
         time.sleep(interval)
+
+
+def program(name: str) -> str:
+    """Return the path of the program *name*; without it, skip the test, with REQUIRE_PROGRAMS=1 fail it."""
+    found = shutil.which(name)
+    if found is not None:
+        return found
+    if PROGRAMS_REQUIRED:
+        pytest.fail(f"{name} is not installed, and REQUIRE_PROGRAMS=1 is set")
+    pytest.skip(f"{name} is not installed")
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -13,24 +11,29 @@ from pathlib import Path
 import pytest
 from exampletree import example_server, order, wait_job
 from harness import free_port, wait_until
+from proctools import PROGRAMS_REQUIRED, program
 
-REQUIRED = os.environ.get("REQUIRE_REDIS") == "1"
 UNICORN = "a brass unicorn"
 
-if not REQUIRED:
+if not PROGRAMS_REQUIRED:
     pytest.importorskip("flask")
     pytest.importorskip("rq")
 
 
 @pytest.fixture
 def redis_url(short_dir: Path) -> Iterator[str]:
-    program = shutil.which("redis-server")
-    if program is None:
-        if REQUIRED:
-            pytest.fail("redis-server is not installed, and REQUIRE_REDIS=1 is set")
-        pytest.skip("redis-server is not installed")
     port = free_port()
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(short_dir), "--save", ""]
+    command = [
+        program("redis-server"),
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--dir",
+        str(short_dir),
+        "--save",
+        "",
+    ]
     with open(short_dir / "redis.log", "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
