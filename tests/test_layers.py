@@ -64,6 +64,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.companion.output.*",
         "gunicorn.companion.server.link",
         "gunicorn.companion.table",
+        "gunicorn.companion.totals",
     ],
     # What is done with a connection, and in a companion's own process.
     [

@@ -40,7 +40,7 @@ from gunicorn.companion.supervise.sharedstate import Rights, SharedState
 from gunicorn.companion.supervise.sockets import Listeners
 from gunicorn.companion.supervise.starter import Hook, Hooks, Starter, no_hook
 from gunicorn.companion.supervise.steering import Outcome, Steering
-from gunicorn.companion.table import ProcessTable, Reporter
+from gunicorn.companion.table import Entry, ProcessTable, Reporter
 from gunicorn.glogging import reopen_logs
 from gunicorn.unix import session, spare
 from gunicorn.unix.kernel import KERNEL, Kernel
@@ -142,6 +142,7 @@ class CompanionManager:
             log,
             start_rights=self.start_rights,
             notifications=self.notifications,
+            totals=self.kept.totals,
             stops=stops,
             reporter=self.reporter,
             after_exit=self.hooks.after_exit,
@@ -166,7 +167,7 @@ class CompanionManager:
             kernel=kernel,
             fork=fork,
         )
-        self.kept.history.tell = self.reporter.tell
+        self.kept.history.tell = self._on_entry
         self.table.observers = [
             self.kept.history.observe,
             self.sessions.observe,
@@ -238,6 +239,11 @@ class CompanionManager:
         if process is not None:
             details = {key: message[key] for key in ("bytes", "lines", "sink")}
             self.reporter.broadcast("log-dropped", process, self.kernel.now(), **details)
+
+    def _on_entry(self, entry: Entry) -> None:
+        """Count what the history notes, and tell it."""
+        self.kept.totals.note(entry)
+        self.reporter.tell(entry)
 
     # -- the loop ----------------------------------------------------------
 

@@ -263,6 +263,12 @@ class Status:
         """Whether it fails again and again, though it may be RUNNING in between."""
         return self.failures.persist and self.failures.ongoing(self._uptime(now))
 
+    def _watchdog_age(self, now: float) -> float | None:
+        """Seconds since its last sign of life; None where nothing waits for one."""
+        if self.pid is None or self.watchdog_at is None or self.config.watchdog is None:
+            return None
+        return round(max(0.0, now - self.watchdog_at + self.config.watchdog), 3)
+
     def _describe_stopped(self) -> str:
         if self.manual_stop:
             return "stopped manually"
@@ -363,6 +369,8 @@ class Status:
             "description": self.description(now),
             "uptime": None if uptime is None else round(uptime, 3),
             "flapping": self.flaps(now),
+            "watchdog": self.config.watchdog,
+            "watchdog_age": self._watchdog_age(now),
         }
 
 

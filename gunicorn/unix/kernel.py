@@ -20,13 +20,17 @@ class Kernel:
         """Monotonic seconds."""
         return time.monotonic()
 
-    def wait(self) -> tuple[int, int] | None:
-        """Collect a child that has ended; return its pid and wait status, or None if there is none."""
+    def wait(self) -> tuple[int, int, float] | None:
+        """Collect a child that has ended; None if there is none.
+
+        Return its pid, its wait status, and the processor seconds of it and of the children that it has
+        waited for.
+        """
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
         except ChildProcessError:
             return None
-        return (pid, status) if pid else None
+        return (pid, status, usage.ru_utime + usage.ru_stime) if pid else None
 
     def identity(self, pid: int) -> str | None:
         return session.identity(pid)

@@ -181,15 +181,15 @@ class SimulatedKernel(Kernel):
     def now(self) -> float:
         return self.time
 
-    def wait(self) -> tuple[int, int] | None:
+    def wait(self) -> tuple[int, int, float] | None:
         self._called()
         for life in self.lives:
             if not life.alive and not life.reaped:
                 life.reaped = True
-                return life.pid, life.status
+                return life.pid, life.status, 0.0
             if not life.alive and not life.rest_alive and not life.rest_reaped:
                 life.rest_reaped = True
-                return life.rest, int(signal.SIGKILL)
+                return life.rest, int(signal.SIGKILL), 0.0
         self.bury()
         return None
 

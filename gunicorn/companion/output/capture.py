@@ -54,6 +54,8 @@ class Capture:
         self.rings = RingFile()
         self.wire: Wire | None = None
         self._slots: dict[str, int] = {}
+        # The counters of rings that companions had before.
+        self._earlier: dict[str, Counters] = {}
         # What the keeper reads: by serial. And where the output of each companion went last.
         self._feeds: dict[int, Feed] = {}
         self._last: dict[str, Feed] = {}
@@ -105,14 +107,19 @@ class Capture:
         gone = [name for name in self._slots if name not in names]
         busy = {feed.name for feed in self._feeds.values()} if gone else set()
         for name in [name for name in gone if name not in busy]:
+            self._earlier[name] = self.counters(name)
             slot = self._slots.pop(name)
             self._forgotten.add(slot)
             self._last.pop(name, None)
             self._send({"forget": name, "slot": slot})
 
     def counters(self, name: str) -> Counters:
+        """What *name* has written, also before it was removed from the configuration and came back."""
         slot = self._slots.get(name)
-        return Counters(0, 0, 0) if slot is None else self.rings.counters(slot)
+        earlier = self._earlier.get(name, Counters(0, 0, 0))
+        if slot is None:
+            return earlier
+        return Counters(*map(sum, zip(earlier, self.rings.counters(slot), strict=True)))
 
     # -- the keeper --------------------------------------------------------------
 

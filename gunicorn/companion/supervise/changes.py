@@ -276,7 +276,7 @@ class Follower:
         if old.has_changed and not self.steering.stopping:
             self._follow(*old.look(), at=now)
         if last:
-            self.kept.old = None
+            self.kept.part_from_old()
             self.rights.forget(old.shared)
             old.shared.close()
 

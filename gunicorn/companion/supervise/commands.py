@@ -21,6 +21,7 @@ from gunicorn.companion.supervise.details import details
 from gunicorn.companion.supervise.memory import Belonging
 from gunicorn.companion.supervise.steering import Steering
 from gunicorn.companion.table import ProcessTable, in_order
+from gunicorn.unix import session
 from gunicorn.unix.kernel import KERNEL, Kernel
 from gunicorn.unix.signals import signal_name
 
@@ -96,7 +97,7 @@ class Commands:
         alone = bool(request.get("details")) and len(processes) == 1
         if request.get("memory") or alone:
             belonging = self.belonging()
-            self._add_memory(reply, processes, belonging)
+            self._add_measured(reply, processes, belonging)
             if alone:
                 history = self.changes.kept.history
                 shown[0]["details"] = details(processes[0], shown[0]["memory"], history, belonging, now, wall)
@@ -108,21 +109,32 @@ class Commands:
         server["manager_pid"] = os.getpid()
         return server
 
-    def _add_memory(
+    def _add_measured(
         self, reply: Reply, processes: Collection[CompanionProcess], belonging: Mapping[int, int]
     ) -> None:
-        sessions = {p.session for p in processes if p.pid is not None and p.session is not None}
-        found = memory_of.of_sessions(sessions, belonging)
+        """Add the memory of each, and what is counted of it."""
+        sessions = {p.session for p in processes if p.session is not None}
+        families = memory_of.families(sessions, belonging)
+        for process in processes:
+            # Just after its fork it is not in its session yet.
+            if process.pid is not None and process.pid not in families.setdefault(process.pid, []):
+                families[process.pid].append(process.pid)
+        found = memory_of.of_families(families)
+        kept = self.changes.kept
+        before = kept.old_totals
         usages = []
         for process, one in zip(processes, reply["companions"], strict=True):
             usage = found.get(process.session or 0) if process.pid is not None else None
-            if usage is None and process.pid is not None:
-                # Just after its fork it is not in its session yet.
-                usage = memory_of.of_process(process.pid)
             one["memory"] = None if usage is None else usage.as_dict()
             if usage is not None:
                 usages.append(usage)
+            times = (session.cpu_seconds(pid) for pid in families.get(process.session or 0, ()))
+            output = None if self.capture is None else self.capture.counters(process.name)
+            kept.totals.measured(process.name, sum(filter(None, times)), output)
+            one["counters"] = kept.totals.of(process.name, before)
         reply["memory"] = memory_of.totals(usages, os.getpid())
+        # What has been told must not be less under the next manager.
+        kept.write()
 
     def _history(self, request: Request) -> Reply:
         """The latest events, of all companions or of those named, the last one last."""

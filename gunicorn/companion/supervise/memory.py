@@ -121,12 +121,12 @@ def of_sessions(sessions: Collection[int], more: Mapping[int, int] | None = None
     *more*: processes that have lost their parent, and their session. A session that the system does not show
     is omitted.
     """
-    found = {}
-    for leader, pids in families(sessions, more).items():
-        memory = of_session(pids)
-        if memory is not None:
-            found[leader] = memory
-    return found
+    return of_families(families(sessions, more))
+
+
+def of_families(found: Mapping[int, Iterable[int]]) -> dict[int, Memory]:
+    """Return the sum over the processes of each; what the system does not show is omitted."""
+    return {leader: memory for leader, pids in found.items() if (memory := of_session(pids)) is not None}
 
 
 def beyond(limits: Mapping[int, int], more: Mapping[int, int] | None = None) -> dict[int, int]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.supervise.sharedstate import SharedState
 from gunicorn.companion.table import History, ProcessTable
+from gunicorn.companion.totals import Totals
 
 # For each set: the number of copies asked for by command, and the configured number that it replaces.
 Scaled = dict[str, tuple[int, int]]
@@ -66,7 +68,7 @@ class OldOverrides:
 
 
 class KeptState:
-    """The state that outlives a manager: overrides, the history, and why companions have settled.
+    """The state that outlives a manager: overrides, the history, counts, and why companions have settled.
 
     *shared* is where the next manager reads it; *old_state* is where the manager of the old master writes the
     same during an upgrade.
@@ -82,11 +84,12 @@ class KeptState:
                 # The first manager of a new master takes over the overrides of the old one. Companions that
                 # have ended or given up there are retried with the new code.
                 found = Overrides.of(old_state.read()).as_state()
-                state = {**old_state.read(), **found, "old": found, "settled": {}}
+                state = {**old_state.read(), **found, "old": found, "settled": {}, "totals": {}}
             if isinstance(seen := state.get("old"), dict):
                 self.old = OldOverrides(old_state, Overrides.of(seen))
         self.overrides = Overrides.of(state)
         self.history = History(state)
+        self.totals = Totals(state.get("totals"))
         self._settled: Mapping[str, Any] = state.get("settled", {})
         self._table = ProcessTable(())
         self._written: dict[str, Any] = {}
@@ -107,7 +110,7 @@ class KeptState:
     def write(self) -> None:
         """Write the state for the next manager, and for that of a new master."""
         self._overrides_changed = False
-        state = {**self.overrides.as_state(), **self.history.as_state()}
+        state = {**self.overrides.as_state(), **self.history.as_state(), "totals": self.totals.as_state()}
         state["settled"] = {p.name: its for p in self._table.values() if (its := p.settled_state) is not None}
         if self.old is not None:
             state["old"] = self.old.overrides.as_state()
@@ -125,9 +128,29 @@ class KeptState:
             self.write()
 
     def hand_over(self) -> None:
-        """Write for the last time: from now on the next manager does."""
+        """Write for the last time: from now on the next manager does.
+
+        Count the ends that all processes come to after a stop, because nobody learns of them.
+        """
+        for process in self._table.values():
+            if process.pid is not None:
+                end = {"event": "exit", "time": time.time(), "name": process.name, "cause": process.cause}
+                self.totals.note(end)
         self.write()
         self._is_ours = False
+
+    @property
+    def old_totals(self) -> Totals | None:
+        """What the old master's managers have counted until now; None if there is no old master."""
+        return None if self.old is None else Totals(self.old.shared.read().get("totals"))
+
+    def part_from_old(self) -> OldOverrides | None:
+        """The old master is gone: go on with what its managers have counted."""
+        old, totals = self.old, self.old_totals
+        self.old = None
+        if totals is not None:
+            self.totals.add(totals)
+        return old
 
     def note(self, name: str, *, stopped: bool) -> None:
         """Note that *name* was stopped or started by command."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.order import Stops
 from gunicorn.companion.supervise.rights import StartRights
 from gunicorn.companion.table import Change, ProcessTable, Reporter
+from gunicorn.companion.totals import Totals
 from gunicorn.unix import session
 from gunicorn.unix.cgroup import OomKills
 from gunicorn.unix.kernel import KERNEL, Kernel
@@ -43,6 +45,7 @@ class Sessions:
     _: KW_ONLY
     start_rights: StartRights
     notifications: Notifications
+    totals: Totals
     stops: Stops
     reporter: Reporter
     after_exit: Callable[[CompanionProcess], object]
@@ -74,9 +77,10 @@ class Sessions:
     def reap(self) -> None:
         """Collect every child that has ended, adopted ones included."""
         while (found := self.kernel.wait()) is not None:
-            pid, status = found
+            pid, status, cpu = found
             process = self.table.by_pid(pid)
             if process is not None:
+                self.totals.note_end(process.name, cpu)
                 self._bury(process, pid, status)
             elif self.capture is not None and self.capture.reaped(pid, status):
                 pass
@@ -130,6 +134,8 @@ class Sessions:
         process, config = change.process, change.process.config
         if change.event is Event.FORKED:
             self._oom_kills.note_start(process.pid or 0)
+        if process.kill_count > change.before.kills:
+            self.totals.note_kill(process.name, time.time())
         for action in change.actions:
             if action is Action.SIGNAL:
                 self._ask_to_stop(process)
