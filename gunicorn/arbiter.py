@@ -149,6 +149,9 @@ class Arbiter(Shutdown, Succession):
                 os.set_inheritable(self.given.companion_state_fd, False)
             except OSError:
                 self.given = self.given._replace(companion_state_fd=None)
+        if self.given.scoreboard_fd is not None:
+            with contextlib.suppress(OSError):  # what is no descriptor is found when it is used
+                os.set_inheritable(self.given.scoreboard_fd, False)
         self.unit.open(os.environ, self.pid)
         handoff.forget(os.environ)
         try:
@@ -245,6 +248,8 @@ class Arbiter(Shutdown, Succession):
 
     def sleep(self) -> None:
         """Wait until a signal comes, a descriptor is ready or something is due."""
+        if self.scoreboard is not None:
+            self.scoreboard.beat(self.num_workers, self.cfg.worker_class_str, self.cfg.threads)
         self.poller.wait(0 if self.SIG_QUEUE else self._timeout(time.monotonic()))
 
     def _timeout(self, now: float) -> float:

@@ -30,6 +30,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.master.pool",
         "gunicorn.master.handoff",
         "gunicorn.master.announce",
+        "gunicorn.scoreboard",
         "gunicorn.companion",
         "gunicorn.companion.runfile",
         "gunicorn.companion.child.*",

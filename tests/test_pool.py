@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import random
+from signal import SIGKILL, SIGSEGV, SIGTERM
 
 import pytest
 
@@ -14,6 +15,7 @@ from gunicorn.master.pool import (
     Plan,
     WorkerRecord,
     due_for_kill,
+    end_cause,
     halt_reason,
     is_trial,
     match_addresses,
@@ -21,6 +23,7 @@ from gunicorn.master.pool import (
     overdue,
     plan,
 )
+from gunicorn.scoreboard import ENDS
 
 
 def workers(text: str) -> list[WorkerRecord]:
@@ -237,3 +240,37 @@ def test_a_configuration_is_on_trial_until_a_worker_of_it_has_booted() -> None:
     assert not is_trial([old, new], 1, 101.0)
     new.booted, old.retiring = False, True
     assert not is_trial([old, new], 1, 101.0)
+
+
+@pytest.mark.parametrize(
+    "letter, status, timed_out, own, cause",
+    [
+        ("b", 0, False, None, "exit"),
+        ("b", 1 << 8, False, None, "crash"),
+        ("b", SIGSEGV, False, None, "crash"),
+        ("b", SIGKILL, False, None, "killed"),
+        ("b", SIGTERM, False, None, "killed"),
+        ("n", 3 << 8, False, None, "boot"),
+        ("n", SIGKILL, False, None, "boot"),
+        ("b", 1 << 8, True, None, "timeout"),
+        ("n", SIGKILL, True, None, "timeout"),
+        ("l", 0, False, "max_requests", "max_requests"),
+        ("b", 0, False, "reload", "reload"),
+        ("r", 0, False, None, "command"),
+        ("r", SIGKILL, False, "max_requests", "command"),
+        ("r", SIGKILL, True, None, "command"),
+    ],
+)
+def test_why_a_worker_ended(letter: str, status: int, timed_out: bool, own: str | None, cause: str) -> None:
+    (record,) = workers(letter)
+    assert end_cause(record, status, timed_out, own) == cause
+    assert cause in ENDS
+
+
+def test_a_worker_that_a_reload_replaces_ends_by_it_unless_somebody_was_faster() -> None:
+    (record,) = workers("o")
+    assert end_cause(record, SIGKILL, False, None) == "killed"
+    record.retiring = True
+    assert end_cause(record, SIGKILL, False, None) == "reload"
+    record.commanded = True
+    assert end_cause(record, SIGKILL, False, None) == "command"

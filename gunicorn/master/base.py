@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from gunicorn.unix.signals import Interrupted, SignalInbox
 
 if TYPE_CHECKING:
     from gunicorn.companion.server.handle import ManagerHandle
+    from gunicorn.scoreboard import Scoreboard
 
 
 class Master:
@@ -50,6 +53,8 @@ class Master:
         self.master_pid = 0
         # The handle of the companion manager, which survives its restarts; None without companions.
         self.companions: ManagerHandle | None = None
+        # What the workers are doing, for whoever asks the companion manager; None without companions.
+        self.scoreboard: Scoreboard | None = None
         # What an old master, or a service manager, has passed to this one.
         self.given = Inherited()
 
@@ -76,6 +81,7 @@ class Master:
 
     def prepare_to_fork(self) -> None:
         """Make memory fit for sharing, and warn of threads, before the first fork. Later calls do nothing."""
+        self._make_scoreboard()
         if self._ready_to_fork:
             return
         self._ready_to_fork = True
@@ -93,6 +99,29 @@ class Master:
             # Collections skip frozen objects, so their pages stay shared.
             gc.collect()
             gc.freeze()
+
+    # -- the scoreboard ------------------------------------------------------------------------
+
+    def _make_scoreboard(self) -> None:
+        """Have a scoreboard from the first fork on, once companions are configured."""
+        if self.scoreboard is not None or not self.cfg.companion_workers:
+            return
+        from gunicorn.scoreboard import Scoreboard
+
+        try:
+            self.scoreboard = Scoreboard.create()
+        except OSError as exc:
+            self.log.warning("What web workers do will not be shown: %s", exc.strerror)
+            return
+        fd = self.given.scoreboard_fd
+        if fd is not None:
+            self.given = self.given._replace(scoreboard_fd=None)
+            try:
+                self.scoreboard.old = Scoreboard.inherit(fd)
+            except (OSError, ValueError) as exc:
+                self.log.info("The old master's counts of requests are not continued: %s", exc)
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
     # -- the companion manager -----------------------------------------------------------------
 

@@ -3,9 +3,10 @@
 
 An old master passes ``GUNICORN_PID`` (its own) and ``GUNICORN_FD`` (descriptors, separated by commas). With
 companions it passes ``GUNICORN_COMPANION_RUN_DIR``, where their records are, so that those of the new master
-wait for them; and ``GUNICORN_COMPANION_STATE``, a descriptor of the file that has what is asked of them by
-command. A service manager passes ``LISTEN_PID`` (for which process) and ``LISTEN_FDS`` (how many, from 3 on);
-a master that was started so passes them on in the same way.
+wait for them; ``GUNICORN_COMPANION_STATE``, a descriptor of the file that has what is asked of them by
+command; and ``GUNICORN_SCOREBOARD``, one of the file that has what its workers have done. A service manager
+passes ``LISTEN_PID`` (for which process) and ``LISTEN_FDS`` (how many, from 3 on); a master that was started
+so passes them on in the same way.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ MASTER_PID = "GUNICORN_PID"
 MASTER_FDS = "GUNICORN_FD"
 COMPANION_RUN_DIR = "GUNICORN_COMPANION_RUN_DIR"
 COMPANION_STATE = "GUNICORN_COMPANION_STATE"
+SCOREBOARD = "GUNICORN_SCOREBOARD"
 LISTEN_PID = "LISTEN_PID"
 LISTEN_FDS = "LISTEN_FDS"
 WATCHDOG_PID = "WATCHDOG_PID"
@@ -29,7 +31,8 @@ class Inherited(NamedTuple):
     """What a master was given at its start: the master that it is to replace (0: none), and sockets.
 
     *companion_run_dir*: the old master's run directory; "": it has companions and no run directory; None:
-    it has no companions. *companion_state_fd*: see `gunicorn.companion.supervise.sharedstate`.
+    it has no companions. *companion_state_fd*: see `gunicorn.companion.supervise.sharedstate`;
+    *scoreboard_fd*: see `gunicorn.scoreboard`.
     """
 
     master_pid: int = 0
@@ -37,6 +40,7 @@ class Inherited(NamedTuple):
     systemd: bool = False
     companion_run_dir: str | None = None
     companion_state_fd: int | None = None
+    scoreboard_fd: int | None = None
 
 
 def inherited(environ: Mapping[str, str], pid: int) -> Inherited:
@@ -47,16 +51,20 @@ def inherited(environ: Mapping[str, str], pid: int) -> Inherited:
     """
     master_pid = _number(environ.get(MASTER_PID, ""))
     run_dir = environ.get(COMPANION_RUN_DIR) if master_pid else None
-    state = (_number(environ.get(COMPANION_STATE, "")) or None) if master_pid else None
+    state, board = (
+        (_number(environ.get(name, "")) or None) if master_pid else None
+        for name in (COMPANION_STATE, SCOREBOARD)
+    )
     count = listen_fd_count(environ, pid)
     if count:
         fds = tuple(range(SD_LISTEN_FDS_START, SD_LISTEN_FDS_START + count))
-        return Inherited(master_pid, fds, True, run_dir, state)
+        return Inherited(master_pid, fds, True, run_dir, state, board)
     if not master_pid:
         return Inherited()
     names = [name for name in environ.get(MASTER_FDS, "").split(",") if name.strip()]
     try:
-        return Inherited(master_pid, tuple(int(name) for name in names), False, run_dir, state)
+        fds = tuple(int(name) for name in names)
+        return Inherited(master_pid, fds, False, run_dir, state, board)
     except ValueError:
         raise ValueError(f"{MASTER_FDS}={environ[MASTER_FDS]!r} is not a list of descriptors") from None
 
@@ -70,7 +78,7 @@ def listen_fd_count(environ: Mapping[str, str], pid: int) -> int:
 
 def forget(environ: MutableMapping[str, str]) -> None:
     """Remove what `inherited` has read: it is not for the children of this process."""
-    for name in (MASTER_PID, MASTER_FDS, COMPANION_RUN_DIR, COMPANION_STATE, *LISTEN_VARIABLES):
+    for name in (MASTER_PID, MASTER_FDS, COMPANION_RUN_DIR, COMPANION_STATE, SCOREBOARD, *LISTEN_VARIABLES):
         environ.pop(name, None)
 
 
@@ -89,6 +97,8 @@ def reexec_environment(environ: Mapping[str, str], given: Inherited, pid: int) -
         result[COMPANION_RUN_DIR] = given.companion_run_dir
     if given.companion_state_fd is not None:
         result[COMPANION_STATE] = str(given.companion_state_fd)
+    if given.scoreboard_fd is not None:
+        result[SCOREBOARD] = str(given.scoreboard_fd)
     if given.systemd:
         result[LISTEN_PID] = str(pid)
         result[LISTEN_FDS] = str(len(given.fds))

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+from gunicorn.unix.process import exit_code, term_signal
 
 # A worker that ends within so many seconds of its fork without being asked is a failed start.
 YOUNG = 1.0
@@ -17,6 +20,10 @@ FORGIVEN_AFTER = 10.0
 ABORT_GRACE = 1.0
 # How long new workers may take to boot until the new configuration is final.
 TRIAL = 10.0
+# Signals by which a process ends itself, or that its own fault brings on.
+FAULTS = frozenset(
+    getattr(signal, f"SIG{name}") for name in ("ABRT", "BUS", "FPE", "ILL", "SEGV", "SYS", "TRAP")
+)
 # How many workers start before the loop handles signals again.
 SPAWN_BATCH = 4
 
@@ -48,6 +55,8 @@ class WorkerRecord:
         self.retiring = retiring
         # The worker has announced that it takes no more work and only finishes what it has.
         self.leaving = leaving
+        # Somebody has asked for its end by command.
+        self.commanded = False
         # The deadline for its SIGKILL; then the moment when it got that.
         self.kill_at: float | None = None
         self.killed_at: float | None = None
@@ -146,6 +155,27 @@ def halt_reason(
     if code == load_error:
         return "the application failed to load", load_error
     return None
+
+
+def end_cause(record: WorkerRecord, status: int, timed_out: bool, own: str | None) -> str:
+    """Return why a worker ended with the wait *status*: one of `gunicorn.scoreboard.ENDS`.
+
+    *timed_out*: the master has missed its heartbeat. *own*: the cause that the worker has given for ending by
+    itself.
+    """
+    if record.commanded:
+        return "command"
+    if record.retiring:
+        return "reload" if record.outdated else "command"
+    if timed_out:
+        return "timeout"
+    if own is not None:
+        return own
+    if not record.booted:
+        return "boot"
+    if (sig := term_signal(status)) is not None:
+        return "crash" if sig in FAULTS else "killed"
+    return "crash" if exit_code(status) else "exit"
 
 
 def serves(record: WorkerRecord) -> bool:

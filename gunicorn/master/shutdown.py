@@ -105,7 +105,8 @@ class Shutdown(Reloading):
         limit = now + self.cfg.graceful_timeout
         for pid in list(self.WORKERS):
             record = self._record(pid)
-            told, record.retiring = record.retiring, True
+            told = record.retiring
+            self._mark_retiring(record)
             record.kill_at = limit if record.kill_at is None else min(limit, record.kill_at)
             if not graceful:
                 self.kill_worker(pid, signal.SIGQUIT)

@@ -34,6 +34,8 @@ class Succession(Master):
             return
         master_pid = os.getpid()
         try:
+            if self.scoreboard is not None:
+                self.scoreboard.absorb_old()
             with self._state_for_successor() as companion_state_fd:
                 with blocked_signals():
                     self.reexec_pid = os.fork()
@@ -57,10 +59,12 @@ class Succession(Master):
                 self.systemd,
                 self.companions.places.told_successor() if self.companions is not None else None,
                 companion_state_fd,
+                self.scoreboard.fd if self.scoreboard is not None else None,
             )
             environ = handoff.reexec_environment(self.START_CTX["env"], given, os.getpid())
-            if companion_state_fd is not None:
-                os.set_inheritable(companion_state_fd, True)
+            for fd in (given.companion_state_fd, given.scoreboard_fd):
+                if fd is not None:
+                    os.set_inheritable(fd, True)
             os.chdir(self.START_CTX["cwd"])
             os.execvpe(self.START_CTX[0], self.START_CTX["args"], environ)
         except BaseException:

@@ -56,6 +56,18 @@ class Workforce(Master):
 
         def worker_did_not_boot(self, why: str) -> bool: ...
 
+    def _mark_retiring(self, record: pool.WorkerRecord) -> None:
+        record.retiring = True
+        slot = getattr(self.WORKERS[record.pid], "slot", None)
+        if slot is not None:
+            slot.retire()
+
+    def _take_slot_back(self, worker: Any, cause: str | None = None) -> None:
+        """Take back the slot of *worker*, which is gone for a *cause* of `pool.end_cause`, or never ran."""
+        slot = getattr(worker, "slot", None)
+        if slot is not None and self.scoreboard is not None:
+            self.scoreboard.take_back(slot, cause)
+
     def _record(self, pid: int) -> pool.WorkerRecord:
         """The record of one of ``WORKERS``."""
         record = self._records.get(pid)
@@ -88,6 +100,10 @@ class Workforce(Master):
         if not record.booted:
             record.booted = self._last_beat(record.pid) not in (None, record.first_beat)
             self._served = self._served or record.booted
+            slot = getattr(self.WORKERS[record.pid], "slot", None)
+            if record.booted and slot is not None:
+                # For classes that do not do so themselves.
+                slot.set("booted", 1)
 
     def _last_beat(self, pid: int) -> float | None:
         try:
@@ -144,6 +160,8 @@ class Workforce(Master):
         )
         self._log_end(pid, status, asked=record.retiring)
         worker.tmp.close()
+        cause = getattr(getattr(worker, "slot", None), "cause", None)
+        self._take_slot_back(worker, pool.end_cause(record, status, worker.aborted is True, cause))
         self._hook("child_exit", self, worker)
         code = exit_code(status)
         if silent and code is not None and not record.booted:
@@ -177,7 +195,7 @@ class Workforce(Master):
     def _retire(self, pid: int, now: float) -> None:
         """Retire a worker: signal it once, and kill it at the deadline."""
         record = self._record(pid)
-        record.retiring = True
+        self._mark_retiring(record)
         deadline = now + self.cfg.graceful_timeout
         record.kill_at = deadline if record.kill_at is None else min(deadline, record.kill_at)
         self.kill_worker(pid, signal.SIGTERM)
@@ -215,18 +233,23 @@ class Workforce(Master):
             if not self._served:
                 raise
             return self._refuse_start(exc)
+        if self.scoreboard is not None:
+            worker.slot = self.scoreboard.take(self.worker_age)
         self._hook("pre_fork", self, worker)
         with blocked_signals():
             try:
                 pid = os.fork()
             except OSError as exc:
                 worker.tmp.close()
+                self._take_slot_back(worker)
                 return self._refuse_start(exc)
             if pid == 0:
                 self._leave_master(worker)
         if pid == 0:
             self._run_worker(worker)
         worker.pid = pid
+        if getattr(worker, "slot", None) is not None:
+            worker.slot.set("pid", pid)
         self.WORKERS[pid] = worker
         self._records[pid] = pool.WorkerRecord(pid, worker.age, time.monotonic(), first_beat=first_beat)
         return pid
@@ -250,6 +273,8 @@ class Workforce(Master):
             reset_to_default(self.inbox.signals, handlers)
             self.inbox.close()
             sock.close_sockets(self.old_listeners, False)
+            if self.scoreboard is not None:
+                self.scoreboard.close_descriptor()
             for sibling in self.WORKERS.values():
                 sibling.tmp.close()
         except Exception:
@@ -307,10 +332,12 @@ class Workforce(Master):
         try:
             os.kill(pid, sig)
         except ProcessLookupError:
+            record = self._record(pid) if pid in self.WORKERS else None
             worker = self.WORKERS.pop(pid, None)
             self._records.pop(pid, None)
-            if worker is not None:
+            if worker is not None and record is not None:
                 worker.tmp.close()
+                self._take_slot_back(worker, pool.end_cause(record, 0, worker.aborted is True, None))
                 self._hook("child_exit", self, worker)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.errors import AppImportError
 from gunicorn.glogging import reopen_logs
@@ -23,6 +23,9 @@ from gunicorn.unix.process import set_owner_process
 from gunicorn.unix.signals import reset_to_default
 from gunicorn.workers.cycle import Cycle, Stopped
 from gunicorn.workers.workertmp import WorkerTmp
+
+if TYPE_CHECKING:
+    from gunicorn.scoreboard import Slot
 
 # How soon a worker notices that the master is gone, and how often it sends a heartbeat at least.
 TICK = 1.0
@@ -64,6 +67,8 @@ class Worker:
         self._running = False
         self._loading = False
         self.aborted = False
+        # Where the master has companions, and places left for what its workers do.
+        self.slot: Slot | None = None
         self._told_to_end = -math.inf
         # When the master stops waiting, once it has told this worker to end.
         self._graceful_deadline = math.inf
@@ -91,6 +96,9 @@ class Worker:
         """
         self.booted = self._running
         self.tmp.notify()
+        if self.slot is not None:
+            self.slot.set("booted", self.booted)
+            self.slot.set("connections", len(getattr(self, "conns", ())))
 
     def run(self) -> None:
         """Serve until ``alive`` is false."""
@@ -168,6 +176,8 @@ class Worker:
         self.reloader.stop()
         self.log.info("Worker %s reloads: %s has changed", self.pid, path)
         self.cfg.worker_int(self)
+        if self.slot is not None:
+            self.slot.retire("reload")
         # By the signal, because the loops of some classes watch nothing else.
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -215,6 +225,8 @@ class Worker:
             # The loops of foreign worker classes may call this for both signals.
             self.handle_quit(sig, frame)
         self.alive = False
+        if self.slot is not None:
+            self.slot.retire()
         self._graceful_deadline = self.graceful_deadline()
         if not self._running and not self._ends_at_once():
             # It serves no request yet, and an application may take long to load.
@@ -283,11 +295,13 @@ class Worker:
         """Called once `max_requests` have been served: finish and make room for a fresh worker."""
         if self.alive:
             self.log.info("Worker %s has served %s requests and retires", self.pid, self.nr)
-            self.leave()
+            self.leave("max_requests")
 
-    def leave(self) -> None:
-        """Finish and exit; let the master know, which starts a successor at once."""
+    def leave(self, cause: str | None = None) -> None:
+        """Finish and exit; let the master know, which starts a successor at once, and why."""
         self.alive = False
+        if self.slot is not None:
+            self.slot.retire(cause)
         self.tmp.leave()
         self.wake()
 

@@ -24,6 +24,8 @@ from gunicorn.settings.hooks import own_hook
 
 if TYPE_CHECKING:
     import ssl
+
+    from gunicorn.scoreboard import Slot
 else:
     from gunicorn.unix import maybessl as ssl
 
@@ -55,6 +57,7 @@ class Cycle:
         self.worker = worker
         self.cfg = cfg
         self.log = worker.log
+        self.slot: Slot | None = getattr(worker, "slot", None)
         self.policy = policy_for(cfg)
         self.pre_request = own_hook(cfg, "pre_request")
         self.post_request = own_hook(cfg, "post_request")
@@ -73,8 +76,10 @@ class Cycle:
         *keep*: the worker would take another request on the connection. Errors of the application are logged
         and answered; raised is only what ends the process or the greenlet.
         """
-        worker = self.worker
+        worker, slot = self.worker, self.slot
         started = time.monotonic() if self.wants_access else 0.0
+        if slot is not None:
+            slot.begin(req)
         resp: Any = None
         outcome: Outcome
         environ: dict[str, Any] = {}
@@ -101,6 +106,8 @@ class Cycle:
             else:
                 outcome = LINGER
         except self.passing:
+            if slot is not None:
+                slot.end(req, None, 0)
             raise
         except BaseException as error:
             # An application may raise anything, such as CancelledError or SystemExit.
@@ -114,6 +121,9 @@ class Cycle:
                     self.post_request(worker, req, environ, resp)
                 except Exception:
                     self.log.exception("The hook post_request failed")
+        if slot is not None:
+            # After the log and the hook: they may hold the worker too.
+            slot.end(req, *((resp.status_code, resp.sent) if resp is not None else (None, 0)))
         return outcome
 
     def _respond(self, environ: dict[str, Any], resp: Any) -> None:
@@ -165,7 +175,7 @@ class Cycle:
             resp.status, resp.status_code, resp.headers = f"{status} {reason}", status, []
             resp.sent = sent
         else:
-            self._log_unparsed(Unparsed(f"{status} {reason}", sent), req, addr)
+            self._account_unparsed(status, reason, sent, req, addr)
         return CLOSE if taken else LINGER
 
     def log_failure(self, error: BaseException, from_client: bool, where: str, addr: Any) -> None:
@@ -203,11 +213,13 @@ class Cycle:
             self.log.error("A request from %s failed", shown(addr), exc_info=_exc_info(error))
             status, reason, text = answer_for(None)
         sent = _send_error(sock, status, reason, text, _is_head(req))
-        self._log_unparsed(Unparsed(f"{status} {reason}", sent), req, addr)
+        self._account_unparsed(status, reason, sent, req, addr)
         return LINGER
 
-    def _log_unparsed(self, resp: Unparsed, req: Any, addr: Any) -> None:
-        """Write the line of a request without environ, if there is an access log."""
+    def _account_unparsed(self, status: int, reason: str, sent: int, req: Any, addr: Any) -> None:
+        """Count a request without environ, and write its line if there is an access log."""
+        if self.slot is not None:
+            self.slot.end(req, status, sent, refused=True)
         if not self.wants_access:
             return
         environ = {
@@ -216,7 +228,7 @@ class Cycle:
             "RAW_URI": getattr(req, "uri", "-"),
             "SERVER_PROTOCOL": "-",
         }
-        self.log.access(resp, req, environ, timedelta(0))
+        self.log.access(Unparsed(f"{status} {reason}", sent), req, environ, timedelta(0))
 
 
 class Unparsed:

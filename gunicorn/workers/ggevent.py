@@ -198,7 +198,7 @@ class GeventWorker(AsyncWorker):
             if conn.state == State.BUSY and conn.since < before and not conn.reported:
                 conn.reported = True
                 self.log_slow_request(conn.request, self._request_timeout, greenlet.gr_frame)
-                self.leave()
+                self.leave("timeout")
 
     # -- the graceful end, as retire() wants it --------------------------------------------
 

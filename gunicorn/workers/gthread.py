@@ -188,7 +188,7 @@ class ThreadWorker(Worker):
                 conn.since = math.inf
                 frame = sys._current_frames().get(conn.thread)
                 self.log_slow_request(conn.request, self._request_timeout, frame)
-                self.leave()
+                self.leave("timeout")
 
     # -- the graceful end, as retire() wants it --------------------------------------------
 

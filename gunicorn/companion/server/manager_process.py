@@ -95,6 +95,8 @@ class ManagerProcess(ArbitersPart):
         sock.close_sockets([*arbiter.LISTENERS, *arbiter.old_listeners], False)
         for worker in arbiter.WORKERS.values():
             worker.tmp.close()
+        if arbiter.scoreboard is not None:
+            arbiter.scoreboard.close_descriptor()
         # Until now the master's listeners may have had these numbers.
         descriptors.reserve(descriptors.most(cfg.companion_workers))
         if cfg.uid != os.geteuid():

@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: MIT
+"""The scoreboard: what each web worker is doing, in memory that master, workers and manager share.
+
+Each worker writes its own slot; the master gives slots out, takes them back, and keeps the totals of workers
+that are gone. Any process forked from the master reads all of it without asking anybody, so a worker that
+hangs can be read as well as any other. Every number is one aligned word, which no reader sees half written.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import heapq
+import mmap
+import os
+import struct
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from time import monotonic_ns
+from typing import Any, Final, NamedTuple
+
+from gunicorn.companion.runfile import unnamed_file
+
+#: Upper bounds of the histogram of durations, in seconds; one more bucket is for longer ones.
+BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+#: Classes of answers. The first row is for requests that the application answered on the socket itself.
+ANSWERS: Final = ("", "1xx", "2xx", "3xx", "4xx", "5xx")
+#: Why workers end.
+ENDS: Final = ("exit", "reload", "max_requests", "timeout", "killed", "crash", "boot", "command")
+#: More workers than this serve as well, without a slot.
+SLOTS: Final = 1024
+
+_FORMAT = 0x67756E69_00000001  # to be changed with the layout: a successor may be of another version
+_WORD = 8
+_BOUNDS = tuple(int(bound * 1e9) for bound in BUCKETS)
+_COLUMNS = len(BUCKETS) + 1
+# How often a reader begins again because the master is just moving numbers.
+_TRIES = 1000
+
+
+class Field(NamedTuple):
+    """A part of the layout: *size* words of 8 bytes."""
+
+    name: str
+    size: int
+    meaning: str
+
+
+#: Only ever growing. A slot has those of its worker, the header those of workers that are gone.
+COUNTERS: Final = (
+    Field("bytes", 1, "bytes of content sent"),
+    Field("spent", 1, "nanoseconds spent in requests"),
+    Field(
+        "answered",
+        len(ANSWERS) * _COLUMNS,
+        "requests, a row for each class of answers, a column for each bucket",
+    ),
+)
+SLOT: Final = (
+    Field("pid", 1, "0: the slot is free"),
+    Field("age", 1, "the worker's number, counted from the start of the master"),
+    Field("started", 1, "when it was forked (this and all moments: nanoseconds of the monotonic clock)"),
+    Field("booted", 1, "1 from its first heartbeat on"),
+    Field("retiring", 1, "1 once it has been told to end, or ends by itself"),
+    Field("cause", 1, "why it ends by itself: 1 more than the place in ENDS"),
+    Field("connections", 1, "open connections"),
+    Field("running", 1, "requests that are being served"),
+    Field("since", 1, "when the oldest of them began; 0: none"),
+    Field("request", 16, "its method and path, without query"),
+    Field("since_again", 1, "written after the text: differs from since while that is being written"),
+    *COUNTERS,
+)
+HEADER: Final = (
+    Field("format", 1, "the number of this layout"),
+    Field("slots", 1, "how many there are"),
+    Field("used", 1, "the slots from this number on have never been used"),
+    Field("turn", 1, "odd while the master moves numbers from a slot to the totals"),
+    Field("master", 1, "its pid"),
+    Field("beat", 1, "when its loop last turned"),
+    Field("wanted", 1, "how many workers there should be"),
+    Field("threads", 1, "of each worker"),
+    Field("class", 16, "the worker class"),
+    Field("absorbed", 1, "1 once the totals hold those of the old master's scoreboard"),
+    Field("ends", len(ENDS), "workers that have ended, by cause"),
+    *COUNTERS,
+)
+
+
+def places(fields: Iterable[Field]) -> tuple[dict[str, int], int]:
+    """Return the first word of each field, and the number of all words."""
+    found, size = {}, 0
+    for field in fields:
+        found[field.name] = size
+        size += field.size
+    return found, size
+
+
+_H, _HEADER_SIZE = places(HEADER)
+_S, _SLOT_SIZE = places(SLOT)
+_SIZES = {field.name: field.size for field in (*HEADER, *SLOT)}
+_COUNTER_WORDS = sum(field.size for field in COUNTERS)
+
+# One call writes these fields, from the first to the last.
+_OLDEST = struct.Struct(f"@QQ{_SIZES['request'] * _WORD}sQ")
+_OLDEST_AT = _S["running"] * _WORD
+_CONNECTIONS, _RUNNING, _SINCE = _S["connections"], _S["running"], _S["since"]
+_BYTES, _SPENT, _ANSWERED = _S["bytes"], _S["spent"], _S["answered"]
+
+
+class Slot:
+    """The part of one worker. Its threads may call at the same time; requests are any distinct objects."""
+
+    def __init__(self, words: memoryview, number: int) -> None:
+        self.number = number
+        self._words = words
+        self._memory = words.cast("B")
+        # The requests that are being served, the oldest first, and when each began.
+        self._running: dict[Any, int] = {}
+        # Not of `threading`: a lock of gevent's would cost more, and nothing waits within.
+        self._lock = _thread.allocate_lock()
+
+    def get(self, name: str) -> int:
+        """Return the word of a field."""
+        value: int = self._words[_S[name]]
+        return value
+
+    def set(self, name: str, value: int) -> None:
+        """Write the word of a field."""
+        self._words[_S[name]] = value
+
+    def connections(self, count: int) -> None:
+        """Note how many connections are open."""
+        self._words[_CONNECTIONS] = count
+
+    def retire(self, cause: str | None = None) -> None:
+        """Note that the worker ends; with a *cause* of ENDS, that it does so by itself."""
+        self.set("retiring", 1)
+        if cause is not None:
+            self.set("cause", ENDS.index(cause) + 1)
+
+    @property
+    def cause(self) -> str | None:
+        """Why the worker said that it ends by itself; None if it has not."""
+        number = self.get("cause")
+        return ENDS[number - 1] if 0 < number <= len(ENDS) else None
+
+    def begin(self, request: Any) -> None:
+        """Note that *request*, which has ``method`` and ``path``, is being served from now on."""
+        now = monotonic_ns()
+        with self._lock:
+            running = self._running
+            running[request] = now
+            if len(running) == 1:
+                self._show(request, now, 1)
+            else:
+                self._words[_RUNNING] = len(running)
+
+    def _show(self, request: Any, since: int, count: int) -> None:
+        text = f"{request.method} {request.path}".encode("latin-1", "replace")
+        _OLDEST.pack_into(self._memory, _OLDEST_AT, count, since, text, since)
+
+    def end(self, request: Any, status: int | None, sent: int, *, refused: bool = False) -> None:
+        """Count *request*, answered with *status* (None: by the application itself) and *sent* bytes.
+
+        One that has not begun, or has ended already, is not counted, unless it was *refused*.
+        """
+        now = monotonic_ns()
+        words = self._words
+        with self._lock:
+            running = self._running
+            since = running.pop(request, now if refused else None)
+            if since is None:
+                return
+            if not running:
+                words[_RUNNING] = words[_SINCE] = 0
+            elif since == words[_SINCE]:
+                oldest, began = next(iter(running.items()))
+                self._show(oldest, began, len(running))
+            else:
+                words[_RUNNING] = len(running)
+            took = now - since
+            row = status // 100 if status is not None and 100 <= status < 600 else 0
+            words[_ANSWERED + row * _COLUMNS + bisect_left(_BOUNDS, took)] += 1
+            words[_SPENT] += took
+            words[_BYTES] += sent
+
+    def oldest(self) -> tuple[int, bytes] | None:
+        """Return since when the oldest request runs, and its method and path."""
+        begin, end = _S["request"] * _WORD, _S["since_again"] * _WORD
+        for _ in range(_TRIES):
+            # The order counts: it is the reverse of the writer's.
+            again = self.get("since_again")
+            text = bytes(self._memory[begin:end])
+            since = self.get("since")
+            if not since:
+                return None
+            if since == again:
+                return since, text.rstrip(b"\0")
+        return None
+
+
+class Scoreboard:
+    """The shared memory; ``fd`` is for a successor, which reads on in it."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self._map = mmap.mmap(fd, size)
+        self._memory = memoryview(self._map)
+        self._words = self._memory.cast("Q")
+        self._free: list[int] = []
+        #: That of the master which this one succeeds.
+        self.old: Scoreboard | None = None
+
+    @classmethod
+    def create(cls, slots: int = SLOTS) -> Scoreboard:
+        """Make one for this process as the master. Raises OSError."""
+        fd = unnamed_file("gunicorn-scoreboard")
+        try:
+            size = (_HEADER_SIZE + slots * _SLOT_SIZE) * _WORD
+            os.truncate(fd, size)
+            board = cls(fd, size)
+        except BaseException:
+            os.close(fd)
+            raise
+        board._free = list(range(slots))
+        board._set("format", _FORMAT)
+        board._set("slots", slots)
+        board._set("master", os.getpid())
+        board._set("beat", monotonic_ns())
+        return board
+
+    @classmethod
+    def inherit(cls, fd: int) -> Scoreboard:
+        """Open that of an old master. Raises OSError, and ValueError for one of another version."""
+        size = os.fstat(fd).st_size
+        if size < _HEADER_SIZE * _WORD:
+            raise ValueError("it is too short")
+        board = cls(fd, size)
+        board.fd = -1
+        wanted = _HEADER_SIZE + board._get("slots") * _SLOT_SIZE
+        if board._get("format") != _FORMAT or wanted * _WORD > size:
+            raise ValueError("it has another layout")
+        return board
+
+    def close_descriptor(self) -> None:
+        """Close ``fd``; the memory stays."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _get(self, name: str) -> int:
+        value: int = self._words[_H[name]]
+        return value
+
+    def _set(self, name: str, value: int) -> None:
+        self._words[_H[name]] = value
+
+    def _slot(self, number: int) -> Slot:
+        first = _HEADER_SIZE + number * _SLOT_SIZE
+        return Slot(self._words[first : first + _SLOT_SIZE], number)
+
+    # -- the master ----------------------------------------------------------------------------
+
+    def beat(self, wanted: int, worker_class: str, threads: int) -> None:
+        """Note that the master's loop turns, and what workers it wants."""
+        self._set("beat", monotonic_ns())
+        self._set("wanted", wanted)
+        self._set("threads", threads)
+        first, size = _H["class"] * _WORD, _SIZES["class"] * _WORD
+        name = worker_class.encode("utf-8", "replace")[:size].ljust(size, b"\0")
+        if bytes(self._memory[first : first + size]) != name:
+            self._memory[first : first + size] = name
+
+    def take(self, age: int) -> Slot | None:
+        """Give a slot to the next worker; None if all are taken. It counts once its ``pid`` is set."""
+        if not self._free:
+            return None
+        slot = self._slot(heapq.heappop(self._free))
+        slot.set("age", age)
+        slot.set("started", monotonic_ns())
+        self._set("used", max(self._get("used"), slot.number + 1))
+        return slot
+
+    def take_back(self, slot: Slot, cause: str | None = None) -> None:
+        """Take the slot of a worker that is gone, which ended by a *cause* of ENDS, or was never forked."""
+        with self._moving():
+            self._add(slot._words[_S[COUNTERS[0].name] :])
+            if cause is not None:
+                self._words[_H["ends"] + ENDS.index(cause)] += 1
+            slot._memory[:] = bytes(len(slot._memory))
+        heapq.heappush(self._free, slot.number)
+
+    def absorb_old(self) -> None:
+        """Add the numbers of the old master, which is gone: the next successor reads only this scoreboard."""
+        if self.old is None:
+            return
+        with self._moving():
+            for words in self.old._all_counters():
+                self._add(words)
+            for place, count in enumerate(self.old._ends()):
+                self._words[_H["ends"] + place] += count
+            self._set("absorbed", 1)
+        self.old = None
+
+    @contextlib.contextmanager
+    def _moving(self) -> Iterator[None]:
+        self._set("turn", self._get("turn") + 1)
+        try:
+            yield
+        finally:
+            self._set("turn", self._get("turn") + 1)
+
+    def _add(self, counters: Any) -> None:
+        first = _H[COUNTERS[0].name]
+        for place, count in enumerate(counters, first):
+            self._words[place] += count
+
+    # -- readers -------------------------------------------------------------------------------
+
+    def _slots(self) -> list[Slot]:
+        """The slots that are taken."""
+        slots = map(self._slot, range(min(self._get("used"), self._get("slots"))))
+        return [slot for slot in slots if slot.get("pid")]
+
+    def _all_counters(self) -> list[list[int]]:
+        """The counters of workers that are gone, and of each that lives; and what the old master has."""
+        first = _H[COUNTERS[0].name]
+        found = [self._words[first : first + _COUNTER_WORDS].tolist()]
+        found += [slot._words[_S[COUNTERS[0].name] :].tolist() for slot in self._slots()]
+        if self.old is not None and not self._get("absorbed"):
+            found += self.old._steady(self.old._all_counters)
+        return found
+
+    def _ends(self) -> list[int]:
+        first = _H["ends"]
+        ends: list[int] = self._words[first : first + len(ENDS)].tolist()
+        if self.old is not None and not self._get("absorbed"):
+            ends = [a + b for a, b in zip(ends, self.old._steady(self.old._ends), strict=True)]
+        return ends
+
+    def _steady(self, read: Any) -> Any:
+        """The result of *read*, during which the master has moved no numbers."""
+        for _ in range(_TRIES):
+            turn = self._get("turn")
+            found = read()
+            if turn % 2 == 0 and self._get("turn") == turn:
+                break
+        # If there is none, the master was stopped, or has died, in the middle.
+        return found
+
+    def read(self) -> dict[str, Any]:
+        """Return everything, in values that JSON has."""
+        found: dict[str, Any] = self._steady(self._read)
+        return found
+
+    def _read(self) -> dict[str, Any]:
+        now, mono = time.time(), monotonic_ns()
+
+        def epoch(moment: int) -> float:
+            return round(now - (mono - moment) / 1e9, 3)
+
+        workers = [_describe(slot, epoch) for slot in self._slots()]
+        first = _H["class"] * _WORD
+        name = bytes(self._memory[first : first + _SIZES["class"] * _WORD]).rstrip(b"\0")
+        totals = _named([sum(column) for column in zip(*self._all_counters(), strict=True)])
+        return {
+            "class": name.decode("utf-8", "replace"),
+            "wanted": self._get("wanted"),
+            "threads": self._get("threads"),
+            "master": {
+                "pid": self._get("master"),
+                "beat_age": round(max(0.0, (mono - self._get("beat")) / 1e9), 3),
+            },
+            "now": round(now, 3),
+            "workers": workers,
+            "totals": {
+                **totals,
+                "connections": sum(worker["connections"] for worker in workers),
+                "running": sum(worker["running"] for worker in workers),
+                "ends": dict(zip(ENDS, self._ends(), strict=True)),
+            },
+            "buckets": list(BUCKETS),
+        }
+
+
+def _describe(slot: Slot, epoch: Any) -> dict[str, Any]:
+    running = slot.get("running")
+    state = "busy" if running else "idle"
+    if slot.get("retiring"):
+        state = "retiring"
+    elif not slot.get("booted"):
+        state = "booting"
+    oldest = slot.oldest()
+    shown = None
+    if oldest is not None:
+        method, _, path = _printable(oldest[1]).partition(" ")
+        shown = {"method": method, "path": path, "since": epoch(oldest[0])}
+    return {
+        "pid": slot.get("pid"),
+        "age": slot.get("age"),
+        "state": state,
+        "started": epoch(slot.get("started")),
+        "connections": slot.get("connections"),
+        "running": running,
+        **_named(slot._words[_S[COUNTERS[0].name] :].tolist()),
+        "oldest": shown,
+    }
+
+
+def _named(counters: list[int]) -> dict[str, Any]:
+    sent, spent, *answered = counters
+    rows = [answered[at : at + _COLUMNS] for at in range(0, len(answered), _COLUMNS)]
+    return {
+        "requests": sum(answered),
+        "bytes": sent,
+        "seconds": round(spent / 1e9, 6),
+        "answers": {name: sum(row) for name, row in zip(ANSWERS, rows, strict=True) if name},
+        "histogram": [sum(column) for column in zip(*rows, strict=True)],
+    }
+
+
+def _printable(text: bytes) -> str:
+    """Decode *text*, with escapes for what would steer a terminal."""
+    decoded = text.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in decoded)
