@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
 import select
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -28,18 +30,15 @@ else:
     _StreamHandler = logging.StreamHandler  # no subscript before Python 3.11
 
 
-# A pipe that can be written to has room for as many bytes, PIPE_BUF. A character may take four.
-_ALWAYS_FITS = 1024
-# Milliseconds to wait for somebody to read.
-_PATIENCE = 50
+# Seconds to wait for somebody to read: in a process that supervises others, and in all others.
+_SUPERVISORS_PATIENCE = 0.05
+_PATIENCE = 1.0
+# Raised where the system cannot write without waiting to a file of this kind.
+_NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ESPIPE}
 
 
 def never_block() -> None:
-    """Have this process leave lines out when nobody reads what it writes to standard output or error.
-
-    It supervises others, which must not wait for that. A pipe that another process fills up just then may
-    still block it.
-    """
+    """Have this process, which supervises others, wait for a reader of its log no longer than a moment."""
     LogStream.supervisor = os.getpid()
 
 
@@ -153,55 +152,104 @@ class LogFile(logging.FileHandler):
 class LogStream(_StreamHandler):
     """Standard output or standard error.
 
-    A process that supervises others (see `never_block`) does not wait for somebody to read: it leaves lines
-    out, and says so in the next one that goes out.
+    When nobody reads, it waits once, a second at most, and then leaves lines out until somebody reads again;
+    the next line that goes out says how many. Else a log reader that hangs would take the web tier with it.
     """
 
-    # The process that must not block.
+    # The process that waits only for a moment.
     supervisor: int | None = None
     _gunicorn = False
     _left_out = 0
+    # A part of the last line went out.
+    _torn = False
+    _polled: tuple[int, Any] = (-1, None)
     handleError = report_write_error
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.supervisor != os.getpid():
-            super().emit(record)
-            return
         try:
-            text = f"{self.format(record)}\n"
-            if self._left_out and self._has_room():
-                text = f"[lines left out, because nobody read them: {self._left_out}]\n{text}"
-                self._left_out = 0
-            for start in range(0, len(text), _ALWAYS_FITS):
-                if not self._has_room():
-                    self._left_out += 1
-                    return
-                self.stream.write(text[start : start + _ALWAYS_FITS])
-                self.stream.flush()
+            self._put(f"{self.format(record)}\n")
         except RecursionError:
             raise
         except Exception:
             self.handleError(record)
 
-    def _has_room(self) -> bool:
+    def write_line(self, line: bytes) -> None:
+        with self.lock:  # type: ignore[union-attr]
+            self._put(line.decode())
+
+    def _put(self, text: str) -> None:
+        # Else a client could keep its line out of an ASCII log.
+        data = text.encode(getattr(self.stream, "encoding", None) or "utf-8", "backslashreplace")
         try:
-            poll = select.poll()
-            poll.register(self.stream.fileno(), select.POLLOUT)
+            fd = self.stream.fileno()
         except (OSError, ValueError, AttributeError):
             # It is no file.
-            return True
-        # After a line was left out there is no more waiting.
-        return bool(poll.poll(0 if self._left_out else _PATIENCE))
-
-    def write_line(self, line: bytes) -> None:
-        text = line.decode()
-        with self.lock:  # type: ignore[union-attr]
-            try:
-                self.stream.write(text)
-            except UnicodeEncodeError:
-                # Else a client could keep its line out of an ASCII log.
-                self.stream.write(text.encode("ascii", "backslashreplace").decode())
+            self.stream.write(data.decode())
             self.stream.flush()
+            return
+        if self._polled[0] != fd:
+            self._polled = fd, _poll_for(fd)
+        if self._polled[1] is None:
+            self.stream.flush()
+            while data:
+                data = data[os.write(fd, data) :]
+            return
+        if not self._has_room():
+            self._left_out += 1
+            return
+        # What the application has printed comes before this line.
+        self.stream.flush()
+        if self._left_out:
+            note = f"[lines left out, because nobody read them: {self._left_out}]\n"
+            data = b"\n" * self._torn + note.encode() + data
+        # A pipe takes a line of PIPE_BUF bytes whole or not at all.
+        for start in range(0, len(data), select.PIPE_BUF):
+            if not self._write(fd, data[start : start + select.PIPE_BUF]):
+                self._torn = start > 0
+                self._left_out += 1
+                return
+        self._left_out = 0
+
+    def _has_room(self) -> bool:
+        # After a line was left out there is no more waiting.
+        patience = 0.0
+        if not self._left_out:
+            patience = _SUPERVISORS_PATIENCE if self.supervisor == os.getpid() else _PATIENCE
+        return bool(self._polled[1].poll(patience * 1000))
+
+    def _write(self, fd: int, data: bytes) -> bool:
+        """Write *data*; False if there is suddenly no room, because another process was faster."""
+        while data:
+            try:
+                written = _write_now(fd, data)
+            except BlockingIOError:
+                if not self._has_room():
+                    return False
+                continue
+            data = data[written:]
+        return True
+
+
+def _poll_for(fd: int) -> Any:
+    """Return a poll object that tells whether *fd* takes bytes; None for a file, which always does."""
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return None
+    monkey = sys.modules.get("gevent.monkey")
+    # gevent's would switch to another greenlet.
+    poll = (select.poll if monkey is None else monkey.get_original("select", "poll"))()
+    poll.register(fd, select.POLLOUT)
+    return poll
+
+
+def _write_now(fd: int, data: bytes) -> int:
+    """Write; where the system can, without waiting. O_NONBLOCK would be set for all who share the file."""
+    if hasattr(os, "RWF_NOWAIT"):
+        try:
+            return os.pwritev(fd, [data], -1, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+    return os.write(fd, data)
 
 
 def fileno(handler: logging.FileHandler) -> int:

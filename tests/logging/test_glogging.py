@@ -993,7 +993,7 @@ def test_a_stream_takes_what_its_encoding_does_not_know(encoding: str, expected:
     assert raw.getvalue().decode(encoding) == expected
 
 
-def test_a_supervisor_leaves_lines_out_rather_than_wait_for_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_left_out_and_counted_where_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     monkeypatch.setattr(LogStream, "supervisor", None)
     never_block()
