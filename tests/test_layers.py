@@ -36,6 +36,8 @@ LAYERS: list[list[str]] = [
         "gunicorn.companion.child.*",
         "gunicorn.companion.client.*",
         "gunicorn.companion.ctl",
+        "gunicorn.monitor",
+        "gunicorn.monitor.openmetrics",
     ],
     # The configuration, and what a companion is.
     [
@@ -166,7 +168,9 @@ def package_of(name: str) -> str:
     return name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
 
 
-@pytest.mark.parametrize("package", ["companion", "http", "workers", "settings", "logs", "unix", "master"])
+@pytest.mark.parametrize(
+    "package", ["companion", "http", "workers", "settings", "logs", "unix", "master", "monitor"]
+)
 def test_no_package_has_a_cycle(package: str) -> None:
     """Types count: whoever reads one of two files that know each other has to read the other."""
     inside = [name for name in MODULES if f"{name}.".startswith(f"gunicorn.{package}.")]

@@ -289,11 +289,24 @@ def _pid(parser: Parser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; none: the manager")
 
 
+def _metrics(parser: Parser) -> None:
+    parser.add_argument(
+        "--openmetrics", action="store_true", help="as OpenMetrics, with units and times of creation"
+    )
+
+
 def _history(parser: Parser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; all by default")
     parser.add_argument(
         "-n", metavar="N", dest="number", type=_count, default=100, help="only the last N (default: all, 100)"
     )
+
+
+def _show_metrics(connection: Connection, options: Any) -> int:
+    # Other commands need not load it.
+    from gunicorn.companion.client.metrics import show_metrics
+
+    return show_metrics(connection, options)
 
 
 def _nothing(parser: Parser) -> None:
@@ -365,6 +378,13 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         "killed. With --json each line is an object with its time, name, pid and stream.",
         _logs,
         client.show_logs,
+    ),
+    "metrics": (
+        "print all figures for Prometheus",
+        "In its text format, as the page /metrics of the monitor has them: for the textfile collector, or "
+        "for a look. What each means is in the line before it.",
+        _metrics,
+        _show_metrics,
     ),
     "reread": (
         "read the configuration again and apply the changes",

@@ -128,9 +128,11 @@ class Commands:
             one["memory"] = None if usage is None else usage.as_dict()
             if usage is not None:
                 usages.append(usage)
-            times = (session.cpu_seconds(pid) for pid in families.get(process.session or 0, ()))
+            times = [session.cpu_seconds(pid) for pid in families.get(process.session or 0, ())]
+            known = [seconds for seconds in times if seconds is not None]
+            one["cpu"] = round(sum(known), 2) if known else None
             output = None if self.capture is None else self.capture.counters(process.name)
-            kept.totals.measured(process.name, sum(filter(None, times)), output)
+            kept.totals.measured(process.name, one["cpu"], output)
             one["counters"] = kept.totals.of(process.name, before)
         reply["memory"] = memory_of.totals(usages, os.getpid())
         # What has been told must not be less under the next manager.
