@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from gunicorn import __version__
 from gunicorn.companion.client import commands as client
+from gunicorn.companion.client import logs, show
 from gunicorn.companion.client.commands import DONE
 from gunicorn.companion.client.connection import (
     DEFAULT_TIMEOUT,
@@ -320,7 +321,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         "show companions and their state; with the NAME of one, all about it",
         "Exit status 3: a companion that should run is not RUNNING, or keeps failing.",
         _status,
-        client.show_status,
+        show.show_status,
     ),
     "start": (
         "start companions that are stopped or waiting for a restart",
@@ -364,7 +365,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         "show the latest starts and ends of companions, and the cause of each",
         "Those of the last hundred, also from before the manager was restarted.",
         _history,
-        client.show_history,
+        show.show_history,
     ),
     "events": (
         "print each change of a state, each start and end as a line of JSON",
@@ -377,7 +378,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         "Lines of several companions have the name in front. They outlive a companion that is restarted or "
         "killed. With --json each line is an object with its time, name, pid and stream.",
         _logs,
-        client.show_logs,
+        logs.show_logs,
     ),
     "metrics": (
         "print all figures for Prometheus",

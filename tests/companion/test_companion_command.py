@@ -637,6 +637,8 @@ def test_it_loads_little():
         "client.commands",
         "client.connection",
         "client.default_paths",
+        "client.logs",
+        "client.show",
         "ctl",
     )
     assert own == ["gunicorn", "gunicorn.companion", *(f"gunicorn.companion.{part}" for part in parts)]

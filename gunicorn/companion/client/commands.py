@@ -7,24 +7,18 @@ The client waits; the manager does not.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable
 
 from gunicorn.companion.client.connection import (
-    DEFAULT_TIMEOUT,
-    NOT_RUNNING,
     OK,
     REFUSED,
-    RETRY_INTERVAL,
     Changes,
     Connection,
     Failure,
     Reply,
     complain,
-    connect,
     refusal,
 )
 
@@ -33,54 +27,10 @@ EVERY = "all"
 # For `wait`, besides the states: STOPPED because its work is done, not by a failure or a command.
 DONE = "DONE"
 
-# Of names in front of lines, as in the server's own output.
-LOG_COLORS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
-
 # The least time for an answer to `wait`, in seconds.
 SHORTEST_ANSWER_TIME = 2.0
 
-# -- status --------------------------------------------------------------------
-
-
-def show_status(connection: Connection, options: Namespace) -> int:
-    more = {"memory": True} if options.json or options.verbose else {}
-    names = [] if EVERY in options.names else list(dict.fromkeys(options.names))
-    if len(names) == 1:
-        more = {"memory": True, "details": True}
-    replies = [connection.must(cmd="status", name=name, **more) for name in names]
-    if not names:
-        replies.append(connection.must(cmd="status", **more))
-    # A copy may be named by itself and by its set.
-    found = {companion["name"]: companion for reply in replies for companion in reply["companions"]}
-    companions = list(found.values())
-    memory = replies[0].get("memory")
-    if len(replies) > 1 and memory is not None:
-        memory = {**memory, **sum_up(companions)}
-    if options.json:
-        merged = {**replies[0], "companions": companions}
-        print(json.dumps(merged if memory is None else {**merged, "memory": memory}, indent=2))
-    elif not companions:
-        print("no companions are configured")
-    elif options.verbose:
-        print_memory(companions, memory or {})
-    elif "details" in companions[0]:
-        show_page(connection, options, companions[0])
-    else:
-        print_table([companion["name"], companion["state"], describe(companion)] for companion in companions)
-    return OK if all(runs_as_it_should(companion) for companion in companions) else NOT_RUNNING
-
-
-def print_table(rows: Iterable[list[str]], right: Iterable[int] = ()) -> None:
-    """Print aligned columns like ``supervisorctl status``; those in *right* are right-aligned."""
-    rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    widths[1] = max(widths[1], 8)  # the longest state, so that all calls have the same columns
-    for row in rows:
-        cells = [
-            f"{cell:>{width}}" if column in right else f"{cell:<{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("   ".join(cells).rstrip())
+# -- states --------------------------------------------------------------------
 
 
 def describe(companion: Reply) -> str:
@@ -125,134 +75,6 @@ def never_comes_to(companion: Reply, wanted: str) -> bool:
     if wanted == DONE and companion.get("autorestart") == "always":
         return True
     return wanted in (DONE, "RUNNING") and bool(companion.get("hopeless"))
-
-
-# -- one companion ---------------------------------------------------------------
-
-# Lines of output below the facts.
-LAST_LINES = 10
-
-
-def show_page(connection: Connection, options: Namespace, companion: Reply) -> None:
-    """Print all about one companion: its line of the table, the facts, and its latest output."""
-    print_table([[companion["name"], companion["state"], describe(companion)]])
-    facts = [(word, line) for word, lines in _facts(companion) for line in lines]
-    print()
-    shown = ""
-    for word, line in facts:
-        print(f"{'' if word == shown else word:<12} {line}".rstrip())
-        shown = word
-    with connect(connection.path, options.timeout) as other:
-        reply = other.ask(cmd="logs", names=[companion["name"]], lines=LAST_LINES)
-        if reply.get("ok"):
-            print("\noutput")
-            show = _Lines(alone=True).show
-            while (output := _next_line(other)) is not None:
-                show(output)
-
-
-def _facts(companion: Reply) -> Iterable[tuple[str, list[str]]]:
-    """The facts of a companion by their word, each with its lines."""
-    details = companion["details"]
-    where = f"   in {details['cwd']}" if details["cwd"] else ""
-    yield "runs", [f"{details['runs']}{where}"]
-    if details["since"] is not None:
-        yield "since", [_moment(details["since"])]
-    yield "processes", list(_tree(details["processes"]))
-    memory = companion.get("memory")
-    if memory:
-        private, pss, saved = (show_size(memory[key]) for key in ("private", "pss", "saved"))
-        yield "memory", [f"{private} private, {pss} in proportion (PSS); copy-on-write saves {saved}"]
-    if details["descriptors"]:
-        yield "descriptors", ["{open} open, {sockets} of them sockets".format(**details["descriptors"])]
-    yield "listens on", details["addresses"]
-    yield "limits", [_limit(name, **limit) for name, limit in details["limits"].items()]
-    count = details["starts_in_the_last_hour"]
-    yield "starts", [f"{count} in the last hour"]
-    yield "ends", [f"{_moment(entry['time'])}   {entry['description']}" for entry in details["ends"]]
-
-
-def _moment(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def _tree(processes: list[Reply]) -> Iterable[str]:
-    """One line for each process, below its parent."""
-    pids = {process["pid"] for process in processes}
-
-    def below(parent: int | None, depth: int) -> Iterable[str]:
-        for process in processes:
-            top = process["ppid"] not in pids
-            if top if parent is None else process["ppid"] == parent:
-                cpu = "" if process["cpu"] is None else f"   {process['cpu']:.2f} s CPU"
-                yield f"{'  ' * depth}{process['pid']} {process['name']}{cpu}"
-                yield from below(process["pid"], depth + 1)
-
-    return below(None, 0)
-
-
-def _limit(name: str, limit: float, now: float | None) -> str:
-    """``max_memory 300.0 MiB, now 12.3 MiB (4 %)``."""
-
-    def show(value: float) -> str:
-        if name == "max_memory":
-            return show_size(int(value))
-        return f"{value:g}" if name == "start_retries" else f"{value:.1f} s"
-
-    if now is None:
-        return f"{name} {show(limit)}"
-    return f"{name} {show(limit)}, now {show(now)}" + (f" ({now / limit:.0%})" if limit else "")
-
-
-# -- memory --------------------------------------------------------------------
-
-MIB = 1024 * 1024
-
-
-def print_memory(companions: list[Reply], memory: Reply) -> None:
-    """Print the table with the memory of each, and a sentence with the sum."""
-    header = ["NAME", "STATE", "PSS", "PRIVATE", "SAVED", "DESCRIPTION"]
-    rows = [
-        [
-            companion["name"],
-            companion["state"],
-            *(show_size((companion.get("memory") or {}).get(key)) for key in ("pss", "private", "saved")),
-            describe(companion),
-        ]
-        for companion in companions
-    ]
-    print_table([header, *rows], right=(2, 3, 4))
-    print(f"\n{describe_sum(companions, memory)}")
-
-
-def sum_up(companions: list[Reply]) -> dict[str, int]:
-    """Sum up the memory of *companions*; ``separate``: their memory as separate processes."""
-    known = [companion["memory"] for companion in companions if companion.get("memory")]
-    sums = {key: sum(one[key] for one in known) for key in ("rss", "pss", "private", "saved")}
-    return {**sums, "separate": sums["pss"] + sums["saved"]}
-
-
-def describe_sum(companions: list[Reply], memory: Reply) -> str:
-    count = sum(1 for companion in companions if companion.get("memory"))
-    if not count:
-        running = any(companion["pid"] for companion in companions)
-        return "This system does not report what they share." if running else "None of them is running."
-    sums = {key: show_size(size) for key, size in sum_up(companions).items()}
-    these, they = (f"These {count} companions take", "they") if count > 1 else ("This companion takes", "it")
-    text = (
-        f"{these} {sums['pss']} together, {sums['private']} of it private. "
-        f"As separate processes {they} would take {sums['separate']}: copy-on-write saves {sums['saved']}."
-    )
-    if count == 1:
-        text = text.replace(" together", "")
-    manager = memory.get("manager")
-    if manager:
-        text += f"\nTheir manager takes {show_size(manager['pss'])}."
-    return text
-
-
-def show_size(size: int | None) -> str:
-    return "-" if size is None else f"{size / MIB:.1f} MiB"
 
 
 # -- commands for companions ------------------------------------------
@@ -480,30 +302,6 @@ def reread(connection: Connection, options: Namespace) -> int:
     return OK
 
 
-def show_history(connection: Connection, options: Namespace) -> int:
-    """Print the latest starts and ends, the last one last."""
-    replies = [connection.must(cmd="history", name=name) for name in dict.fromkeys(options.names)]
-    if not options.names:
-        replies.append(connection.must(cmd="history"))
-    found = [entry for reply in replies for entry in reply["history"]]
-    # A copy may be named by itself and by its set.
-    entries = [entry for place, entry in enumerate(found) if entry not in found[:place]]
-    entries = sorted(entries, key=lambda entry: entry["time"])[-options.number :]
-    if options.json:
-        print(json.dumps({"ok": True, "history": entries}, indent=2))
-    elif entries:
-        print_table(
-            [
-                _moment(entry["time"]),
-                entry["name"],
-                entry["event"],
-                entry["description"],
-            ]
-            for entry in entries
-        )
-    return OK
-
-
 def follow_events(connection: Connection, options: Namespace) -> int:
     """Print one line of JSON for each event, until the server ends."""
     connection.must(cmd="events")
@@ -512,90 +310,6 @@ def follow_events(connection: Connection, options: Namespace) -> int:
     while True:
         sys.stdout.write(connection.line().decode("utf-8", "replace"))
         sys.stdout.flush()
-
-
-def show_logs(connection: Connection, options: Namespace) -> int:
-    """Print kept lines; with ``--follow`` new ones until the server ends or somebody interrupts."""
-    names = [] if EVERY in options.names else options.names
-    request: Reply = {"cmd": "logs", "names": names, "lines": options.lines, "follow": options.follow}
-    if options.since is not None:
-        request["since"] = time.time() - options.since
-    if options.stream:
-        request["stream"] = options.stream
-    reply = connection.must(**request)
-    show = _show_line if options.json else _Lines(alone=len(reply["names"]) == 1).show
-    # A line may take any time to come.
-    connection.sock.settimeout(None)
-    last = 0.0
-    while True:
-        while (line := _next_line(connection)) is not None:
-            show(line)
-            last = json.loads(line).get("time", last)
-        if not options.follow:
-            return OK
-        # The process that answers was replaced, if the server has not ended.
-        request.update(resume=True, since=last + 1e-6)
-        connection = _ask_again(connection, options, request)
-
-
-def _next_line(connection: Connection) -> bytes | None:
-    """None at the end. A process that was killed may have sent a part of a line."""
-    try:
-        line = connection.file.readline()
-    except ConnectionResetError:
-        return None
-    return line if line.endswith(b"\n") else None
-
-
-def _ask_again(connection: Connection, options: Namespace, request: Reply) -> Connection:
-    """Raises Failure if nobody answers for a while."""
-    deadline = time.monotonic() + DEFAULT_TIMEOUT
-    while True:
-        again = connect(connection.path, options.timeout)
-        try:
-            again.must(**request)
-        except Failure:
-            # It may have been passed to the process that was just killed.
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(RETRY_INTERVAL)
-        else:
-            again.sock.settimeout(None)
-            return again
-
-
-class _Lines:
-    """Prints lines with the name of their companion, unless there can be only one."""
-
-    def __init__(self, alone: bool) -> None:
-        self.alone = alone
-        colors = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        self.colored = colors and os.environ.get("TERM") != "dumb"
-
-    def show(self, line: bytes) -> None:
-        found = json.loads(line)
-        if "left_out" in found:
-            complain(f"{found['left_out']} lines are left out: they came faster than they were read")
-            return
-        # Bytes that are no text were sent as surrogates.
-        text = found["line"].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        if not self.alone:
-            self._show_name(found["name"])
-        print(text, flush=True)
-
-    def _show_name(self, name: str) -> None:
-        if not self.colored:
-            sys.stdout.write(f"{name} | ")
-            return
-        color = LOG_COLORS[sum(name.encode()) % len(LOG_COLORS)]
-        # `Printable` lets no colour pass.
-        stream = getattr(sys.stdout, "stream", sys.stdout)
-        stream.write(f"\x1b[{color}m{name} |\x1b[0m ")
-
-
-def _show_line(line: bytes) -> None:
-    sys.stdout.write(line.decode("utf-8", "replace"))
-    sys.stdout.flush()
 
 
 def show_pid(connection: Connection, options: Namespace) -> int:
