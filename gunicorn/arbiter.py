@@ -138,7 +138,7 @@ class Arbiter(Shutdown, Succession):
         self.pid = os.getpid()
         self.started_at = time.monotonic()
         self.log.info("Gunicorn %s starts as process %s", __version__, self.pid)
-        self._warn_of_misspelt_settings()
+        self._warn_of_settings()
         try:
             self.given = handoff.inherited(os.environ, self.pid)
         except ValueError as exc:
@@ -250,6 +250,8 @@ class Arbiter(Shutdown, Succession):
         """Wait until a signal comes, a descriptor is ready or something is due."""
         if self.scoreboard is not None:
             self.scoreboard.beat(self.num_workers, self.cfg.worker_class_str, self.cfg.threads)
+            if self.cfg.monitor and self.timeline is not None:
+                self.timeline.tick(time.monotonic(), self.scoreboard)
         self.poller.wait(0 if self.SIG_QUEUE else self._timeout(time.monotonic()))
 
     def _timeout(self, now: float) -> float:

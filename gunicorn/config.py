@@ -15,6 +15,7 @@ from gunicorn.settings import *  # noqa: F403 - every setting and validator is i
 from gunicorn.settings import redact
 from gunicorn.settings.base import KNOWN_SETTINGS, SECTIONS, Setting, make_settings
 from gunicorn.settings.logging import LoggerClass
+from gunicorn.settings.monitor import monitor_companion
 from gunicorn.settings.validators import Address, describe, parse_address
 
 if TYPE_CHECKING:
@@ -200,6 +201,12 @@ class Config:
                 raise RuntimeError(f"raw_env: expected KEY=VALUE, not {text!r}")
             variables[key] = value
         return variables
+
+    @property
+    def companion_workers(self) -> list[dict[str, Any]]:
+        """The configured companions, and the monitor if there is to be one."""
+        found: list[dict[str, Any]] = self.settings["companion_workers"].get()
+        return [*found, monitor_companion(self)] if self.monitor else found
 
     @property
     def sendfile(self) -> bool:

@@ -26,6 +26,7 @@ from gunicorn.companion.keys import (
 )
 from gunicorn.errors import all_mistakes
 from gunicorn.settings.foreign import key_hint
+from gunicorn.settings.monitor import MONITOR_TARGET
 from gunicorn.unix.access import User
 
 
@@ -106,13 +107,19 @@ def build_companion_configs(cfg: Any, *, outputs: bool = True) -> list[Companion
         config = _build_one(index, entry, defaults, user, problems)
         name = entry.get("name") if isinstance(entry, dict) else None
         if isinstance(name, str):
-            if name in seen:
+            if name in seen and is_monitor(entry):
+                problems.append(
+                    f"companion {name!r}: name: the setting monitor adds one of that name, rename yours"
+                )
+            elif name in seen:
                 problems.append(f"companion {name!r}: name: used by entries {seen[name]} and {index}")
             seen.setdefault(name, index)
         if config is not None:
             configs.append(config)
     problems.extend(_order_problems(entries, configs))
     problems.extend(_address_problems(configs))
+    if entries and is_monitor(entries[-1]):
+        problems.extend(_monitor_problems(cfg, configs))
     if problems:
         raise ValueError(all_mistakes("invalid companion configuration", problems))
     return [copy for config in configs for copy in copies(config, config.numprocs)]
@@ -220,6 +227,24 @@ def _address_problems(configs: Sequence[CompanionConfig]) -> list[str]:
             other = taken.setdefault(address, config.name)
             if other != config.name:
                 problems.append(f"companion {config.name!r}: bind: {address} is already used by {other!r}")
+    return problems
+
+
+def is_monitor(entry: Any) -> bool:
+    """Whether *entry* of ``companion_workers`` comes from the setting ``monitor``."""
+    return isinstance(entry, dict) and entry.get("target") == MONITOR_TARGET
+
+
+def _monitor_problems(cfg: Any, configs: Iterable[CompanionConfig]) -> list[str]:
+    known = {copy.name for config in configs for copy in copies(config, config.numprocs)}
+    known |= {config.name for config in configs}
+    problems = [
+        f"monitor_ready: no companion named {did_you_mean(name, known)}"
+        for name in cfg.monitor_ready
+        if name not in known
+    ]
+    if cfg.companion_control_socket == "":
+        problems.append("monitor: it needs the control socket, and companion_control_socket is empty")
     return problems
 
 

@@ -24,6 +24,7 @@ from gunicorn.unix.signals import Interrupted, SignalInbox
 
 if TYPE_CHECKING:
     from gunicorn.companion.server.handle import ManagerHandle
+    from gunicorn.monitor.timeline import Timeline
     from gunicorn.scoreboard import Scoreboard
 
 
@@ -55,6 +56,8 @@ class Master:
         self.companions: ManagerHandle | None = None
         # What the workers are doing, for whoever asks the companion manager; None without companions.
         self.scoreboard: Scoreboard | None = None
+        # What they have done in the last hour, for the monitor.
+        self.timeline: Timeline | None = None
         # What an old master, or a service manager, has passed to this one.
         self.given = Inherited()
 
@@ -106,9 +109,13 @@ class Master:
         """Have a scoreboard from the first fork on, once companions are configured."""
         if self.scoreboard is not None or not self.cfg.companion_workers:
             return
-        from gunicorn.scoreboard import Scoreboard
+        from gunicorn.monitor.timeline import Timeline
+        from gunicorn.scoreboard import BUCKETS, Scoreboard
 
         try:
+            # A reload may add the monitor, and the manager keeps what it has inherited. Memory that nobody
+            # writes to takes no room.
+            self.timeline = Timeline(len(BUCKETS) + 1)
             self.scoreboard = Scoreboard.create()
         except OSError as exc:
             self.log.warning("What web workers do will not be shown: %s", exc.strerror)

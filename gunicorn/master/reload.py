@@ -21,6 +21,7 @@ from gunicorn.glogging import follow
 from gunicorn.master import pool
 from gunicorn.master.workforce import Workforce
 from gunicorn.pidfile import Pidfile
+from gunicorn.settings.monitor import monitor_warnings
 
 # What setup() and the steps below replace in the arbiter.
 _STATE = (
@@ -82,7 +83,7 @@ class Reloading(Workforce):
         finally:
             self.restore_signal_handlers()
         self._switch = switch
-        self._warn_of_misspelt_settings()
+        self._warn_of_settings()
         if self.cfg.preload_app and not self.cfg.reload:
             self.log.info("The preloaded application stays; SIGUSR2 or a restart brings new code")
         self._hook("on_reload", self)
@@ -138,8 +139,8 @@ class Reloading(Workforce):
         self.log.error("Reload refused, the old configuration stays: %s", why)
         return True
 
-    def _warn_of_misspelt_settings(self) -> None:
-        for warning in near_misses(self.cfg):
+    def _warn_of_settings(self) -> None:
+        for warning in [*near_misses(self.cfg), *monitor_warnings(self.cfg)]:
             self.log.warning("%s", warning)
 
 

@@ -31,6 +31,7 @@ SECTIONS = (
     SERVER_HOOKS := "Server Hooks",
     SSL := "SSL",
     COMPANION_PROCESSES := "Companion Processes",
+    MONITOR := "Monitor",
 )
 
 
@@ -76,7 +77,7 @@ class SettingMeta(type):
             attrs = described(clsname, attrs, given)
         # A plain function in a class body would bind to the instance on access. `type` stays as it is:
         # `auto_int(_, x)` relies on being bound.
-        for key in ("validator", "default"):
+        for key in ("validator", "default", "formatter"):
             if isinstance(attrs.get(key), FunctionType):
                 attrs[key] = staticmethod(attrs[key])
         cls = super().__new__(mcs, clsname, bases, attrs)

@@ -151,6 +151,10 @@ SETTINGS: dict[str, tuple[list[str], str, Any]] = {
     "companion_reload": (["--companion-reload"], "Companion Processes", "changed"),
     "request_timeout": (["--request-timeout"], "Worker Processes", 0),
     "gc_freeze": (["--no-gc-freeze"], "Companion Processes", True),
+    "monitor": (["--monitor"], "Monitor", None),
+    "monitor_token": ([], "Monitor", None),
+    "monitor_ready": (["--monitor-ready"], "Monitor", []),
+    "monitor_hosts": (["--monitor-hosts"], "Monitor", []),
 }
 
 #: Hook → the number of arguments.

@@ -24,6 +24,7 @@ from gunicorn.companion.supervise.starter import Hook, no_hook
 from gunicorn.errors import ConfigError
 from gunicorn.glogging import follow
 from gunicorn.logs.files import never_block
+from gunicorn.monitor import inherited
 from gunicorn.settings.hooks import own_hook
 from gunicorn.unix.libc import set_parent_death_signal, stay_dumpable
 from gunicorn.unix.process import leave, set_owner_process, set_process_title
@@ -116,6 +117,9 @@ class ManagerProcess(ArbitersPart):
         if directory not in sys.path:
             # As the master's handle has it in the changes of a reload.
             sys.path.insert(0, directory)
+        inherited.control_path = self.places.control_path
+        inherited.scoreboard = self.arbiter.scoreboard
+        inherited.timeline = self.arbiter.timeline
         manager = CompanionManager(
             self.configs,
             self.log,

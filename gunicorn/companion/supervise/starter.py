@@ -26,6 +26,7 @@ from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.rights import Blocked, StartRights
 from gunicorn.companion.supervise.sockets import Listeners
 from gunicorn.companion.table import Change, ProcessTable
+from gunicorn.settings.monitor import MONITOR_TARGET
 from gunicorn.unix.kernel import KERNEL, Kernel
 
 if TYPE_CHECKING:
@@ -280,8 +281,9 @@ class Starter:
         return None if pid is None else Blocked(pid)
 
     def _launch(self, process: CompanionProcess, prepared: _Prepared, close: list[int]) -> Launch:
-        hook = self.hooks.post_fork
         config = process.config
+        # The hook prepares a process for the application's code, of which the monitor runs none.
+        hook = no_hook if config.target == MONITOR_TARGET else self.hooks.post_fork
         return Launch(
             config=config,
             run=prepared.run,

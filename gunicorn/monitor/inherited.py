@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: MIT
+"""What the monitor has from the processes that it is forked from; the manager sets it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: The path of the control socket; None without one.
+control_path: str | None = None
+#: The `Scoreboard` of the master.
+scoreboard: Any = None
+#: The `Timeline` of the master.
+timeline: Any = None
