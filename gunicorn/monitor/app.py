@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
-from gunicorn.monitor import access, inherited
+from gunicorn.monitor import access, inherited, openmetrics
 from gunicorn.monitor.collect import Refused, Source, Unavailable
 from gunicorn.monitor.live import Live
 from gunicorn.monitor.stream import Stream, TooManyStreams
@@ -225,10 +225,6 @@ class Monitor:
         return Answer(200, kind, content, headers)
 
     def _metrics(self, query: Any, environ: Environ) -> Answer:
-        try:
-            openmetrics = importlib.import_module("gunicorn.monitor.openmetrics")
-        except ModuleNotFoundError:
-            raise Wrong(404, "There are no metrics yet: see /api/status.") from None
         content_type, modern = openmetrics.negotiate(environ.get("HTTP_ACCEPT", ""))
         status = self.source.status()
         text = openmetrics.render(status, status.pop("web"), openmetrics=modern)

@@ -8,6 +8,7 @@ where nobody asks, and silent clients take no thread. A connection carries one r
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import math
@@ -218,6 +219,8 @@ class _Log(logging.Logger):
 
 def run() -> None:
     """Serve the monitor: the target of its companion."""
+    # Collections leave alone what is shared with the manager.
+    gc.freeze()
     options = Options(**json.loads(os.environ.pop(MONITOR_VARIABLE)))
     listener = socket.socket(fileno=descriptors.FIRST)
     threading.stack_size(256 * 1024)

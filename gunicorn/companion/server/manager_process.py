@@ -100,6 +100,9 @@ class ManagerProcess(ArbitersPart):
             arbiter.scoreboard.close_descriptor()
         # Until now the master's listeners may have had these numbers.
         descriptors.reserve(descriptors.most(cfg.companion_workers))
+        if cfg.monitor:
+            # Here, so that the monitor shares it; and its user may not be able to read Python's library.
+            importlib.import_module("gunicorn.monitor.server")
         if cfg.uid != os.geteuid():
             _load_ahead()
         set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
