@@ -248,11 +248,15 @@ class Arbiter(Shutdown, Succession):
 
     def sleep(self) -> None:
         """Wait until a signal comes, a descriptor is ready or something is due."""
+        self.beat()
+        self.poller.wait(0 if self.SIG_QUEUE else self._timeout(time.monotonic()))
+
+    def beat(self) -> None:
+        """Note on the scoreboard that the loop turns, and how many workers are wanted."""
         if self.scoreboard is not None:
             self.scoreboard.beat(self.num_workers, self.cfg.worker_class_str, self.cfg.threads)
             if self.cfg.monitor and self.timeline is not None:
                 self.timeline.tick(time.monotonic(), self.scoreboard)
-        self.poller.wait(0 if self.SIG_QUEUE else self._timeout(time.monotonic()))
 
     def _timeout(self, now: float) -> float:
         """Seconds until the loop has something to do, whatever happens."""

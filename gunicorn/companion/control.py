@@ -3,13 +3,15 @@
 
 A dispatch function answers the requests, in order. An answer with ``"subscribe": true`` (which is not sent)
 subscribes its client to every later `broadcast`. One with ``"hand_over"`` is not sent at all: that function
-has another process answer the client. A slow, silent or dead client does not delay the others.
+has another process answer the client. Neither is one with ``"later"``: that function is given another one, to
+call with the answer when there is one. A slow, silent or dead client does not delay the others.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import glob
 import json
 import os
@@ -133,6 +135,8 @@ class Client:
         self.output = bytearray()
         self.ended = False
         self.subscribed = False
+        # Whether it waits for an answer that comes later; its other requests wait too.
+        self.waits = False
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -140,6 +144,11 @@ class Client:
     @property
     def full(self) -> bool:
         return len(self.output) >= OUTPUT_HIGH_WATER
+
+    @property
+    def stays(self) -> bool:
+        """Whether it may get something without another request."""
+        return self.subscribed or self.waits
 
 
 class ControlServer:
@@ -328,8 +337,8 @@ class ControlServer:
     def _on_client(self, client: Client, events: int) -> None:
         if events & WRITABLE and not self._send(client):
             return
-        if client.ended and client.subscribed and events & (select.POLLHUP | select.POLLERR):
-            # It was half-closed, to receive events. Now it is gone.
+        if client.ended and client.stays and events & (select.POLLHUP | select.POLLERR):
+            # It was half-closed, to receive events or an answer. Now it is gone.
             self._drop(client)
             return
         if events & (READABLE | select.POLLHUP | select.POLLERR) and not client.full and not client.ended:
@@ -354,7 +363,7 @@ class ControlServer:
         """Answer complete requests, a few at a time, as long as the client takes the answers."""
         more = True
         for _ in range(REQUESTS_AT_ONCE):
-            if client.full:
+            if client.full or client.waits:
                 break
             try:
                 line = next(client.pending)
@@ -366,12 +375,17 @@ class ControlServer:
             if hand_over is not None:
                 self._hand_over(client, hand_over)
                 return
+            later = reply.pop("later", None)
+            if later is not None:
+                client.waits = True
+                later(functools.partial(self._answer_late, client))
+                continue
             subscribes = reply.pop("subscribe", False)
             client.output += encode(reply)
             client.subscribed = client.subscribed or subscribes
         if not self._send(client):
             return
-        if client.ended and not more and not client.output and not client.subscribed:
+        if client.ended and not more and not client.output and not client.stays:
             self._drop(client)
             return
         self._watch(client, more)
@@ -387,9 +401,16 @@ class ControlServer:
                 hand_over(client.sock)
                 self._drop(client)
 
+    def _answer_late(self, client: Client, reply: dict[str, Any]) -> None:
+        client.waits = False
+        if self.clients.get(client.fileno()) is client:
+            client.output += encode(reply)
+            self._serve(client)
+
     def _watch(self, client: Client, more: bool) -> None:
         """Watch the client's socket for input or room; *more*: it has unanswered requests."""
-        wanted = 0 if client.full or client.ended or more else READABLE
+        more = more and not client.waits
+        wanted = 0 if client.full or client.ended or client.waits or more else READABLE
         # If there are more requests, its turn comes again as soon as it is writable.
         self.poller.modify(client.fileno(), wanted | (WRITABLE if client.output or more else 0))
 

@@ -40,6 +40,7 @@ from gunicorn.companion.supervise.sharedstate import Rights, SharedState
 from gunicorn.companion.supervise.sockets import Listeners
 from gunicorn.companion.supervise.starter import Hook, Hooks, Starter, no_hook
 from gunicorn.companion.supervise.steering import Outcome, Steering
+from gunicorn.companion.supervise.web import WebWorkers
 from gunicorn.companion.table import Entry, ProcessTable, Reporter
 from gunicorn.glogging import reopen_logs
 from gunicorn.unix import session, spare
@@ -50,6 +51,7 @@ from gunicorn.unix.signals import SignalInbox, signal_name, unblock_all
 
 if TYPE_CHECKING:
     from gunicorn.companion.child.watch import SourceWatch
+    from gunicorn.scoreboard import Scoreboard
 
 SIGNALS = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "CHLD", "TTIN", "TTOU", "WINCH")
 
@@ -68,8 +70,8 @@ class CompanionManager:
     *old_state*, during an upgrade, where the manager of the old master writes the same; its commands are
     followed while *beside_old_master*. *pre_fork* and *on_exit* are called in the manager, *post_fork* in the
     companion. *umask* shapes the mode of the Unix sockets in `bind`. *log_lines* and *log_format* are about
-    captured output; with 0 lines none is captured. *kernel* and *fork* are the operating
-    system.
+    captured output; with 0 lines none is captured. *scoreboard* has the web workers. *kernel* and *fork* are
+    the operating system.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class CompanionManager:
         umask: int = 0,
         log_lines: int = 0,
         log_format: str = "raw",
+        scoreboard: Scoreboard | None = None,
         kernel: Kernel = KERNEL,
         fork: Callable[[Sequence[Launch]], list[int | OSError]] = spawn,
     ) -> None:
@@ -207,6 +210,7 @@ class CompanionManager:
             changes=self.changes,
             beside_old_master=beside_old_master,
         )
+        self.web = WebWorkers(scoreboard, server=self.server, tell=None if link is None else self.tell_master)
         self.commands = Commands(
             self.table,
             log,
@@ -215,6 +219,7 @@ class CompanionManager:
             server=self.server,
             belonging=self.sessions.belonging,
             after_command=self._after_command,
+            web=self.web,
             capture=self.capture,
             kernel=kernel,
         )
@@ -461,6 +466,8 @@ class CompanionManager:
             self._check_socket(now)
         if "handing_over" in message:
             self.steering.handing_over = bool(message["handing_over"])
+        if "workers" in message:
+            self.web.answered(message["workers"])
         if "ping" in message:
             self.tell_master({"pong": message["ping"]})
 
@@ -523,6 +530,7 @@ class CompanionManager:
 
     def _on_master_gone(self) -> None:
         self.log.warning("The master is gone; stopping companions")
+        self.web.master_gone()
         # First free the address for a new server.
         if self.control is not None:
             self.control.close_listener()

@@ -25,6 +25,9 @@ BOOT_WAIT = 30.0
 # Errors for want of a resource that may be free again later.
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
 
+# More workers are a slip of the finger, or a matter for the configuration.
+MOST_BY_COMMAND = 1024
+
 # Signals on which a worker's handlers may raise, or that would kill it by default.
 WORKER_SIGNALS = tuple(
     getattr(signal, f"SIG{name}") for name in ("ABRT", "HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "WINCH")
@@ -55,6 +58,10 @@ class Workforce(Master):
     if TYPE_CHECKING:  # the arbiter's own
 
         def worker_did_not_boot(self, why: str) -> bool: ...
+
+        def beat(self) -> None: ...
+
+        def wakeup(self) -> None: ...
 
     def _mark_retiring(self, record: pool.WorkerRecord) -> None:
         record.retiring = True
@@ -322,6 +329,45 @@ class Workforce(Master):
             self.log.exception("Worker %s failed while exiting", worker.pid)
         sys.exit(status)
 
+    def steer_workers(self, do: str, count: int = 1, pid: int = 0) -> dict[str, Any]:
+        """Do what somebody asks for by command; return what to answer. Raises ValueError with why not.
+
+        This is called in the middle of a turn of the loop, whose next one starts and ends the workers.
+        """
+        if self.stopping:
+            raise ValueError("the server is stopping")
+        if do == "kill":
+            text = self._kill_by_command(pid)
+        elif do == "reload":
+            staying = [record for record in self._all_records() if not record.retiring]
+            for record in staying:
+                record.outdated = True
+            text = f"{_count(len(staying))} will be replaced"
+        else:
+            wanted = self.num_workers + (count if do == "add" else -count)
+            if wanted < 1:
+                raise ValueError(f"the server wants {_count(self.num_workers)}, and one has to stay")
+            if wanted > MOST_BY_COMMAND:
+                raise ValueError(f"by command there are at most {MOST_BY_COMMAND} workers")
+            self.num_workers = wanted
+            text = f"there will be {_count(wanted)}"
+        self.log.info("By command: %s", text)
+        # Who is answered may look at once.
+        self.beat()
+        self.wakeup()
+        return {"message": text, "newest": self.worker_age}
+
+    def _kill_by_command(self, pid: int) -> str:
+        """Have a worker end now, as the watchdog does. Another one takes its place at once."""
+        if pid not in self.WORKERS:
+            raise ValueError(f"process {pid} is not a worker of this server")
+        record, deadline = self._record(pid), time.monotonic() + pool.ABORT_GRACE
+        record.commanded = True
+        self._mark_retiring(record)
+        record.kill_at = deadline if record.kill_at is None else min(deadline, record.kill_at)
+        self.kill_worker(pid, signal.SIGABRT)
+        return f"worker {pid} will be killed"
+
     def kill_workers(self, sig: int) -> None:
         """Send *sig* to every worker."""
         for pid in list(self.WORKERS):
@@ -339,6 +385,10 @@ class Workforce(Master):
                 worker.tmp.close()
                 self._take_slot_back(worker, pool.end_cause(record, 0, worker.aborted is True, None))
                 self._hook("child_exit", self, worker)
+
+
+def _count(number: int) -> str:
+    return f"{number} worker" + ("s" if number != 1 else "")
 
 
 def _may_pass(exc: BaseException) -> bool:

@@ -42,6 +42,8 @@ class Bench:
         self.poller = Poller()
         self.log = Log()
         self.requests: list[dict[str, Any]] = []
+        # With these the clients are answered that asked "later".
+        self.later: list[Callable[[dict[str, Any]], Any]] = []
         self.server = self.make()
         self.clients: list[Client] = []
 
@@ -52,6 +54,8 @@ class Bench:
         self.requests.append(request)
         if request.get("cmd") == "events":
             return {"ok": True, "subscribe": True}
+        if request.get("cmd") == "later":
+            return {"later": self.later.append}
         if request.get("cmd") == "broadcast":
             self.server.broadcast({"event": request["event"]})
         return {"ok": True, "echo": request, "filling": "x" * request.get("size", 0)}
@@ -425,6 +429,41 @@ def test_without_a_free_descriptor_it_serves_from_its_reserve_then_pauses_and_go
     served.server.tick(served.server.next_attempt)
     assert waiting.reply()["ok"]
     assert served.server.next_attempt is None
+
+
+# -- answers that come later --------------------------------------------------------------
+
+
+def test_an_answer_may_come_later_and_the_next_request_waits_for_it(served):
+    client, other = served.connect(), served.connect()
+    client.send(b'{"cmd": "later"}\n{"n": 2}\n')
+    served.pump(lambda: served.later)
+    assert other.alive()
+    served.settle()
+    client.receive()
+    assert client.received == b"" and {"n": 2} not in served.requests
+    served.later.pop()({"ok": True, "late": 1})
+    assert client.reply() == {"ok": True, "late": 1}
+    assert client.reply()["echo"] == {"n": 2}
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_a_client_that_is_gone_before_its_answer(served, half):
+    client = served.connect()
+    client.send(b'{"cmd": "later"}\n')
+    if half:
+        # It has only finished asking.
+        client.sock.shutdown(socket.SHUT_WR)
+        served.pump(lambda: served.later)
+        served.settle()
+        served.later.pop()({"ok": True})
+        assert client.reply() == {"ok": True} and client.line() == b""
+    else:
+        served.pump(lambda: served.later)
+        client.sock.close()
+        served.pump(lambda: not served.server.clients)
+        served.later.pop()({"ok": True})
+    assert not served.server.clients
 
 
 # -- subscribers ------------------------------------------------------------------------

@@ -249,6 +249,8 @@ class ManagerHandle(ArbitersPart):
             # A factory's arguments may be passwords.
             "application": redact.in_text(application(self.arbiter)),
             "addresses": [str(listener) for listener in self.arbiter.LISTENERS],
+            # By these the manager finds out how many connections wait.
+            "inodes": [os.fstat(listener.fileno()).st_ino for listener in self.arbiter.LISTENERS],
         }
 
     def _look_around(self) -> Surroundings:
@@ -279,6 +281,8 @@ class ManagerHandle(ArbitersPart):
             if self.pulse.reported and message["pong"] == self.pulse.number:
                 self.log.info("The companion manager answers again")
             self.pulse.answered(message["pong"])
+        if "workers" in message:
+            self._tell("workers", self._steer_workers(**message["workers"]))
         if "rereading" in message:
             # It runs a configuration file, which may never return.
             self.suspect()
@@ -287,6 +291,13 @@ class ManagerHandle(ArbitersPart):
             self.log.critical(
                 "The companion %s has given up, and on_give_up says that the server stops", self.given_up
             )
+
+    def _steer_workers(self, ticket: int, **wanted: Any) -> dict[str, Any]:
+        """Do what a client of the manager wants of the web workers; return the answer to its *ticket*."""
+        try:
+            return {"ticket": ticket, "ok": True, **self.arbiter.steer_workers(**wanted)}
+        except ValueError as exc:
+            return {"ticket": ticket, "ok": False, "error": str(exc)}
 
     def _take_over(self, applied: dict[str, str]) -> None:
         """Take the configuration that the manager has *applied* for the next one, too.

@@ -20,6 +20,7 @@ from gunicorn.companion.supervise.changes import Changes
 from gunicorn.companion.supervise.details import details
 from gunicorn.companion.supervise.memory import Belonging
 from gunicorn.companion.supervise.steering import Steering
+from gunicorn.companion.supervise.web import WebWorkers
 from gunicorn.companion.table import ProcessTable, in_order
 from gunicorn.unix import session
 from gunicorn.unix.kernel import KERNEL, Kernel
@@ -46,6 +47,7 @@ class Commands:
     server: Mapping[str, Any]
     belonging: Belonging
     after_command: Callable[[], None]
+    web: WebWorkers
     capture: Capture | None = None
     kernel: Kernel = KERNEL
 
@@ -104,7 +106,7 @@ class Commands:
         return reply
 
     def _server(self, now: float) -> dict[str, Any]:
-        server = {key: value for key, value in self.server.items() if key != "started"}
+        server = {key: value for key, value in self.server.items() if key not in ("started", "inodes")}
         server["uptime"] = round(now - self.server["started"], 3) if "started" in self.server else None
         server["manager_pid"] = os.getpid()
         return server
@@ -177,6 +179,14 @@ class Commands:
             "resume": bool(request.get("resume")),
         }
         return {"hand_over": functools.partial(self.capture.answer, wanted)}
+
+    def _web(self, request: Request) -> Reply:
+        """The web workers; or have the master change them."""
+        if request.get("do") is None:
+            return self.web.read(memory=bool(request.get("memory")))
+        if self.steering.stopping:
+            return error(self.steering.why_nothing_starts)
+        return self.web.change(request)
 
     def _version(self, request: Request) -> Reply:
         return {"ok": True, "version": __version__}
@@ -280,6 +290,7 @@ COMMANDS: dict[str, Callable[[Commands, Request], Reply]] = {
     "events": Commands._events,
     "history": Commands._history,
     "logs": Commands._logs,
+    "web": Commands._web,
     "pid": Commands._pid,
     "version": Commands._version,
 }

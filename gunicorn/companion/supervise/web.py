@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""The web workers, for the control socket: read from the scoreboard, and changed by the master on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.companion.control import error
+from gunicorn.companion.supervise import memory as memory_of
+from gunicorn.unix import session, sockdiag
+
+if TYPE_CHECKING:
+    from gunicorn.scoreboard import Scoreboard
+
+ACTIONS = ("add", "remove", "reload", "kill")
+
+Reply = dict[str, Any]
+Answer = Callable[[Reply], object]
+
+
+@dataclass(eq=False, repr=False)
+class WebWorkers:
+    """Answers ``web``. *server*: addresses and inodes of the listeners. *tell* sends a message to the master.
+
+    *tell* is None if this manager has no master that listens.
+    """
+
+    scoreboard: Scoreboard | None
+    _: KW_ONLY
+    server: Mapping[str, Any]
+    tell: Callable[[Reply], object] | None
+    # The clients that wait for the master, by the number of their question.
+    _waiting: dict[int, Answer] = field(default_factory=dict, init=False)
+    _ticket: int = field(default=0, init=False)
+
+    # -- asking ------------------------------------------------------------
+
+    def read(self, *, memory: bool) -> Reply:
+        """Return what the scoreboard, the listeners and, with *memory*, the processes tell."""
+        if self.scoreboard is None:
+            return error("what web workers do is not known: the server had no memory for its scoreboard")
+        found = self.scoreboard.read()
+        for worker in found["workers"]:
+            worker["cpu"] = session.cpu_seconds(worker["pid"])
+            usage = memory_of.of_process(worker["pid"]) if memory else None
+            worker["memory"] = usage and {"private": usage.private, "pss": usage.pss}
+        return {"ok": True, "web": {**found, "listeners": self._listeners()}}
+
+    def _listeners(self) -> list[Reply]:
+        inodes = self.server.get("inodes", ())
+        queues = sockdiag.backlogs(inodes)
+        return [
+            {"address": address, "waiting": waiting, "backlog": backlog}
+            for address, inode in zip(self.server.get("addresses", ()), inodes, strict=False)
+            for waiting, backlog in [queues.get(inode, (None, None))]
+        ]
+
+    # -- changing ----------------------------------------------------------
+
+    def change(self, request: Mapping[str, Any]) -> Reply:
+        """Ask the master for a change. Raises ValueError for a request that makes no sense."""
+        do = request["do"]
+        if do not in ACTIONS:
+            raise ValueError(f"'do': {do!r} is none of {', '.join(ACTIONS)}")
+        wanted: Reply = {"do": do}
+        if do in ("add", "remove"):
+            wanted["count"] = _positive("count", request.get("count", 1))
+        elif do == "kill":
+            wanted["pid"] = _positive("pid", request.get("pid"))
+        if self.tell is None:
+            return error("this server does not take commands for its web workers")
+        return {"later": lambda answer: self._ask(wanted, answer)}
+
+    def _ask(self, wanted: Reply, answer: Answer) -> None:
+        self._ticket += 1
+        self._waiting[self._ticket] = answer
+        assert self.tell is not None
+        self.tell({"workers": {**wanted, "ticket": self._ticket}})
+
+    def answered(self, message: Reply) -> None:
+        """Pass the master's answer on."""
+        answer = self._waiting.pop(message.pop("ticket"), None)
+        if answer is not None:
+            answer(message)
+
+    def master_gone(self) -> None:
+        """Nobody will answer any more."""
+        self.tell = None
+        while self._waiting:
+            self._waiting.popitem()[1](error("the master is gone"))
+
+
+def _positive(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise ValueError(f"{name!r}: {value!r} is not a number of 1 or more")
+    return value
