@@ -62,10 +62,9 @@ def index():
 
 def scheduler():
     from gunicorn.companion import notify
-    notify.ready()
+    notify(ready=True)
     for number in itertools.count():
-        notify.status(f"{number} jobs queued")
-        notify.watchdog()
+        notify(watchdog=True, status=f"{number} jobs queued")
         time.sleep(5)
 
 def migrate():

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import mimetypes
 import os
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
-from gunicorn.monitor import access, inherited, openmetrics
+from gunicorn.monitor import access, html, inherited, openmetrics
 from gunicorn.monitor.collect import Refused, Source, Unavailable
 from gunicorn.monitor.live import Live
 from gunicorn.monitor.stream import Stream, TooManyStreams
@@ -190,25 +189,24 @@ class Monitor:
     # -- reading ---------------------------------------------------------------------------
 
     def _index(self, query: Any, environ: Environ) -> Answer:
-        return self._page(lambda html: html.render_index(self.source.status()))
+        try:
+            return _page(html.render_index(self.source.status()))
+        except (Unavailable, Refused) as error:
+            return _page(html.render_error(str(error)), 503)
 
     def _companion_page(self, name: str, environ: Environ) -> Answer:
-        companion = self._companion_named(name)
-        lines = self._lines(name)
-        return self._page(lambda html: html.render_companion(companion, lines))
+        try:
+            return _page(html.render_companion(self._companion_named(name), self._lines(name)))
+        except Wrong as wrong:
+            return _page(html.render_error(str(wrong)), wrong.status)
+        except (Unavailable, Refused) as error:
+            return _page(html.render_error(str(error), name), 503)
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         try:
             return self.source.logs(name, DEFAULT_LINES)
         except Refused:
             return []  # its output is not captured
-
-    def _page(self, render: Callable[[Any], str]) -> Answer:
-        try:
-            html = importlib.import_module("gunicorn.monitor.html")
-        except ModuleNotFoundError:
-            raise Wrong(404, "There is no page yet: see /api/status.") from None
-        return Answer(200, HTML, render(html).encode("utf-8", "replace"))
 
     def _static(self, name: str, environ: Environ) -> Answer:
         if name not in os.listdir(STATIC):
@@ -282,6 +280,10 @@ class Monitor:
 def _check_method(method: str, *allowed: str) -> None:
     if method not in allowed:
         raise Wrong(405, f"Use {' or '.join(allowed)}.", ("Allow", ", ".join(allowed)))
+
+
+def _page(text: str, status: int = 200) -> Answer:
+    return Answer(status, HTML, text.encode("utf-8", "replace"))
 
 
 def _streamed(source: Any) -> Answer:

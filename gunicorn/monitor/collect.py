@@ -14,6 +14,7 @@ from typing import Any
 from gunicorn.companion.client.connection import Connection, Failure, connect, refusal
 from gunicorn.companion.control import LineReader
 from gunicorn.monitor import inherited, timeline
+from gunicorn.monitor.problems import problems
 from gunicorn.monitor.stream import STILL_HERE, event
 
 Reply = dict[str, Any]
@@ -114,6 +115,7 @@ class Source:
         status, web = self._ask_all([{"cmd": "status", "memory": memory}, {"cmd": "web", "memory": memory}])
         found = {name: status.get(name) for name in ("server", "companions", "memory")}
         found["web"] = web.get("web")
+        found["problems"] = problems(found)
         if memory:
             total = status["memory"]
             self.memory.append((time.time(), total["private"], total["saved"]))

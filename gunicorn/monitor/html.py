@@ -10,9 +10,8 @@ from typing import Any
 from urllib.parse import quote
 
 from gunicorn.companion.status import format_age, format_uptime
-from gunicorn.monitor.problems import problems
 
-_MISSING = "–"
+_MISSING = "-"
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -80,7 +79,7 @@ def render_companion(companion: Mapping[str, Any], lines: Iterable[Mapping[str, 
     rows = "".join(f"<dt>{_text(label)}</dt><dd>{_text(value)}</dd>" for label, value in facts if value)
     ends = [
         [_moment(end["time"]), end["pid"], format_uptime(end["uptime"] or 0), end["cause"], end["reason"]]
-        for end in reversed(details.get("ends") or ())
+        for end in details.get("ends") or ()
     ]
     output = "\n".join(_text(line["line"]) for line in lines)
     content = Markup(
@@ -91,10 +90,10 @@ def render_companion(companion: Mapping[str, Any], lines: Iterable[Mapping[str, 
     return _page(f"{name} · companion", "All processes", "", content, companion=name)
 
 
-def render_error(text: str) -> str:
-    """Return a page that says why there is none."""
+def render_error(text: str, companion: str | None = None) -> str:
+    """Return a page that says why there is none; the script tries again."""
     content = Markup(f'<section class="verdict bad"><h1>No answer</h1><p>{_text(text)}</p></section>')
-    return _page("gunicorn", "gunicorn", "", content)
+    return _page("gunicorn", "All processes", "", content, companion)
 
 
 def _page(title: str, brand: str, facts: str, content: Markup, companion: str | None = None) -> str:
@@ -111,13 +110,11 @@ def _page(title: str, brand: str, facts: str, content: Markup, companion: str | 
 
 
 def _verdict(status: Mapping[str, Any]) -> Markup:
-    found = status.get("problems")
-    if found is None:
-        found = problems(status)
+    found = status["problems"]
     if not found:
         return Markup('<section class="verdict good"><h1>All is well</h1></section>')
     items = "".join(
-        f'<li class="{_text(problem["level"])}"><b>{_text(problem["about"])}</b> {_text(problem["text"])}</li>'
+        f'<li class="{problem["level"]}"><b>{_text(problem["about"])}</b> {_text(problem["text"])}</li>'
         for problem in found
     )
     title = f"{len(found)} problem{'s' if len(found) != 1 else ''}"
@@ -184,11 +181,17 @@ def _workers(web: Mapping[str, Any]) -> Markup:
     ]  # fmt: skip
     listeners = "; ".join(
         listener["address"]
-        + (f": {listener['waiting']} of {listener['backlog']} wait" if listener["waiting"] is not None else "")
+        + (
+            f": {listener['waiting']} of {listener['backlog']} wait"
+            if listener["waiting"] is not None
+            else ""
+        )
         for listener in web.get("listeners") or ()
     )
     about = f"{web['class']}, {web['wanted']} wanted. {listeners}"
-    return Markup(_table("Web workers", heads, rows, "There are none.") + f"<p class=about>{_text(about)}</p>")
+    return Markup(
+        _table("Web workers", heads, rows, "There are none.") + f"<p class=about>{_text(about)}</p>"
+    )
 
 
 def _memory(memory: Mapping[str, Any] | None) -> Markup:

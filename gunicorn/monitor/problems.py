@@ -18,7 +18,7 @@ Problem = dict[str, str]
 
 
 def problems(status: Mapping[str, Any]) -> list[Problem]:
-    """Return what is wrong, as ``{"level": "bad" or "warn", "about": NAME, "text": SENTENCE}``, the worst first.
+    """Return what is wrong, the worst first: ``{"level": "bad" or "warn", "about": NAME, "text": SENTENCE}``.
 
     *status* is the value of ``/api/status``.
     """

@@ -4,23 +4,24 @@
 import { h, svg } from "./dom.js";
 import { MISSING, clock } from "./format.js";
 
-const HEIGHT = 116;
-const EDGE = { top: 6, right: 2, bottom: 16, left: 44 };
+const HEIGHT = 112;
+const EDGE = { top: 6, right: 2, bottom: 16, left: 50 };
 const HOUR = 3600;
 const SHORTEST = 300;
 
 /**
  * Make a figure. `series`: [{name, of: sample => number or null}], the first gives the figure in large type;
- * `show`: how a value is written; `bars`: draw sums of some minutes; `aside`: more words beside the figure.
+ * `show`: how a value is written; `bars`: draw sums of some minutes; `bytes`: values are bytes; `aside`: more words beside the figure.
  */
-export function chart({ title, series, show, samples, interval, width, bars, aside, headline, at }) {
+export function chart({ title, series, show, samples, interval, width, bars, bytes, aside, headline, at }) {
   const end = samples.length ? samples[samples.length - 1].time : Date.now() / 1000;
   const begin = end - Math.min(HOUR, Math.max(SHORTEST, end - (samples[0]?.time ?? end)));
   const shown = samples.filter((sample) => sample.time >= begin);
   const lines = series.map((one) => ({ ...one, points: shown.map((sample) => [sample.time, one.of(sample)]) }));
   if (bars) lines.forEach((line) => { line.points = summed(line.points, begin, end); });
   const values = lines.flatMap((line) => line.points.map(([, value]) => value)).filter((value) => value !== null);
-  const top = ceiling(Math.max(0, ...values), bars);
+  const highest = Math.max(0, ...values);
+  const top = bytes ? 2 ** Math.ceil(Math.log2(Math.max(2, highest))) : ceiling(highest, bars);
   const inner = { width: width - EDGE.left - EDGE.right, height: HEIGHT - EDGE.top - EDGE.bottom };
   const x = (time) => round(EDGE.left + ((time - begin) / (end - begin)) * inner.width);
   const y = (value) => round(EDGE.top + inner.height * (1 - value / top));

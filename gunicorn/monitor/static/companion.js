@@ -37,7 +37,7 @@ export function details(name, status, { details: own, rates }) {
     more.ends?.length ? table("Latest ends", [
       ["When", (end) => clock(end.time)], ["Cause", (end) => h("b", { class: `cause ${end.cause}` }, end.cause)],
       ["How", (end) => end.reason, "text"], ["After", (end) => uptime(end.uptime), "n"], ["Pid", (end) => end.pid, "n p2"],
-    ], [...more.ends].reverse(), (end) => `${end.time}`) : h("p", { class: "about" }, "None yet."),
+    ], more.ends, (end) => `${end.time}`) : h("p", { class: "about" }, "None yet."),
   ];
 }
 

@@ -33,7 +33,7 @@ export function problems(status, name) {
 // -- charts -----------------------------------------------------------------------------------
 
 export function charts({ samples, interval, at }, width) {
-  const columns = width >= 1100 ? 5 : width >= 700 ? 3 : width >= 480 ? 2 : 1;
+  const columns = width >= 1100 ? 5 : width >= 700 ? 3 : 2;
   const common = { samples, interval, width: Math.floor((width - (columns - 1) * 12) / columns) - 24 };
   const latest = samples[samples.length - 1] ?? {};
   const restarts = samples.reduce((sum, sample) => sum + (sample.restarts ?? 0), 0);
@@ -44,7 +44,7 @@ export function charts({ samples, interval, at }, width) {
       series: ["p50", "p95", "p99"].map((name) => ({ name, of: (sample) => sample[name] })),
       aside: latest.p95 == null ? "no requests" : `p95 · p50 ${duration(latest.p50)} · p99 ${duration(latest.p99)}` },
     { title: "Errors (5xx)", show: (value) => `${number(value)}/s`, series: [{ name: "errors", of: (sample) => sample.errors }] },
-    { title: "Private memory", show: size, series: [{ name: "memory", of: (sample) => sample.memory ?? null }],
+    { title: "Private memory", show: size, bytes: true, series: [{ name: "memory", of: (sample) => sample.memory ?? null }],
       aside: latest.saved == null ? "" : `sharing saves ${size(latest.saved)}` },
     { title: "Restarts", show: count, bars: true, headline: count(restarts), aside: "last hour",
       series: [{ name: "restarts", of: (sample) => sample.restarts ?? 0 }] },
