@@ -303,4 +303,4 @@ def test_the_manual_has_the_table_and_good_alerts(tmp_path: Path) -> None:
         [program("promtool"), "check", "rules", str(rules)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert {name for name in re.findall(r"gunicorn_\w+", yaml)} <= {metric.name for metric in METRICS}
+    assert set(re.findall(r"gunicorn_\w+", yaml)) <= {metric.name for metric in METRICS}
