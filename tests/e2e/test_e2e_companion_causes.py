@@ -105,6 +105,12 @@ def is_logged(server: Server, *parts: str) -> bool:
     return any(all(part in line for part in parts) for line in server.log().splitlines())
 
 
+def counted(scrape: str, what: str, name: str, cause: str) -> int:
+    """The count of a cause in the text for Prometheus; 0 where it is not there."""
+    start = f'gunicorn_companion_{what}_total{{companion="{name}",cause="{cause}"}} '
+    return sum(int(line.removeprefix(start)) for line in scrape.splitlines() if line.startswith(start))
+
+
 def test_the_cause_has_one_word_everywhere() -> None:
     daemon = Daemon()
     settings = {
@@ -159,6 +165,11 @@ def test_the_cause_has_one_word_everywhere() -> None:
         told = server.ask("history", "waits")["history"][0]
         assert (told["event"], told["cause"]) == ("waiting", "dependency")
         assert f"Companion waits is {told['reason']}, cause: dependency" in server.log()
+        shown = ctl(server, "metrics").stdout
+        for name, (cause, _) in CAUSES.items():
+            assert counted(shown, "ends", name, cause) >= 1
+        assert counted(shown, "start_failures", "gave", "gave up") >= 1
+        assert counted(shown, "start_failures", "waits", "dependency") >= 1
         found = server.companion("asked")
         assert ", 1 restart, last: command " in found["description"]
         shown = ctl(server, "history", "asked", "crash").stdout
@@ -187,6 +198,7 @@ def test_an_upgrade_and_a_stop_are_told_apart() -> None:
         assert events.wait("a", "exit")["cause"] == "upgrade"
         server.adopt(new.pid)
         server.wait_companion("a")
+        assert counted(ctl(server, "metrics").stdout, "ends", "a", "upgrade") == 1
         events = Events(server)
         assert server.stop() == 0
         assert events.wait("a", "exit")["cause"] == "server"
@@ -237,6 +249,7 @@ def test_what_the_kernel_kills_for_memory() -> None:
             assert found["last_exit_cause"] == "oom"
             assert found["description"].startswith("killed by the kernel for memory, retrying in ")
             assert server.ask("history", "hoards")["history"][-1]["cause"] == "oom"
+            assert counted(ctl(server, "metrics").stdout, "ends", "hoards", "oom") == 1
             assert "killed by the kernel for memory, cause: oom; restarting" in server.log()
     finally:
         wait_until(lambda: not _read(group / "cgroup.procs"), 20, "an empty group")

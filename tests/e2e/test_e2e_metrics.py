@@ -12,18 +12,17 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 from e2e_companions import companion_server, entry, reconfigure
-from harness import Control, Server, free_port, wait_until
+from harness import Control, free_port, load, wait_until
 from proctools import program
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from test_e2e_companion_commands import ctl
 
-from gunicorn.monitor.openmetrics import negotiate, render
+from gunicorn.monitor.openmetrics import render
 
 JOBS = """
 import signal, sys, time
@@ -158,11 +157,11 @@ class Sampler:
         )
 
 
-def scrape(path: Path, accept: str = "") -> str:
+def scrape(path: Path) -> str:
     with Control(path) as control:
         status = control.ask("status", memory=True)
-        web = control.ask("web", memory=True).get("web")
-    return render(status, web, openmetrics=negotiate(accept)[1])
+        web = control.ask("web")["web"]
+    return render(status, web, openmetrics=False)
 
 
 def test_counters_never_go_back() -> None:
@@ -179,11 +178,12 @@ def test_counters_never_go_back() -> None:
     reconfigure(made, *companions, **settings)
     made.notes_starts = False
     starts, ends = "gunicorn_companion_starts_total", "gunicorn_companion_ends_total"
-    with made as server, Sampler(path) as sampler:
+    with made as server, Sampler(path) as sampler, load(server, interval=0.005) as problems:
         sampler.wait(ends, 2, companion="busy", cause="crash")
         sampler.wait("gunicorn_companion_cpu_seconds_total", 0.05, companion="busy")
         sampler.wait("gunicorn_companion_log_bytes_total", 200, companion="busy")
         server.signal(signal.SIGHUP)
+        sampler.wait("gunicorn_worker_ends_total", 1, reason="reload")
         for number in (1, 2):
             assert server.ask("scale", "idle", numprocs=number)["ok"]
             wait_until(lambda number=number: f"idle:{number}" not in server.companions(), 10)
@@ -209,34 +209,11 @@ def test_counters_never_go_back() -> None:
         wait_until(lambda: (server.dir / "g.pid").read_text() == f"{new.pid}\n", 20, "the new master's pid")
         before = sampler.value("gunicorn_companion_log_bytes_total", companion="busy")
         sampler.wait("gunicorn_companion_log_bytes_total", before + 300, companion="busy")
+        asked = sampler.value("gunicorn_requests_total", **{"class": "2xx"})
+        sampler.wait("gunicorn_requests_total", asked + 10, **{"class": "2xx"})
+        assert problems == []
     assert sampler.faults == []
     assert sampler.count > 20
-
-
-@contextmanager
-def exporter(server: Server) -> Iterator[int]:
-    """Serve the scrape; yield the port."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            accept = self.headers.get("Accept", "")
-            data = scrape(server.control_path(), accept).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", negotiate(accept)[0])
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
-        thread.start()
-        try:
-            yield httpd.server_address[1]
-        finally:
-            httpd.shutdown()
-            thread.join()
 
 
 @contextmanager
@@ -269,22 +246,29 @@ def query(port: int, text: str) -> list[tuple[dict[str, str], float]]:
     return [(one["metric"], float(one["value"][1])) for one in found]
 
 
-def test_a_real_prometheus_reads_it(tmp_path: Path) -> None:
+def test_a_real_prometheus_reads_the_monitor(tmp_path: Path) -> None:
+    target = free_port()
+    companions = [entry("idle"), entry("busy", startsecs=0, restart_delay=0)]
     with (
         companion_server(
-            entry("idle"), entry("busy", startsecs=0, restart_delay=0), files_option={"jobs.py": JOBS}
+            *companions, monitor=f"127.0.0.1:{target}", files_option={"jobs.py": JOBS}
         ) as server,
-        exporter(server) as target,
         prometheus(tmp_path, target) as port,
     ):
         server.notes_starts = False
-        server.wait_companion("idle")
-        wait_until(lambda: query(port, "up == 1"), 20, (tmp_path / "prometheus.log").read_text)
-        found = wait_until(lambda: query(port, 'gunicorn_companion_state{state="RUNNING"} == 1'), 10)
-        assert "idle" in {labels["companion"] for labels, _ in found}
-        wait_until(
-            lambda: query(port, 'gunicorn_companion_ends_total{companion="busy",cause="crash"} > 2'), 20
-        )
-        wait_until(
-            lambda: query(port, 'increase(gunicorn_companion_starts_total{companion="busy"}[1m]) > 0'), 20
-        )
+        server.wait_companion("monitor")
+        for _ in range(5):
+            assert server.get("/empty").status == 204
+
+        def told(text: str) -> list[tuple[dict[str, str], float]]:
+            return wait_until(lambda: query(port, text), 20, (tmp_path / "prometheus.log").read_text)
+
+        told("up == 1")
+        found = told('gunicorn_companion_state{state="RUNNING"} == 1')
+        assert {"idle", "monitor"} <= {labels["companion"] for labels, _ in found}
+        # The test itself waits for the server with requests, too.
+        told('gunicorn_requests_total{class="2xx"} >= 5')
+        told("histogram_quantile(0.5, gunicorn_request_duration_seconds_bucket) < 60")
+        told("gunicorn_listener_backlog > 0")
+        told('gunicorn_companion_ends_total{companion="busy",cause="crash"} > 2')
+        told('increase(gunicorn_companion_starts_total{companion="busy"}[1m]) > 0')

@@ -296,7 +296,7 @@ def test_the_manual_has_the_table_and_good_alerts(tmp_path: Path) -> None:
     page = (DOCS / "metrics.rst").read_text()
     assert ".. include:: metrics.inc" in page
     assert all(f"``{metric.name}``" in metrics_table.table() for metric in METRICS)
-    yaml = page.partition(".. code-block:: yaml\n\n")[2].partition("\nCheck them")[0]
+    yaml = page.rpartition(".. code-block:: yaml\n\n")[2].partition("\nCheck them")[0]
     rules = tmp_path / "rules.yml"
     rules.write_text(textwrap.dedent(yaml))
     done = subprocess.run(
