@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from gunicorn import __version__
 from gunicorn.companion.client import commands as client
-from gunicorn.companion.client import logs, show
+from gunicorn.companion.client import logs, show, web
 from gunicorn.companion.client.commands import DONE
 from gunicorn.companion.client.connection import (
     DEFAULT_TIMEOUT,
@@ -45,12 +45,16 @@ NAMES = "by name: 'rq' (with all its copies, if it has numprocs), 'rq:2', a patt
 
 # What to write instead of commands of supervisorctl, systemctl, pm2 and others.
 FOREIGN_WORDS = {
-    **dict.fromkeys(("update", "add", "remove"), "reread applies what changed in the configuration"),
-    "reload": "reread for companions; SIGHUP to the master reloads the whole server",
+    "update": "reread applies what changed in the configuration",
+    "add": "reread applies what changed in the configuration; web add: more web workers",
+    "remove": "reread applies what changed in the configuration; web remove: fewer web workers",
+    "reload": "reread for companions, web reload for web workers; SIGHUP to the master reloads everything",
+    **dict.fromkeys(("workers", "worker", "ttin", "ttou"), "use web"),
     "shutdown": "SIGTERM to the master ends the server; 'stop all' ends its companions",
     **dict.fromkeys(("tail", "maintail", "log", "fg", "attach"), "use logs -f NAME"),
     **dict.fromkeys(("avail", "list", "ls", "ps", "show", "describe", "top", "monit"), "use status -v"),
-    **dict.fromkeys(("kill", "send"), "use signal SIGNAL NAME"),
+    "send": "use signal SIGNAL NAME",
+    "kill": "use signal SIGNAL NAME; web kill PID for a web worker",
     **dict.fromkeys(("clear", "reset-failed", "reset"), "start NAME restarts one that gave up"),
     **dict.fromkeys(("enable", "disable"), "use autostart in the configuration"),
     "help": "use --help",
@@ -135,7 +139,7 @@ def build_parser(words: Sequence[str]) -> Parser:
         formatter_class=formatter,
         description="Show and control the companion processes of a running server.",
         epilog="Exit status: 0 success (for status: every companion that should run is RUNNING), 1 refused, "
-        "or not in the requested state, 2 wrong usage or no answer, 3 status found a companion that should "
+        "or not in the requested state, 2 wrong usage or no answer, 3 status or web found one that should "
         "run and does not. 'gunicorn-companion COMMAND --help' explains a command.",
     )
     _add_common(parser)
@@ -207,7 +211,7 @@ def _add_common(parser: Parser, waits: bool = True) -> None:
         action="store_true",
         default=argparse.SUPPRESS,
         # Accepted everywhere, documented only where it has an effect.
-        help="do not wait until companions have started or stopped" if waits else argparse.SUPPRESS,
+        help="do not wait until all have started or stopped" if waits else argparse.SUPPRESS,
     )
 
 
@@ -280,6 +284,21 @@ def _logs(parser: Parser) -> None:
         stream.add_argument(
             f"--{name}", dest="stream", action="store_const", const=name, help=f"only lines of {name}"
         )
+
+
+def _web(parser: Parser) -> None:
+    parser.add_argument(
+        "do",
+        metavar="ACTION",
+        nargs="?",
+        choices=("add", "remove", "reload", "kill"),
+        help="add, remove: so many more or fewer workers, until the next SIGHUP or start; reload: new "
+        "workers with the present configuration, each old one ends when a new one serves; kill: end one that "
+        "hangs, and with it its requests",
+    )
+    parser.add_argument(
+        "number", metavar="N|PID", nargs="?", type=_count, help="for add and remove (default 1); for kill"
+    )
 
 
 def _reread(parser: Parser) -> None:
@@ -387,6 +406,13 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         _metrics,
         _show_metrics,
     ),
+    "web": (
+        "show web workers and what they are doing; add, remove, reload or kill them",
+        "Exit status 3: fewer workers serve than there should be, or the master hangs; 1: refused, or a new "
+        "worker does not start.",
+        _web,
+        web.web,
+    ),
     "reread": (
         "read the configuration again and apply the changes",
         "If it is wrong, nothing changes and the exit status is 1.",
@@ -408,8 +434,8 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
 }
 
 
-# Commands that wait until companions have settled.
-WAITS = ("start", "stop", "restart", "scale")
+# Commands that wait until companions or web workers have settled.
+WAITS = ("start", "stop", "restart", "scale", "web")
 
 
 def _seconds(text: str) -> float:

@@ -639,6 +639,8 @@ def test_it_loads_little():
         "client.default_paths",
         "client.logs",
         "client.show",
+        "client.terminal",
+        "client.web",
         "ctl",
     )
     assert own == ["gunicorn", "gunicorn.companion", *(f"gunicorn.companion.{part}" for part in parts)]

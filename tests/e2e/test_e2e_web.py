@@ -3,18 +3,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
+import subprocess
+import threading
 from typing import Any
 
+import pytest
 from e2e_companions import companion_server, entry
 from harness import Server, wait_until
+from test_e2e_companion_commands import ctl
 
 
-def web(server: Server, **more: Any) -> dict[str, Any]:
-    reply = server.ask("web", **more)
+def web(server: Server) -> dict[str, Any]:
+    reply = server.ask("web")
     assert reply["ok"], reply
-    found = reply.get("web", reply)
+    found = reply["web"]
     assert isinstance(found, dict)
     return found
 
@@ -23,24 +29,104 @@ def serving(server: Server) -> list[int]:
     return [worker["pid"] for worker in web(server)["workers"] if worker["state"] in ("idle", "busy")]
 
 
-def test_changes_by_the_control_socket() -> None:
+def said(result: subprocess.CompletedProcess[str]) -> tuple[int, str, str]:
+    return result.returncode, result.stdout, result.stderr
+
+
+def test_workers_are_added_removed_and_replaced() -> None:
     with companion_server(entry("a", "idle"), workers=2) as server:
-        wait_until(lambda: len(serving(server)) == 2, 10, "two workers")
-        assert web(server, do="add", count=2)["message"] == "there will be 4 workers"
-        wait_until(lambda: len(serving(server)) == 4, 10, "four workers")
-        assert web(server, do="remove", count=3)["message"] == "there will be 1 worker"
-        wait_until(lambda: len(web(server)["workers"]) == 1, 10, "one worker")
-        refused = server.ask("web", do="remove")
-        assert refused == {"ok": False, "error": "the server wants 1 worker, and one has to stay"}
-        (old,) = serving(server)
-        assert web(server, do="reload")["message"] == "1 worker will be replaced"
-        (pid,) = wait_until(lambda: set(serving(server)) - {old}, 10, "a new worker")
-        refused = server.ask("web", do="kill", pid=os.getpid())
-        assert refused["error"] == f"process {os.getpid()} is not a worker of this server"
-        # It can do nothing any more, not even end.
-        os.kill(pid, signal.SIGSTOP)
-        assert web(server, do="kill", pid=pid)["message"] == f"worker {pid} will be killed"
-        wait_until(lambda: set(serving(server)) - {old, pid}, 10, "a worker in its place")
-        wait_until(lambda: web(server)["totals"]["ends"]["command"] == 4, 10, "the ends")
+        companion = server.wait_companion("a")["pid"]
+        assert said(ctl(server, "web", "add", "2")) == (0, "4 workers serve\n", "")
+        assert said(ctl(server, "web", "remove")) == (0, "3 workers serve\n", "")
+        result = ctl(server, "web")
+        assert result.returncode == 0
+        assert [line.split()[1] for line in result.stdout.splitlines()[:4]] == [
+            "STATE",
+            "idle",
+            "idle",
+            "idle",
+        ]
+        assert re.search(r"^workers +3 of 3 serve; class sync$", result.stdout, re.MULTILINE), result.stdout
+        assert f"0 connections wait at {server.url} (at most 2048)" in result.stdout
+        error = "gunicorn-companion: the server wants 3 workers, and one has to stay\n"
+        assert said(ctl(server, "web", "remove", "3")) == (1, "", error)
+        error = "gunicorn-companion: by command there are at most 1024 workers\n"
+        assert said(ctl(server, "web", "add", "10000")) == (1, "", error)
+        old = serving(server)
+        assert said(ctl(server, "web", "reload")) == (0, "3 workers serve\n", "")
+        assert len(serving(server)) == 3 and not set(old) & set(serving(server))
+        # Nothing else was touched.
+        assert server.companion("a")["pid"] == companion
+        error = f"gunicorn-companion: process {companion} is not a worker of this server\n"
+        assert said(ctl(server, "web", "kill", str(companion))) == (1, "", error)
         ends = web(server)["totals"]["ends"]
-        assert {cause: count for cause, count in ends.items() if count} == {"command": 4, "reload": 1}
+        assert {cause: count for cause, count in ends.items() if count} == {"command": 1, "reload": 3}
+        # A reload has the last word.
+        server.signal(signal.SIGHUP)
+        wait_until(lambda: web(server)["wanted"] == 2 == len(serving(server)), 10, "two workers again")
+
+
+@pytest.mark.parametrize("hang", ["busy", "stopped"])
+def test_a_worker_that_hangs_is_shown_and_killed(hang: str) -> None:
+    """The request that holds it is shown, and the others of the server go on."""
+    with companion_server(entry("a", "idle"), workers=2, worker_class="gthread", threads=2) as server:
+        wait_until(lambda: len(serving(server)) == 2, 10, "two workers")
+        lost: list[Exception | None] = []
+
+        def ask() -> None:
+            try:
+                server.get("/wait?never")
+            except Exception as exc:
+                lost.append(exc)
+            else:
+                lost.append(None)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        pid = int(wait_until(lambda: server.log("wait.started"), 10, "the request"))
+        if hang == "stopped":
+            os.kill(pid, signal.SIGSTOP)
+        held = wait_until(lambda: [w for w in web(server)["workers"] if w["oldest"]], 10, "what holds it")
+        assert [(w["pid"], w["state"], w["oldest"]["path"]) for w in held] == [(pid, "busy", "/wait")]
+        assert re.search(rf"^ *{pid}  busy .* GET /wait$", ctl(server, "web").stdout, re.MULTILINE)
+        assert said(ctl(server, "web", "kill", str(pid))) == (0, f"{pid}: killed\n", "")
+        thread.join(10)
+        assert lost != [None]
+        wait_until(lambda: len(set(serving(server)) - {pid}) == 2, 10, "a worker in its place")
+        assert web(server)["totals"]["ends"]["command"] == 1
+        assert server.get("/").status == 200
+        error = f"gunicorn-companion: process {pid} is not a worker of this server\n"
+        assert said(ctl(server, "web", "kill", str(pid))) == (1, "", error)
+
+
+def test_new_workers_that_do_not_start_are_told_and_the_old_ones_serve() -> None:
+    with companion_server(entry("a", "idle"), workers=1) as server:
+        wait_until(lambda: len(serving(server)) == 1, 10, "a worker")
+        source = (server.dir / "app.py").read_text()
+        server.write("app.py", "raise RuntimeError('broken on purpose')")
+        code, out, err = said(ctl(server, "web", "reload"))
+        assert (code, out) == (1, "")
+        assert "a new worker did not start: see the server's log; 1 of 1 workers serve" in err
+        assert server.get("/").status == 200
+        (old,) = serving(server)
+        # The server has gone on trying.
+        server.write("app.py", source)
+        wait_until(lambda: serving(server) not in ([], [old]), 10, "a new worker")
+
+
+def test_a_master_that_hangs_is_told() -> None:
+    with companion_server(entry("a", "idle"), workers=1) as server:
+        wait_until(lambda: len(serving(server)) == 1, 10, "a worker")
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            code, _, err = said(ctl(server, "web", "add", "--timeout", "0.5"))
+            assert code == 2 and "no answer from" in err and "in time" in err
+            wait_until(lambda: web(server)["master"]["beat_age"] >= 5, 10, "a silence")
+            result = ctl(server, "web")
+            assert result.returncode == 3
+            assert f"master       process {server.pid} hangs: no sign of life for " in result.stdout
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        # What was asked for is done when it can be.
+        wait_until(lambda: len(serving(server)) == 2, 10, "another worker")
+        assert json.loads(ctl(server, "web", "--json").stdout)["web"]["wanted"] == 2

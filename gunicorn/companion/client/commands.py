@@ -129,7 +129,8 @@ def _expand(connection: Connection, names: list[str]) -> list[str]:
     return [companion["name"] for companion in connection.must(cmd="status")["companions"]]
 
 
-def _deadline(options: Namespace) -> float | None:
+def deadline_of(options: Namespace) -> float | None:
+    """When ``--timeout`` has passed (monotonic); None without one."""
     started: float = options.started
     return None if options.timeout is None else started + float(options.timeout)
 
@@ -143,7 +144,7 @@ def _settle(
     """
     if not goals:
         return True
-    deadline = _deadline(options)
+    deadline = deadline_of(options)
     good = True
     with Changes(connection.path) as changes:
         while True:
@@ -235,7 +236,7 @@ def scale(connection: Connection, options: Namespace) -> int:
 
 def wait(connection: Connection, options: Namespace) -> int:
     """Wait until all are in a state at the same time; fail at once if one of them will not reach it."""
-    deadline = _deadline(options)
+    deadline = deadline_of(options)
     if options.timeout is not None:
         # The timeout is for the companions; an answer has its own time.
         connection.sock.settimeout(max(options.timeout, SHORTEST_ANSWER_TIME))

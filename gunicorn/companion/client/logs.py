@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from argparse import Namespace
 
+from gunicorn.companion.client import terminal
 from gunicorn.companion.client.commands import EVERY
 from gunicorn.companion.client.connection import (
     DEFAULT_TIMEOUT,
@@ -80,8 +80,7 @@ class Lines:
 
     def __init__(self, alone: bool) -> None:
         self.alone = alone
-        colors = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        self.colored = colors and os.environ.get("TERM") != "dumb"
+        self.colored = terminal.has_colors()
 
     def show(self, line: bytes) -> None:
         found = json.loads(line)
@@ -95,13 +94,9 @@ class Lines:
         print(text, flush=True)
 
     def _show_name(self, name: str) -> None:
-        if not self.colored:
-            sys.stdout.write(f"{name} | ")
-            return
         color = LOG_COLORS[sum(name.encode()) % len(LOG_COLORS)]
-        # `Printable` lets no colour pass.
-        stream = getattr(sys.stdout, "stream", sys.stdout)
-        stream.write(f"\x1b[{color}m{name} |\x1b[0m ")
+        terminal.put(f"{name} |", color if self.colored else None)
+        terminal.put(" ")
 
 
 def _show_line(line: bytes) -> None:
