@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from gunicorn.companion import totals as totals_module
+from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.output.ring import Counters
-from gunicorn.companion.process import Cause
+from gunicorn.companion.process import Cause, Event
 from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.sharedstate import SharedState
 from gunicorn.companion.table import ProcessTable
@@ -154,3 +155,19 @@ def test_a_new_master_adds_what_the_old_one_still_counts(caplog: pytest.LogCaptu
     assert third.totals.of("rq")["cpu"] == 1.5
     old_memory.close()
     new_memory.close()
+
+
+def test_ends_after_a_hand_over_are_counted_before_it(caplog: pytest.LogCaptureFixture) -> None:
+    """The old manager's processes still run, and no one who counts sees their end."""
+    memory = SharedState.create()
+    kept = KeptState(memory, None, caplog)
+    table = ProcessTable([CompanionConfig(name, target=print) for name in ("runs", "stopped")])
+    kept.restore(table)
+    table.send(table["runs"], Event.START, 0.0)
+    table.send(table["runs"], Event.FORKED, 0.0, pid=4713)
+    table.send(table["runs"], Event.STOP, 0.0, cause=Cause.RELOAD)
+    kept.hand_over()
+    later = KeptState(memory, None, caplog).totals
+    assert later.of("runs")["ends"] == {"reload": 1}
+    assert later.of("stopped")["ends"] == {}
+    memory.close()
