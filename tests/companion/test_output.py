@@ -385,6 +385,31 @@ def test_a_killed_writer_neither_loses_nor_repeats(
     assert b"".join(out.backups()) == numbered(0, 200)
 
 
+def test_a_file_that_is_moved_away_while_its_writer_is_killed(
+    rotated: Callable[..., Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines that were written are not repeated in the new file; the one that was cut is whole there."""
+    out = rotated()
+    piece = out.piece(numbered(0, 20))
+    out.channel.waiting.append(piece)
+    real = os.write
+
+    def write(fd: int, data: Any) -> int:
+        real(fd, data[:100])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files.os, "write", write)
+        out.channel.connect(out.sink)
+    moved = out.path.rename(out.path.parent / "rq-20261127.log")
+    out.begin()
+    out.channel.waiting.append(piece)
+    out.channel.sink = out.sink
+    out.sink.resume(out.channel)
+    whole = numbered(0, 20)[:100].rfind(b"\n") + 1
+    assert moved.read_bytes()[:whole] + out.path.read_bytes() == numbered(0, 20)
+
+
 def test_a_full_disk_loses_whole_lines_and_says_so(
     rotated: Callable[..., Files], monkeypatch: pytest.MonkeyPatch
 ) -> None:

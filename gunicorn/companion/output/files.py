@@ -72,15 +72,28 @@ class FileSink:
         self._settle(channel, text, done)
 
     def _already_written(self, note: Note, text: bytes) -> int:
-        """How many bytes of *text* the write of *note* has brought to the file."""
-        for path in (self.name, f"{self.name}.1"):
+        """How many bytes of *text* the write of *note* has brought to the file, which may have been moved."""
+        for path in self._files_with(note.inode):
             with contextlib.suppress(OSError), open(trust_to_read(path), "rb") as file:
                 if os.fstat(file.fileno()).st_ino == note.inode:
                     file.seek(note.size)
                     there = file.read(len(text))
                     # Somebody else may write to it too.
-                    return len(there) if text.startswith(there) else 0
+                    if not text.startswith(there):
+                        return 0
+                    # The rest goes to the present file, where a line must be whole.
+                    return len(there) if path == self.name else there.rfind(b"\n") + 1
         return 0
+
+    def _files_with(self, inode: int) -> Iterator[str]:
+        """Paths where the file with this inode may be now: first the usual ones."""
+        yield self.name
+        yield f"{self.name}.1"
+        with (
+            contextlib.suppress(OSError),
+            os.scandir(os.path.dirname(os.path.realpath(self.name))) as entries,
+        ):
+            yield from [entry.path for entry in entries if entry.inode() == inode]
 
     def _settle(self, channel: Channel, text: bytes, done: int) -> None:
         self._written = done
