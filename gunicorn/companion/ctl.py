@@ -52,7 +52,8 @@ FOREIGN_WORDS = {
     **dict.fromkeys(("workers", "worker", "ttin", "ttou"), "use web"),
     "shutdown": "SIGTERM to the master ends the server; 'stop all' ends its companions",
     **dict.fromkeys(("tail", "maintail", "log", "fg", "attach"), "use logs -f NAME"),
-    **dict.fromkeys(("avail", "list", "ls", "ps", "show", "describe", "top", "monit"), "use status -v"),
+    **dict.fromkeys(("avail", "list", "ls", "ps", "show", "describe"), "use status -v"),
+    "monit": "use top",
     "send": "use signal SIGNAL NAME",
     "kill": "use signal SIGNAL NAME; web kill PID for a web worker",
     **dict.fromkeys(("clear", "reset-failed", "reset"), "start NAME restarts one that gave up"),
@@ -305,6 +306,17 @@ def _reread(parser: Parser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only show what would change")
 
 
+def _top(parser: Parser) -> None:
+    parser.add_argument(
+        "--interval",
+        metavar="S",
+        type=_seconds,
+        default=2.0,
+        help="seconds between two looks (default 2); what happens to a companion is shown at once",
+    )
+    parser.add_argument("--plain", action="store_true", help="print the tables; no screen, no keys")
+
+
 def _pid(parser: Parser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; none: the manager")
 
@@ -331,6 +343,13 @@ def _show_metrics(connection: Connection, options: Any) -> int:
 
 def _nothing(parser: Parser) -> None:
     pass
+
+
+def _show_top(connection: Connection, options: Any) -> int:
+    # Other commands do without what it imports.
+    from gunicorn.companion.client.top import run
+
+    return run(connection, options)
 
 
 # Each command: its help, more of its description, the function that adds its arguments, and the one that runs
@@ -412,6 +431,13 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         "worker does not start.",
         _web,
         web.web,
+    ),
+    "top": (
+        "show companions and web workers on a live screen, with the output of one",
+        "Keys restart, stop, start, scale and inspect them; ? lists the keys. Needs the library textual. "
+        "Without it, or without a terminal, the same tables are printed again and again.",
+        _top,
+        _show_top,
     ),
     "reread": (
         "read the configuration again and apply the changes",

@@ -198,15 +198,20 @@ class Changes:
             self._sock.close()
             self._sock = None
 
-    def wait(self, deadline: float | None) -> None:
-        """Wait until something may have changed, at most until *deadline* (monotonic)."""
+    def wait(self, deadline: float | None) -> bool:
+        """Wait until something may have changed, at most until *deadline* (monotonic).
+
+        Return whether the server has said that something changed.
+        """
+        told = False
         if self._sock is None:
             _sleep(LOOK_INTERVAL, deadline)
-        elif self._take(_bounded(LOOK_INTERVAL_TOLD, deadline)):
+        elif told := self._take(_bounded(LOOK_INTERVAL_TOLD, deadline)):
             _sleep(self._looked + SHORTEST_LOOK_INTERVAL - time.monotonic(), deadline)
             while self._take(0):
                 pass
         self._looked = time.monotonic()
+        return told
 
     def _take(self, timeout: float) -> bool:
         """Wait up to *timeout* for an event; False if none came.
