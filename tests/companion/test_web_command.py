@@ -127,8 +127,8 @@ def test_the_table(web, ask):
         "",
         "workers      1 of 2 serve; class gthread, 8 threads each",
         "requests     1300 since the start: 1290 2xx, 10 5xx",
-        "now          3 requests running, 9 connections open",
-        "backlog      17 connections wait at http://127.0.0.1:8000 (at most 2048)",
+        "now          requests running: 3, connections open: 9",
+        "backlog      17 of 2048 at http://127.0.0.1:8000",
         "ended        4 reload, 1 timeout",
     ]
     assert web.server.requests[-1] == {"cmd": "web", "memory": True}

@@ -47,7 +47,7 @@ def test_workers_are_added_removed_and_replaced() -> None:
             "idle",
         ]
         assert re.search(r"^workers +3 of 3 serve; class sync$", result.stdout, re.MULTILINE), result.stdout
-        assert f"0 connections wait at {server.url} (at most 2048)" in result.stdout
+        assert f"backlog      0 of 2048 at {server.url}" in result.stdout
         error = "gunicorn-companion: the server wants 3 workers, and one has to stay\n"
         assert said(ctl(server, "web", "remove", "3")) == (1, "", error)
         error = "gunicorn-companion: by command there are at most 1024 workers\n"

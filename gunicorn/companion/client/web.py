@@ -122,11 +122,10 @@ def _facts(found: Reply) -> Iterable[tuple[str, str]]:
     yield "workers", f"{_serving(found)} of {found['wanted']} serve; class {found['class']}{threaded}"
     answers = _counts(totals["answers"])
     yield "requests", f"{totals['requests']} since the start{': ' if answers else ''}{answers}"
-    yield "now", f"{totals['running']} requests running, {totals['connections']} connections open"
+    yield "now", f"requests running: {totals['running']}, connections open: {totals['connections']}"
     for listener in found["listeners"]:
         if listener["waiting"] is not None:
-            most = f"at most {listener['backlog']}"
-            yield "backlog", f"{listener['waiting']} connections wait at {listener['address']} ({most})"
+            yield "backlog", f"{listener['waiting']} of {listener['backlog']} at {listener['address']}"
     if ends := _counts(totals["ends"]):
         yield "ended", ends
     if found["master"]["beat_age"] >= LATE_BEAT:
