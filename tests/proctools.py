@@ -177,13 +177,15 @@ def status_field(pid: int, field: str) -> str:
 def descriptors(pid: int) -> dict[int, str]:
     """What each open descriptor of *pid* points to: a path, ``socket:[inode]``, ``pipe:[inode]``.
 
-    The library that libffi (3.5 and later) keeps open after an import of ctypes is left out.
+    Left out are the library that libffi (3.5 and later) keeps open after an import of ctypes, and the file
+    for stacks, which workers and companions hold on purpose.
     """
     found = {}
     for name in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
             found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
-    return {number: target for number, target in found.items() if "/libffi.so" not in target}
+    meant = ("/libffi.so", "/memfd:gunicorn-stacks")
+    return {number: target for number, target in found.items() if not any(each in target for each in meant)}
 
 
 def kill_quietly(pid: int, sig: int = SIGKILL) -> None:

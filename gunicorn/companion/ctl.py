@@ -302,6 +302,16 @@ def _web(parser: Parser) -> None:
     )
 
 
+def _dump(parser: Parser) -> None:
+    parser.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="+",
+        help=f"companions {NAMES}; 'web', all web workers; or the pid of a worker, of a companion, or of a "
+        "process that a companion has started",
+    )
+
+
 def _reread(parser: Parser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only show what would change")
 
@@ -438,6 +448,13 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         "Without it, or without a terminal, the same tables are printed again and again.",
         _top,
         _show_top,
+    ),
+    "dump": (
+        "print what all threads of companions or web workers do now: their Python stacks",
+        "They are not disturbed. Of a function in C only the Python line that calls it is shown. Exit status "
+        "1: a process does not answer (the reason is printed).",
+        _dump,
+        client.show_stacks,
     ),
     "reread": (
         "read the configuration again and apply the changes",

@@ -30,6 +30,7 @@ from gunicorn.companion.server.link import Link
 from gunicorn.companion.spawn import Launch, spawn
 from gunicorn.companion.supervise.changes import Changes, Configs, Follower, digest, scale
 from gunicorn.companion.supervise.commands import Commands
+from gunicorn.companion.supervise.dumps import Dumps
 from gunicorn.companion.supervise.memory import Limits
 from gunicorn.companion.supervise.notify_sockets import Notifications, remove_stale
 from gunicorn.companion.supervise.order import Rolling, Stops
@@ -50,6 +51,7 @@ from gunicorn.unix.poller import Poller
 from gunicorn.unix.signals import SignalInbox, signal_name, unblock_all
 
 if TYPE_CHECKING:
+    from gunicorn.companion.child.stacks import StackFile
     from gunicorn.companion.child.watch import SourceWatch
     from gunicorn.scoreboard import Scoreboard
 
@@ -70,8 +72,8 @@ class CompanionManager:
     *old_state*, during an upgrade, where the manager of the old master writes the same; its commands are
     followed while *beside_old_master*. *pre_fork* and *on_exit* are called in the manager, *post_fork* in the
     companion. *umask* shapes the mode of the Unix sockets in `bind`. *log_lines* and *log_format* are about
-    captured output; with 0 lines none is captured. *scoreboard* has the web workers. *kernel* and *fork* are
-    the operating system.
+    captured output; with 0 lines none is captured. *scoreboard* has the web workers; they and companions
+    write their stacks into *stacks*. *kernel* and *fork* are the operating system.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class CompanionManager:
         log_lines: int = 0,
         log_format: str = "raw",
         scoreboard: Scoreboard | None = None,
+        stacks: StackFile | None = None,
         kernel: Kernel = KERNEL,
         fork: Callable[[Sequence[Launch]], list[int | OSError]] = spawn,
     ) -> None:
@@ -165,6 +168,7 @@ class CompanionManager:
             hooks=self.hooks,
             capture=self.capture,
             watch=watch,
+            stacks=stacks,
             descriptors=self._descriptors,
             spare_descriptors=self._spare_descriptors,
             kernel=kernel,
@@ -211,6 +215,13 @@ class CompanionManager:
             beside_old_master=beside_old_master,
         )
         self.web = WebWorkers(scoreboard, server=self.server, tell=None if link is None else self.tell_master)
+        self.dumps = Dumps(
+            self.table,
+            file=stacks,
+            scoreboard=scoreboard,
+            belonging=self.sessions.belonging,
+            kernel=kernel,
+        )
         self.commands = Commands(
             self.table,
             log,
@@ -221,6 +232,7 @@ class CompanionManager:
             after_command=self._after_command,
             web=self.web,
             capture=self.capture,
+            dumps=self.dumps,
             kernel=kernel,
         )
 
@@ -285,6 +297,7 @@ class CompanionManager:
             self.control.tick(now)
         if self.capture is not None:
             self.capture.tick(now)
+        self.dumps.step(now)
         # Most wake-ups are a client's, and concern no companion: look at all of them only if needed.
         if self.table.changed or (self._due is not None and now >= self._due):
             # Read the clock again: a process that was just reaped is an old event, not a new one.
@@ -341,6 +354,8 @@ class CompanionManager:
             times.append(self.control.next_attempt)
         if self.capture is not None and self.capture.start_at is not None:
             times.append(self.capture.start_at)
+        if self.dumps.due is not None:
+            times.append(self.dumps.due)
         return max(0.0, min(times) - now) if times else None
 
     @property

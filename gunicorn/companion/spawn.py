@@ -30,6 +30,7 @@ from gunicorn.unix.session import identity, own_identity
 from gunicorn.unix.signals import blocked_signals, reset_to_default, unblock_all
 
 if TYPE_CHECKING:
+    from gunicorn.companion.child.stacks import StackFile
     from gunicorn.companion.child.watch import SourceWatch
 
 # Variables from a service manager or an older master, which are for the server alone.
@@ -79,6 +80,8 @@ class Launch:
     nofile: tuple[int, int] | None = None
     # In development: has the manager restart it when a file that it has loaded changes.
     watch: SourceWatch | None = None
+    # Where it writes its stacks when the manager asks.
+    stacks: StackFile | None = None
     # The sockets of `bind`: 3, 4 … in the child.
     listeners: Sequence[socket] = ()
     # The address of its NOTIFY_SOCKET.
@@ -169,6 +172,7 @@ def become(launch: Launch, prepared: Prepared) -> None:
     redirect_output(config, pipes)
     set_nice(config.nice)
     arm_faulthandler(config)
+    listen_for_dumps(launch)
     set_title(config)
     mark.leave(launch.mark)
     unblock_all()
@@ -349,6 +353,12 @@ def arm_faulthandler(config: CompanionConfig) -> None:
         # It still takes itself for armed, and would do nothing.
         faulthandler.disable()
         faulthandler.enable(2)
+
+
+def listen_for_dumps(launch: Launch) -> None:
+    """Have the process answer ``dump``; a program by exec has no Python handlers."""
+    if launch.config.command is None and launch.stacks is not None:
+        launch.stacks.listen()
 
 
 def set_title(config: CompanionConfig) -> None:

@@ -23,6 +23,7 @@ from gunicorn.unix.process import set_process_title
 from gunicorn.unix.signals import Interrupted, SignalInbox
 
 if TYPE_CHECKING:
+    from gunicorn.companion.child.stacks import StackFile
     from gunicorn.companion.server.handle import ManagerHandle
     from gunicorn.monitor.timeline import Timeline
     from gunicorn.scoreboard import Scoreboard
@@ -58,6 +59,8 @@ class Master:
         self.scoreboard: Scoreboard | None = None
         # What they have done in the last hour, for the monitor.
         self.timeline: Timeline | None = None
+        # Where its children write their stacks when asked; None without companions.
+        self.stacks: StackFile | None = None
         # What an old master, or a service manager, has passed to this one.
         self.given = Inherited()
 
@@ -85,6 +88,7 @@ class Master:
     def prepare_to_fork(self) -> None:
         """Make memory fit for sharing, and warn of threads, before the first fork. Later calls do nothing."""
         self._make_scoreboard()
+        self._make_stack_file()
         if self._ready_to_fork:
             return
         self._ready_to_fork = True
@@ -129,6 +133,17 @@ class Master:
                 self.log.info("The old master's counts of requests are not continued: %s", exc)
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+    def _make_stack_file(self) -> None:
+        """Have a file for ``gunicorn-companion dump``, likewise."""
+        if self.stacks is not None or not self.cfg.companion_workers:
+            return
+        from gunicorn.companion.child.stacks import StackFile
+
+        try:
+            self.stacks = StackFile.create()
+        except OSError as exc:
+            self.log.warning("The stacks of processes cannot be shown: %s", exc.strerror)
 
     # -- the companion manager -----------------------------------------------------------------
 

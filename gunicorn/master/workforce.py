@@ -284,6 +284,8 @@ class Workforce(Master):
                 self.scoreboard.close_descriptor()
             for sibling in self.WORKERS.values():
                 sibling.tmp.close()
+            if self.stacks is not None:
+                self.stacks.listen(getattr(worker, "suspended_frames", tuple))
         except Exception:
             # The exception must not reach the master's loop.
             self.log.exception("Worker %s cannot release the master's resources", os.getpid())

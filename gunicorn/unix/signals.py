@@ -197,6 +197,12 @@ def reset_to_default(
         set_handler(signum, int(handler) if isinstance(handler, int) else handler)
 
 
+def set_handler(signum: int, handler: Handler, *, restart: bool) -> None:
+    """Handle *signum*; with *restart*, the system call that it interrupts goes on and has no EINTR."""
+    _without_enums(signal.signal)(signum, handler)
+    signal.siginterrupt(signum, not restart)
+
+
 def disregard(signals: Iterable[int], *, for_good: bool = False) -> None:
     """Ignore *signals* from now on; with *for_good*, even when the interpreter is gone.
 

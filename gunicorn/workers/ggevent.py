@@ -200,6 +200,10 @@ class GeventWorker(AsyncWorker):
                 self.log_slow_request(conn.request, self._request_timeout, greenlet.gr_frame)
                 self.leave("timeout")
 
+    def suspended_frames(self) -> list[Any]:
+        """Where each request waits: for a dump of stacks, which shows threads by itself."""
+        return [greenlet.gr_frame for greenlet in self.at_work()]
+
     # -- the graceful end, as retire() wants it --------------------------------------------
 
     def at_work(self) -> list[Any]:

@@ -313,6 +313,28 @@ def follow_events(connection: Connection, options: Namespace) -> int:
         sys.stdout.flush()
 
 
+def show_stacks(connection: Connection, options: Namespace) -> int:
+    """Print the stacks of each process; the reason for one that has none goes to stderr."""
+    if options.timeout is None:
+        # The server has its own limit for each process.
+        connection.sock.settimeout(None)
+    dumps = [
+        dump
+        for name in _expand(connection, options.names)
+        for dump in connection.must(cmd="dump", what=name)["dumps"]
+    ]
+    if options.json:
+        print(json.dumps({"ok": True, "dumps": dumps}, indent=2))
+    else:
+        for dump in dumps:
+            process = f"{dump['name']} (pid {dump['pid']})"
+            if dump["error"]:
+                complain(f"{process}: {dump['error']}")
+            else:
+                print(f"{process}\n{dump['stacks']}")
+    return REFUSED if any(dump["error"] for dump in dumps) else OK
+
+
 def show_pid(connection: Connection, options: Namespace) -> int:
     """Print the pid of the manager, or of companions. One without a process has none: not 0, for ``kill``."""
     if not options.names:

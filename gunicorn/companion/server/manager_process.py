@@ -139,6 +139,7 @@ class ManagerProcess(ArbitersPart):
             log_lines=cfg.companion_log_lines,
             log_format=cfg.companion_log_format,
             scoreboard=self.arbiter.scoreboard,
+            stacks=self.arbiter.stacks,
             graceful_timeout=cfg.graceful_timeout,
             stop_order=cfg.companion_stop_order,
             server={**self.server, "started": self.arbiter.started_at},

@@ -11,6 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gunicorn import __version__
+from gunicorn.companion.child import stacks
 from gunicorn.companion.control import error
 from gunicorn.companion.keys import check_numprocs, did_you_mean, parse_signal
 from gunicorn.companion.output.capture import Capture
@@ -18,6 +19,7 @@ from gunicorn.companion.process import CompanionProcess, State
 from gunicorn.companion.supervise import memory as memory_of
 from gunicorn.companion.supervise.changes import Changes
 from gunicorn.companion.supervise.details import details
+from gunicorn.companion.supervise.dumps import Dumps
 from gunicorn.companion.supervise.memory import Belonging
 from gunicorn.companion.supervise.steering import Steering
 from gunicorn.companion.supervise.web import WebWorkers
@@ -49,6 +51,7 @@ class Commands:
     after_command: Callable[[], None]
     web: WebWorkers
     capture: Capture | None = None
+    dumps: Dumps | None = None
     kernel: Kernel = KERNEL
 
     def answer(self, request: Request) -> Reply:
@@ -188,6 +191,23 @@ class Commands:
             return error(self.steering.why_nothing_starts)
         return self.web.change(request)
 
+    def _dump(self, request: Request) -> Reply:
+        """Have processes write down their stacks; they need some time for it."""
+        if self.dumps is None or self.dumps.file is None or not stacks.ASK:
+            return error("stacks cannot be shown here: that needs Linux, and a file in memory")
+        what = request.get("what")
+        if isinstance(what, bool) or not isinstance(what, str | int):
+            raise ValueError("'what' is missing: the name of a companion, a pid, or 'web'")
+        if isinstance(what, int) or (what.isascii() and what.isdigit()):
+            targets = self.dumps.with_pid(int(what))
+        else:
+            targets = list(self.dumps.workers()) if what == "web" else []
+            if what != "web" or self.table.chosen(what):
+                targets += self.dumps.companions(self._named({"name": what}))
+        if not targets:
+            return error(f"{what}: not running")
+        return {"later": functools.partial(self.dumps.start, targets)}
+
     def _version(self, request: Request) -> Reply:
         return {"ok": True, "version": __version__}
 
@@ -291,6 +311,7 @@ COMMANDS: dict[str, Callable[[Commands, Request], Reply]] = {
     "history": Commands._history,
     "logs": Commands._logs,
     "web": Commands._web,
+    "dump": Commands._dump,
     "pid": Commands._pid,
     "version": Commands._version,
 }

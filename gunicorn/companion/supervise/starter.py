@@ -30,6 +30,7 @@ from gunicorn.settings.monitor import MONITOR_TARGET
 from gunicorn.unix.kernel import KERNEL, Kernel
 
 if TYPE_CHECKING:
+    from gunicorn.companion.child.stacks import StackFile
     from gunicorn.companion.child.watch import SourceWatch
 
 # Companions that are started before others, and the control socket, have their turn.
@@ -101,6 +102,7 @@ class Starter:
     descriptors: Callable[[], list[int]]
     spare_descriptors: Callable[[], AbstractContextManager[None]]
     capture: Capture | None = None
+    stacks: StackFile | None = None
     kernel: Kernel = KERNEL
     fork: Callable[[Sequence[Launch]], list[int | OSError]] = spawn
     nofile: tuple[int, int] | None = None
@@ -291,6 +293,7 @@ class Starter:
             post_fork=None if hook is no_hook else functools.partial(hook, self.hooks.manager, process),
             nofile=self.nofile,
             watch=self.watch,
+            stacks=self.stacks,
             listeners=prepared.listeners,
             notify=prepared.notify,
             pipes=prepared.pipes,
