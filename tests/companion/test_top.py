@@ -93,6 +93,37 @@ def test_pid_and_uptime_have_columns_of_their_own(description: str, shown: str |
     assert rows.what(companion("rq", description=description)) == (description if shown is None else shown)
 
 
+@pytest.mark.parametrize(
+    ("show", "value", "text"),
+    [
+        (rows.show_age, None, "-"),
+        (rows.show_age, -1, "0s"),
+        (rows.show_age, 59.9, "59s"),
+        (rows.show_age, 728, "12m08s"),
+        (rows.show_age, 11100, "3h05m"),
+        (rows.show_age, 184000, "2d03h"),
+        (rows.show_size, 512 * 1024, "512K"),
+        (rows.show_size, 12.34 * 2**20, "12.3M"),
+        (rows.show_size, 1010 * 2**20, "1010M"),
+        (rows.show_size, 1.25 * 2**30, "1.2G"),
+        (rows.show_time, 0.0004, "0.4 ms"),
+        (rows.show_time, 0.0123, "12 ms"),
+        (rows.show_time, 0.9996, "1.0 s"),
+        (rows.show_number, 99.94, "99.9"),
+        (rows.show_number, 120.4, "120"),
+        (rows.show_percent, 0.614, "61%"),
+    ],
+)
+def test_figures_are_short(show: Callable[[Any], str], value: float | None, text: str):
+    assert show(value) == text
+
+
+def test_bars_are_relative_to_the_highest_one():
+    assert rows.sparkline([5, 0, 1, 2, 4, 8], 5) == "▁▂▃▅█"
+    assert rows.sparkline([0, 0], 5) == "▁▁"
+    assert rows.sparkline([1], 0) == rows.sparkline([], 5) == ""
+
+
 def test_rates_are_differences_of_counters():
     rates = rows.Rates()
     for at in (0.0, 1.0, 2.0, 3.0, 4.0):

@@ -17,6 +17,8 @@ Reply = Mapping[str, Any]
 FINE, MOVING, BAD = range(3)
 MARKS = (" ", "*", "!")
 
+STATES = ("RUNNING", "STARTING", "BACKOFF", "STOPPING", "STOPPED", "idle", "busy", "booting", "retiring")
+
 PROBLEMS = "problems"
 
 # A request that runs for longer, or a master without a beat for longer, is marked; in seconds.
@@ -164,9 +166,11 @@ def show_size(size: float | None) -> str:
 
 
 def show_time(seconds: float | None) -> str:
-    """``3 ms``, ``1.2 s``."""
+    """``0.4 ms``, ``12 ms``, ``1.2 s``."""
     if seconds is None:
         return "-"
+    if seconds < 0.00995:
+        return f"{seconds * 1000:.1f} ms"
     return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
 
 
@@ -415,7 +419,9 @@ def _companion_summary(companions: Sequence[Reply]) -> tuple[int, str]:
 
 
 def _counted(states: Mapping[str, int]) -> list[str]:
-    return [f"{count} {state}" for state, count in states.items()]
+    # Always in the same order, so that the eye finds them.
+    known = sorted(states, key=lambda state: STATES.index(state) if state in STATES else len(STATES))
+    return [f"{states[state]} {state}" for state in known]
 
 
 # -- details ------------------------------------------------------------------------

@@ -39,7 +39,6 @@ class TopApp(App[int]):
     ENABLE_COMMAND_PALETTE = False
     CSS = """
     #server, #facts { height: auto; text-wrap: nowrap; text-overflow: ellipsis; }
-    #facts { max-height: 6; }
     #title { height: 1; text-style: reverse; margin-top: 0; }
     Table { height: 4; }
     #log { height: 1fr; min-height: 1; scrollbar-size-vertical: 1; }
@@ -53,7 +52,6 @@ class TopApp(App[int]):
     #box Horizontal { height: auto; width: auto; margin-top: 1; }
     #box Button { margin-right: 3; }
     .zoomed #companions, .zoomed #workers, .zoomed #server { display: none; }
-    .zoomed #facts { max-height: 12; }
     """
     BINDINGS: ClassVar = [
         Binding(
@@ -143,6 +141,8 @@ class TopApp(App[int]):
     def arrange(self) -> None:
         """Give the tables the height that they need, as far as there is room."""
         room = self.size.height
+        # What it said last needs some lines too.
+        self.query_one("#facts", Static).styles.max_height = 6 if room >= 30 else 3
         if self.look is None or self.look.web is None:
             self.workers_table.display = False
             self.companions.styles.height = min(len(self.companions.rows) + 1, max(4, room // 2))

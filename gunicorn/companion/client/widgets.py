@@ -74,6 +74,8 @@ class Table(ScrollView):
         self.words = ""
         self.place = 0
         self.active = False
+        # Whether somebody has chosen a row.
+        self.touched = False
         self._layout_of_columns: list[tuple[rows.Column, int]] = []
 
     @property
@@ -90,7 +92,11 @@ class Table(ScrollView):
             rows.matching(self.all_rows, self.words), self.columns, self.order, self.backwards
         )
         places = {row.key: place for place, row in enumerate(self.rows)}
-        self.place = places.get(before or "", min(self.place, max(0, len(self.rows) - 1)))
+        if not self.touched:
+            # Until somebody chooses, the first row is the one to look at: the worst.
+            self.place = 0
+        else:
+            self.place = places.get(before or "", min(self.place, max(0, len(self.rows) - 1)))
         self._arrange()
         if self.selected != before:
             self.post_message(self.Moved(self))
@@ -115,6 +121,7 @@ class Table(ScrollView):
         self._select(self.place + pages * max(1, self.size.height - 2))
 
     def _select(self, place: int) -> None:
+        self.touched = True
         self.place = max(0, min(place, len(self.rows) - 1))
         self._reveal()
         self.refresh()
