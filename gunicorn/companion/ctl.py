@@ -40,6 +40,8 @@ __all__ = ["COMMANDS", "build_parser", "main"]
 
 STATES = ("STOPPED", "STARTING", "RUNNING", "BACKOFF", "STOPPING")
 INTERRUPTED = 130
+# The first word of the call by which a shell's script asks what may be typed next.
+COMPLETE = "__complete"
 
 NAMES = "by name: 'rq' (with all its copies, if it has numprocs), 'rq:2', a pattern such as 'work*', or 'all'"
 
@@ -109,9 +111,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
+    if words and words[0] == COMPLETE:
+        from gunicorn.companion.client.completion import complete
+
+        return complete(build_parser, words[1], list(words[2:]))
     options = build_parser(words).parse_args(words)
     options.started = time.monotonic()
     try:
+        if options.command == "completion":
+            # It needs no server.
+            return _show_completion(None, options)
         with connect(options.socket, options.timeout) as connection:
             run = COMMANDS[options.command][-1]
             return run(connection, options)
@@ -351,6 +360,16 @@ def _show_metrics(connection: Connection, options: Any) -> int:
     return show_metrics(connection, options)
 
 
+def _completion(parser: Parser) -> None:
+    parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
+
+
+def _show_completion(_: object, options: Any) -> int:
+    from gunicorn.companion.client.completion import show_script
+
+    return show_script(options)
+
+
 def _nothing(parser: Parser) -> None:
     pass
 
@@ -473,6 +492,14 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         "--version prints that of the command.",
         _nothing,
         client.show_version,
+    ),
+    "completion": (
+        "print the script that completes commands, options and names in a shell",
+        "bash: add 'source <(gunicorn-companion completion bash)' to ~/.bashrc. zsh: the same with zsh, in "
+        "~/.zshrc, after compinit. fish: gunicorn-companion completion fish "
+        "> ~/.config/fish/completions/gunicorn-companion.fish. Names come from the running server.",
+        _completion,
+        _show_completion,
     ),
 }
 
