@@ -130,3 +130,17 @@ def test_a_master_that_hangs_is_told() -> None:
         # What was asked for is done when it can be.
         wait_until(lambda: len(serving(server)) == 2, 10, "another worker")
         assert json.loads(ctl(server, "web", "--json").stdout)["web"]["wanted"] == 2
+
+
+def test_a_server_that_stops_takes_no_commands() -> None:
+    drains = entry("a", "drain", env={"UNTIL": "done"})
+    with companion_server(drains, workers=1) as server:
+        server.wait_companion("a")
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: not web(server)["workers"], 10, "the end of the worker")
+        error = "gunicorn-companion: the server is stopping\n"
+        assert said(ctl(server, "web", "add")) == (1, "", error)
+        result = ctl(server, "web")
+        assert result.returncode == 3 and "workers      0 of 1 serve" in result.stdout
+        server.write("done", "")
+        assert server.wait_exit(10) == 0

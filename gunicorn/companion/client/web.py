@@ -102,7 +102,7 @@ def _color(worker: Reply, column: int, now: float) -> int | None:
 
 
 def _cut(text: str, room: int) -> str:
-    return text if len(text.rstrip()) <= room else text[: max(0, room - 2)] + ".."[:room]
+    return text[:room] if len(text.rstrip()) <= room else text[: max(0, room - 2)] + ".."[:room]
 
 
 def show_span(seconds: float) -> str:
