@@ -193,6 +193,7 @@ def test_counters_never_go_back() -> None:
             reconfigure(server, *some, **settings)
             assert server.ask("reread")["ok"]
             wait_until(lambda some=some: len(server.companions()) == len(some) + 1, 10)
+            assert ('companion="guest"' in scrape(path)) == (len(some) == len(companions))
             sampler.wait(starts, number, companion="guest")
         manager = server.wait_manager()
         before = sampler.value(starts, companion="busy")
@@ -200,11 +201,19 @@ def test_counters_never_go_back() -> None:
         server.wait_manager(20, without=manager)
         sampler.wait(starts, before + 3, companion="busy")
         sampler.wait(starts, 3, companion="guest")
+        # Another manager takes over in good order.
+        manager = server.wait_manager()
+        settings["companion_reload"] = "all"
+        reconfigure(server, *companions, **settings)
+        server.signal(signal.SIGHUP)
+        server.wait_manager(20, without=manager)
+        sampler.wait(starts, 4, companion="guest")
+        sampler.wait(ends, 1, companion="guest", cause="reload")
         new = server.upgrade()
         assert server.stop() == 0
         server.adopt(new.pid)
         sampler.wait(ends, 1, companion="guest", cause="upgrade")
-        sampler.wait(starts, 4, companion="guest")
+        sampler.wait(starts, 5, companion="guest")
         # The new master knows that the old one is gone.
         wait_until(lambda: (server.dir / "g.pid").read_text() == f"{new.pid}\n", 20, "the new master's pid")
         before = sampler.value("gunicorn_companion_log_bytes_total", companion="busy")
