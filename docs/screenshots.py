@@ -76,6 +76,7 @@ workers = 4
 worker_class = "gthread"
 threads = 4
 preload_app = True
+graceful_timeout = 5
 monitor = "127.0.0.1:{port}"
 monitor_token = "open sesame"
 companion_workers = [

@@ -217,6 +217,6 @@ class Browser:
         data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
 
-    def wait(self, condition: str, timeout: float = 10.0, message: str | Callable[[], str] = "") -> Any:
-        """Poll an expression until it is true, and return its value."""
-        return wait_until(lambda: self.js(condition), timeout, message or condition)
+    def wait(self, condition: str, timeout: float = 10.0, message: str | Callable[[], str] = "") -> None:
+        """Poll an expression until it is true."""
+        wait_until(lambda: self.js(f"!!({condition})"), timeout, message or condition)

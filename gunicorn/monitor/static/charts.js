@@ -7,7 +7,7 @@ import { MISSING, clock } from "./format.js";
 const HEIGHT = 112;
 const EDGE = { top: 6, right: 2, bottom: 16, left: 50 };
 const HOUR = 3600;
-const SHORTEST = 300;
+const SHORTEST = 60;
 
 /**
  * Make a figure. `series`: [{name, of: sample => number or null}], the first gives the figure in large type;
@@ -39,16 +39,22 @@ export function chart({ title, series, show, samples, interval, width, bars, byt
     svg("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": text },
       [0, 0.5, 1].map((part) => [
         svg("line", { class: part ? "grid" : "axis", x1: EDGE.left, x2: width - EDGE.right, y1: y(part * top), y2: y(part * top) }),
-        svg("text", { class: "tick", x: EDGE.left - 6, y: y(part * top) + 3.5, "text-anchor": "end" }, show(part * top)),
+        svg("text", { class: "tick", x: EDGE.left - 6, y: y(part * top) + 3.5, "text-anchor": "end" }, show(part * top).replace(".0 ", " ")),
       ]),
-      [[begin, "start"], [(begin + end) / 2, "middle"], [end, "end"]].map(([time, anchor]) =>
-        svg("text", { class: "tick", x: x(time), y: HEIGHT - 3, "text-anchor": anchor }, clock(time).slice(-8, -3))),
+      [[begin, "start"], [end, "end"]].map(([time, anchor]) =>
+        svg("text", { class: "tick", x: x(time), y: HEIGHT - 3, "text-anchor": anchor }, moment(time, end - begin))),
       lines.map((line, place) => (bars
         ? line.points.filter(([, value]) => value).map(([time, value]) => svg("rect", {
           class: "bar", x: x(time), width: Math.max(2, inner.width / line.points.length - 1), y: y(value), height: round(y(0) - y(value)) }))
         : svg("path", { class: `line line${place}`, d: path(line.points, x, y, interval) }))),
       marked && svg("line", { class: "mark", x1: x(marked.time), x2: x(marked.time), y1: EDGE.top, y2: y(0) })),
   ];
+}
+
+/** The time of day; with seconds where the whole chart is some minutes. */
+function moment(time, span) {
+  const text = new Date(time * 1000).toLocaleTimeString("sv");
+  return span < 600 ? text : text.slice(0, 5);
 }
 
 function written(value, show) {

@@ -176,7 +176,7 @@ function drawHead(server) {
   fill("head",
     h("p", { class: "brand" }, h("a", { href: "/" }, companion ? "All processes" : server?.application ?? "gunicorn")),
     h("p", { class: "facts" }, facts ? facts.join(" · ") : "Connecting…"),
-    h("p", { class: state.lost ? "live lost" : "live" }, state.lost ? "not connected" : "live"),
+    (state.lost || state.status) && h("p", { class: state.lost ? "live lost" : "live" }, state.lost ? "not connected" : "live"),
     steering.possible
       ? h("button", { type: "button", "data-token": steering.token ? "forget" : "enter" }, steering.token ? "Lock actions" : "Unlock actions")
       : h("p", { class: "facts", title: "monitor_token is not set" }, "read-only"));
@@ -193,9 +193,11 @@ let saying = 0;
 
 function announce(text) {
   if (text === said || Date.now() < saying) return;
-  if (said !== null) fill("said", text);
+  if (said !== null) {
+    fill("said", text);
+    saying = Date.now() + 3000;
+  }
   said = text;
-  saying = Date.now() + 3000;
 }
 
 build();

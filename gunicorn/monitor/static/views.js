@@ -190,6 +190,12 @@ export function memory(status) {
 
 // -- events -----------------------------------------------------------------------------------
 
+function inWords(event) {
+  if (event.event === "start") return `started, pid ${event.pid}`;
+  if (event.cause) return `${event.cause}: ${event.reason ?? event.description}`;
+  return `${event.event} ${event.description ?? ""}`;
+}
+
 export function events(history, name) {
   const shown = history.slice(-EVENTS_SHOWN).reverse();
   return [
@@ -198,7 +204,7 @@ export function events(history, name) {
       "data-key": `${event.time} ${event.name} ${event.event}`, class: event.cause ? `cause ${event.cause}` : event.event },
     h("time", { datetime: new Date(event.time * 1000).toISOString() }, clock(event.time)), " ",
     !name && event.name && h("a", { href: link(event.name) }, event.name), " ",
-    h("span", null, event.event === "exit" ? `${event.cause}: ${event.reason}` : event.event === "start" ? `started, pid ${event.pid}` : `${event.event} ${event.description ?? ""}`))))
+    h("span", null, inWords(event)))))
       : h("p", null, "None yet."),
   ];
 }
