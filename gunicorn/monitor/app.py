@@ -198,7 +198,7 @@ class Monitor:
         try:
             return _page(html.render_companion(self._companion_named(name), self._lines(name)))
         except Wrong as wrong:
-            return _page(html.render_error(str(wrong)), wrong.status)
+            return _page(html.render_error(str(wrong), name), wrong.status)
         except (Unavailable, Refused) as error:
             return _page(html.render_error(str(error), name), 503)
 
@@ -241,7 +241,11 @@ class Monitor:
         return as_json({"lines": self.source.logs(_name(query), _count(query))})
 
     def _session(self, query: Any, environ: Environ) -> Answer:
-        return as_json({"actions": bool(self.options.token)})
+        token, given = self.options.token, environ.get("HTTP_AUTHORIZATION")
+        session = {"actions": bool(token)}
+        if token and given is not None:
+            session["authorized"] = access.has_token(given, token)
+        return as_json(session)
 
     def _companion(self, name: str, environ: Environ) -> Answer:
         return as_json(self._companion_named(name))

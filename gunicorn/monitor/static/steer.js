@@ -38,12 +38,11 @@ async function enterToken(changed) {
   const token = await question("Actions need the server's monitor_token. It is kept in this tab until you close it.", "Unlock",
     { label: "Token", type: "password" });
   if (!token) return;
-  // An action without a name does nothing, but tells whether the token is right.
-  const { status, reply } = await post({}, token);
-  if (status === 400) {
+  const { reply } = await send("/api/session", {}, token);
+  if (reply.authorized) {
     setToken(token, changed);
     notify("Actions are unlocked.");
-  } else notify(`Refused: ${reply.error ?? "no answer"}`, true);
+  } else notify(`Refused: ${reply.error ?? "this is not the token"}.`, true);
 }
 
 async function run(target, changed) {
@@ -54,7 +53,8 @@ async function run(target, changed) {
     if (given === null) return;
     if (ask) request[ask] = Number(given);
   }
-  const { status, reply } = await post(request, steering.token);
+  const { status, reply } = await send("/api/action", {
+    method: "POST", body: JSON.stringify(request), headers: { "Content-Type": "application/json" } }, steering.token);
   if (status === 200) {
     if (reply.dumps) showDumps(reply.dumps);
     else notify(reply.message || "Done.");
@@ -64,14 +64,12 @@ async function run(target, changed) {
   if (status === 401) setToken(null, changed);
 }
 
-async function post(request, token) {
+async function send(path, options, token) {
   try {
-    const answer = await fetch("/api/action", {
-      method: "POST", body: JSON.stringify(request), headers: { "Content-Type": "application/json", Authorization: `Bearer ${token}` },
-    });
+    const answer = await fetch(path, { ...options, headers: { ...options.headers, Authorization: `Bearer ${token}` } });
     return { status: answer.status, reply: await answer.json() };
   } catch (error) {
-    return { status: 0, reply: { error: `the server cannot be reached (${error.message})` } };
+    return { status: 0, reply: { error: `no answer (${error.message})` } };
   }
 }
 
