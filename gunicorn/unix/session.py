@@ -28,6 +28,8 @@ class Stat(NamedTuple):
     session: int
     threads: int
     start: str
+    # The processor time of the process and of its children that have ended, in seconds.
+    cpu: float
 
     @property
     def runs(self) -> bool:
@@ -47,7 +49,14 @@ def read_stat(pid: int) -> Stat | None:
             raise
         return None
     values = _fields(text)
-    return Stat(values[0].decode(), int(values[1]), int(values[3]), int(values[17]), values[19].decode())
+    return Stat(
+        values[0].decode(),
+        int(values[1]),
+        int(values[3]),
+        int(values[17]),
+        values[19].decode(),
+        _cpu_seconds(values),
+    )
 
 
 def _fields(text: bytes) -> list[bytes]:
@@ -64,8 +73,11 @@ def cpu_seconds(pid: int) -> float | None:
         text = spare.ONE.call(lambda: _stat_text(pid))
     except OSError:
         return None
-    times = _fields(text)[11:15]
-    return round(sum(map(int, times)) / os.sysconf("SC_CLK_TCK"), 2)
+    return _cpu_seconds(_fields(text))
+
+
+def _cpu_seconds(values: list[bytes]) -> float:
+    return round(sum(map(int, values[11:15])) / os.sysconf("SC_CLK_TCK"), 2)
 
 
 def command_name(pid: int) -> str:

@@ -60,8 +60,15 @@ def _what_runs(process: CompanionProcess) -> str:
     """Return the command or the target; a command line may hold passwords."""
     config = process.config
     if config.command is not None:
-        return redact.in_text(shlex.join(config.command))
+        words = redact.in_value(list(config.command))
+        return " ".join(map(_quoted, words))
     return redact.in_text(describe_target(config.target)) if config.target is not None else ""
+
+
+def _quoted(word: str) -> str:
+    """As for a shell, but hidden parts need no quotes."""
+    rest = word.replace(redact.HIDDEN, "x")
+    return word if shlex.quote(rest) == rest else shlex.quote(word)
 
 
 def _describe_process(pid: int) -> dict[str, Any]:
@@ -70,7 +77,7 @@ def _describe_process(pid: int) -> dict[str, Any]:
         "pid": pid,
         "ppid": None if info is None else info.ppid,
         "name": session.command_name(pid),
-        "cpu": session.cpu_seconds(pid),
+        "cpu": None if info is None else info.cpu,
     }
 
 
