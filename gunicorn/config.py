@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import __version__
@@ -51,14 +51,18 @@ class Config:
         self.noted: dict[str, Any] = {}
 
     def __str__(self) -> str:
-        return self.shown({})
+        """A line for each setting, without secrets and without values of environments: for the log."""
+        return self._lines({}, redact.in_setting)
 
     def shown(self, derived: Mapping[str, Any]) -> str:
         """A line for each setting, without secrets; *derived* values replace the configured ones."""
+        return self._lines(derived, lambda name, value: redact.in_value(value))
+
+    def _lines(self, derived: Mapping[str, Any], hide: Callable[[str, Any], Any]) -> str:
         width = max(map(len, self.settings))
         lines = []
         for name, setting in sorted(self.settings.items()):
-            value = redact.in_value(derived.get(name, setting.get()))
+            value = hide(name, derived.get(name, setting.get()))
             lines.append(f"{name:<{width}} = {(setting.formatter or _shown)(value)}")
         return "\n".join(lines)
 

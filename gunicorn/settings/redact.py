@@ -65,6 +65,26 @@ def in_value(value: Any) -> Any:
     return value
 
 
+def in_setting(name: str, value: Any) -> Any:
+    """The value of a setting for the log: without secrets, and without any value of an environment."""
+    if name in ("raw_env", "companion_env"):
+        return _names_only(value)
+    if name == "companion_workers" and isinstance(value, (list, tuple)):
+        value = [
+            {**one, "env": _names_only(one["env"])} if isinstance(one, dict) and "env" in one else one
+            for one in value
+        ]
+    return in_value(value)
+
+
+def _names_only(environment: Any) -> Any:
+    if isinstance(environment, dict):
+        return dict.fromkeys(environment, HIDDEN)
+    if isinstance(environment, (list, tuple)):
+        return [f"{str(item).partition('=')[0]}={HIDDEN}" for item in environment]
+    return environment
+
+
 def _is_harmless(value: Any) -> bool:
     return value is None or isinstance(value, bool) or value in ("", (), [], {})
 
