@@ -23,7 +23,9 @@ from gunicorn.companion.child.program import CannotRun, execute
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.keys import Target, describe_target
 from gunicorn.companion.runfile import Record, RunFile, note_exception
+from gunicorn.monitor import inherited
 from gunicorn.settings import redact
+from gunicorn.settings.monitor import MONITOR_TARGET
 from gunicorn.unix import libc, spare
 from gunicorn.unix.process import leave, set_process_title
 from gunicorn.unix.session import identity, own_identity
@@ -248,6 +250,10 @@ def take_listeners(launch: Launch) -> None:
     """Free the numbers 3, 4 … for the sockets of `bind`; a Python target gets its sockets at once."""
     count = len(launch.listeners)
     if not count:
+        return
+    if launch.config.target == MONITOR_TARGET:
+        # It takes the socket as it is: gevent, in a configuration file, may have these numbers.
+        [inherited.listener] = launch.listeners
         return
     launch.run.fd = descriptors.lift(launch.run.fd, count)
     if launch.watch is not None:

@@ -14,17 +14,18 @@ import logging
 import math
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gunicorn.companion.child import descriptors
 from gunicorn.config import Config
 from gunicorn.http.errors import ParseException
 from gunicorn.http.head import error_response
 from gunicorn.http.parse import HeadGatherer
 from gunicorn.http.parser import RequestParser
+from gunicorn.monitor import inherited
 from gunicorn.monitor.app import Monitor, Options
 from gunicorn.monitor.stream import Stream
 from gunicorn.settings.monitor import MONITOR_VARIABLE
@@ -221,7 +222,19 @@ def run() -> None:
     """Serve the monitor: the target of its companion."""
     # Collections leave alone what is shared with the manager.
     gc.freeze()
+    _undo_gevent()
     options = Options(**json.loads(os.environ.pop(MONITOR_VARIABLE)))
-    listener = socket.socket(fileno=descriptors.FIRST)
     threading.stack_size(256 * 1024)
+    # gevent's sockets have ways of their own.
+    listener = socket.socket(fileno=inherited.listener.detach())
     Server(listener, Monitor(options)).run()
+
+
+def _undo_gevent() -> None:
+    """Use threads and the system's calls where a configuration file has had gevent replace them."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None:
+        for module, names in monkey.saved.items():
+            # It keeps settings of its own there too.
+            for name in names if module in sys.modules else ():
+                setattr(sys.modules[module], name, monkey.get_original(module, name))
