@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Collection
+from types import BuiltinFunctionType
 
 from gunicorn.unix import cgroup, session
 
@@ -15,6 +17,8 @@ class Kernel:
 
     Forks are not part of it, because a pid does not determine what the child does.
     """
+
+    _seconds_before = 0.0
 
     def now(self) -> float:
         """Monotonic seconds."""
@@ -27,10 +31,22 @@ class Kernel:
         waited for.
         """
         try:
-            pid, status, usage = os.wait4(-1, os.WNOHANG)
+            if isinstance(os.waitpid, BuiltinFunctionType):
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                seconds = usage.ru_utime + usage.ru_stime
+            else:
+                # gevent has one of its own, because its loop may have collected the child.
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                seconds = self._seconds_of_children() if pid else 0.0
         except ChildProcessError:
             return None
-        return (pid, status, usage.ru_utime + usage.ru_stime) if pid else None
+        return (pid, status, seconds) if pid else None
+
+    def _seconds_of_children(self) -> float:
+        """The processor seconds of the children that were collected since the last call."""
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before, self._seconds_before = self._seconds_before, usage.ru_utime + usage.ru_stime
+        return self._seconds_before - before
 
     def identity(self, pid: int) -> str | None:
         return session.identity(pid)

@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from e2e_companions import companion_server, entry, reconfigure
@@ -119,6 +120,7 @@ def check_reading(client: Client) -> None:
     assert [one["name"] for one in status["companions"]] == ["a", "b", "monitor", "p"]
     assert status["companions"][0]["memory"]["private"] > 0
     assert status["server"]["application"] == "app:app"
+    assert (status["web"]["class"], len(status["web"]["workers"])) == ("sync", 1)
     assert client.get("/api/session").json() == {"actions": True}
     page = client.get("/api/companion/p").json()
     assert "user:***@127.0.0.1" in page["details"]["runs"]
@@ -197,6 +199,13 @@ def check_actions(server: Server, client: Client) -> None:
     assert client.act(action="start", name="a").status == 200
     server.wait_companion("a")
     assert client.quick("/ready")[0] == 200
+    dumped = client.act(action="dump", what="monitor").json()["dumps"]
+    assert "in _dump" in dumped[0]["stacks"] or "in step" in dumped[0]["stacks"]
+    assert client.act(action="web", do="add", count=1).status == 200
+    wait_until(lambda: len(client.get("/api/status").json()["web"]["workers"]) == 2, 5, "two workers")
+    assert client.act(action="web", do="remove", count=1).status == 200
+    wait_until(lambda: len(client.get("/api/status").json()["web"]["workers"]) == 1, 5, "one worker")
+    assert client.act(action="web", do="kill", pid=1).status == 409
 
 
 def check_streams(server: Server, client: Client) -> None:
@@ -310,7 +319,9 @@ def test_a_server_whose_workers_do_not_boot() -> None:
     port = free_port()
     app = "import time\ntime.sleep(60)\n"
     settings: dict[str, Any] = {"monitor": f"0.0.0.0:{port}", "workers": 1, "timeout": 60}
-    with companion_server(app_option=app, ready_option=None, **settings) as server:
+    # gevent in the configuration file is nothing to the monitor.
+    extra = "import gevent.monkey; gevent.monkey.patch_all()" if find_spec("gevent") else ""
+    with companion_server(app_option=app, ready_option=None, extra=extra, **settings) as server:
         wait_until(lambda: answers(port), 10, "the monitor")
         client = Client(port)
         missing = {"ready": False, "missing": ["no web worker has booted"]}
@@ -325,5 +336,5 @@ def test_a_server_whose_workers_do_not_boot() -> None:
         finally:
             os.kill(server.pid, signal.SIGCONT)
         wait_until(lambda: client.quick("/live")[0] == 200, 10, "the master")
-        server.signal(signal.SIGINT)
-        server.wait_exit()
+        # gevent has a way of its own to collect children, who must be found nevertheless.
+        server.stop(signal.SIGINT, timeout=10)
