@@ -27,8 +27,10 @@ DRIVER = Path("benchmarks", "apps", "inprocess.py")
 CASES = {
     "gthread": "gthread",
     "gthread-access-log": "gthread, with the access log on",
+    "gthread-scoreboard": "gthread, with companions configured",
     "sync": "sync, a connection each",
     "sync-access-log": "sync, with the access log on",
+    "sync-scoreboard": "sync, with companions configured",
 }
 FEW, MANY = 1000, 3000
 COLLECTED = re.compile(rb"Collected *: *(\d+)")

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import ctypes
 import heapq
 import mmap
 import os
-import struct
+import sys
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic_ns
 from typing import Any, Final, NamedTuple
 
@@ -33,7 +34,6 @@ SLOTS: Final = 1024
 
 _FORMAT = 0x67756E69_00000001  # to be changed with the layout: a successor may be of another version
 _WORD = 8
-_BOUNDS = tuple(int(bound * 1e9) for bound in BUCKETS)
 _COLUMNS = len(BUCKETS) + 1
 # How often a reader begins again because the master is just moving numbers.
 _TRIES = 1000
@@ -49,6 +49,7 @@ class Field(NamedTuple):
 
 #: Only ever growing. A slot has those of its worker, the header those of workers that are gone.
 COUNTERS: Final = (
+    Field("quick", 1, "requests that were answered with 200 within the first bucket"),
     Field("bytes", 1, "bytes of content sent"),
     Field("spent", 1, "nanoseconds spent in requests"),
     Field(
@@ -60,15 +61,15 @@ COUNTERS: Final = (
 SLOT: Final = (
     Field("pid", 1, "0: the slot is free"),
     Field("age", 1, "the worker's number, counted from the start of the master"),
-    Field("started", 1, "when it was forked (this and all moments: nanoseconds of the monotonic clock)"),
+    Field("started", 1, "when it was forked, in nanoseconds of the monotonic clock"),
     Field("booted", 1, "1 from its first heartbeat on"),
     Field("retiring", 1, "1 once it has been told to end, or ends by itself"),
     Field("cause", 1, "why it ends by itself: 1 more than the place in ENDS"),
     Field("connections", 1, "open connections"),
     Field("running", 1, "requests that are being served"),
-    Field("since", 1, "when the oldest of them began; 0: none"),
-    Field("request", 16, "its method and path, without query"),
-    Field("since_again", 1, "written after the text: differs from since while that is being written"),
+    Field("since", 1, "when the oldest of them began, in seconds as a floating-point number; 0: none"),
+    Field("method", 1, "its method, the first 8 bytes"),
+    Field("path", 16, "its path, without query"),
     *COUNTERS,
 )
 HEADER: Final = (
@@ -77,7 +78,7 @@ HEADER: Final = (
     Field("used", 1, "the slots from this number on have never been used"),
     Field("turn", 1, "odd while the master moves numbers from a slot to the totals"),
     Field("master", 1, "its pid"),
-    Field("beat", 1, "when its loop last turned"),
+    Field("beat", 1, "when its loop last turned, as started"),
     Field("wanted", 1, "how many workers there should be"),
     Field("threads", 1, "of each worker"),
     Field("class", 16, "the worker class"),
@@ -101,24 +102,65 @@ _S, _SLOT_SIZE = places(SLOT)
 _SIZES = {field.name: field.size for field in (*HEADER, *SLOT)}
 _COUNTER_WORDS = sum(field.size for field in COUNTERS)
 
-# One call writes these fields, from the first to the last.
-_OLDEST = struct.Struct(f"@QQ{_SIZES['request'] * _WORD}sQ")
-_OLDEST_AT = _S["running"] * _WORD
-_CONNECTIONS, _RUNNING, _SINCE = _S["connections"], _S["running"], _S["since"]
-_BYTES, _SPENT, _ANSWERED = _S["bytes"], _S["spent"], _S["answered"]
+_RUNNING, _SINCE, _METHOD = _S["running"], _S["since"], _S["method"]
+_QUICK, _BYTES, _SPENT, _ANSWERED = (_S[field.name] for field in COUNTERS)
+_PATH_SIZE = _SIZES["path"] * _WORD
 
 
 class Slot:
-    """The part of one worker. Its threads may call at the same time; requests are any distinct objects."""
+    """The part of one worker. Requests are any distinct objects with ``method`` and ``path``.
 
-    def __init__(self, words: memoryview, number: int) -> None:
+    ``Cycle.serve()`` writes the usual case by itself, which costs no call: `begin`, and `end` for a request
+    that was answered with 200 within ``limit`` seconds. Threads lose nothing of each other's ``+=``: the
+    interpreter switches only at calls and loops. Where it has no lock, ``limit`` is negative.
+    """
+
+    #: Seconds until what was counted is written out, while requests come one after the other.
+    WRITE_INTERVAL = 0.1
+
+    __slots__ = (
+        "_is_due",
+        "_lock",
+        "_memory",
+        "_words",
+        "_written",
+        "limit",
+        "method",
+        "number",
+        "path",
+        "quick",
+        "running",
+        "sent",
+        "since",
+        "single",
+        "spent",
+        "watched",
+        "write_later",
+    )
+
+    def __init__(self, words: memoryview, path: Any, number: int) -> None:
         self.number = number
+        self.path = path
+        self.method = ""
         self._words = words
         self._memory = words.cast("B")
-        # The requests that are being served, the oldest first, and when each began.
-        self._running: dict[Any, int] = {}
+        #: The word of this name, alone.
+        self.since = self._memory.cast("d")[_SINCE : _SINCE + 1]
         # Not of `threading`: a lock of gevent's would cost more, and nothing waits within.
         self._lock = _thread.allocate_lock()
+        self._written = 0.0
+        self._is_due = False
+        #: Called once something is counted, and again after each `write`, which it is to have done soon.
+        self.write_later: Callable[[], object] | None = None
+        #: Requests that are being served, the oldest first, and since when (by ``time.monotonic()``).
+        self.running: dict[Any, float] = {}
+        #: Whether another thread calls `look` and shows what is running; without, each request shows itself.
+        self.watched = False
+        #: Whether there is only one request at a time.
+        self.single = False
+        self.limit = BUCKETS[0] if getattr(sys, "_is_gil_enabled", lambda: True)() else -1.0
+        self.quick = self.sent = 0
+        self.spent = 0.0
 
     def get(self, name: str) -> int:
         """Return the word of a field."""
@@ -128,10 +170,6 @@ class Slot:
     def set(self, name: str, value: int) -> None:
         """Write the word of a field."""
         self._words[_S[name]] = value
-
-    def connections(self, count: int) -> None:
-        """Note how many connections are open."""
-        self._words[_CONNECTIONS] = count
 
     def retire(self, cause: str | None = None) -> None:
         """Note that the worker ends; with a *cause* of ENDS, that it does so by itself."""
@@ -145,58 +183,102 @@ class Slot:
         number = self.get("cause")
         return ENDS[number - 1] if 0 < number <= len(ENDS) else None
 
-    def begin(self, request: Any) -> None:
-        """Note that *request*, which has ``method`` and ``path``, is being served from now on."""
-        now = monotonic_ns()
+    # -- the worker ----------------------------------------------------------------------------
+
+    def begin(self, request: Any, since: float) -> None:
+        """Note that *request* is being served."""
+        running = self.running
+        if not self.single:
+            running[request] = since
+            self._words[_RUNNING] = len(running)
+        if not self.watched and len(running) <= 1:
+            self.show(request, since)
+
+    def show(self, request: Any, since: float) -> None:
+        """Show *request* as the one that has run for the longest time."""
+        self.since[0] = 0.0
+        if request.method != self.method:
+            self.set_method(request.method)
+        try:
+            self.path.value = request.path.encode()
+        except ValueError:
+            self.path.value = request.path.encode("utf-8", "replace")[:_PATH_SIZE]
+        self.since[0] = since
+
+    def set_method(self, method: str) -> None:
+        """Show another method from now on."""
+        self.method = method
+        shown = method.encode("utf-8", "replace")[:_WORD].ljust(_WORD, b"\0")
+        self._words[_METHOD] = int.from_bytes(shown, sys.byteorder)
+
+    def end(self, request: Any, since: float, status: int | None, sent: int) -> None:
+        """Count *request*, answered with *status* (None: by the application itself) and *sent* bytes."""
+        took = time.monotonic() - since
+        row = status // 100 if status is not None and 100 <= status < 600 else 0
         with self._lock:
-            running = self._running
-            running[request] = now
-            if len(running) == 1:
-                self._show(request, now, 1)
-            else:
-                self._words[_RUNNING] = len(running)
+            self.sent += sent
+            self.spent += took
+            self._words[_ANSWERED + row * _COLUMNS + bisect_left(BUCKETS, took)] += 1
+        self.forget(request)
+        if self.watched:
+            # Who looks may have stopped doing so, as there is nothing else to do.
+            self.write()
 
-    def _show(self, request: Any, since: int, count: int) -> None:
-        text = f"{request.method} {request.path}".encode("latin-1", "replace")
-        _OLDEST.pack_into(self._memory, _OLDEST_AT, count, since, text, since)
+    def refuse(self, request: Any, status: int, sent: int) -> None:
+        """Count *request*, which was answered before the application could have it."""
+        now = time.monotonic()
+        self.end(request, self.running.get(request, now), status, sent)
 
-    def end(self, request: Any, status: int | None, sent: int, *, refused: bool = False) -> None:
-        """Count *request*, answered with *status* (None: by the application itself) and *sent* bytes.
+    def forget(self, request: Any) -> None:
+        """Note that *request* is not being served any more."""
+        running = self.running
+        since = running.pop(request, None)
+        if not running and not self.watched:
+            self._words[_RUNNING] = 0
+            self.since[0] = 0.0
+        elif since == self.since[0]:
+            self.show_oldest()
+        else:
+            self._words[_RUNNING] = len(running)
+        if self.write_later is not None and not self._is_due:
+            self._is_due = True
+            self.write_later()
 
-        One that has not begun, or has ended already, is not counted, unless it was *refused*.
-        """
-        now = monotonic_ns()
-        words = self._words
+    def show_oldest(self) -> None:
+        """Show the request that has run for the longest time, if there is one."""
+        running = self.running.copy()
+        self._words[_RUNNING] = len(running)
+        request, since = next(iter(running.items()), (None, 0.0))
+        if request is None:
+            self.since[0] = 0.0
+        elif self.since[0] != since:
+            self.show(request, since)
+
+    def look(self, idle: bool) -> None:
+        """Show what is running, and what was counted: all of it, if the worker is *idle*."""
+        if not self.single or idle:
+            self.show_oldest()
+        if idle or time.monotonic() - self._written >= self.WRITE_INTERVAL:
+            self.write()
+
+    def write(self) -> None:
+        """Write out what was counted."""
+        self._is_due = False
+        self._written = time.monotonic()
         with self._lock:
-            running = self._running
-            since = running.pop(request, now if refused else None)
-            if since is None:
-                return
-            if not running:
-                words[_RUNNING] = words[_SINCE] = 0
-            elif since == words[_SINCE]:
-                oldest, began = next(iter(running.items()))
-                self._show(oldest, began, len(running))
-            else:
-                words[_RUNNING] = len(running)
-            took = now - since
-            row = status // 100 if status is not None and 100 <= status < 600 else 0
-            words[_ANSWERED + row * _COLUMNS + bisect_left(_BOUNDS, took)] += 1
-            words[_SPENT] += took
-            words[_BYTES] += sent
+            words = self._words
+            words[_QUICK], words[_BYTES], words[_SPENT] = self.quick, self.sent, int(self.spent * 1e9)
 
-    def oldest(self) -> tuple[int, bytes] | None:
-        """Return since when the oldest request runs, and its method and path."""
-        begin, end = _S["request"] * _WORD, _S["since_again"] * _WORD
+    # -- readers -------------------------------------------------------------------------------
+
+    def oldest(self) -> tuple[float, bytes, bytes] | None:
+        """Return since when the oldest request runs, its method and its path."""
         for _ in range(_TRIES):
-            # The order counts: it is the reverse of the writer's.
-            again = self.get("since_again")
-            text = bytes(self._memory[begin:end])
-            since = self.get("since")
-            if not since:
-                return None
-            if since == again:
-                return since, text.rstrip(b"\0")
+            since = self.since[0]
+            method = self.get("method").to_bytes(_WORD, sys.byteorder)
+            path = bytes(self._memory[_S["path"] * _WORD : _S["path"] * _WORD + _PATH_SIZE])
+            if since == self.since[0]:
+                return (since, method.rstrip(b"\0"), path.partition(b"\0")[0]) if since else None
         return None
 
 
@@ -258,7 +340,8 @@ class Scoreboard:
 
     def _slot(self, number: int) -> Slot:
         first = _HEADER_SIZE + number * _SLOT_SIZE
-        return Slot(self._words[first : first + _SLOT_SIZE], number)
+        path = (ctypes.c_char * _PATH_SIZE).from_buffer(self._map, (first + _S["path"]) * _WORD)
+        return Slot(self._words[first : first + _SLOT_SIZE], path, number)
 
     # -- the master ----------------------------------------------------------------------------
 
@@ -357,7 +440,7 @@ class Scoreboard:
     def _read(self) -> dict[str, Any]:
         now, mono = time.time(), monotonic_ns()
 
-        def epoch(moment: int) -> float:
+        def epoch(moment: float) -> float:
             return round(now - (mono - moment) / 1e9, 3)
 
         workers = [_describe(slot, epoch) for slot in self._slots()]
@@ -385,17 +468,18 @@ class Scoreboard:
 
 
 def _describe(slot: Slot, epoch: Any) -> dict[str, Any]:
-    running = slot.get("running")
+    oldest = slot.oldest()
+    # A worker that serves one request at a time does not count them.
+    running = slot.get("running") or int(oldest is not None)
     state = "busy" if running else "idle"
     if slot.get("retiring"):
         state = "retiring"
     elif not slot.get("booted"):
         state = "booting"
-    oldest = slot.oldest()
     shown = None
     if oldest is not None:
-        method, _, path = _printable(oldest[1]).partition(" ")
-        shown = {"method": method, "path": path, "since": epoch(oldest[0])}
+        since, method, path = oldest
+        shown = {"method": _printable(method), "path": _printable(path), "since": epoch(since * 1e9)}
     return {
         "pid": slot.get("pid"),
         "age": slot.get("age"),
@@ -409,7 +493,8 @@ def _describe(slot: Slot, epoch: Any) -> dict[str, Any]:
 
 
 def _named(counters: list[int]) -> dict[str, Any]:
-    sent, spent, *answered = counters
+    quick, sent, spent, *answered = counters
+    answered[ANSWERS.index("2xx") * _COLUMNS] += quick
     rows = [answered[at : at + _COLUMNS] for at in range(0, len(answered), _COLUMNS)]
     return {
         "requests": sum(answered),
@@ -422,5 +507,6 @@ def _named(counters: list[int]) -> dict[str, Any]:
 
 def _printable(text: bytes) -> str:
     """Decode *text*, with escapes for what would steer a terminal."""
-    decoded = text.decode("utf-8", "backslashreplace")
+    # A path has a character for each byte that came.
+    decoded = text.decode("utf-8", "replace").encode("latin-1", "replace").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in decoded)

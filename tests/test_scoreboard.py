@@ -20,6 +20,13 @@ class Request:
         self.path, self.method = path, method
 
 
+def serve(slot: Slot, status: int | None = 200, sent: int = 0) -> None:
+    """Serve one request."""
+    slot.begin(one := Request(), since := time.monotonic())
+    slot.end(one, since, status, sent)
+    slot.write()
+
+
 def begun(board: Scoreboard, pid: int = 4711, age: int = 1) -> Slot:
     slot = board.take(age)
     assert slot is not None
@@ -52,8 +59,7 @@ def test_every_field_has_its_own_words(fields: tuple[scoreboard.Field, ...]) -> 
 def test_an_answer_is_counted_in_its_class(status: int | None, name: str | None) -> None:
     board = Scoreboard.create(4)
     slot = begun(board)
-    slot.begin(one := Request())
-    slot.end(one, status, 5)
+    serve(slot, status, 5)
     found = board.read()["workers"][0]
     assert (found["requests"], found["bytes"], sum(found["histogram"])) == (1, 5, 1)
     assert {key: count for key, count in found["answers"].items() if count} == ({name: 1} if name else {})
@@ -67,10 +73,11 @@ def test_a_duration_is_counted_in_its_bucket(
 ) -> None:
     board = Scoreboard.create(4)
     slot = begun(board)
-    monkeypatch.setattr(scoreboard, "monotonic_ns", lambda: 1_000_000)
-    slot.begin(one := Request())
-    monkeypatch.setattr(scoreboard, "monotonic_ns", lambda: 1_000_000 + round(seconds * 1e9))
-    slot.end(one, 200, 0)
+    slot.begin(one := Request(), 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: seconds)
+        slot.end(one, 0.0, 200, 0)
+    slot.write()
     found = board.read()
     assert len(found["workers"][0]["histogram"]) == len(found["buckets"]) + 1 == len(BUCKETS) + 1
     assert found["workers"][0]["histogram"].index(1) == bucket
@@ -81,33 +88,35 @@ def test_the_oldest_request_is_shown_until_it_ends() -> None:
     board = Scoreboard.create(4)
     slot = begun(board)
     first, second, third = Request("/first"), Request("/second", "POST"), Request("/third")
+    since = time.monotonic()
     for each in (first, second, third):
-        slot.begin(each)
+        slot.begin(each, since)
+        since += 0.001
 
     def oldest() -> Any:
         worker = board.read()["workers"][0]
         return worker["running"], worker["oldest"] and (worker["oldest"]["method"], worker["oldest"]["path"])
 
     assert oldest() == (3, ("GET", "/first"))
-    slot.end(third, 200, 0)
+    slot.end(third, since, 200, 0)
     assert oldest() == (2, ("GET", "/first"))
-    slot.end(first, 200, 0)
+    slot.end(first, since, 200, 0)
     assert oldest() == (1, ("POST", "/second"))
-    slot.end(second, 200, 0)
+    slot.end(second, since, 200, 0)
     assert oldest() == (0, None)
 
 
-def test_a_request_that_never_began_counts_only_if_it_was_refused() -> None:
+def test_a_request_that_was_refused_is_counted_and_one_without_an_answer_is_not() -> None:
     board = Scoreboard.create(4)
     slot = begun(board)
-    slot.end(Request(), 200, 1)
-    assert board.read()["totals"]["requests"] == 0
-    slot.end(None, 400, 1, refused=True)
-    slot.begin(one := Request())
-    slot.end(one, 500, 1, refused=True)
-    slot.end(one, None, 0)
+    slot.refuse(None, 400, 1)
+    slot.begin(one := Request(), time.monotonic())
+    slot.refuse(one, 500, 1)
+    slot.begin(two := Request(), time.monotonic())
+    slot.forget(two)
+    slot.write()
     assert board.read()["totals"]["answers"] == {"1xx": 0, "2xx": 0, "3xx": 0, "4xx": 1, "5xx": 1}
-    assert board.read()["totals"]["requests"] == 2
+    assert (board.read()["totals"]["requests"], board.read()["totals"]["running"]) == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -117,14 +126,14 @@ def test_a_request_that_never_began_counts_only_if_it_was_refused() -> None:
         ("/\x1b[31m\r\n", "/\\x1b[31m\\r\\n"),
         ("/caf\xc3\xa9", "/café"),
         ("/\xff", "/\\xff"),
-        ("/" + "x" * 200, "/" + "x" * 123),
+        ("/" + "x" * 200, "/" + "x" * 127),
         ("/\u20ac", "/?"),
         ("", ""),
     ],
 )
 def test_a_path_is_shown_without_what_steers_a_terminal(path: str, shown: str) -> None:
     board = Scoreboard.create(4)
-    begun(board).begin(Request(path))
+    begun(board).begin(Request(path), 1.0)
     assert board.read()["workers"][0]["oldest"]["path"] == shown
 
 
@@ -142,11 +151,11 @@ def test_states() -> None:
     assert state() == "booting"
     slot.set("booted", 1)
     assert state() == "idle"
-    slot.begin(one := Request())
+    slot.begin(one := Request(), since := time.monotonic())
     assert state() == "busy"
     slot.retire()
     assert (state(), slot.cause) == ("retiring", None)
-    slot.end(one, 200, 0)
+    slot.end(one, since, 200, 0)
     assert state() == "retiring"
 
 
@@ -155,8 +164,7 @@ def test_a_slot_is_used_again_and_its_numbers_stay() -> None:
     for age, cause in enumerate((*ENDS, None), 1):
         slot = begun(board, age=age)
         assert slot.number == 0
-        slot.begin(one := Request())
-        slot.end(one, 200, 7)
+        serve(slot, 200, 7)
         board.take_back(slot, cause)
     found = board.read()
     assert found["workers"] == []
@@ -194,9 +202,8 @@ def test_a_child_writes_and_the_parent_reads() -> None:
     slot = begun(board)
     pid = os.fork()
     if pid == 0:
-        slot.begin(one := Request())
-        slot.end(one, 204, 11)
-        slot.begin(Request("/left/running"))
+        serve(slot, 204, 11)
+        slot.begin(Request("/left/running"), time.monotonic())
         os._exit(0)
     os.waitpid(pid, 0)
     found = board.read()["workers"][0]
@@ -209,8 +216,7 @@ def test_threads_lose_no_increment() -> None:
 
     def work() -> None:
         for _ in range(2000):
-            slot.begin(one := Request())
-            slot.end(one, 200, 3)
+            serve(slot, 200, 3)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -224,16 +230,14 @@ def test_threads_lose_no_increment() -> None:
 def test_a_reader_sees_no_number_go_back_while_the_master_moves_it() -> None:
     board = Scoreboard.create(2)
     slot = begun(board)
-    slot.begin(one := Request())
-    slot.end(one, 200, 1)
+    serve(slot, 200, 1)
     with board._moving():
         stopped = board.read()  # a master that was stopped here: read what there is
     assert stopped["totals"]["requests"] == 1
     pid = os.fork()
     if pid == 0:
         for _ in range(3000):
-            slot.begin(one := Request())
-            slot.end(one, 200, 1)
+            serve(slot, 200, 1)
             board.take_back(slot, "exit")
             slot = begun(board)
         os._exit(0)
@@ -248,13 +252,11 @@ def test_a_reader_sees_no_number_go_back_while_the_master_moves_it() -> None:
 def test_the_numbers_of_an_old_master_are_continued() -> None:
     first = Scoreboard.create(2)
     old = begun(first)
-    old.begin(one := Request())
-    old.end(one, 200, 10)
+    serve(old, 200, 10)
     second = Scoreboard.create(2)
     second.old = Scoreboard.inherit(first.fd)
     new = begun(second)
-    new.begin(one := Request())
-    new.end(one, 500, 1)
+    serve(new, 500, 1)
 
     def totals(board: Scoreboard) -> tuple[int, int, int]:
         found = board.read()["totals"]

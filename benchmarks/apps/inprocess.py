@@ -21,18 +21,21 @@ import webapps  # type: ignore[import-not-found]  # beside this file, which is r
 
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
+from gunicorn.scoreboard import Scoreboard
 from gunicorn.workers.gthread import ThreadWorker
 from gunicorn.workers.sync import SyncWorker
 from gunicorn.workers.threads.polling import make_poller
 from gunicorn.workers.threads.tconn import TConn
 
 SERVER, CLIENT = ("127.0.0.1", 8000), ("127.0.0.1", 50000)
-#: The worker, and whether there is an access log.
-CASES: dict[str, tuple[str, bool]] = {
-    "gthread": ("gthread", False),
-    "gthread-access-log": ("gthread", True),
-    "sync": ("sync", False),
-    "sync-access-log": ("sync", True),
+#: The worker, and what else there is.
+CASES: dict[str, tuple[str, str]] = {
+    "gthread": ("gthread", ""),
+    "gthread-access-log": ("gthread", "access log"),
+    "gthread-scoreboard": ("gthread", "scoreboard"),
+    "sync": ("sync", ""),
+    "sync-access-log": ("sync", "access log"),
+    "sync-scoreboard": ("sync", "scoreboard"),
 }
 
 
@@ -62,26 +65,29 @@ class Client:
 
 def serve(case: str, count: int, requests: Sequence[bytes]) -> int:
     """Serve *count* requests in turn as *case* says; returns how many were answered well."""
-    worker_class, logs = CASES[case]
+    worker_class, more = CASES[case]
     ours, theirs = socket.socketpair()
     # On a disk or not, a file is what an access log costs its server.
     with ours, theirs, tempfile.NamedTemporaryFile(prefix="access-") as log:
         client = Client(cycle(requests), ours.fileno())
         cfg = Config()
         cfg.set("worker_class", worker_class)
-        cfg.set("accesslog", log.name if logs else None)
+        cfg.set("accesslog", log.name if more == "access log" else None)
         if worker_class == "gthread":
             cfg.set("threads", 8)
-            serve_kept(cfg, client, count)
+            serve_kept(cfg, client, count, more == "scoreboard")
         else:
-            serve_each(cfg, client, count)
+            serve_each(cfg, client, count, more == "scoreboard")
     return client.answered
 
 
-def serve_kept(cfg: Config, client: Client, count: int) -> None:
+def serve_kept(cfg: Config, client: Client, count: int, scoreboard: bool) -> None:
     """All on one connection, from the report that it is readable to the next wait."""
     worker: Any = ThreadWorker(0, os.getpid(), [], None, 30, cfg, Logger(cfg))
     worker.wsgi = webapps.hello
+    worker.slot = Scoreboard.create().take(0) if scoreboard else None
+    if worker.slot is not None:
+        worker.slot.watched = True
     worker.poller = make_poller()
     conn = TConn(cfg, client, CLIENT, SERVER)
     conn.init(None, worker.cycle.policy)
@@ -92,11 +98,14 @@ def serve_kept(cfg: Config, client: Client, count: int) -> None:
         worker._attend(conn.fd)
 
 
-def serve_each(cfg: Config, client: Client, count: int) -> None:
+def serve_each(cfg: Config, client: Client, count: int, scoreboard: bool) -> None:
     """Each on a connection of its own, from its acceptance to its end."""
     listener = object()
     worker: Any = SyncWorker(0, os.getpid(), [listener], None, 30, cfg, Logger(cfg))
     worker.wsgi = webapps.hello
+    worker.slot = Scoreboard.create().take(0) if scoreboard else None
+    if worker.slot is not None:
+        worker.slot.single = True
     worker._names = {listener: SERVER}
     for _ in range(count):
         worker.handle(listener, client, CLIENT)

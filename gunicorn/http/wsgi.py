@@ -449,7 +449,11 @@ class Response:
                 data = first + data
             else:
                 self._send(first)
-        self._send(data)
+        try:
+            # As _send(), in the place of most calls.
+            self.sock.sendall(data)
+        except OSError as error:
+            raise of_connection(error)
 
     def can_sendfile(self) -> bool:
         """Whether the system may copy files to the socket."""

@@ -326,6 +326,8 @@ class Workforce(Master):
             if hasattr(worker.tmp, "end"):
                 worker.tmp.end()
             worker.tmp.close()
+            if getattr(worker, "slot", None) is not None:
+                worker.slot.write()
             self.cfg.worker_exit(self, worker)
         except Exception:
             self.log.exception("Worker %s failed while exiting", worker.pid)

@@ -98,6 +98,12 @@ class Worker:
         self.tmp.notify()
         if self.slot is not None:
             self.slot.set("booted", self.booted)
+            self.slot.look(idle=True)
+            self.count_connections()
+
+    def count_connections(self) -> None:
+        """Have the scoreboard show how many connections are open."""
+        if self.slot is not None:
             self.slot.set("connections", len(getattr(self, "conns", ())))
 
     def run(self) -> None:

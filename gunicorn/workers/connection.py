@@ -208,8 +208,9 @@ def set_blocking_timeout(sock: Any, seconds: float) -> None:
 
     A timeout of Python's own costs a ``poll()`` for each of them. It fails with BlockingIOError.
     """
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
-    set_send_timeout(sock, seconds)
+    value = _timeval(seconds)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
 def set_send_timeout(sock: Any, seconds: float) -> None:

@@ -155,6 +155,9 @@ class GeventWorker(AsyncWorker):
             self._servers = {listener: self._make_server(listener) for listener in self.sockets}
         self._alarm = gevent.get_hub().loop.io(self.PIPE[0], _READ)
         self._ended = gevent.event.Event()
+        if self.slot is not None:
+            timer = gevent.get_hub().loop.timer(self.slot.WRITE_INTERVAL)
+            self.slot.write_later = lambda write=self.slot.write: timer.start(write)
         self._acceptors = [gevent.spawn(self._accept_forever, listener) for listener in self.sockets]
         while self.alive and self.is_parent_alive():
             self._tick(self._beat)
@@ -230,6 +233,7 @@ class GeventWorker(AsyncWorker):
             return True
         greenlet = gevent.Greenlet(self._serve, listener, client, addr)
         self.conns[greenlet] = Connection(client)
+        self.count_connections()
         greenlet.rawlink(self._forget)
         greenlet.start()
         return True
@@ -280,6 +284,7 @@ class GeventWorker(AsyncWorker):
 
     def _forget(self, greenlet: Any) -> None:
         conn = self.conns.pop(greenlet, None)
+        self.count_connections()
         if conn is not None and conn.arrival is not None:
             conn.arrival.close()
         self._ended.set()

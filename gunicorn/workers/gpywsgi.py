@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import ssl
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import cached_property
@@ -143,6 +144,10 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     _answer: Response | None = None
     # Whether the application has answered on the socket itself; what it sent is unknown here.
     _taken_over = False
+    # The content of a page for an error.
+    _page_size = 0
+    # The request as the scoreboard has it, and since when it is served.
+    _begun: tuple[PyWSGIRequest, float]
     # The client behind a proxy, then the peer.
     client_address: Any
     peer_address: Any = None
@@ -254,6 +259,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     def handle_one_request(self) -> Any:
         self._answer = self._orig_status = None
+        self._page_size = 0
         more_expected = False
         try:
             result = super().handle_one_request()
@@ -325,7 +331,11 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         environ["wsgi.input_terminated"] = not upgrades
         self._served += 1
         worker = self.server.worker
-        worker.begin_request(self.socket, PyWSGIRequest(self, environ))
+        req = PyWSGIRequest(self, environ)
+        worker.begin_request(self.socket, req)
+        if worker.slot is not None:
+            self._begun = req, time.monotonic()
+            worker.slot.begin(*self._begun)
         worker.nr += 1
         if worker.nr >= worker.max_requests:
             worker.retire()
@@ -351,7 +361,13 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if cycle.pre_request is not None:
             with _logged(worker, "pre_request"):
                 cycle.pre_request(worker, req)
-        super().handle_one_response()
+        try:
+            super().handle_one_response()
+        finally:
+            if worker.slot is not None:
+                status = None if self._taken_over else int((self._orig_status or self.status or "0")[:3])
+                sent = self._answer.sent if self._answer is not None else 0
+                worker.slot.end(*self._begun, status, sent + self._page_size)
         if cycle.post_request is not None:
             with _logged(worker, "post_request"):
                 cycle.post_request(worker, req, self.environ, self._response())
@@ -461,6 +477,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             if self.command == "HEAD":
                 page = page.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
             self.response_length = len(page)
+            self._page_size = len(page.partition(b"\r\n\r\n")[2])
             self.socket.sendall(page)
 
     def log_error(self, msg: str, *args: Any) -> None:

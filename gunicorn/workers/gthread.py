@@ -114,6 +114,10 @@ class ThreadWorker(Worker):
         self._alarm = select.poll()
         self._alarm.register(self.PIPE[0], select.POLLIN)
         self._accepting = True
+        if self.slot is not None:
+            self.slot.watched = True
+            self.turns.watched = True
+            self.turns.checked = False
         for listener in self.sockets:
             listener.setblocking(False)
             self._listeners[listener.fileno()] = listener
@@ -163,6 +167,8 @@ class ThreadWorker(Worker):
             if now >= until:
                 return
             checking = turns.check(now, _time_spent(turns.leader))
+            if self.slot is not None:
+                self.slot.look(idle=not checking)
 
     def murder_keepalived(self) -> None:
         """End the connections that have waited for too long."""
@@ -296,6 +302,7 @@ class ThreadWorker(Worker):
         conn = TConn(self.cfg, sock, addr, self._names[fd])
         self.poller.renew(conn.fd)
         self.conns[id(conn)] = conn
+        self.count_connections()
         conn.state = State.HANDSHAKE if self._is_tls else State.NEW
         conn.deadline = time.monotonic() + self._patience
         try:
@@ -442,7 +449,7 @@ class ThreadWorker(Worker):
     def handle_request(self, req: Any, conn: TConn) -> Outcome | bool:
         """Have the application answer *req*; returns what becomes of the connection."""
         # A connection stays open only if there is room for another one.
-        keep = self._keepalive > 0 and self.has_room()
+        keep = self._keepalive > 0 and len(self.conns) < self.worker_connections  # has_room(), quicker
         if may_leave_http(req):
             return self._serve_without_limits(req, conn, keep)
         return self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
@@ -538,6 +545,7 @@ class ThreadWorker(Worker):
 
     def _forget(self, conn: TConn) -> None:
         self.conns.pop(id(conn), None)
+        self.count_connections()
         if self._paused:
             self._resume_accepting()
         if not self.alive:

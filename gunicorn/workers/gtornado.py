@@ -13,6 +13,7 @@ import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -96,6 +97,8 @@ class TornadoWorker(Worker):
             self._tls = listening.ssl_context(self.cfg)
         self.server = self._make_server()
         self._changed_conns = asyncio.Event()
+        if self.slot is not None:
+            self.slot.write_later = partial(self._loop.call_later, self.slot.WRITE_INTERVAL, self.slot.write)
         # The master waits for twice `timeout`.
         beat = min(TICK, self.timeout / 2 or TICK)
         callbacks = [
@@ -243,6 +246,7 @@ class TornadoWorker(Worker):
             client.close()
             return True
         self.conns[conn.stream] = conn
+        self.count_connections()
         if self._tls is None:
             self._serve(conn, addr)
         return True
@@ -290,7 +294,11 @@ class TornadoWorker(Worker):
             self._forget(stream)
 
     def _forget(self, stream: Any) -> None:
-        self.conns.pop(stream, None)
+        conn = self.conns.pop(stream, None)
+        self.count_connections()
+        if conn is not None and conn.reply is not None:
+            # The client may have left before the answer.
+            conn.reply.count(None)
         self._changed_conns.set()
         self._resume_accepting()
 
@@ -347,6 +355,9 @@ class TornadoWorker(Worker):
             context.address = conn.proxy_info.client_addr, conn.proxy_info.client_port
             context.remote_ip = conn.proxy_info.client_addr
         self.handle_request()
+        if self.slot is not None:
+            reply.began = started
+            self.slot.begin(head, started)
         cycle = self.cycle
         if not (cycle.pre_request or cycle.post_request or cycle.wants_access):
             return start_line

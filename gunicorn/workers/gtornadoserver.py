@@ -196,6 +196,8 @@ class Reply(HTTPConnection):  # type: ignore[misc]
         self.sent = 0
         self.closes = False
         self.on_finish: Callable[[], None] | None = None
+        #: Since when its request is being served, where the scoreboard shows that.
+        self.began: float | None = None
 
     @property
     def response_length(self) -> int:
@@ -250,10 +252,20 @@ class Reply(HTTPConnection):  # type: ignore[misc]
         done, self.on_finish = self.on_finish, None
         if done is not None:
             done()
+        self.count(int(self.status[:3]) if self.status is not None else None)
+
+    def count(self, status: int | None) -> None:
+        """Count the request, once, which was answered with *status*."""
+        began, self.began = self.began, None
+        if began is not None:
+            self._worker.slot.end(self.head, began, status, self.sent)
 
     def refuse(self, start_line: Any, headers: Any, error: ParseException) -> None:
         """Answer a request that cannot be served as it was sent, without calling the application."""
         self.on_finish = None  # what follows puts it into the access log
+        if self.began is not None:
+            self.began = None
+            self._worker.slot.forget(self.head)
         conn = self.conn
         conn.ended = True
         request = RequestInfo(start_line, headers, conn.address, conn.address)

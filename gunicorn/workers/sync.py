@@ -120,6 +120,8 @@ class SyncWorker(Worker):
         if self.PIPE:
             self._poll.register(self.PIPE[0], select.POLLIN)
         self._serving = True
+        if self.slot is not None:
+            self.slot.single = True
         # The wait ends often enough for heartbeats and to notice that the master has gone.
         timeout = min(TICK, self.timeout / 2 or TICK)
         if len(self.sockets) > 1 or self._tls is not None:
@@ -144,9 +146,10 @@ class SyncWorker(Worker):
         """Serve a single listener: as long as connections are waiting, without asking whether they are."""
         listener = self.sockets[0]
         notified = 0.0
+        beat = timeout / 4 if self.slot is None else min(timeout / 4, self.slot.WRITE_INTERVAL)
         while self.alive:
             now = time.monotonic()
-            if now - notified > timeout / 4:
+            if now - notified > beat:
                 self.notify()
                 notified = now
                 if not self.is_parent_alive():

@@ -42,6 +42,8 @@ class Turns:
         #: For how many requests to come the turn is passed on before they are served.
         self.early = 0
         self._alone = alone
+        #: Whether the main thread is to check even where no thread could take the turn over.
+        self.watched = False
         self._early_before = 0  # where `early` began the last time
         self._blocked_at = -_MOST
         self._stopped = False
@@ -87,7 +89,7 @@ class Turns:
         """
         late = now - self._last_check > 2 * CHECK
         self._last_check = now
-        if self._alone:
+        if self._alone and not self.watched:
             return False
         if self.count != self._seen:
             self._seen = self.count
@@ -100,7 +102,9 @@ class Turns:
                 self.checked = self.working
         elif self._is_blocked(now, spent, late):
             self._since = now
-            if self.pass_on(self.leader):
+            if self._alone:
+                self.checked = False
+            elif self.pass_on(self.leader):
                 self._note_blocked()
         return self.checked
 
