@@ -58,14 +58,15 @@ class Client:
     @contextlib.contextmanager
     def events(self, path: str) -> Iterator[Callable[..., Any]]:
         """A function that returns the value of the next event of a name that fulfils a condition."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         with contextlib.closing(connection):
             connection.request("GET", path)
             answer = connection.getresponse()
             assert answer.getheader("Content-Type") == "text/event-stream"
 
             def wait(name: str, right: Callable[[Any], Any] = lambda value: True) -> Any:
-                deadline = time.monotonic() + 5
+                # A sample may take six seconds: the master looks at the clock once a second.
+                deadline = time.monotonic() + 10
                 while time.monotonic() < deadline:
                     line = answer.readline().decode()
                     if line == f"event: {name}\n":
@@ -222,7 +223,7 @@ def check_streams(server: Server, client: Client) -> None:
 
         assert wait("event", lambda value: value["event"] == "exit")["cause"] == "killed"
         wait("status", shown)
-        assert time.monotonic() - killed < 1.0
+        assert time.monotonic() - killed < 2.0  # 0.3 on a machine without other work
         # The master notes one every five seconds.
         assert wait("sample")["workers"] == 1
         pid = pids["p"]
