@@ -91,7 +91,8 @@ class TopApp(App[int]):
         self.gone: live.Gone | None = None
         self.companions = Table(rows.COMPANION_COLUMNS, id="companions")
         self.workers_table = Table(rows.WORKER_COLUMNS, id="workers")
-        self.current = self.companions
+        # The table that has, or had, the keys.
+        self.last = self.companions
         self.details: list[str] = []
         self.output: live.Output | None = None
         self.drawn = 0
@@ -192,9 +193,8 @@ class TopApp(App[int]):
 
     def on_table_moved(self, message: Table.Moved) -> None:
         table = message.table
-        if table is not self.current and not table.has_focus:
+        if table is not self.current:
             return
-        self.current = table
         for each in (self.companions, self.workers_table):
             if each.active != (each is table):
                 each.active = each is table
@@ -208,6 +208,13 @@ class TopApp(App[int]):
 
     def on_table_sorted(self, message: Table.Sorted) -> None:
         self._sort(message.table, message.column)
+
+    @property
+    def current(self) -> Table:
+        """The table whose row keys act on, whatever has not been drawn yet."""
+        if isinstance(self.focused, Table):
+            self.last = self.focused
+        return self.last
 
     @property
     def selected(self) -> str | None:
@@ -352,7 +359,7 @@ class TopApp(App[int]):
         shown = [self.companions, self.workers_table, self.query_one("#log", RichLog)]
         shown = [widget for widget in shown if widget.display and not self.has_class("zoomed")] or shown[2:]
         place = shown.index(self.focused) if self.focused in shown else -1
-        shown[(place + 1) % len(shown)].focus()
+        self.screen.set_focus(shown[(place + 1) % len(shown)])
 
     def action_zoom(self) -> None:
         self.toggle_class("zoomed")
