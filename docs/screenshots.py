@@ -4,12 +4,13 @@
 
     python docs/screenshots.py [DIRECTORY]
 
-Wants Chromium. The pictures take two minutes, so that the charts have something to show; SECONDS=10 is
-enough for a look.
+Wants Chromium and textual. The pictures take two minutes, so that the charts have something to show;
+SECONDS=10 is enough for a look.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import shutil
@@ -25,6 +26,10 @@ sys.path.insert(0, str(DOCS.parent / "tests"))
 
 from browser import Browser  # noqa: E402
 from harness import Server, free_port, wait_until  # noqa: E402
+
+from gunicorn.companion.client.connection import connect  # noqa: E402
+from gunicorn.companion.client.live import finder  # noqa: E402
+from gunicorn.companion.client.screen import TopApp  # noqa: E402
 
 APP = """
 import random, time
@@ -120,6 +125,7 @@ def main() -> None:
         try:
             with Browser(chromium) as browser:
                 take(browser, f"http://127.0.0.1:{port}", target, seconds)
+            asyncio.run(take_top(server, target))
         finally:
             done.set()
 
@@ -141,6 +147,14 @@ def take(browser: Browser, url: str, target: Path, seconds: float) -> None:
     time.sleep(12)
     browser.screenshot(target / "monitor-companion.png")
     print(*browser.problems, sep="\n")
+
+
+async def take_top(server: Server, target: Path) -> None:
+    app = TopApp(finder(connect(str(server.control_path()), 5.0), None), 1.0)
+    async with app.run_test(size=(110, 34)) as pilot:
+        # Until there are rates, and the bars of some seconds.
+        await pilot.pause(20)
+        (target / "top.svg").write_text(app.export_screenshot(title="gunicorn-companion top"))
 
 
 if __name__ == "__main__":

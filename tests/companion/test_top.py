@@ -63,6 +63,10 @@ def look(at: float, *companions: dict[str, Any], web: dict[str, Any] | None = No
     [
         ({"state": "RUNNING"}, rows.FINE),
         ({"state": "RUNNING", "flapping": True}, rows.BAD),
+        # It has failed, and runs again: for 59 seconds, or for 61.
+        ({"state": "RUNNING", "failures": 1, "exited_at": 941.0}, rows.MOVING),
+        ({"state": "RUNNING", "failures": 1, "exited_at": 939.0}, rows.FINE),
+        ({"state": "RUNNING", "failures": 0, "exited_at": 999.0}, rows.FINE),
         ({"state": "STARTING"}, rows.MOVING),
         ({"state": "STARTING", "stuck": "db, which gave up"}, rows.BAD),
         ({"state": "STARTING", "flapping": True}, rows.BAD),
@@ -76,7 +80,7 @@ def look(at: float, *companions: dict[str, Any], web: dict[str, Any] | None = No
     ],
 )
 def test_what_is_wrong_is_marked(more: dict[str, Any], level: int):
-    assert rows.companion_level(companion("rq", **more)) == level
+    assert rows.companion_level(companion("rq", **more), 1000.0) == level
 
 
 @pytest.mark.parametrize(

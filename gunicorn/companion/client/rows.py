@@ -23,6 +23,8 @@ PROBLEMS = "problems"
 
 # A request that runs for longer, or a master without a beat for longer, is marked; in seconds.
 SLOW = 5.0
+# So long after a failure a companion that runs again is marked; in seconds.
+RECENT = 60.0
 # Rates are taken over at least this time, in seconds: two looks may be much closer.
 RATE_TIME = 1.5
 # The time of the quantiles, in seconds.
@@ -251,9 +253,11 @@ WORKER_COLUMNS = (
 )
 
 
-def companion_level(companion: Reply) -> int:
+def companion_level(companion: Reply, wall: float) -> int:
     if runs_as_it_should(dict(companion)):
-        return MOVING if companion["state"] == "STOPPING" else FINE
+        ended = companion.get("exited_at")
+        recovers = companion.get("failures") and ended is not None and wall - ended < RECENT
+        return MOVING if recovers or companion["state"] == "STOPPING" else FINE
     settles = companion["state"] in ("STARTING", "STOPPING")
     return MOVING if settles and not companion.get("flapping") and not companion.get("stuck") else BAD
 
@@ -278,7 +282,7 @@ def _companion(companion: Reply, look: Look, rates: Rates) -> tuple[str, int, di
         "pid": pid,
         "what": what(companion),
     }
-    return name, companion_level(companion), values, COMPANION_COLUMNS
+    return name, companion_level(companion, look.wall), values, COMPANION_COLUMNS
 
 
 def what(companion: Reply) -> str:
@@ -378,7 +382,7 @@ def summary(look: Look, rates: Rates, width: int) -> list[tuple[int, str]]:
     lines = [(FINE, f"{about}  up {show_age(server.get('uptime'))}  {server.get('version')}")]
     if look.web is not None:
         lines.append(_web_summary(look.web, rates, width))
-    lines.append(_companion_summary(look.companions))
+    lines.append(_companion_summary(look.companions, look.wall))
     return [(level, clean(line)) for level, line in lines]
 
 
@@ -405,9 +409,9 @@ def _web_summary(web: Reply, rates: Rates, width: int) -> tuple[int, str]:
     return level, text + sparkline(rates.load, min(LOAD_POINTS, width - len(text)))
 
 
-def _companion_summary(companions: Sequence[Reply]) -> tuple[int, str]:
+def _companion_summary(companions: Sequence[Reply], wall: float) -> tuple[int, str]:
     states = Counter(companion["state"] for companion in companions)
-    bad = sum(companion_level(companion) == BAD for companion in companions)
+    bad = sum(companion_level(companion, wall) == BAD for companion in companions)
     known = [companion["memory"] for companion in companions if companion.get("memory")]
     parts = [", ".join(_counted(states)) or "none is configured"]
     if bad:
@@ -432,7 +436,10 @@ def worker_details(worker: Reply, wall: float) -> list[str]:
     answers = worker.get("answers") or {}
     classes = ", ".join(f"{count} {kind}" for kind, count in answers.items() if count)
     served = worker.get("requests") or 0
-    age, mean = show_age(_since(worker.get("started"), wall)), (worker.get("seconds") or 0) / (served or 1)
+    age, mean = (
+        show_age(_since(worker.get("started"), wall)),
+        (worker.get("seconds") or 0) / served if served else None,
+    )
     lines = [
         f"{worker['state']}, {age} old, {worker.get('connections') or 0} connections, "
         f"{worker.get('running') or 0} requests running",
@@ -452,7 +459,8 @@ def companion_details(companion: Reply, wall: float) -> list[str]:
     details = companion.get("details")
     if details:
         lines[0] += f" (since {show_age(_since(details['since'], wall))})" if details["since"] else ""
-        lines.append(f"runs {details['runs']}, {details['starts_in_the_last_hour']} starts in the last hour")
+        starts = details["starts_in_the_last_hour"]
+        lines.append(f"runs {details['runs']}, {starts} start{'s' * (starts != 1)} in the last hour")
         for entry in details["ends"]:
             lines.append(f"ended {show_age(_since(entry['time'], wall))} ago: {entry['description']}")
     return [clean(line) for line in lines]

@@ -39,7 +39,7 @@ class TopApp(App[int]):
     ENABLE_COMMAND_PALETTE = False
     CSS = """
     #server, #facts { height: auto; text-wrap: nowrap; text-overflow: ellipsis; }
-    #title { height: 1; text-style: reverse; margin-top: 0; }
+    #title { height: 1; text-style: bold; text-wrap: nowrap; }
     Table { height: 4; }
     #log { height: 1fr; min-height: 1; scrollbar-size-vertical: 1; }
     #message { height: auto; max-height: 3; display: none; }
@@ -138,6 +138,8 @@ class TopApp(App[int]):
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.arrange)
+        # The terminal has moved or cut what it showed.
+        self.call_after_refresh(self.screen.refresh)
 
     def arrange(self) -> None:
         """Give the tables the height that they need, as far as there is room."""
@@ -272,23 +274,26 @@ class TopApp(App[int]):
     def draw_facts(self) -> None:
         if self.stacks is not None:
             return
-        title = self.query_one("#title", Static)
         lines = self.details
         if self.selected is None:
-            title.update(" nothing is selected")
+            self.draw_title("nothing is selected")
             lines = []
         elif self.companion is not None:
-            title.update(f" {self.selected}")
+            self.draw_title(self.selected)
             if not lines and self.look is not None:
                 found = [one for one in self.look.companions if one["name"] == self.selected]
                 lines = rows.companion_details(found[0], time.time()) if found else []
         else:
-            title.update(f" web worker {self.selected}")
+            self.draw_title(f"web worker {self.selected}")
             workers = (self.look.web or {}).get("workers", ()) if self.look else ()
             found = [one for one in workers if str(one["pid"]) == self.selected]
             lines = rows.worker_details(found[0], time.time()) if found else []
             lines = [*lines, "its output is in the server's own log; d shows its stacks"]
         self.query_one("#facts", Static).update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"))
+
+    def draw_title(self, text: str) -> None:
+        """Draw the line between the tables and what is known of the selected row."""
+        self.query_one("#title", Static).update(f"── {text} ".ljust(self.size.width, "─"))
 
     def draw_output(self) -> None:
         """Draw what has come since the last time."""
@@ -445,9 +450,7 @@ class TopApp(App[int]):
     def _show_stacks(self, what: str, text: str) -> None:
         if what == self.selected:
             self.stacks = "\n".join(map(rows.clean, text.splitlines()))
-            self.query_one("#title", Static).update(
-                f" stacks of {what} at {time.strftime('%H:%M:%S')}; Escape: back to its output"
-            )
+            self.draw_title(f"stacks of {what} at {time.strftime('%H:%M:%S')}; Escape: back to its output")
             self.draw_all_output()
 
     def _ask_then(self, question: str, act: Callable[[], None]) -> None:

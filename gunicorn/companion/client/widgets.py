@@ -220,7 +220,7 @@ class Help(ModalScreen[None]):
         table.append("! ", LEVEL_STYLES[rows.BAD])
         table.append("does not run as it should, or has a request of over 5 s    ")
         table.append("* ", LEVEL_STYLES[rows.MOVING])
-        table.append("starts or stops\n")
+        table.append("starts, stops, or runs again after a failure\n")
         table.append("MEM is private memory, SAVED what sharing saves. Any key closes this.", "dim")
         with VerticalScroll(id="box"):
             yield Static(table)
