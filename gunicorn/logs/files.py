@@ -33,6 +33,9 @@ else:
 # Seconds to wait for somebody to read: in a process that supervises others, and in all others.
 _SUPERVISORS_PATIENCE = 0.05
 _PATIENCE = 1.0
+# Seconds for which a look at the reader counts where a write waits in no case: the look is for what the
+# application has printed, which goes out before the line.
+_LOOK = 0.01
 # Raised where the system cannot write without waiting to a file of this kind.
 _NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ESPIPE}
 
@@ -163,6 +166,9 @@ class LogStream(_StreamHandler):
     # A part of the last line went out.
     _torn = False
     _polled: tuple[int, Any] = (-1, None)
+    # Whether the system can write without waiting, and until when the last look counts.
+    _nowait = hasattr(os, "RWF_NOWAIT")
+    _looked_until = 0.0
     handleError = report_write_error
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -189,14 +195,18 @@ class LogStream(_StreamHandler):
             return
         if self._polled[0] != fd:
             self._polled = fd, _poll_for(fd)
+            self._nowait = LogStream._nowait
         if self._polled[1] is None:
             self.stream.flush()
             while data:
                 data = data[os.write(fd, data) :]
             return
-        if not self._has_room():
-            self._left_out += 1
-            return
+        now = time.monotonic()
+        if self._left_out or not self._nowait or now >= self._looked_until:
+            if not self._has_room():
+                self._left_out += 1
+                return
+            self._looked_until = now + _LOOK
         # What the application has printed comes before this line.
         self.stream.flush()
         if self._left_out:
@@ -221,7 +231,7 @@ class LogStream(_StreamHandler):
         """Write *data*; False if there is suddenly no room, because another process was faster."""
         while data:
             try:
-                written = _write_now(fd, data)
+                written = self._write_now(fd, data)
             except BlockingIOError:
                 if not self._has_room():
                     return False
@@ -229,27 +239,28 @@ class LogStream(_StreamHandler):
             data = data[written:]
         return True
 
+    def _write_now(self, fd: int, data: bytes) -> int:
+        """Write; without waiting where the system can. O_NONBLOCK would count for all who share the file."""
+        if self._nowait:
+            try:
+                return os.pwritev(fd, [data], -1, os.RWF_NOWAIT)
+            except OSError as error:
+                if error.errno not in _NOT_SUPPORTED:
+                    raise
+                self._nowait = False
+        return os.write(fd, data)
+
 
 def _poll_for(fd: int) -> Any:
-    """Return a poll object that tells whether *fd* takes bytes; None for a file, which always does."""
-    if stat.S_ISREG(os.fstat(fd).st_mode):
+    """Return a poll object that tells whether *fd* takes bytes; None for a file or /dev/null: always."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode) or (stat.S_ISCHR(mode) and not os.isatty(fd)):
         return None
     monkey = sys.modules.get("gevent.monkey")
     # gevent's would switch to another greenlet.
     poll = (select.poll if monkey is None else monkey.get_original("select", "poll"))()
     poll.register(fd, select.POLLOUT)
     return poll
-
-
-def _write_now(fd: int, data: bytes) -> int:
-    """Write; where the system can, without waiting. O_NONBLOCK would be set for all who share the file."""
-    if hasattr(os, "RWF_NOWAIT"):
-        try:
-            return os.pwritev(fd, [data], -1, os.RWF_NOWAIT)
-        except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
-                raise
-    return os.write(fd, data)
 
 
 def fileno(handler: logging.FileHandler) -> int:
