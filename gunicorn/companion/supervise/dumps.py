@@ -20,7 +20,8 @@ from gunicorn.unix.kernel import KERNEL, Kernel
 if TYPE_CHECKING:
     from gunicorn.scoreboard import Scoreboard
 
-# Seconds that a process has to answer; between two attempts; and between looks, the first and the longest.
+# Seconds of silence after which a process is given up; between two attempts; and between two looks, the first
+# and the longest.
 LIMIT = 2.0
 PATIENCE = 0.25
 FIRST_LOOK = 0.002
@@ -58,7 +59,8 @@ class _Question:
     """One process that is being asked."""
 
     target: Target
-    asked_at: float
+    # When it was asked, or wrote something.
+    heard_at: float
     # Its threads at the last attempt, and when that was.
     threads: Mapping[int, Thread]
     tried_at: float
@@ -142,9 +144,12 @@ class Dumps:
     def _ask(self, file: StackFile, target: Target, now: float) -> None:
         error = _why_not(target.pid)
         if error is None:
-            file.begin(target.pid)
-            if not self.kernel.send(target.pid, stacks.ASK):
-                error = "it has ended"
+            try:
+                file.begin(target.pid)
+                if not self.kernel.send(target.pid, stacks.ASK):
+                    error = "it has ended"
+            except OSError as exc:
+                error = f"there is no room for its stacks: {exc.strerror}"
         if error is None:
             self._question = _Question(target, now, stacks.threads_of(target.pid), now)
         else:
@@ -160,12 +165,13 @@ class Dumps:
             return
         if question.signal == stacks.READ and text and text == question.text:
             whole = whole or not status.is_writing
-        question.text = text
+        if text != question.text:
+            question.text, question.heard_at = text, now
         if whole:
             self._end(file, question, text, None)
-        elif now >= question.asked_at + LIMIT:
+        elif now >= question.heard_at + LIMIT:
             self._end(file, question, None, _why_silent(status))
-        elif now >= question.tried_at + PATIENCE and question.signal != stacks.READ:
+        elif now >= question.tried_at + PATIENCE and question.signal != stacks.READ and not text:
             self._try_again(file, question, now, status)
         else:
             question.pause = min(question.pause * 2, LONGEST_LOOK)
@@ -174,11 +180,8 @@ class Dumps:
         """Its main thread is in C code, or waits in a system call: send another signal, if that is safe."""
         pid = question.target.pid
         threads = stacks.threads_of(pid)
-        wanted = stacks.INTERRUPT
-        if stacks.stand_still(pid, question.threads, threads, now - question.tried_at) and file.is_open_in(
-            pid
-        ):
-            wanted = stacks.READ
+        still = stacks.stand_still(pid, question.threads, threads, now - question.tried_at)
+        wanted = stacks.READ if still and file.is_open_in(pid) else stacks.INTERRUPT
         if wanted != question.signal and status.listens:
             question.signal, question.pause = wanted, FIRST_LOOK
             self.kernel.send(pid, wanted)
