@@ -23,6 +23,7 @@ _DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW
 # As many links as the kernel follows, path_resolution(7).
 _MOST_LINKS = 40
 # Names of open descriptors, and of nothing.
+_OUTPUTS = {"/dev/stdout": 1, "/dev/stderr": 2}
 _STANDARD_STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/null")
 _STREAM = re.compile(r"/dev/fd/\d+|/proc/(?:self|thread-self|\d+)/fd/\d+")
 
@@ -198,10 +199,10 @@ def open_file(path: str, flags: int, mode: int = 0o666, owner: Owner | None = No
     """
     flags |= os.O_CLOEXEC | os.O_NOCTTY
     if os.geteuid() != 0 or is_stream(os.path.abspath(path)):
-        return os.open(path, flags, mode)
+        return _open(path, flags, mode)
     with place_of(path) as place:
         if place.stream:
-            return os.open(place.name, flags, mode)
+            return _open(place.name, flags, mode)
         # Truncate it only after the check.
         fd, made = _open_or_make(place, flags & ~os.O_TRUNC, mode)
         try:
@@ -217,6 +218,16 @@ def open_file(path: str, flags: int, mode: int = 0o666, owner: Owner | None = No
             os.close(fd)
             raise
         return fd
+
+
+def _open(path: str, flags: int, mode: int) -> int:
+    try:
+        return os.open(path, flags, mode)
+    except OSError as exc:
+        # A socket, systemd's journal for one, cannot be opened by such a name.
+        if exc.errno != errno.ENXIO or path not in _OUTPUTS:
+            raise
+        return os.dup(_OUTPUTS[path])
 
 
 def _open_or_make(place: Place, flags: int, mode: int) -> tuple[int, bool]:

@@ -7,10 +7,13 @@ import contextlib
 import os
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from harness import ROOT
 
 from gunicorn.unix import trust
 
@@ -314,3 +317,16 @@ def test_nothing_is_removed_that_a_link_leads_to(ground: Ground) -> None:
     trust.remove(str(ground.link(ground.theirs / "link", ground.secret)))
     trust.remove(os.fsencode(ground.file(ground.theirs / "file", NOBODY)))
     assert ground.secret.exists() and os.listdir(ground.theirs) == ["dir"]
+
+
+def test_a_standard_stream_that_is_a_socket() -> None:
+    """As under systemd, whose journal is one; open() does not take it."""
+    code = (
+        "import os; from gunicorn.unix import trust\n"
+        "for name in ('stdout', 'stderr'):\n"
+        "    os.write(trust.open_file(f'/dev/{name}', os.O_WRONLY | os.O_APPEND), name.encode())"
+    )
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        subprocess.run([sys.executable, "-c", code], stdout=theirs, stderr=theirs, cwd=ROOT, check=True)
+        assert ours.recv(100) == b"stdoutstderr"
