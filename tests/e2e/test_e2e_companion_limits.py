@@ -124,7 +124,9 @@ def test_a_companion_gives_up_after_start_retries() -> None:
         assert re.fullmatch(r"gave up after 3 failed starts: .*/nowhere/at/all.*", lost["description"])
         wait_until(lambda: len(starts(server, "flaky")) > 6, 20, "flaky starts")
         assert len(starts(server, "job")) == 3
-        assert "Companion job gave up after 3 failed starts" in server.log()
+        ends = [line for line in server.log().splitlines() if "exited with status 3" in line]
+        assert ends[2].endswith(" exited with status 3, cause: crash")
+        assert "Companion job gave up after 3 failed starts" in ends[3]
         assert server.get("/").status == 200
 
         # After a command it has as many retries again.

@@ -11,7 +11,15 @@ from typing import Any
 
 from gunicorn.companion.child.mark import Mark, digest
 from gunicorn.companion.output.capture import Capture
-from gunicorn.companion.process import MIN_START_INTERVAL, Action, Cause, CompanionProcess, Event, State
+from gunicorn.companion.process import (
+    GAVE_UP,
+    MIN_START_INTERVAL,
+    Action,
+    Cause,
+    CompanionProcess,
+    Event,
+    State,
+)
 from gunicorn.companion.supervise import detached
 from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.order import Stops
@@ -120,6 +128,8 @@ class Sessions:
                 process.cause,
                 _delay_of(process),
             )
+        if process.settled == GAVE_UP:
+            self._give_up(process)
         self.after_exit(process)
 
     def _cause_of(self, process: CompanionProcess, status: int) -> Cause | None:
@@ -145,10 +155,14 @@ class Sessions:
             elif action is Action.KILL:
                 # At the next step, which reads the process table once for all of them.
                 self._to_kill.add(process)
-            elif action is Action.GIVE_UP:
-                self.log.error("Companion %s %s", process.name, process.verdict)
-                if config.on_give_up == "shutdown":
-                    self.tell({"gave_up": process.name})
+            elif action is Action.GIVE_UP and change.event is not Event.EXITED:
+                # After an exit, `_bury` does it: it tells of the exit first.
+                self._give_up(process)
+
+    def _give_up(self, process: CompanionProcess) -> None:
+        self.log.error("Companion %s %s", process.name, process.verdict)
+        if process.config.on_give_up == "shutdown":
+            self.tell({"gave_up": process.name})
 
     def _ask_to_stop(self, process: CompanionProcess) -> None:
         name, pid, config = process.name, process.pid, process.config
