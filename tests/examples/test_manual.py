@@ -11,6 +11,8 @@ import pytest
 from harness import ROOT
 
 from gunicorn.companion.ctl import COMMANDS
+from gunicorn.companion.status import Cause
+from gunicorn.companion.supervise.commands import COMMANDS as PROTOCOL
 from gunicorn.settings import KNOWN_SETTINGS, foreign
 
 # The settings page is written by the documentation's own build.
@@ -77,3 +79,26 @@ def test_no_line_brings_another_gunicorn(page: Path) -> None:
         if re.search(r"\b(gunicorn|uvicorn-worker)\b", line.partition("pip install")[2].partition("&&")[0]):
             from_here = re.search(r"(?<=\s)'?(/|\.\.?/)\S+", line) or "--constraint" in line
             assert from_here or "PIP_CONSTRAINT" in text, line
+
+
+def column(start: str) -> set[str]:
+    """The words in the first column of the table in the manual whose head begins with *start*."""
+    rows = (ROOT / "docs/companions.rst").read_text().split(f"\n{start}", 1)[1].splitlines()
+    ends = [number for number, row in enumerate(rows) if row.startswith("====")]
+    return set(re.findall(r"^``([a-z ]+)``", "\n".join(rows[ends[0] : ends[1]]), re.MULTILINE))
+
+
+def test_the_table_of_causes_is_complete() -> None:
+    assert column("cause     ") == {cause.value for cause in Cause}
+
+
+def test_the_table_of_the_protocol_is_complete() -> None:
+    rows = (ROOT / "docs/companions.rst").read_text().split('``"cmd"``, and', 1)[1].partition("\n\n")[0]
+    named, before = set(), ""
+    for row in rows.splitlines():
+        cell = row[:35].strip()
+        # What follows a comma belongs to the line before it.
+        if cell.startswith("``") and not before.endswith(","):
+            named.update(re.findall("[a-z]+", cell.partition(";")[0]))
+        before = cell or before
+    assert named == PROTOCOL.keys()
