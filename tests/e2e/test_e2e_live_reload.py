@@ -148,6 +148,10 @@ def test_a_companion_restarts_when_its_own_files_change(engine: str) -> None:
         assert second["exit_count"] == 1 and second["last_exit_signal"] == "SIGTERM"
         server.wait_log("chore.py has changed")
         # No other process had loaded that file.
+        assert second["last_exit_cause"] == "code"
+        ends = [entry for entry in server.ask("history", "chore")["history"] if entry["event"] == "exit"]
+        assert [entry["cause"] for entry in ends] == ["code"]
+        assert ", cause: code" in server.log()
         assert server.companion("other")["pid"] == other and server.workers() == workers
         # And again, by the new process.
         server.write("chore.py", CHORE.replace('"one"', '"three"'))
