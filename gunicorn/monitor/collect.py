@@ -113,6 +113,8 @@ class Source:
     def status(self, memory: bool = True) -> Reply:
         """Return the value of ``/api/status``."""
         status, web = self._ask_all([{"cmd": "status", "memory": memory}, {"cmd": "web", "memory": memory}])
+        if not status.get("ok"):
+            raise Unavailable(f"The companion manager does not answer: {refusal(status)}")
         found = {name: status.get(name) for name in ("server", "companions", "memory")}
         found["web"] = web.get("web")
         found["problems"] = problems(found)

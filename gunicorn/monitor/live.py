@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -35,9 +36,8 @@ class Live:
         self._thread: threading.Thread | None = None
         self._news: deque[tuple[int, bytes]] = deque(maxlen=_NEWS_KEPT)
         self._count = 0
-        # The latest status, for those who come later, and its memory figures.
+        # The latest status, or why there is none, for those who come later.
         self._status: bytes | None = None
-        self._memory: dict[str, Any] = {}
 
     def watch(self) -> Iterator[bytes]:
         """Yield server-sent events from now on."""
@@ -67,7 +67,7 @@ class Live:
         with self._changed:
             self._count += 1
             self._news.append((self._count, data))
-            if name == "status":
+            if name in ("status", "unavailable"):
                 self._status = data
             self._changed.notify_all()
 
@@ -77,7 +77,13 @@ class Live:
         look = _Looks(self.source, self._tell)
         with contextlib.closing(look):
             while True:
-                look.once()
+                try:
+                    look.once()
+                except Exception:
+                    # A fault here must not leave viewers waiting for ever.
+                    traceback.print_exc()
+                    self._tell("unavailable", {"error": "The monitor has failed; see its output."})
+                    time.sleep(USUAL)
                 with self._changed:
                     if not self._viewers:
                         self._thread = self._status = None
