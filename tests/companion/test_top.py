@@ -328,6 +328,10 @@ def test_keys_for_companions(fake, top):
 
         screen.press("d")
         screen.wait("stacks of rq:0", 'File "jobs.py", line 3')
+        screen.press("?")
+        screen.wait("this help")
+        screen.press("x")
+        screen.wait("stacks of rq:0", 'File "jobs.py", line 3')
         screen.press("escape")
         screen.wait_gone("jobs.py")
 

@@ -93,9 +93,12 @@ class TopApp(App[int]):
         self.workers_table = Table(rows.WORKER_COLUMNS, id="workers")
         # The table that has, or had, the keys.
         self.last = self.companions
+        # What is shown below the tables: the table's id and the row's key.
+        self.shown: tuple[str | None, str | None] = ("", None)
         self.details: list[str] = []
         self.output: live.Output | None = None
         self.drawn = 0
+        self.output_width = 0
         self.stacks: str | None = None
         # Ends the message that is shown.
         self.silence: Any = None
@@ -155,7 +158,9 @@ class TopApp(App[int]):
             self.workers_table.styles.height = workers
             self.companions.styles.height = min(len(self.companions.rows) + 1, max(4, room * 2 // 5))
         self.draw_summary()
-        self.draw_all_output()
+        if self.output_width != self.size.width:
+            self.output_width = self.size.width
+            self.draw_all_output()
 
     def on_top_app_seen(self, message: Seen) -> None:
         if isinstance(message.found, live.Gone):
@@ -201,6 +206,11 @@ class TopApp(App[int]):
             if each.active != (each is table):
                 each.active = each is table
                 each.refresh()
+        shown = (table.id, table.selected)
+        if shown == self.shown:
+            # It has only got the keys back, from the help for instance.
+            return
+        self.shown = shown
         self.stacks = None
         self.details = []
         self.draw_facts()
