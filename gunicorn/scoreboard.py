@@ -66,7 +66,7 @@ SLOT: Final = (
     Field("retiring", 1, "1 once it has been told to end, or ends by itself"),
     Field("cause", 1, "why it ends by itself: 1 more than the place in ENDS"),
     Field("connections", 1, "open connections"),
-    Field("running", 1, "requests that are being served"),
+    Field("running", 1, "requests that are being served, if there are several"),
     Field("since", 1, "when the oldest of them began, in seconds as a floating-point number; 0: none"),
     Field("method", 1, "its method, the first 8 bytes"),
     Field("path", 16, "its path, without query"),
@@ -119,11 +119,11 @@ class Slot:
     WRITE_INTERVAL = 0.1
 
     __slots__ = (
-        "_is_due",
         "_lock",
         "_memory",
         "_words",
         "_written",
+        "is_due",
         "limit",
         "method",
         "number",
@@ -149,7 +149,8 @@ class Slot:
         # Not of `threading`: a lock of gevent's would cost more, and nothing waits within.
         self._lock = _thread.allocate_lock()
         self._written = 0.0
-        self._is_due = False
+        #: Whether what was counted is to be written soon.
+        self.is_due = False
         #: Called once something is counted, and again after each `write`, which it is to have done soon.
         self.write_later: Callable[[], object] | None = None
         #: Requests that are being served, the oldest first, and since when (by ``time.monotonic()``).
@@ -187,12 +188,11 @@ class Slot:
 
     def begin(self, request: Any, since: float) -> None:
         """Note that *request* is being served."""
-        running = self.running
-        if not self.single:
-            running[request] = since
-            self._words[_RUNNING] = len(running)
-        if not self.watched and len(running) <= 1:
+        if not (self.watched or self.running):
             self.show(request, since)
+        if not self.single:
+            self.running[request] = since
+            self._words[_RUNNING] = len(self.running)
 
     def show(self, request: Any, since: float) -> None:
         """Show *request* as the one that has run for the longest time."""
@@ -231,23 +231,22 @@ class Slot:
 
     def forget(self, request: Any) -> None:
         """Note that *request* is not being served any more."""
-        running = self.running
-        since = running.pop(request, None)
-        if not running and not self.watched:
-            self._words[_RUNNING] = 0
-            self.since[0] = 0.0
-        elif since == self.since[0]:
-            self.show_oldest()
-        else:
-            self._words[_RUNNING] = len(running)
-        if self.write_later is not None and not self._is_due:
-            self._is_due = True
+        since = self.running.pop(request, None)
+        if not self.watched or since == self.since[0]:
+            self.settle()
+
+    def settle(self) -> None:
+        """Show what is still running after a request has ended, and see to it that this is written."""
+        self.show_oldest()
+        if self.write_later is not None and not self.is_due:
+            self.is_due = True
             self.write_later()
 
     def show_oldest(self) -> None:
         """Show the request that has run for the longest time, if there is one."""
         running = self.running.copy()
-        self._words[_RUNNING] = len(running)
+        # A single one is known by its text.
+        self._words[_RUNNING] = len(running) if len(running) > 1 else 0
         request, since = next(iter(running.items()), (None, 0.0))
         if request is None:
             self.since[0] = 0.0
@@ -263,7 +262,7 @@ class Slot:
 
     def write(self) -> None:
         """Write out what was counted."""
-        self._is_due = False
+        self.is_due = False
         self._written = time.monotonic()
         with self._lock:
             words = self._words
@@ -469,8 +468,7 @@ class Scoreboard:
 
 def _describe(slot: Slot, epoch: Any) -> dict[str, Any]:
     oldest = slot.oldest()
-    # A worker that serves one request at a time does not count them.
-    running = slot.get("running") or int(oldest is not None)
+    running = max(slot.get("running"), int(oldest is not None))
     state = "busy" if running else "idle"
     if slot.get("retiring"):
         state = "retiring"

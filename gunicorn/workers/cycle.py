@@ -80,10 +80,12 @@ class Cycle:
         worker, slot = self.worker, self.slot
         started = monotonic() if self._is_timed else 0.0
         if slot is not None:
-            # As slot.begin(), without its call where requests are the cheapest.
+            # As slot.begin(), without calls in the usual case.
             if slot.watched:
                 slot.running[req] = started
-            elif slot.single:
+            elif slot.running:
+                slot.begin(req, started)
+            else:
                 if req.method != slot.method:
                     slot.set_method(req.method)
                 try:
@@ -91,8 +93,8 @@ class Cycle:
                 except ValueError:
                     slot.show(req, started)
                 slot.since[0] = started
-            else:
-                slot.begin(req, started)
+                if not slot.single:
+                    slot.running[req] = started
         resp: Any = None
         outcome: Outcome
         environ: dict[str, Any] = {}
@@ -146,7 +148,11 @@ class Cycle:
                 if slot.watched:
                     del slot.running[req]
                 elif not slot.single:
-                    slot.forget(req)
+                    del slot.running[req]
+                    if slot.is_due and not slot.running:
+                        slot.since[0] = 0.0
+                    else:
+                        slot.settle()
             else:
                 slot.end(req, started, resp.status_code, resp.sent)
         return outcome
