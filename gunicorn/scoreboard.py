@@ -22,6 +22,7 @@ from time import monotonic_ns
 from typing import Any, Final, NamedTuple
 
 from gunicorn.companion.runfile import unnamed_file
+from gunicorn.unix.libc import map_shared
 
 #: Upper bounds of the histogram of durations, in seconds; one more bucket is for longer ones.
 BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
@@ -286,8 +287,8 @@ class Scoreboard:
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
-        self._map = mmap.mmap(fd, size)
-        self._memory = memoryview(self._map)
+        self._map = map_shared(fd, size) or mmap.mmap(fd, size)
+        self._memory = memoryview(self._map).cast("B")
         self._words = self._memory.cast("Q")
         self._free: list[int] = []
         #: That of the master which this one succeeds.

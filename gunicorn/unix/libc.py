@@ -16,7 +16,10 @@ CLOSE_RANGE_CLOEXEC = 4
 HIGHEST = 2**32 - 1
 # <sys/mman.h>
 PROT_NONE = 0
+PROT_READ = 1
+PROT_WRITE = 2
 MAP_SHARED = 1
+MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def set_parent_death_signal(signum: int) -> bool:
@@ -43,6 +46,15 @@ def keep_mapped(fd: int) -> None:
     """Map the file *fd*, which has no memory of its own, until the process executes a program. mmap(2)."""
     if _mmap is not None:
         _mmap(None, 4096, PROT_NONE, MAP_SHARED, fd, 0)
+
+
+def map_shared(fd: int, size: int) -> Any:
+    """Map the file *fd* and return the memory, which stays mapped; None if that cannot be done. mmap(2)
+
+    Python's own mmap keeps a descriptor of its own open, in each process that is forked later.
+    """
+    address = None if _mmap is None else _mmap(None, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    return None if address in (None, MAP_FAILED) else (ctypes.c_ubyte * size).from_address(address)
 
 
 def _load(name: str, result: Any, *arguments: Any) -> Any:
