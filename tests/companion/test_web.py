@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ def board() -> Scoreboard:
     # It has figures of its own that the kernel knows.
     slot.set("pid", os.getpid())
     slot.set("booted", 1)
-    slot.begin(Request("/slow"))
+    slot.begin(Request("/slow"), time.monotonic())
     return board
 
 
