@@ -152,7 +152,7 @@ class Slot:
         self._written = 0.0
         #: Whether what was counted is to be written soon.
         self.is_due = False
-        #: Called once something is counted, and again after each `write`, which it is to have done soon.
+        #: Called when something was counted: it is to have `write` called soon. Then not until after that.
         self.write_later: Callable[[], object] | None = None
         #: Requests that are being served, the oldest first, and since when (by ``time.monotonic()``).
         self.running: dict[Any, float] = {}
@@ -245,14 +245,15 @@ class Slot:
 
     def show_oldest(self) -> None:
         """Show the request that has run for the longest time, if there is one."""
-        running = self.running.copy()
-        # A single one is known by its text.
-        self._words[_RUNNING] = len(running) if len(running) > 1 else 0
-        request, since = next(iter(running.items()), (None, 0.0))
-        if request is None:
-            self.since[0] = 0.0
-        elif self.since[0] != since:
-            self.show(request, since)
+        with self._lock:
+            running = self.running.copy()
+            # A single one is known by its text.
+            self._words[_RUNNING] = len(running) if len(running) > 1 else 0
+            request, since = next(iter(running.items()), (None, 0.0))
+            if request is None:
+                self.since[0] = 0.0
+            elif self.since[0] != since:
+                self.show(request, since)
 
     def look(self, idle: bool) -> None:
         """Show what is running, and what was counted: all of it, if the worker is *idle*."""

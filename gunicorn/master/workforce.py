@@ -326,7 +326,8 @@ class Workforce(Master):
             if hasattr(worker.tmp, "end"):
                 worker.tmp.end()
             worker.tmp.close()
-            if getattr(worker, "slot", None) is not None:
+            if getattr(worker, "slot", None) is not None and worker.pid == os.getpid():
+                # Not in a fork of the application's, which has old numbers.
                 worker.slot.write()
             self.cfg.worker_exit(self, worker)
         except Exception:
