@@ -99,6 +99,8 @@ class TopApp(App[int]):
         self.output: live.Output | None = None
         self.drawn = 0
         self.output_width = 0
+        self.output_height = 0
+        self.follows = True
         self.stacks: str | None = None
         # Ends the message that is shown.
         self.silence: Any = None
@@ -216,6 +218,7 @@ class TopApp(App[int]):
         self.draw_facts()
         self._close_output()
         self.query_one("#log", RichLog).clear()
+        self.follows = True
         self.set_timer(SETTLED, self.open_selected)
 
     def on_table_sorted(self, message: Table.Sorted) -> None:
@@ -307,16 +310,21 @@ class TopApp(App[int]):
 
     def draw_output(self) -> None:
         """Draw what has come since the last time."""
+        log = self.query_one("#log", RichLog)
+        if log.size.height == self.output_height:
+            # Whoever has scrolled back stays there.
+            self.follows = log.is_vertical_scroll_end
+        elif self.follows:
+            log.scroll_end(animate=False)
+        self.output_height = log.size.height
         output = self.output
         if output is None or self.stacks is not None or output.count == self.drawn:
             return
-        log = self.query_one("#log", RichLog)
-        follows = log.is_vertical_scroll_end
         count = output.count
         news = min(count - self.drawn, len(output.lines), LINES_AT_ONCE if self.drawn else live.KEPT_LINES)
         lines = list(output.lines)[-news:]
         self.drawn = count
-        log.write(Text("\n".join(lines)), scroll_end=follows)
+        log.write(Text("\n".join(lines)), scroll_end=self.follows)
 
     def draw_all_output(self) -> None:
         """Draw again, for another width."""
@@ -326,6 +334,7 @@ class TopApp(App[int]):
             log.write(Text(self.stacks), scroll_end=False)
         else:
             self.drawn = 0
+            self.follows = True
             self.draw_output()
             log.scroll_end(animate=False)
 

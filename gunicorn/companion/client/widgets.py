@@ -155,13 +155,13 @@ class Table(ScrollView):
             return Strip.blank(self.size.width)
         row = self.rows[place]
         segments = [Segment(f"{rows.MARKS[row.level]} ", LEVEL_STYLES[row.level])]
+        plain = LEVEL_STYLES[rows.BAD] if row.level == rows.BAD else Style()
         for column, width in self._layout_of_columns:
-            style = LEVEL_STYLES[row.level] if row.level == rows.BAD else Style()
-            if column.name == "state":
+            style = plain
+            if column.name == "state" and row.level != rows.BAD:
                 style = STATE_STYLES.get(row.cells["state"], LEVEL_STYLES[row.level])
-                style = LEVEL_STYLES[rows.BAD] if row.level == rows.BAD else style
             segments.append(Segment(rows.fit(row.cells[column.name], width, column.right), style))
-            segments.append(Segment(" "))
+            segments.append(Segment(" ", plain))
         return self._strip(segments, CURSOR if self.active and place == self.place else Style())
 
     def _head(self) -> list[Segment]:
