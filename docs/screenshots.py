@@ -4,8 +4,8 @@
 
     python docs/screenshots.py [DIRECTORY]
 
-Wants Chromium and textual. The pictures take two minutes, so that the charts have something to show;
-SECONDS=10 is enough for a look.
+Wants Chromium, the extra ``gunicorn[top]``, and Pillow to make the files small. The pictures take three
+minutes, so that the charts have something to show; SECONDS=10 is enough for a look.
 """
 
 from __future__ import annotations
@@ -132,22 +132,34 @@ def main() -> None:
 
 
 def take(browser: Browser, url: str, target: Path, seconds: float) -> None:
-    browser.look(1440, 900)
+    browser.look(1280, 960)
     browser.open(url)
     time.sleep(seconds)
     for name, width, height, scheme in (
-        ("monitor-light", 1440, 860, "light"),
-        ("monitor-dark", 1440, 860, "dark"),
+        ("monitor-light", 1280, 960, "light"),
+        ("monitor-dark", 1280, 960, "dark"),
         ("monitor-phone", 390, 844, "dark"),
     ):
         browser.look(width, height, scheme, 2 if width < 600 else 1)
         time.sleep(1)
-        browser.screenshot(target / f"{name}.png")
-    browser.look(1440, 860)
+        picture(browser, target / f"{name}.png")
+    browser.look(1280, 800)
+    browser.open(url)
+    browser.js("sessionStorage.setItem('gunicorn-monitor-token', 'open sesame')")
     browser.open(f"{url}/companion/prices")
     time.sleep(12)
-    browser.screenshot(target / "monitor-companion.png")
-    print(*browser.problems, sep="\n")
+    picture(browser, target / "monitor-companion.png")
+
+
+def picture(browser: Browser, path: Path) -> None:
+    browser.screenshot(path)
+    try:
+        from PIL import Image
+    except ImportError:
+        return
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
 
 
 async def take_top(server: Server, target: Path) -> None:

@@ -146,8 +146,8 @@ def _companions(companions: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def _note(companion: Mapping[str, Any]) -> str:
-    """How the latest process ended, if one has; for one that is not RUNNING what it does now."""
-    if companion["state"] != "RUNNING":
+    """How the latest process ended, if one has; of one that has none: what it does now."""
+    if not companion["pid"] or companion["state"] == "STOPPING":
         return str(companion["description"])
     if not companion.get("last_exit_cause") or not companion.get("exited_at"):
         return str(companion.get("status_text") or "")

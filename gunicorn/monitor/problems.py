@@ -35,8 +35,9 @@ def _of_companions(companions: Any) -> Iterator[tuple[str, str, str]]:
         if runs_as_it_should(companion):
             continue
         name, text = companion["name"], companion["description"]
-        if companion.get("flapping"):
-            yield BAD, name, f"keeps failing: {text}"
+        if companion.get("flapping") and companion["pid"]:
+            last = f"{companion['last_exit_cause']}, {companion['last_exit_reason']}"
+            yield BAD, name, f"has failed {companion['failures']} times in a row, last: {last}"
         elif companion["state"] in ("BACKOFF", "STOPPED") or companion.get("hopeless"):
             yield BAD, name, text
         elif companion.get("failures") or companion.get("stuck"):

@@ -10,12 +10,14 @@ const EVENTS_SHOWN = 60;
 
 // -- what is wrong ----------------------------------------------------------------------------
 
+/** The level, a short text to be said, and what is shown. Of one companion its own page shows all that there is. */
 export function problems(status, name) {
   const found = (status.problems ?? []).filter((problem) => !name || problem.about === name);
+  if (name) return { level: "", text: found[0]?.text ?? "All is well.", content: null };
   if (!found.length) {
     const runs = (status.companions ?? []).filter((companion) => companion.state === "RUNNING").length;
-    const text = name ? "" : `${plural(status.web?.workers.length ?? 0, "web worker")} and ${plural(runs, "companion")} run.`;
-    return { level: "good", text: "All is well.", content: name ? null : [h("h1", null, "All is well"), h("p", null, text)] };
+    const text = `${plural(status.web?.workers.length ?? 0, "web worker")} and ${plural(runs, "companion")} run.`;
+    return { level: "good", text: "All is well.", content: [h("h1", null, "All is well"), h("p", null, text)] };
   }
   const names = new Set((status.companions ?? []).map((companion) => companion.name));
   return {
@@ -24,7 +26,7 @@ export function problems(status, name) {
     content: [
       h("h1", null, plural(found.length, "problem")),
       h("ul", null, found.map((problem) => h("li", { "data-key": problem.about + problem.level, class: problem.level },
-        names.has(problem.about) && !name ? h("a", { href: link(problem.about) }, problem.about) : h("b", null, problem.about),
+        names.has(problem.about) ? h("a", { href: link(problem.about) }, problem.about) : h("b", null, problem.about),
         " ", problem.text))),
     ],
   };
@@ -83,7 +85,7 @@ export function companions(status, rates) {
     ["Uptime", (one) => uptime(one.uptime), "n"],
     ["Restarts", (one) => count(one.restart_count), "n"],
     ["CPU", (one) => percent(one.pid ? rates.of(one.name) : null), "n p2"],
-    ["Memory", (one) => size(one.memory?.private), "n"],
+    ["Memory", (one) => size(one.memory?.private), "n p2"],
     ["Saved", (one) => size(one.memory?.saved), "n p3"],
     ["Pid", (one) => one.pid ?? "", "n p3"],
     ["", (one) => steer(one), "do p2"],
@@ -100,9 +102,9 @@ function summary(all) {
   return [...states].map(([state, amount]) => `${amount} ${state}`).join(" · ");
 }
 
-/** How the latest process ended; of one that is not RUNNING: what it does now. */
+/** How the latest process ended; of one that has none: what it does now. */
 function note(companion) {
-  if (companion.state !== "RUNNING") return companion.description;
+  if (!companion.pid || companion.state === "STOPPING") return companion.description;
   const words = companion.last_exit_cause && companion.exited_at
     ? [h("b", { class: `cause ${companion.last_exit_cause}` }, companion.last_exit_cause), " ",
       companion.last_exit_reason, ` · ${age(Date.now() / 1000 - companion.exited_at)} ago`] : [];
@@ -131,14 +133,14 @@ export function workers(status, rates) {
   if (!web) return null;
   const busy = web.workers.filter((worker) => worker.state === "busy").length;
   const columns = [
-    ["Pid", (worker) => worker.pid],
+    ["Pid", (worker) => worker.pid, "pid"],
     ["State", (worker) => h("span", { class: `state ${worker.state}` }, worker.state)],
     ["Oldest request", (worker) => worker.oldest && oldest(worker.oldest, web.now), "text"],
     ["Uptime", (worker) => uptime(web.now - worker.started), "n p2"],
     ["Requests", (worker) => count(worker.requests), "n"],
     ["Running", (worker) => count(worker.running), "n p2"],
     ["Connections", (worker) => count(worker.connections), "n p3"],
-    ["CPU", (worker) => percent(rates.of(worker.pid)), "n"],
+    ["CPU", (worker) => percent(rates.of(worker.pid)), "n p2"],
     ["Memory", (worker) => size(worker.memory?.private), "n p2"],
     ["", (worker) => [
       button("Dump", { action: "dump", what: String(worker.pid) }, { label: `Dump stacks of worker ${worker.pid}` }),
