@@ -82,7 +82,7 @@ def url() -> str:
 @pytest.fixture(scope="module")
 def server(url: str) -> Iterator[Server]:
     evil = {"name": "evil", "command": ["sh", "-c", f'echo "{EVIL}"; exec sleep 600'], "startsecs": 0}
-    quick = {"startsecs": 0, "restart_delay": 1}
+    quick = {"startsecs": 0, "restart_delay": 2}
     with companion_server(
         evil,
         {"name": "rq", "command": ["sleep", "600"], "numprocs": 2, **quick},

@@ -187,7 +187,7 @@ function drawCharts() {
   if (place) update(place, charts(state, place.clientWidth));
 }
 
-// Said at most once in three seconds, and only if it is news: nobody wants to hear every figure.
+// Said at most once a second, and only if it is news: nobody wants to hear every figure.
 let said = null;
 let saying = 0;
 
@@ -195,7 +195,7 @@ function announce(text) {
   if (text === said || Date.now() < saying) return;
   if (said !== null) {
     fill("said", text);
-    saying = Date.now() + 3000;
+    saying = Date.now() + 1000;
   }
   said = text;
 }
