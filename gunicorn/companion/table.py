@@ -90,6 +90,11 @@ class ProcessTable(Mapping[str, CompanionProcess]):
     def remove(self, process: CompanionProcess) -> None:
         del self._by_name[process.name]
 
+    def arrange(self, names: Iterable[str]) -> None:
+        """Have companions in the order of *names*; those that are just being removed come last."""
+        first = {name: self._by_name[name] for name in names if name in self._by_name}
+        self._by_name = {**first, **self._by_name}
+
     def by_pid(self, pid: int) -> CompanionProcess | None:
         """The companion that runs as *pid*."""
         return self._by_pid.get(pid)
@@ -126,8 +131,12 @@ def chosen(processes: Processes, name: str) -> list[CompanionProcess]:
 
 
 def in_order(processes: Iterable[CompanionProcess]) -> list[CompanionProcess]:
-    """Sort by name, and copies by their index."""
-    return sorted(processes, key=lambda process: (process.config.group, process.config.index or 0))
+    """Put copies together, by their index, where the first of them is."""
+    found = list(processes)
+    places: dict[str, int] = {}
+    for process in found:
+        places.setdefault(process.config.group, len(places))
+    return sorted(found, key=lambda process: (places[process.config.group], process.config.index or 0))
 
 
 class History:

@@ -84,9 +84,9 @@ def test_status_is_aligned_columns(managed, run):
     code, out, err = run("-s", server.socket, "status")
     assert (code, err) == (3, "")
     lines = out.splitlines()
-    assert lines[0] == "off         STOPPED    not started"
+    assert re.fullmatch(rf"scheduler   RUNNING    pid {pid}, uptime 00:00:\d\d", lines[0])
     assert re.fullmatch(r"rq          BACKOFF    exited with status 3, retrying in \d\ds", lines[1])
-    assert re.fullmatch(rf"scheduler   RUNNING    pid {pid}, uptime 00:00:\d\d", lines[2])
+    assert lines[2] == "off         STOPPED    not started"
     # One by one: what should run and does not is what 3 says.
     assert run("-s", server.socket, "status", "scheduler")[0] == 0
     assert run("-s", server.socket, "status", "off")[0] == 0

@@ -42,7 +42,7 @@ def test_companions_start(managed):
 def test_the_status(managed):
     server = managed("workers = [dict(name=n, target=T.obey, autostart=False) for n in ('b', 'a')]")
     reply = server.ok("status")
-    assert [entry["name"] for entry in reply["companions"]] == ["a", "b"]
+    assert [entry["name"] for entry in reply["companions"]] == ["b", "a"]
     about = reply["server"]
     assert about.pop("uptime") >= 0
     assert about == {

@@ -22,10 +22,10 @@ def make(*names: str) -> ProcessTable:
         ("rq", ["rq:0", "rq:1"]),
         ("rq:1", ["rq:1"]),
         ("rq:*", ["rq:0", "rq:1"]),
-        ("worker-*", ["worker-1", "worker-2"]),
-        ("worker-?", ["worker-1", "worker-2"]),
-        ("*[q1]", ["rq:1", "worker-1"]),
-        ("*", ["db", "rq:0", "rq:1", "worker-1", "worker-2"]),
+        ("worker-*", ["worker-2", "worker-1"]),
+        ("worker-?", ["worker-2", "worker-1"]),
+        ("*[q1]", ["worker-1", "rq:1"]),
+        ("*", ["worker-2", "db", "worker-1", "rq:0", "rq:1"]),
         ("rq:[1-9]", ["rq:1"]),
         ("work", []),
         ("rq:2", []),
@@ -37,6 +37,13 @@ def test_what_a_name_means(name, names):
     for config in copies(CompanionConfig("rq", "app:run", numprocs=2), 2):
         table.add(config)
     assert [process.name for process in table.chosen(name)] == names
+
+
+def test_companions_are_in_the_order_of_the_configuration() -> None:
+    table = make("b", "gone", "a")
+    table.add(CompanionConfig("new", "app:run"))
+    table.arrange(["new", "a", "b"])
+    assert list(table) == ["new", "a", "b", "gone"]
 
 
 def test_a_pid_means_a_companion_from_its_fork_to_its_exit() -> None:

@@ -458,7 +458,7 @@ def test_memory_figures_are_those_of_the_kernel(user: str | None) -> None:
         runtime.mkdir()
         os.chown(runtime, nobody.pw_uid, nobody.pw_gid)
         server.env["RUNTIME_DIRECTORY"] = str(runtime)
-    names = ["family", "idle:0", "idle:1", "writes"]
+    names = ["idle:0", "idle:1", "writes", "family"]
     with server:
         for name in names:
             up(server, name)

@@ -215,6 +215,7 @@ class Changes:
                 self.table.send(process, Event.RESTART, now, cause=cause, reason=reason)
             elif name in updated:
                 self._record_limits(process)
+        self.table.arrange(config.name for config in configs)
         self.forget_removed()
         return found
 
