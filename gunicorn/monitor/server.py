@@ -26,7 +26,7 @@ from gunicorn.http.head import error_response
 from gunicorn.http.parse import HeadGatherer
 from gunicorn.http.parser import RequestParser
 from gunicorn.monitor import inherited
-from gunicorn.monitor.app import Monitor, Options
+from gunicorn.monitor.app import PROBES, Monitor, Options
 from gunicorn.monitor.stream import Stream
 from gunicorn.settings.monitor import MONITOR_VARIABLE
 from gunicorn.unix.poller import Poller
@@ -35,8 +35,9 @@ from gunicorn.workers.cycle import LINGER, RESET, Cycle, Outcome
 
 # Connections whose head is not complete; the oldest one makes room for a new one.
 MOST_WAITING = 256
-# Requests that are answered at once.
+# Requests that are answered at once; beyond that, some places are kept for probes.
 MOST_SERVED = 64
+MOST_WITH_PROBES = 80
 # Seconds for a head, for a request with its answer, and for one send of a stream.
 HEAD_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
@@ -157,7 +158,7 @@ class Server:
     def _begin(self, client: _Client) -> None:
         client.deadline = time.monotonic() + ANSWER_SECONDS
         with self._lock:
-            full = len(self._served) >= MOST_SERVED
+            full = len(self._served) >= (MOST_WITH_PROBES if _is_probe(client.head.buffer) else MOST_SERVED)
             if not full:
                 self._served[client.sock] = client
         if full:
@@ -204,6 +205,12 @@ class Server:
 
     def retire(self) -> None:
         """Never called: there is no limit of requests."""
+
+
+def _is_probe(head: bytes | bytearray) -> bool:
+    """Whether *head* asks for what must be answered however busy the monitor is."""
+    words = bytes(head[:32]).decode("latin-1").split(" ", 2)
+    return len(words) == 3 and words[1] in PROBES
 
 
 class _Log(logging.Logger):

@@ -264,6 +264,16 @@ def check_held_up(server: Server, client: Client) -> None:
         server.write("go", "")
         assert slow.result().status == 200
     assert client.get("/api/status").status == 200
+    fields = "".join(f"{name}: {value}\r\n" for name, value in AUTHORIZED.items())
+    head = f"POST /api/action HTTP/1.1\r\nHost: localhost\r\n{fields}Content-Length: 9\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(64):
+            client_without_body = stack.enter_context(socket.create_connection(("127.0.0.1", client.port)))
+            client_without_body.sendall(head.encode())
+        wait_until(lambda: client.get("/api/session").status == 503, 4, "a monitor without a place")
+        assert client.quick("/live")[0] == 200
+        assert client.quick("/ready")[0] == 200
+    wait_until(lambda: [client.get("/api/status").status for _ in range(4)] == [200] * 4, 10, "places")
 
 
 def test_reloads() -> None:
