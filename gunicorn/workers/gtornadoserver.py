@@ -90,6 +90,8 @@ class _Noticing:
         if stream.reading():
             if conn.has_begun:
                 conn.reading_body = False
+                if conn.reply is not None:
+                    conn.reply.forget()  # what follows counts it
                 self.worker.handle_error(None, conn.sock, conn.address, NoMoreData(b""))
         elif self.worker.serves_wsgi and conn.state in (State.HEAD, State.BUSY):
             # The client waits for its answer. A WSGI application, unlike one of Tornado's, is not told of the
@@ -260,12 +262,16 @@ class Reply(HTTPConnection):  # type: ignore[misc]
         if began is not None:
             self._worker.slot.end(self.head, began, status, self.sent)
 
+    def forget(self) -> None:
+        """Show the request no more, and do not count it."""
+        began, self.began = self.began, None
+        if began is not None:
+            self._worker.slot.forget(self.head)
+
     def refuse(self, start_line: Any, headers: Any, error: ParseException) -> None:
         """Answer a request that cannot be served as it was sent, without calling the application."""
         self.on_finish = None  # what follows puts it into the access log
-        if self.began is not None:
-            self.began = None
-            self._worker.slot.forget(self.head)
+        self.forget()
         conn = self.conn
         conn.ended = True
         request = RequestInfo(start_line, headers, conn.address, conn.address)
