@@ -119,7 +119,7 @@ def check_reading(client: Client) -> None:
     assert (head.status, head.body) == (200, b"")
     assert int(head.headers["Content-Length"]) > 0
     status = client.get("/api/status").json()
-    assert [one["name"] for one in status["companions"]] == ["a", "b", "monitor", "p"]
+    assert [one["name"] for one in status["companions"]] == ["a", "b", "p", "monitor"]
     assert status["companions"][0]["memory"]["private"] > 0
     assert status["server"]["application"] == "app:app"
     assert (status["web"]["class"], len(status["web"]["workers"])) == ("sync", 1)
