@@ -133,7 +133,7 @@ def test_fish_completes_the_line(typed: str, wanted: list[str], env: dict[str, s
 
 def test_what_is_offered(ask: Ask, server: Server) -> None:
     assert set(ask("")) == set(COMMANDS)
-    assert ask("restart ") == ["rq", "rq:0", "rq:1", "scheduler", "all"]
+    assert ask("restart ") == ["scheduler", "rq", "rq:0", "rq:1", "all"]
     assert ask("restart scheduler rq:0 rq") == ["rq", "rq:1"]
     assert ask("scale ") == ["rq"]
     assert "USR1" in ask("signal scheduler ")
