@@ -323,6 +323,7 @@ def test_keys_for_companions(fake, top):
         screen.wait("Stop the last copy of rq?")
         screen.press("y")
         wait_until(sent(server, "scale", name="rq", numprocs=1), 5, "one copy fewer")
+        screen.wait_gone("Stop the last copy of rq?")
         screen.press("k")
         screen.wait("k kills a web worker")
 

@@ -84,9 +84,11 @@ def test_a_worker_that_hangs_is_shown_and_killed(hang: str) -> None:
         thread = threading.Thread(target=ask)
         thread.start()
         pid = int(wait_until(lambda: server.log("wait.started"), 10, "the request"))
+        # A request is shown once its worker has looked, after two milliseconds.
+        held = wait_until(lambda: [w for w in web(server)["workers"] if w["oldest"]], 10, "what holds it")
         if hang == "stopped":
             os.kill(pid, signal.SIGSTOP)
-        held = wait_until(lambda: [w for w in web(server)["workers"] if w["oldest"]], 10, "what holds it")
+            held = [w for w in web(server)["workers"] if w["oldest"]]
         assert [(w["pid"], w["state"], w["oldest"]["path"]) for w in held] == [(pid, "busy", "/wait")]
         assert re.search(rf"^ *{pid}  busy .* GET /wait$", ctl(server, "web").stdout, re.MULTILINE)
         assert said(ctl(server, "web", "kill", str(pid))) == (0, f"{pid}: killed\n", "")

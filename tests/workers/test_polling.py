@@ -149,15 +149,15 @@ def test_a_number_can_be_watched_again_for_another_socket(poller: Any) -> None:
     waiter = Waiter(poller)
     for turn in range(20):
         ours, theirs = socket.socketpair()
+        before = len(waiter.seen)
         poller.renew(ours.fileno())
         poller.watch(ours.fileno())
         theirs.send(b"x")
-        wait_until(lambda turn=turn: len(waiter.seen) == turn + 1)
+        wait_until(lambda before=before: len(waiter.seen) > before)
         if turn % 2:
+            # This one may be reported as well, now or in the next turn.
             poller.watch(ours.fileno())
             poller.forget(ours.fileno())
-            wait_until(lambda turn=turn: len(waiter.seen) in (turn + 1, turn + 2))
-            del waiter.seen[turn + 1 :]
         ours.close()
         theirs.close()
     finish(poller, waiter)
