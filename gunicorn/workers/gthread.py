@@ -449,7 +449,7 @@ class ThreadWorker(Worker):
     def handle_request(self, req: Any, conn: TConn) -> Outcome | bool:
         """Have the application answer *req*; returns what becomes of the connection."""
         # A connection stays open only if there is room for another one.
-        keep = self._keepalive > 0 and len(self.conns) < self.worker_connections  # has_room(), quicker
+        keep = self._keepalive > 0 and self.has_room()
         if may_leave_http(req):
             return self._serve_without_limits(req, conn, keep)
         return self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
