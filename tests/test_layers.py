@@ -48,6 +48,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.loading",
         "gunicorn.settings.*",
         "gunicorn.config",
+        "gunicorn.companion.checks",
         "gunicorn.companion.config",
         "gunicorn.companion.keys",
         "gunicorn.companion.status",

@@ -12,18 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from gunicorn.companion.keys import (
-    GLOBAL_KEYS,
-    INVALID,
-    KEYS,
-    KNOWN_KEYS,
-    SHAPE_KEYS,
-    Keys,
-    OutputFile,
-    describe_target,
-    did_you_mean,
-    parse_signal,
-)
+from gunicorn.companion.checks import INVALID, OutputFile, describe_target, did_you_mean, parse_signal
+from gunicorn.companion.keys import GLOBAL_KEYS, KEYS, KNOWN_KEYS, SHAPE_KEYS, Keys
 from gunicorn.errors import all_mistakes
 from gunicorn.settings.foreign import key_hint
 from gunicorn.settings.monitor import MONITOR_TARGET

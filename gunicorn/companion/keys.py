@@ -1,362 +1,44 @@
 # SPDX-License-Identifier: MIT
-"""The keys of a companion: how each is checked, and the table that describes each once.
+"""The keys of a companion: the table that describes each once.
 
 From the table `Keys` follow the fields of `CompanionConfig`, what ``companion_workers`` may hold, which keys
-have a global setting, and what a change does to a running companion. A check takes the value given and
-returns its final form; it looks at the value alone, and raises ValueError with what would be right.
+have a global setting, and what a change does to a running companion.
 """
 
 from __future__ import annotations
 
 # ruff: noqa: RUF009 (`key` returns a dataclass field)
-import functools
-import inspect
-import math
-import os
-import re
-import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NamedTuple
 
+from gunicorn.companion.checks import (
+    OutputFile,
+    Target,
+    check_autorestart,
+    check_bind,
+    check_bool,
+    check_command,
+    check_count,
+    check_env,
+    check_limit,
+    check_name,
+    check_names,
+    check_nice,
+    check_numprocs,
+    check_output,
+    check_path,
+    check_size,
+    check_some_time,
+    check_stdout,
+    check_target,
+    check_time,
+    one_of,
+    optional,
+    parse_signal,
+)
 from gunicorn.settings import companion as settings
-from gunicorn.settings import redact
 from gunicorn.settings.base import Setting
-from gunicorn.settings.companion import AUTORESTART_WAYS
-from gunicorn.settings.foreign import autorestart_hint
-from gunicorn.settings.validators import parse_address
-
-Target = Callable[[], Any] | str
-
-NAME_RE = re.compile(r"[A-Za-z0-9._-]+")
-SIZE_RE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
-
-# Stands for a value that is wrong and has been reported.
-INVALID: Any = object()
-
-# More copies than anybody wants: a typing error.
-MAX_NUMPROCS = 10_000
-
-# A file name has at most 255 bytes, and that of a run file or notify socket is longer than the companion's.
-MAX_NAME = 200
-
-# More files of old output than anybody looks at.
-MAX_BACKUPS = 1000
-
-# unix(7): the size of sun_path, without the zero at its end.
-MAX_SOCKET_PATH = 107
-
-# The smallest process has more private memory: a smaller limit lacks its unit.
-MIN_MEMORY = 2**20
-
-
-def describe_target(target: Target) -> str:
-    """Return a target's name: the string itself, or ``module:qualname`` of a callable."""
-    if isinstance(target, str):
-        return target
-    if isinstance(target, functools.partial):
-        # Ignore the address of an object: it changes at every reread.
-        arguments = re.sub(r" at 0x[0-9a-fA-F]+", "", f"*{target.args!r}, **{target.keywords!r}")
-        return f"{describe_target(target.func)}({arguments})"
-    qualname = getattr(target, "__qualname__", None)
-    if qualname is None:  # an instance with __call__
-        return f"{type(target).__module__}:{type(target).__qualname__}"
-    return f"{getattr(target, '__module__', None)}:{qualname}"
-
-
-def parse_signal(value: int | str) -> int:
-    """Return a signal's number from its name ("SIGTERM", "TERM") or number. Raises ValueError."""
-    number: int
-    if isinstance(value, str) and not value.strip().isdecimal():
-        name = "SIG" + value.strip().upper().removeprefix("SIG")
-        number = signal.Signals.__members__.get(name, 0)
-    elif isinstance(value, (int, float, str)) and not isinstance(value, bool) and float(value).is_integer():
-        number = int(value)
-    else:
-        raise ValueError(f"{value!r} is not a signal")
-    if number not in signal.valid_signals():
-        raise ValueError(f"unknown signal {value!r}")
-    return int(number)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``stop_sigal: did you mean stop_signal?``, or *word* alone if no known one is similar."""
-    import difflib
-
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"{word}: did you mean {near[0]}?" if near else word
-
-
-def check_name(value: Any) -> str:
-    if not isinstance(value, str) or not NAME_RE.fullmatch(value):
-        raise ValueError(f"{value!r} may only contain letters, digits, '.', '_' and '-'")
-    if value.startswith("-"):
-        raise ValueError(f"{value!r} begins with '-', which commands would read as an option")
-    if len(value) > MAX_NAME:
-        raise ValueError(f"it has {len(value)} characters, and at most {MAX_NAME} fit into a file name")
-    if value == "all":
-        # `gunicorn-companion stop all` means every companion.
-        raise ValueError("'all' is reserved for commands")
-    return value
-
-
-def check_target(value: Any) -> Target:
-    if isinstance(value, str):
-        module, colon, attribute = value.partition(":")
-        parts = [*module.split("."), *attribute.split(".")]
-        if not colon or not all(part.isidentifier() for part in parts):
-            raise ValueError(f"{value!r} is not of the form 'module:callable'")
-        return value
-    if not callable(value):
-        raise ValueError(f"{value!r} is neither a callable nor 'module:callable'")
-    try:
-        signature = inspect.signature(value)
-    except (TypeError, ValueError):  # a builtin that does not tell
-        return value  # type: ignore[no-any-return]
-    try:
-        signature.bind()
-    except TypeError as exc:
-        raise ValueError(f"{describe_target(value)} is called without arguments, but: {exc}") from None
-    return value  # type: ignore[no-any-return]
-
-
-def check_time(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{value!r} is not a number of seconds")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{value!r} is not a time of 0 or more seconds")
-    return value
-
-
-def check_bool(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r} is neither True nor False")
-    return value
-
-
-def check_path(value: Any) -> str:
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        raise ValueError(f"{value!r} is not a path")
-    path = os.fspath(value)
-    if not isinstance(path, str) or "\0" in path:
-        raise ValueError(f"{value!r} is not a path")
-    return path
-
-
-class OutputFile(NamedTuple):
-    """``stdout`` or ``stderr`` as a dictionary. No ``max_bytes``: no rotation.
-
-    In ``file`` %(name)s, %(group)s and %(index)s stand for those of the companion.
-    """
-
-    file: str
-    max_bytes: int | None = None
-    backups: int = 10
-    compress: bool = False
-    stamp: bool = False
-
-
-def check_output(value: Any) -> str | OutputFile | None:
-    if isinstance(value, Mapping):
-        return _output_file(value)
-    return None if value in (None, "inherit") else check_path(value)
-
-
-def check_stdout(value: Any) -> str | OutputFile | None:
-    if value in ("stdout", "stderr"):
-        raise ValueError(f"{value!r} is not a file: use None, 'inherit' or a path")
-    return check_output(value)
-
-
-def _output_file(value: Mapping[Any, Any]) -> OutputFile:
-    for key in value:
-        if key not in OutputFile._fields:
-            raise ValueError(f"unknown key {did_you_mean(str(key), OutputFile._fields)}")
-    if value.get("file") is None:
-        raise ValueError("'file' is missing")
-    path = check_path(value["file"])
-    try:
-        path % {"name": "", "group": "", "index": 0}
-    except (KeyError, ValueError, TypeError) as exc:
-        raise ValueError(
-            f"{path!r}: %(name)s, %(group)s and %(index)s are replaced, and '%' is written '%%' ({exc})"
-        ) from None
-    backups = value.get("backups", 10)
-    if isinstance(backups, bool) or not isinstance(backups, int) or not 0 <= backups <= MAX_BACKUPS:
-        raise ValueError(f"backups: {backups!r} is not a number from 0 to {MAX_BACKUPS}")
-    max_bytes = value.get("max_bytes")
-    if max_bytes is not None:
-        max_bytes = _checked("max_bytes", parse_size, max_bytes)
-        if max_bytes < 1:
-            raise ValueError("max_bytes: it leaves no room (None: the file grows without a limit)")
-    flags = {key: _checked(key, check_bool, value.get(key, False)) for key in ("compress", "stamp")}
-    return OutputFile(path, max_bytes, backups, **flags)
-
-
-def _checked(key: str, check: Callable[[Any], Any], value: Any) -> Any:
-    """Return what *check* makes of *value*; its error names the key."""
-    try:
-        return check(value)
-    except ValueError as exc:
-        raise ValueError(f"{key}: {exc}") from None
-
-
-def check_env(value: Any) -> dict[str, str]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{redact.in_value(value)!r} is not a dict of strings to strings")
-    for name, text in value.items():
-        if not isinstance(name, str) or not isinstance(text, str):
-            shown = redact.in_value({name: text})
-            raise ValueError(f"{name!r}: {shown[name]!r} is not a string to a string")
-        if not name or "=" in name or "\0" in name + text:
-            raise ValueError(f"{name!r} cannot be an environment variable")
-    return dict(value)
-
-
-def check_command(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        raise ValueError(
-            f"{redact.in_value(value)!r} is one string, but there is no shell: write it as a list, "
-            f"{redact.in_value(_words(value))!r}"
-        )
-    if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError(
-            f"{redact.in_value(value)!r} is not a list of strings: the program and its arguments"
-        )
-    for word in value:
-        if not isinstance(word, str) or "\0" in word:
-            raise ValueError(f"{word!r} cannot be an argument of a program")
-    if not value[0]:
-        raise ValueError("its first word, the program, is empty")
-    return tuple(value)
-
-
-def _words(line: str) -> list[str]:
-    """Split *line* like a shell, or if it cannot, at its blanks."""
-    import shlex
-
-    try:
-        return shlex.split(line)
-    except ValueError:
-        return line.split()
-
-
-def check_count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{value!r} is not a number of 1 or more")
-    return value
-
-
-def check_nice(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not -20 <= value <= 19:
-        raise ValueError(f"{value!r} is not a whole number from -20 to 19")
-    return value
-
-
-def check_numprocs(value: Any) -> int:
-    if value == 0 and isinstance(value, int) and not isinstance(value, bool):
-        raise ValueError("0 is not a number of 1 or more: to run none, stop it or set autostart to False")
-    count = check_count(value)
-    if count > MAX_NUMPROCS:
-        raise ValueError(f"{count} is more than {MAX_NUMPROCS}")
-    return count
-
-
-def check_some_time(value: Any) -> float:
-    if check_time(value) == 0:
-        raise ValueError("0 leaves no time")
-    return check_time(value)
-
-
-def check_limit(value: Any) -> float:
-    """A time after which something is done; None turns that off."""
-    if check_time(value) == 0:
-        raise ValueError("0 leaves no time (None turns it off)")
-    return check_time(value)
-
-
-def parse_size(value: Any) -> int:
-    """A number of bytes from text like '300M', or from itself. Raises ValueError."""
-    match = SIZE_RE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is not None:
-        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError(f"{value!r} is not a size: a number of bytes, or text like '300M' or '1.5G'")
-
-
-def check_size(value: Any) -> int:
-    size = parse_size(value)
-    if size < 1:
-        raise ValueError(f"{value!r} leaves no memory (None turns the limit off)")
-    if size < MIN_MEMORY:
-        unit_forgotten = str(size) == str(value).strip() and size <= 2**17
-        hint = f": write '{size}M'" if unit_forgotten else ""
-        raise ValueError(f"{value!r} is {size} bytes, but every process uses more than 1M{hint}")
-    return size
-
-
-def check_names(value: Any) -> tuple[str, ...]:
-    return _texts(value, "companions' names")
-
-
-def check_bind(value: Any) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(map(_address, _texts(value, "addresses"))))
-
-
-def _texts(value: Any, kind: str) -> tuple[str, ...]:
-    """One text or a list of them, each once; None is an empty list."""
-    texts = (value,) if isinstance(value, str) else () if value is None else value
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{value!r} is not a list of {kind}")
-    return tuple(dict.fromkeys(texts))
-
-
-def _address(text: str) -> str:
-    """Return an address in the canonical form, for comparing and opening."""
-    try:
-        address = parse_address(text)
-    except RuntimeError as exc:
-        raise ValueError(str(exc).replace(";", ":")) from None
-    if isinstance(address, int):
-        raise ValueError(f"{text!r}: a descriptor cannot be used here, give an address")
-    if isinstance(address, str):
-        length = len(os.fsencode(address))
-        if length > MAX_SOCKET_PATH:
-            raise ValueError(f"the path of a Unix socket has at most {MAX_SOCKET_PATH} bytes, not {length}")
-        return f"unix:{address}"
-    if not _names_port(text):
-        raise ValueError(f"{text!r} has no port")
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _names_port(text: str) -> bool:
-    # An IPv6 address without brackets ends like that too.
-    return re.search(r":\d+\Z", text) is not None and ("]:" in text or text.count("::") == 0)
-
-
-def optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """*check*, but None is a value too."""
-    return lambda value: None if value is None else check(value)
-
-
-def one_of(*words: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if value not in words:
-            raise ValueError(f"{value!r} is none of {', '.join(words)}")
-        return str(value)
-
-    return check
-
-
-def check_autorestart(value: Any) -> str:
-    hint = autorestart_hint(value)
-    if hint and value not in AUTORESTART_WAYS:
-        raise ValueError(f"{value!r}: here it is {hint!r}")
-    return one_of(*AUTORESTART_WAYS)(value)
 
 
 class Key(NamedTuple):

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from socket import socket
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from gunicorn.companion.checks import Target, describe_target
 from gunicorn.companion.child import descriptors, mark, streams
 from gunicorn.companion.child.exit import flush, forget_inherited_exit_handlers, run_to_the_end
 from gunicorn.companion.child.program import CannotRun, execute
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.keys import Target, describe_target
 from gunicorn.companion.runfile import Record, RunFile, note_exception
 from gunicorn.monitor import inherited
 from gunicorn.settings import redact

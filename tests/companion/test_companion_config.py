@@ -12,8 +12,9 @@ import signal
 import pytest
 from companiontools import answer_of, make_cfg
 
+from gunicorn.companion.checks import describe_target, did_you_mean, parse_signal
 from gunicorn.companion.config import CompanionConfig, build_companion_configs, unknown_key
-from gunicorn.companion.keys import KNOWN_KEYS, describe_target, did_you_mean, parse_signal
+from gunicorn.companion.keys import KNOWN_KEYS
 from gunicorn.settings import foreign
 
 

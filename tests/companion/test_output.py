@@ -16,7 +16,7 @@ import pytest
 from companiontools import run_python
 from harness import wait_until
 
-from gunicorn.companion.keys import OutputFile, check_output, check_stdout
+from gunicorn.companion.checks import OutputFile, check_output, check_stdout
 from gunicorn.companion.output import files, ring
 from gunicorn.companion.output.files import FileSink
 from gunicorn.companion.output.lines import LONGEST, Cutter, Lines, lines_of, make_format
@@ -478,7 +478,7 @@ capture.start()
 writers = set()
 for index in range(4):
     to = {"file": f"{directory}/out-%(index)s", "max_bytes": 50_000, "backups": 999} if rotated else None
-    from gunicorn.companion.keys import check_output
+    from gunicorn.companion.checks import check_output
     config = CompanionConfig(f"rq:{index}", "a:b", stdout=check_output(to), stderr="stdout", index=index)
     pipes = capture.open(config)
     pid = os.fork()

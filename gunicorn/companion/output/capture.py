@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from gunicorn.companion.checks import OutputFile
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.keys import OutputFile
 from gunicorn.companion.output.keeper import Feed, start_keeper
 from gunicorn.companion.output.ring import STDERR, STDOUT, Counters, RingFile
 from gunicorn.companion.output.wire import Message, Wire

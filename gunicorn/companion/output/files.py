@@ -11,7 +11,7 @@ import stat
 import time
 from collections.abc import Iterator
 
-from gunicorn.companion.keys import OutputFile
+from gunicorn.companion.checks import OutputFile
 from gunicorn.companion.output.lines import STAMP_FORMAT, make_format
 from gunicorn.companion.output.ring import Note
 from gunicorn.companion.output.sinks import Channel

@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from gunicorn.companion.keys import OutputFile
+from gunicorn.companion.checks import OutputFile
 from gunicorn.companion.output.files import FileSink, open_output
 from gunicorn.companion.output.followers import Followers
 from gunicorn.companion.output.lines import Cutter, Lines, make_format

@@ -11,9 +11,9 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gunicorn import __version__
+from gunicorn.companion.checks import check_numprocs, did_you_mean, parse_signal
 from gunicorn.companion.child import stacks
 from gunicorn.companion.control import error
-from gunicorn.companion.keys import check_numprocs, did_you_mean, parse_signal
 from gunicorn.companion.output.capture import Capture
 from gunicorn.companion.process import CompanionProcess, State
 from gunicorn.companion.supervise import memory as memory_of

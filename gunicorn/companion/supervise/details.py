@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gunicorn.companion.keys import describe_target
+from gunicorn.companion.checks import describe_target
 from gunicorn.companion.process import CompanionProcess
 from gunicorn.companion.supervise import memory as memory_of
 from gunicorn.companion.table import History
