@@ -25,7 +25,9 @@ _CODES_MAX = 128
 
 def http_date(timestamp: float | None = None) -> str:
     """Format *timestamp* (seconds since the epoch; None: now) as an IMF-fixdate (RFC 9110 section 5.6.7)."""
-    year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(timestamp)
+    # time.gmtime() of nothing asks time(2), whose second may begin some milliseconds late.
+    when = time.gmtime(time.time() if timestamp is None else timestamp)
+    year, month, day, hour, minute, second, weekday, _, _ = when
     return f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} {hour:02}:{minute:02}:{second:02} GMT"
 
 

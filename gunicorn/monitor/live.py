@@ -110,10 +110,11 @@ class _Looks:
         """Look at the status, and wait for an event or until the next look."""
         started = time.monotonic()
         try:
-            self._look_at_status(started)
-            self._look_at_samples()
+            # Before the status is read: what happens after it must not be missed.
             if self._events is None:
                 self._events = self.source.open(cmd="events")
+            self._look_at_status(started)
+            self._look_at_samples()
         except (Unavailable, Refused) as error:
             self.tell("unavailable", {"error": str(error)})
             self.close()
