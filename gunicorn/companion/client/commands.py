@@ -148,7 +148,8 @@ def _settle(
     good = True
     with Changes(connection.path) as changes:
         while True:
-            found = _look(connection, list(goals))
+            # One may have been removed from the configuration.
+            found = _look_at(connection, list(goals) if len(goals) == 1 else [], set(goals))
             for name in list(goals):
                 companion = found.get(name)
                 if not _has_settled(companion):
@@ -165,18 +166,6 @@ def _settle(
                 late = (f"{name} ({_state_of(found.get(name))})" for name in goals)
                 raise Failure(f"not settled in time: {', '.join(late)}")
             changes.wait(deadline)
-
-
-def _look(connection: Connection, names: list[str]) -> dict[str, Reply]:
-    """Return the companions by name: all, or the only one in *names*."""
-    if len(names) == 1:
-        reply = connection.ask(cmd="status", name=names[0])
-        # It may have been removed from the configuration.
-        if not reply.get("ok"):
-            return {}
-    else:
-        reply = connection.must(cmd="status")
-    return {companion["name"]: companion for companion in reply["companions"]}
 
 
 def _has_settled(companion: Reply | None) -> bool:
