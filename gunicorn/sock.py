@@ -39,6 +39,8 @@ class BaseSocket:
     """
 
     FAMILY: socket.AddressFamily
+    #: Device and inode of the file that is this listener's to remove; None without one.
+    file: tuple[int, int] | None = None
 
     def __init__(self, address: Any, conf: Any, log: Any, fd: int | None = None) -> None:
         self.log = log
@@ -132,7 +134,7 @@ class UnixSocket(BaseSocket):
     FAMILY = socket.AF_UNIX
 
     def __init__(self, addr: Any, conf: Any, log: Any, fd: int | None = None) -> None:
-        self._file: tuple[int, int] | None = None
+        self.file = None
         if fd is None:
             trust.remove_stale_socket(addr)
         super().__init__(addr, conf, log, fd=fd)
@@ -154,10 +156,10 @@ class UnixSocket(BaseSocket):
             trust.give_socket(os.fsdecode(self.cfg_addr), (self.conf.uid, self.conf.gid))
 
     def take_path(self) -> None:
-        self._file = _file_identity(self.cfg_addr)
+        self.file = _file_identity(self.cfg_addr)
 
     def owns_path(self) -> bool:
-        return self._file is not None and self._file == _file_identity(self.cfg_addr)
+        return self.file is not None and self.file == _file_identity(self.cfg_addr)
 
 
 def _file_identity(path: Any) -> tuple[int, int] | None:

@@ -38,7 +38,7 @@ from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.rights import StartRights
 from gunicorn.companion.supervise.sessions import Sessions
 from gunicorn.companion.supervise.sharedstate import Rights, SharedState
-from gunicorn.companion.supervise.sockets import Listeners
+from gunicorn.companion.supervise.sockets import KeptSocket, Listeners
 from gunicorn.companion.supervise.starter import Hook, Hooks, Starter, no_hook
 from gunicorn.companion.supervise.steering import Outcome, Steering
 from gunicorn.companion.supervise.web import WebWorkers
@@ -73,7 +73,8 @@ class CompanionManager:
     followed while *beside_old_master*. *pre_fork* and *on_exit* are called in the manager, *post_fork* in the
     companion. *umask* shapes the mode of the Unix sockets in `bind`. *log_lines* and *log_format* are about
     captured output; with 0 lines none is captured. *scoreboard* has the web workers; they and companions
-    write their stacks into *stacks*. *kernel* and *fork* are the operating system.
+    write their stacks into *stacks*. *sockets*: those of `bind` that an earlier manager has opened. *kernel*
+    and *fork* are the operating system.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class CompanionManager:
         log_format: str = "raw",
         scoreboard: Scoreboard | None = None,
         stacks: StackFile | None = None,
+        sockets: Sequence[KeptSocket] = (),
         kernel: Kernel = KERNEL,
         fork: Callable[[Sequence[Launch]], list[int | OSError]] = spawn,
     ) -> None:
@@ -141,7 +143,7 @@ class CompanionManager:
 
         rights = Rights(shared, None if self.kept.old is None else old_state)
         self.start_rights = StartRights(run_dir, log, rights, kernel=kernel)
-        self.listeners = Listeners(log, umask=umask, rights=rights)
+        self.listeners = Listeners(log, umask=umask, rights=rights, tell=self.tell_master, kept=sockets)
         stops = Stops()
         self.sessions = Sessions(
             self.table,
@@ -283,6 +285,7 @@ class CompanionManager:
         older = self.sessions.end_left()
         self.start_rights.find_orphans(self.table, now)
         self.starter.start_wanted(now)
+        self.starter.close_unused()
         self.step(now)
         if older:
             # Some of them may have come to their end meanwhile.
@@ -486,10 +489,10 @@ class CompanionManager:
         if "ping" in message:
             self.tell_master({"pong": message["ping"]})
 
-    def tell_master(self, message: dict[str, Any]) -> None:
-        """Send *message*; never blocks."""
+    def tell_master(self, message: dict[str, Any], fd: int | None = None) -> None:
+        """Send *message*, with a copy of the socket *fd* if there is one; never blocks."""
         if self.link is not None:
-            self.link.send(message)
+            self.link.send(message, fd)
 
     def _reload(
         self,
@@ -541,6 +544,7 @@ class CompanionManager:
             self.control.close()
             self.control = self.reporter.control = None
         self.kept.hand_over()
+        self.listeners.hand_over()
         self.tell_master({"made_room": True})
 
     def _on_master_gone(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -51,6 +52,32 @@ def test_what_the_other_end_does_not_take_is_kept_and_nothing_blocks(pair):
         ours.flush()
     assert found == [big, {"n": 1}]
     assert ours.flush() is True
+
+
+def test_a_socket_comes_with_its_message_however_much_waits(pair):
+    ours, theirs = pair
+    socks = [socket.socket() for _ in range(3)]
+    inodes = [os.fstat(sock.fileno()).st_ino for sock in socks]
+    ours.send({"text": "x" * 2_000_000})
+    for sock, inode in zip(socks, inodes, strict=True):
+        ours.send({"n": inode}, sock.fileno())
+        # Theirs is a copy.
+        sock.close()
+    found = []
+    while len(found) < 4:
+        for message in theirs.receive():
+            # The last one is never taken.
+            if message.get("n") in inodes[:2]:
+                fd = theirs.take(message["n"])
+                assert os.fstat(fd).st_ino == message["n"] and not os.get_inheritable(fd)
+                os.close(fd)
+            found.append(message)
+        ours.flush()
+    assert [message.get("n") for message in found] == [None, *inodes]
+    assert theirs.take(inodes[0]) is None
+    before = len(os.listdir("/proc/self/fd"))
+    theirs.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 2
 
 
 def test_the_end_is_seen_after_the_last_message(pair):

@@ -16,6 +16,7 @@ import pytest
 from companiontools import run_python
 
 from gunicorn.companion.child.descriptors import most
+from gunicorn.companion.server.keptsockets import KeptSockets
 from gunicorn.companion.supervise.sockets import Listeners
 
 
@@ -129,6 +130,52 @@ def test_a_path_of_a_file(listeners: Listeners, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot listen on unix:/nonexistent/s: No such file"):
         listeners.open("web", ["unix:/nonexistent/s"])
     assert (tmp_path / "s").read_text() == "mine"
+
+
+def test_the_next_manager_goes_on_with_the_sockets(listeners: Listeners, tmp_path: Path) -> None:
+    """Not with one whose file was removed: nobody could reach it."""
+    kept = KeptSockets()
+
+    def tell(message: dict[str, Any], fd: int | None) -> None:
+        if "keep" in message:
+            assert fd is not None
+            which = message["keep"]
+            assert which.pop("inode") == os.fstat(fd).st_ino
+            kept.keep(fd=os.dup(fd), **which)
+        else:
+            kept.let_go(**message["let_go"])
+
+    listeners.tell = tell
+    addresses = ["127.0.0.1:0", f"unix:{tmp_path / 'a'}", f"unix:{tmp_path / 'b'}"]
+    names = [sock.getsockname() for sock in listeners.open("web", addresses)]
+    listeners.open("other", ["127.0.0.1:0"])
+    listeners.close("other")
+    listeners.hand_over()
+    assert listeners.descriptors() == []
+    (tmp_path / "b").unlink()
+    second = Listeners(tell=tell, kept=kept.inherited())
+    try:
+        assert second.groups() == ["web"]
+        connect(second.open("web", addresses[:2])[0]).close()
+        found = second.open("web", addresses)
+        assert [sock.getsockname() for sock in found] == names
+        assert all(sock.getblocking() and not sock.get_inheritable() for sock in found)
+        for sock in found:
+            connect(sock).close()
+    finally:
+        second.close_all()
+    assert kept.inherited() == [] and os.listdir(tmp_path) == []
+
+
+def test_another_user_makes_the_sockets_anew(listeners: Listeners) -> None:
+    kept = KeptSockets()
+    kept.begin((1, 1, 0))
+    [sock] = listeners.open("web", ["127.0.0.1:0"])
+    kept.keep("web", "127.0.0.1:0", None, os.dup(sock.fileno()))
+    kept.begin((1, 1, 0))
+    assert len(kept._sockets) == 1
+    kept.begin((2, 1, 0))
+    assert kept.inherited() == []
 
 
 def test_a_shorter_queue_of_the_program_before_does_not_last(listeners: Listeners) -> None:

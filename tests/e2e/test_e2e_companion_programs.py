@@ -398,19 +398,32 @@ def test_a_first_socket_by_reread() -> None:
         assert int(ask(address)) == pid
 
 
-def test_the_socket_over_an_upgrade_of_the_manager() -> None:
-    """`companion_reload = "all"` replaces the manager; the next one binds the address once it is free."""
-    address = f"127.0.0.1:{free_port()}"
-    with companion_server(
-        http_server(bind=address), files_option=FILES, companion_reload="all", companion_restart_delay=0.2
-    ) as server:
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_killed_or_replaced_manager_costs_no_connection(kind: str) -> None:
+    """The master keeps the socket: clients wait in the backlog for the next manager's companion."""
+    server = companion_server(files_option=FILES)
+    address = f"127.0.0.1:{free_port()}" if kind == "tcp" else f"unix:{server.dir}/web.socket"
+    reconfigure(server, http_server(bind=address), companion_reload="all", companion_startsecs=0)
+    with server:
         old, manager = server.wait_companion("web")["pid"], server.wait_manager()
-        assert int(ask(address)) == old
-        server.signal(signal.SIGHUP)
-        server.wait_manager(without=manager)
-        new = server.wait_companion("web", without=[old])["pid"]
-        assert int(ask(address)) == new
+        with counting(server, address) as clients:
+            for sig, pid in ((signal.SIGKILL, manager), (signal.SIGHUP, server.pid)):
+                os.kill(pid, sig)
+                manager = server.wait_manager(without=manager)
+                old = server.wait_companion("web", without=[old], timeout=20)["pid"]
+                wait_until(lambda old=old: old in clients.pids, 20, "an answer of the new one")
+        assert set(clients.ends) == {"answered"}, clients.ends
         assert overlaps(server) == []
+        assert "cannot listen" not in server.log()
+        # What the master keeps goes with the companion.
+        assert server.ask("stop", "web")["ok"]
+        wait_until(lambda: server.companion("web")["state"] == "STOPPED", 10, "the stop")
+        with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+            ask(address)
+        # No other process has a copy.
+        assert server.ask("start", "web")["ok"]
+        server.wait_companion("web")
+        assert "cannot listen" not in server.log()
 
 
 def test_the_socket_over_an_upgrade_of_the_server() -> None:
@@ -435,24 +448,25 @@ def test_the_socket_over_an_upgrade_of_the_server() -> None:
 
 
 @pytest.mark.parametrize("keys", [{"singleton": False}, {"numprocs": 2}])
-def test_after_a_crash_of_the_manager_its_socket_is_waited_for(
-    keys: dict[str, Any],
-) -> None:
+def test_after_a_crash_of_the_server_its_socket_is_waited_for(keys: dict[str, Any]) -> None:
     companion = entry(
         "drain", env={"UNTIL": "done"}, bind=f"127.0.0.1:{free_port()}", start_retries=1, **keys
     )
-    with jobs_server(companion) as server:
+    with jobs_server(companion, companion_run_dir="records") as first:
         names = ["drain"] if "singleton" in keys else ["drain:0", "drain:1"]
-        before = [server.wait_companion(name)["pid"] for name in names]
-        manager = server.wait_manager()
+        before = [first.wait_companion(name)["pid"] for name in names]
+        manager = first.wait_manager()
+        first.kill()
         os.kill(manager, signal.SIGKILL)
         if len(names) > 1:
             # Its start right is free at once, but the other copy has the socket.
             os.kill(before[0], signal.SIGKILL)
-        server.wait_manager(without=manager)
-        waits = f"waiting for pid {before[-1]}"
-        wait_until(lambda: server.companion(names[0])["description"] == waits, 10, server.log)
-        server.write("done", "")
-        for name, pid in zip(names, before, strict=True):
-            assert server.wait_companion(name, without=[pid])["failed_starts"] == 0
-        assert "does not start" not in server.log()
+        wait_until(lambda: not is_alive(manager), 10, "the end of the manager")
+        with first.again() as server:
+            server.wait_manager()
+            waits = f"waiting for pid {before[-1]}"
+            wait_until(lambda: server.companion(names[0])["description"] == waits, 10, server.log)
+            server.write("done", "")
+            for name, pid in zip(names, before, strict=True):
+                assert server.wait_companion(name, without=[pid])["failed_starts"] == 0
+            assert "does not start" not in server.log()

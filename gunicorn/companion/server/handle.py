@@ -19,6 +19,7 @@ from gunicorn.app.start import Surroundings
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.process import POLL_INTERVAL
 from gunicorn.companion.server import limits
+from gunicorn.companion.server.keptsockets import KeptSockets
 from gunicorn.companion.server.leftovers import Leftovers
 from gunicorn.companion.server.link import Link, Pulse
 from gunicorn.companion.server.manager_process import run_manager
@@ -92,6 +93,7 @@ class ManagerHandle(ArbitersPart):
         self.old_state: SharedState | None = None
         if arbiter.given.companion_state_fd is not None:
             self.old_state = close_in_children(SharedState(arbiter.given.companion_state_fd))
+        self.sockets = close_in_children(KeptSockets())
         self.places = Places(arbiter, arbiter.given.companion_run_dir)
         self.leftovers = Leftovers(arbiter, self.places)
         self.configs: list[CompanionConfig] = []
@@ -140,7 +142,7 @@ class ManagerHandle(ArbitersPart):
         """Fork a manager. In it, this does not return."""
         try:
             theirs, server = self._prepare()
-            with blocked_signals(), kept_in_child(self.shared, self.old_state):
+            with blocked_signals(), kept_in_child(self.shared, self.old_state, self.sockets):
                 pid = os.fork()
                 if pid == 0:
                     run_manager(
@@ -174,6 +176,7 @@ class ManagerHandle(ArbitersPart):
         self.link, theirs = Link.pair()
         close_in_children(self.link)
         self._fixed = {name: getattr(self.cfg, name) for name in FIXED_SETTINGS}
+        self.sockets.begin((self.cfg.uid, self.cfg.gid, self.cfg.umask))
         self._surroundings = self._look_around()
         # Before the fork: the manager closes its copies of the listeners.
         return theirs, self._describe_server()
@@ -241,6 +244,8 @@ class ManagerHandle(ArbitersPart):
             self.leftovers.some_killed = True
             if self._unread is not None:
                 self._take_over(self._unread)
+        if not self.cfg.companion_workers:
+            self.sockets.close()
 
     def _describe_server(self) -> dict[str, Any]:
         return {
@@ -265,6 +270,10 @@ class ManagerHandle(ArbitersPart):
             self.link.send({kind: value})
 
     def _on_message(self, message: dict[str, Any]) -> None:
+        if "keep" in message:
+            self._keep_socket(**message["keep"])
+        if "let_go" in message:
+            self.sockets.let_go(**message["let_go"])
         if "made_room" in message:
             self._let_leave()
         if "reread" in message:
@@ -291,6 +300,11 @@ class ManagerHandle(ArbitersPart):
             self.log.critical(
                 "The companion %s has given up, and on_give_up says that the server stops", self.given_up
             )
+
+    def _keep_socket(self, inode: int, **which: Any) -> None:
+        fd = None if self.link is None else self.link.take(inode)
+        if fd is not None:
+            self.sockets.keep(fd=fd, **which)
 
     def _steer_workers(self, ticket: int, **wanted: Any) -> dict[str, Any]:
         """Do what a client of the manager wants of the web workers; return the answer to its *ticket*."""

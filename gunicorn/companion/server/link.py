@@ -7,8 +7,12 @@ the manager's end therefore means that the master is dead, at once and on every 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,15 +23,22 @@ from gunicorn.unix.poller import READABLE, WRITABLE, Poller
 # itself held up (a frozen container, a slow configuration file), and the manager is not to blame.
 LONGEST_LOOK = 1.0
 
+# The most descriptors that one read takes.
+MOST_DESCRIPTORS = 64
+CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
 
 class Link:
-    """One end. Messages are JSON objects; nothing blocks."""
+    """One end. Messages are JSON objects, and one may come with a socket; nothing blocks."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
         self._reader = LineReader(limit=16 * 1024 * 1024)
-        self._unsent = bytearray()
+        # What is to be sent, each part with its socket, if it has one.
+        self._unsent: deque[tuple[memoryview, int | None]] = deque()
+        # Sockets that have come, by inode: a message names the one that it came with.
+        self._came: dict[int, int] = {}
         self._poller: Poller | None = None
         self.ended = False
 
@@ -66,9 +77,17 @@ class Link:
             self.unwatch()
             self._on_end()
 
-    def send(self, message: dict[str, Any]) -> bool:
-        """Send, or keep for `flush` what the other end does not take now; True when nothing is kept."""
-        self._unsent += encode(message)
+    def send(self, message: dict[str, Any], fd: int | None = None) -> bool:
+        """Send, or keep for `flush` what the other end does not take now; True when nothing is kept.
+
+        *fd*: a socket to send a copy of.
+        """
+        copy = None
+        if fd is not None:
+            # Without a descriptor left, the message goes alone.
+            with contextlib.suppress(OSError):
+                copy = os.dup(fd)
+        self._unsent.append((memoryview(encode(message)), copy))
         return self.flush()
 
     def flush(self) -> bool:
@@ -80,26 +99,35 @@ class Link:
 
     def _flush(self) -> bool:
         while self._unsent:
+            data, fd = self._unsent[0]
             try:
-                sent = self.sock.send(self._unsent)
+                sent = self.sock.send(data) if fd is None else socket.send_fds(self.sock, [data], [fd])
             except BlockingIOError:
                 return False
-            except OSError:
-                # The other end is closed.
-                self._unsent.clear()
-                break
-            del self._unsent[:sent]
+            except OSError as exc:
+                # Too many descriptors are under way: the message goes without its own. Or the other end is
+                # closed.
+                sent = 0 if exc.errno == errno.ETOOMANYREFS else len(data)
+            if fd is not None:
+                os.close(fd)
+            if sent < len(data):
+                self._unsent[0] = data[sent:], None
+            else:
+                self._unsent.popleft()
         return True
 
     def receive(self) -> Iterator[dict[str, Any]]:
         """The messages that are here; `ended` is set at end-of-file."""
         while not self.ended:
             try:
-                data = self.sock.recv(65536)
+                data, fds, _, _ = socket.recv_fds(self.sock, 65536, MOST_DESCRIPTORS, CLOSE_ON_EXEC)
             except BlockingIOError:
                 break
             except OSError:
-                data = b""
+                data, fds = b"", []
+            for fd in fds:
+                os.set_inheritable(fd, False)
+                self._came[os.fstat(fd).st_ino] = fd
             if not data:
                 self.ended = True
             self._reader.feed(data)
@@ -107,8 +135,16 @@ class Link:
                 if line is not None:
                     yield json.loads(line)
 
+    def take(self, inode: int) -> int | None:
+        """Return the socket that came with a message; None if it was lost because descriptors ran out."""
+        return self._came.pop(inode, None)
+
     def close(self) -> None:
         self.sock.close()
+        for fd in [*self._came.values(), *(fd for _, fd in self._unsent if fd is not None)]:
+            os.close(fd)
+        self._came.clear()
+        self._unsent.clear()
 
 
 class Pulse:

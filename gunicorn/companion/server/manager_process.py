@@ -140,6 +140,7 @@ class ManagerProcess(ArbitersPart):
             log_format=cfg.companion_log_format,
             scoreboard=self.arbiter.scoreboard,
             stacks=self.arbiter.stacks,
+            sockets=self.arbiter.companions.sockets.inherited(),
             graceful_timeout=cfg.graceful_timeout,
             stop_order=cfg.companion_stop_order,
             server={**self.server, "started": self.arbiter.started_at},

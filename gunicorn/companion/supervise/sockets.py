@@ -2,7 +2,8 @@
 """Open the sockets of ``bind`` and keep them for each start of a companion.
 
 They stay open while the companion restarts: whoever connects meanwhile waits in the
-queue and is not refused. The manager itself never accepts.
+backlog and is not refused. The manager itself never accepts. The master keeps copies
+for the next manager, see ``companion/server/keptsockets.py``.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from gunicorn import sock
 from gunicorn.companion.supervise.sharedstate import Rights
@@ -34,6 +35,15 @@ class _Options:
     gid: int = field(default_factory=os.getegid)
 
 
+class KeptSocket(NamedTuple):
+    """A socket that an earlier manager has opened. *file*: that of a Unix socket, by device and inode."""
+
+    group: str
+    address: str
+    file: tuple[int, int] | None
+    fd: int
+
+
 @dataclass
 class _Group:
     """The listeners of a companion, or of all copies of one, by address."""
@@ -48,16 +58,37 @@ class Listeners:
     """The listening sockets of all companions that have ``bind``.
 
     *umask* shapes the mode of Unix sockets, as it does for those of the web tier. *rights* shows which
-    addresses the manager of another master listens on.
+    addresses the manager of another master listens on. *tell* sends the master a message, with a copy of a
+    socket if it is about one that was opened. *kept*: those that the master has kept.
     """
 
     def __init__(
-        self, log: Any = None, umask: int = 0, backlog: int = BACKLOG, rights: Rights | None = None
+        self,
+        log: Any = None,
+        umask: int = 0,
+        backlog: int = BACKLOG,
+        rights: Rights | None = None,
+        tell: Callable[[dict[str, Any], int | None], object] = lambda message, fd: None,
+        kept: Iterable[KeptSocket] = (),
     ) -> None:
         self.log = log
         self.rights = rights or Rights()
+        self.tell = tell
         self._options = _Options(umask=umask, backlog=backlog)
         self._groups: dict[str, _Group] = {}
+        for each in kept:
+            self._take_over(each)
+
+    def _take_over(self, kept: KeptSocket) -> None:
+        """Go on with a socket of an earlier manager, unless somebody has removed or replaced its file."""
+        [listener] = sock.open_listeners([kept.fd], self._options, self.log, attempts=1)
+        _as_systemd_passes(_socket(listener))
+        listener.file = kept.file
+        if kept.file is not None and not listener.owns_path():
+            self._close(kept.group, kept.address, listener)
+            return
+        self._groups.setdefault(kept.group, _Group()).listeners[kept.address] = listener
+        self.rights.hold(_right(kept.address))
 
     def open(self, group: str, addresses: Sequence[str]) -> list[socket.socket]:
         """Return the sockets of *group* for *addresses*, in this order; open ones are kept.
@@ -66,23 +97,26 @@ class Listeners:
         """
         known = self._groups.setdefault(group, _Group())
         for address in [address for address in known.listeners if address not in addresses]:
-            self._close(address, known.listeners.pop(address))
-        opened: list[sock.BaseSocket] = []
+            self._close(group, address, known.listeners.pop(address))
+        opened: dict[str, sock.BaseSocket] = {}
         try:
             for address in addresses:
                 if address not in known.listeners:
-                    known.listeners[address] = listener = self._listen(address)
-                    opened.append(listener)
+                    known.listeners[address] = opened[address] = self._listen(address)
         except OSError:
             # Nothing will accept on the others: no client should wait there.
-            known.listeners = {a: each for a, each in known.listeners.items() if each not in opened}
-            sock.close_sockets(opened)
+            known.listeners = {a: each for a, each in known.listeners.items() if a not in opened}
+            sock.close_sockets(opened.values())
             raise
         finally:
             if not known.listeners:
                 del self._groups[group]
         for address in addresses:
             self.rights.hold(_right(address))
+        for address, listener in opened.items():
+            which = {"group": group, "address": address, "file": listener.file}
+            inode = os.fstat(listener.fileno()).st_ino
+            self.tell({"keep": {**which, "inode": inode}}, listener.fileno())
         found = known.sockets(addresses) if addresses else []
         for each in found:
             # An earlier process may have set a shorter backlog, which belongs to the socket.
@@ -96,10 +130,7 @@ class Listeners:
             cause = exc.__cause__
             number = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EADDRINUSE
             raise OSError(number, str(exc)) from exc
-        found = _socket(listener)
-        # As systemd passes them. A companion may change the mode; all copies share it with the socket.
-        found.setblocking(True)
-        found.set_inheritable(False)
+        _as_systemd_passes(_socket(listener))
         return listener
 
     def close(self, group: str) -> None:
@@ -107,11 +138,20 @@ class Listeners:
         known = self._groups.pop(group, None)
         if known is not None:
             for address, listener in known.listeners.items():
-                self._close(address, listener)
+                self._close(group, address, listener)
 
-    def _close(self, address: str, listener: sock.BaseSocket) -> None:
+    def _close(self, group: str, address: str, listener: sock.BaseSocket) -> None:
         sock.close_sockets([listener])
         self.rights.let_go(_right(address))
+        self.tell({"let_go": {"group": group, "address": address}}, None)
+
+    def hand_over(self) -> None:
+        """Leave the sockets, and the files of those that have one, to the next manager."""
+        for known in self._groups.values():
+            for address, listener in known.listeners.items():
+                sock.close_sockets([listener], False)
+                self.rights.let_go(_right(address))
+        self._groups.clear()
 
     def group_on(self, addresses: Iterable[str], *, besides: str) -> str | None:
         """Return another group that listens on one of *addresses*; None if there is none."""
@@ -125,8 +165,12 @@ class Listeners:
         """Whether the manager of another master listens on one of *addresses*."""
         return any(self.rights.is_elsewhere(_right(address)) for address in addresses)
 
+    def groups(self) -> list[str]:
+        """The groups that have sockets."""
+        return list(self._groups)
+
     def close_all(self) -> None:
-        for group in list(self._groups):
+        for group in self.groups():
             self.close(group)
 
     def descriptors(self) -> list[int]:
@@ -136,6 +180,12 @@ class Listeners:
 def _right(address: str) -> str:
     """Name the lock for *address*, the same for each way to write it."""
     return f"address {parse_address(address)}"
+
+
+def _as_systemd_passes(found: socket.socket) -> None:
+    """Make it blocking. A companion may change the mode; all copies share it with the socket."""
+    found.setblocking(True)
+    found.set_inheritable(False)
 
 
 def _socket(listener: sock.BaseSocket) -> socket.socket:

@@ -122,6 +122,16 @@ class Starter:
             if self.start_rights.has_older_process(process.name):
                 self._end_older_process(process, now, wanted)
 
+    def close_unused(self) -> None:
+        """Close sockets of an earlier manager whose companions are not to start, or exist no more."""
+        for group in self.listeners.groups():
+            self._close_unused(group)
+
+    def _close_unused(self, group: str) -> None:
+        if all(p.state is State.STOPPED for p in self.table.values() if p.config.group == group):
+            # The next start, by us or by another server, opens them again.
+            self.listeners.close(group)
+
     def _end_older_process(self, process: CompanionProcess, now: float, wanted: bool) -> None:
         """End what a dead manager left of *process*, even if that is not to start, or waits for others."""
         manual, settled = process.manual_stop, process.settled_state
@@ -329,12 +339,9 @@ class Starter:
 
     def let_go(self, process: CompanionProcess) -> None:
         """Release what a start was given, its run file last."""
-        group = process.config.group
         self.notifications.close(process.name)
-        copies = (p for p in self.table.values() if p.config.group == group)
-        if process.config.bind and all(p.state is State.STOPPED for p in copies):
-            # The next start, by us or by another server, opens them again.
-            self.listeners.close(group)
+        if process.config.bind:
+            self._close_unused(process.config.group)
         # A released companion may start elsewhere at once, and must know of a stop by command.
         self.kept.write_overrides()
         self.start_rights.release(process.name)
