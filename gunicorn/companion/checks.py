@@ -12,13 +12,16 @@ import inspect
 import math
 import os
 import re
+import resource
 import signal
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gunicorn.settings import redact
 from gunicorn.settings.companion import AUTORESTART_WAYS
 from gunicorn.settings.foreign import autorestart_hint
+from gunicorn.settings.server import validate_umask
 from gunicorn.settings.validators import parse_address
 
 Target = Callable[[], Any] | str
@@ -31,6 +34,12 @@ INVALID: Any = object()
 
 # More copies than anybody wants: a typing error.
 MAX_NUMPROCS = 10_000
+
+# Ports are the highest numbers that copies are known by.
+MAX_INDEX = 99_999
+
+# The kernel's own limit is 8192.
+MAX_CPUS = 8192
 
 # A file name has at most 255 bytes, and that of a run file or notify socket is longer than the companion's.
 MAX_NAME = 200
@@ -139,10 +148,7 @@ def check_path(value: Any) -> str:
 
 
 class OutputFile(NamedTuple):
-    """``stdout`` or ``stderr`` as a dictionary. No ``max_bytes``: no rotation.
-
-    In ``file`` %(name)s, %(group)s and %(index)s stand for those of the companion.
-    """
+    """``stdout`` or ``stderr`` as a dictionary. No ``max_bytes``: no rotation."""
 
     file: str
     max_bytes: int | None = None
@@ -152,6 +158,8 @@ class OutputFile(NamedTuple):
 
 
 def check_output(value: Any) -> str | OutputFile | None:
+    if isinstance(value, OutputFile):
+        return value
     if isinstance(value, Mapping):
         return _output_file(value)
     return None if value in (None, "inherit") else check_path(value)
@@ -170,25 +178,19 @@ def _output_file(value: Mapping[Any, Any]) -> OutputFile:
     if value.get("file") is None:
         raise ValueError("'file' is missing")
     path = check_path(value["file"])
-    try:
-        path % {"name": "", "group": "", "index": 0}
-    except (KeyError, ValueError, TypeError) as exc:
-        raise ValueError(
-            f"{path!r}: %(name)s, %(group)s and %(index)s are replaced, and '%' is written '%%' ({exc})"
-        ) from None
     backups = value.get("backups", 10)
     if isinstance(backups, bool) or not isinstance(backups, int) or not 0 <= backups <= MAX_BACKUPS:
         raise ValueError(f"backups: {backups!r} is not a number from 0 to {MAX_BACKUPS}")
     max_bytes = value.get("max_bytes")
     if max_bytes is not None:
-        max_bytes = _checked("max_bytes", parse_size, max_bytes)
+        max_bytes = checked_key("max_bytes", parse_size, max_bytes)
         if max_bytes < 1:
             raise ValueError("max_bytes: it leaves no room (None: the file grows without a limit)")
-    flags = {key: _checked(key, check_bool, value.get(key, False)) for key in ("compress", "stamp")}
+    flags = {key: checked_key(key, check_bool, value.get(key, False)) for key in ("compress", "stamp")}
     return OutputFile(path, max_bytes, backups, **flags)
 
 
-def _checked(key: str, check: Callable[[Any], Any], value: Any) -> Any:
+def checked_key(key: str, check: Callable[[Any], Any], value: Any) -> Any:
     """Return what *check* makes of *value*; its error names the key."""
     try:
         return check(value)
@@ -196,16 +198,17 @@ def _checked(key: str, check: Callable[[Any], Any], value: Any) -> Any:
         raise ValueError(f"{key}: {exc}") from None
 
 
-def check_env(value: Any) -> dict[str, str]:
+def check_env(value: Any) -> dict[str, str | None]:
+    """Variables to set; None: to remove."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise ValueError(f"{redact.in_value(value)!r} is not a dict of strings to strings")
     for name, text in value.items():
-        if not isinstance(name, str) or not isinstance(text, str):
+        if not isinstance(name, str) or not isinstance(text, str | None):
             shown = redact.in_value({name: text})
             raise ValueError(f"{name!r}: {shown[name]!r} is not a string to a string")
-        if not name or "=" in name or "\0" in name + text:
+        if not name or "=" in name or "\0" in name + (text or ""):
             raise ValueError(f"{name!r} cannot be an environment variable")
     return dict(value)
 
@@ -247,6 +250,102 @@ def check_count(value: Any) -> int:
 def check_nice(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not -20 <= value <= 19:
         raise ValueError(f"{value!r} is not a whole number from -20 to 19")
+    return value
+
+
+def check_umask(value: Any) -> int:
+    mask = validate_umask(value)
+    if mask > 0o777:
+        raise ValueError(f"{value!r} is no mask of permissions: write it in octal, 0o027 or '027'")
+    return mask
+
+
+def check_oom_score_adj(value: Any) -> int:
+    if sys.platform != "linux":
+        raise ValueError("it needs Linux")
+    if isinstance(value, bool) or not isinstance(value, int) or not -1000 <= value <= 1000:
+        raise ValueError(f"{value!r} is not a whole number from -1000 to 1000")
+    return value
+
+
+def check_rlimits(value: Any) -> dict[str, tuple[int, int | None]]:
+    """Limits by the lower-case names of setrlimit(2), each soft and hard; hard is None if it is to stay."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f'{value!r} is not a dict of limits, such as {{"nofile": 4096}}')
+    known = [name[7:].lower() for name in dir(resource) if re.fullmatch("RLIMIT_[A-Z]+", name)]
+    for name in value:
+        if name not in known:
+            raise ValueError(f"no limit {did_you_mean(str(name), known)}")
+    return {name: checked_key(name, _soft_and_hard, limit) for name, limit in value.items()}
+
+
+def _soft_and_hard(value: Any) -> tuple[int, int | None]:
+    if not isinstance(value, (list, tuple)):
+        return _limit(value), None
+    if len(value) != 2:
+        raise ValueError(f"{value!r} is neither one limit nor [soft, hard]")
+    soft, hard = _limit(value[0]), _limit(value[1])
+    if hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard):
+        raise ValueError(f"{value!r}: the soft limit is above the hard one")
+    return soft, hard
+
+
+def _limit(value: Any) -> int:
+    if value in ("unlimited", "infinity"):
+        return resource.RLIM_INFINITY
+    try:
+        size = parse_size(value)
+    except ValueError:
+        size = -1
+    if size < 0:
+        raise ValueError(f"{value!r} is not a number, a size like '512M' or 'unlimited'")
+    return size
+
+
+def check_cpu_affinity(value: Any) -> tuple[int, ...]:
+    """The numbers of CPUs, from a list or text like '0-3,6'."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise ValueError("this system has no such call (it needs Linux)")
+    numbers = _numbers(value) if isinstance(value, str) else value
+    if (
+        not isinstance(numbers, (list, tuple))
+        or not numbers
+        or not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < MAX_CPUS for n in numbers)
+    ):
+        raise ValueError(f"{value!r} is not a list of CPUs, such as [0, 1], or text like '0-3,6'")
+    return tuple(sorted(set(numbers)))
+
+
+def _numbers(text: str) -> list[int]:
+    """The numbers in '0-3,6'; none if it is something else."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            return []
+        found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return found
+
+
+def check_paths(value: Any) -> tuple[str, ...]:
+    """A path or a list of them."""
+    paths = () if value is None else value if isinstance(value, (list, tuple)) else (value,)
+    return tuple(map(check_path, paths))
+
+
+def check_groups(value: Any) -> tuple[str, ...]:
+    groups = _texts(value, "groups' names")
+    for group in groups:
+        if not NAME_RE.fullmatch(group):
+            raise ValueError(f"{group!r} may only contain letters, digits, '.', '_' and '-'")
+    return groups
+
+
+def check_index(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_INDEX:
+        raise ValueError(f"{value!r} is not a whole number from 0 to {MAX_INDEX}")
     return value
 
 
@@ -310,7 +409,9 @@ def _texts(value: Any, kind: str) -> tuple[str, ...]:
 
 
 def _address(text: str) -> str:
-    """Return an address in the canonical form, for comparing and opening."""
+    """Return an address in the canonical form, for comparing and opening; one with placeholders as it is."""
+    if "%(" in text:
+        return text
     try:
         address = parse_address(text)
     except RuntimeError as exc:

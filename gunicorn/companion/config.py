@@ -9,11 +9,20 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from gunicorn.companion import placeholders
 from gunicorn.companion.checks import INVALID, OutputFile, describe_target, did_you_mean, parse_signal
-from gunicorn.companion.keys import GLOBAL_KEYS, KEYS, KNOWN_KEYS, SHAPE_KEYS, Keys
+from gunicorn.companion.keys import (
+    FIELDS,
+    GLOBAL_KEYS,
+    KEYS,
+    KNOWN_KEYS,
+    PLACEHOLDER_KEYS,
+    SHAPE_KEYS,
+    Keys,
+)
 from gunicorn.errors import all_mistakes
 from gunicorn.settings.foreign import key_hint
 from gunicorn.settings.monitor import MONITOR_TARGET
@@ -24,10 +33,12 @@ from gunicorn.unix.access import User
 class CompanionConfig(Keys):
     """One validated companion. Times are seconds, sizes bytes; ``stop_signal`` is a signal number.
 
-    Of a *numprocs* set this is one copy: ``name`` is ``group:index``.
+    Of a *numprocs* set this is one copy: ``name`` is ``group:index``. Placeholders are filled.
     """
 
     index: int | None = None
+    # What the placeholders were filled in; None: there were none.
+    template: CompanionConfig | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop_signal", parse_signal(self.stop_signal))
@@ -37,19 +48,30 @@ class CompanionConfig(Keys):
         """The name without the index of a copy."""
         return self.name if self.index is None else self.name.rpartition(":")[0]
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Every word that means this companion in a command and in `after`."""
+        names = (self.name,) if self.index is None else (self.name, self.group)
+        return (*names, *(f"@{group}" for group in self.groups))
+
+    @property
+    def socket_owner(self) -> str:
+        """The name that its sockets of `bind` are kept under: all copies share them, or each has its own."""
+        own = self.template is not None and placeholders.differs(self.template.bind)
+        return self.name if own else self.group
+
     def output(self, key: str) -> OutputFile | None:
         """The file of *key*, ``stdout`` or ``stderr``, as seen from `cwd`; None if it has none of its own."""
         value = getattr(self, key)
         if value is None or (key == "stderr" and value == "stdout"):
             return None
-        found = value if isinstance(value, OutputFile) else OutputFile(value.replace("%", "%%"))
-        values = {"name": self.name, "group": self.group, "index": self.index or 0}
-        return found._replace(file=found.file % values)
+        return value if isinstance(value, OutputFile) else OutputFile(value)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all keys but ``numprocs``, on which a copy does not depend: a change is a new one."""
-        return _digest(self, [f.name for f in fields(self) if f.name != "numprocs"])
+        """SHA-256 over all that a copy depends on, which ``numprocs`` is not: a change is a new one."""
+        unused = ("numprocs", "index_start", "template")
+        return _digest(self, [f.name for f in fields(self) if f.name not in unused])
 
     @functools.cached_property
     def shape_hash(self) -> str:
@@ -69,7 +91,7 @@ def _digest(config: CompanionConfig, names: Iterable[str]) -> str:
         value = getattr(config, name)
         if name == "target":
             value = None if value is None else describe_target(value)
-        elif name == "env":
+        elif isinstance(value, Mapping):
             value = dict(value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             value = float(value)  # 60 and 60.0 are one setting
@@ -107,20 +129,53 @@ def build_companion_configs(cfg: Any, *, outputs: bool = True) -> list[Companion
         if config is not None:
             configs.append(config)
     problems.extend(_order_problems(entries, configs))
-    problems.extend(_address_problems(configs))
+    all_copies = [copy for config in configs for copy in copies(config, config.numprocs)]
+    problems.extend(address_problems(all_copies))
     if entries and is_monitor(entries[-1]):
         problems.extend(_monitor_problems(cfg, configs))
     if problems:
         raise ValueError(all_mistakes("invalid companion configuration", problems))
-    return [copy for config in configs for copy in copies(config, config.numprocs)]
+    return all_copies
 
 
 def copies(config: CompanionConfig, numprocs: int | None) -> list[CompanionConfig]:
-    """Return *numprocs* copies of *config*, named ``group:0`` …; *config* alone if that is None."""
+    """Return *numprocs* copies of *config*, named ``group:0`` …; *config* alone if that is None.
+
+    Raises ValueError if what is filled in makes a value wrong, such as a port that is too high.
+    """
+    base = config.template or config
     if numprocs is None:
-        return [config]
-    group = config.group
-    return [replace(config, name=f"{group}:{index}", index=index) for index in range(numprocs)]
+        return [_copy(base, None)]
+    first = base.index_start
+    return [_copy(base, index) for index in range(first, first + numprocs)]
+
+
+def _first_and_last(config: CompanionConfig) -> tuple[int | None, ...]:
+    """The index of the first copy and of the last one; None if there are no copies."""
+    if config.numprocs is None:
+        return (None,)
+    return config.index_start, config.index_start + config.numprocs - 1
+
+
+def _copy(base: CompanionConfig, index: int | None) -> CompanionConfig:
+    """Return *base* with its placeholders filled; the copy with *index*, if it is not None."""
+    name = base.name if index is None else f"{base.group}:{index}"
+    filled = _fill(base, PLACEHOLDER_KEYS, name, index or 0)
+    return replace(base, name=name, index=index, template=base if filled else None, **filled)
+
+
+def _fill(base: CompanionConfig, keys: Iterable[str], name: str, index: int) -> dict[str, Any]:
+    """Return those values of *keys* in which something is filled in; the other ones are as they are."""
+    values = {"name": name, "group": base.group, "index": index}
+    found = {}
+    for key in keys:
+        value = getattr(base, key)
+        if placeholders.has_any(value):
+            try:
+                found[key] = KEYS[key].check(placeholders.fill(value, values))
+            except ValueError as exc:
+                raise ValueError(f"companion {name!r}: {key}: {exc}") from None
+    return found
 
 
 def _build_one(
@@ -152,7 +207,15 @@ def _build_one(
     problems.extend(_combination_problems(label, values))
     if any(value is INVALID for value in values.values()):
         return None
-    return CompanionConfig(**values)
+    config = CompanionConfig(**{FIELDS[key]: value for key, value in values.items()})
+    try:
+        # A port may be too high for the last copy alone.
+        for number in _first_and_last(config):
+            _copy(config, number)
+    except ValueError as exc:
+        problems.append(str(exc))
+        return None
+    return config
 
 
 def _combination_problems(label: str, values: Mapping[str, Any]) -> list[str]:
@@ -163,6 +226,8 @@ def _combination_problems(label: str, values: Mapping[str, Any]) -> list[str]:
         problems.append(f"{label}: restart_delay_max: {longest:g} is less than restart_delay, {delay:g}")
     if values.get("on_give_up") == "shutdown" and values.get("start_retries") is None:
         problems.append(f"{label}: on_give_up: has no effect without start_retries")
+    if values.get("index_start") and values.get("numprocs") is None:
+        problems.append(f"{label}: index_start: has no effect without numprocs")
     return problems
 
 
@@ -209,15 +274,25 @@ def _find_cycle(graph: Mapping[str, set[str]]) -> list[str]:
     return []
 
 
-def _address_problems(configs: Sequence[CompanionConfig]) -> list[str]:
+def address_problems(configs: Sequence[CompanionConfig]) -> list[str]:
+    """Report addresses of *configs*, which are all copies, that two want for themselves."""
     problems = []
-    taken: dict[str, str] = {}
+    taken: dict[str, CompanionConfig] = {}
     for config in configs:
         for address in config.bind:
-            other = taken.setdefault(address, config.name)
-            if other != config.name:
-                problems.append(f"companion {config.name!r}: bind: {address} is already used by {other!r}")
-    return problems
+            other = taken.setdefault(address, config)
+            if other.socket_owner == config.socket_owner:
+                continue
+            if other.group == config.group:
+                problems.append(
+                    f"companion {config.group!r}: bind: {address} is the same for all copies: "
+                    "write %(index)d into each address, or into none"
+                )
+            else:
+                problems.append(
+                    f"companion {config.group!r}: bind: {address} is already used by {other.group!r}"
+                )
+    return list(dict.fromkeys(problems))
 
 
 def is_monitor(entry: Any) -> bool:
@@ -247,26 +322,40 @@ def _merge_env(values: dict[str, Any], defaults: Mapping[str, Any]) -> None:
 def _checked(key: str, value: Any, label: str, problems: list[str]) -> Any:
     """Return *value* in its final form; INVALID, with a line in *problems*, if it is wrong."""
     try:
-        return KEYS[key].check(value)
+        found = KEYS[key].check(value)
+        if KEYS[key].placeholders:
+            placeholders.check(found)
+        return found
     except ValueError as exc:
         problems.append(f"{label}: {exc}")
         return INVALID
 
 
 def _output_problems(label: str, values: Mapping[str, Any], user: User) -> list[str]:
+    """Report which files of the first copy cannot be written."""
     problems = []
+    first = _first_copy(values)
+    cwd = placeholders.fill(values.get("cwd"), first)
     for key in ("stdout", "stderr"):
-        path, cwd = values.get(key), values.get("cwd")
+        path = placeholders.fill(values.get(key), first)
         if path is None or path is INVALID or (key == "stderr" and path == "stdout"):
             continue
         if isinstance(path, OutputFile):
-            path = path.file % {"name": values.get("name"), "group": values.get("name"), "index": 0}
+            path = path.file
         if cwd is INVALID and not os.path.isabs(path):
             continue  # relative to an unknown directory
         problem = _output_problem(path if cwd is INVALID else os.path.join(cwd or "", path), user)
         if problem:
             problems.append(f"{label}: {key}: {problem}")
     return problems
+
+
+def _first_copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is filled into the first copy of an entry, which may have other mistakes."""
+    group, index = str(values.get("name")), values.get("index_start", 0)
+    if values.get("numprocs") is None or not isinstance(index, int):
+        return {"name": group, "group": group, "index": 0}
+    return {"name": f"{group}:{index}", "group": group, "index": index}
 
 
 def _output_problem(path: str, user: User) -> str | None:

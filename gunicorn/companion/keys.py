@@ -20,19 +20,26 @@ from gunicorn.companion.checks import (
     check_bool,
     check_command,
     check_count,
+    check_cpu_affinity,
     check_env,
+    check_groups,
+    check_index,
     check_limit,
     check_name,
     check_names,
     check_nice,
     check_numprocs,
+    check_oom_score_adj,
     check_output,
     check_path,
+    check_paths,
+    check_rlimits,
     check_size,
     check_some_time,
     check_stdout,
     check_target,
     check_time,
+    check_umask,
     one_of,
     optional,
     parse_signal,
@@ -55,6 +62,8 @@ class Key(NamedTuple):
     shapes: bool
     # The setting ``companion_KEY``, which sets the default for all companions, if there is one.
     setting: type[Setting] | None
+    # Whether its texts may differ from copy to copy: see `placeholders`. The filled value is checked again.
+    placeholders: bool
 
 
 def key(
@@ -64,15 +73,19 @@ def key(
     *,
     shapes: bool = False,
     setting: type[Setting] | None = None,
+    placeholders: bool = False,
+    called: str | None = None,
 ) -> Any:
     """A field of `Keys`. A key with a global *setting* has its default from there.
+
+    *called*: the name of the key, if the field has another one.
 
     The setting is not made from the key, because a server without companions knows its settings but does not
     import this package.
     """
     if setting is not None:
         default = setting.default
-    described = {"key": Key(check, meaning, default, shapes, setting)}
+    described = {"key": Key(check, meaning, default, shapes, setting, placeholders), "called": called}
     if default is MISSING:
         return field(metadata=described)
     value = check(default)
@@ -88,13 +101,21 @@ class Keys:
     name: str = key(check_name, "its unique name in logs and commands", MISSING)
     target: Target | None = key(optional(check_target), "the callable to run", shapes=True)
     command: tuple[str, ...] | None = key(
-        optional(check_command), "the program to run instead: :doc:`programs`", shapes=True
+        optional(check_command), "the program to run instead: :doc:`programs`", shapes=True, placeholders=True
     )
     cwd: str | None = key(
-        optional(check_path), "its working directory", shapes=True, setting=settings.CompanionCwd
+        optional(check_path),
+        "its working directory",
+        shapes=True,
+        placeholders=True,
+        setting=settings.CompanionCwd,
     )
-    env: Mapping[str, str] = key(
-        check_env, "variables to add to its environment", shapes=True, setting=settings.CompanionEnv
+    env: Mapping[str, str | None] = key(
+        check_env,
+        "variables to add to its environment; None removes one",
+        shapes=True,
+        placeholders=True,
+        setting=settings.CompanionEnv,
     )
     stop_signal: int = key(
         parse_signal,
@@ -128,12 +149,14 @@ class Keys:
         "the file to append its output to; none: the server's output; a dictionary rotates the file: "
         ":doc:`output`",
         shapes=True,
+        placeholders=True,
         setting=settings.CompanionStdout,
     )
     stderr: str | OutputFile | None = key(
         check_output,
         'the same for its errors; ``"stdout"``: where stdout goes',
         shapes=True,
+        placeholders=True,
         setting=settings.CompanionStderr,
     )
     numprocs: int | None = key(optional(check_numprocs), "the number of copies")
@@ -192,14 +215,45 @@ class Keys:
         shapes=True,
         setting=settings.CompanionWatchdog,
     )
-    bind: tuple[str, ...] = key(check_bind, "addresses to listen on for it: :doc:`programs`", shapes=True)
+    bind: tuple[str, ...] = key(
+        check_bind, "addresses to listen on for it: :doc:`programs`", shapes=True, placeholders=True
+    )
     singleton: bool = key(check_bool, "False: it may run beside an older process of its own", True)
     nice: int | None = key(
         optional(check_nice), "its nice value, from -20 to 19; none: that of the server", shapes=True
     )
+    index_start: int = key(check_index, "the number of the first copy, for ``%(index)d``", 0)
+    # `CompanionConfig.group` is the name of a set.
+    groups: tuple[str, ...] = key(
+        check_groups, "groups that it belongs to: commands take ``@GROUP``", [], called="group"
+    )
+    env_file: tuple[str, ...] = key(
+        check_paths,
+        "files of ``NAME=value`` lines to read at each start",
+        [],
+        shapes=True,
+        placeholders=True,
+    )
+    umask: int | None = key(
+        optional(check_umask), "its umask, such as ``0o027``; none: that of the server", shapes=True
+    )
+    oom_score_adj: int | None = key(
+        optional(check_oom_score_adj),
+        "from -1000 to 1000: the higher, the sooner the kernel kills it for memory",
+        shapes=True,
+    )
+    rlimits: Mapping[str, tuple[int, int | None]] = key(
+        check_rlimits, 'its limits by setrlimit(2), such as ``{"nofile": 4096}``', {}, shapes=True
+    )
+    cpu_affinity: tuple[int, ...] | None = key(
+        optional(check_cpu_affinity), 'the CPUs that it may use: ``[0, 1]`` or ``"0-3"``', shapes=True
+    )
 
 
-KEYS: dict[str, Key] = {each.name: each.metadata["key"] for each in fields(Keys)}
+# The field of each key.
+FIELDS = {each.metadata["called"] or each.name: each.name for each in fields(Keys)}
+KEYS: dict[str, Key] = {each.metadata["called"] or each.name: each.metadata["key"] for each in fields(Keys)}
 KNOWN_KEYS = tuple(KEYS)
 GLOBAL_KEYS = tuple(name for name, key in KEYS.items() if key.setting is not None)
 SHAPE_KEYS = tuple(name for name, key in KEYS.items() if key.shapes)
+PLACEHOLDER_KEYS = tuple(name for name, key in KEYS.items() if key.placeholders)

@@ -18,7 +18,7 @@ from socket import socket
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from gunicorn.companion.checks import Target, describe_target
-from gunicorn.companion.child import descriptors, mark, streams
+from gunicorn.companion.child import descriptors, envfile, mark, streams
 from gunicorn.companion.child.exit import flush, forget_inherited_exit_handlers, run_to_the_end
 from gunicorn.companion.child.program import CannotRun, execute
 from gunicorn.companion.config import CompanionConfig
@@ -169,14 +169,18 @@ def become(launch: Launch, prepared: Prepared) -> None:
     pipes = lift_pipes(launch)
     take_listeners(launch)
     forget_inherited_exit_handlers()
-    set_environment(launch, prepared.environment)
     enter_directory(config.cwd)
+    set_environment(launch, prepared.environment)
     redirect_output(config, pipes)
     set_nice(config.nice)
+    set_umask(config.umask)
+    set_oom_score(config.oom_score_adj)
+    set_cpu_affinity(config.cpu_affinity)
     arm_faulthandler(config)
     listen_for_dumps(launch)
     set_title(config)
     mark.leave(launch.mark)
+    set_limits(config.rlimits)
     unblock_all()
     call_post_fork(launch.post_fork)
     if config.command is not None:
@@ -258,7 +262,7 @@ def take_listeners(launch: Launch) -> None:
     launch.run.fd = descriptors.lift(launch.run.fd, count)
     if launch.watch is not None:
         launch.watch.lift(count)
-    if launch.config.index is None:
+    if launch.config.socket_owner == launch.config.name:
         for listener in launch.listeners:
             # The mode belongs to the socket, and the last process may have changed it. Copies share it,
             # and may be running.
@@ -275,19 +279,26 @@ def _numbers(listeners: Iterable[socket]) -> list[int]:
 
 
 def changes_of_environment(launch: Launch) -> dict[str, str | None]:
-    """Take the server's variables out, and put the companion's in; those of `env` have the last word."""
+    """Take the server's variables out, and put the companion's in; `env` has the last word."""
     removed = dict.fromkeys(name for name in SERVER_VARIABLES if name in os.environ)
     return {**removed, **variables_of(launch), **launch.config.env}
 
 
 def set_environment(launch: Launch, changes: Mapping[str, str | None]) -> None:
-    """Make *changes*, and add the variable that needs the pid."""
+    """Make *changes*, and add the variables of `env_file` and the one that needs the pid."""
     for name, value in changes.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    if launch.listeners and "LISTEN_PID" not in launch.config.env:
+    env = launch.config.env
+    for path in launch.config.env_file:
+        try:
+            found = envfile.read(path)
+        except envfile.CannotRead as exc:
+            raise StartFailed(f"env_file {exc}") from None
+        os.environ.update({name: value for name, value in found.items() if name not in env})
+    if launch.listeners and "LISTEN_PID" not in env:
         os.environ["LISTEN_PID"] = str(os.getpid())
 
 
@@ -348,6 +359,56 @@ def set_nice(value: int | None) -> None:
             os.setpriority(os.PRIO_PROCESS, 0, value)
         except OSError as exc:
             raise StartFailed(f"cannot set nice to {value}: {exc.strerror}") from None
+
+
+def set_umask(mask: int | None) -> None:
+    """Set the umask, for what the companion makes; its output files are the server's."""
+    if mask is not None:
+        os.umask(mask)
+
+
+def set_oom_score(value: int | None) -> None:
+    """Set how early the kernel kills it for memory; a lower value than now needs a privilege."""
+    if value is not None:
+        try:
+            with open("/proc/self/oom_score_adj", "w") as file:
+                file.write(str(value))
+        except OSError as exc:
+            raise StartFailed(f"cannot set oom_score_adj to {value}: {exc.strerror}") from None
+
+
+def set_cpu_affinity(cpus: Sequence[int] | None) -> None:
+    """Restrict it to *cpus*; those that the machine lacks are ignored if there are others."""
+    if cpus is not None:
+        try:
+            os.sched_setaffinity(0, cpus)
+        except OSError as exc:
+            raise StartFailed(f"cannot set cpu_affinity to {list(cpus)}: {exc.strerror}") from None
+
+
+def set_limits(limits: Mapping[str, tuple[int, int | None]]) -> None:
+    """Set the limits of setrlimit(2). Only a privilege raises a hard limit."""
+    for name, (soft, hard) in limits.items():
+        number = getattr(resource, f"RLIMIT_{name.upper()}")
+        present = resource.getrlimit(number)[1]
+        try:
+            resource.setrlimit(number, (soft, _hard_limit(soft, present) if hard is None else hard))
+        except (OSError, ValueError) as exc:
+            wanted = _limit_text(soft if hard is None else hard)
+            raise StartFailed(
+                f"cannot set rlimits {name} to {wanted}: {exc} (the hard limit is {_limit_text(present)})"
+            ) from None
+
+
+def _hard_limit(soft: int, present: int) -> int:
+    """Return the present hard limit, or *soft* where that is higher."""
+    if resource.RLIM_INFINITY in (soft, present):
+        return resource.RLIM_INFINITY
+    return max(soft, present)
+
+
+def _limit_text(limit: int) -> str:
+    return "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
 
 
 def arm_faulthandler(config: CompanionConfig) -> None:

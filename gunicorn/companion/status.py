@@ -336,6 +336,7 @@ class Status:
         return {
             "name": self.config.name,
             "group": self.config.group,
+            "groups": list(self.config.groups),
             "index": self.config.index,
             "state": self.state.value,
             "pid": self.pid,

@@ -119,9 +119,11 @@ class ProcessTable(Mapping[str, CompanionProcess]):
 
 
 def chosen(processes: Processes, name: str) -> list[CompanionProcess]:
-    """What ``rq``, ``rq:2``, ``rq:*`` or ``w*`` means: one, all copies of a set, or all that match."""
+    """What ``rq``, ``rq:2``, ``rq:*``, ``w*`` or ``@workers`` means: one, a set, all that match, a group."""
     if name in processes:
         return [processes[name]]
+    if name.startswith("@"):
+        return in_order(p for p in processes.values() if name[1:] in p.config.groups)
     group = name.removesuffix(":*")
     found = [p for p in processes.values() if p.config.group == group]
     # No name has one of these characters.

@@ -6,6 +6,8 @@ Used if a name is unknown: the message then says what to write instead.
 
 from __future__ import annotations
 
+import re
+
 _BY_ASGI_WORKER = (
     'the worker class decides: worker_class = "uvicorn_worker.UvicornWorker", or a class derived from it '
     "with options in CONFIG_KWARGS"
@@ -60,6 +62,7 @@ RENAMED_KEYS = {
     # supervisord
     "directory": "cwd",
     "environment": "env",
+    "numprocs_start": "index_start",
     "socket": "bind",
     "startretries": "start_retries",
     "stderr_logfile": "stderr",
@@ -69,8 +72,11 @@ RENAMED_KEYS = {
     "stopwaitsecs": "stop_timeout",
     # circus, pm2, compose files and units of systemd
     "cmd": "command",
+    "cpuaffinity": "cpu_affinity",
+    "cpuset": "cpu_affinity",
     "depends_on": "after",
     "entrypoint": "command",
+    "environmentfile": "env_file",
     "exec": "command",
     "execstart": "command",
     "graceful_timeout": "stop_timeout",
@@ -81,11 +87,13 @@ RENAMED_KEYS = {
     "max_memory_restart": "max_memory",
     "max_retry": "start_retries",
     "numprocesses": "numprocs",
+    "oomscoreadjust": "oom_score_adj",
     "replicas": "numprocs",
     "restart": "autorestart",
     "script": "command",
     "stop_children": "stop_as_group",
     "stop_grace_period": "stop_timeout",
+    "ulimits": "rlimits",
     "working_dir": "cwd",
     "working_directory": "cwd",
     "workingdirectory": "cwd",
@@ -96,17 +104,15 @@ OTHER_KEYS = {
     # supervisord, [program:x]
     "exitcodes": 'with "autorestart": "on-failure" exit code 0 is the expected one',
     "killasgroup": "always so: at stop_timeout the children are killed as well",
-    "numprocs_start": "copies are numbered from 0; GUNICORN_COMPANION_INDEX tells each its number",
     "priority": "what must run before it is named in after, and stops after it",
-    "process_name": "of several copies (numprocs) the names are NAME:0, NAME:1 and so on",
+    "process_name": "of several copies (numprocs) the names are NAME:0, NAME:1 and so on (index_start)",
     "redirect_stderr": 'here it is "stderr": "stdout"',
     "serverurl": "gunicorn-companion finds the server by itself",
-    "umask": 'the server\'s holds; change it in the command: ["sh", "-c", "umask 027; exec PROGRAM"]',
     "user": _NO_USER,
     # supervisord, [eventlistener:x], [fcgi-program:x] and [group:x]
     "buffer_size": _NO_LISTENERS,
     "events": _NO_LISTENERS,
-    "programs": "groups are the copies of one companion (numprocs)",
+    "programs": 'each companion names its groups: "group": "workers"; commands take @workers',
     "result_handler": _NO_LISTENERS,
     "socket_backlog": "the server's setting backlog",
     "socket_mode": "the server's setting umask decides",
@@ -115,10 +121,15 @@ OTHER_KEYS = {
     "args": "the arguments follow the program in command, a list",
     "copy_env": "always so",
     "gid": _NO_USER,
-    "group": _NO_USER,
     "timeout": "start_timeout, stop_timeout or watchdog",
     "uid": _NO_USER,
 }
+
+# LimitNOFILE of a unit and rlimit_nofile of circus.
+_LIMIT_RE = re.compile(
+    "(?:limit|rlimit_)(as|core|cpu|data|fsize|locks|memlock|msgqueue|nice|nofile|nproc|rss|rtprio|rttime"
+    "|sigpending|stack)"
+)
 
 _AUTORESTART = {
     "true": "always",
@@ -147,6 +158,9 @@ def key_hint(key: str) -> str | None:
         return f"here it is {RENAMED_KEYS[key]}"
     if key in OTHER_KEYS:
         return OTHER_KEYS[key]
+    limit = _LIMIT_RE.fullmatch(key)
+    if limit is not None:
+        return f'here it is "rlimits": {{"{limit[1]}": …}}'
     if not key.startswith(("stdout_", "stderr_")):
         return None
     if "logfile_" in key:

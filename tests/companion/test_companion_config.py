@@ -14,7 +14,7 @@ from companiontools import answer_of, make_cfg
 
 from gunicorn.companion.checks import describe_target, did_you_mean, parse_signal
 from gunicorn.companion.config import CompanionConfig, build_companion_configs, unknown_key
-from gunicorn.companion.keys import KNOWN_KEYS
+from gunicorn.companion.keys import FIELDS, KNOWN_KEYS
 from gunicorn.settings import foreign
 
 
@@ -277,7 +277,6 @@ SUPERVISORD = [
     "stopasgroup",
     "stopsignal",
     "stopwaitsecs",
-    "umask",
     "user",
     "stdout_logfile",
     "stdout_logfile_maxbytes",
@@ -344,6 +343,14 @@ def test_defaults():
         "max_lifetime_jitter": 0,
         "singleton": True,
         "nice": None,
+        "index_start": 0,
+        "groups": (),
+        "env_file": (),
+        "umask": None,
+        "oom_score_adj": None,
+        "rlimits": {},
+        "cpu_affinity": None,
+        "template": None,
     }
     assert build() == CompanionConfig("rq", "app:run")
     assert CompanionConfig("rq", work, stop_signal="INT").stop_signal == signal.SIGINT
@@ -479,6 +486,13 @@ OTHER_VALUES = {
     "max_lifetime_jitter": 60,
     "singleton": False,
     "nice": 10,
+    "index_start": 1,
+    "group": ("workers",),
+    "env_file": ("rq.env",),
+    "umask": 0o027,
+    "oom_score_adj": 500,
+    "rlimits": {"core": (0, None)},
+    "cpu_affinity": (0,),
     "numprocs": 2,
     "cwd": "/",
     "env": {"A": "b"},
@@ -493,6 +507,9 @@ OTHER_VALUES = {
     "stderr": "/dev/null",
 }
 SHAPE = {"target", "command", "cwd", "env", "stdout", "stderr", "bind", "watchdog", "nice"}
+SHAPE |= {"env_file", "umask", "oom_score_adj", "rlimits", "cpu_affinity"}
+# On which no copy depends.
+ONLY_OF_SETS = {"numprocs", "index_start"}
 
 
 def test_the_table_of_other_values_is_whole():
@@ -500,11 +517,11 @@ def test_the_table_of_other_values_is_whole():
 
 
 @pytest.mark.parametrize("key", KNOWN_KEYS)
-def test_every_key_but_numprocs_counts(key):
+def test_every_key_of_a_copy_counts(key):
     before = CompanionConfig("rq", "app:run")
-    after = dataclasses.replace(before, **{key: OTHER_VALUES[key]})
+    after = dataclasses.replace(before, **{FIELDS[key]: OTHER_VALUES[key]})
     assert (before.shape_hash != after.shape_hash) is (key in SHAPE)
-    assert (before.fingerprint != after.fingerprint) is (key != "numprocs")
+    assert (before.fingerprint != after.fingerprint) is (key not in ONLY_OF_SETS)
 
 
 # -- copies, order, addresses ----------------------------------------------------------

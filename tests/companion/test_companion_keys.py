@@ -9,14 +9,15 @@ import companion_keys
 import pytest
 
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.keys import GLOBAL_KEYS, KEYS, KNOWN_KEYS
+from gunicorn.companion.keys import FIELDS, GLOBAL_KEYS, KEYS, KNOWN_KEYS
 from gunicorn.settings import KNOWN_SETTINGS
 
 SETTINGS = {str(cls.name): cls for cls in KNOWN_SETTINGS}
 
 
 def test_every_field_but_the_index_is_a_key() -> None:
-    assert [*KNOWN_KEYS, "index"] == list(CompanionConfig.__dataclass_fields__)
+    fields = [FIELDS[key] for key in KNOWN_KEYS]
+    assert [*fields, "index", "template"] == list(CompanionConfig.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("name", KNOWN_KEYS)
@@ -62,7 +63,7 @@ def test_every_key_has_its_row_in_the_manual() -> None:
     [
         ["``name``", "", "", "", "its unique name in logs and commands"],
         ["``command``", "none", "", "yes", "the program to run instead: :doc:`programs`"],
-        ["``env``", "``{}``", "yes", "yes", "variables to add to its environment"],
+        ["``env``", "``{}``", "yes", "yes", "variables to add to its environment; None removes one"],
         ["``stop_timeout``", "``60``", "yes", "", "seconds from the stop signal to SIGKILL"],
         ["``autorestart``", '``"always"``', "yes", "", "the exits that lead to a restart"],
     ],

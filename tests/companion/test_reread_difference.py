@@ -45,6 +45,12 @@ OTHERS = {
     "max_lifetime_jitter": 7,
     "singleton": False,
     "nice": 7,
+    "groups": ("workers",),
+    "env_file": ("a.env",),
+    "umask": 0o7,
+    "oom_score_adj": 7,
+    "rlimits": {"core": (7, None)},
+    "cpu_affinity": (7,),
 }
 
 
@@ -68,7 +74,7 @@ def waiting() -> CompanionProcess:
 
 def test_every_key_is_tried_here():
     keys = set(CompanionConfig.__dataclass_fields__)
-    assert keys - {"name", "index", "numprocs"} == set(OTHERS)
+    assert keys - {"name", "index", "numprocs", "index_start", "template"} == set(OTHERS)
 
 
 @pytest.mark.parametrize("key", OTHERS)

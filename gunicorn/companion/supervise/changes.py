@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
-from gunicorn.companion.config import CompanionConfig, copies
+from gunicorn.companion.config import CompanionConfig, address_problems, copies
 from gunicorn.companion.control import error
 from gunicorn.companion.process import Cause, CompanionProcess, Event, State
 from gunicorn.companion.supervise.order import Stop
@@ -185,6 +185,9 @@ class Changes:
         one = configs_of(self.table, group)[0]
         assert one.numprocs is not None
         others = [p.config for p in self.table.values() if not p.removed and p.config.group != group]
+        problems = address_problems([*others, *copies(one, number)])
+        if problems:
+            raise ValueError("; ".join(problems))
         self._scaled[group] = (number, one.numprocs)
         # As in `reread`.
         self.kept.write()
@@ -216,6 +219,7 @@ class Changes:
             elif name in updated:
                 self._record_limits(process)
         self.table.arrange(config.name for config in configs)
+        self.starter.close_unused()
         self.forget_removed()
         return found
 

@@ -79,8 +79,9 @@ class Commands:
         if not found and any(character in name for character in "*?["):
             raise LookupError(f"no companion matches {name}")
         if not found:
-            known = {*self.table, *(p.config.group for p in self.table.values())}
-            raise LookupError(f"no companion named {did_you_mean(name, known)}")
+            known = {*self.table, *(label for p in self.table.values() for label in p.config.labels)}
+            kind = "group" if name.startswith("@") else "companion named"
+            raise LookupError(f"no {kind} {did_you_mean(name, known)}")
         return found
 
     # -- asking ------------------------------------------------------------
@@ -285,6 +286,8 @@ class Commands:
             return error(self.steering.why_nothing_starts)
         processes = [process for process in self._named(request) if not process.removed]
         group = request["name"].removesuffix(":*")
+        if group.startswith("@"):
+            return error(f"{group} cannot be scaled: name one of its companions with numprocs")
         if not processes or processes[0].config.numprocs is None or processes[0].config.group != group:
             return error(f"{request['name']} cannot be scaled: it has no numprocs")
         if request.get("numprocs") is None:

@@ -123,14 +123,17 @@ class Starter:
                 self._end_older_process(process, now, wanted)
 
     def close_unused(self) -> None:
-        """Close sockets of an earlier manager whose companions are not to start, or exist no more."""
-        for group in self.listeners.groups():
-            self._close_unused(group)
+        """Close sockets of companions that are not to start, or exist no more.
 
-    def _close_unused(self, group: str) -> None:
-        if all(p.state is State.STOPPED for p in self.table.values() if p.config.group == group):
+        An earlier manager may have left some, and a set that shared its sockets may have some for each copy.
+        """
+        for owner in self.listeners.groups():
+            self._close_unused(owner)
+
+    def _close_unused(self, owner: str) -> None:
+        if all(p.state is State.STOPPED for p in self.table.values() if p.config.socket_owner == owner):
             # The next start, by us or by another server, opens them again.
-            self.listeners.close(group)
+            self.listeners.close(owner)
 
     def _end_older_process(self, process: CompanionProcess, now: float, wanted: bool) -> None:
         """End what a dead manager left of *process*, even if that is not to start, or waits for others."""
@@ -250,7 +253,7 @@ class Starter:
             return []
         for last in (False, True):
             try:
-                return self.listeners.open(config.group, config.bind)
+                return self.listeners.open(config.socket_owner, config.bind)
             except OSError as exc:
                 blocked = self._who_listens(process) if exc.errno == errno.EADDRINUSE else None
                 # Once more: its owner may have released the address just before we looked for the owner.
@@ -268,9 +271,9 @@ class Starter:
         if pid is not None:
             # Over an upgrade copies change hands one by one, and the socket with the last of them.
             return Blocked(pid)
-        other = self.listeners.group_on(config.bind, besides=config.group)
+        other = self.listeners.group_on(config.bind, besides=config.socket_owner)
         for one in self.table.values():
-            if one.config.group == other:
+            if one.config.socket_owner == other:
                 # The configuration gives an address to one; it has moved, and its last owner still ends.
                 return Blocked(one.pid)
         if self.listeners.is_elsewhere(config.bind):
@@ -341,7 +344,7 @@ class Starter:
         """Release what a start was given, its run file last."""
         self.notifications.close(process.name)
         if process.config.bind:
-            self._close_unused(process.config.group)
+            self._close_unused(process.config.socket_owner)
         # A released companion may start elsewhere at once, and must know of a stop by command.
         self.kept.write_overrides()
         self.start_rights.release(process.name)
