@@ -401,7 +401,7 @@ class Arbiter(Shutdown, Succession):
     def manage_workers(self) -> None:
         """Start and retire workers, so that there are as many as wanted, all of this configuration."""
         now = time.monotonic()
-        self._settle_reload()
+        self._settle_reload(now)
         if self._plan(now).spawn:
             self.spawn_workers()
         for pid in self._plan(now).retire:

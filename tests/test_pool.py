@@ -8,16 +8,18 @@ import pytest
 
 from gunicorn.master.pool import (
     FORGIVEN_AFTER,
+    LONGEST_BOOT_PAUSE,
     LONGEST_PAUSE,
-    TRIAL,
+    PROBATION,
+    SILENT_BOOT,
     YOUNG,
     Pacing,
     Plan,
+    Trial,
     WorkerRecord,
     due_for_kill,
     end_cause,
     halt_reason,
-    is_trial,
     match_addresses,
     next_kill,
     overdue,
@@ -30,20 +32,23 @@ def workers(text: str) -> list[WorkerRecord]:
     """A pool in short: per worker a letter, pid and age being its place.
 
     ``b`` booted, ``n`` new, ``o`` outdated and booted, ``x`` outdated and not booted, ``r`` retiring,
-    ``l`` leaving by itself.
+    ``l`` leaving by itself, ``f`` booted, of a refused reload.
     """
-    return [
+    records = [
         WorkerRecord(
             place,
             place,
             0.0,
-            booted=letter in "borl",
-            outdated=letter in "ox",
+            booted=letter in "borlf",
+            outdated=letter in "oxf",
             retiring=letter == "r",
             leaving=letter == "l",
         )
         for place, letter in enumerate(text, 1)
     ]
+    for record, letter in zip(records, text, strict=True):
+        record.refused = letter == "f"
+    return records
 
 
 @pytest.mark.parametrize(
@@ -85,12 +90,54 @@ def workers(text: str) -> list[WorkerRecord]:
     ],
 )
 def test_plan(pool: str, wanted: int, expected: Plan) -> None:
-    assert plan(workers(pool), wanted, 1.0, 30.0) == expected
+    assert plan(workers(pool), wanted, 1.0) == expected
 
 
-def test_an_old_worker_does_not_wait_for_ever() -> None:
-    assert plan(workers("on"), 1, 29.9, 30.0) == Plan(waiting=True)
-    assert plan(workers("on"), 1, 30.0, 30.0) == Plan(retire=(1,))
+def test_an_old_worker_waits_until_the_new_one_has_run_for_a_while() -> None:
+    assert plan(workers("on"), 1, 1e6) == Plan(waiting=True)
+    (old, new) = records = workers("ob")
+    new.booted_at = 10.0
+    assert plan(records, 1, 10.0 + PROBATION - 0.01) == Plan(waiting=True)
+    assert plan(records, 1, 10.0 + PROBATION) == Plan(retire=(1,))
+    # Of a class without heartbeats no worker shows that it has booted.
+    old.booted = new.booted = False
+    assert plan(records, 1, SILENT_BOOT - 0.1) == Plan(waiting=True)
+    assert plan(records, 1, SILENT_BOOT) == Plan(retire=(1,))
+
+
+@pytest.mark.parametrize(
+    "pool, wanted, batch, trial, expected",
+    [
+        # On trial every old worker stays, however many new ones serve.
+        ("oo", 2, 0, True, Plan(spawn=2, waiting=True)),
+        ("oobb", 2, 0, True, Plan(waiting=True)),
+        ("oooo", 1, 0, True, Plan(spawn=1, waiting=True)),
+        ("oob", 0, 0, True, Plan(retire=(3,), waiting=True)),
+        ("oobn", 1, 0, True, Plan(retire=(4,), waiting=True)),
+        # But those of a reload that was refused go.
+        ("oof", 2, 0, True, Plan(spawn=2, retire=(3,), waiting=True)),
+        ("off", 2, 0, True, Plan(spawn=2, retire=(2,), waiting=True)),
+        ("off", 2, 0, False, Plan(spawn=2, retire=(2,), waiting=True)),
+        ("bbff", 2, 0, False, Plan(retire=(3, 4))),
+        ("ff", 2, 0, False, Plan(spawn=2, waiting=True)),
+        # In batches: so many at once, and the next when there is room.
+        ("oooo", 4, 1, True, Plan(spawn=1, waiting=True)),
+        ("oooo", 4, 3, False, Plan(spawn=3, waiting=True)),
+        ("ooon", 4, 2, False, Plan(spawn=2, waiting=True)),
+        ("oooob", 4, 1, True, Plan(waiting=True)),
+        ("oooob", 4, 1, False, Plan(retire=(1,), waiting=True)),
+        ("rooob", 4, 1, False, Plan(waiting=True)),
+        ("ooob", 4, 1, False, Plan(spawn=1, waiting=True)),
+        ("ooobn", 4, 1, False, Plan(waiting=True)),
+        # More or fewer workers than before; a batch larger than all.
+        ("oo", 4, 1, False, Plan(spawn=3, waiting=True)),
+        ("oooo", 2, 1, True, Plan(spawn=1, waiting=True)),
+        ("oo", 2, 9, False, Plan(spawn=2, waiting=True)),
+        ("bb", 4, 1, False, Plan(spawn=2)),
+    ],
+)
+def test_plans_of_a_reload(pool: str, wanted: int, batch: int, trial: bool, expected: Plan) -> None:
+    assert plan(workers(pool), wanted, 1.0, trial=trial, batch=batch) == expected
 
 
 def test_plans_lead_to_what_is_wanted() -> None:
@@ -99,6 +146,7 @@ def test_plans_lead_to_what_is_wanted() -> None:
     for _ in range(200):
         records: dict[int, WorkerRecord] = {}
         pid, wanted, told = 0, 1, []
+        batch = chance.choice([0, 0, 1, 2])
         for step in range(60):
             now = float(step)
             event = (
@@ -118,7 +166,7 @@ def test_plans_lead_to_what_is_wanted() -> None:
                     record.booted = True
             if event == "end" or step >= 30:
                 records = {p: r for p, r in records.items() if not r.retiring}
-            wish = plan(records.values(), wanted, now, 30.0)
+            wish = plan(records.values(), wanted, now, batch=batch)
             for victim in wish.retire:
                 assert not records[victim].retiring
                 records[victim].retiring = True
@@ -183,8 +231,19 @@ class TestPacing:
         assert pauses[0] < 0.1
         assert pauses == sorted(pauses)
         assert pauses[-1] == LONGEST_PAUSE
-        pacing.start_failed(now + FORGIVEN_AFTER)
-        assert pacing.pause(now + FORGIVEN_AFTER) == pauses[0]
+        now += FORGIVEN_AFTER
+        pacing.start_failed(now)
+        assert pacing.pause(now) == pauses[0]
+
+    def test_who_cannot_boot_waits_longer(self) -> None:
+        pacing, now = Pacing(), 1000.0
+        for _ in range(20):
+            pacing.worker_ended(now, 0.1, booted=False, asked=False, failed=True)
+            now += pacing.pause(now)
+        pacing.worker_ended(now, 0.1, booted=False, asked=False, failed=True)
+        assert pacing.pause(now) == LONGEST_BOOT_PAUSE
+        pacing.worker_ended(now, 0.1, booted=True, asked=False, failed=True)
+        assert pacing.pause(now) == LONGEST_PAUSE
 
     @pytest.mark.parametrize(
         "lived, booted, asked, failed, counts",
@@ -228,18 +287,51 @@ def test_match_addresses(old: str, new: str, expected: object) -> None:
     assert match_addresses(old, new) == expected
 
 
-def test_a_configuration_is_on_trial_until_a_worker_of_it_has_booted() -> None:
-    old = WorkerRecord(1, 1, spawned_at=0.0, booted=True, outdated=True)
-    new = WorkerRecord(2, 2, spawned_at=100.0)
-    assert is_trial([old], 1, 100.0)
-    assert is_trial([old, new], 1, 101.0)
-    assert not is_trial([old], 0, 101.0)
-    assert not is_trial([new], 1, 101.0)
-    assert not is_trial([old, new], 1, 100.0 + TRIAL)
-    new.booted = True
-    assert not is_trial([old, new], 1, 101.0)
-    new.booted, old.retiring = False, True
-    assert not is_trial([old, new], 1, 101.0)
+@pytest.mark.parametrize(
+    "pool, needed, passed",
+    [
+        ("oo", 2, False),
+        ("oobn", 2, False),
+        ("oobb", 2, True),
+        ("oobl", 2, True),
+        ("oobr", 2, False),
+        # The first batch is enough.
+        ("oob", 1, True),
+        # Whether or not an old one is left.
+        ("bn", 2, False),
+        ("bb", 2, True),
+        ("oo", 0, True),
+        # Nobody can tell whether they boot: "SILENT_BOOT" decides.
+        ("xxnn", 2, False),
+    ],
+)
+def test_a_trial_is_passed_when_all_have_booted(pool: str, needed: int, passed: bool) -> None:
+    assert Trial().is_passed(workers(pool), needed, 1.0) is passed
+
+
+def test_a_trial_of_workers_that_have_just_booted() -> None:
+    records = workers("ob")
+    records[1].booted_at = 10.0
+    assert not Trial().is_passed(records, 1, 10.0 + PROBATION - 0.01)
+    assert Trial().is_passed(records, 1, 10.0 + PROBATION)
+    assert Trial().is_passed(workers("xxnn"), 2, SILENT_BOOT)
+
+
+def test_workers_that_leave_in_order_have_shown_themselves() -> None:
+    """As with ``max_requests = 1``: never so many are there at once."""
+    trial = Trial()
+    for _ in range(2):
+        assert not trial.worker_ended(booted=True, failed=False, needed=3)
+    assert trial.is_passed(workers("oooob"), 3, 1.0)
+    assert not Trial().is_passed(workers("oooob"), 3, 1.0)
+
+
+@pytest.mark.parametrize("needed, deaths", [(1, 2), (2, 2), (4, 4)])
+def test_what_decides_against_a_reload(needed: int, deaths: int) -> None:
+    assert Trial().worker_ended(booted=False, failed=True, needed=needed)
+    trial = Trial()
+    decided = [trial.worker_ended(booted=True, failed=True, needed=needed) for _ in range(deaths)]
+    assert decided == [False] * (deaths - 1) + [True]
 
 
 @pytest.mark.parametrize(

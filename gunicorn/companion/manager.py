@@ -486,6 +486,8 @@ class CompanionManager:
             self.steering.handing_over = bool(message["handing_over"])
         if "workers" in message:
             self.web.answered(message["workers"])
+        if "reload_result" in message:
+            self.server["reload"] = message["reload_result"]
         if "ping" in message:
             self.tell_master({"pong": message["ping"]})
 

@@ -14,12 +14,16 @@ YOUNG = 1.0
 # Waits before the next start after one, two, … failed starts in a row.
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 1.0
-# After so many seconds without a failed start the waits begin anew.
+# The longest one while workers cannot boot at all: the code on the disk has to change first.
+LONGEST_BOOT_PAUSE = 10.0
+# After so many more seconds without a failed start the waits begin anew.
 FORGIVEN_AFTER = 10.0
 # Seconds from SIGABRT to SIGKILL, for a worker without a heartbeat.
 ABORT_GRACE = 1.0
-# How long new workers may take to boot until the new configuration is final.
-TRIAL = 10.0
+# How long a new worker must run after it has booted until it counts for an old one.
+PROBATION = 0.5
+# Seconds until a worker without a heartbeat counts as booted, if the old ones have sent none either.
+SILENT_BOOT = 30.0
 # Signals by which a process ends itself, or that its own fault brings on.
 FAULTS = frozenset(
     getattr(signal, f"SIG{name}") for name in ("ABRT", "BUS", "FPE", "ILL", "SEGV", "SYS", "TRAP")
@@ -49,8 +53,11 @@ class WorkerRecord:
         # The heartbeat set by the master; a later one is the worker's own and shows that it has booted.
         self.first_beat = first_beat
         self.booted = booted
+        self.booted_at = spawned_at
         # Started under a configuration that a reload has replaced.
         self.outdated = outdated
+        # Started by a reload that was refused.
+        self.refused = False
         # Told to end, once.
         self.retiring = retiring
         # The worker has announced that it takes no more work and only finishes what it has.
@@ -70,35 +77,84 @@ class Plan(NamedTuple):
     waiting: bool = False
 
 
-def plan(records: Iterable[WorkerRecord], wanted: int, now: float, boot_wait: float) -> Plan:
+def plan(
+    records: Iterable[WorkerRecord], wanted: int, now: float, *, trial: bool = False, batch: int = 0
+) -> Plan:
     """Return the steps to *wanted* workers of the current configuration.
 
-    An outdated worker keeps serving until a new one has booted in its place, or has had *boot_wait* seconds
-    to boot, so that there is always a worker. Of surplus workers, outdated ones that never booted go first
-    (they serve nobody), then the oldest.
+    An outdated worker keeps serving until a new one has proven itself in its place; on *trial* all of them
+    do, because a worker that was told to end cannot come back. Of surplus workers, outdated ones that never
+    booted go first (they serve nobody), then those of a refused reload, then the oldest.
+
+    *batch*: while there are outdated workers, start so many at once; 0 for all.
     """
+    records = list(records)
     staying = [record for record in records if not (record.retiring or record.leaving)]
-    current = sorted((record for record in staying if not record.outdated), key=_oldest_first)
-    outdated = sorted((record for record in staying if record.outdated), key=_oldest_first)
+    current = sorted((record for record in staying if not record.outdated), key=_first_to_go)
+    outdated = sorted((record for record in staying if record.outdated), key=_first_to_go)
     surplus = current[: max(0, len(current) - wanted)]
-    ready = sum(1 for record in current if record.booted or now - record.spawned_at >= boot_wait)
-    keep = max(0, wanted - ready)
+    keep = max(0, wanted - _count_proven(current, outdated, now))
     retire = outdated[: max(0, len(outdated) - keep)]
+    if trial:
+        retire = [record for record in retire if record.refused]
+    spawn = wanted - len(current)
+    if batch and outdated:
+        # Workers that still finish their requests take memory, too.
+        spawn = min(spawn, max(wanted, len(outdated)) + batch - len(records))
     return Plan(
-        spawn=max(0, wanted - len(current)),
+        spawn=max(0, spawn),
         retire=tuple(record.pid for record in (*retire, *surplus)),
-        waiting=len(outdated) > len(retire),
+        waiting=trial or len(outdated) > len(retire),
     )
 
 
-def is_trial(records: Iterable[WorkerRecord], wanted: int, now: float) -> bool:
-    """Whether new workers have yet to boot, or to fail to, while older ones serve.
+def proven(record: WorkerRecord, now: float) -> bool:
+    """Whether a worker has booted and run on for a while, or has left in order."""
+    return record.booted and (record.leaving or now - record.booted_at >= PROBATION)
 
-    Not for ever: the application may wait for something that comes with the new configuration.
+
+def _count_proven(new: Sequence[WorkerRecord], old: Sequence[WorkerRecord], now: float) -> int:
+    # A class that never sends a heartbeat never shows that it has booted.
+    silent = bool(old) and not any(record.booted for record in old)
+    return sum(
+        1 for record in new if proven(record, now) or (silent and now - record.spawned_at >= SILENT_BOOT)
+    )
+
+
+class Trial:
+    """What the workers of a new configuration have shown, while those of the old one still serve.
+
+    *needed*: how many have to prove themselves: all, or the first batch.
     """
-    new = [record for record in records if not record.outdated]
-    shown = any(record.booted or now - record.spawned_at >= TRIAL for record in new)
-    return wanted > 0 and not shown and any(serves(record) for record in records if record.outdated)
+
+    def __init__(self) -> None:
+        # Workers that have left in order, after `max_requests` for one.
+        self._left = 0
+        self._failures = 0
+
+    def is_passed(self, records: Iterable[WorkerRecord], needed: int, now: float) -> bool:
+        """Whether enough of them have proven themselves."""
+        there = [record for record in records if not record.retiring]
+        new = [record for record in there if not record.outdated]
+        old = [record for record in there if record.outdated]
+        return self._left + _count_proven(new, old, now) >= needed
+
+    def worker_ended(self, *, booted: bool, failed: bool, needed: int) -> bool:
+        """Note the end of one that nobody has asked for; return whether it decides against all of them.
+
+        A single worker that has booted may die of one bad request; if all of them do, it is their code.
+        """
+        if not booted:
+            return True
+        if not failed:
+            self._left += 1
+            return False
+        return self.has_failed(needed)
+
+    def has_failed(self, needed: int) -> bool:
+        """Note a failure that may be chance; return whether there are too many of them."""
+        self._failures += 1
+        return self._failures >= max(2, needed)
 
 
 def all_booted(records: Iterable[WorkerRecord], wanted: int) -> bool:
@@ -112,8 +168,8 @@ def count_booted(records: Iterable[WorkerRecord]) -> int:
     return sum(1 for record in records if record.booted and not record.outdated and not record.retiring)
 
 
-def _oldest_first(record: WorkerRecord) -> tuple[bool, int]:
-    return record.booted, record.age
+def _first_to_go(record: WorkerRecord) -> tuple[bool, bool, int]:
+    return record.booted, not record.refused, record.age
 
 
 def overdue(beats: Mapping[int, float], timeout: float, now: float) -> list[int]:
@@ -143,7 +199,7 @@ def next_kill(records: Iterable[WorkerRecord]) -> float | None:
 def halt_reason(
     code: int | None, booted: bool, *, boot_error: int, load_error: int
 ) -> tuple[str, int] | None:
-    """Return why the end of a worker ends the server, and with which status; None if it does not.
+    """Return why the end of a worker ends a server that starts, and with which status; None if it does not.
 
     A worker that cannot start would be started for ever. One that has served, and ends with the same code by
     chance, is only replaced.
@@ -189,6 +245,7 @@ class Pacing:
     def __init__(self) -> None:
         self._failures = 0
         self._last_failure = 0.0
+        self._longest = LONGEST_PAUSE
 
     def worker_ended(self, now: float, lived: float, *, booted: bool, asked: bool, failed: bool) -> None:
         """Count the end of a worker that *lived* so many seconds.
@@ -198,21 +255,27 @@ class Pacing:
         """
         if asked or (booted and (lived >= YOUNG or not failed)):
             return
-        self.start_failed(now)
+        self.start_failed(now, LONGEST_PAUSE if booted else LONGEST_BOOT_PAUSE)
 
-    def start_failed(self, now: float) -> None:
+    def start_failed(self, now: float, longest: float = LONGEST_PAUSE) -> None:
         """Count a failed start: a refused fork, or a worker that died at once."""
-        if now - self._last_failure >= FORGIVEN_AFTER:
+        if self._is_forgiven(now):
             self._failures = 0
         self._failures += 1
         self._last_failure = now
+        self._longest = longest
+
+    def _wait(self) -> float:
+        return min(self._longest, FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10))
+
+    def _is_forgiven(self, now: float) -> bool:
+        return not self._failures or now - self._last_failure >= self._wait() + FORGIVEN_AFTER
 
     def pause(self, now: float) -> float:
         """Seconds from *now* until a worker may be started."""
-        if not self._failures or now - self._last_failure >= FORGIVEN_AFTER:
+        if self._is_forgiven(now):
             return 0.0
-        wait = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10))
-        return max(0.0, self._last_failure + wait - now)
+        return max(0.0, self._last_failure + self._wait() - now)
 
 
 def match_addresses(old: Sequence[object], new: Sequence[object]) -> tuple[list[int | None], list[int]]:

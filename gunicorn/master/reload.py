@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Reload: apply all of a new configuration, or nothing of it.
 
-The steps that can fail come first, each with its undo. Then new workers start. If one of them boots, the
-reload becomes final: the step that cannot be undone, closing old listeners, comes last.
+The steps that can fail come first, each with its undo. Then new workers start, beside the old ones. When they
+have proven themselves (see `pool.Trial`), the reload becomes final. What cannot be undone comes last: old
+workers retire, and old listeners are closed.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gunicorn import sock
 from gunicorn.app.configfile import near_misses
 from gunicorn.app.start import set_environ
-from gunicorn.errors import ConfigError, HaltServer, on_one_line
+from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.glogging import follow
 from gunicorn.master import pool
+from gunicorn.master.failure import Failure, one_line
 from gunicorn.master.workforce import Workforce
 from gunicorn.pidfile import Pidfile
 from gunicorn.settings.monitor import monitor_warnings
@@ -39,14 +41,19 @@ _STATE = (
 )
 
 
+# After so many seconds a log line says that a reload still waits for its workers.
+LONG_WAIT = 30.0
+
+
 class Switch(NamedTuple):
     """A configuration that has been applied, as long as the step can be undone."""
 
     undo: contextlib.ExitStack
     # The old pid file, if the new configuration wants another one.
     pidfile: Pidfile | None
-    # The workers of the old configuration, and the companion manager.
+    # The workers of the old configuration, the number of the last worker before, and the companion manager.
     current: set[int]
+    age: int
     manager: int
 
 
@@ -55,8 +62,17 @@ class Reloading(Workforce):
 
     def __init__(self) -> None:
         super().__init__()
-        # A reload whose workers have yet to show that they boot.
+        # The number of the last reload, and what has come of it; None before the first one.
+        self.reload_number = 0
+        self.last_reload: dict[str, Any] | None = None
+        self._reloads = {"applied": 0, "refused": 0}
+        # A reload whose workers have yet to prove themselves.
         self._switch: Switch | None = None
+        self._trial = pool.Trial()
+        # Whether a reload is final, and old workers are still to be replaced.
+        self._rolling = False
+        # When to say that a reload takes long; None if that is said.
+        self._warn_at: float | None = None
         # The addresses that LISTENERS were made for, in the same order.
         self.bound: list[Any] = []
 
@@ -67,22 +83,25 @@ class Reloading(Workforce):
     def reload(self) -> None:
         """Read the configuration again; apply it and replace the workers, or leave all as it is.
 
-        Until a new worker has booted, old ones serve and everything can be undone.
+        Until new workers have proven themselves, old ones serve and everything can be undone.
         """
         self.unit.reload_begins(time.monotonic())
         self._abandon_reload()
+        self._rolling = False
+        self.reload_number += 1
+        self._note_reload("pending")
         current = {record.pid for record in self._fresh_records() if not record.outdated}
         try:
             switch = switch_configuration(self, current)
         except BaseException as exc:
             # Libraries derive from it what ends a wait: asyncio.CancelledError, gevent.Timeout.
-            self.unit.reload_refused(one_line(exc))
-            self.log.error("Reload refused, the old configuration stays: %s", one_line(exc))
+            self._refuse_reload(Failure(one_line(exc)))
             self.log.debug("Where it failed:", exc_info=True)
             return
         finally:
             self.restore_signal_handlers()
-        self._switch = switch
+        self._switch, self._trial, self._pacing = switch, pool.Trial(), pool.Pacing()
+        self._warn_at = time.monotonic() + LONG_WAIT
         self._warn_of_settings()
         if self.cfg.preload_app and not self.cfg.reload:
             self.log.info("The preloaded application stays; SIGUSR2 or a restart brings new code")
@@ -90,16 +109,39 @@ class Reloading(Workforce):
         self._set_title()
         for record in self._all_records():
             record.outdated = True
-        self._settle_reload()
         self.manage_workers()
 
-    def _settle_reload(self) -> None:
-        """Make a reload final if its workers serve, or none of an older configuration is left that does."""
-        if self._switch is None or pool.is_trial(self._fresh_records(), self.num_workers, time.monotonic()):
+    @property
+    def on_trial(self) -> bool:
+        """Whether a reload waits for its workers to prove themselves, and can still be undone."""
+        return self._switch is not None
+
+    def _needed(self) -> int:
+        """How many new workers have to prove themselves."""
+        wanted: int = self.num_workers
+        return min(wanted, self.cfg.reload_batch or wanted)
+
+    def _settle_reload(self, now: float) -> None:
+        """Make a reload final once its workers have proven themselves; note when it is done."""
+        if self._switch is not None:
+            if not self._trial.is_passed(self._fresh_records(), self._needed(), now):
+                self._warn_of_long_wait(now)
+                return
+            self._keep_reload()
+            if not self.stopping:
+                self.reload_companion_manager()
+            self._rolling = True
+        if self._rolling and self._trial.is_passed(self._fresh_records(), self.num_workers, now):
+            self._rolling = False
+            self.log.info("The reload is done: the new workers serve")
+            self._note_reload("applied")
+
+    def _warn_of_long_wait(self, now: float) -> None:
+        if self._warn_at is None or now < self._warn_at:
             return
-        self._keep_reload()
-        if not self.stopping:
-            self.reload_companion_manager()
+        self._warn_at = None
+        limit = "" if self.timeout else ", for which timeout = 0 sets no limit"
+        self.log.warning("The reload waits for the new workers to boot%s; the old ones serve", limit)
 
     def _keep_reload(self) -> None:
         """Make a reload final that could still be undone: let go of what the old configuration needs."""
@@ -125,19 +167,69 @@ class Reloading(Workforce):
         self.old_listeners = []
         for record in self._all_records():
             record.outdated = record.pid not in switch.current
+            record.refused = record.refused or record.age > switch.age
+        # Its failures are none of the old configuration's.
+        self._pacing = pool.Pacing()
         if self.companions is not None and self.companion_manager_pid not in (0, switch.manager):
             # It was started meanwhile, by the new configuration.
             self.companions.replace()
         self._set_title()
 
-    def worker_did_not_boot(self, why: str) -> bool:
-        """Undo a reload whose workers cannot boot; False if there is none to undo."""
-        if self._switch is None:
+    def worker_failed(self, failure: Failure, *, booted: bool) -> bool:
+        """Refuse a reload whose workers fail, or stop it; return whether the failure is one of a reload.
+
+        Before a worker has *booted*, a failure is that of the code; later it may be chance.
+        """
+        if not (self.on_trial or self._rolling):
             return False
-        self._abandon_reload()
-        self.unit.reload_refused(why)
-        self.log.error("Reload refused, the old configuration stays: %s", why)
+        decides = self._trial.worker_ended(booted=booted, failed=True, needed=self._needed())
+        if not self.on_trial:
+            return decides and self._stop_rolling(failure)
+        if decides:
+            self._abandon_reload()
+            self._refuse_reload(failure)
+        else:
+            self.log.warning("A new worker has failed: %s", failure)
         return True
+
+    def worker_left(self) -> None:
+        """Note that a worker has ended by itself and in order."""
+        if self.on_trial or self._rolling:
+            self._trial.worker_ended(booted=True, failed=False, needed=self._needed())
+
+    def _stop_rolling(self, failure: Failure) -> bool:
+        """Replace no more workers: the old ones that are left stay. False if none is left."""
+        old = [record for record in self._all_records() if record.outdated and not record.retiring]
+        if not old:
+            return False
+        self._rolling = False
+        for record in old:
+            record.outdated = False
+        why = f"stopped with {len(old)} old workers left: {failure.reason}"
+        self.unit.reload_refused(why)
+        self.log.error("Reload %s", Failure(why, failure.trace))
+        self._note_reload("refused", why)
+        return True
+
+    def _refuse_reload(self, failure: Failure) -> None:
+        """Report that the old configuration stays."""
+        self.unit.reload_refused(failure.reason)
+        self.log.error("Reload refused, the old configuration stays: %s", failure)
+        self._note_reload("refused", failure.reason)
+
+    def _note_reload(self, result: str, reason: str | None = None) -> None:
+        """Note what has come of the last reload, and tell the companion manager."""
+        if result in self._reloads:
+            self._reloads[result] += 1
+        self.last_reload = {
+            "number": self.reload_number,
+            "at": round(time.time(), 3),
+            "result": result,
+            "reason": reason,
+            "totals": dict(self._reloads),
+        }
+        if self.companions is not None:
+            self.companions.tell_reload_result()
 
     def _warn_of_settings(self) -> None:
         for warning in [*near_misses(self.cfg), *monitor_warnings(self.cfg)]:
@@ -180,7 +272,8 @@ def switch_configuration(arbiter: Any, current: set[int]) -> Switch:
             arbiter.log_listeners(listeners)
         old_pidfile = arbiter.pidfile if pidfile is not arbiter.pidfile else None
         arbiter.LISTENERS, arbiter.pidfile, arbiter.old_listeners = listeners, pidfile, dropped
-        return Switch(undo.pop_all(), old_pidfile, current, arbiter.companion_manager_pid)
+        manager = arbiter.companion_manager_pid
+        return Switch(undo.pop_all(), old_pidfile, current, arbiter.worker_age, manager)
 
 
 def _directory() -> str | None:
@@ -245,13 +338,3 @@ def _renew_log(arbiter: Any, old_cfg: Any, cfg: Any, undo: contextlib.ExitStack)
         follow(arbiter.log, old_cfg, cfg)
     else:
         arbiter.log = cfg.logger_class(cfg)
-
-
-def one_line(exc: BaseException) -> str:
-    """Return an error's text for one line of the log; with its type, if the text alone says little."""
-    text = on_one_line(str(exc))
-    if isinstance(exc, SystemExit):
-        return f"it asked to exit ({text})" if text else "it asked to exit"
-    if isinstance(exc, ConfigError | RuntimeError | sock.BindError) and text:
-        return text
-    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__

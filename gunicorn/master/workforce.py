@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import atexit
 import errno
-import math
 import os
 import signal
 import sys
@@ -16,11 +15,9 @@ from gunicorn import sock
 from gunicorn.errors import AppImportError, ConfigError
 from gunicorn.master import pool
 from gunicorn.master.base import Master
+from gunicorn.master.failure import FailedStarts, Failure, explain, of_exception, one_line
 from gunicorn.unix.process import describe_end, exit_code, set_process_title, term_signal
 from gunicorn.unix.signals import blocked_signals, disregard, reset_to_default
-
-# How long an old worker waits for its successor to boot, without a worker timeout.
-BOOT_WAIT = 30.0
 
 # Errors for want of a resource that may be free again later.
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
@@ -53,11 +50,17 @@ class Workforce(Master):
         self._reported_workers: int | None = None
         # Whether a worker of this master has ever booted: from then on a failed start is one to repeat.
         self._served = False
+        self._failed_starts = FailedStarts()
         self._in_child = False
 
     if TYPE_CHECKING:  # the arbiter's own
 
-        def worker_did_not_boot(self, why: str) -> bool: ...
+        @property
+        def on_trial(self) -> bool: ...
+
+        def worker_failed(self, failure: Failure, *, booted: bool) -> bool: ...
+
+        def worker_left(self) -> None: ...
 
         def beat(self) -> None: ...
 
@@ -89,9 +92,12 @@ class Workforce(Master):
         return [self._record(pid) for pid in self.WORKERS]
 
     def _plan(self, now: float) -> pool.Plan:
-        # With a timeout, a slow worker is killed, and the old worker is still needed.
         return pool.plan(
-            self._fresh_records(), self.num_workers, now, math.inf if self.timeout else BOOT_WAIT
+            self._fresh_records(),
+            self.num_workers,
+            now,
+            trial=self.on_trial,
+            batch=self.cfg.reload_batch,
         )
 
     def _fresh_records(self) -> list[pool.WorkerRecord]:
@@ -106,9 +112,14 @@ class Workforce(Master):
     def _note_boot(self, record: pool.WorkerRecord) -> None:
         if not record.booted:
             record.booted = self._last_beat(record.pid) not in (None, record.first_beat)
-            self._served = self._served or record.booted
+            if not record.booted:
+                return
+            record.booted_at = time.monotonic()
+            self._served = True
+            if not record.outdated and (count := self._failed_starts.end()):
+                self.log.info("A worker has booted again, after %d that could not", count)
             slot = getattr(self.WORKERS[record.pid], "slot", None)
-            if record.booted and slot is not None:
+            if slot is not None:
                 # For classes that do not do so themselves.
                 slot.set("booted", 1)
 
@@ -139,7 +150,9 @@ class Workforce(Master):
             if record.retiring and not worker.aborted:
                 continue  # it has a deadline, and not every class beats while it drains
             if not worker.aborted:
-                self.log.critical("Worker %s has sent no heartbeat for %s s", pid, self.timeout)
+                # One that has yet to boot is told of when it is gone, with the place where it hung.
+                log = self.log.critical if record.booted or not self._served else self.log.info
+                log("Worker %s has sent no heartbeat for %s s", pid, self.timeout)
                 worker.aborted = True
                 record.kill_at = now + pool.ABORT_GRACE
                 self.kill_worker(pid, signal.SIGABRT)
@@ -149,50 +162,74 @@ class Workforce(Master):
 
     def _kill_due(self, now: float) -> None:
         for record in pool.due_for_kill(self._all_records(), now):
-            self.log.error("Worker %s did not exit in time: SIGKILL", record.pid)
+            log = self.log.error if record.booted or not self._served else self.log.info
+            log("Worker %s did not exit in time: SIGKILL", record.pid)
             record.killed_at = now
             self.kill_worker(record.pid, signal.SIGKILL)
 
     def _bury_worker(self, pid: int, status: int) -> tuple[str, int] | None:
         """Account for the end of a worker; return why and how that ends the server, if it does."""
         record = self._record(pid)
-        self._note_boot(record)
-        # It did not come to the end of `_run_worker`, which would have logged why.
-        silent = self._told_by(pid, "ended") is False
+        # Others may have booted since the loop last looked.
+        self._fresh_records()
+        # It did not come to the end of `_run_worker`.
+        vanished = self._told_by(pid, "ended") is False
+        words = self._told_by(pid, "reported")
+        told = Failure(*words) if isinstance(words, tuple) else None
         worker = self.WORKERS.pop(pid)
         del self._records[pid]
         now = time.monotonic()
+        timed_out = worker.aborted is True
         self._pacing.worker_ended(
             now, now - record.spawned_at, booted=record.booted, asked=record.retiring, failed=status != 0
         )
-        self._log_end(pid, status, asked=record.retiring)
         worker.tmp.close()
         cause = getattr(getattr(worker, "slot", None), "cause", None)
-        self._take_slot_back(worker, pool.end_cause(record, status, worker.aborted is True, cause))
+        self._take_slot_back(worker, pool.end_cause(record, status, timed_out, cause))
         self._hook("child_exit", self, worker)
-        code = exit_code(status)
-        if silent and code is not None and not record.booted:
-            self.log.error(
-                "Worker %s exited while booting, without an exception (os._exit() in the application?)",
-                pid,
-            )
-            code = code if self._served else self.WORKER_BOOT_ERROR
-        reason = pool.halt_reason(
-            code,
-            record.booted,
-            boot_error=self.WORKER_BOOT_ERROR,
-            load_error=self.APP_LOAD_ERROR,
+        if record.retiring or self.stopping or (not status and not vanished):
+            self._log_end(pid, status, asked=record.retiring)
+            if record.booted and not (record.retiring or record.outdated):
+                self.worker_left()
+            return None
+        failure = explain(
+            status,
+            booted=record.booted,
+            told=told,
+            timeout=self.timeout if timed_out else 0,
+            vanished=vanished,
         )
-        serving = any(pool.serves(other) for other in self._fresh_records())
-        if not (record.booted or record.outdated or record.retiring or self.stopping):
-            if reason is not None:
-                if not self.worker_did_not_boot(reason[0]) and serving:
-                    self.log.error("The server keeps running with its other workers: %s", reason[0])
-            elif worker.aborted is True:
-                self.worker_did_not_boot(f"a worker took longer than {self.timeout} s to boot")
-            elif silent and code is not None:
-                self.worker_did_not_boot("a worker exited while booting")
-        return None if serving else reason
+        if not record.outdated and self.worker_failed(failure, booted=record.booted):
+            return None
+        if record.booted or record.outdated:
+            self._log_end(pid, status, asked=False)
+            if told is not None and self._served:
+                self.log.error("Worker %s failed: %s", pid, told)
+            return None
+        return self._bury_unbooted(pid, status, failure, vanished)
+
+    def _bury_unbooted(
+        self, pid: int, status: int, failure: Failure, vanished: bool
+    ) -> tuple[str, int] | None:
+        """Account for a worker that could not start; return why and how that ends the server, if it does."""
+        code = exit_code(status)
+        if self._served:
+            if self._failed_starts.note(failure.reason):
+                left = sum(map(pool.serves, self._fresh_records()))
+                self.log.error(
+                    "%s could not boot; %s, and the server tries again: %s",
+                    _count(self._failed_starts.count),
+                    f"{left} of {_count(self.num_workers)} serve",
+                    failure,
+                )
+            return None
+        self._log_end(pid, status, asked=False)
+        if vanished and code is not None:
+            self.log.error("Worker %s: %s", pid, failure.reason)
+            code = self.WORKER_BOOT_ERROR
+        return pool.halt_reason(
+            code, False, boot_error=self.WORKER_BOOT_ERROR, load_error=self.APP_LOAD_ERROR
+        )
 
     def _log_end(self, pid: int, status: int, *, asked: bool) -> None:
         log = self.log.debug if asked or status == 0 else self.log.error
@@ -222,9 +259,8 @@ class Workforce(Master):
         now = time.monotonic()
         missing = min(self._plan(now).spawn, pool.SPAWN_BATCH)
         for _ in range(missing):
-            if self._pacing.pause(time.monotonic()) > 0:
+            if self._pacing.pause(time.monotonic()) > 0 or not self.spawn_worker():
                 return
-            self.spawn_worker()
 
     def spawn_worker(self) -> int:
         """Fork one worker and return its pid; 0 if the system refuses. In the worker, it does not return."""
@@ -263,9 +299,11 @@ class Workforce(Master):
 
     def _refuse_start(self, exc: Exception) -> int:
         """Log why no worker was started, and have the next attempt wait."""
-        unexpected = exc if not isinstance(exc, OSError) else None
-        self.log.error("Cannot start a worker: %s", exc, exc_info=unexpected)
         self._pacing.start_failed(time.monotonic())
+        failure = Failure(f"a worker cannot be started: {one_line(exc)}")
+        if not self.worker_failed(failure, booted=True):
+            unexpected = exc if not isinstance(exc, OSError) else None
+            self.log.error("Cannot start a worker: %s", exc, exc_info=unexpected)
         return 0
 
     def _leave_master(self, worker: Any) -> None:
@@ -306,16 +344,22 @@ class Workforce(Master):
             worker.init_process()
         except SystemExit as exc:
             status = exc.code
+            if status not in (None, 0) and not worker.booted:
+                # Of the watchdog's SIGABRT, for one: the trace says where the worker hung.
+                self._report(worker, exc)
         except AppImportError as exc:
-            self.log.error("The application cannot be loaded: %s", exc)
+            if not self._report(worker, exc):
+                self.log.error("The application cannot be loaded: %s", exc)
             self.log.debug("Where it failed:", exc_info=True)
             status = self.APP_LOAD_ERROR
         except BaseException as exc:
+            handed_over = self._report(worker, exc)
             if isinstance(exc, ConfigError):
                 # Its text names the setting and the file; the trace shows our code only.
-                self.log.error("Worker %s failed: %s", worker.pid, exc)
+                if not handed_over:
+                    self.log.error("Worker %s failed: %s", worker.pid, exc)
                 self.log.debug("Where it failed:", exc_info=True)
-            else:
+            elif not handed_over:
                 self.log.exception("Worker %s failed", worker.pid)
             again = worker.booted or (self._served and _may_pass(exc))
             status = 255 if again else self.WORKER_BOOT_ERROR
@@ -333,6 +377,19 @@ class Workforce(Master):
         except Exception:
             self.log.exception("Worker %s failed while exiting", worker.pid)
         sys.exit(status)
+
+    def _report(self, worker: Any, exc: BaseException) -> bool:
+        """Report to the master why this worker fails; return whether the master logs it.
+
+        It does once the server has served: it knows whether a reload is refused for it, or whether other
+        workers have failed for the same reason.
+        """
+        try:
+            worker.tmp.report(*of_exception(exc))
+        except Exception:
+            # A class with a heartbeat of its own.
+            return False
+        return self._served and os.getppid() == worker.ppid
 
     def steer_workers(self, do: str, count: int = 1, pid: int = 0) -> dict[str, Any]:
         """Do what somebody asks for by command; return what to answer. Raises ValueError with why not.

@@ -99,6 +99,15 @@ class MaxRequestsJitter(Count, section=WORKER_PROCESSES, default=0):
     """
 
 
+class ReloadBatch(Count, section=WORKER_PROCESSES, default=0):
+    """How many web workers a reload replaces at once; 0 for all of them.
+
+    Old and new workers run side by side for a moment, because old ones serve until new ones have booted. On
+    a small host that may be too much memory: ``reload_batch = 1`` needs room for one worker more. The reload
+    takes longer. It is refused as a whole if the first batch fails; if a later one fails, it stops there.
+    """
+
+
 class Timeout(Count, section=WORKER_PROCESSES, flags="-t --timeout", default=30):
     """Kill and replace a worker that is silent for this many seconds; 0 for no limit.
 

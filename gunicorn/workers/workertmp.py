@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import stat
 import sys
@@ -13,6 +14,9 @@ from typing import Any
 PLATFORM = sys.platform
 # Modes that no new file has.
 _LEAVING, _ENDED = 0o400, 0o200
+# In bytes; of a longer report the end is kept.
+_REPORT_SIZE = 8192
+_LONGEST_REASON = 1000
 IS_CYGWIN = PLATFORM.startswith("cygwin")
 
 
@@ -24,6 +28,8 @@ class WorkerTmp:
     """
 
     def __init__(self, cfg: Any) -> None:
+        # Not in the file, where each write would count as a heartbeat. It takes memory once it is written to.
+        self._report = mmap.mmap(-1, _REPORT_SIZE)
         self._fd = _unnamed_file(cfg.worker_tmp_dir)
         self.name = f"worker heartbeat {self._fd}"
         try:
@@ -59,6 +65,22 @@ class WorkerTmp:
         """Whether the worker has reported its end."""
         return stat.S_IMODE(os.fstat(self.fileno()).st_mode) in (_LEAVING, _ENDED)
 
+    def report(self, reason: str, trace: str = "") -> None:
+        """Leave for the master, which decides what to log, why this worker fails."""
+        first, rest = (text.encode("utf-8", "backslashreplace") for text in (reason, trace))
+        first = first[:_LONGEST_REASON]
+        room = _REPORT_SIZE - len(first) - 1
+        self._report[: len(first) + 1] = first + b"\n"
+        rest = rest[-room:]
+        self._report[len(first) + 1 : len(first) + 1 + len(rest)] = rest
+
+    @property
+    def reported(self) -> tuple[str, str] | None:
+        """What the worker has reported, as reason and trace; None if it has not."""
+        text = self._report[:].rstrip(b"\0").decode("utf-8", "replace")
+        reason, _, trace = text.partition("\n")
+        return (reason, trace) if reason else None
+
     def last_update(self) -> float:
         """The time of the last heartbeat, in seconds of the monotonic clock."""
         return os.fstat(self.fileno()).st_mtime_ns / 1e9
@@ -71,6 +93,7 @@ class WorkerTmp:
 
     def close(self) -> None:
         """Close this process's descriptor, once."""
+        self._report.close()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -27,6 +27,7 @@ SETTINGS: dict[str, tuple[list[str], str, Any]] = {
     "threads": (["--threads"], "Worker Processes", 1),
     "worker_connections": (["--worker-connections"], "Worker Processes", 1000),
     "max_requests": (["--max-requests"], "Worker Processes", 0),
+    "reload_batch": (["--reload-batch"], "Worker Processes", 0),
     "max_requests_jitter": (["--max-requests-jitter"], "Worker Processes", 0),
     "timeout": (["-t", "--timeout"], "Worker Processes", 30),
     "graceful_timeout": (["--graceful-timeout"], "Worker Processes", 30),

@@ -66,7 +66,7 @@ def test_hup_with_an_application_that_does_not_load_changes_nothing() -> None:
         server.write("app.py", "import not_there")
         reconfigure(server, TWO[0], entry("c", "idle"), workers=3, worker_class="gthread")
         server.signal(signal.SIGHUP)
-        server.wait_log("the old configuration stays: a worker failed to boot")
+        server.wait_log("the old configuration stays: ModuleNotFoundError: No module named")
         assert "No module named 'not_there'" in server.log()
         server.wait_workers(2)
         assert server.workers() == old and pids(server) == before

@@ -92,7 +92,7 @@ def test_a_reload_waits_for_the_new_workers(systemd: ServiceManager) -> None:
     "file, text, said",
     [
         ("gunicorn.conf.py", "workers = 'many'\n", "many"),
-        ("app.py", "raise RuntimeError('no')", "a worker failed to boot"),
+        ("app.py", "raise RuntimeError('no')", "RuntimeError: no"),
     ],
 )
 def test_a_refused_reload_ends_as_well(systemd: ServiceManager, file: str, text: str, said: str) -> None:

@@ -256,6 +256,7 @@ class ManagerHandle(ArbitersPart):
             "addresses": [str(listener) for listener in self.arbiter.LISTENERS],
             # By these the manager finds out how many connections wait.
             "inodes": [os.fstat(listener.fileno()).st_ino for listener in self.arbiter.LISTENERS],
+            "reload": self.arbiter.last_reload,
         }
 
     def _look_around(self) -> Surroundings:
@@ -417,6 +418,10 @@ class ManagerHandle(ArbitersPart):
         self.pid, self.link, self.kill_at = 0, None, None
         # The records of the companions that it still stops are there.
         self._places_stay = True
+
+    def tell_reload_result(self) -> None:
+        """Tell the manager, for ``status``, what has come of the last reload."""
+        self._tell("reload_result", self.arbiter.last_reload)
 
     # -- watching ----------------------------------------------------------------
 
