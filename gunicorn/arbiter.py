@@ -407,4 +407,5 @@ class Arbiter(Shutdown, Succession):
         for pid in self._plan(now).retire:
             self._retire(pid, now)
         self._report_workers()
+        self._report_backlog(now)
         self.manage_companion_manager()

@@ -328,8 +328,7 @@ def ssl_context(conf: Any) -> ssl.SSLContext:
     hook: Callable[[Any, Callable[[], ssl.SSLContext]], ssl.SSLContext] = conf.ssl_context
     try:
         context = hook(conf, default_ssl_context_factory)
-        if conf.proxy_protocol:
-            context.sslsocket_class = tls_socket_class(conf, context.sslsocket_class)
+        context.sslsocket_class = tls_socket_class(conf, context.sslsocket_class)
     except Exception as exc:
         raise ConfigError(_explain_tls(conf, step, exc)) from exc
     return context
@@ -393,7 +392,7 @@ def check_tls(conf: Any) -> None:
 
 def tls_socket_class(conf: Any, base: Any) -> Any:
     """*base*, a class of TLS sockets; with ``proxy_protocol`` a subclass that reads that protocol first."""
-    if not conf.proxy_protocol:
+    if conf.proxy_protocol == "off":
         return base
     from gunicorn.http.proxytls import proxied_class
 

@@ -51,6 +51,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.companion.checks",
         "gunicorn.companion.config",
         "gunicorn.companion.keys",
+        "gunicorn.companion.placeholders",
         "gunicorn.companion.status",
         "gunicorn.companion.process",
         "gunicorn.app",

@@ -366,7 +366,7 @@ def tls(certificate: tuple[str, str], **settings: Any) -> Any:
         "ciphers": None,
         "suppress_ragged_eofs": True,
         "do_handshake_on_connect": False,
-        "proxy_protocol": False,
+        "proxy_protocol": "off",
         "ssl_context": lambda config, default_ssl_context_factory: default_ssl_context_factory(),
     }
     return conf(**{**values, **settings})

@@ -12,6 +12,7 @@ from gunicorn.app.configfile import near_misses, user_traceback
 from gunicorn.config import Config
 from gunicorn.errors import AppImportError, ConfigError
 from gunicorn.glogging import check_access_format
+from gunicorn.settings.later import unused_settings
 from gunicorn.settings.monitor import monitor_warnings
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def check(app: Application) -> int:
     """Check settings, companions and application; print mistakes on stderr, return the exit status."""
-    for warning in [*near_misses(app.cfg), *monitor_warnings(app.cfg)]:
+    for warning in [*near_misses(app.cfg), *monitor_warnings(app.cfg), *unused_settings(app.cfg)]:
         print(f"Warning: {warning}", file=sys.stderr)
     problems = _settings(app.cfg) + _companions(app.cfg)
     for problem in problems:

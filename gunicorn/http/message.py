@@ -289,7 +289,11 @@ class Request(Message):
 
     def proxy_protocol(self, line: str) -> bool:
         """Parse *line* if it is a PROXY line and one is expected."""
-        if not self.policy.proxy_protocol or self.req_number != 1 or not line.startswith("PROXY"):
+        if (
+            self.policy.proxy_protocol not in ("v1", "auto")
+            or self.req_number != 1
+            or not line.startswith("PROXY")
+        ):
             return False
         self.proxy_protocol_access_check()
         self.parse_proxy_protocol(line)

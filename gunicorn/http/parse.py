@@ -179,7 +179,7 @@ class HeadGatherer:
         self.head_end = -1
         self.proxy_seen = False
         self.proxy_info: ProxyInfo | None = None
-        self._proxy = first and policy.proxy_protocol
+        self._proxy = first and policy.proxy_protocol != ""
         self._checked = 0
 
     def feed(self, data: bytes) -> bool:
@@ -210,7 +210,7 @@ class HeadGatherer:
         if starts is None:
             return False
         if starts:
-            split = split_proxy_header(self.buffer)
+            split = split_proxy_header(self.buffer, self.policy.proxy_protocol)
             if split is None:
                 return False
             self.head_start, self.proxy_info = split

@@ -109,7 +109,7 @@ class RequestPolicy:
         forwarder_headers: frozenset[str] = frozenset({"SCRIPT_NAME", "PATH_INFO"}),
         secure_scheme_headers: Mapping[str, str] | None = None,
         forwarded_allow: AllowList | None = None,
-        proxy_protocol: bool = False,
+        proxy_protocol: str = "",
         proxy_allow: AllowList | None = None,
         default_scheme: str = "http",
     ) -> None:
@@ -151,7 +151,7 @@ class RequestPolicy:
     def without_proxy_protocol(self) -> RequestPolicy:
         """Return the policy for a connection that has had its PROXY header."""
         policy = copy.copy(self)
-        policy.proxy_protocol = False
+        policy.proxy_protocol = ""
         return policy
 
 
@@ -181,10 +181,16 @@ def policy_for(cfg: Any) -> RequestPolicy:
         forwarder_headers=frozenset(_names(cfg.forwarder_headers)),
         secure_scheme_headers={name.upper(): value for name, value in cfg.secure_scheme_headers.items()},
         forwarded_allow=AllowList(cfg.forwarded_allow_ips),
-        proxy_protocol=bool(cfg.proxy_protocol),
+        proxy_protocol=proxy_mode(cfg),
         proxy_allow=AllowList(cfg.proxy_allow_ips),
         default_scheme="https" if cfg.is_ssl else "http",
     )
+
+
+def proxy_mode(cfg: Any) -> str:
+    """Return the version of the PROXY protocol to read: ``v1``, ``v2``, ``auto`` for both, or "" for none."""
+    mode: str = cfg.proxy_protocol
+    return "" if mode == "off" else mode
 
 
 def _names(value: str | Iterable[str] | None) -> list[str]:

@@ -52,13 +52,17 @@ def starts_proxy_header(buffer: bytes | bytearray) -> bool | None:
     return False
 
 
-def split_proxy_header(buffer: bytes | bytearray) -> tuple[int, ProxyInfo | None] | None:
+def split_proxy_header(buffer: bytes | bytearray, mode: str) -> tuple[int, ProxyInfo | None] | None:
     """Return the length and the content of the PROXY header at the start of *buffer*; None while incomplete.
 
-    The content is None for ``UNKNOWN`` and ``LOCAL``: the addresses of the socket hold. Raises
-    InvalidProxyLine as soon as no further bytes can make it valid.
+    *mode*: the version that is accepted, ``v1`` or ``v2``, or ``auto`` for both. The content is None for
+    ``UNKNOWN`` and ``LOCAL``: the addresses of the socket hold. Raises InvalidProxyLine as soon as no further
+    bytes can make it valid.
     """
-    if V2_SIGNATURE.startswith(bytes(buffer[: len(V2_SIGNATURE)])):
+    is_v2 = V2_SIGNATURE.startswith(bytes(buffer[: len(V2_SIGNATURE)]))
+    if mode == ("v1" if is_v2 else "v2"):
+        raise InvalidProxyLine(bytes(buffer[:V2_HEADER_LENGTH]))
+    if is_v2:
         return _split_v2(buffer)
     end = buffer.find(b"\n", 0, V1_MAX_LENGTH)
     if end < 0:

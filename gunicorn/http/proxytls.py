@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from .errors import ForbiddenProxyRequest, InvalidProxyLine
-from .policy import AllowList, policy_for
+from .policy import RequestPolicy, policy_for
 from .proxyproto import V1_PREFIX, V2_SIGNATURE, ProxyInfo, split_proxy_header, starts_proxy_header
 
 # More than the longest header.
@@ -31,7 +31,7 @@ class ProxiedSocket:
     SSLError for a header that is malformed, or that the peer may not send.
     """
 
-    proxy_allow: AllowList
+    policy: RequestPolicy
     proxy_seen = False
     proxy_info: ProxyInfo | None = None
     _header = b""
@@ -58,11 +58,11 @@ class ProxiedSocket:
             self._header_over = True  # none, or the end of the connection, which TLS will find
             return
         header = self._header + data
-        if not self._header and not self.proxy_allow.allows(peer := sock.getpeername()):
+        if not self._header and not self.policy.proxy_allow.allows(peer := sock.getpeername()):
             raise ForbiddenProxyRequest(str(peer[0]))
         if not data or starts_proxy_header(header) is False:
             raise InvalidProxyLine(header[:120])
-        found = split_proxy_header(header)
+        found = split_proxy_header(header, self.policy.proxy_protocol)
         # All that has arrived belongs to an incomplete header.
         end = len(header) if found is None else found[0]
         self._header += _socket.socket.recv(plain, end - len(self._header), socket.MSG_DONTWAIT)
@@ -84,6 +84,4 @@ def _wait(sock: Any) -> None:
 @lru_cache(maxsize=4)
 def proxied_class(base: Any, cfg: Any) -> Any:
     """Return *base*, a class of TLS sockets, with the PROXY protocol for peers in ``proxy_allow_ips``."""
-    return type(
-        f"Proxied{base.__name__}", (ProxiedSocket, base), {"proxy_allow": policy_for(cfg).proxy_allow}
-    )
+    return type(f"Proxied{base.__name__}", (ProxiedSocket, base), {"policy": policy_for(cfg)})

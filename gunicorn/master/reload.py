@@ -23,6 +23,7 @@ from gunicorn.master import pool
 from gunicorn.master.failure import Failure, one_line
 from gunicorn.master.workforce import Workforce
 from gunicorn.pidfile import Pidfile
+from gunicorn.settings.later import unused_settings
 from gunicorn.settings.monitor import monitor_warnings
 
 # What setup() and the steps below replace in the arbiter.
@@ -232,7 +233,7 @@ class Reloading(Workforce):
             self.companions.tell_reload_result()
 
     def _warn_of_settings(self) -> None:
-        for warning in [*near_misses(self.cfg), *monitor_warnings(self.cfg)]:
+        for warning in [*near_misses(self.cfg), *monitor_warnings(self.cfg), *unused_settings(self.cfg)]:
             self.log.warning("%s", warning)
 
 

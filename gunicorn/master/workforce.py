@@ -19,6 +19,9 @@ from gunicorn.master.failure import FailedStarts, Failure, explain, of_exception
 from gunicorn.unix.process import describe_end, exit_code, set_process_title, term_signal
 from gunicorn.unix.signals import blocked_signals, disregard, reset_to_default
 
+# Seconds between two figures for `enable_backlog_metric`.
+BACKLOG_EVERY = 1.0
+
 # Errors for want of a resource that may be free again later.
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
 
@@ -48,6 +51,7 @@ class Workforce(Master):
         self._records: dict[int, pool.WorkerRecord] = {}
         self._pacing = pool.Pacing()
         self._reported_workers: int | None = None
+        self._backlog_due = 0.0
         # Whether a worker of this master has ever booted: from then on a failed start is one to repeat.
         self._served = False
         self._failed_starts = FailedStarts()
@@ -250,6 +254,22 @@ class Workforce(Master):
             self._reported_workers = count
             gauge = {"metric": "gunicorn.workers", "value": count, "mtype": "gauge"}
             self.log.debug("%s workers", count, extra=gauge)
+
+    def _report_backlog(self, now: float) -> None:
+        """Once a second, send how many connections wait to be accepted."""
+        if now < self._backlog_due or not (self.cfg.enable_backlog_metric and self.cfg.statsd_host):
+            return
+        self._backlog_due = now + BACKLOG_EVERY
+        from gunicorn.unix import sockdiag
+
+        queues = sockdiag.backlogs([os.fstat(listener.fileno()).st_ino for listener in self.LISTENERS])
+        lengths = [waiting for waiting, _ in queues.values()]
+        for length in lengths:
+            figure = {"metric": "gunicorn.socket.backlog", "value": length, "mtype": "histogram"}
+            self.log.debug("", extra=figure)
+        if lengths:
+            figure = {"metric": "gunicorn.backlog", "value": sum(lengths), "mtype": "gauge"}
+            self.log.debug("", extra=figure)
 
     def spawn_workers(self) -> None:
         """Start some of the missing workers; none during the delay after a failure.

@@ -13,4 +13,5 @@ from gunicorn.settings.hooks import *
 from gunicorn.settings.tls import *
 from gunicorn.settings.companion import *
 from gunicorn.settings.monitor import *
+from gunicorn.settings.later import *
 from gunicorn.settings.validators import *

@@ -32,6 +32,7 @@ SECTIONS = (
     SSL := "SSL",
     COMPANION_PROCESSES := "Companion Processes",
     MONITOR := "Monitor",
+    GUNICORN_27 := "Gunicorn 24 to 27",
 )
 
 

@@ -57,7 +57,7 @@ def _with_modes(args: list[str]) -> list[str]:
             joined[-1] = f"{_PROXY_PROTOCOL}={word}"
         else:
             joined.append(_PROXY_PROTOCOL if _is_proxy_protocol(word) else word)
-    return [f"{word}=true" if word == _PROXY_PROTOCOL else word for word in joined] + args[end:]
+    return [f"{word}=auto" if word == _PROXY_PROTOCOL else word for word in joined] + args[end:]
 
 
 def _is_proxy_protocol(word: str) -> bool:

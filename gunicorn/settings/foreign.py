@@ -12,9 +12,6 @@ _BY_ASGI_WORKER = (
     'the worker class decides: worker_class = "uvicorn_worker.UvicornWorker", or a class derived from it '
     "with options in CONFIG_KWARGS"
 )
-_DIRTY = "there are no dirty workers; a companion (companion_workers) runs beside the web workers"
-_HTTP2 = "HTTP/1.1 only; let the proxy in front speak HTTP/2 to clients"
-_CONTROL = "gunicorn-companion has a socket of its own: "
 _ROTATION = 'stdout and stderr may be dictionaries: {"file": "rq.log", "max_bytes": "50M", "backups": 10}'
 _NO_LISTENERS = "there are no event listeners; `gunicorn-companion events` prints what happens"
 _NO_USER = "companions run as the server's user; change it in the command: setpriv --reuid NAME PROGRAM"
@@ -26,35 +23,13 @@ SETTINGS = {
     "asgi_disconnect_grace_period": _BY_ASGI_WORKER,
     "websocket_max_message_size": _BY_ASGI_WORKER,
     "root_path": f"for ASGI {_BY_ASGI_WORKER}; for WSGI the proxy sends SCRIPT_NAME (forwarder_headers)",
-    "http_parser": "there is one parser, in Python",
-    "http_protocols": _HTTP2,
-    "http2_max_concurrent_streams": _HTTP2,
-    "http2_initial_window_size": _HTTP2,
-    "http2_max_frame_size": _HTTP2,
-    "http2_max_header_list_size": _HTTP2,
-    "http2_cleartext": _HTTP2,
     "protocol": "HTTP only; in nginx write proxy_pass, not uwsgi_pass",
     "uwsgi_allow_ips": "HTTP only; proxies are named in forwarded_allow_ips",
-    "enable_backlog_metric": "there is no such metric; `ss -ltn` shows the accept queue",
-    "control_socket": _CONTROL + "companion_control_socket",
-    "control_socket_mode": _CONTROL + "companion_control_socket_mode",
-    "control_socket_disable": _CONTROL + 'companion_control_socket = "" turns it off',
-    "dirty_apps": _DIRTY,
-    "dirty_workers": _DIRTY,
-    "dirty_timeout": _DIRTY,
-    "dirty_threads": _DIRTY,
-    "dirty_graceful_timeout": _DIRTY,
-    "on_dirty_starting": _DIRTY,
-    "dirty_post_fork": _DIRTY,
-    "dirty_worker_init": _DIRTY,
-    "dirty_worker_exit": _DIRTY,
 }
 
 # Flags that are not the name of their setting with dashes.
 _FLAGS = {
     "uwsgi_allow_from": "uwsgi_allow_ips",
-    "no_control_socket": "control_socket_disable",
-    "dirty_app": "dirty_apps",
 }
 
 #: Keys of supervisord and others, with our key.

@@ -17,17 +17,20 @@ from gunicorn.settings.validators import (
 )
 
 HEADER_MAP_WAYS = ("drop", "refuse", "dangerous")
-PROXY_PROTOCOL_MODES = ("v1", "v2", "auto")
+PROXY_PROTOCOL_MODES = ("off", "v1", "v2", "auto")
 #: The words that may follow the flag ``--proxy-protocol``.
 PROXY_PROTOCOL_WORDS = PROXY_PROTOCOL_MODES + TRUE_WORDS + FALSE_WORDS
 
 
-def validate_proxy_protocol(val: Any) -> bool | None:
-    """A boolean, or a mode of later Gunicorns. Both versions are read unless it is ``off``."""
-    word = val.strip().lower() if isinstance(val, str) else ""
+def validate_proxy_protocol(val: Any) -> str:
+    """One of PROXY_PROTOCOL_MODES; a boolean or None, as before Gunicorn 24, is ``auto`` or ``off``."""
+    word = val.strip().lower() if isinstance(val, str) else val
     if word in PROXY_PROTOCOL_MODES:
-        return True
-    return validate_bool(val)
+        return str(word)
+    try:
+        return "auto" if validate_bool(val) else "off"
+    except ValueError:
+        raise ValueError(f"expected one of {', '.join(PROXY_PROTOCOL_MODES)}, not {val!r}") from None
 
 
 def validate_string_to_list(val: Any) -> list[str]:
@@ -133,14 +136,13 @@ class ProxyProtocol(
     section=SERVER_MECHANICS,
     meta="MODE",
     nargs="?",
-    const="true",
+    const="auto",
     validator=validate_proxy_protocol,
-    default=False,
+    default="off",
 ):
-    """Read the PROXY protocol, version 1 or 2, at the beginning of each connection that has it.
+    """Read the PROXY protocol at the beginning of each connection that has it: ``v1``, ``v2`` or ``auto``.
 
-    True or False; the flag alone is True. The server recognizes both versions, so the words ``v1``, ``v2``
-    and ``auto`` of later Gunicorns mean True, too, and ``off`` means False.
+    ``auto`` reads both versions; the flag alone and True are ``auto``, too. ``off`` and False read neither.
 
     HAProxy, AWS load balancers and stunnel send the client's address with it. With TLS it comes in the
     clear, before the handshake; after the handshake it is accepted only from peers that did not send it

@@ -171,3 +171,11 @@ class DogstatsdTags(Text, meta="DOGSTATSD_TAGS", default=""):
 
 class StatsdPrefix(Text, meta="STATSD_PREFIX", default=""):
     """The prefix of each metric's name; a dot is added if it does not end with one."""
+
+
+class EnableBacklogMetric(Flag, section=LOGGING):
+    """Send the number of connections that wait to be accepted to statsd, once a second; Linux only.
+
+    ``gunicorn.backlog`` is a gauge of all listeners together, ``gunicorn.socket.backlog`` a distribution with
+    a value for each.
+    """

@@ -170,7 +170,7 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         # The socket's own timeout is for each of many reads.
         self._head_timer = gevent.Timeout.start_new(worker.cfg.timeout or None, TimeoutError("slow head"))
         try:
-            if self._served or not worker.cfg.proxy_protocol:
+            if self._served or not worker.cycle.policy.proxy_protocol:
                 return self._read_line().decode("latin-1")
             return self._read_behind_proxy_header()
         except (ParseException, OSError) as error:
@@ -200,12 +200,13 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             line += self.rfile.readline(pywsgi.MAX_REQUEST_LINE)
         if not starts_proxy_header(line):
             return line.decode("latin-1").lstrip("\r\n")
-        if not self.server.worker.cycle.policy.proxy_allow.allows(self.client_address):
+        policy = self.server.worker.cycle.policy
+        if not policy.proxy_allow.allows(self.client_address):
             raise ForbiddenProxyRequest(str(self.client_address[0]))
         if line.startswith(V2_SIGNATURE):
             line += self.rfile.read(V2_HEADER_LENGTH - len(V2_SIGNATURE))
             line += self.rfile.read(int.from_bytes(line[-2:], "big"))
-        found = split_proxy_header(line)
+        found = split_proxy_header(line, policy.proxy_protocol)
         if found is None:
             raise InvalidProxyLine(line[:V1_MAX_LENGTH])
         self._speak_for(found[1])

@@ -144,9 +144,10 @@ class ProxyIntake:
         starts = starts_proxy_header(self._held)
         if not starts:
             return starts is False
-        if not self._worker.cycle.policy.proxy_allow.allows(self._address):
+        policy = self._worker.cycle.policy
+        if not policy.proxy_allow.allows(self._address):
             raise ForbiddenProxyRequest(str(self._address[0]))
-        found = split_proxy_header(self._held)
+        found = split_proxy_header(self._held, policy.proxy_protocol)
         if found is None:
             return False
         del self._held[: found[0]]

@@ -303,7 +303,9 @@ class SyncWorker(Worker):
         except OSError as error:
             return not isinstance(error, BlockingIOError)
         policy = self.cycle.policy
-        return len(data) in (0, _PEEK) or policy.proxy_protocol or whole_head(data, policy, first=True) > 0
+        if policy.proxy_protocol or len(data) in (0, _PEEK):
+            return True
+        return whole_head(data, policy, first=True) > 0
 
     # -- one connection ------------------------------------------------------------------
 

@@ -279,9 +279,15 @@ def test_near_misses_are_warned_of(here: Path) -> None:
 
 LATER = """
 import protocol
+asgi_loop = "uvloop"
+uwsgi_allow_ips = "*"
+control_socket_mode = 0o660
+http2_max_frame_size = 20000
+"""
+
+REFUSED = """
 dirty_apps = ["ml:App"]
 http_protocols = "h2,h1"
-control_socket_mode = 0o660
 def on_dirty_starting(arbiter): pass
 """
 
@@ -294,13 +300,18 @@ def test_settings_of_later_versions_are_warned_of(here: Path) -> None:
     found = r"Warning: .*gunicorn\.conf\.py, line (\d+): (\w+) is not a setting and has no effect: (.*)"
     warned = re.findall(found, done.stderr)
     assert [(line, name) for line, name, _ in warned] == [
-        ("3", "dirty_apps"),
-        ("4", "http_protocols"),
-        ("5", "control_socket_mode"),
-        ("6", "on_dirty_starting"),
+        ("3", "asgi_loop"),
+        ("4", "uwsgi_allow_ips"),
     ]
-    assert warned[2][2].endswith("companion_control_socket_mode")
+    unused = re.findall(r"Warning: (\w+) has no effect: ", done.stderr)
+    assert unused == ["http2_max_frame_size", "control_socket_mode"]
     assert len(done.stderr.splitlines()) == 4
+    (here / "gunicorn.conf.py").write_text(REFUSED)
+    done = gunicorn(here, "--check-config", "shop:app")
+    assert done.returncode == 1
+    head, *lines = done.stderr.splitlines()
+    assert head.endswith("3 mistakes:") and len(lines) == 3
+    assert "line 2: dirty_apps" in lines[0] and "let a companion" in lines[0]
 
 
 def test_each_mistake_has_a_line_of_its_own(here: Path) -> None:

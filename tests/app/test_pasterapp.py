@@ -141,7 +141,7 @@ def test_a_server_section(served: list[Any], here: Path) -> None:
     [
         ({"wrkers": "3"}, "wrkers is not a setting; did you mean workers?"),
         ({"workers": "x"}, "workers = x"),
-        ({"http_protocols": "h2"}, "http_protocols is not a setting: HTTP/1.1 only"),
+        ({"http_protocols": "h2"}, "server section: http_protocols = h2: this server speaks HTTP/1.1"),
         ({"workers": "x", "timeuot": "3"}, "2 mistakes:\n  workers = x: expected"),
         ({"raw_env": "SECRET_KEY"}, "raw_env = SECRET_KEY"),
         ({"companion_env": "SECRET_KEY=sesame"}, "companion_env = SECRET_KEY=***"),

@@ -15,6 +15,7 @@ import pytest
 
 from gunicorn import config
 from gunicorn.errors import ConfigError
+from gunicorn.settings.later import unused_settings
 
 #: The interface: setting → flags, section, default.
 SETTINGS: dict[str, tuple[list[str], str, Any]] = {
@@ -62,7 +63,7 @@ SETTINGS: dict[str, tuple[list[str], str, Any]] = {
     "forwarded_allow_ips": (["--forwarded-allow-ips"], "Server Mechanics", "127.0.0.1,::1"),
     "pythonpath": (["--pythonpath"], "Server Mechanics", None),
     "paste": (["--paste", "--paster"], "Server Mechanics", None),
-    "proxy_protocol": (["--proxy-protocol"], "Server Mechanics", False),
+    "proxy_protocol": (["--proxy-protocol"], "Server Mechanics", "off"),
     "proxy_allow_ips": (["--proxy-allow-from"], "Server Mechanics", "127.0.0.1,::1"),
     "raw_paste_global_conf": (["--paste-global"], "Server Mechanics", []),
     "permit_obsolete_folding": (["--permit-obsolete-folding"], "Server Mechanics", False),
@@ -102,6 +103,7 @@ SETTINGS: dict[str, tuple[list[str], str, Any]] = {
     "statsd_host": (["--statsd-host"], "Logging", None),
     "dogstatsd_tags": (["--dogstatsd-tags"], "Logging", ""),
     "statsd_prefix": (["--statsd-prefix"], "Logging", ""),
+    "enable_backlog_metric": (["--enable-backlog-metric"], "Logging", False),
     "proc_name": (["-n", "--name"], "Process Naming", None),
     "default_proc_name": ([], "Process Naming", "gunicorn"),
     "keyfile": (["--keyfile"], "SSL", None),
@@ -208,15 +210,103 @@ def own_setting() -> Iterator[type[config.Setting]]:
 # -- the registry ------------------------------------------------------------------------------
 
 
+#: Settings of Gunicorn 24 to 27 that do nothing here.
+LATER: dict[str, tuple[list[str], str, Any]] = {
+    name: ([flag], "Gunicorn 24 to 27", default)
+    for name, flag, default in (
+        ("http_parser", "--http-parser", "auto"),
+        ("http_protocols", "--http-protocols", "h1"),
+        ("http2_max_concurrent_streams", "--http2-max-concurrent-streams", 100),
+        ("http2_initial_window_size", "--http2-initial-window-size", 65535),
+        ("http2_max_frame_size", "--http2-max-frame-size", 16384),
+        ("http2_max_header_list_size", "--http2-max-header-list-size", 65536),
+        ("http2_cleartext", "--http2-cleartext", "off"),
+        ("control_socket", "--control-socket", None),
+        ("control_socket_mode", "--control-socket-mode", 0o600),
+        ("control_socket_disable", "--no-control-socket", False),
+        ("dirty_apps", "--dirty-app", []),
+        ("dirty_workers", "--dirty-workers", 0),
+        ("dirty_timeout", "--dirty-timeout", 300),
+        ("dirty_threads", "--dirty-threads", 1),
+        ("dirty_graceful_timeout", "--dirty-graceful-timeout", 30),
+    )
+}
+DIRTY_HOOKS = ("on_dirty_starting", "dirty_post_fork", "dirty_worker_init", "dirty_worker_exit")
+
+NO_HTTP2 = "speaks HTTP/1.1: let a proxy"
+ONE_PARSER = "there is one parser"
+OTHER_SOCKET = "companion_control_socket"
+
+LATER_ACCEPTED: list[tuple[str, Any, str]] = [
+    ("http_parser", "fast", ONE_PARSER),
+    ("http_parser", "python", ONE_PARSER),
+    ("http_parser", "auto", ""),
+    ("http_protocols", "h1", ""),
+    ("http2_max_concurrent_streams", 5, NO_HTTP2),
+    ("http2_initial_window_size", "1000", NO_HTTP2),
+    ("http2_max_frame_size", 20000, NO_HTTP2),
+    ("http2_max_header_list_size", 1, NO_HTTP2),
+    ("http2_cleartext", "off", ""),
+    ("control_socket", "/run/gunicorn.ctl", OTHER_SOCKET),
+    ("control_socket_mode", 0o660, OTHER_SOCKET),
+    ("control_socket_disable", True, ""),
+    ("dirty_apps", [], ""),
+    ("dirty_workers", 0, ""),
+    ("dirty_timeout", 300, ""),
+    ("dirty_threads", 1, ""),
+    ("dirty_graceful_timeout", 30, ""),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), LATER_ACCEPTED)
+def test_what_does_nothing_is_accepted_and_said(name: str, value: Any, said: str) -> None:
+    cfg = config.Config()
+    cfg.set(name, value)
+    lines = unused_settings(cfg)
+    assert len(lines) == (said != "")
+    assert all(line.startswith(f"{name} has no effect: ") and said in line for line in lines)
+
+
+NO_DIRTY = "let a companion"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("http_parser", "c", "expected one of auto, fast, python"),
+        ("http_protocols", "h2", NO_HTTP2),
+        ("http_protocols", "h1,h2", NO_HTTP2),
+        ("http_protocols", ["h2", "h1"], NO_HTTP2),
+        ("http_protocols", "h3", "expected h1, h2 or both"),
+        ("http_protocols", "", "expected h1, h2 or both"),
+        ("http2_max_frame_size", -1, "0 or more"),
+        ("http2_cleartext", "prior-knowledge", NO_HTTP2),
+        ("http2_cleartext", "upgrade", NO_HTTP2),
+        ("http2_cleartext", "both", NO_HTTP2),
+        ("http2_cleartext", "on", "expected one of off"),
+        ("dirty_apps", ["ml:App"], NO_DIRTY),
+        ("dirty_workers", 2, NO_DIRTY),
+        ("dirty_timeout", 10, NO_DIRTY),
+        ("dirty_threads", 2, NO_DIRTY),
+        ("dirty_graceful_timeout", 5, NO_DIRTY),
+        *((name, print, NO_DIRTY) for name in DIRTY_HOOKS),
+    ],
+)
+def test_what_would_be_missed_is_refused(name: str, value: Any, said: str) -> None:
+    with pytest.raises((ValueError, TypeError)) as info:
+        config.Config().set(name, value)
+    assert said in str(info.value)
+
+
 def test_the_settings_are_those_of_the_interface() -> None:
     known = {cls.name for cls in config.KNOWN_SETTINGS}
-    assert known == {*SETTINGS, *HOOKS, "ssl_context"}
+    assert known == {*SETTINGS, *HOOKS, *LATER, *DIRTY_HOOKS, "ssl_context"}
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [*SETTINGS, *LATER])
 def test_flags_section_and_default(name: str) -> None:
     (cls,) = [cls for cls in config.KNOWN_SETTINGS if cls.name == name]
-    flags, section, default = SETTINGS[name]
+    flags, section, default = {**SETTINGS, **LATER}[name]
     assert (cls.cli or [], cls.section, cls.default) == (flags, section, default)
 
 
@@ -293,8 +383,8 @@ def test_values_are_read_as_attributes_and_set_by_set() -> None:
         cfg.no_such_setting  # noqa: B018
     with pytest.raises(AttributeError):
         cfg.set("no_such_setting", 1)
-    with pytest.raises(AttributeError, match="'dirty_workers': there are no dirty workers"):
-        cfg.set("dirty_workers", 1)
+    with pytest.raises(AttributeError, match="'uwsgi_allow_ips': HTTP only"):
+        cfg.set("uwsgi_allow_ips", "*")
 
 
 def test_a_value_that_is_refused_leaves_the_old_one() -> None:

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from signal import SIGKILL, SIGTTIN
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTTIN
 
 import pytest
 from e2e_apps import WEB
@@ -96,6 +97,22 @@ def test_requests_workers_and_log_lines(daemon: Daemon, worker_class: str) -> No
         assert server.stop() == 0
         daemon.wait_gauge("shop.gunicorn.workers", 0)
     assert {rest for _, _, rest in daemon.figures} == {"g", "c|@1.0", "ms"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
+def test_connections_that_wait(daemon: Daemon) -> None:
+    flags = ["--statsd-host", daemon.address, "--enable-backlog-metric"]
+    with Server(WEB, "", flags, ready="listen") as server:
+        daemon.wait_gauge("gunicorn.backlog", 0)
+        (worker,) = server.workers()
+        server.signal(SIGSTOP, worker)
+        clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+        daemon.wait_gauge("gunicorn.backlog", 3)
+        assert daemon.values("gunicorn.socket.backlog")[-1] == 3
+        server.signal(SIGCONT, worker)
+        for client in clients:
+            client.close()
+        daemon.wait_gauge("gunicorn.backlog", 0)
 
 
 def test_companions(daemon: Daemon) -> None:

@@ -548,7 +548,7 @@ def test_find_head_end_resumes() -> None:
 
 def test_whole_head() -> None:
     raw = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
-    plain, proxied = RequestPolicy(), RequestPolicy(proxy_protocol=True)
+    plain, proxied = RequestPolicy(), RequestPolicy(proxy_protocol="auto")
     assert (
         parse.whole_head(raw, plain, first=True)
         == parse.whole_head(raw + b"rest", plain, first=False)

@@ -47,9 +47,15 @@ VALID: list[tuple[bytes, ProxyInfo | None]] = [
 
 @pytest.mark.parametrize(("raw", "info"), VALID)
 def test_valid(raw: bytes, info: ProxyInfo | None) -> None:
-    assert split_proxy_header(raw + REQUEST) == (len(raw), info)
-    for end in range(len(raw)):
-        assert split_proxy_header(raw[:end]) is None
+    version, other = ("v1", "v2") if raw.startswith(b"PROXY") else ("v2", "v1")
+    for mode in ("auto", version):
+        assert split_proxy_header(raw + REQUEST, mode) == (len(raw), info)
+        for end in range(len(raw)):
+            assert split_proxy_header(raw[:end], "auto") is None
+    with pytest.raises(InvalidProxyLine):
+        split_proxy_header(raw + REQUEST, other)
+    with pytest.raises(InvalidProxyLine):
+        RequestParser(make_config(proxy_protocol=other), [raw + REQUEST], PEER).__next__()
 
 
 @pytest.mark.parametrize(("raw", "info"), VALID)
@@ -134,6 +140,8 @@ def test_environ_names_client_and_proxy() -> None:
 def test_reference_methods() -> None:
     request = Request(make_config(proxy_protocol=True), IterUnreader([REQUEST]), PEER)
     assert not request.proxy_protocol("GET / HTTP/1.1")
+    other = Request(make_config(proxy_protocol="v2"), IterUnreader([REQUEST]), PEER)
+    assert not other.proxy_protocol("PROXY TCP4 192.168.0.1 192.168.0.11 56324 443")
     assert request.proxy_protocol("PROXY TCP4 192.168.0.1 192.168.0.11 56324 443")
     assert request.proxy_protocol_info == VALID[0][1].as_dict()  # type: ignore[union-attr]
     with pytest.raises(InvalidProxyLine):
