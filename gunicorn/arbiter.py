@@ -22,7 +22,7 @@ from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.glogging import reopen_logs
 from gunicorn.loading import getcwd
 from gunicorn.logs.files import never_block
-from gunicorn.master import handoff, pool
+from gunicorn.master import commands, handoff, pool
 from gunicorn.master.announce import Situation
 from gunicorn.master.shutdown import Shutdown
 from gunicorn.master.succession import Succession
@@ -152,6 +152,7 @@ class Arbiter(Shutdown, Succession):
         if self.given.scoreboard_fd is not None:
             with contextlib.suppress(OSError):  # what is no descriptor is found when it is used
                 os.set_inheritable(self.given.scoreboard_fd, False)
+        self.upgrade.inherit(self.given)
         self.unit.open(os.environ, self.pid)
         handoff.forget(os.environ)
         try:
@@ -226,6 +227,7 @@ class Arbiter(Shutdown, Succession):
                 self.reap_workers()
                 self.murder_workers()
                 self.manage_workers()
+                self.upgrade.step(time.monotonic())
                 self.unit.step(time.monotonic())
         except (StopAsked, KeyboardInterrupt):
             self.halt()
@@ -263,6 +265,7 @@ class Arbiter(Shutdown, Succession):
         deadlines = [
             self.companions.next_deadline() if self.companions is not None else None,
             self.unit.next_deadline(now),
+            self.upgrade.next_deadline(now),
             pool.next_kill(self._all_records()),
         ]
         waits = [TICK, *(deadline - now for deadline in deadlines if deadline is not None)]
@@ -333,15 +336,21 @@ class Arbiter(Shutdown, Succession):
 
     def handle_term(self) -> None:
         """Stop gracefully."""
+        if self.upgrade.ends_first(signal.SIGTERM):
+            return
         raise StopAsked
 
     def handle_int(self) -> None:
         """Stop at once."""
-        self.stop(False)
-        raise StopAsked
+        self._stop_quickly(signal.SIGINT)
 
     def handle_quit(self) -> None:
         """Stop at once."""
+        self._stop_quickly(signal.SIGQUIT)
+
+    def _stop_quickly(self, sig: int) -> None:
+        if self.upgrade.ends_first(sig):
+            return
         self.stop(False)
         raise StopAsked
 
@@ -374,6 +383,12 @@ class Arbiter(Shutdown, Succession):
             self.manage_workers()
         else:
             self.log.debug("SIGWINCH is ignored: this server is not a daemon")
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def command(self, cmd: str, **wanted: Any) -> dict[str, Any]:
+        """Do what a client of the control socket wants; return the answer. Raises ValueError with why not."""
+        return commands.answer(self, cmd, **wanted)
 
     # -- children ------------------------------------------------------------------------------
 

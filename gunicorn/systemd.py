@@ -103,6 +103,11 @@ class Unit:
         if self.announcer is not None:
             self.announcer.reload_refused(why)
 
+    def upgrade_failed(self, why: str) -> None:
+        """Report that a successor has not taken over."""
+        if self.announcer is not None:
+            self.announcer.upgrade_failed(why)
+
     def leave(self, now: float) -> None:
         """Send the last message before the process exits."""
         if self.announcer is not None:

@@ -14,6 +14,7 @@ from gunicorn.app.start import Start, apply_environ, as_at_start
 from gunicorn.config import Config
 from gunicorn.errors import AppImportError, ConfigError, all_mistakes
 from gunicorn.loading import asked_to_exit, check_protocol
+from gunicorn.master import handoff
 from gunicorn.settings.server import ConfigFile
 from gunicorn.unix.process import open_standard_streams
 
@@ -312,7 +313,17 @@ def fail(error: BaseException) -> NoReturn:
     if details:
         print(details, file=sys.stderr)
     print(f"Error: {text}", file=sys.stderr, flush=True)
+    _tell_old_master(text)
     sys.exit(1)
+
+
+def _tell_old_master(reason: str) -> None:
+    """If this process is to succeed a master that waits for it, say why it does not."""
+    fd, _ = handoff.report_to(os.environ)
+    if fd is not None:
+        from gunicorn.master.upgrade import report
+
+        report(fd, reason)
 
 
 def _while_loading(error: BaseException) -> bool:

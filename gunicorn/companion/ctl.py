@@ -26,6 +26,7 @@ from gunicorn.companion.client.connection import (
     SOCKET_VARIABLE,
     Connection,
     Failure,
+    NoServer,
     Printable,
     complain,
     connect,
@@ -47,12 +48,15 @@ NAMES = "by name: 'rq' (with all its copies, if it has numprocs), 'rq:2', a patt
 
 # What to write instead of commands of supervisorctl, systemctl, pm2 and others.
 FOREIGN_WORDS = {
-    "update": "reread applies what changed in the configuration",
+    "update": "reread applies what changed in companions; reload does so for the whole server",
     "add": "reread applies what changed in the configuration; web add: more web workers",
     "remove": "reread applies what changed in the configuration; web remove: fewer web workers",
-    "reload": "reread for companions, web reload for web workers; SIGHUP to the master reloads everything",
     **dict.fromkeys(("workers", "worker", "ttin", "ttou"), "use web"),
-    "shutdown": "SIGTERM to the master ends the server; 'stop all' ends its companions",
+    **dict.fromkeys(
+        ("quit", "exit", "halt", "terminate"), "shutdown ends the server; stop all ends companions"
+    ),
+    **dict.fromkeys(("deploy", "redeploy", "graceful", "hup"), "use reload, or upgrade for a new master"),
+    **dict.fromkeys(("rollback", "usr2"), "upgrade goes back by itself if the new master does not boot"),
     **dict.fromkeys(("tail", "maintail", "log", "fg", "attach"), "use logs -f NAME"),
     **dict.fromkeys(("avail", "list", "ls", "ps", "show", "describe"), "use status -v"),
     "monit": "use top",
@@ -121,12 +125,22 @@ def _run(words: Sequence[str]) -> int:
         if options.command == "completion":
             # It needs no server.
             return _show_completion(None, options)
-        with connect(options.socket, options.timeout) as connection:
+        with _connect(options) as connection:
             run = COMMANDS[options.command][-1]
             return run(connection, options)
     except Failure as exc:
         complain(exc)
         return exc.code
+
+
+def _connect(options: Any) -> Connection:
+    signals = SIGNALS.get(options.command)
+    try:
+        return connect(options.socket, options.timeout if signals is None else None)
+    except NoServer as exc:
+        if signals is None:
+            raise
+        raise Failure(f"{exc}; a server without companions has no control socket: {signals}") from None
 
 
 def _prepare_output() -> None:
@@ -370,6 +384,23 @@ def _show_completion(_: object, options: Any) -> int:
     return show_script(options)
 
 
+def _reload(parser: Parser) -> None:
+    parser.add_argument("--wait", action="store_true", help="until it is done; exit status 1: refused")
+
+
+def _upgrade(parser: Parser) -> None:
+    parser.add_argument(
+        "--wait", action="store_true", help="until it is done; exit status 1 if it is rolled back"
+    )
+
+
+def _shutdown(parser: Parser) -> None:
+    parser.add_argument(
+        "--now", action="store_true", help="kill everything at once: requests and jobs that run are lost"
+    )
+    parser.add_argument("--wait", action="store_true", help="until the server is gone")
+
+
 def _nothing(parser: Parser) -> None:
     pass
 
@@ -379,6 +410,13 @@ def _show_top(connection: Connection, options: Any) -> int:
     from gunicorn.companion.client.top import run
 
     return run(connection, options)
+
+
+def _steer_server(connection: Connection, options: Any) -> int:
+    # Health checks and the like need not load it.
+    from gunicorn.companion.client import deploy
+
+    return deploy.COMMANDS[options.command](connection, options)
 
 
 # Each command: its help, more of its description, the function that adds its arguments, and the one that runs
@@ -481,6 +519,27 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         _reread,
         client.reread,
     ),
+    "reload": (
+        "reload everything: the configuration, web workers, companions that have changed",
+        "As SIGHUP to the master does. If the configuration is wrong, or new web workers do not boot, "
+        "nothing changes; with --wait the exit status is then 1. --timeout: seconds to wait.",
+        _reload,
+        _steer_server,
+    ),
+    "upgrade": (
+        "start a new master with the code on disk, and end the old one when it serves",
+        "If the new master does not boot within --timeout seconds (default 120), it is ended and the old one "
+        "goes on; with --wait the exit status is then 1. Companions change hands, and none runs twice.",
+        _upgrade,
+        _steer_server,
+    ),
+    "shutdown": (
+        "stop the whole server",
+        "As SIGTERM to the master does: requests and jobs that run come to their end. --timeout: seconds to "
+        "wait; the server goes on stopping after that.",
+        _shutdown,
+        _steer_server,
+    ),
     "pid": (
         "print the pid of the companion manager, or of companions",
         "Exit status 1: a companion has no process.",
@@ -503,6 +562,13 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
     ),
 }
 
+
+# What does the same for a server without companions.
+SIGNALS = {
+    "reload": "send SIGHUP to its master",
+    "upgrade": "send SIGUSR2 to its master, and SIGTERM when the new one serves",
+    "shutdown": "send SIGTERM to its master",
+}
 
 # Commands that wait until companions or web workers have settled.
 WAITS = ("start", "stop", "restart", "scale", "web")

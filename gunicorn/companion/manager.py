@@ -35,6 +35,7 @@ from gunicorn.companion.supervise.memory import Limits
 from gunicorn.companion.supervise.notify_sockets import Notifications, remove_stale
 from gunicorn.companion.supervise.order import Rolling, Stops
 from gunicorn.companion.supervise.overrides import KeptState
+from gunicorn.companion.supervise.questions import Questions
 from gunicorn.companion.supervise.rights import StartRights
 from gunicorn.companion.supervise.sessions import Sessions
 from gunicorn.companion.supervise.sharedstate import Rights, SharedState
@@ -216,7 +217,7 @@ class CompanionManager:
             changes=self.changes,
             beside_old_master=beside_old_master,
         )
-        self.web = WebWorkers(scoreboard, server=self.server, tell=None if link is None else self.tell_master)
+        self.questions = Questions(None if link is None else self.tell_master)
         self.dumps = Dumps(
             self.table,
             file=stacks,
@@ -232,7 +233,8 @@ class CompanionManager:
             server=self.server,
             belonging=self.sessions.belonging,
             after_command=self._after_command,
-            web=self.web,
+            web=WebWorkers(scoreboard, server=self.server, questions=self.questions),
+            questions=self.questions,
             capture=self.capture,
             dumps=self.dumps,
             kernel=kernel,
@@ -449,6 +451,9 @@ class CompanionManager:
                 self.link.read()
             self.stop_all()
         elif signum in (signal.SIGINT, signal.SIGQUIT):
+            if self.link is not None:
+                # The answer to a client's shutdown.
+                self.link.read()
             if self.steering.stopping:
                 self.log.info("Killing all companions: a second %s", signal_name(signum))
             self.stop_all(0.0 if self.steering.stopping else self.graceful_timeout)
@@ -484,8 +489,10 @@ class CompanionManager:
             self._check_socket(now)
         if "handing_over" in message:
             self.steering.handing_over = bool(message["handing_over"])
-        if "workers" in message:
-            self.web.answered(message["workers"])
+        if "answer" in message:
+            self.questions.answered(message["answer"])
+        if "upgrade_result" in message:
+            self.server["upgrade"] = message["upgrade_result"]
         if "reload_result" in message:
             self.server["reload"] = message["reload_result"]
         if "ping" in message:
@@ -551,7 +558,7 @@ class CompanionManager:
 
     def _on_master_gone(self) -> None:
         self.log.warning("The master is gone; stopping companions")
-        self.web.master_gone()
+        self.questions.master_gone()
         # First free the address for a new server.
         if self.control is not None:
             self.control.close_listener()

@@ -100,6 +100,10 @@ class Announcer:
         """Show until the next reload that the new configuration was refused."""
         self._note = f"; the last reload failed: {why}"
 
+    def upgrade_failed(self, why: str) -> None:
+        """Show until the next reload that a successor has not taken over."""
+        self._note = f"; the last upgrade failed: {why}"
+
     def step(self, now: float, situation: Situation) -> str:
         """Return the message that is due in *situation*; "" for none."""
         was_silent, self._silent = self._silent, situation.waiting

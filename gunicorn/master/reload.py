@@ -122,6 +122,10 @@ class Reloading(Workforce):
         wanted: int = self.num_workers
         return min(wanted, self.cfg.reload_batch or wanted)
 
+    def have_proven_themselves(self, now: float) -> bool:
+        """Whether all workers have."""
+        return self._trial.is_passed(self._fresh_records(), self.num_workers, now)
+
     def _settle_reload(self, now: float) -> None:
         """Make a reload final once its workers have proven themselves; note when it is done."""
         if self._switch is not None:
@@ -132,7 +136,7 @@ class Reloading(Workforce):
             if not self.stopping:
                 self.reload_companion_manager()
             self._rolling = True
-        if self._rolling and self._trial.is_passed(self._fresh_records(), self.num_workers, now):
+        if self._rolling and self.have_proven_themselves(now):
             self._rolling = False
             self.log.info("The reload is done: the new workers serve")
             self._note_reload("applied")
@@ -179,13 +183,18 @@ class Reloading(Workforce):
     def worker_failed(self, failure: Failure, *, booted: bool) -> bool:
         """Refuse a reload whose workers fail, or stop it; return whether the failure is one of a reload.
 
-        Before a worker has *booted*, a failure is that of the code; later it may be chance.
+        Before a worker has *booted*, a failure is that of the code; later it may be chance. Raises HaltServer
+        in a successor that is to show that it can take over.
         """
-        if not (self.on_trial or self._rolling):
+        if not (self.on_trial or self._rolling or self.upgrade.on_trial):
             return False
         decides = self._trial.worker_ended(booted=booted, failed=True, needed=self._needed())
-        if not self.on_trial:
+        if self._rolling:
             return decides and self._stop_rolling(failure)
+        if decides and not self.on_trial:
+            if self._served:
+                self.log.error("This master cannot take over: %s", failure)
+            raise HaltServer(failure.reason, self.WORKER_BOOT_ERROR)
         if decides:
             self._abandon_reload()
             self._refuse_reload(failure)
@@ -195,7 +204,7 @@ class Reloading(Workforce):
 
     def worker_left(self) -> None:
         """Note that a worker has ended by itself and in order."""
-        if self.on_trial or self._rolling:
+        if self.on_trial or self._rolling or self.upgrade.on_trial:
             self._trial.worker_ended(booted=True, failed=False, needed=self._needed())
 
     def _stop_rolling(self, failure: Failure) -> bool:

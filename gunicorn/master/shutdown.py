@@ -33,6 +33,8 @@ class Shutdown(Reloading):
         # The server stops because it cannot go on, and not by request; and why.
         self._failed = False
         self._halt_reason = ""
+        # Everything is to be killed as soon as the stop has begun.
+        self.end_at_once = False
 
     if TYPE_CHECKING:  # the arbiter's own
 
@@ -57,6 +59,7 @@ class Shutdown(Reloading):
 
     def end(self, graceful: bool, exit_status: int) -> None:
         """Stop everything, even if that fails half-way, and end the process."""
+        self.upgrade.failed(self._halt_reason or "it was stopped before it served")
         try:
             self.stop(graceful)
         except Exception:
@@ -96,6 +99,9 @@ class Shutdown(Reloading):
             self.unit.step(time.monotonic())
             self._report_workers()
             self.sleep()
+            if self.end_at_once:
+                self.end_at_once = False
+                self._end_now()
             self._handle_signals_while_stopping()
             self.reap_workers()
         self._report_workers()

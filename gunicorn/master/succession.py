@@ -10,6 +10,7 @@ from typing import Any
 from gunicorn.errors import HaltServer
 from gunicorn.master import handoff
 from gunicorn.master.base import Master
+from gunicorn.master.upgrade import Upgrade
 from gunicorn.pidfile import Pidfile, successor_path
 from gunicorn.unix.process import describe_end, leave
 from gunicorn.unix.signals import blocked_signals, reset_to_default
@@ -21,11 +22,15 @@ class Succession(Master):
     def __init__(self) -> None:
         super().__init__()
         self.START_CTX: dict[Any, Any] = {}
+        self.upgrade = Upgrade(self)
         # Why the pid file could not be moved to its name, as it was logged.
         self._pidfile_trouble = ""
 
-    def reexec(self) -> None:
-        """Start a new master from the program on disk, which gets the sockets of this one."""
+    def reexec(self, report: tuple[int | None, int] = (None, 0)) -> None:
+        """Start a new master from the program on disk, which gets the sockets of this one.
+
+        *report*: the descriptor by which it reports, and the number of the upgrade.
+        """
         if self.reexec_pid:
             self.log.warning("A new master is already running as process %s", self.reexec_pid)
             return
@@ -42,7 +47,7 @@ class Succession(Master):
                     if self.reexec_pid == 0 and self.inbox is not None:
                         reset_to_default(self.inbox.signals)
                 if self.reexec_pid == 0:
-                    self._exec_successor(master_pid, companion_state_fd)
+                    self._exec_successor(master_pid, companion_state_fd, report)
         except OSError as exc:
             self.log.error("The new master cannot be started: %s", exc)
 
@@ -50,7 +55,9 @@ class Succession(Master):
         """Give the descriptor from which the new master reads commands to companions, past and future."""
         return nullcontext() if self.companions is None else self.companions.state_for_successor()
 
-    def _exec_successor(self, master_pid: int, companion_state_fd: int | None) -> None:
+    def _exec_successor(
+        self, master_pid: int, companion_state_fd: int | None, report: tuple[int | None, int]
+    ) -> None:
         try:
             self.cfg.pre_exec(self)
             given = handoff.Inherited(
@@ -60,9 +67,10 @@ class Succession(Master):
                 self.companions.places.told_successor() if self.companions is not None else None,
                 companion_state_fd,
                 self.scoreboard.fd if self.scoreboard is not None else None,
+                *report,
             )
             environ = handoff.reexec_environment(self.START_CTX["env"], given, os.getpid())
-            for fd in (given.companion_state_fd, given.scoreboard_fd):
+            for fd in (given.companion_state_fd, given.scoreboard_fd, given.report_fd):
                 if fd is not None:
                     os.set_inheritable(fd, True)
             os.chdir(self.START_CTX["cwd"])
@@ -84,6 +92,7 @@ class Succession(Master):
         self.master_pid = 0
         self._take_pidfile()
         self._set_title()
+        self.upgrade.promoted()
         if self.companions is not None:
             self.companions.promoted()
 
@@ -123,3 +132,4 @@ class Succession(Master):
             left.pid = pid
             left.unlink()
         self.log.warning("The new master %s; this one keeps running", describe_end(status))
+        self.upgrade.buried(pid, describe_end(status))

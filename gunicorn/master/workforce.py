@@ -16,6 +16,7 @@ from gunicorn.errors import AppImportError, ConfigError
 from gunicorn.master import pool
 from gunicorn.master.base import Master
 from gunicorn.master.failure import FailedStarts, Failure, explain, of_exception, one_line
+from gunicorn.master.upgrade import Upgrade
 from gunicorn.unix.process import describe_end, exit_code, set_process_title, term_signal
 from gunicorn.unix.signals import blocked_signals, disregard, reset_to_default
 
@@ -58,6 +59,7 @@ class Workforce(Master):
         self._in_child = False
 
     if TYPE_CHECKING:  # the arbiter's own
+        upgrade: Upgrade
 
         @property
         def on_trial(self) -> bool: ...
@@ -340,6 +342,7 @@ class Workforce(Master):
             sock.close_sockets(self.old_listeners, False)
             if self.scoreboard is not None:
                 self.scoreboard.close_descriptor()
+            self.upgrade.close_report()
             for sibling in self.WORKERS.values():
                 sibling.tmp.close()
             if self.stacks is not None:

@@ -477,7 +477,7 @@ def test_a_path_that_cannot_be(run, tmp_path):
         (["statsu"], "unknown command statsu; did you mean status?"),
         (["frobnicate"], "unknown command frobnicate (status, start, "),
         (["update"], "unknown command update: reread applies"),
-        (["shutdown"], "unknown command shutdown: SIGTERM to the master"),
+        (["deploy"], "unknown command deploy: use reload, or upgrade"),
         (["tail", "-f", "rq"], "unknown command tail: use logs -f NAME"),
         (["start"], "the following arguments are required: NAME"),
         (["reread", "rq"], "unrecognized arguments: rq"),

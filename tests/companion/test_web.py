@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from test_scoreboard import Request
 
+from gunicorn.companion.supervise.questions import Questions
 from gunicorn.companion.supervise.web import WebWorkers
 from gunicorn.scoreboard import Scoreboard
 from gunicorn.unix import sockdiag
@@ -64,7 +65,7 @@ def test_the_kernel_tells_how_many_wait(listener: socket.socket) -> None:
 def test_what_is_read(board: Scoreboard) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=5) as listener:
         server = {"addresses": ["http://one", "http://two"], "inodes": [inode(listener), 1]}
-        web = WebWorkers(board, server=server, tell=None)
+        web = WebWorkers(board, server=server, questions=Questions(None))
         found = web.read(memory=False)["web"]
         assert found["listeners"] == [
             {"address": "http://one", "waiting": 0, "backlog": 5},
@@ -78,7 +79,7 @@ def test_what_is_read(board: Scoreboard) -> None:
 
 
 def test_a_server_without_a_scoreboard() -> None:
-    assert WebWorkers(None, server={}, tell=None).read(memory=True) == {
+    assert WebWorkers(None, server={}, questions=Questions(None)).read(memory=True) == {
         "ok": False,
         "error": "what web workers do is not known: the server had no memory for its scoreboard",
     }
@@ -88,17 +89,18 @@ def test_the_master_is_asked_and_its_answer_passed_on(board: Scoreboard) -> None
     told: list[dict[str, Any]] = []
     first: list[dict[str, Any]] = []
     second: list[dict[str, Any]] = []
-    web = WebWorkers(board, server={}, tell=told.append)
+    questions = Questions(told.append)
+    web = WebWorkers(board, server={}, questions=questions)
     web.change({"cmd": "web", "do": "add", "count": 2, "more": 1})["later"](first.append)
     web.change({"cmd": "web", "do": "kill", "pid": 4711})["later"](second.append)
     assert told == [
-        {"workers": {"do": "add", "count": 2, "ticket": 1}},
-        {"workers": {"do": "kill", "pid": 4711, "ticket": 2}},
+        {"ask": {"cmd": "web", "do": "add", "count": 2, "ticket": 1}},
+        {"ask": {"cmd": "web", "do": "kill", "pid": 4711, "ticket": 2}},
     ]
-    web.answered({"ticket": 2, "ok": True, "message": "yes"})
+    questions.answered({"ticket": 2, "ok": True, "message": "yes"})
     assert (first, second) == ([], [{"ok": True, "message": "yes"}])
-    web.answered({"ticket": 2, "ok": True})
-    web.master_gone()
+    questions.answered({"ticket": 2, "ok": True})
+    questions.master_gone()
     assert first == [{"ok": False, "error": "the master is gone"}] and len(second) == 1
     assert "does not take commands" in web.change({"do": "reload"})["error"]
 
@@ -118,5 +120,5 @@ def test_the_master_is_asked_and_its_answer_passed_on(board: Scoreboard) -> None
 def test_a_wrong_request_does_not_reach_the_master(request_: dict[str, Any], text: str) -> None:
     told: list[Any] = []
     with pytest.raises(ValueError) as info:
-        WebWorkers(None, server={}, tell=told.append).change(request_)
+        WebWorkers(None, server={}, questions=Questions(told.append)).change(request_)
     assert str(info.value) == text and told == []

@@ -92,7 +92,7 @@ def steer(connection: Connection, options: Namespace) -> int:
     wanted = "STOPPED" if options.command == "stop" else "RUNNING"
     done = {"start": "started", "stop": "stopped", "restart": "restarted"}[options.command]
     goals = {name: (wanted, f"already {done}" if already else done) for name, already in accepted.items()}
-    if not options.no_wait and not _settle(connection, options, goals, rolling):
+    if not options.no_wait and not settle(connection, options, goals, rolling):
         code = REFUSED
     return code
 
@@ -135,7 +135,7 @@ def deadline_of(options: Namespace) -> float | None:
     return None if options.timeout is None else started + float(options.timeout)
 
 
-def _settle(
+def settle(
     connection: Connection, options: Namespace, goals: dict[str, tuple[str, str]], rolling: bool = False
 ) -> bool:
     """Wait until every companion has settled; False if one settled in another state than requested.
@@ -217,7 +217,7 @@ def scale(connection: Connection, options: Namespace) -> int:
             if not options.json:
                 print(f"{name}: {done}")
         return OK
-    return OK if _settle(connection, options, goals) else REFUSED
+    return OK if settle(connection, options, goals) else REFUSED
 
 
 # -- waiting -------------------------------------------------------------------

@@ -45,6 +45,10 @@ class Failure(Exception):
         self.code = code
 
 
+class NoServer(Failure):
+    """No server was found."""
+
+
 class Connection:
     """One connection to a control socket; a request at a time."""
 
@@ -93,6 +97,18 @@ class Connection:
             raise Failure(f"{self.path}: the server closed the connection")
         return line
 
+    def wait_for_end(self, deadline: float | None) -> bool:
+        """Wait until the server closes the connection; False if *deadline* (monotonic) has passed before."""
+        while True:
+            self.sock.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            try:
+                if not self.sock.recv(4096):
+                    return True
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+
     def check_pid(self, pid: Any) -> int:
         """Return *pid* if it may be signalled. Raises Failure.
 
@@ -101,7 +117,7 @@ class Connection:
         """
         if type(pid) is not int or pid <= 0:
             raise Failure(f"{self.path}: the answer names no process")
-        user = _peer(self.sock)
+        user = _credentials(self.sock)[1]
         if os.geteuid() == 0 and user not in (None, 0):
             try:
                 owner = os.stat(f"/proc/{pid}").st_uid
@@ -121,14 +137,19 @@ class Connection:
         return reply
 
 
-def _peer(sock: socket.socket) -> int | None:
-    """The user of the process at the other end; None if the system is not Linux."""
+def peer(sock: socket.socket) -> int | None:
+    """The process at the other end, 0 if it is in another container; None if the system is not Linux."""
+    return _credentials(sock)[0]
+
+
+def _credentials(sock: socket.socket) -> tuple[int | None, int | None]:
+    """The process and the user at the other end; None if the system is not Linux."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
-        return None
+        return None, None
     # struct ucred, unix(7): pid, uid, gid
-    credentials = sock.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[1])
+    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
+    return pid, uid
 
 
 class Printable:
@@ -267,7 +288,7 @@ def connect(path: str | None, timeout: float | None) -> Connection:
         except OSError as exc:
             raise Failure(f"{path}: {exc.strerror or exc}") from None
         if time.monotonic() + RETRY_INTERVAL > deadline:
-            raise Failure(problem)
+            raise NoServer(problem)
         time.sleep(RETRY_INTERVAL)
 
 

@@ -160,6 +160,9 @@ class ManagerHandle(ArbitersPart):
         self.leftovers.note_manager(pid)
         assert self.link is not None
         self.link.watch(self.arbiter.poller, self._on_message)
+        if self.arbiter.master_pid:
+            # The answer shows that its companions can change hands.
+            self.suspect()
         self.log.info("The companion manager is process %s", pid)
 
     def _prepare(self) -> tuple[Link, dict[str, Any]]:
@@ -257,6 +260,7 @@ class ManagerHandle(ArbitersPart):
             # By these the manager finds out how many connections wait.
             "inodes": [os.fstat(listener.fileno()).st_ino for listener in self.arbiter.LISTENERS],
             "reload": self.arbiter.last_reload,
+            "upgrade": self.arbiter.upgrade.last,
         }
 
     def _look_around(self) -> Surroundings:
@@ -291,8 +295,8 @@ class ManagerHandle(ArbitersPart):
             if self.pulse.reported and message["pong"] == self.pulse.number:
                 self.log.info("The companion manager answers again")
             self.pulse.answered(message["pong"])
-        if "workers" in message:
-            self._tell("workers", self._steer_workers(**message["workers"]))
+        if "ask" in message:
+            self._tell("answer", self._answer(**message["ask"]))
         if "rereading" in message:
             # It runs a configuration file, which may never return.
             self.suspect()
@@ -307,10 +311,10 @@ class ManagerHandle(ArbitersPart):
         if fd is not None:
             self.sockets.keep(fd=fd, **which)
 
-    def _steer_workers(self, ticket: int, **wanted: Any) -> dict[str, Any]:
-        """Do what a client of the manager wants of the web workers; return the answer to its *ticket*."""
+    def _answer(self, ticket: int, cmd: str, **wanted: Any) -> dict[str, Any]:
+        """Do what a client of the manager wants of the master; return the answer to its *ticket*."""
         try:
-            return {"ticket": ticket, "ok": True, **self.arbiter.steer_workers(**wanted)}
+            return {"ticket": ticket, "ok": True, **self.arbiter.command(cmd, **wanted)}
         except ValueError as exc:
             return {"ticket": ticket, "ok": False, "error": str(exc)}
 
@@ -491,6 +495,16 @@ class ManagerHandle(ArbitersPart):
         if self._run_file_checks:
             self._run_file_checks -= 1
             self._tell("run_files")
+
+    def can_take_over(self) -> bool:
+        """Whether the companions of a successor have only to wait for those of the old master."""
+        if not self.cfg.companion_workers or self.places.must_wait():
+            return True
+        return self.pid != 0 and self.pulse.number > 0 and not self.pulse.waiting
+
+    def tell_upgrade(self, result: dict[str, Any]) -> None:
+        """Tell the manager how far an upgrade is."""
+        self._tell("upgrade_result", result)
 
     def promoted(self) -> None:
         """Tell the manager that the old master is gone: its state and its control socket are free."""

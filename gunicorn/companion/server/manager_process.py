@@ -98,6 +98,7 @@ class ManagerProcess(ArbitersPart):
             worker.tmp.close()
         if arbiter.scoreboard is not None:
             arbiter.scoreboard.close_descriptor()
+        arbiter.upgrade.close_report()
         # Until now the master's listeners may have had these numbers.
         descriptors.reserve(descriptors.most(cfg.companion_workers))
         if cfg.monitor:

@@ -21,6 +21,7 @@ from gunicorn.companion.supervise.changes import Changes
 from gunicorn.companion.supervise.details import details
 from gunicorn.companion.supervise.dumps import Dumps
 from gunicorn.companion.supervise.memory import Belonging
+from gunicorn.companion.supervise.questions import Questions
 from gunicorn.companion.supervise.steering import Steering
 from gunicorn.companion.supervise.web import WebWorkers
 from gunicorn.companion.table import ProcessTable, in_order
@@ -50,6 +51,7 @@ class Commands:
     belonging: Belonging
     after_command: Callable[[], None]
     web: WebWorkers
+    questions: Questions
     capture: Capture | None = None
     dumps: Dumps | None = None
     kernel: Kernel = KERNEL
@@ -192,6 +194,17 @@ class Commands:
             return error(self.steering.why_nothing_starts)
         return self.web.change(request)
 
+    def _whole_server(self, request: Request) -> Reply:
+        """Have the master reload, upgrade or shut down the server."""
+        wanted: Reply = {}
+        if request["cmd"] == "shutdown":
+            wanted["now"] = bool(request.get("now"))
+        elif request["cmd"] == "upgrade" and request.get("timeout") is not None:
+            wanted["timeout"] = timeout = request["timeout"]
+            if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < 2**31:
+                raise ValueError(f"'timeout': {timeout!r} is not a number of seconds")
+        return self.questions.ask(request["cmd"], **wanted)
+
     def _dump(self, request: Request) -> Reply:
         """Have processes write down their stacks; they need some time for it."""
         if self.dumps is None or self.dumps.file is None or not stacks.ASK:
@@ -314,6 +327,9 @@ COMMANDS: dict[str, Callable[[Commands, Request], Reply]] = {
     "history": Commands._history,
     "logs": Commands._logs,
     "web": Commands._web,
+    "reload": Commands._whole_server,
+    "upgrade": Commands._whole_server,
+    "shutdown": Commands._whole_server,
     "dump": Commands._dump,
     "pid": Commands._pid,
     "version": Commands._version,

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.companion.control import error
 from gunicorn.companion.supervise import memory as memory_of
+from gunicorn.companion.supervise.questions import Questions, Reply
 from gunicorn.unix import session, sockdiag
 
 if TYPE_CHECKING:
@@ -16,24 +17,15 @@ if TYPE_CHECKING:
 
 ACTIONS = ("add", "remove", "reload", "kill")
 
-Reply = dict[str, Any]
-Answer = Callable[[Reply], object]
-
 
 @dataclass(eq=False, repr=False)
 class WebWorkers:
-    """Answers ``web``. *server*: addresses and inodes of the listeners. *tell* sends a message to the master.
-
-    *tell* is None if this manager has no master that listens.
-    """
+    """Answers ``web``. *server*: addresses and inodes of the listeners. *questions* go to the master."""
 
     scoreboard: Scoreboard | None
     _: KW_ONLY
     server: Mapping[str, Any]
-    tell: Callable[[Reply], object] | None
-    # The clients that wait for the master, by the number of their question.
-    _waiting: dict[int, Answer] = field(default_factory=dict, init=False)
-    _ticket: int = field(default=0, init=False)
+    questions: Questions
 
     # -- asking ------------------------------------------------------------
 
@@ -69,27 +61,7 @@ class WebWorkers:
             wanted["count"] = _positive("count", request.get("count", 1))
         elif do == "kill":
             wanted["pid"] = _positive("pid", request.get("pid"))
-        if self.tell is None:
-            return error("this server does not take commands for its web workers")
-        return {"later": lambda answer: self._ask(wanted, answer)}
-
-    def _ask(self, wanted: Reply, answer: Answer) -> None:
-        self._ticket += 1
-        self._waiting[self._ticket] = answer
-        assert self.tell is not None
-        self.tell({"workers": {**wanted, "ticket": self._ticket}})
-
-    def answered(self, message: Reply) -> None:
-        """Pass the master's answer on."""
-        answer = self._waiting.pop(message.pop("ticket"), None)
-        if answer is not None:
-            answer(message)
-
-    def master_gone(self) -> None:
-        """Nobody will answer any more."""
-        self.tell = None
-        while self._waiting:
-            self._waiting.popitem()[1](error("the master is gone"))
+        return self.questions.ask("web", **wanted)
 
 
 def _positive(name: str, value: Any) -> int:

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: MIT
+"""``gunicorn-companion`` reload, upgrade and shutdown: the server as a whole, by command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from e2e_companions import companion_server, entry, overlaps, pids, pids_in, reconfigure, starts
+from harness import Background, Server, children_of, is_alive, load, wait_until
+
+#: Takes jobs out of a directory, and notes each that it has finished; a stop lets it finish the one it has.
+WORKER = """
+import os, signal, time
+from jobs import HERE, begin, mark
+
+def work():
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    begin()
+    while not asked:
+        for job in sorted(os.listdir(os.path.join(HERE, "queue"))):
+            try:
+                os.rename(os.path.join(HERE, "queue", job), os.path.join(HERE, "taken", job))
+            except FileNotFoundError:
+                continue
+            time.sleep(0.05)
+            with open(os.path.join(HERE, "finished"), "a") as f:
+                f.write(job + "\\n")
+            break
+        else:
+            time.sleep(0.01)
+"""
+
+
+class Command:
+    """The command, for a server that may change its master."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        line = [sys.executable, "-m", "gunicorn.companion.ctl", "-s", str(self.server.control_path()), *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(line, env=self.server.env, stdout=pipe, stderr=pipe, text=True)
+
+    def __call__(self, *words: str) -> tuple[int, str, str]:
+        process = self.begin(*words)
+        out, err = process.communicate(timeout=40)
+        return process.returncode, out, err.replace("gunicorn-companion: ", "")
+
+
+@contextlib.contextmanager
+def jobs_coming(server: Server) -> Iterator[list[str]]:
+    """Put a job into the queue every few milliseconds; the list given has their names."""
+    for name in ("queue", "taken"):
+        (server.dir / name).mkdir()
+    done, names = threading.Event(), list[str]()
+
+    def run() -> None:
+        while not done.wait(0.02):
+            names.append(f"{len(names):06}")
+            (server.dir / "queue" / names[-1]).touch()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield names
+    finally:
+        done.set()
+        thread.join(10)
+
+
+def beside(server: Server) -> Server:
+    """The new master that an upgrade has started."""
+    new = Server(directory=server.dir, bind=None, ready=None)
+    new.env, new.configured_control = server.env, server.configured_control
+    new.adopt(wait_until(server.new_master, 20, "a new master") or 0)
+    return new
+
+
+@pytest.mark.parametrize(
+    "worker_class",
+    ["gthread", *(pytest.param(name, marks=pytest.mark.matrix) for name in ("sync", "gevent", "tornado"))],
+)
+def test_an_upgrade_under_load_loses_nothing_and_runs_nothing_twice(worker_class: str) -> None:
+    server = companion_server(
+        entry("one", "idle"),
+        entry("slow", "drain", env={"UNTIL": "drained"}, stop_timeout=20),
+        {"name": "rq", "target": "worker:work", "numprocs": 2},
+        files_option={"worker.py": WORKER},
+        workers=2,
+        threads=2,
+        worker_class=worker_class,
+        pidfile="g.pid",
+    )
+    command = Command(server)
+    with server:
+        with jobs_coming(server) as jobs, load(server) as problems, load(server, "/slow?0.1") as more:
+            old = {name: server.wait_companion(name)["pid"] for name in ("one", "slow", "rq:0", "rq:1")}
+            master, workers = server.pid, server.wait_workers(2)
+            held = Background(server, "/wait?answer")
+            server.read_int("wait.started")
+            upgrade = command.begin("upgrade", "--wait")
+            new = beside(server)
+            # From here on it is decided, and only what is under way is waited for.
+            wait_until(lambda: len(starts(server, "one")) == 2, 20, "the singleton in the new master")
+            assert is_alive(master) and is_alive(old["slow"]) and upgrade.poll() is None
+            for words in (["upgrade"], ["reload"], ["shutdown"]):
+                code, _, err = command(*words)
+                assert code == 1 and f"an upgrade is under way: process {new.pid} is to take over" in err
+            server.write("answer", "")
+            assert held.result().text == "waited"
+            server.write("drained", "")
+            out, err = upgrade.communicate(timeout=40)
+            assert (upgrade.returncode, err) == (0, ""), out
+            lines = out.splitlines()
+            assert lines[0] == f"process {new.pid} is to take over"
+            assert lines[2] == f"process {new.pid} has taken over" and lines[-1] == "done"
+            assert sorted(lines[3:-1]) == [f"{name}: RUNNING" for name in sorted(old)]
+            assert not is_alive(master)
+            server.wait_exit()
+            server.adopt(server.read_int("g.pid"))
+            assert server.pid == new.pid and not set(server.workers()) & set(workers)
+            assert not set(pids(server).values()) & set(old.values())
+            told = json.loads(command("--json", "status")[1])["server"]["upgrade"]
+            assert (told["number"], told["result"], told["pid"]) == (1, "done", new.pid)
+            count = len(jobs)
+            wait_until(lambda: len(server.log("finished").split()) > count, 20, "jobs that came after it")
+        assert problems == [] and more == []
+        before = len(server.log("slow.started").split())
+        # The worker and the companion have their last work, and the command waits for that.
+        last = Background(server, "/slow?0.3")
+        wait_until(lambda: len(server.log("slow.started").split()) > before)
+        assert command("shutdown", "--wait", "--timeout", "30") == (
+            0,
+            f"the server stops\nprocess {new.pid} has ended\n",
+            "",
+        )
+        assert not is_alive(new.pid) and server.wait_exit() == 0
+        assert last.result().text == "slow done"
+        finished = server.log("finished").split()
+        assert sorted(finished) == sorted(os.listdir(server.dir / "taken"))
+        assert {*finished, *os.listdir(server.dir / "queue")} == set(jobs)
+        assert pids_in(server, "slow.drained")[0] == old["slow"] and overlaps(server) == []
+
+
+def test_an_upgrade_that_fails_touches_nothing() -> None:
+    companions = entry("one", "idle"), entry("rq", "idle", numprocs=2, singleton=False)
+    settings: dict[str, Any] = {"workers": 2, "pidfile": "g.pid", "graceful_timeout": 2}
+    server = companion_server(*companions, **settings)
+    command = Command(server)
+    with server, load(server) as problems:
+        for name in ("one", "rq:0", "rq:1"):
+            server.wait_companion(name)
+        before = pids(server), server.wait_workers(2), server.manager()
+        good = server.log("app.py")
+
+        def check_rolled_back(reason: str, *words: str) -> None:
+            code, out, err = command("upgrade", "--wait", *words)
+            assert code == 1 and "is to take over" in out
+            assert err.startswith("upgrade rolled back: ") and reason in err
+            assert (pids(server), server.workers(), server.manager()) == before
+            assert server.new_master() is None and server.read_int("g.pid") == server.pid
+
+        server.write("app.py", "import nothing_of_that_name\n" + good)
+        check_rolled_back("nothing_of_that_name")
+        server.write("app.py", "import os\nos._exit(0)\n" + good)
+        check_rolled_back("without an exception")
+        # One of them serves, and one does not come up.
+        hangs = "import os, time\ntry: os.mkdir('first')\nexcept OSError: time.sleep(99)\n"
+        server.write("app.py", hangs + good)
+        upgrade = command.begin("--json", "upgrade", "--wait", "--timeout", "1.5")
+        new = beside(server)
+        for words in (["upgrade"], ["reload"], ["shutdown"]):
+            code, _, err = command(*words)
+            assert code == 1 and f"an upgrade is under way: process {new.pid} is to take over" in err
+        out, err = upgrade.communicate(timeout=40)
+        told = json.loads(out)
+        assert (upgrade.returncode, told["ok"], told["upgrade"]["result"]) == (1, False, "rolled back")
+        assert told["upgrade"]["reason"] == "the new master did not boot in time"
+        server.write("app.py", good)
+        reconfigure(server, *companions, entry("one", "idle"), **settings)
+        check_rolled_back("one")
+        reconfigure(server, *companions, extra="raise RuntimeError('not today')\n", **settings)
+        check_rolled_back("not today")
+        # And after the mend it works.
+        reconfigure(server, *companions, **settings)
+        code, _, err = command("upgrade", "--wait")
+        assert (code, err) == (0, "")
+        server.wait_exit()
+        server.adopt(server.read_int("g.pid"))
+        assert not set(pids(server).values()) & set(before[0].values())
+        assert "one.overlap" not in overlaps(server)
+    assert problems == []
+
+
+@pytest.mark.parametrize("how", ["TERM", "now"])
+def test_a_stop_while_the_new_master_boots_ends_both(how: str) -> None:
+    server = companion_server(
+        entry("one", "stubborn" if how == "now" else "idle"), workers=1, pidfile="g.pid"
+    )
+    command = Command(server)
+    with server:
+        server.wait_companion("one")
+        server.write("app.py", "import time\ntime.sleep(99)\n")
+        assert command("upgrade")[0] == 0
+        new = beside(server)
+        wait_until(lambda: children_of(new.pid), 10, "its worker")
+        if how == "TERM":
+            server.signal(signal.SIGTERM)
+        else:
+            assert command("shutdown", "--now", "--wait")[0] == 0
+        assert server.wait_exit() == 0
+        assert not is_alive(new.pid)
+        assert "the server is to stop" in server.log()
