@@ -77,13 +77,19 @@ def _companions(cfg: Config) -> list[str]:
         configs = build_companion_configs(cfg)
     except ValueError as error:
         return [str(error)]
-    # At run time this is a failed start.
-    missing = {config.group or config.name: config.cwd for config in configs if config.cwd is not None}
-    return [
-        f"companion {name!r}: cwd: there is no directory {cwd}"
-        for name, cwd in missing.items()
-        if not os.path.isdir(cwd)
+    # At run time these are failed starts.
+    problems = [
+        f"companion {config.group!r}: cwd: there is no directory {config.cwd}"
+        for config in configs
+        if config.cwd is not None and not os.path.isdir(config.cwd)
     ]
+    problems += [
+        f"companion {config.group!r}: env_file: there is no file {path}"
+        for config in configs
+        for path in (os.path.join(config.cwd or "", each) for each in config.env_file)
+        if not os.path.exists(path)
+    ]
+    return list(dict.fromkeys(problems))
 
 
 def _tls(cfg: Config) -> bool:

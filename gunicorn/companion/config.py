@@ -71,12 +71,17 @@ class CompanionConfig(Keys):
     def fingerprint(self) -> str:
         """SHA-256 over all that a copy depends on, which ``numprocs`` is not: a change is a new one."""
         unused = ("numprocs", "index_start", "template")
-        return _digest(self, [f.name for f in fields(self) if f.name not in unused])
+        return _digest(self, [*(f.name for f in fields(self) if f.name not in unused), *self._also])
 
     @functools.cached_property
     def shape_hash(self) -> str:
         """SHA-256 over the keys that shape the process itself; a change needs a restart."""
-        return _digest(self, SHAPE_KEYS)
+        return _digest(self, [*SHAPE_KEYS, *self._also])
+
+    @property
+    def _also(self) -> tuple[str, ...]:
+        """The first copy may have the same address, but not share its socket any more."""
+        return ("socket_owner",) if self.bind else ()
 
 
 def unknown_key(key: str) -> str:

@@ -2,9 +2,10 @@
 """The control socket: newline-delimited JSON over a Unix socket.
 
 A dispatch function answers the requests, in order. An answer with ``"subscribe": true`` (which is not sent)
-subscribes its client to every later `broadcast`. One with ``"hand_over"`` is not sent at all: that function
-has another process answer the client. Neither is one with ``"later"``: that function is given another one, to
-call with the answer when there is one. A slow, silent or dead client does not delay the others.
+subscribes its client to every later `broadcast`, or to those that its ``"wants"`` is true of. One with
+``"hand_over"`` is not sent at all: that function has another process answer the client. Neither is one with
+``"later"``: that function is given another one, to call with the answer when there is one. A slow, silent or
+dead client does not delay the others.
 """
 
 from __future__ import annotations
@@ -135,6 +136,8 @@ class Client:
         self.output = bytearray()
         self.ended = False
         self.subscribed = False
+        # Which messages it gets as a subscriber; None: all.
+        self.wants: Callable[[dict[str, Any]], bool] | None = None
         # Whether it waits for an answer that comes later; its other requests wait too.
         self.waits = False
 
@@ -381,6 +384,8 @@ class ControlServer:
                 later(functools.partial(self._answer_late, client))
                 continue
             subscribes = reply.pop("subscribe", False)
+            if subscribes:
+                client.wants = reply.pop("wants", None)
             client.output += encode(reply)
             client.subscribed = client.subscribed or subscribes
         if not self._send(client):
@@ -434,7 +439,7 @@ class ControlServer:
         """Send *message* to the subscribers; drop those with too much unread."""
         line: bytes | None = None
         for client in list(self.clients.values()):
-            if not client.subscribed:
+            if not client.subscribed or (client.wants is not None and not client.wants(message)):
                 continue
             line = line or encode(message)
             if len(client.output) + len(line) > SUBSCRIBER_LIMIT:

@@ -44,7 +44,10 @@ INTERRUPTED = 130
 # The first word of the call by which a shell's script asks what may be typed next.
 COMPLETE = "__complete"
 
-NAMES = "by name: 'rq' (with all its copies, if it has numprocs), 'rq:2', a pattern such as 'work*', or 'all'"
+NAMES = (
+    "by name: 'rq' (with all its copies, if it has numprocs), 'rq:2', a pattern such as 'work*', a group "
+    "such as '@workers', or 'all'"
+)
 
 # What to write instead of commands of supervisorctl, systemctl, pm2 and others.
 FOREIGN_WORDS = {
@@ -237,6 +240,10 @@ def _add_common(parser: Parser, waits: bool = True) -> None:
         # Accepted everywhere, documented only where it has an effect.
         help="do not wait until all have started or stopped" if waits else argparse.SUPPRESS,
     )
+
+
+def _events(parser: Parser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; all by default")
 
 
 def _some(parser: Parser) -> None:
@@ -475,7 +482,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
     "events": (
         "print each change of a state, each start and end as a line of JSON",
         "Ends with the server, or on Ctrl-C.",
-        _nothing,
+        _events,
         client.follow_events,
     ),
     "logs": (

@@ -230,12 +230,18 @@ def test_all_is_well(here: Path, args: list[str]) -> None:
             ["--companion-worker", "a=x:y", "--companion-stdout", "gone/x", "shop:app"],
             ["gone does not exist"],
         ),
-        (["-c", "cwd.py", "shop:app"], ["companion 'b': cwd: there is no directory gone"]),
+        (
+            ["-c", "cwd.py", "shop:app"],
+            ["companion 'b': cwd: there is no directory gone", "'b': env_file: there is no file gone/1.env"],
+        ),
         (["--companion-worker", "a=x:y", "--companion-stop-signal", "SIGNONE", "shop:app"], ["SIGNONE"]),
     ],
 )
 def test_what_is_wrong(here: Path, args: list[str], said: list[str]) -> None:
-    (here / "cwd.py").write_text("companion_workers = [{'name': 'b', 'target': 'x:y', 'cwd': 'gone'}]")
+    (here / "cwd.py").write_text(
+        "companion_workers = [{'name': 'b', 'target': 'x:y', 'cwd': 'gone',"
+        " 'numprocs': 2, 'env_file': '%(index)d.env'}]"
+    )
     done = gunicorn(here, "--check-config", *args)
     assert done.returncode == 1, done.stderr
     for text in said:

@@ -504,7 +504,8 @@ class World:
         assert {name for name, p in self.processes.items() if not p.removed} == wanted
 
     def scale(self, group: str, number: int) -> None:
-        for index in range(number):
+        first = min(p.config.index_start for p in self.processes.values() if p.config.group == group)
+        for index in range(first, first + number):
             name = f"{group}:{index}"
             if name not in self.processes or self.processes[name].removed:
                 self._is_wanted(name)

@@ -488,7 +488,7 @@ def test_a_path_that_cannot_be(run, tmp_path):
         (["scale", "rq", "²"], "argument N: '²' is not a number of 1 or more"),
         (["wait", "rq", "--state", "DEAD"], "argument --state: invalid choice: 'DEAD'"),
         (["wait", "rq", "--timeout", "-1"], "argument --timeout: '-1' is not a time of 0 or more seconds"),
-        (["events", "rq"], "unrecognized arguments: rq"),
+        (["version", "rq"], "unrecognized arguments: rq"),
         (["--timeout", "x", "status"], "argument --timeout: 'x' is not a time of 0 or more seconds"),
         (["--timeout", "-1", "status"], "argument --timeout: '-1' is not a time of 0 or more seconds"),
         (["--timeout", "nan", "status"], "argument --timeout: 'nan' is not a time of 0 or more seconds"),

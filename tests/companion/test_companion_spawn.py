@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -976,3 +977,76 @@ def test_a_fork_that_is_refused(monkeypatch):
     (outcome,) = spawn([launch])
     assert isinstance(outcome, BlockingIOError)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
+# -- what is set in the child ----------------------------------------------------------
+
+SHOWS_ITSELF = """
+    import json, os, resource
+    def target():
+        umask = os.umask(0)
+        with open("/proc/self/oom_score_adj") as file:
+            score = int(file.read())
+        print(json.dumps({
+            "umask": umask,
+            "score": score,
+            "cpus": sorted(os.sched_getaffinity(0)),
+            "nofile": resource.getrlimit(resource.RLIMIT_NOFILE),
+            "core": resource.getrlimit(resource.RLIMIT_CORE),
+            "env": {name: value for name, value in os.environ.items() if name[:3] == "SET"},
+        }))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_what_is_set_in_the_child(tmp_path, run):
+    (tmp_path / "one.env").write_text("SET_A=file\nexport SET_B='file # 1'\nSET_C=file\nSET_D=file\n")
+    (tmp_path / "two.env").write_text("SET_B=two\n")
+    cpu = min(os.sched_getaffinity(0))
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    keys = {
+        "umask": 0o27,
+        "oom_score_adj": 700,
+        "cpu_affinity": [cpu],
+        "rlimits": {"nofile": [100, 200], "core": [0, None]},
+        "cwd": str(tmp_path),
+        "env_file": ["one.env", "two.env"],
+        "env": {"SET_A": "env", "SET_C": None, "SET_E": None},
+        "stdout": "out",
+        "environ": {"SET_D": "server", "SET_E": "server", "SET_F": "server"},
+    }
+    assert run("", before=SHOWS_ITSELF, **keys).code == 0
+    assert json.loads((tmp_path / "out").read_text()) == {
+        "umask": 0o27,
+        "score": 700,
+        "cpus": [cpu],
+        "nofile": [100, 200],
+        "core": [0, hard],
+        "env": {"SET_A": "env", "SET_B": "two", "SET_D": "file", "SET_F": "server"},
+    }
+    # The umask is not for the server's files.
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+@pytest.mark.parametrize(
+    ("keys", "error"),
+    [
+        ({"cpu_affinity": [8191]}, "cannot set cpu_affinity to [8191]: Invalid argument"),
+        (
+            {"rlimits": {"nofile": [2**31, None]}},
+            f"cannot set rlimits nofile to {2**31}: ",
+        ),
+        ({"env_file": ["/nowhere/a.env"]}, "env_file /nowhere/a.env: No such file or directory"),
+        (
+            {"env_file": ["wrong.env"]},
+            "env_file wrong.env, line 2: A: the quotes are not closed on this line",
+        ),
+    ],
+)
+def test_what_the_system_refuses(tmp_path, run, keys, error):
+    (tmp_path / "wrong.env").write_text("B=1\nA='XYZZY")
+    end = run("nothing", cwd=str(tmp_path), **keys)
+    assert (end.code, end.out, end.err) == (1, "", "")
+    assert end.error.startswith(error)
+    assert "XYZZY" not in end.error

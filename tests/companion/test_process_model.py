@@ -37,7 +37,9 @@ KEYS = st.fixed_dictionaries(
         "watchdog": st.sampled_from([None, 6]),
         "stop_as_group": st.booleans(),
         "max_lifetime": st.sampled_from([None, 30]),
-        "env": st.sampled_from([{}, {"A": "1"}]),
+        "env": st.sampled_from([{}, {"A": "1"}, {"A": "%(index)d"}]),
+        "index_start": st.sampled_from([0, 2]),
+        "groups": st.sampled_from([(), ("jobs",)]),
     }
 )
 STATUS = st.sampled_from([0, failure(), failure(3), int(signal.SIGKILL), int(signal.SIGTERM)])

@@ -30,11 +30,17 @@ def make(*names: str) -> ProcessTable:
         ("work", []),
         ("rq:2", []),
         ("x*", []),
+        ("@jobs", ["worker-1", "rq:0", "rq:1"]),
+        ("@night", ["rq:0", "rq:1"]),
+        ("@rq", []),
+        ("@", []),
+        ("@night*", []),
     ],
 )
 def test_what_a_name_means(name, names):
-    table = make("worker-2", "db", "worker-1")
-    for config in copies(CompanionConfig("rq", "app:run", numprocs=2), 2):
+    table = make("worker-2", "db")
+    table.add(CompanionConfig("worker-1", "app:run", groups=("jobs",)))
+    for config in copies(CompanionConfig("rq", "app:run", numprocs=2, groups=("night", "jobs")), 2):
         table.add(config)
     assert [process.name for process in table.chosen(name)] == names
 

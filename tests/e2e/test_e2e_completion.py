@@ -27,7 +27,9 @@ Ask = Callable[[str], list[str]]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with companion_server(entry("scheduler", "idle"), entry("rq", "idle", numprocs=2), workers=2) as server:
+    with companion_server(
+        entry("scheduler", "idle", group="night"), entry("rq", "idle", numprocs=2, group="jobs"), workers=2
+    ) as server:
         server.wait_companion("scheduler")
         server.wait_companion("rq:1")
         yield server
@@ -102,6 +104,7 @@ SHELLS = {
         ("restart sch\t", "restart scheduler"),
         ("restart --no\tsch\t", "restart --no-wait scheduler"),
         ("stop rq:1\t", "stop rq:1"),
+        ("stop @ni\t", "stop @night"),
         ("wait --state=RU\t", "wait --state=RUNNING"),
         ("-s control.s\t", "-s control.sock"),
     ],
@@ -119,6 +122,7 @@ def test_a_shell_completes_the_line(
     ("typed", "wanted"),
     [
         ("restart s", ["scheduler\tRUNNING"]),
+        ("stop @", ["@night\tall of the group", "@jobs\tall of the group"]),
         ("scale r", ["rq\tall its copies"]),
         ("wait --state=RU", ["--state=RUNNING"]),
         ("completion ", ["bash", "zsh", "fish"]),
@@ -133,7 +137,7 @@ def test_fish_completes_the_line(typed: str, wanted: list[str], env: dict[str, s
 
 def test_what_is_offered(ask: Ask, server: Server) -> None:
     assert set(ask("")) == set(COMMANDS)
-    assert ask("restart ") == ["scheduler", "rq", "rq:0", "rq:1", "all"]
+    assert ask("restart ") == ["scheduler", "rq", "rq:0", "rq:1", "@night", "@jobs", "all"]
     assert ask("restart scheduler rq:0 rq") == ["rq", "rq:1"]
     assert ask("scale ") == ["rq"]
     assert "USR1" in ask("signal scheduler ")

@@ -37,7 +37,15 @@ ENV = {"API_TOKEN": f"{MARK}0", "PLAIN": f"{MARK}1", "DATABASE_URL": f"postgres:
 PROGRAM = ["sh", "-c", "sleep 1000", f"postgres://shop:{MARK}3@db/shop", "--password", f"{MARK}4"]
 # Not the lines of "fails" itself: what a companion writes is shown as it is.
 COMMANDS = (
-    *("status", "status -v", "status --json", "status idle", "status program", "status --json program"),
+    *(
+        "status",
+        "status -v",
+        "status --json",
+        "status idle",
+        "status program",
+        "status bad",
+        "status --json program",
+    ),
     *("history", "history --json", "metrics", "web", "web --json", "dump idle", "dump web"),
     "reread --dry-run",
 )
@@ -52,10 +60,15 @@ def test_no_secret_is_shown() -> None:
         "monitor_token": f"{MARK}8",
         "loglevel": "debug",
         "app_option": APP,
-        "files_option": {"jobs.py": JOBS},
+        "files_option": {
+            "jobs.py": JOBS,
+            "good.env": f"OTHER_TOKEN={MARK}10\n",
+            "bad.env": f"OTHER_TOKEN='{MARK}11\n",
+        },
     }
     server = companion_server(
-        entry("idle", env=ENV),
+        entry("idle", env=ENV, env_file="good.env"),
+        entry("bad", "idle", env_file="bad.env"),
         {"name": "program", "command": PROGRAM, "env": ENV},
         entry("fails", stdout="fails.out", stderr="stdout", restart_delay=0.3),
         **settings,
@@ -87,6 +100,7 @@ def test_no_secret_is_shown() -> None:
         texts["events"] = str(told)
         slow.join(10)
         texts["log"] = server.log()
+    assert "bad.env, line 1: OTHER_TOKEN: the quotes are not closed" in texts["status bad"]
     assert "OSError: no answer from redis://jobs:***@" in texts["events"]
     found = {
         name: text[text.find(MARK) - 60 : text.find(MARK) + 20]

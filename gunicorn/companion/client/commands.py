@@ -294,7 +294,8 @@ def reread(connection: Connection, options: Namespace) -> int:
 
 def follow_events(connection: Connection, options: Namespace) -> int:
     """Print one line of JSON for each event, until the server ends."""
-    connection.must(cmd="events")
+    names = [] if EVERY in options.names else options.names
+    connection.must(cmd="events", **({"names": names} if names else {}))
     # There may be no event for a long time.
     connection.sock.settimeout(None)
     while True:

@@ -220,7 +220,11 @@ def _names(line: Line, groups_only: bool) -> Iterator[Candidate]:
             yield one["name"].partition(":")[0], "all its copies"
         if not groups_only:
             yield one["name"], one["state"]
-    if companions and not groups_only:
+    if groups_only:
+        return
+    for group in dict.fromkeys(group for one in companions for group in one.get("groups", ())):
+        yield f"@{group}", "all of the group"
+    if companions:
         yield "all", "all companions"
         if line.parser.prog.endswith(" dump"):
             yield "web", "all web workers"

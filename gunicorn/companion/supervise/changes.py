@@ -89,24 +89,32 @@ def scale(configs: Iterable[CompanionConfig], scaled: Scaled) -> list[CompanionC
     A number set by command lasts until the configured one changes; then it is removed from *scaled*.
     """
     found: list[CompanionConfig] = []
-    done: set[str] = set()
     configured: set[str] = set()
     for config in configs:
         group = config.group
         if config.numprocs is None:
             found.append(config)
             continue
+        if group in configured:
+            continue
         configured.add(group)
         number, before = scaled.get(group, (config.numprocs, config.numprocs))
-        if before != config.numprocs:
-            del scaled[group]
+        if before != config.numprocs or _is_too_many(config, number):
+            scaled.pop(group, None)
             number = config.numprocs
-        if group not in done:
-            done.add(group)
-            found.extend(copies(config, number))
+        found.extend(copies(config, number))
     for group in scaled.keys() - configured:
         del scaled[group]
     return found
+
+
+def _is_too_many(config: CompanionConfig, number: int) -> bool:
+    """Whether *number*, asked for under an older configuration, is more than ports are left for."""
+    try:
+        copies(config, number)
+    except ValueError:
+        return True
+    return False
 
 
 @dataclass(eq=False, repr=False)
@@ -184,14 +192,15 @@ class Changes:
         """Have *number* copies of *group*, which has `numprocs`, until the configured number changes."""
         one = configs_of(self.table, group)[0]
         assert one.numprocs is not None
-        others = [p.config for p in self.table.values() if not p.removed and p.config.group != group]
+        present = [p.config for p in self.table.values() if not p.removed]
+        others = [config for config in present if config.group != group]
         problems = address_problems([*others, *copies(one, number)])
         if problems:
             raise ValueError("; ".join(problems))
         self._scaled[group] = (number, one.numprocs)
         # As in `reread`.
         self.kept.write()
-        found = self._apply(scale([*others, one], self._scaled), Cause.COMMAND, "scaled down by command")
+        found = self._apply(scale(present, self._scaled), Cause.COMMAND, "scaled down by command")
         if number == one.numprocs:
             del self._scaled[group]
         self.log.info("Companion %s now has %d copies", group, number)
@@ -318,4 +327,7 @@ class Follower:
         # With another number in the new configuration, that one counts.
         wanted = numbers[0] if numbers is not None and numbers[1] == configured else configured
         if len(configs) != wanted:
-            self.changes.scale_group(group, wanted)
+            try:
+                self.changes.scale_group(group, wanted)
+            except ValueError as exc:
+                self.log.error("Companion %s keeps its number of copies: %s", group, exc)

@@ -158,7 +158,17 @@ class Commands:
         return {"ok": True, "history": entries}
 
     def _events(self, request: Request) -> Reply:
-        return {"ok": True, "subscribe": True}
+        names = _list_of_names(request)
+        if not names:
+            return {"ok": True, "subscribe": True}
+        seen = {process.name for name in names for process in self._named({"name": name})}
+
+        def wants(event: dict[str, Any]) -> bool:
+            # A copy may be added later, and one that is removed has a last event.
+            seen.update(process.name for name in names for process in self.table.chosen(name))
+            return event.get("name") in seen
+
+        return {"ok": True, "subscribe": True, "wants": wants}
 
     def _logs(self, request: Request) -> Reply:
         """Have the log keeper answer."""
@@ -166,9 +176,7 @@ class Commands:
             return error("the output of companions is not captured: companion_log_lines is 0")
         if not self.capture.answers:
             return error("the log keeper is being restarted; retry")
-        names = request.get("names", [])
-        if not isinstance(names, list):
-            raise ValueError("'names' is not a list of names")
+        names = _list_of_names(request)
         lines, since, stream = request.get("lines", 10), request.get("since"), request.get("stream")
         if isinstance(lines, bool) or not isinstance(lines, int) or lines < 0:
             raise ValueError(f"'lines': {lines!r} is not a number of 0 or more")
@@ -272,10 +280,7 @@ class Commands:
 
     def _stopped_with(self, request: Request) -> list[CompanionProcess]:
         """Return the companions of *names*, which are stopped together with *name*."""
-        names = request.get("names", [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("'names' is not a list of names")
-        return [process for name in names for process in self.table.chosen(name)]
+        return [process for name in _list_of_names(request) for process in self.table.chosen(name)]
 
     def _signal(self, request: Request) -> Reply:
         processes = self._named(request)
@@ -312,6 +317,13 @@ class Commands:
 
     def _reread(self, request: Request) -> Reply:
         return self.changes.reread(dry_run=bool(request.get("dry_run")))
+
+
+def _list_of_names(request: Request) -> list[str]:
+    names = request.get("names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("'names' is not a list of names")
+    return names
 
 
 # A fixed table: a client's word is never looked up as an attribute.

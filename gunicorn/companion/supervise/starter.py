@@ -276,6 +276,10 @@ class Starter:
             if one.config.socket_owner == other:
                 # The configuration gives an address to one; it has moved, and its last owner still ends.
                 return Blocked(one.pid)
+        for one in self.table.values():
+            if one.config.group == config.group and one.state is State.STOPPING:
+                # Its copies share sockets now that some had for themselves, or the other way round.
+                return Blocked(one.pid)
         if self.listeners.is_elsewhere(config.bind):
             return Blocked(None)
         return self._left_by_dead_manager(process)
