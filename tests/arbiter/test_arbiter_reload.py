@@ -377,9 +377,9 @@ def test_a_reload_leaves_a_release_that_was_removed(by: str) -> None:
 
 def test_what_nobody_notices_is_told_at_the_start_and_by_a_reload() -> None:
     """A setting that is misspelt, and code that was preloaded."""
-    with TinyServer("worker = 3\ndirty_apps = ['ml:App']", workers=1, preload_app=True) as server:
+    with TinyServer("worker = 3\nhttp_parser = 'fast'", workers=1, preload_app=True) as server:
         first = server.running(1)
-        assert "dirty_apps is not a setting and has no effect: there are no dirty workers" in server.log()
+        assert "http_parser has no effect: there is one parser" in server.log()
         assert "worker is not a setting and has no effect; did you mean workers?" in server.log()
         assert "preloaded application stays" not in server.log()
         reload(server, "bnid = 5", workers=1, preload_app=True)
