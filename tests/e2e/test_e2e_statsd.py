@@ -103,6 +103,8 @@ def test_requests_workers_and_log_lines(daemon: Daemon, worker_class: str) -> No
 def test_connections_that_wait(daemon: Daemon) -> None:
     flags = ["--statsd-host", daemon.address, "--enable-backlog-metric"]
     with Server(WEB, "", flags, ready="listen") as server:
+        # The worker has accepted what came before it was there.
+        server.get("/")
         daemon.wait_gauge("gunicorn.backlog", 0)
         (worker,) = server.workers()
         server.signal(SIGSTOP, worker)
