@@ -18,7 +18,7 @@ def example_server(name: str, env: Mapping[str, str | None]) -> Server:
     files = {
         str(path.relative_to(source)): path.read_text()
         for path in source.rglob("*")
-        if path.suffix in (".py", ".html", ".js")
+        if path.suffix in (".py", ".html", ".js", ".env")
     }
     config = files.pop("gunicorn.conf.py")
     return Server(config=config, files=files, target="", env=env)
