@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from gunicorn.settings.base import KNOWN_SETTINGS
 from gunicorn.settings.foreign import RENAMED_KEYS, key_hint, setting_hint
 
 COMPANION_PREFIX = "companion_"
+_IMPORTLIB = os.path.dirname(importlib.__file__) + os.sep
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
@@ -177,7 +179,7 @@ def user_traceback(error: BaseException) -> str:
     tb = error.__traceback__
     while tb is not None:
         filename = tb.tb_frame.f_code.co_filename
-        if not filename.startswith((_PACKAGE, "<frozen importlib")):
+        if not filename.startswith((_PACKAGE, _IMPORTLIB, "<frozen importlib")):
             break
         tb = tb.tb_next
     return _format(error, tb) if tb is not None else ""

@@ -119,6 +119,8 @@ class CompanionManager:
         self.kernel = kernel
         # When companions must be looked at again, whether or not something happens.
         self._due: float | None = None
+        # What the last reload of the master has changed here; None until it has.
+        self._reread: dict[str, Any] | None = None
         # Configuration files that the master has read for the reload that is under way.
         self.files: dict[str, str] = {}
 
@@ -494,7 +496,7 @@ class CompanionManager:
         if "upgrade_result" in message:
             self.server["upgrade"] = message["upgrade_result"]
         if "reload_result" in message:
-            self.server["reload"] = message["reload_result"]
+            self._note_reload(message["reload_result"])
         if "ping" in message:
             self.tell_master({"pong": message["ping"]})
 
@@ -515,11 +517,17 @@ class CompanionManager:
         if surroundings:
             self._follow_surroundings(surroundings)
         self.files = files or {}
-        self.changes.reread(cause=Cause.RELOAD)
+        self._reread = self.changes.reread(cause=Cause.RELOAD)
         self.files = {}
         self.follow_log()
         if self.capture is not None:
             self.capture.reopen()
+
+    def _note_reload(self, result: dict[str, Any]) -> None:
+        """Note for `status` what has come of a reload: in the master, and of the companions."""
+        if result["result"] == "pending":
+            self._reread = None
+        self.server["reload"] = {**result, "companions": self._reread}
 
     def _reopen_logs(self) -> None:
         reopen_logs(self.log)

@@ -54,8 +54,13 @@ def of_exception(exc: BaseException) -> Failure:
 
 
 def last_lines(exc: BaseException) -> str:
-    """Return the last lines of the traceback of *exc*, without the server's own frames."""
-    return "\n".join(user_traceback(exc).splitlines()[-LAST_LINES:])
+    """Return the last lines of the traceback of *exc*, without the frames of the server and the import."""
+    import traceback
+
+    # A syntax error of the first module has no frame of its own.
+    text = user_traceback(exc) or "".join(traceback.format_exception_only(type(exc), exc))
+    lines = [line for line in text.splitlines() if not line.startswith('  File "<frozen importlib')]
+    return "\n".join(lines[-LAST_LINES:])
 
 
 def one_line(exc: BaseException) -> str:

@@ -193,8 +193,8 @@ class Workforce(Master):
         cause = getattr(getattr(worker, "slot", None), "cause", None)
         self._take_slot_back(worker, pool.end_cause(record, status, timed_out, cause))
         self._hook("child_exit", self, worker)
-        if record.retiring or self.stopping or (not status and not vanished):
-            self._log_end(pid, status, asked=record.retiring)
+        if record.retiring or record.refused or self.stopping or (not status and not vanished):
+            self._log_end(pid, status, asked=record.retiring or record.refused)
             if record.booted and not (record.retiring or record.outdated):
                 self.worker_left()
             return None
@@ -208,8 +208,8 @@ class Workforce(Master):
         if not record.outdated and self.worker_failed(failure, booted=record.booted):
             return None
         if record.booted or record.outdated:
-            self._log_end(pid, status, asked=False)
-            if told is not None and self._served:
+            self._log_end(pid, status, asked=not record.booted)
+            if told is not None and record.booted:
                 self.log.error("Worker %s failed: %s", pid, told)
             return None
         return self._bury_unbooted(pid, status, failure, vanished)
@@ -223,16 +223,18 @@ class Workforce(Master):
             if self._failed_starts.note(failure.reason):
                 left = sum(map(pool.serves, self._fresh_records()))
                 self.log.error(
-                    "%s could not boot; %s, and the server tries again: %s",
+                    "%s could not boot; %s of %s wanted serve, and the server tries again: %s",
                     _count(self._failed_starts.count),
-                    f"{left} of {_count(self.num_workers)} serve",
+                    left,
+                    self.num_workers,
                     failure,
                 )
             return None
-        self._log_end(pid, status, asked=False)
         if vanished and code is not None:
-            self.log.error("Worker %s: %s", pid, failure.reason)
+            self.log.error("The application does not load: %s", failure.reason)
             code = self.WORKER_BOOT_ERROR
+        else:
+            self._log_end(pid, status, asked=False)
         return pool.halt_reason(
             code, False, boot_error=self.WORKER_BOOT_ERROR, load_error=self.APP_LOAD_ERROR
         )

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gunicorn.companion.client.commands import runs_as_it_should
+from gunicorn.companion.client.commands import describe_refusal, runs_as_it_should
 
 # Seconds: a master that has not turned its loop for so long hangs, and so may a request.
 MASTER_SILENT = 5.0
@@ -24,7 +24,11 @@ def problems(status: Mapping[str, Any]) -> list[Problem]:
     """
     found = [
         {"level": level, "about": about, "text": text}
-        for part in (_of_companions(status.get("companions") or ()), _of_web(status.get("web")))
+        for part in (
+            _of_companions(status.get("companions") or ()),
+            _of_web(status.get("web")),
+            _of_reload(status.get("server") or {}),
+        )
         for level, about, text in part
     ]
     return sorted(found, key=lambda problem: problem["level"] != BAD)
@@ -42,6 +46,12 @@ def _of_companions(companions: Any) -> Iterator[tuple[str, str, str]]:
             yield BAD, name, text
         elif companion.get("failures") or companion.get("stuck"):
             yield WARN, name, f"{companion['state'].lower()}: {text}"
+
+
+def _of_reload(server: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    text = describe_refusal(server)
+    if text is not None:
+        yield WARN, "master", text
 
 
 def _of_web(web: Mapping[str, Any] | None) -> Iterator[tuple[str, str, str]]:

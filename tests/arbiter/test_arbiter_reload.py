@@ -461,11 +461,46 @@ def test_a_replacement_that_does_not_boot_ends_no_server_that_serves() -> None:
         server.write("app.py", "import not_there")
         os.kill(first, signal.SIGKILL)
         server.wait_log(
-            "1 worker could not boot; 1 of 2 workers serve, and the server tries again: a worker exited"
+            "1 worker could not boot; 1 of 2 wanted serve, and the server tries again: a worker exited"
         )
         assert server.get().text == str(second)
         server.write("app.py", APP)
         server.running(2, without=[first])
+
+
+def test_broken_code_ends_no_server_that_has_served() -> None:
+    """Not even if no worker is left: it says so once, and tries again until the code is mended."""
+    with TinyServer(workers=1) as server:
+        [first] = server.running(1)
+        server.write("app.py", "import not_there")
+        os.kill(first, signal.SIGKILL)
+        server.wait_log("1 worker could not boot; 0 of 1 wanted serve, and the server tries again: ")
+        wait_until(lambda: server.log().count(" starts\n") >= 5, 10, "more attempts")
+        assert server.log().count("could not boot") == 1
+        server.write("app.py", APP)
+        # The next attempt may be seconds away; a reload does not wait for it.
+        server.signal(signal.SIGHUP)
+        server.running(1, without=[first], timeout=5)
+        server.wait_log("A worker has booted again, after ")
+
+
+def test_a_reload_in_batches() -> None:
+    hook = "def pre_fork(server, worker): note('there', len(server.WORKERS))"
+    settings = {"workers": 3, "reload_batch": 1}
+    with TinyServer(hook, **settings) as server:
+        first = server.running(3)
+        reload(server, hook, **settings)
+        second = server.running(3, without=first)
+        assert [int(count) for [count] in server.events("there")][3:] == [3, 3, 3]
+        # One that fails after the first batch stops the reload there, and old ones stay.
+        fails = "def post_fork(server, worker):\n    if worker.age == 8: raise KeyError('the eighth')"
+        reload(server, fails, **settings)
+        server.wait_log("Reload stopped with 2 old workers left: ")
+        third = server.running(3)
+        assert len(set(third) & set(second)) == 2
+        # The next one takes over, in the same way.
+        reload(server, **settings)
+        server.running(3, without=[*second, *third])
 
 
 def test_a_reload_replaces_one_that_has_yet_to_show_whether_its_workers_boot() -> None:

@@ -153,6 +153,15 @@ def test_web_workers() -> None:
     ]
 
 
+def test_reloads() -> None:
+    found = both(status())
+    assert value(found, "gunicorn_reloads_total", result="refused") == 0
+    shown = status()
+    shown["server"]["reload"] = {"result": "refused", "totals": {"applied": 3, "refused": 2}}
+    assert value(both(shown), "gunicorn_reloads_total", result="applied") == 3
+    assert value(both(shown), "gunicorn_reloads_total", result="refused") == 2
+
+
 def test_durations_are_a_histogram() -> None:
     found = both(status(), web())
     buckets = {

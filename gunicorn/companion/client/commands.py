@@ -10,6 +10,8 @@ import json
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
 
 from gunicorn.companion.client.connection import (
     OK,
@@ -52,6 +54,17 @@ def runs_as_it_should(companion: Reply) -> bool:
         return is_done(companion)
     # Giving up is a failure, even after a manual start.
     return not companion["autostart"] and companion.get("reason") != "gave up"
+
+
+def describe_refusal(server: Mapping[str, Any]) -> str | None:
+    """Return the sentence about a last reload that was refused; None if it was not."""
+    last = server.get("reload")
+    if not last or last["result"] != "refused":
+        return None
+    at, today = time.localtime(last["at"]), time.strftime("%Y-%m-%d")
+    day = time.strftime("%Y-%m-%d", at)
+    moment = time.strftime("%H:%M" if day == today else "%Y-%m-%d %H:%M", at)
+    return f"reload refused at {moment}: {last['reason']}"
 
 
 def is_done(companion: Reply) -> bool:

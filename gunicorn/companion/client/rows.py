@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gunicorn.companion.client.commands import runs_as_it_should
+from gunicorn.companion.client.commands import describe_refusal, runs_as_it_should
 
 Reply = Mapping[str, Any]
 
@@ -383,6 +383,8 @@ def summary(look: Look, rates: Rates, width: int) -> list[tuple[int, str]]:
     if look.web is not None:
         lines.append(_web_summary(look.web, rates, width))
     lines.append(_companion_summary(look.companions, look.wall))
+    if refusal := describe_refusal(server):
+        lines.append((BAD, f"Reload      {refusal}"))
     return [(level, clean(line)) for level, line in lines]
 
 

@@ -8,7 +8,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterable
 
-from gunicorn.companion.client.commands import EVERY, describe, runs_as_it_should
+from gunicorn.companion.client.commands import EVERY, describe, describe_refusal, runs_as_it_should
 from gunicorn.companion.client.connection import NOT_RUNNING, OK, Connection, Reply, connect
 from gunicorn.companion.client.logs import Lines, next_line
 
@@ -40,6 +40,8 @@ def show_status(connection: Connection, options: Namespace) -> int:
         show_page(connection, options, companions[0])
     else:
         print_table([companion["name"], companion["state"], describe(companion)] for companion in companions)
+    if not (options.json or names) and (refusal := describe_refusal(replies[0]["server"])):
+        print(f"\n{refusal}")
     return OK if all(runs_as_it_should(companion) for companion in companions) else NOT_RUNNING
 
 

@@ -259,7 +259,7 @@ class ManagerHandle(ArbitersPart):
             "addresses": [str(listener) for listener in self.arbiter.LISTENERS],
             # By these the manager finds out how many connections wait.
             "inodes": [os.fstat(listener.fileno()).st_ino for listener in self.arbiter.LISTENERS],
-            "reload": self.arbiter.last_reload,
+            "reload": self.arbiter.last_reload and {**self.arbiter.last_reload, "companions": None},
             "upgrade": self.arbiter.upgrade.last,
         }
 
