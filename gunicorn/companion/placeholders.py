@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gunicorn.settings import redact
@@ -13,7 +13,6 @@ from gunicorn.settings import redact
 _PLACEHOLDER = re.compile(r"%(?:%|\((?:name|group)\)s|\(index\)(?:0?\d{1,2})?[ds])")
 # What stands at a '%', to be shown in an error.
 _STRAY = re.compile(r"%(?:\([^)]*\)?[0-9]*[a-z]?|.)?", re.DOTALL)
-_OF_ONE_COPY = re.compile(r"%\((?:name|index)\)")
 
 HELP = "%(name)s, %(group)s and %(index)d are filled in, and a plain '%' is written '%%'"
 
@@ -24,13 +23,13 @@ def fill(value: Any, values: Mapping[str, Any]) -> Any:
     *values*: ``name``, ``group`` and ``index``. Raises ValueError for a '%' that begins no placeholder.
     """
     if isinstance(value, str):
-        return _fill_text(value, values) if "%" in value else value
+        return _fill_text(value, values, redact.in_text) if "%" in value else value
     if isinstance(value, Mapping):
         return {key: _fill_item(key, item, values) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(fill(item, values) for item in value))
     if isinstance(value, (list, tuple)):
-        return type(value)(fill(item, values) for item in value)
+        return type(value)(_fill_word(value, number, values) for number in range(len(value)))
     return value
 
 
@@ -39,11 +38,23 @@ def check(value: Any) -> None:
     fill(value, {"name": "", "group": "", "index": 0})
 
 
-def _fill_text(text: str, values: Mapping[str, Any]) -> str:
+def _fill_text(text: str, values: Mapping[str, Any], redacted: Callable[[str], Any]) -> str:
     stray = _find_stray(text)
     if stray is not None:
-        raise ValueError(f"{redact.in_text(text)!r}: {stray!r} is no placeholder: {HELP}")
+        shown = redacted(text)
+        what = f"{stray!r} is no placeholder" if shown == text else "it has a '%' that begins no placeholder"
+        raise ValueError(f"{shown!r}: {what}: {HELP}")
     return _PLACEHOLDER.sub(lambda found: found[0] % values, text)
+
+
+def _fill_word(words: Sequence[Any], number: int, values: Mapping[str, Any]) -> Any:
+    """Fill one of *words*. It may be a secret by the word before it: ``--password x``."""
+    word = words[number]
+    if isinstance(word, str):
+        return (
+            _fill_text(word, values, lambda _: redact.in_value(list(words))[number]) if "%" in word else word
+        )
+    return fill(word, values)
 
 
 def _fill_item(key: Any, item: Any, values: Mapping[str, Any]) -> Any:
@@ -92,4 +103,5 @@ def has_any(value: Any) -> bool:
 
 def differs(value: Any) -> bool:
     """Whether *value*, before it is filled, is another one for each copy."""
-    return any(_OF_ONE_COPY.search(text) for text in texts(value))
+    found = (match[0] for text in texts(value) for match in _PLACEHOLDER.finditer(text))
+    return any(each.startswith(("%(name)", "%(index)")) for each in found)

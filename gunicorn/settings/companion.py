@@ -205,7 +205,11 @@ class CompanionRunDir(Text, meta="DIR", default_text="beside the default control
 
 
 class CompanionCwd(Text, meta="DIR", default_text="the server's own"):
-    """The directory that companions change to before they start; key ``cwd``."""
+    """The directory that companions change to before they start; key ``cwd``.
+
+    ``%(name)s``, ``%(group)s`` and ``%(index)d`` in it are those of the companion; a plain ``%`` is written
+    ``%%``.
+    """
 
 
 class CompanionEnv(
@@ -214,6 +218,8 @@ class CompanionEnv(
     """Variables to add to the environment of companions; key ``env``, which adds to these.
 
     A dictionary of strings. The flag can be repeated and adds to, or replaces, those of the file.
+    ``%(name)s``, ``%(group)s`` and ``%(index)d`` in a value are those of the companion; a plain ``%`` is
+    written ``%%``.
     """
 
     def set_from_command_line(self, val: Any) -> None:
@@ -339,7 +345,8 @@ class CompanionStdout(Setting, meta="FILE", validator=validate_output, default_t
     """The file that companions' standard output is appended to; key ``stdout``.
 
     ``inherit``, or nothing, sends it to the server's own. A dictionary, as in ``{"file": "rq.log",
-    "max_bytes": "50M", "backups": 10}``, rotates the file.
+    "max_bytes": "50M", "backups": 10}``, rotates the file. ``%(name)s``, ``%(group)s`` and ``%(index)d`` in
+    the path are those of the companion; a plain ``%`` is written ``%%``.
     """
 
 

@@ -74,9 +74,11 @@ def test_an_error_shows_no_secret() -> None:
     with pytest.raises(ValueError, match=r"\ADATABASE_URL: it has a '%'.*'%%'") as caught:
         fill({"DATABASE_URL": "host/XYZZY%40"}, THIRD)
     assert "XYZZY" not in str(caught.value)
-    with pytest.raises(ValueError, match="is no placeholder") as caught:
+    with pytest.raises(ValueError, match="begins no placeholder") as caught:
         fill(("--url", "postgres://shop:XYZZY%40@db/shop"), THIRD)
     assert "XYZZY" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"\A'\*\*\*': it has a '%' that begins no placeholder"):
+        fill(("--password", "XYZZY%40"), THIRD)
 
 
 def test_each_key_is_filled_for_each_copy() -> None:
@@ -158,6 +160,24 @@ def test_what_no_copy_differs_in_does_not_depend_on_the_template() -> None:
 def test_mistakes(keys: dict[str, Any], mistake: str) -> None:
     (problem,) = problems(rq(**keys))
     assert mistake in problem
+
+
+def test_what_other_systems_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "freebsd14")
+    monkeypatch.delattr("os.sched_setaffinity")
+    assert problems(rq(oom_score_adj=1, cpu_affinity=[0])) == [
+        "companion 'rq': oom_score_adj: it needs Linux",
+        "companion 'rq': cpu_affinity: this system has no such call (it needs Linux)",
+    ]
+
+
+def test_a_number_of_copies_that_a_change_leaves_no_room_for() -> None:
+    scaled = {"rq": (200, 2)}
+    room = build_all(rq(numprocs=2, bind="127.0.0.1:8%(index)03d"))
+    assert len(scale(room, scaled)) == 200
+    little = build_all(rq(numprocs=2, bind="127.0.0.1:81%(index)02d"))
+    assert [config.name for config in scale(little, scaled)] == ["rq:0", "rq:1"]
+    assert scaled == {}
 
 
 def test_an_address_that_two_sets_want() -> None:

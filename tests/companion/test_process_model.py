@@ -42,6 +42,16 @@ KEYS = st.fixed_dictionaries(
         "groups": st.sampled_from([(), ("jobs",)]),
     }
 )
+# What else shapes the process; no two of them at once, so that not every reread is a restart.
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"env_file": ("rq.env",)},
+    {"umask": 0o27},
+    {"oom_score_adj": 500},
+    {"rlimits": {"core": (0, None)}},
+    {"cpu_affinity": (0,)},
+]
+KEYS = st.builds(lambda keys, shape: {**keys, **shape}, KEYS, st.sampled_from(SHAPES))
 STATUS = st.sampled_from([0, failure(), failure(3), int(signal.SIGKILL), int(signal.SIGTERM)])
 NATURE = st.builds(
     Nature,
