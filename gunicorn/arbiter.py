@@ -284,7 +284,8 @@ class Arbiter(Shutdown, Succession):
             pid=self.pid or 0,
             wanted=self.num_workers,
             booted=pool.count_booted(records),
-            ready=pool.all_booted(records, self.num_workers),
+            ready=not self.web_is_held and pool.all_booted(records, self.num_workers),
+            held_by=self._what_holds_web(),
             companions=len(self.cfg.companion_workers),
             successor=self.reexec_pid,
             waiting=self.master_pid != 0,
@@ -293,6 +294,13 @@ class Arbiter(Shutdown, Succession):
             companions_left=self.companion_manager_pid != 0,
             reason=self._halt_reason,
         )
+
+    def _what_holds_web(self) -> str:
+        """What web workers wait for before they start; "" if they don't."""
+        if not self.web_is_held:
+            return ""
+        told = self.companions.web.held_by if self.companions is not None else ""
+        return told or ", ".join(self.cfg.web_after)
 
     def wakeup(self) -> None:
         """End the loop's wait now."""

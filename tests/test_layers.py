@@ -50,6 +50,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.config",
         "gunicorn.companion.checks",
         "gunicorn.companion.config",
+        "gunicorn.companion.graph",
         "gunicorn.companion.keys",
         "gunicorn.companion.placeholders",
         "gunicorn.companion.status",

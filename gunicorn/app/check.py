@@ -69,7 +69,7 @@ def _settings(cfg: Config) -> list[str]:
 
 
 def _companions(cfg: Config) -> list[str]:
-    if not cfg.companion_workers:
+    if not (cfg.companion_workers or cfg.web_after):
         return []
     from gunicorn.companion.config import build_companion_configs
 

@@ -50,6 +50,9 @@ MAX_BACKUPS = 1000
 # unix(7): the size of sun_path, without the zero at its end.
 MAX_SOCKET_PATH = 107
 
+# The name of the web workers among those of companions.
+WEB = "web"
+
 # The smallest process has more private memory: a smaller limit lacks its unit.
 MIN_MEMORY = 2**20
 
@@ -101,6 +104,8 @@ def check_name(value: Any) -> str:
     if value == "all":
         # `gunicorn-companion stop all` means every companion.
         raise ValueError("'all' is reserved for commands")
+    if value == WEB:
+        raise ValueError("'web' means the web workers, in commands and in after: choose another name")
     return value
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gunicorn.companion import placeholders
 from gunicorn.companion.checks import INVALID, OutputFile, describe_target, did_you_mean, parse_signal
+from gunicorn.companion.graph import order_problems
 from gunicorn.companion.keys import (
     FIELDS,
     GLOBAL_KEYS,
@@ -59,6 +60,11 @@ class CompanionConfig(Keys):
         """The name that its sockets of `bind` are kept under: all copies share them, or each has its own."""
         own = self.template is not None and placeholders.differs(self.template.bind)
         return self.name if own else self.group
+
+    @property
+    def is_job(self) -> bool:
+        """Whether it is meant to finish: it may exit for good, and does not say when it is ready."""
+        return self.autorestart != "always" and self.ready == "startsecs"
 
     def output(self, key: str) -> OutputFile | None:
         """The file of *key*, ``stdout`` or ``stderr``, as seen from `cwd`; None if it has none of its own."""
@@ -133,7 +139,7 @@ def build_companion_configs(cfg: Any, *, outputs: bool = True) -> list[Companion
             seen.setdefault(name, index)
         if config is not None:
             configs.append(config)
-    problems.extend(_order_problems(entries, configs))
+    problems.extend(order_problems(configs, _names(entries, configs), cfg.web_after))
     all_copies = [copy for config in configs for copy in copies(config, config.numprocs)]
     problems.extend(address_problems(all_copies))
     if entries and is_monitor(entries[-1]):
@@ -236,47 +242,12 @@ def _combination_problems(label: str, values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _order_problems(entries: Sequence[Any], configs: Sequence[CompanionConfig]) -> list[str]:
-    """Report unknown names in `after`, and cycles, in which no companion could ever start."""
-    # An entry with other mistakes has a name all the same.
+def _names(entries: Iterable[Any], configs: Iterable[CompanionConfig]) -> set[str]:
+    """The names of all companions and copies; an entry with other mistakes has a name all the same."""
     names = {
         entry["name"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str)
     }
-    known = names | {copy.name for config in configs for copy in copies(config, config.numprocs)}
-    problems = []
-    graph: dict[str, set[str]] = {}
-    for config in configs:
-        for name in config.after:
-            if name not in known:
-                problems.append(
-                    f"companion {config.name!r}: after: no companion named {did_you_mean(name, known)}"
-                )
-        graph[config.name] = {name.partition(":")[0] for name in config.after}
-    cycle = _find_cycle(graph)
-    if cycle:
-        problems.append(f"companion {cycle[0]!r}: after: they wait for each other: {' -> '.join(cycle)}")
-    return problems
-
-
-def _find_cycle(graph: Mapping[str, set[str]]) -> list[str]:
-    """Return the names along a cycle, which ends with the first one again; empty if there is none."""
-    done: set[str] = set()
-    for start in graph:
-        path: list[str] = []
-        # The nodes left to visit for each node on the path. Recursion would limit the length of a chain.
-        branches = [iter([start])]
-        while branches:
-            name = next(branches[-1], None)
-            if name is None:
-                branches.pop()
-                if path:
-                    done.add(path.pop())
-            elif name in path:
-                return [*path[path.index(name) :], name]
-            elif name not in done:
-                path.append(name)
-                branches.append(iter(sorted(graph.get(name, ()))))
-    return []
+    return names | {copy.name for config in configs for copy in copies(config, config.numprocs)}
 
 
 def address_problems(configs: Sequence[CompanionConfig]) -> list[str]:

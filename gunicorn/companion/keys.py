@@ -161,7 +161,9 @@ class Keys:
     )
     numprocs: int | None = key(optional(check_numprocs), "the number of copies")
     after: tuple[str, ...] = key(
-        check_names, "companions that must be RUNNING before it starts; it stops before them", []
+        check_names,
+        "companions that must be RUNNING before it starts, or ``web``; it stops before them",
+        [],
     )
     autorestart: str = key(
         check_autorestart,
@@ -247,6 +249,10 @@ class Keys:
     )
     cpu_affinity: tuple[int, ...] | None = key(
         optional(check_cpu_affinity), 'the CPUs that it may use: ``[0, 1]`` or ``"0-3"``', shapes=True
+    )
+    # -- order
+    stop_after: tuple[str, ...] = key(
+        check_names, "companions, or ``web``, that must be gone before it is stopped, beyond ``after``", []
     )
 
 

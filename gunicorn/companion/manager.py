@@ -33,7 +33,7 @@ from gunicorn.companion.supervise.commands import Commands
 from gunicorn.companion.supervise.dumps import Dumps
 from gunicorn.companion.supervise.memory import Limits
 from gunicorn.companion.supervise.notify_sockets import Notifications, remove_stale
-from gunicorn.companion.supervise.order import Rolling, Stops
+from gunicorn.companion.supervise.order import Rolling, Stops, WebTier, unmet_by_web
 from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.questions import Questions
 from gunicorn.companion.supervise.rights import StartRights
@@ -73,9 +73,10 @@ class CompanionManager:
     *old_state*, during an upgrade, where the manager of the old master writes the same; its commands are
     followed while *beside_old_master*. *pre_fork* and *on_exit* are called in the manager, *post_fork* in the
     companion. *umask* shapes the mode of the Unix sockets in `bind`. *log_lines* and *log_format* are about
-    captured output; with 0 lines none is captured. *scoreboard* has the web workers; they and companions
-    write their stacks into *stacks*. *sockets*: those of `bind` that an earlier manager has opened. *kernel*
-    and *fork* are the operating system.
+    captured output; with 0 lines none is captured. *web_tier* is the place of the web workers in the order of
+    starts and stops. *scoreboard* has the web workers; they and companions write their stacks into *stacks*.
+    *sockets*: those of `bind` that an earlier manager has opened. *kernel* and *fork* are the operating
+    system.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class CompanionManager:
         on_exit: Hook = no_hook,
         graceful_timeout: float = 30,
         stop_order: str = "reverse",
+        web_tier: WebTier | None = None,
         server: Mapping[str, Any] | None = None,
         link: Link | None = None,
         watch: SourceWatch | None = None,
@@ -147,7 +149,8 @@ class CompanionManager:
         rights = Rights(shared, None if self.kept.old is None else old_state)
         self.start_rights = StartRights(run_dir, log, rights, kernel=kernel)
         self.listeners = Listeners(log, umask=umask, rights=rights, tell=self.tell_master, kept=sockets)
-        stops = Stops()
+        self.web_tier = web_tier or WebTier()
+        stops = Stops(self.web_tier)
         self.sessions = Sessions(
             self.table,
             log,
@@ -161,7 +164,7 @@ class CompanionManager:
             capture=self.capture,
             kernel=kernel,
         )
-        self.rolling = Rolling()
+        self.rolling = Rolling(self.web_tier)
         self.limits = Limits(self.rolling, log, self.sessions.belonging)
         self.starter = Starter(
             self.table,
@@ -171,6 +174,7 @@ class CompanionManager:
             notifications=self.notifications,
             kept=self.kept,
             hooks=self.hooks,
+            web_tier=self.web_tier,
             capture=self.capture,
             watch=watch,
             stacks=stacks,
@@ -317,6 +321,7 @@ class CompanionManager:
         self.steering.stop_due(now)
         self._restart_in_turn(now)
         self.retry_backoff(now)
+        self._look_at_web()
         self.changes.forget_removed()
         if self.capture is not None:
             self.capture.forget(self.table)
@@ -340,6 +345,24 @@ class CompanionManager:
     def retry_backoff(self, now: float) -> None:
         """Start companions whose delay is over and whose dependencies run."""
         self.starter.start_due(now)
+
+    def _look_at_web(self) -> None:
+        """Tell the master when web workers may start, or stop: in both cases it waits."""
+        web = self.web_tier
+        # The message may have come before the signal; then no stop has been asked for yet.
+        if web.stopping and web.may_stop and self.steering.stopping and not web.told:
+            web.told = True
+            self.tell_master({"web_may_stop": True})
+        if not web.waiting or self.steering.stopping:
+            return
+        found = unmet_by_web(self.table, web)
+        held_by = found.stuck or ", ".join(found.names)
+        if not found.names:
+            web.waiting = False
+            self.tell_master({"web_may_start": True})
+        elif held_by != web.held_by:
+            self.tell_master({"web_cannot_start" if found.hopeless else "web_held_by": held_by})
+        web.held_by = self.server["web_held_by"] = held_by or None
 
     def _next_deadline(self, now: float) -> float | None:
         """When companions must be looked at again; None: when something happens."""
@@ -449,12 +472,13 @@ class CompanionManager:
     def _on_signal(self, signum: int, now: float) -> None:
         if signum == signal.SIGTERM:
             if self.link is not None:
-                # The master may have written before it sent the signal that another server takes over.
+                # The master may have written before it sent the signal: that another server takes over, or
+                # that web workers stop as well.
                 self.link.read()
             self.stop_all()
         elif signum in (signal.SIGINT, signal.SIGQUIT):
             if self.link is not None:
-                # The answer to a client's shutdown.
+                # The answer to a client's shutdown; or that web workers stop as well.
                 self.link.read()
             if self.steering.stopping:
                 self.log.info("Killing all companions: a second %s", signal_name(signum))
@@ -486,11 +510,17 @@ class CompanionManager:
             self.start_rights.find_orphans(self.table, now)
             self.table.changed = True
         if "promoted" in message:
-            self.follower.beside_old_master = False
+            self.follower.beside_old_master = self.web_tier.beside_old_master = False
             self.table.changed = True
             self._check_socket(now)
         if "handing_over" in message:
             self.steering.handing_over = bool(message["handing_over"])
+        if "web_ready" in message:
+            self.web_tier.ready = bool(message["web_ready"])
+            self.table.changed = True
+        if "web_stopping" in message:
+            self.web_tier.stopping = bool(message["web_stopping"])
+            self.table.changed = True
         if "answer" in message:
             self.questions.answered(message["answer"])
         if "upgrade_result" in message:
@@ -567,6 +597,8 @@ class CompanionManager:
     def _on_master_gone(self) -> None:
         self.log.warning("The master is gone; stopping companions")
         self.questions.master_gone()
+        # Web workers end by themselves, unseen by us.
+        self.web_tier.stopping = False
         # First free the address for a new server.
         if self.control is not None:
             self.control.close_listener()

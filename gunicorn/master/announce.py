@@ -43,7 +43,7 @@ class Situation(NamedTuple):
     *ready*: all wanted workers have booted with the current configuration. *successor*: the master that this
     one has started by USR2; 0 for none. *waiting*: this is such a successor, and the old master still lives.
     *left* and *companions_left*: what a stop still waits for. *reason*: why the server stops without a
-    request.
+    request. *held_by*: the companions that web workers wait for before they start.
     """
 
     pid: int
@@ -57,6 +57,7 @@ class Situation(NamedTuple):
     left: int = 0
     companions_left: bool = False
     reason: str = ""
+    held_by: str = ""
 
 
 def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float:
@@ -114,7 +115,9 @@ class Announcer:
             # Promoted. The old master has sent this, too, unless it was killed.
             lines.append(f"MAINPID={situation.pid}")
         lines += self._enter_phase(situation)
-        if self.phase in (Phase.STOPPING, Phase.HANDING_OVER) and now >= self._extend_at + EXTEND_EVERY:
+        # A migration must not be killed half-way because the limit for starts was meant for the web workers.
+        lasts = self.phase in (Phase.STOPPING, Phase.HANDING_OVER) or bool(situation.held_by)
+        if lasts and now >= self._extend_at + EXTEND_EVERY:
             self._extend_at = now
             lines.append(f"EXTEND_TIMEOUT_USEC={int(EXTENSION * 1_000_000)}")
         if self._watchdog and now >= self._beat_at + self._watchdog:
@@ -163,6 +166,8 @@ class Announcer:
 def describe(phase: Phase, situation: Situation) -> str:
     """Return the line that ``systemctl status`` shows."""
     s = situation
+    if phase is Phase.STARTING and s.held_by:
+        return f"Starting: web workers wait for {s.held_by}"
     if phase is Phase.STARTING:
         return f"Starting: {s.booted} of {_count(s.wanted, 'worker')} ready"
     if phase is Phase.RELOADING:

@@ -65,6 +65,8 @@ class Master:
         self.given = Inherited()
 
         self.stopping = False
+        # Whether what web workers come after, when the server starts, has been there.
+        self.web_released = False
         self._ready_to_fork = False
 
     def _hook(self, name: str, *args: Any) -> None:
@@ -148,6 +150,11 @@ class Master:
     # -- the companion manager -----------------------------------------------------------------
 
     @property
+    def web_is_held(self) -> bool:
+        """Whether no web worker starts yet, because they come after companions."""
+        return not self.web_released and bool(self.cfg.web_after)
+
+    @property
     def companion_manager_pid(self) -> int:
         """0 without a manager."""
         return self.companions.pid if self.companions is not None else 0
@@ -177,7 +184,7 @@ class Master:
         *outputs*: whether an output file that cannot be written is an error. At a start it is not: a log
         directory that is gone must stop one companion, and not the server.
         """
-        if not cfg.companion_workers:
+        if not (cfg.companion_workers or cfg.web_after):
             return
         from gunicorn.companion.config import build_companion_configs
 
@@ -197,9 +204,19 @@ class Master:
         handle, now = self._companion_handle(), time.monotonic()
         if handle.given_up and not self.stopping:
             raise HaltServer(f"the companion {handle.given_up} has given up")
+        if self.web_is_held and not self.stopping:
+            self._check_hold(handle)
         handle.step(now)
         if not handle.pid and self.cfg.companion_workers and handle.may_spawn(now):
             self.spawn_companion_manager()
+
+    def _check_hold(self, handle: ManagerHandle) -> None:
+        """Raise HaltServer if web workers wait in vain."""
+        if handle.web.cannot_start:
+            raise HaltServer(f"web workers cannot start, they wait for {handle.web.cannot_start}")
+        if handle.places.must_wait():
+            # The old master waits for our web workers.
+            handle.web.release("companions start when the old master is gone")
 
     def spawn_companion_manager(self) -> None:
         """Fork the companion manager. In it, this does not return."""

@@ -129,7 +129,10 @@ class Reloading(Workforce):
     def _settle_reload(self, now: float) -> None:
         """Make a reload final once its workers have proven themselves; note when it is done."""
         if self._switch is not None:
-            if not self._trial.is_passed(self._fresh_records(), self._needed(), now):
+            passed = self._trial.is_passed(self._fresh_records(), self._needed(), now)
+            # While web workers wait for companions, there are none to keep; and the new configuration may
+            # have what is to help these companions.
+            if not passed and not self.web_is_held:
                 self._warn_of_long_wait(now)
                 return
             self._keep_reload()

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Stop the server: signal all children at once, and wait for each kind within its own time."""
+"""Stop the server: signal all children, and wait for each kind within its own time.
+
+Workers and the companion manager are told at once, unless a companion comes after the workers: then that
+stops first, and the workers serve until it is gone (`gunicorn.companion.server.web_order`).
+"""
 
 from __future__ import annotations
 
@@ -35,6 +39,8 @@ class Shutdown(Reloading):
         self._halt_reason = ""
         # Everything is to be killed as soon as the stop has begun.
         self.end_at_once = False
+        # Whether the workers have been told to stop.
+        self._web_told = False
 
     if TYPE_CHECKING:  # the arbiter's own
 
@@ -79,22 +85,20 @@ class Shutdown(Reloading):
         sys.exit(exit_status)
 
     def stop(self, graceful: bool = True) -> None:
-        """Close the listeners, stop the workers, and return when they are gone.
+        """Close the listeners, stop workers and companions, and return when they are gone.
 
-        They get ``graceful_timeout`` seconds, whether they finish their requests or not. Signals are handled
-        meanwhile: SIGINT or SIGQUIT kills everything now.
+        Workers get ``graceful_timeout`` seconds, whether they finish their requests or not. Signals are
+        handled meanwhile: SIGINT or SIGQUIT kills everything now.
         """
         self._keep_reload()
-        replaced = self.reexec_pid != 0 or self.master_pid != 0
-        unlink = not replaced and not self.systemd and not self.cfg.reuse_port
-        sock.close_sockets(self.LISTENERS, unlink)
-        self.LISTENERS = []
         if self.inbox is None:
+            self._close_listeners()
             return
         self.stopping = True
-        # Companions are told at the same moment as the workers, and given longer.
-        self._try_companions(lambda companions: companions.begin_stop(graceful and not self._failed))
-        self._stop_workers(graceful, time.monotonic())
+        wait = graceful and not self._failed
+        # Companions are told at the same moment as the workers, and given longer; or before them.
+        self._try_companions(lambda companions: companions.begin_stop(wait))
+        self._stop_web(graceful, wait=wait)
         while not self._stopped(time.monotonic()):
             self.unit.step(time.monotonic())
             self._report_workers()
@@ -104,7 +108,26 @@ class Shutdown(Reloading):
                 self._end_now()
             self._handle_signals_while_stopping()
             self.reap_workers()
+            self._stop_web(graceful, wait=wait)
         self._report_workers()
+
+    def _stop_web(self, graceful: bool, *, wait: bool) -> None:
+        """Tell the workers, once, to stop. With *wait* they serve while companions need them."""
+        if self._web_told:
+            return
+        if wait and not self._try_companions(lambda companions: companions.web_may_stop()):
+            self.murder_workers()
+            self.spawn_workers()
+            return
+        self._web_told = True
+        self._close_listeners()
+        self._stop_workers(graceful, time.monotonic())
+
+    def _close_listeners(self) -> None:
+        replaced = self.reexec_pid != 0 or self.master_pid != 0
+        unlink = not replaced and not self.systemd and not self.cfg.reuse_port
+        sock.close_sockets(self.LISTENERS, unlink)
+        self.LISTENERS = []
 
     def _stop_workers(self, graceful: bool, now: float) -> None:
         """Tell all workers to end. One that has been told so already is not told twice."""
@@ -122,11 +145,13 @@ class Shutdown(Reloading):
     def _stopped(self, now: float) -> bool:
         """Take one step of the stop: True when no child is left that is worth waiting for."""
         self._kill_due(now)
-        companions_gone = self._try_companions(lambda companions: companions.stopped())
-        return companions_gone and all(
+        web_gone = self._web_told and all(
             record.killed_at is not None and now - record.killed_at >= LAST_REAP
             for record in self._all_records()
         )
+        if web_gone:
+            self._try_companions(lambda companions: companions.web.gone())
+        return self._try_companions(lambda companions: companions.stopped()) and web_gone
 
     def _try_companions(self, step: Callable[[ManagerHandle], Any]) -> bool:
         """Take one step of the companions' stop; True if there is none to wait for.
@@ -156,6 +181,7 @@ class Shutdown(Reloading):
 
     def _end_now(self) -> None:
         """Kill the workers, and have all companions killed."""
+        self._stop_web(False, wait=False)
         now = time.monotonic()
         for record in self._all_records():
             record.kill_at = now

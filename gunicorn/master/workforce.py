@@ -100,11 +100,15 @@ class Workforce(Master):
     def _plan(self, now: float) -> pool.Plan:
         return pool.plan(
             self._fresh_records(),
-            self.num_workers,
+            0 if self.web_is_held else self.num_workers,
             now,
             trial=self.on_trial,
             batch=self.cfg.reload_batch,
         )
+
+    def web_is_ready(self) -> bool:
+        """Whether all wanted workers have booted with the current configuration."""
+        return not self.web_is_held and pool.all_booted(self._fresh_records(), self.num_workers)
 
     def _fresh_records(self) -> list[pool.WorkerRecord]:
         """All records, up to date with the heartbeat files."""

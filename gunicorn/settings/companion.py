@@ -15,6 +15,7 @@ from gunicorn.settings.validators import (
     or_none,
     validate_bool,
     validate_dict,
+    validate_list_string,
     validate_pos_int,
     validate_string,
 )
@@ -163,6 +164,29 @@ class CompanionWorkers(
 
     def set_from_command_line(self, val: Any) -> None:
         self.set([*self.get(), *val])
+
+
+class WebAfter(
+    Setting,
+    meta="NAME",
+    action="append",
+    validator=validate_list_string,
+    default=[],
+    flag_help="A companion that web workers wait for when the server starts; repeat the flag for more.",
+):
+    """The companions that web workers come after: a migration, a store that requests need.
+
+    When the server starts, it listens at once, so clients wait and are not refused. Web workers start when
+    each companion named here is RUNNING. A job (``autorestart`` is ``on-failure`` or ``never``, and it does
+    not report itself ready) must have finished with exit code 0 instead. If one of them gives up or fails for
+    good, the server stops with exit status 1 and says why. A reload does not wait.
+
+    When the server stops, these companions are stopped after the web workers, so that requests find them to
+    the end.
+
+    A list of names; that of a group means all its copies. The key ``after`` of a companion may name ``web``
+    for the other direction.
+    """
 
 
 class CompanionConfigFile(Text, meta="FILE"):

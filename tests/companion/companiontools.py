@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "gid": os.getegid(),
     "initgroups": False,
     "companion_workers": [],
+    "web_after": [],
     **{f"companion_{name}": key.setting.default for name, key in KEYS.items() if key.setting is not None},
 }
 

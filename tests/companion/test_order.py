@@ -7,8 +7,9 @@ import pytest
 from processtools import T0, end, failure, run_for, start_again
 
 from gunicorn.companion.config import CompanionConfig, copies
+from gunicorn.companion.graph import stop_times
 from gunicorn.companion.process import CompanionProcess, Event, State
-from gunicorn.companion.supervise.order import Stop, Stops, hold, stop_limit
+from gunicorn.companion.supervise.order import Stop, Stops, WebTier, hold
 
 Processes = dict[str, CompanionProcess]
 
@@ -30,20 +31,20 @@ def started(name: str, **values) -> Processes:
 def test_waits_for_a_companion_that_may_still_start():
     processes = {**started("a"), **started("b", after=("a",))}
     a, b = processes.values()
-    hold(processes, [b])
+    hold(processes, [b], WebTier())
     assert (b.held_by, b.stuck, b.description(T0)) == (("a",), None, "waiting for a")
     run_for(a, 0.5)
     assert a.state is State.BACKOFF
-    hold(processes, [b])
+    hold(processes, [b], WebTier())
     # It is tried again: a start is not waited for longer than one of `a` itself, but there is hope.
     why = "a, which keeps failing: exited with status 1"
     assert (b.held_by, b.stuck, b.hopeless) == (("a",), why, False)
     assert b.description(T0) == f"waiting for {why}"
     start_again(a)
-    hold(processes, [b])
+    hold(processes, [b], WebTier())
     assert (b.held_by, b.stuck) == (("a",), None)
     a.handle(Event.ALIVE, T0 + 10)
-    hold(processes, [b])
+    hold(processes, [b], WebTier())
     assert (b.held_by, b.stuck) == ((), None)
 
 
@@ -89,7 +90,7 @@ def test_shows_why_a_companion_will_not_start(values, happens, why):
     c, b, a = processes.values()
     happens(a)
     assert a.state is State.STOPPED and not a.done
-    hold(processes, [c, b])
+    hold(processes, [c, b], WebTier())
     assert b.description(T0) == f"waiting for a, which {why}"
     assert c.description(T0) == f"waiting for b, which waits for a, which {why}"
     told = b.status_dict(T0)
@@ -97,7 +98,7 @@ def test_shows_why_a_companion_will_not_start(values, happens, why):
     assert told["hopeless"] and c.hopeless
     # Somebody starts it: there is hope again.
     a.handle(Event.START, T0 + 100)
-    hold(processes, [c, b])
+    hold(processes, [c, b], WebTier())
     assert (b.stuck, c.stuck) == (None, None)
     assert c.held_by == ("b",)
 
@@ -107,7 +108,7 @@ def test_a_job_that_is_done_delays_no_companion():
     a, b = processes.values()
     end(a, T0 + 0.1, 0)
     assert a.done and a.failed_starts == 0
-    hold(processes, [b])
+    hold(processes, [b], WebTier())
     assert (b.held_by, b.stuck) == ((), None)
 
 
@@ -118,7 +119,7 @@ def test_names_the_missing_copy_and_the_removed_companion():
     for name in ("rq:0", "rq:2"):
         processes[name].handle(Event.ALIVE, T0 + 1)
     is_stopped(processes["rq:2"])
-    hold(processes, [b])
+    hold(processes, [b], WebTier())
     assert b.held_by == ("rq", "off", "gone")
     assert b.stuck == (
         "rq:2, which was stopped by command; off, which is not started; gone, which no longer exists"
@@ -326,4 +327,5 @@ def test_a_stop_may_take_as_long_as_the_longest_chain(given, expected):
     configs = [
         CompanionConfig(name, "app:run", stop_timeout=seconds, after=after) for name, seconds, after in given
     ]
-    assert stop_limit(configs, lambda config: config.stop_timeout) == expected
+    times = stop_times(configs, (), lambda config: config.stop_timeout, 30)
+    assert max(times.values(), default=0) == expected

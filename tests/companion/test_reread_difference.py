@@ -40,6 +40,7 @@ OTHERS = {
     "watchdog": 7,
     "bind": ("127.0.0.1:7",),
     "after": ("db",),
+    "stop_after": ("db",),
     "max_memory": 7,
     "max_lifetime": 7,
     "max_lifetime_jitter": 7,

@@ -151,6 +151,7 @@ SETTINGS: dict[str, tuple[list[str], str, Any]] = {
         "Companion Processes",
         None,
     ),
+    "web_after": (["--web-after"], "Companion Processes", []),
     "companion_reload": (["--companion-reload"], "Companion Processes", "changed"),
     "request_timeout": (["--request-timeout"], "Worker Processes", 0),
     "gc_freeze": (["--no-gc-freeze"], "Companion Processes", True),

@@ -30,6 +30,7 @@ from gunicorn.companion.server.run_directory import (
     close_in_children,
     kept_in_child,
 )
+from gunicorn.companion.server.web_order import WebOrder
 from gunicorn.companion.supervise.sharedstate import SharedState
 from gunicorn.errors import ConfigError
 from gunicorn.settings import redact
@@ -48,6 +49,8 @@ LAST_WORD = 2.0
 PING_INTERVAL = 60.0
 PING_WARN = 30.0
 PING_KILL = 60.0
+# Between two looks at web workers that boot, while a companion waits for them.
+BOOT_TICK = 0.1
 # What a manager keeps from its start; a change takes effect when it is replaced.
 FIXED_SETTINGS = (
     "user",
@@ -96,6 +99,7 @@ class ManagerHandle(ArbitersPart):
         self.sockets = close_in_children(KeptSockets())
         self.places = Places(arbiter, arbiter.given.companion_run_dir)
         self.leftovers = Leftovers(arbiter, self.places)
+        self.web = WebOrder(arbiter, self._tell)
         self.configs: list[CompanionConfig] = []
         # Whether the next manager must use the run directory of the last one, whose records are there.
         self._places_stay = False
@@ -126,6 +130,8 @@ class ManagerHandle(ArbitersPart):
         """When `step`, or a start, is due; None: when something happens."""
         times = [self.kill_at] if self.kill_at is not None else []
         times += [each.kill_at for each in self.leaving]
+        if self.pid and self.web.watches_boot:
+            times.append(time.monotonic() + BOOT_TICK)
         if self.leftovers.waiting:
             times.append(time.monotonic() + POLL_INTERVAL)
         elif (
@@ -157,6 +163,7 @@ class ManagerHandle(ArbitersPart):
         self.pid, self.kill_at, self._reload_told = pid, None, False
         self._spawned_at = self._checked_at = now = time.monotonic()
         self.pulse = Pulse(now)
+        self.web.new_manager()
         self.leftovers.note_manager(pid)
         assert self.link is not None
         self.link.watch(self.arbiter.poller, self._on_message)
@@ -275,6 +282,7 @@ class ManagerHandle(ArbitersPart):
             self.link.send({kind: value})
 
     def _on_message(self, message: dict[str, Any]) -> None:
+        self.web.on_message(message)
         if "keep" in message:
             self._keep_socket(**message["keep"])
         if "let_go" in message:
@@ -337,7 +345,7 @@ class ManagerHandle(ArbitersPart):
         finally:
             self.arbiter.restore_signal_handlers()
         for name, setting in fresh.settings.items():
-            if name.startswith("companion_"):
+            if name.startswith("companion_") or name == "web_after":
                 self.cfg.settings[name] = setting
         self._remember(configs)
 
@@ -437,6 +445,7 @@ class ManagerHandle(ArbitersPart):
                 self._kill(each.pid)
         if not self.pid:
             return
+        self.web.step(self.configs)
         self._check_pulse(now)
         if self.kill_at is not None:
             if now >= self.kill_at:
@@ -529,7 +538,10 @@ class ManagerHandle(ArbitersPart):
         self.signal(sig)
 
     def begin_stop(self, graceful: bool) -> None:
-        """The server stops: stop the manager, and those that are leaving."""
+        """The server stops: stop the manager, and those that are leaving.
+
+        If it is *graceful*, workers may have to wait: `web_may_stop`.
+        """
         now, sig = time.monotonic(), signal.SIGTERM if graceful else signal.SIGINT
         limit = self.stop_timeout()
         if not graceful:
@@ -542,11 +554,17 @@ class ManagerHandle(ArbitersPart):
             if self.arbiter.reexec_pid:
                 # In the successor each companion waits for its own older process only, so stop all together.
                 self._tell("handing_over")
+            if self.link is not None:
+                self.web.begin_stop(now, self.configs, wait=graceful)
             self.signal(sig)
             self.suspect()
         for each in self.leaving:
             each.kill_at = min(each.kill_at, now + limit)
             session.send(each.pid, sig)
+
+    def web_may_stop(self) -> bool:
+        """Whether no companion needs the web workers any more, or no manager is left to say so."""
+        return not self.pid or self.link is None or self.web.may_stop(time.monotonic())
 
     def hasten(self) -> None:
         """End everything now, after a second INT or QUIT."""

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from gunicorn.companion import graph
+from gunicorn.companion.checks import WEB
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.server.run_directory import Places
-from gunicorn.companion.supervise.order import stop_limit
 
 Configs = list[CompanionConfig]
 
@@ -43,10 +44,21 @@ def buffer(cfg: Any) -> float:
 
 
 def longest(cfg: Any, configs: Configs, seconds: Callable[[CompanionConfig], float]) -> float:
-    """What the slowest companion may take to end; if they stop in order, the slowest chain of them."""
+    """What the slowest companion may take to end; if they stop in order, the slowest chain of them.
+
+    Web workers are part of a chain if a companion comes after them, or they after a companion.
+    """
     if cfg.companion_stop_order != "reverse":
         return max(map(seconds, configs), default=0.0)
-    return stop_limit(configs, seconds)
+    return max(graph.stop_times(configs, cfg.web_after, seconds, cfg.graceful_timeout).values(), default=0.0)
+
+
+def web_wait(cfg: Any, configs: Configs) -> float:
+    """Seconds from the begin of a stop until web workers are told, at most; 0: they need not wait."""
+    if cfg.companion_stop_order != "reverse" or not graph.concerns_web(configs, cfg.web_after):
+        return 0.0
+    times = graph.stop_times(configs, cfg.web_after, lambda config: config.stop_timeout, 0.0)
+    return times[WEB]
 
 
 def planned(app: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from gunicorn.companion.manager import CompanionManager
 from gunicorn.companion.server.link import Link
 from gunicorn.companion.server.run_directory import ArbitersPart, Places
 from gunicorn.companion.supervise.changes import ConfigUnreadable
+from gunicorn.companion.supervise.order import WebTier
 from gunicorn.companion.supervise.sharedstate import SharedState
 from gunicorn.companion.supervise.starter import Hook, no_hook
 from gunicorn.errors import ConfigError
@@ -144,6 +145,11 @@ class ManagerProcess(ArbitersPart):
             sockets=self.arbiter.companions.sockets.inherited(),
             graceful_timeout=cfg.graceful_timeout,
             stop_order=cfg.companion_stop_order,
+            web_tier=WebTier(
+                tuple(cfg.web_after),
+                waiting=self.arbiter.web_is_held,
+                beside_old_master=self.arbiter.master_pid != 0,
+            ),
             server={**self.server, "started": self.arbiter.started_at},
             link=self.link,
             watch=self._make_watch(),
@@ -209,3 +215,4 @@ class ManagerProcess(ArbitersPart):
         )
         manager.graceful_timeout = cfg.graceful_timeout
         manager.steering.stop_order = cfg.companion_stop_order
+        manager.web_tier.after = tuple(cfg.web_after)

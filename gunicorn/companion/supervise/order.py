@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Resolve the order of starts, stops and rolling restarts of companions. Pure."""
+"""Resolve the order of starts, stops and rolling restarts of companions, and of the web tier. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,31 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.checks import WEB
 from gunicorn.companion.process import GAVE_UP, Cause, CompanionProcess, State
 from gunicorn.companion.table import Processes, chosen
+
+
+@dataclass(eq=False)
+class WebTier:
+    """The web workers as a member of the order. The master forks and stops them, and says how they are.
+
+    *after*: the companions that they come after. *waiting*: the master starts none until those are there.
+    *beside_old_master*: the companions of an old master may still run.
+    """
+
+    after: tuple[str, ...] = ()
+    waiting: bool = False
+    beside_old_master: bool = False
+    # Whether all wanted workers have booted.
+    ready: bool = False
+    # Whether the server stops, and workers are still there.
+    stopping: bool = False
+    # Whether no companion that is stopped needs them any more; and whether the master was told.
+    may_stop: bool = False
+    told: bool = False
+    # What they wait for, as the master was told.
+    held_by: str | None = None
 
 
 class Unmet(NamedTuple):
@@ -23,14 +45,22 @@ class Unmet(NamedTuple):
     hopeless: bool = False
 
 
-def unmet(processes: Processes, after: Iterable[str]) -> Unmet:
-    """Find which companions of *after* have to be waited for."""
+def unmet(
+    processes: Processes,
+    after: Iterable[str],
+    web: WebTier,
+    is_there: Callable[[CompanionProcess], bool] = lambda process: process.has_been_running,
+) -> Unmet:
+    """Find which of *after* have to be waited for."""
     names: list[str] = []
     stuck: list[str] = []
     hopeless = False
     for name in after:
+        if name == WEB:
+            names += [] if web.ready else [WEB]
+            continue
         found = chosen(processes, name)
-        missing = [process for process in found if not process.has_been_running]
+        missing = [process for process in found if not is_there(process)]
         if found and not missing:
             continue
         names.append(name)
@@ -43,6 +73,42 @@ def unmet(processes: Processes, after: Iterable[str]) -> Unmet:
                 hopeless = hopeless or process.state is State.STOPPED or process.hopeless
                 stuck.append(f"{process.name}, which {why}")
     return Unmet(tuple(names), "; ".join(stuck) or None, hopeless)
+
+
+def unmet_by_web(processes: Processes, web: WebTier) -> Unmet:
+    """Find which companions the web workers have to wait for.
+
+    A job counts when it is done, however long it has been running.
+    """
+
+    def is_there(process: CompanionProcess) -> bool:
+        if process.config.is_job:
+            return process.done
+        return (
+            process.state is State.RUNNING
+            or process.done
+            or (web.beside_old_master and _serves_elsewhere(process))
+        )
+
+    return unmet(processes, web.after, web, is_there)
+
+
+def _serves_elsewhere(process: CompanionProcess) -> bool:
+    """Whether it waits for an older process of its own, which serves under another master meanwhile."""
+    waits = process.state is State.STARTING and process.waiting_for is not None and process.session is None
+    return waits and not process.config.is_job
+
+
+def _needed_by_web(processes: Processes, web: WebTier) -> set[str]:
+    """The companions that web workers come after, also by way of others."""
+    found: set[str] = set()
+    pending = list(web.after)
+    while pending:
+        for process in chosen(processes, pending.pop()):
+            if process.name not in found:
+                found.add(process.name)
+                pending.extend(process.config.after)
+    return found
 
 
 def _why_missing(process: CompanionProcess) -> str | None:
@@ -62,14 +128,22 @@ def _why_missing(process: CompanionProcess) -> str | None:
     return "is not started" if process.start_count == 0 else "is stopped"
 
 
-def hold(processes: Processes, waiting: Collection[CompanionProcess]) -> None:
+def hold(processes: Processes, waiting: Collection[CompanionProcess], web: WebTier) -> None:
     """Update what each of *waiting* waits for; they are STARTING and have no process."""
+    # An old master stops when the web workers of its successor serve. What these need cannot wait for that.
+    urgent = _needed_by_web(processes, web) if web.waiting and web.beside_old_master else ()
     changed = True
     while changed:
         # A companion that waits in vain may be what another one waits for.
         changed = False
         for process in waiting:
-            found = unmet(processes, process.config.after)
+            after = process.config.after
+            if process.name in urgent:
+                found = unmet(
+                    processes, after, web, lambda each: each.has_been_running or _serves_elsewhere(each)
+                )
+            else:
+                found = unmet(processes, after, web)
             if found != (process.held_by, process.stuck, process.hopeless):
                 process.held_by, process.stuck, process.hopeless = found
                 changed = True
@@ -98,15 +172,17 @@ class Stops:
     need it are gone.
 
     A companion is needed by those that come after it, even through others that are gone, such as a finished
-    job. Nothing waits for a companion that is not part of the stop.
+    job. Nothing waits for a companion that is not part of the stop. When the server stops, the web workers
+    are part of it: `WebTier.may_stop` says when nothing needs them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, web: WebTier | None = None) -> None:
+        self.web = web or WebTier()
         self._waiting: dict[str, Stop] = {}
         # Companions with a requested stop, until they are gone.
         self._going: set[str] = set()
-        # Maps names and sets to their companions, each with its `after`. While a stop waits, this keeps
-        # companions that are gone.
+        # Maps names, sets and groups to their companions, each with what it needs. While a stop waits, this
+        # keeps companions that are gone.
         self._known: dict[str, dict[str, Sequence[str]]] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -130,47 +206,64 @@ class Stops:
                 self.drop(processes[name])
         self._waiting.clear()
 
-    def due(self, processes: Processes, *, together: bool = False) -> list[tuple[CompanionProcess, Stop]]:
-        """Take the stops whose turn has come, or all with *together*; note what the others wait for."""
+    def due(
+        self, processes: Processes, *, together: bool = False, only_web: bool = False
+    ) -> list[tuple[CompanionProcess, Stop]]:
+        """Take the stops whose turn has come, or all with *together*; note what the others wait for.
+
+        With *only_web* companions wait for web workers, and nothing waits for a companion.
+        """
         self._going = {n for n in self._going if n in processes and self._is_going(processes[n])}
-        if not self._waiting:
+        if not self._waiting and not self.web.stopping:
             self._known.clear()
             return []
         needed = self._find_needed(processes)
+        self.web.may_stop = together or only_web or not needed.get(WEB)
         found = []
         for name, stop in list(self._waiting.items()):
             process = processes.get(name)
             if process is None:
                 del self._waiting[name]
                 continue
-            config = process.config
-            users = needed.get(name, []) + (needed.get(config.group, []) if config.group != name else [])
+            users = [user for label in process.config.labels for user in needed.get(label, ())]
+            if only_web:
+                users = [user for user in users if user == WEB]
             # A companion that is ending serves no other. The stop only keeps it from coming back.
             there = process.pid is not None and process.state is not State.STOPPING
             if together or not there or not users:
                 self.drop(process)
                 found.append((process, stop))
             else:
-                process.stops_after = tuple(sorted(users))
+                process.stops_after = tuple(sorted({*users}))
         return found
+
+    def _waits(self, name: str) -> bool:
+        """Whether *name* is being stopped, and so holds up by itself what it needs."""
+        return self.web.stopping if name == WEB else name in self._going
 
     def _is_going(self, process: CompanionProcess) -> bool:
         return process.name in self._waiting or process.state is State.STOPPING
 
     def _find_needed(self, processes: Processes) -> dict[str, list[str]]:
-        """Map names and sets to the companions with a requested stop that need them."""
+        """Map names, sets and groups to what has to be gone before them."""
+        befores: dict[str, list[str]] = {}
+        for process in processes.values():
+            for name in process.config.stop_after:
+                befores.setdefault(name, []).append(process.name)
         for process in processes.values():
             config = process.config
-            for label in (config.name, config.group):
-                self._known.setdefault(label, {})[config.name] = config.after
+            needs = [*config.after, *(name for label in config.labels for name in befores.get(label, ()))]
+            for label in config.labels:
+                self._known.setdefault(label, {})[config.name] = needs
+        self._known[WEB] = {WEB: [*self.web.after, *befores.get(WEB, ())]}
         needed: dict[str, list[str]] = {}
         # Copies share the result.
         behind: dict[tuple[str, ...], set[str]] = {}
-        for name in self._going:
-            after = tuple(processes[name].config.after)
-            if after not in behind:
-                behind[after] = self._all_behind(after)
-            for each in behind[after]:
+        for name in [*self._going, *([WEB] if self.web.stopping else [])]:
+            needs_of_it = tuple(self._known[name][name])
+            if needs_of_it not in behind:
+                behind[needs_of_it] = self._all_behind(needs_of_it)
+            for each in behind[needs_of_it]:
                 needed.setdefault(each, []).append(name)
         return needed
 
@@ -183,7 +276,7 @@ class Stops:
             if each not in found:
                 found.add(each)
                 known = self._known.get(each, {}).items()
-                pending.extend(before for name, its in known if name not in self._going for before in its)
+                pending.extend(before for name, its in known if not self._waits(name) for before in its)
         return found
 
 
@@ -196,7 +289,8 @@ DOWN = (State.STARTING, State.BACKOFF, State.STOPPING)
 class Rolling:
     """The queue of companions to restart, in the order of the requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, web: WebTier | None = None) -> None:
+        self.web = web or WebTier()
         # Maps names to reason, cause and the pid to replace; a dict keeps the order.
         self._waiting: dict[str, tuple[str, Cause, int | None]] = {}
 
@@ -256,7 +350,7 @@ class Rolling:
             waited_for = down if pid is None else down_for_limits
             if process.state is State.RUNNING and (group in taken or group in waited_for):
                 continue
-            if pid is not None and unmet(processes, process.config.after).names:
+            if pid is not None and unmet(processes, process.config.after, self.web).names:
                 continue
             taken.add(group)
             del self._waiting[name]
@@ -273,25 +367,3 @@ def _would_be_replaced(process: CompanionProcess) -> bool:
     if process.state is State.STARTING:
         return process.pid is not None
     return process.state in (State.RUNNING, State.BACKOFF)
-
-
-def stop_limit(configs: Iterable[CompanionConfig], seconds: Callable[[CompanionConfig], float]) -> float:
-    """Return the longest time that a stop of *configs* in order may take, *seconds* for each."""
-    own: dict[str, float] = {}
-    after: dict[str, set[str]] = {}
-    for config in configs:
-        own[config.group] = max(own.get(config.group, 0.0), seconds(config))
-        after.setdefault(config.group, set()).update(name.partition(":")[0] for name in config.after)
-    total: dict[str, float] = {}
-    # No recursion: chains may be long. There are no cycles.
-    pending = list(own)
-    while pending:
-        group = pending[-1]
-        others = [name for name in after[group] if name in own]
-        missing = [name for name in others if name not in total]
-        if missing:
-            pending.extend(missing)
-            continue
-        pending.pop()
-        total[group] = own[group] + max((total[name] for name in others), default=0.0)
-    return max(total.values(), default=0.0)

@@ -103,6 +103,7 @@ class Starter:
     spare_descriptors: Callable[[], AbstractContextManager[None]]
     capture: Capture | None = None
     stacks: StackFile | None = None
+    web_tier: order.WebTier = field(default_factory=order.WebTier)
     kernel: Kernel = KERNEL
     fork: Callable[[Sequence[Launch]], list[int | OSError]] = spawn
     nofile: tuple[int, int] | None = None
@@ -156,7 +157,7 @@ class Starter:
         # What held it up may be in its configuration no more.
         waiting = [p for p in idle if p.state is State.STARTING and (p.config.after or p.held_by)]
         held_before = {p.name: p.held_by for p in waiting}
-        order.hold(self.table, waiting)
+        order.hold(self.table, waiting, self.web_tier)
         for process in waiting:
             if process.held_by and not held_before[process.name]:
                 why = f"waiting for {process.stuck or ', '.join(process.held_by)}"

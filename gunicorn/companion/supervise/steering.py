@@ -152,13 +152,14 @@ class Steering:
             has_one = process.state is State.STOPPING and timeout is None
             self.stops.ask(process.name, Stop(None if has_one else limit, cause=cause, reason=reason))
         # With another manager each companion has a successor, which waits for it alone.
-        self.stop_due(now, together=again or reload or self.handing_over)
+        self.stop_due(now, together=again or reload)
         if timeout is not None:
             self.start_rights.hasten(now + timeout)
 
     def stop_due(self, now: float, *, together: bool = False) -> None:
         """Stop the companions whose turn has come; with *together* all that are to stop."""
         together = together or self.stop_order != "reverse"
-        while found := self.stops.due(self.table, together=together):
+        # With another master each has a successor, too. But requests of the old workers may still need it.
+        while found := self.stops.due(self.table, together=together, only_web=self.handing_over):
             for process, stop in found:
                 self.table.send(process, Event.STOP, now, **stop.details)
