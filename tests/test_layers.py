@@ -54,6 +54,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.companion.keys",
         "gunicorn.companion.placeholders",
         "gunicorn.companion.status",
+        "gunicorn.companion.probe",
         "gunicorn.companion.process",
         "gunicorn.app",
         "gunicorn.app.configfile",
@@ -87,6 +88,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.workers.workertmp",
         "gunicorn.companion.child.watch",
         "gunicorn.companion.spawn",
+        "gunicorn.companion.probing.*",
     ],
     ["gunicorn.workers.base", "gunicorn.companion.supervise.*", "gunicorn.monitor.*"],
     ["gunicorn.workers.*", "gunicorn.companion.manager"],
@@ -104,6 +106,8 @@ MAY_FORK = {
     "gunicorn.master.succession",
     "gunicorn.companion.spawn",
     "gunicorn.companion.output.keeper",
+    "gunicorn.companion.probing.prober",
+    "gunicorn.companion.probing.commands",
     "gunicorn.unix.process",
 }
 MAY_HANDLE_SIGNALS = {"gunicorn.unix.signals"}

@@ -142,6 +142,8 @@ def build_companion_configs(cfg: Any, *, outputs: bool = True) -> list[Companion
     problems.extend(order_problems(configs, _names(entries, configs), cfg.web_after))
     all_copies = [copy for config in configs for copy in copies(config, config.numprocs)]
     problems.extend(address_problems(all_copies))
+    if not getattr(cfg, "companion_log_lines", 1):
+        problems.extend(_log_problems(configs))
     if entries and is_monitor(entries[-1]):
         problems.extend(_monitor_problems(cfg, configs))
     if problems:
@@ -269,6 +271,16 @@ def address_problems(configs: Sequence[CompanionConfig]) -> list[str]:
                     f"companion {config.group!r}: bind: {address} is already used by {other.group!r}"
                 )
     return list(dict.fromkeys(problems))
+
+
+def _log_problems(configs: Iterable[CompanionConfig]) -> list[str]:
+    """Report checks of output that is not captured."""
+    return [
+        f"companion {config.name!r}: {key}: log needs captured output, and companion_log_lines is 0"
+        for config in configs
+        for key, probe in (("probe", config.probe), ("liveness", config.liveness))
+        if probe is not None and probe.kind == "log"
+    ]
 
 
 def is_monitor(entry: Any) -> bool:

@@ -44,6 +44,7 @@ from gunicorn.companion.checks import (
     optional,
     parse_signal,
 )
+from gunicorn.companion.probe import Probe, check_probe
 from gunicorn.settings import companion as settings
 from gunicorn.settings.base import Setting
 
@@ -253,6 +254,17 @@ class Keys:
     # -- order
     stop_after: tuple[str, ...] = key(
         check_names, "companions, or ``web``, that must be gone before it is stopped, beyond ``after``", []
+    )
+    # -- probes
+    probe: Probe | None = key(
+        optional(check_probe),
+        "how the manager finds out that it is ready: :doc:`probes`",
+        placeholders=True,
+    )
+    liveness: Probe | None = key(
+        optional(check_probe),
+        "how the manager finds out that it still works: :doc:`probes`",
+        placeholders=True,
     )
 
 

@@ -18,6 +18,7 @@ from gunicorn.app.start import follow_surroundings
 from gunicorn.companion.child import streams
 from gunicorn.companion.control import ControlServer
 from gunicorn.companion.output.capture import Capture
+from gunicorn.companion.probing.handle import ProberHandle
 from gunicorn.companion.process import (
     POLL_INTERVAL,
     WAIT_INTERVAL,
@@ -35,6 +36,7 @@ from gunicorn.companion.supervise.memory import Limits
 from gunicorn.companion.supervise.notify_sockets import Notifications, remove_stale
 from gunicorn.companion.supervise.order import Rolling, Stops, WebTier, unmet_by_web
 from gunicorn.companion.supervise.overrides import KeptState
+from gunicorn.companion.supervise.probes import Prober, Probes
 from gunicorn.companion.supervise.questions import Questions
 from gunicorn.companion.supervise.rights import StartRights
 from gunicorn.companion.supervise.sessions import Sessions
@@ -75,8 +77,8 @@ class CompanionManager:
     companion. *umask* shapes the mode of the Unix sockets in `bind`. *log_lines* and *log_format* are about
     captured output; with 0 lines none is captured. *web_tier* is the place of the web workers in the order of
     starts and stops. *scoreboard* has the web workers; they and companions write their stacks into *stacks*.
-    *sockets*: those of `bind` that an earlier manager has opened. *kernel* and *fork* are the operating
-    system.
+    *sockets*: those of `bind` that an earlier manager has opened. *prober* makes the checks of `probe` and
+    `liveness`. *kernel* and *fork* are the operating system.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class CompanionManager:
         scoreboard: Scoreboard | None = None,
         stacks: StackFile | None = None,
         sockets: Sequence[KeptSocket] = (),
+        prober: Prober | None = None,
         kernel: Kernel = KERNEL,
         fork: Callable[[Sequence[Launch]], list[int | OSError]] = spawn,
     ) -> None:
@@ -145,6 +148,7 @@ class CompanionManager:
         self.capture: Capture | None = None
         if log_lines:
             self.capture = self._make_capture(log_lines, log_format)
+        self.prober: Prober = prober or ProberHandle(log, self.poller)
 
         rights = Rights(shared, None if self.kept.old is None else old_state)
         self.start_rights = StartRights(run_dir, log, rights, kernel=kernel)
@@ -161,6 +165,16 @@ class CompanionManager:
             reporter=self.reporter,
             after_exit=self.hooks.after_exit,
             tell=self.tell_master,
+            capture=self.capture,
+            prober=self.prober,
+            kernel=kernel,
+        )
+        self.probes = Probes(
+            self.table,
+            log,
+            prober=self.prober,
+            history=self.kept.history,
+            run_dir=run_dir,
             capture=self.capture,
             kernel=kernel,
         )
@@ -308,6 +322,7 @@ class CompanionManager:
             self.control.tick(now)
         if self.capture is not None:
             self.capture.tick(now)
+        self.prober.tick(now)
         self.dumps.step(now)
         # Most wake-ups are a client's, and concern no companion: look at all of them only if needed.
         if self.table.changed or (self._due is not None and now >= self._due):
@@ -323,6 +338,7 @@ class CompanionManager:
         self.retry_backoff(now)
         self._look_at_web()
         self.changes.forget_removed()
+        self.probes.step()
         if self.capture is not None:
             self.capture.forget(self.table)
         self.kept.write()
@@ -384,6 +400,8 @@ class CompanionManager:
             times.append(self.control.next_attempt)
         if self.capture is not None and self.capture.start_at is not None:
             times.append(self.capture.start_at)
+        if self.prober.start_at is not None:
+            times.append(self.prober.start_at)
         if self.dumps.due is not None:
             times.append(self.dumps.due)
         return max(0.0, min(times) - now) if times else None
@@ -429,13 +447,14 @@ class CompanionManager:
         with contextlib.suppress(OSError, ValueError):
             if soft != hard:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-                self.starter.nofile = (soft, hard)
+                self.starter.nofile = self.prober.nofile = (soft, hard)
 
     def _close(self) -> None:
         if self.control is not None:
             self.control.close()
         self.listeners.close_all()
         if self.finished:
+            self.prober.end()
             self._end_adopted()
             if self.capture is not None:
                 self.capture.end()
@@ -633,6 +652,7 @@ class CompanionManager:
             fds.append(self.watch.fileno())
         if self.capture is not None:
             fds.extend(self.capture.descriptors())
+        fds.extend(self.prober.descriptors())
         if self.control is not None:
             fds.extend(self.control.descriptors())
         fds.extend(self.kept.descriptors())

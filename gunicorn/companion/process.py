@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.probe import Findings
 from gunicorn.companion.runfile import DRAIN_INTERVAL
 from gunicorn.companion.status import (
     EXITED,
@@ -78,6 +79,7 @@ class Event(enum.Enum):
     DELAY_PASSED = "delay passed"
     DEADLINE = "deadline passed"
     READY = "ready"
+    PROBED = "probe succeeded"
     BEAT = "alive by its own word"
     NOT_READY = "not ready in time"
     HUNG = "silent for too long"
@@ -205,6 +207,8 @@ class CompanionProcess(Status):
         self.started_at = d.now
         self.next_retry_at = None
         self.status_text = None
+        self.notified = self.probed = False
+        self.probe_findings, self.liveness_findings = Findings(), Findings()
         self.start_count += 1
         self.starts.append(d.now)
         self.jitter_share = self.chance()
@@ -233,7 +237,31 @@ class CompanionProcess(Status):
 
     def _ready(self, d: Details) -> tuple[Action, ...]:
         """READY=1, which counts only with `ready` = "notify"."""
-        return self._alive(d) if self.config.ready == "notify" and self.pid is not None else ()
+        self.notified = True
+        return self._ready_by_all(d)
+
+    def _probed(self, d: Details) -> tuple[Action, ...]:
+        """Its `probe` has succeeded as often as wanted."""
+        self.probed = True
+        return self._ready_by_all(d)
+
+    def _ready_by_all(self, d: Details) -> tuple[Action, ...]:
+        """With both `ready` = "notify" and `probe`, both must have come."""
+        if self.pid is None or not self.waits_for_readiness or self.unready:
+            return ()
+        return self._alive(d)
+
+    @property
+    def waits_for_readiness(self) -> bool:
+        """Whether it is RUNNING when it is known to be ready, and not after `startsecs`."""
+        return self.config.ready == "notify" or self.config.probe is not None
+
+    @property
+    def unready(self) -> bool:
+        """Whether a sign of readiness is still missing."""
+        return (self.config.ready == "notify" and not self.notified) or (
+            self.config.probe is not None and not self.probed
+        )
 
     def _beat(self, d: Details) -> tuple[Action, ...]:
         self.watchdog_at = None if self.config.watchdog is None else d.now + self.config.watchdog
@@ -242,12 +270,14 @@ class CompanionProcess(Status):
     def _not_ready(self, d: Details) -> tuple[Action, ...]:
         self.failed_starts += 1
         reason = f"not ready within {self.config.start_timeout:g}s"
+        if self.config.probe is not None and self.probe_findings.trouble:
+            reason += f": {self.probe_findings.trouble}"
         self._fail(d.now, Cause.NOT_READY, reason, self.config.stop_timeout)
         return (Action.SIGNAL,)
 
     def _hung(self, d: Details) -> tuple[Action, ...]:
         reason = d.reason or f"no WATCHDOG=1 for {self.config.watchdog or 0:g}s"
-        self._fail(d.now, Cause.WATCHDOG, reason, ABORT_TIME)
+        self._fail(d.now, d.cause or Cause.WATCHDOG, reason, ABORT_TIME)
         return (Action.ABORT,)
 
     def _hung_starting(self, d: Details) -> tuple[Action, ...]:
@@ -511,8 +541,11 @@ class CompanionProcess(Status):
     def _coming(self) -> tuple[float, Event] | None:
         """The next event by the clock, and its time."""
         if self.state is State.STARTING and self.pid is not None and self.started_at is not None:
-            if self.config.ready == "notify":
+            if self.unready:
                 return self.started_at + self.config.start_timeout, Event.NOT_READY
+            if self.waits_for_readiness:
+                # A reread has taken away the sign that was missing.
+                return self.started_at, Event.ALIVE
             return self.started_at + self.config.startsecs, Event.ALIVE
         if self.state is State.RUNNING and self.watchdog_at is not None:
             return self.watchdog_at, Event.HUNG
@@ -576,6 +609,7 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.STARTING, Event.START_FAILED): _P._start_failed,
     (State.STARTING, Event.ALIVE): _P._alive,
     (State.STARTING, Event.READY): _P._ready,
+    (State.STARTING, Event.PROBED): _P._probed,
     (State.STARTING, Event.BEAT): _P._nothing,
     (State.STARTING, Event.NOT_READY): _P._not_ready,
     (State.STARTING, Event.HUNG): _P._hung_starting,

@@ -412,11 +412,12 @@ def _limit_text(limit: int) -> str:
 
 
 def arm_faulthandler(config: CompanionConfig) -> None:
-    """Have the watchdog's SIGABRT write the stack of every thread to stderr.
+    """Have the SIGABRT of `watchdog` and `liveness` write the stack of every thread to stderr.
 
     That the master's faulthandler was armed was undone with its other signal handlers.
     """
-    if config.command is None and (config.watchdog is not None or faulthandler.is_enabled()):
+    hangs = config.watchdog is not None or config.liveness is not None
+    if config.command is None and (hangs or faulthandler.is_enabled()):
         # It still takes itself for armed, and would do nothing.
         faulthandler.disable()
         faulthandler.enable(2)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.probe import Findings, Probe
 from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import signal_name
 
@@ -69,6 +70,7 @@ class Cause(str, enum.Enum):
     REREAD = "reread"  # by command: its configuration has changed, or is gone
     NOT_READY = "not ready"
     WATCHDOG = "watchdog"
+    LIVENESS = "liveness"
     UPGRADE = "upgrade"  # another master takes over
     SERVER = "server"  # it stops
     DEPENDENCY = "dependency"  # a companion in its `after` is not RUNNING
@@ -165,6 +167,12 @@ class Status:
     next_retry_at: float | None = None
     stop_deadline: float | None = None
     watchdog_at: float | None = None
+    # Of `ready` = "notify" and `probe`: what its latest process has passed.
+    notified: bool = False
+    probed: bool = False
+    # What the checks of its latest process have found.
+    probe_findings: Findings = field(default_factory=Findings)
+    liveness_findings: Findings = field(default_factory=Findings)
     manual_stop: bool = False
     restart_pending: bool = False
     failing: bool = False
@@ -239,6 +247,7 @@ class Status:
             text += f", is stopped after {', '.join(self.stops_after)}"
         if self.status_text:
             text += f", {self.status_text}"
+        text += self._describe_checks()
         if self.restart_count:
             text += f", {self.restart_count} restart{'s' if self.restart_count != 1 else ''}"
             if self.cause is not None and self.exited_at is not None:
@@ -246,6 +255,25 @@ class Status:
         if self.failures.count > 1 and self.failures.ongoing(self._uptime(now)):
             text += f", failed {self.failures.count} times in a row"
         return text
+
+    def _describe_checks(self) -> str:
+        """``, not ready: connection refused``; nothing while all checks succeed."""
+        if self.state is State.STARTING and self.config.probe is not None and self.probe_findings.trouble:
+            return f", not ready: {self.probe_findings.trouble}"
+        liveness = self.config.liveness
+        if self.state is State.RUNNING and liveness is not None and self.liveness_findings.failures:
+            found = self.liveness_findings
+            count = f"{found.failures} of {liveness.failures}"
+            return f", liveness fails ({count}): {found.trouble or 'it has just succeeded again'}"
+        return ""
+
+    def checks(self) -> dict[str, tuple[Probe, Findings]]:
+        """The checks that are configured, by their key."""
+        each = {
+            "probe": (self.config.probe, self.probe_findings),
+            "liveness": (self.config.liveness, self.liveness_findings),
+        }
+        return {key: (probe, found) for key, (probe, found) in each.items() if probe is not None}
 
     def _describe_last_end(self) -> str:
         """Return the cause, and what it does not say by itself: ``crash (KeyError: 'price')``."""
@@ -372,7 +400,27 @@ class Status:
             "flapping": self.flaps(now),
             "watchdog": self.config.watchdog,
             "watchdog_age": self._watchdog_age(now),
+            "probes": {
+                key: _findings_dict(probe, found, shown(found.at))
+                for key, (probe, found) in self.checks().items()
+            },
         }
+
+
+def _findings_dict(probe: Probe, found: Findings, at: float | None) -> dict[str, Any]:
+    """What ``status`` shows of one key; null where there was no check yet."""
+    result = found.result
+    return {
+        "checks": str(probe),
+        "good": None if result is None else result.good,
+        "at": None if result is None else at,
+        "took": None if result is None else result.took,
+        "reason": found.trouble,
+        "output": None if result is None else result.output,
+        "successes": found.successes,
+        "failures": found.failures,
+        "allowed": probe.failures,
+    }
 
 
 _CAUSES_THAT_SAY_ALL = {Cause.COMMAND, Cause.RELOAD, Cause.OOM, Cause.EXIT}

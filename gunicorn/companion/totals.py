@@ -18,6 +18,9 @@ Counts = dict[str, float]
 OUTPUT = ("log_bytes", "log_dropped_bytes", "log_dropped_lines")
 KINDS = ("ends", "failures")
 
+# Events that are neither starts, nor ends, nor failures.
+UNCOUNTED = ("liveness fails", "liveness succeeds")
+
 # A companion that is configured no more may come back, and is remembered. Of so many, the one that was
 # counted first is dropped.
 NAMES_KEPT = 10_000
@@ -49,7 +52,7 @@ class Totals:
             told = self._by_name.get(name, {}).get("cpu", 0) - self._before.get(name, {}).get("cpu", 0)
             self._ended[name] = max(told, self._ended.get(name, 0.0))
             self._add(name, entry["time"], "starts")
-        else:
+        elif event not in UNCOUNTED:
             self._add(name, entry["time"], f"{'ends' if event == 'exit' else 'failures'}: {entry['cause']}")
 
     def note_kill(self, name: str, wall: float) -> None:

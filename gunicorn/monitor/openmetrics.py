@@ -23,7 +23,7 @@ WORKER_STATES = ("booting", "idle", "busy", "retiring")
 
 # Ends that nobody asked for, and those by a limit: shown from the beginning, because Prometheus does not see
 # the increase from nothing to 1. Other causes are shown once there is one.
-EARLY_CAUSES = ("exit", "crash", "killed", "oom", "memory", "not ready", "watchdog")
+EARLY_CAUSES = ("exit", "crash", "killed", "oom", "memory", "not ready", "watchdog", "liveness")
 
 
 class Histogram(NamedTuple):
@@ -175,6 +175,19 @@ def _count_by_cause(key: str, early: tuple[str, ...]) -> Callable[[Facts], Itera
             for cause, value in ({**dict.fromkeys(early, 0), **counters[key]} if counters else {}).items():
                 labels = {"companion": companion["name"], "cause": cause}
                 yield Sample(value, labels, counters["since"])
+
+    return read
+
+
+def _probes(find: Callable[[Reply], float | None]) -> Callable[[Facts], Iterator[Sample]]:
+    """One figure for the latest result of each `probe` and `liveness`."""
+
+    def read(facts: Facts) -> Iterator[Sample]:
+        for companion in facts.status["companions"]:
+            for key, found in companion.get("probes", {}).items():
+                if found["good"] is not None:
+                    labels = {"companion": companion["name"], "probe": key}
+                    yield Sample(find(found) or 0, labels)
 
     return read
 
@@ -357,6 +370,20 @@ METRICS = (
         "Time since its last sign of life, while the watchdog waits for one.",
         _each(lambda companion: companion.get("watchdog_age")),
         labels=("companion",),
+    ),
+    Metric(
+        "gunicorn_companion_probe_success",
+        "gauge",
+        "1 if its latest probe or liveness check has succeeded.",
+        _probes(lambda found: int(found["good"])),
+        labels=("companion", "probe"),
+    ),
+    Metric(
+        "gunicorn_companion_probe_duration_seconds",
+        "gauge",
+        "How long that check took.",
+        _probes(lambda found: found["took"]),
+        labels=("companion", "probe"),
     ),
     Metric(
         "gunicorn_companion_log_bytes_total",

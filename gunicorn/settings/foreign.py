@@ -69,6 +69,9 @@ RENAMED_KEYS = {
     "stop_children": "stop_as_group",
     "stop_grace_period": "stop_timeout",
     "ulimits": "rlimits",
+    "startupprobe": "probe",
+    "readinessprobe": "probe",
+    "livenessprobe": "liveness",
     "working_dir": "cwd",
     "working_directory": "cwd",
     "workingdirectory": "cwd",
@@ -92,12 +95,38 @@ OTHER_KEYS = {
     "socket_backlog": "the server's setting backlog",
     "socket_mode": "the server's setting umask decides",
     "socket_owner": "a socket belongs to the user that companions run as",
-    # circus, pm2, compose files
+    # circus, pm2, compose files, s6
+    "healthcheck": "probe says when it is ready, liveness whether it still works",
+    "health_check": "probe says when it is ready, liveness whether it still works",
+    "notification_fd": '"ready": "notify", or a probe such as {"log": "ready"}',
+    "notification-fd": '"ready": "notify", or a probe such as {"log": "ready"}',
+    "listen_timeout": "start_timeout",
+    "wait_ready": '"ready": "notify", or a probe such as {"tcp": "127.0.0.1:8001"}',
     "args": "the arguments follow the program in command, a list",
     "copy_env": "always so",
     "gid": _NO_USER,
     "timeout": "start_timeout, stop_timeout or watchdog",
     "uid": _NO_USER,
+}
+
+#: Keys of a check in compose files, Kubernetes and others, with ours for `probe` and `liveness`.
+PROBE_KEYS = {
+    "exec": "command",
+    "failurethreshold": "failures",
+    "grpc": "command: there is no client for it",
+    "httpget": 'http, a URL: "http://127.0.0.1:8001/health"',
+    "initialdelayseconds": "delay",
+    "interval": "every",
+    "path": "http, a URL, or file",
+    "periodseconds": "every",
+    "port": 'tcp, an address: "127.0.0.1:8001"',
+    "retries": "failures",
+    "start_period": "delay; checks that fail before a companion is ready do not count anyway",
+    "successthreshold": "successes",
+    "tcpsocket": 'tcp, an address: "127.0.0.1:8001"',
+    "test": "command, without its first word CMD",
+    "timeoutseconds": "timeout",
+    "url": "http",
 }
 
 # LimitNOFILE of a unit and rlimit_nofile of circus.
@@ -141,6 +170,12 @@ def key_hint(key: str) -> str | None:
     if "logfile_" in key:
         return _ROTATION
     return "a companion writes to a file (stdout, stderr) or to the server's own output"
+
+
+def probe_hint(key: str) -> str | None:
+    """The same for a key within `probe` or `liveness`."""
+    known = PROBE_KEYS.get(key.lower())
+    return f"{key}: here it is {known}" if known else None
 
 
 def autorestart_hint(value: object) -> str | None:

@@ -61,6 +61,7 @@ class Nature:
     rest_obeys: float | None = None  # what that takes to end, if it is asked
     kill_takes: float = 0.0  # as in an uninterruptible wait
     forks: bool = True  # False: the fork itself is refused
+    works: bool = True  # as its `liveness` finds out
 
 
 CALM = Nature()
@@ -265,6 +266,63 @@ class SimulatedKernel(Kernel):
         """There is no descriptor."""
 
 
+class SimulatedProber:
+    """Finds a process ready when its nature says so, and alive if it works; a check takes no time."""
+
+    pid = start_at = nofile = None
+
+    def __init__(self, kernel: SimulatedKernel) -> None:
+        self.kernel = kernel
+        self.jobs: dict[int, dict[str, Any]] = {}
+        # The pids of those that were found ready.
+        self.passed: set[int] = set()
+        self.started = False
+        self.on_message: Callable[[dict[str, Any]], None] = lambda message: None
+        self.on_start: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        if not self.started:
+            self.started = True
+            self.on_start()
+
+    def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        if "stop" in message:
+            del self.jobs[message["stop"]]
+            return
+        self.jobs[message["job"]] = message
+        begun = self.kernel.time
+        self.kernel.at(begun + 0.01, lambda: self._check(message, begun))
+
+    def _check(self, job: dict[str, Any], begun: float) -> None:
+        life = self.kernel.life(job["pid"])
+        if job["job"] not in self.jobs or life is None:
+            return
+        ready, now = life.nature.ready, self.kernel.time
+        good = life.nature.works if not job["first"] else ready is not None and now >= begun + ready
+        if good and job["first"]:
+            self.passed.add(life.pid)
+        self.kernel.at(now + job["probe"].every, lambda: self._check(job, begun))
+        found = {"good": good, "reason": "" if good else "no", "output": "", "took": 0.0, "quick": False}
+        self.on_message({"result": job["job"], **found})
+
+    def tick(self, now: float) -> None:
+        """It does not end by itself."""
+
+    def reaped(self, pid: int, status: int) -> bool:
+        return False
+
+    def descriptors(self) -> list[int]:
+        return []
+
+    def stop(self) -> None:
+        assert not self.jobs
+        self.started = False
+
+    def end(self) -> None:
+        """Also after its manager was killed."""
+        self.jobs.clear()
+
+
 @dataclass
 class World:
     """The companions of *configs*, their manager, and their processes."""
@@ -296,6 +354,7 @@ class World:
     # -- the manager -------------------------------------------------------------
 
     def _new_manager(self) -> CompanionManager:
+        self.prober = SimulatedProber(self.kernel)
         manager = CompanionManager(
             self.configs,
             LOG,
@@ -303,6 +362,7 @@ class World:
             follow_log=lambda: None,
             run_dir=self.run_dir,
             shared=self.shared,
+            prober=self.prober,
             kernel=self.kernel,
             fork=self._fork_all,
         )
@@ -314,6 +374,7 @@ class World:
 
     def _let_the_manager_go(self) -> None:
         """What the kernel does for a process that is killed: its descriptors are closed, its locks gone."""
+        self.prober.end()
         for fd in self.manager.start_rights.descriptors():
             os.close(fd)
         for name in self.processes:
@@ -558,6 +619,8 @@ class World:
             self._check_backoff(process)
         if state is State.STOPPED and process.settled is not None:
             self.at_rest.add(process.name)
+        if state is State.RUNNING and change.before.state is State.STARTING:
+            assert process.config.probe is None or process.pid in self.prober.passed, "not ready"
         if change.before.state is State.RUNNING and process.restart_pending:
             self._check_turn(process)
 
@@ -606,6 +669,19 @@ class World:
         ours_alone = [life for life in self.kernel.lives if life.parent == self.kernel.manager]
         assert {life.name for life in ours_alone if not life.empty} <= self.processes.keys()
         self._check_kept()
+        self._check_jobs()
+
+    def _check_jobs(self) -> None:
+        """Whoever is to be checked is, and nobody else."""
+        wanted = []
+        for process in self.processes.values():
+            config, state = process.config, process.state
+            if state is State.STARTING and process.pid and config.probe and not process.probed:
+                wanted.append((process.pid, True, config.probe))
+            elif state is State.RUNNING and config.liveness:
+                wanted.append((process.pid, False, config.liveness))
+        found = [(job["pid"], job["first"], job["probe"]) for job in self.prober.jobs.values()]
+        assert sorted(found) == sorted(wanted)
 
     def _check_kept(self) -> None:
         """The next manager would know what has been asked, and what has settled."""

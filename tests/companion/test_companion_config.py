@@ -15,6 +15,7 @@ from companiontools import answer_of, make_cfg
 from gunicorn.companion.checks import describe_target, did_you_mean, parse_signal
 from gunicorn.companion.config import CompanionConfig, build_companion_configs, unknown_key
 from gunicorn.companion.keys import FIELDS, KNOWN_KEYS
+from gunicorn.companion.probe import Probe
 from gunicorn.settings import foreign
 
 
@@ -352,6 +353,8 @@ def test_defaults():
         "rlimits": {},
         "cpu_affinity": None,
         "template": None,
+        "probe": None,
+        "liveness": None,
     }
     assert build() == CompanionConfig("rq", "app:run")
     assert CompanionConfig("rq", work, stop_signal="INT").stop_signal == signal.SIGINT
@@ -495,6 +498,8 @@ OTHER_VALUES = {
     "oom_score_adj": 500,
     "rlimits": {"core": (0, None)},
     "cpu_affinity": (0,),
+    "probe": Probe("tcp", "127.0.0.1:9001"),
+    "liveness": Probe("file", "beat", every=60),
     "numprocs": 2,
     "cwd": "/",
     "env": {"A": "b"},

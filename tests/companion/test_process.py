@@ -51,6 +51,7 @@ OUTCOMES = {
     (State.STARTING, Event.START_FAILED): (State.BACKOFF, ()),
     (State.STARTING, Event.ALIVE): (State.RUNNING, ()),
     (State.STARTING, Event.READY): (State.STARTING, ()),
+    (State.STARTING, Event.PROBED): (State.STARTING, ()),
     (State.STARTING, Event.BEAT): (State.STARTING, ()),
     (State.STARTING, Event.NOT_READY): (State.STOPPING, (Action.SIGNAL,)),
     (State.STARTING, Event.HUNG): (State.STOPPING, (Action.ABORT,)),

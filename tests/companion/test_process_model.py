@@ -22,6 +22,7 @@ from processworld import CALM, Nature, World, expand
 
 from gunicorn.companion.child.sdnotify import Notice
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.probe import Probe
 from gunicorn.companion.process import EXITED, GAVE_UP, Cause, State
 from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.starter import STARTS_AT_ONCE
@@ -35,6 +36,8 @@ KEYS = st.fixed_dictionaries(
         "restart_delay_max": st.sampled_from([None, 8, 40]),
         "ready": st.sampled_from(["startsecs", "notify"]),
         "watchdog": st.sampled_from([None, 6]),
+        "probe": st.sampled_from([None, Probe("tcp", "[::1]:7", every=2)]),
+        "liveness": st.sampled_from([None, Probe("tcp", "[::1]:7", every=2, failures=2)]),
         "stop_as_group": st.booleans(),
         "max_lifetime": st.sampled_from([None, 30]),
         "env": st.sampled_from([{}, {"A": "1"}, {"A": "%(index)d"}]),
@@ -65,6 +68,7 @@ NATURE = st.builds(
     rest_obeys=st.sampled_from([None, 0.0, 2.0, 9.0]),
     kill_takes=st.sampled_from([0.0, 0.4]),
     forks=st.sampled_from([True, True, True, False]),
+    works=st.sampled_from([True, True, False]),
 )
 WHO = st.integers(0, 20)
 TIME = st.sampled_from([0.0, 0.01, 0.05, 0.3, 1.0, 2.5, 6.0, 20.0])

@@ -10,6 +10,7 @@ from processtools import T0, backoff, make, running, starting, stopping
 
 from gunicorn.companion.config import CompanionConfig, copies
 from gunicorn.companion.keys import SHAPE_KEYS
+from gunicorn.companion.probe import Probe
 from gunicorn.companion.process import CompanionProcess, Event
 from gunicorn.companion.supervise.changes import difference, scale
 from gunicorn.companion.supervise.overrides import Scaled
@@ -52,6 +53,8 @@ OTHERS = {
     "oom_score_adj": 7,
     "rlimits": {"core": (7, None)},
     "cpu_affinity": (7,),
+    "probe": Probe("tcp", "127.0.0.1:7"),
+    "liveness": Probe("log", "alive", every=7),
 }
 
 

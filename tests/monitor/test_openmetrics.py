@@ -43,6 +43,10 @@ def companion(name: str = "rq:0", **values: Any) -> dict[str, Any]:
         "flapping": False,
         "watchdog": 30.0,
         "watchdog_age": 1.5,
+        "probes": {
+            "probe": {"good": True, "took": 0.25},
+            "liveness": {"good": False, "took": 3},
+        },
         "memory": {"rss": 9, "pss": 3000, "private": 1000, "saved": 2000},
         "counters": {
             "since": 1699990000.5,
@@ -199,6 +203,12 @@ def test_companions() -> None:
     ends = {"crash": 1, "not ready": 1, "exit": 0, "oom": 0}
     assert {c: value(found, "gunicorn_companion_ends_total", cause=c, **name) for c in ends} == ends
     assert value(found, "gunicorn_companion_start_failures_total", cause="dependency", **name) == 1
+    for metric, each in (("success", (1, 0)), ("duration_seconds", (0.25, 3))):
+        both_keys = [
+            value(found, f"gunicorn_companion_probe_{metric}", probe=key, **name)
+            for key in ("probe", "liveness")
+        ]
+        assert tuple(both_keys) == each
     assert value(found, "gunicorn_build_info", version="1.2.3") == 1
     assert value(found, "gunicorn_companion_manager_private_memory_bytes") == 5000
 
@@ -226,7 +236,7 @@ def test_what_is_not_known_is_left_out() -> None:
         assert not any(part in name and "manager" not in name for name in names)
     assert "gunicorn_workers" not in names
     # As an older server answers.
-    del bare["counters"], bare["watchdog"], bare["watchdog_age"]
+    del bare["counters"], bare["watchdog"], bare["watchdog_age"], bare["probes"]
     assert "gunicorn_companion_starts_total" not in {name for name, _ in both(status(bare))}
 
 

@@ -121,6 +121,8 @@ def _facts(companion: Reply) -> Iterable[tuple[str, list[str]]]:
     if details["descriptors"]:
         yield "descriptors", ["{open} open, {sockets} of them sockets".format(**details["descriptors"])]
     yield "listens on", details["addresses"]
+    for key, found in companion.get("probes", {}).items():
+        yield key, list(_check(found))
     yield "limits", [_limit(name, **limit) for name, limit in details["limits"].items()]
     count = details["starts_in_the_last_hour"]
     yield "starts", [f"{count} in the last hour"]
@@ -144,6 +146,17 @@ def _tree(processes: list[Reply]) -> Iterable[str]:
                 yield from below(process["pid"], depth + 1)
 
     return below(None, 0)
+
+
+def _check(found: Reply) -> Iterable[str]:
+    """A ``probe`` or ``liveness``: what is checked, the latest result, and the end of what was said."""
+    yield found["checks"]
+    if found["good"] is None:
+        yield "not checked yet"
+        return
+    result = "good" if found["good"] else f"failed ({found['failures']} in a row): {found['reason']}"
+    yield f"{_moment(found['at'])}   {result}, in {found['took'] * 1000:.0f} ms"
+    yield from (f"| {line}" for line in found["output"].splitlines()[-LAST_LINES:])
 
 
 def _limit(name: str, limit: float, now: float | None) -> str:

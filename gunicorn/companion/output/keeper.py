@@ -7,17 +7,12 @@ manager starts another one, which goes on with the same pipes and rings.
 
 from __future__ import annotations
 
-import _thread
 import array
 import contextlib
 import fcntl
-import gc
 import os
-import select
-import signal
 import socket
 import stat
-import sys
 import termios
 import time
 import traceback
@@ -25,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from gunicorn.companion.checks import OutputFile
+from gunicorn.companion.child.helper import become_helper
 from gunicorn.companion.output.files import FileSink, open_output
 from gunicorn.companion.output.followers import Followers
 from gunicorn.companion.output.lines import Cutter, Lines, make_format
@@ -41,23 +37,12 @@ from gunicorn.companion.output.ring import (
 from gunicorn.companion.output.sinks import Channel, Piece, Sink, StreamSink
 from gunicorn.companion.output.wire import Message, Wire
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
-from gunicorn.unix.process import set_process_title
-from gunicorn.unix.signals import blocked_signals, disregard, reset_to_default, unblock_all
+from gunicorn.unix.signals import blocked_signals
 
 # What one read takes at most: what a pipe holds.
 _READ = 64 * 1024
 # With less room in the ring nothing is read.
 _LEAST = 8 * 1024
-# Nobody but the manager tells it anything, and only SIGKILL ends it.
-_DISREGARDED = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGPIPE,
-)
 # Seconds for what is still to be written at the server's end, and until a lasting failure is told again.
 _END = 1.0
 _TELL_AGAIN = 60.0
@@ -439,18 +424,8 @@ def start_keeper(wire: Wire, rings: RingFile, feeds: list[Feed], line_format: st
 
 def _run(wire: Wire, rings: RingFile, feeds: list[Feed], line_format: str, most_lines: int) -> NoReturn:
     """The whole life of the keeper."""
-    # What ends the server does not end it: it stays for the last words of companions.
-    os.setsid()
-    reset_to_default()
-    disregard(_DISREGARDED, for_good=True)
-    # No page of the manager's objects is copied only because it is looked at, and no object is freed that
-    # would close a descriptor, which may be another's by then.
-    gc.disable()
-    gc.freeze()
-    _undo_gevent()
-    _close_all_but({0, 1, 2, wire.fileno(), rings.fd, *(fd for feed in feeds for fd in feed.pipes.values())})
-    unblock_all()
-    set_process_title("companion log keeper")
+    kept = {wire.fileno(), rings.fd, *(fd for feed in feeds for fd in feed.pipes.values())}
+    become_helper("companion log keeper", kept)
     try:
         keeper = Keeper(wire, rings, line_format, most_lines)
         keeper.recover(feeds)
@@ -459,25 +434,3 @@ def _run(wire: Wire, rings: RingFile, feeds: list[Feed], line_format: str, most_
         wire.send({"failed": traceback.format_exc()})
         os._exit(1)
     os._exit(0)
-
-
-def _undo_gevent() -> None:
-    """Call the system, not gevent: its loop needs descriptors that are closed here."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None:
-        for module, name in ((os, "close"), (select, "poll"), (_thread, "start_new_thread")):
-            setattr(module, name, monkey.get_original(module.__name__, name))
-
-
-def _close_all_but(kept: set[int]) -> None:
-    """Close what is the manager's: a lock that is held here too would not end with it."""
-    for directory in ("/proc/self/fd", "/dev/fd"):
-        with contextlib.suppress(OSError):
-            numbers = [int(name) for name in os.listdir(directory)]
-            break
-    else:
-        numbers = list(range(min(os.sysconf("SC_OPEN_MAX"), 65536)))
-    for fd in numbers:
-        if fd not in kept:
-            with contextlib.suppress(OSError):
-                os.close(fd)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from gunicorn.companion.process import (
 from gunicorn.companion.supervise import detached
 from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.order import Stops
+from gunicorn.companion.supervise.probes import Prober, label
 from gunicorn.companion.supervise.rights import StartRights
 from gunicorn.companion.table import Change, ProcessTable, Reporter
 from gunicorn.companion.totals import Totals
@@ -59,6 +61,7 @@ class Sessions:
     after_exit: Callable[[CompanionProcess], object]
     tell: Callable[[dict[str, Any]], object]
     capture: Capture | None = None
+    prober: Prober | None = None
     kernel: Kernel = KERNEL
     # Finds what dead managers of a run directory have left.
     left: Callable[[str | None], Mapping[int, Mark]] = detached.left
@@ -92,9 +95,13 @@ class Sessions:
                 self._bury(process, pid, status)
             elif self.capture is not None and self.capture.reaped(pid, status):
                 pass
+            elif self.prober is not None and self.prober.reaped(pid, status):
+                self._end_left_by_probes()
             elif any(p.draining for p in self.table.values()):
                 # An adopted process, perhaps the last of a session that may finish.
                 self.table.changed = True
+            else:
+                self._end_left_by_probes()
 
     def _bury(self, process: CompanionProcess, pid: int, status: int) -> None:
         run = self.start_rights.held(process.name)
@@ -271,8 +278,7 @@ class Sessions:
             return False
         children = self.children.read()
         own_children = {p.pid for p in self.table.values()}
-        if self.capture is not None:
-            own_children.add(self.capture.pid)
+        own_children.update(helper.pid for helper in (self.capture, self.prober) if helper is not None)
         return children is not None and children <= own_children
 
     def _kill(
@@ -385,6 +391,20 @@ class Sessions:
             lambda: self.left(run_dir), self._report_old_leftovers, lambda mark: mark.name not in busy
         )
         return older
+
+    def _end_left_by_probes(self) -> None:
+        """Kill what commands of `probe` and `liveness` have left, for a prober that was killed.
+
+        It comes to us generation by generation, as the one before it ends.
+        """
+        checked = [p.name for p in self.table.values() if p.config.probe or p.config.liveness]
+        if not checked or self.adopted is None:
+            return
+        own = [p.pid for p in self.table.values() if p.pid is not None]
+        with contextlib.suppress(OSError):
+            for pids in self.adopted.of([label(name) for name in checked], own).values():
+                for pid in pids:
+                    self.kernel.send(pid, signal.SIGKILL)
 
     def _report_old_leftovers(self, pids: Collection[int]) -> None:
         self.log.warning("Companions of a dead manager left behind %s: SIGKILL", session.names_of(pids))

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The prober: a process that makes the checks of companions."""
