@@ -29,6 +29,8 @@ Target = Callable[[], Any] | str
 NAME_RE = re.compile(r"[A-Za-z0-9._-]+")
 SIZE_RE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
+START_LIMIT_RE = re.compile(r"(\d+) */ *(\d+(?:\.\d+)?) *([smh]?)")
+
 # Stands for a value that is wrong and has been reported.
 INVALID: Any = object()
 
@@ -46,6 +48,9 @@ MAX_NAME = 200
 
 # More files of old output than anybody looks at.
 MAX_BACKUPS = 1000
+
+# A limit on more starts protects nothing.
+MAX_START_LIMIT = 1000
 
 # unix(7): the size of sun_path, without the zero at its end.
 MAX_SOCKET_PATH = 107
@@ -367,6 +372,56 @@ def check_some_time(value: Any) -> float:
     if check_time(value) == 0:
         raise ValueError("0 leaves no time")
     return check_time(value)
+
+
+def check_exit_codes(value: Any) -> tuple[int, ...]:
+    codes = value if isinstance(value, (list, tuple)) else [value]
+    for code in codes:
+        if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code <= 255:
+            raise ValueError(f"{code!r} is not an exit code from 0 to 255")
+    if not codes:
+        raise ValueError("it is empty: with no code of success no exit would be one")
+    return tuple(dict.fromkeys(codes))
+
+
+class StartLimit(NamedTuple):
+    """At most so many starts within *seconds*."""
+
+    starts: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.starts} start{'s' if self.starts != 1 else ''} within {self.seconds:g}s"
+
+
+def check_start_limit(value: Any) -> StartLimit:
+    match = START_LIMIT_RE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(
+            f"{value!r} is not like '5/60s', which allows 5 starts within 60 seconds (units: s, m, h)"
+        )
+    count, seconds = int(match[1]), float(match[2]) * {"s": 1, "m": 60, "h": 3600}[match[3] or "s"]
+    if not 1 <= count <= MAX_START_LIMIT:
+        raise ValueError(f"{value!r}: {count} is not a number of starts from 1 to {MAX_START_LIMIT}")
+    if not seconds:
+        raise ValueError(f"{value!r} leaves no time (None turns the limit off)")
+    return StartLimit(count, seconds)
+
+
+# A stop signal, and the seconds until the next one or SIGKILL.
+Rung = tuple[int, float]
+
+
+def check_stop_signals(value: Any) -> tuple[Rung, ...]:
+    example = "[['SIGTERM', 60], ['SIGQUIT', 10]]"
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f"{value!r} is not a list of signals, each with seconds, as in {example}")
+    rungs = []
+    for rung in value:
+        if not isinstance(rung, (list, tuple)) or len(rung) != 2:
+            raise ValueError(f"{rung!r} is not a signal with seconds, as in {example}")
+        rungs.append((parse_signal(rung[0]), float(check_some_time(rung[1]))))
+    return tuple(rungs)
 
 
 def check_limit(value: Any) -> float:

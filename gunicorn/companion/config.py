@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gunicorn.companion import placeholders
-from gunicorn.companion.checks import INVALID, OutputFile, describe_target, did_you_mean, parse_signal
+from gunicorn.companion.checks import INVALID, OutputFile, Rung, describe_target, did_you_mean, parse_signal
 from gunicorn.companion.graph import order_problems
 from gunicorn.companion.keys import (
     FIELDS,
@@ -34,6 +34,8 @@ from gunicorn.unix.access import User
 class CompanionConfig(Keys):
     """One validated companion. Times are seconds, sizes bytes; ``stop_signal`` is a signal number.
 
+    With `stop_signals`, ``stop_signal`` is the first of them, and ``stop_timeout`` the sum of their times.
+
     Of a *numprocs* set this is one copy: ``name`` is ``group:index``. Placeholders are filled.
     """
 
@@ -43,6 +45,15 @@ class CompanionConfig(Keys):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop_signal", parse_signal(self.stop_signal))
+        if self.stop_signals:
+            # So that `stop_timeout` is the longest that a stop may take, in any case.
+            object.__setattr__(self, "stop_signal", self.stop_signals[0][0])
+            object.__setattr__(self, "stop_timeout", sum(seconds for _, seconds in self.stop_signals))
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """The stop signals in their order, each with the seconds until the next one or SIGKILL."""
+        return self.stop_signals or ((self.stop_signal, self.stop_timeout),)
 
     @property
     def group(self) -> str:
@@ -217,7 +228,7 @@ def _build_one(
     _merge_env(values, defaults)
     if user is not None:
         problems.extend(_output_problems(label, values, user))
-    problems.extend(_combination_problems(label, values))
+    problems.extend(_combination_problems(label, entry, values))
     if any(value is INVALID for value in values.values()):
         return None
     config = CompanionConfig(**{FIELDS[key]: value for key, value in values.items()})
@@ -231,16 +242,25 @@ def _build_one(
     return config
 
 
-def _combination_problems(label: str, values: Mapping[str, Any]) -> list[str]:
-    """Report keys that are valid alone but not together."""
+def _combination_problems(label: str, entry: Mapping[Any, Any], values: Mapping[str, Any]) -> list[str]:
+    """Report keys that are valid alone but not together: those of *entry*, and those it has by default."""
     problems = []
     delay, longest = values.get("restart_delay"), values.get("restart_delay_max")
+    # A longer `restart_delay` alone raises the default limit.
+    if "restart_delay_max" not in entry and longest == KEYS["restart_delay_max"].default:
+        longest = None
     if INVALID not in (delay, longest) and delay is not None and longest is not None and longest < delay:
         problems.append(f"{label}: restart_delay_max: {longest:g} is less than restart_delay, {delay:g}")
-    if values.get("on_give_up") == "shutdown" and values.get("start_retries") is None:
-        problems.append(f"{label}: on_give_up: has no effect without start_retries")
     if values.get("index_start") and values.get("numprocs") is None:
         problems.append(f"{label}: index_start: has no effect without numprocs")
+    if values.get("start_retries") is None and values.get("start_limit") is None:
+        for key in ("on_give_up", "retry_after"):
+            if values.get(key) is not INVALID and entry.get(key) not in (None, KEYS[key].default):
+                problems.append(f"{label}: {key}: has no effect without start_retries or start_limit")
+    if entry.get("stop_signals") is not None:
+        for key in ("stop_signal", "stop_timeout"):
+            if key in entry:
+                problems.append(f"{label}: {key}: stop_signals has the signals and their times, remove one")
     return problems
 
 

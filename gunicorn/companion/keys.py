@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from gunicorn.companion.checks import (
     OutputFile,
+    Rung,
+    StartLimit,
     Target,
     check_autorestart,
     check_bind,
@@ -22,6 +24,7 @@ from gunicorn.companion.checks import (
     check_count,
     check_cpu_affinity,
     check_env,
+    check_exit_codes,
     check_groups,
     check_index,
     check_limit,
@@ -36,7 +39,9 @@ from gunicorn.companion.checks import (
     check_rlimits,
     check_size,
     check_some_time,
+    check_start_limit,
     check_stdout,
+    check_stop_signals,
     check_target,
     check_time,
     check_umask,
@@ -173,7 +178,7 @@ class Keys:
     )
     restart_delay_max: float | None = key(
         optional(check_limit),
-        "let the delay double with each failure, up to this many seconds",
+        "the delay doubles with each failure, up to this many seconds; none: it stays the same",
         setting=settings.CompanionRestartDelayMax,
     )
     start_retries: int | None = key(
@@ -182,9 +187,9 @@ class Keys:
         setting=settings.CompanionStartRetries,
     )
     on_give_up: str = key(
-        one_of("ignore", "shutdown"),
+        one_of(*settings.GIVE_UP_WAYS),
         '``"shutdown"``: stop the server when it gives up',
-        "ignore",
+        setting=settings.CompanionOnGiveUp,
     )
     max_memory: int | None = key(
         optional(check_size),
@@ -265,6 +270,28 @@ class Keys:
         optional(check_probe),
         "how the manager finds out that it still works: :doc:`probes`",
         placeholders=True,
+    )
+
+    # Starts and ends.
+    success_exit_codes: tuple[int, ...] = key(
+        check_exit_codes, "the exit codes of a success, for ``autorestart`` and ``after``", [0]
+    )
+    start_limit: StartLimit | None = key(
+        optional(check_start_limit),
+        'give up rather than start more often, such as ``"5/60s"``',
+        setting=settings.CompanionStartLimit,
+    )
+    retry_after: float | None = key(
+        optional(check_limit),
+        "seconds after a give-up at which to try again; none: never",
+        setting=settings.CompanionRetryAfter,
+    )
+    max_runtime: float | None = key(
+        optional(check_limit), "stop a job that runs for this many seconds, as failed"
+    )
+    stop_signals: tuple[Rung, ...] | None = key(
+        optional(check_stop_signals),
+        "several stop signals in the place of ``stop_signal`` and ``stop_timeout``, each with its seconds",
     )
 
 

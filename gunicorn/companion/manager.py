@@ -73,12 +73,12 @@ class CompanionManager:
     none, no control socket. *run_dir*: none, no run files. *server* is what ``status`` tells of the server;
     ``started`` in it is monotonic. *shared* holds what an earlier manager of this server left behind;
     *old_state*, during an upgrade, where the manager of the old master writes the same; its commands are
-    followed while *beside_old_master*. *pre_fork* and *on_exit* are called in the manager, *post_fork* in the
-    companion. *umask* shapes the mode of the Unix sockets in `bind`. *log_lines* and *log_format* are about
-    captured output; with 0 lines none is captured. *web_tier* is the place of the web workers in the order of
-    starts and stops. *scoreboard* has the web workers; they and companions write their stacks into *stacks*.
-    *sockets*: those of `bind` that an earlier manager has opened. *prober* makes the checks of `probe` and
-    `liveness`. *kernel* and *fork* are the operating system.
+    followed while *beside_old_master*. *pre_fork*, *on_exit* and *on_give_up* are called in the manager,
+    *post_fork* in the companion. *umask* shapes the mode of the Unix sockets in `bind`. *log_lines* and
+    *log_format* are about captured output; with 0 lines none is captured. *web_tier* is the place of the web
+    workers in the order of starts and stops. *scoreboard* has the web workers; they and companions write
+    their stacks into *stacks*. *sockets*: those of `bind` that an earlier manager has opened. *prober* makes
+    the checks of `probe` and `liveness`. *kernel* and *fork* are the operating system.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class CompanionManager:
         pre_fork: Hook = no_hook,
         post_fork: Hook = no_hook,
         on_exit: Hook = no_hook,
+        on_give_up: Hook = no_hook,
         graceful_timeout: float = 30,
         stop_order: str = "reverse",
         web_tier: WebTier | None = None,
@@ -141,7 +142,9 @@ class CompanionManager:
         if control_path is not None:
             self.control = ControlServer(control_path, control_mode, self._answer, self.poller, log)
         self.link = link
-        self.hooks = Hooks(self, log, pre_fork=pre_fork, post_fork=post_fork, on_exit=on_exit)
+        self.hooks = Hooks(
+            self, log, pre_fork=pre_fork, post_fork=post_fork, on_exit=on_exit, on_give_up=on_give_up
+        )
         self.reporter = Reporter(self.table, log, self.control)
         self.notifications = Notifications(self.table, log, self.poller, kernel)
 
@@ -164,6 +167,7 @@ class CompanionManager:
             stops=stops,
             reporter=self.reporter,
             after_exit=self.hooks.after_exit,
+            after_give_up=self.hooks.after_give_up,
             tell=self.tell_master,
             capture=self.capture,
             prober=self.prober,

@@ -10,6 +10,7 @@ caller and raises `TransitionError`.
 from __future__ import annotations
 
 import enum
+import math
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -84,6 +85,9 @@ class Event(enum.Enum):
     NOT_READY = "not ready in time"
     HUNG = "silent for too long"
     LEFTOVERS_KILLED = "what it left behind was killed"
+    OVERTIME = "ran for longer than max_runtime"
+    RECOVERED = "has run for longer than its failures"
+    ESCALATE = "the next stop signal is due"
 
 
 class Action(enum.Enum):
@@ -145,6 +149,8 @@ class CompanionProcess(Status):
             "reason": self.reason,
             "last_status": self.last_status,
             "failed_starts": self.failed_starts,
+            "spent": self.spent,
+            "gave_up_at": self.gave_up_at,
         }
 
     def restore_settled(self, state: Mapping[str, Any]) -> None:
@@ -152,6 +158,7 @@ class CompanionProcess(Status):
         self.settled = state["settled"]
         self.reason = state["reason"]
         self.failed_starts = state["failed_starts"]
+        self.spent, self.gave_up_at = state.get("spent"), state.get("gave_up_at")
         if state["last_status"] is not None:
             self._note_status(state["last_status"])
 
@@ -179,7 +186,7 @@ class CompanionProcess(Status):
         self.killed = False
         self.group_asked = False
         self.stop_deadline = None
-        self.settled = None
+        self.settled = self.spent = self.gave_up_at = None
         self.reason = None
         self.held_by, self.stuck, self.hopeless = (), None, False
         self.wait = 0.0
@@ -188,10 +195,18 @@ class CompanionProcess(Status):
 
     def _start_afresh(self, d: Details) -> tuple[Action, ...]:
         """Start on request: earlier failures no longer count."""
-        self.failed_starts = 0
-        self.delays = 0
+        self._count_anew()
         self.failures.forget()
         return self._want_start(d)
+
+    def _retry_given_up(self, d: Details) -> tuple[Action, ...]:
+        """Start `retry_after` a give-up. Nothing shows that it fails no more, so the failures go on."""
+        self._count_anew()
+        return self._want_start(d)
+
+    def _count_anew(self) -> None:
+        self.failed_starts = self.delays = 0
+        self.tries.clear()
 
     def _earliest_start(self, now: float) -> float:
         if self.started_at is None:
@@ -211,6 +226,7 @@ class CompanionProcess(Status):
         self.probe_findings, self.liveness_findings = Findings(), Findings()
         self.start_count += 1
         self.starts.append(d.now)
+        self.tries.append(d.now)
         self.jitter_share = self.chance()
         return ()
 
@@ -273,7 +289,7 @@ class CompanionProcess(Status):
         if self.config.probe is not None and self.probe_findings.trouble:
             reason += f": {self.probe_findings.trouble}"
         self._fail(d.now, Cause.NOT_READY, reason, self.config.stop_timeout)
-        return (Action.SIGNAL,)
+        return self._first_signal(d.now)
 
     def _hung(self, d: Details) -> tuple[Action, ...]:
         reason = d.reason or f"no WATCHDOG=1 for {self.config.watchdog or 0:g}s"
@@ -287,9 +303,17 @@ class CompanionProcess(Status):
         self.failed_starts += 1
         return self._hung(d)
 
+    def _overtime(self, d: Details) -> tuple[Action, ...]:
+        if self.state is State.STARTING:
+            self.failed_starts += 1
+        reason = f"it ran for longer than max_runtime, {self.config.max_runtime or 0:g}s"
+        self._fail(d.now, Cause.MAX_RUNTIME, reason, self.config.stop_timeout)
+        return self._first_signal(d.now)
+
     def _fail(self, now: float, cause: Cause, reason: str, timeout: float) -> None:
         """End it as a stop would; then treat it as if it had exited by itself."""
         self.state = State.STOPPING
+        self.rung, self.well = None, False
         self.failing = True
         self.restart_pending = False
         self.killed = False
@@ -304,7 +328,9 @@ class CompanionProcess(Status):
         self.reason = d.reason
         self.waiting_for = None
         self.started_at = d.now
+        self.tries.append(d.now)
         self.failed_starts += 1
+        self.well = False
         self.failures.note(0.0, d.reason or "not started")
         return self._try_again(d)
 
@@ -314,15 +340,16 @@ class CompanionProcess(Status):
         was_running = d.reason is None and self.due_event(d.now) is Event.ALIVE
         self._record_exit(d)
         self.reason = d.reason
-        self.cause = d.cause or cause_of_exit(self.last_status or 0)
+        self.cause = d.cause or cause_of_exit(self.last_status or 0, self.config.success_exit_codes)
         self.cause_text = d.reason or self.last_exit
-        good = self.last_exit_code == 0 and d.reason is None
+        good = self.ended_well
         if self.state is State.STARTING and not was_running:
             # A job that is done has not failed, even if it was quicker than `startsecs`.
             good = good and not self._comes_back
             self.failed_starts = 0 if good else self.failed_starts + 1
         else:
             self.failed_starts = 0
+        self.well = good
         if not good:
             self.failures.note(self.latest_run, self.cause_text)
         if self.config.stop_as_group and self.last_exit_signal == self.config.stop_signal:
@@ -336,22 +363,30 @@ class CompanionProcess(Status):
         self.failing = self.group_asked = True
         self.restart_pending = self.killed = False
         self.stop_deadline = d.now + self.config.stop_timeout
-        return (Action.SIGNAL,)
+        return self._first_signal(d.now)
 
     @property
     def _comes_back(self) -> bool:
         """Whether the latest exit leads to another start."""
         if self.config.autorestart == "on-failure":
             # A process that had to be ended has failed, even if it then exited with 0.
-            return self.failing or self.last_exit_code != 0
+            return self.failing or not self.ended_well
         return self.config.autorestart == "always"
 
     def _try_again(self, d: Details) -> tuple[Action, ...]:
-        """Go to BACKOFF, or give up after `start_retries` failed starts."""
-        retries = self.config.start_retries
+        """Go to BACKOFF; or give up, after `start_retries` failed starts or by `start_limit`."""
+        retries, limit = self.config.start_retries, self.config.start_limit
         if retries is not None and self.failed_starts >= retries:
-            return (*self._settle(GAVE_UP), Action.GIVE_UP)
-        return self._back_off(d)
+            count = self.failed_starts
+            return self._give_up(d, f"{count} failed start{'s' if count != 1 else ''}")
+        next_start = self._back_off(d)
+        if limit is not None and sum(t > next_start - limit.seconds for t in self.tries) >= limit.starts:
+            return self._give_up(d, str(limit))
+        return ()
+
+    def _give_up(self, d: Details, spent: str) -> tuple[Action, ...]:
+        self.spent, self.gave_up_at = spent, d.now
+        return (*self._settle(GAVE_UP), Action.GIVE_UP)
 
     def _settle(self, settled: str) -> tuple[Action, ...]:
         """Go to STOPPED without a command, through STOPPING while leftovers of the session end."""
@@ -362,23 +397,31 @@ class CompanionProcess(Status):
         self.state = State.STOPPING if self.killed else State.STOPPED
         return ()
 
-    def _back_off(self, d: Details) -> tuple[Action, ...]:
+    def _back_off(self, d: Details) -> float:
+        """Wait for the next start; return when that is."""
         self.state = State.BACKOFF
         self.failing = False
         self.killed = False
         self.stop_deadline = None
         self.delay = self._next_delay()
         self.next_retry_at = max(d.now + self.delay, self._earliest_start(d.now))
-        return ()
+        return self.next_retry_at
 
     def _next_delay(self) -> float:
-        """`restart_delay`; with `restart_delay_max` twice as much each time, until a run outlasts it."""
+        """`restart_delay`; after failures in a row twice as much each time, up to `restart_delay_max`.
+
+        A run that is longer than the longest delay ends the row: one that outlasts a short delay, and dies
+        again, has not recovered.
+        """
         shortest, longest = self.config.restart_delay, self.config.restart_delay_max
         if longest is None:
             return shortest
-        # A failed start is no run, however long it took; and every run would outlast a delay of 0.
-        if self.failed_starts == 0 and self.latest_run > max(self.delay, MIN_START_INTERVAL):
+        longest = max(shortest, longest)
+        # A failed start is no run, however long it took.
+        if self.well or (self.failed_starts == 0 and self.latest_run > longest):
             self.delays = 0
+        if self.well:
+            return shortest
         self.delays += 1
         if self.delays == 1:
             return shortest
@@ -418,8 +461,39 @@ class CompanionProcess(Status):
         self.failing = False
         self.killed = False
         self.group_asked = self.config.stop_as_group
-        self.stop_deadline = d.now + (self.config.stop_timeout if d.timeout is None else d.timeout)
+        timeout = self.config.stop_timeout if d.timeout is None else d.timeout
+        if self.config.stop_signals:
+            # A longer `reload_timeout` gives no signal more time than it has.
+            timeout = min(timeout, self.config.stop_timeout)
+        self.stop_deadline = d.now + timeout
+        return self._first_signal(d.now)
+
+    def _first_signal(self, now: float) -> tuple[Action, ...]:
+        """Send the first stop signal; a later one where there is no time left for the first."""
+        self.rung = 0
+        while self._escalates(now):
+            self.rung += 1
         return (Action.SIGNAL,)
+
+    def _escalates(self, now: float) -> bool:
+        """Whether the next stop signal is due."""
+        next_rung = self._next_rung()
+        return next_rung is not None and now >= next_rung[0]
+
+    def _escalate(self, d: Details) -> tuple[Action, ...]:
+        """Send the next stop signal; with less time than before, one of the later ones."""
+        if not self._escalates(d.now):
+            return ()
+        while self.rung is not None and self._escalates(d.now):
+            self.rung += 1
+        return (Action.SIGNAL,)
+
+    @property
+    def signal_to_stop(self) -> int:
+        """The stop signal whose turn it is."""
+        rungs = self.config.rungs
+        # A reread may have made them fewer.
+        return rungs[min(self.rung or 0, len(rungs) - 1)][0]
 
     def _restart(self, d: Details) -> tuple[Action, ...]:
         timeout = self.config.reload_timeout if d.timeout is None else d.timeout
@@ -451,17 +525,19 @@ class CompanionProcess(Status):
         """Restart; without a process, the pending start is the restart."""
         if self.pid is not None:
             return self._restart(d)
-        self.failed_starts = self.delays = 0
+        self._count_anew()
         self.failures.forget()
         return ()
 
     def _stop_stopped(self, d: Details) -> tuple[Action, ...]:
         self._note_manual(d)
+        self.gave_up_at = None
         return ()
 
     def _stop_stopping(self, d: Details) -> tuple[Action, ...]:
         self._note_manual(d)
         self.restart_pending = False
+        self.gave_up_at = None
         if self.failing:
             self.failing = False
             self.reason = None
@@ -497,6 +573,10 @@ class CompanionProcess(Status):
     def _leftovers_killed(self, d: Details) -> tuple[Action, ...]:
         self.leftovers_killed += d.count
         self.hint = d.reason or self.hint
+        return ()
+
+    def _recovered(self, d: Details) -> tuple[Action, ...]:
+        self.failures.forget()
         return ()
 
     def _empty(self, d: Details) -> tuple[Action, ...]:
@@ -540,6 +620,20 @@ class CompanionProcess(Status):
 
     def _coming(self) -> tuple[float, Event] | None:
         """The next event by the clock, and its time."""
+        found = [self._coming_in_state(), self._coming_to_its_limits()]
+        return min((each for each in found if each is not None), key=lambda each: each[0], default=None)
+
+    def _coming_to_its_limits(self) -> tuple[float, Event] | None:
+        """The end of its `max_runtime`, or of its failures in a row."""
+        if self.started_at is None or self.pid is None or self.state is State.STOPPING:
+            return None
+        proof = self.failures.proof if self.failures.count and self.state is State.RUNNING else math.inf
+        limit = math.inf if self.config.max_runtime is None else self.config.max_runtime
+        if proof < limit:
+            return self.started_at + proof, Event.RECOVERED
+        return None if limit == math.inf else (self.started_at + limit, Event.OVERTIME)
+
+    def _coming_in_state(self) -> tuple[float, Event] | None:
         if self.state is State.STARTING and self.pid is not None and self.started_at is not None:
             if self.unready:
                 return self.started_at + self.config.start_timeout, Event.NOT_READY
@@ -551,7 +645,11 @@ class CompanionProcess(Status):
             return self.watchdog_at, Event.HUNG
         if self.state is State.BACKOFF and self.next_retry_at is not None:
             return self.next_retry_at, Event.DELAY_PASSED
+        if self.state is State.STOPPED and self.settled == GAVE_UP and self.retry_at is not None:
+            return self.retry_at, Event.DELAY_PASSED
         if self.state is State.STOPPING and self.stop_deadline is not None and not self.killed:
+            if (next_rung := self._next_rung()) is not None:
+                return next_rung[0], Event.ESCALATE
             return self.stop_deadline, Event.DEADLINE
         return None
 
@@ -639,4 +737,9 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.STOPPING, Event.EMPTY): _P._empty_stopping,
     (State.STOPPING, Event.LEFTOVERS_KILLED): _P._leftovers_killed,
     (State.STOPPING, Event.DEADLINE): _P._deadline,
+    (State.STOPPED, Event.DELAY_PASSED): _P._retry_given_up,
+    (State.STARTING, Event.OVERTIME): _P._overtime,
+    (State.RUNNING, Event.OVERTIME): _P._overtime,
+    (State.RUNNING, Event.RECOVERED): _P._recovered,
+    (State.STOPPING, Event.ESCALATE): _P._escalate,
 }

@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from socket import socket
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -94,6 +94,8 @@ class Launch:
     mark: str = ""
     # Closes the server's logs, after `post_fork`, which may write to them.
     close_logs: Callable[[], Any] | None = None
+    # Errors of its last processes, in a crash loop: their tracebacks have been printed more than once.
+    repeats: Collection[str | None] = ()
 
 
 class Prepared(NamedTuple):
@@ -148,7 +150,7 @@ def _run_child(launch: Launch, prepared: Prepared) -> NoReturn:
             _report(launch.run, _one_line(exc))
         else:
             code = run_to_the_end(
-                functools.partial(_load, launch), functools.partial(_report_exception, launch.run.path)
+                functools.partial(_load, launch), functools.partial(_report_exception, launch)
             )
     finally:
         leave(code)
@@ -182,7 +184,7 @@ def become(launch: Launch, prepared: Prepared) -> None:
     mark.leave(launch.mark)
     set_limits(config.rlimits)
     unblock_all()
-    call_post_fork(launch.post_fork)
+    call_post_fork(launch)
     if config.command is not None:
         execute_program(launch, config.command)
 
@@ -435,14 +437,16 @@ def set_title(config: CompanionConfig) -> None:
         set_process_title(f"companion [{config.name}]")
 
 
-def call_post_fork(hook: Callable[[], Any] | None) -> None:
+def call_post_fork(launch: Launch) -> None:
     """Call the hook in the finished process, which signals can end."""
-    if hook is not None:
+    if launch.post_fork is not None:
         try:
-            hook()
+            launch.post_fork()
         except Exception as exc:
-            traceback.print_exc()
-            raise StartFailed(f"companion_post_fork: {_one_line(exc)}") from None
+            reason = f"companion_post_fork: {_one_line(exc)}"
+            if not _is_repeat(launch, reason):
+                traceback.print_exc()
+            raise StartFailed(reason) from None
 
 
 def execute_program(launch: Launch, command: Sequence[str]) -> NoReturn:
@@ -469,8 +473,10 @@ def _load(launch: Launch) -> Callable[[], Any] | None:
         _report(launch.run, str(exc))
         return None
     except Exception as exc:
-        traceback.print_exc()
-        _report(launch.run, f"cannot import {describe_target(config.target)}: {_one_line(exc)}")
+        reason = f"cannot import {describe_target(config.target)}: {_one_line(exc)}"
+        if not _is_repeat(launch, reason):
+            traceback.print_exc()
+        _report(launch.run, reason)
         return None
     # The lock is the manager's alone from here on: no descendant of this process can hold it.
     launch.run.close()
@@ -508,10 +514,22 @@ def _report(run: RunFile, reason: str) -> None:
         print(f"companion pid {os.getpid()}: {reason}", file=sys.stderr, flush=True)
 
 
-def _report_exception(path: str | None, exc: BaseException) -> None:
-    """Leave the exception that ends the target where the manager reads it; the traceback is printed too."""
+def _report_exception(launch: Launch, exc: BaseException) -> bool:
+    """Leave the exception that ends the target where the manager reads it; tell if that is all to be said."""
+    text = _one_line(exc)
     with contextlib.suppress(Exception):
-        note_exception(path, _short(_one_line(exc)))
+        note_exception(launch.run.path, _short(text))
+    return _is_repeat(launch, text)
+
+
+def _is_repeat(launch: Launch, error: str) -> bool:
+    """Whether the processes before have printed the traceback of *error*; then print a line in its place."""
+    error = _short(error)
+    if error not in launch.repeats:
+        return False
+    with contextlib.suppress(Exception):
+        print(f"{error} (again; its traceback has been printed before)", file=sys.stderr, flush=True)
+    return True
 
 
 def _short(text: str) -> str:

@@ -8,9 +8,11 @@ import math
 import os
 import signal
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from gunicorn.companion.checks import MAX_START_LIMIT
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.probe import Findings, Probe
 from gunicorn.unix.process import describe_status
@@ -38,6 +40,11 @@ PATIENT_FAILURES = 5
 LONGEST_INTERVAL = 1.0
 
 
+# Of failures in a row the first few are logged, then one a minute, and any of another kind; of kinds that are
+# always new, such as a message with a number in it, only so many.
+LOG_INTERVAL = 60.0
+KINDS_LOGGED = 10
+
 # Starts that are remembered for the number of those in the last hour.
 STARTS_KEPT = 1000
 
@@ -58,7 +65,7 @@ class Cause(str, enum.Enum):
     ``status``, ``events``, ``history``, the log and the metrics use these words and no others.
     """
 
-    EXIT = "exit"  # by itself, with status 0
+    EXIT = "exit"  # by itself, with status 0 or another of success_exit_codes
     CRASH = "crash"  # by itself, with another status or by a fault such as SIGSEGV
     KILLED = "killed"  # by a signal that the server did not send
     OOM = "oom"  # by the kernel, for memory
@@ -71,6 +78,7 @@ class Cause(str, enum.Enum):
     NOT_READY = "not ready"
     WATCHDOG = "watchdog"
     LIVENESS = "liveness"
+    MAX_RUNTIME = "max_runtime"
     UPGRADE = "upgrade"  # another master takes over
     SERVER = "server"  # it stops
     DEPENDENCY = "dependency"  # a companion in its `after` is not RUNNING
@@ -95,10 +103,10 @@ FAULTS = frozenset(
 )
 
 
-def cause_of_exit(status: int) -> Cause:
-    """Return the cause of an end that nobody asked for, by its wait status."""
+def cause_of_exit(status: int, success: Collection[int] = (0,)) -> Cause:
+    """Return the cause of an end that nobody asked for, by its wait status; *success*: codes of success."""
     code = os.waitstatus_to_exitcode(status)
-    if code == 0:
+    if code in success:
         return Cause.EXIT
     return Cause.CRASH if code > 0 or -code in FAULTS else Cause.KILLED
 
@@ -112,11 +120,14 @@ class Failures:
     latest: str | None = None
     # A longer run ends the count.
     proof: float = 0.0
+    # The kinds of these failures that have been logged, and when the latest line was.
+    logged: set[str | None] = field(default_factory=set)
+    logged_at: float = float("-inf")
 
     def note(self, run: float, why: str) -> None:
         """Count a failure after a run of *run* seconds."""
         if run > self.proof:
-            self.count = 0
+            self.forget()
         self.count += 1
         self.latest = why
         self.proof = min(LONGEST_PROOF, max(SHORTEST_PROOF, PROOF_FACTOR * run))
@@ -124,6 +135,19 @@ class Failures:
     def forget(self) -> None:
         self.count = 0
         self.proof = 0.0
+        self.logged.clear()
+
+    def must_log(self, now: float) -> bool:
+        """Whether to log the latest one: one of the first, one of another kind, or the first in a minute."""
+        is_new = self.latest not in self.logged and len(self.logged) < KINDS_LOGGED
+        if self.count > PERSISTENT and not is_new and now < self.logged_at + LOG_INTERVAL:
+            return False
+        self.logged.add(self.latest)
+        self.logged_at = now
+        return True
+
+    def __str__(self) -> str:
+        return f"failed {self.count} times in a row"
 
     @property
     def persist(self) -> bool:
@@ -181,8 +205,13 @@ class Status:
     # The whole process group has had the stop signal, and has until `stop_deadline`, whether or not its
     # leader has left before.
     group_asked: bool = False
-    # Why it is STOPPED without a command: EXITED or GAVE_UP.
+    # The stop signal that it had last, as an index of `CompanionConfig.rungs`; None: it had none of them.
+    rung: int | None = None
+    # Why it is STOPPED without a command: EXITED or GAVE_UP; in the latter case after what, and since when it
+    # waits for `retry_after`.
     settled: str | None = None
+    spent: str | None = None
+    gave_up_at: float | None = None
     # The companions that must be RUNNING before it starts; which of them fail or are stopped, and why; and
     # whether they stay so unless somebody helps.
     held_by: tuple[str, ...] = ()
@@ -203,6 +232,10 @@ class Status:
     exception: str | None = None
     failures: Failures = field(default_factory=Failures)
     failed_starts: int = 0
+    # Whether the latest process has done what it should.
+    well: bool = False
+    # Starts since somebody asked for one, for `start_limit`.
+    tries: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_START_LIMIT))
     # The delay before the latest start, and how many before it have grown.
     delay: float = 0.0
     delays: int = 0
@@ -221,10 +254,24 @@ class Status:
         return max(0, self.start_count - 1)
 
     @property
+    def ended_well(self) -> bool:
+        """Whether its latest process has exited with success."""
+        # With a reason it had to be ended, however well it exited then.
+        return self.last_exit_code in self.config.success_exit_codes and self.reason is None
+
+    @property
     def done(self) -> bool:
         """Whether it has done its work, and is not to come back."""
-        # With a reason it had to be ended, however well it exited then.
-        return self.settled == EXITED and self.last_exit_code == 0 and self.reason is None
+        return self.settled == EXITED and self.ended_well
+
+    @property
+    def retry_at(self) -> float | None:
+        """When it is started again by itself; after a give-up by the `retry_after` of this moment."""
+        if self.settled != GAVE_UP:
+            return self.next_retry_at
+        if self.gave_up_at is None or self.config.retry_after is None:
+            return None
+        return self.gave_up_at + self.config.retry_after
 
     def description(self, now: float) -> str:
         """One phrase in the manner of ``supervisorctl status``."""
@@ -234,12 +281,11 @@ class Status:
             return self._describe_starting(now)
         if self.state is State.BACKOFF:
             wait = max(0, math.ceil((self.next_retry_at or now) - now))
-            count = self.failures.count
-            again = f", failed {count} times in a row" if count > 1 else ""
+            again = f", {self.failures}" if self.failures.count > 1 else ""
             return f"{self.why}, retrying in {wait}s{again}"
         if self.state is State.STOPPING:
             return self._describe_stopping(now)
-        return self._describe_stopped()
+        return self._describe_stopped(now)
 
     def _describe_running(self, now: float) -> str:
         text = f"pid {self.pid}, uptime {format_uptime(now - (self.started_at or now))}"
@@ -253,7 +299,7 @@ class Status:
             if self.cause is not None and self.exited_at is not None:
                 text += f", last: {self._describe_last_end()} {format_age(now - self.exited_at)} ago"
         if self.failures.count > 1 and self.failures.ongoing(self._uptime(now)):
-            text += f", failed {self.failures.count} times in a row"
+            text += f", {self.failures}"
         return text
 
     def _describe_checks(self) -> str:
@@ -297,11 +343,11 @@ class Status:
             return None
         return round(max(0.0, now - self.watchdog_at + self.config.watchdog), 3)
 
-    def _describe_stopped(self) -> str:
+    def _describe_stopped(self, now: float) -> str:
         if self.manual_stop:
             return "stopped manually"
         if self.settled is not None:
-            return f"done, {self.verdict}" if self.done else self.verdict
+            return f"done, {self.verdict}" if self.done else self.outlook(now)
         return "not started" if self.start_count == 0 else "stopped"
 
     @property
@@ -312,11 +358,13 @@ class Status:
     @property
     def verdict(self) -> str:
         """Why it does not restart by itself: ``gave up after 3 failed starts: exited with status 1``."""
-        why = self.why
-        if self.settled != GAVE_UP:
-            return why
-        count = f"{self.failed_starts} failed start{'s' if self.failed_starts != 1 else ''}"
-        return f"gave up after {count}: {why}"
+        return self.why if self.settled != GAVE_UP else f"gave up after {self.spent}: {self.why}"
+
+    def outlook(self, now: float) -> str:
+        """The verdict, and when the next try is: ``gave up after …; next try in 4m``."""
+        if self.settled != GAVE_UP or self.retry_at is None:
+            return self.verdict
+        return f"{self.verdict}; next try in {format_age(math.ceil(self.retry_at - now))}"
 
     def _describe_starting(self, now: float) -> str:
         if self.pid is not None:
@@ -338,7 +386,24 @@ class Status:
         return f"pid {self.pid}, {self._describe_deadline(now)}"
 
     def _describe_deadline(self, now: float) -> str:
-        return f"SIGKILL in {max(0, math.ceil((self.stop_deadline or now) - now))}s"
+        next_at, signum = self.stop_deadline, int(signal.SIGKILL)
+        if (next_rung := self._next_rung()) is not None:
+            next_at, signum = next_rung
+        return f"{signal_name(signum)} in {max(0, math.ceil((next_at or now) - now))}s"
+
+    def _rung_at(self, index: int) -> float:
+        """When the signal of this index is due: where the time is short, the first ones have less of it."""
+        return (self.stop_deadline or 0.0) - sum(seconds for _, seconds in self.config.rungs[index:])
+
+    def _next_rung(self) -> tuple[float, int] | None:
+        """When which stop signal comes before SIGKILL; None if there is no other."""
+        rungs = self.config.rungs
+        if self.stop_deadline is None or self.rung is None or self.rung + 1 >= len(rungs):
+            return None
+        if self.pid is None and not self.group_asked:
+            # What is left is killed.
+            return None
+        return self._rung_at(self.rung + 1), rungs[self.rung + 1][0]
 
     @property
     def last_exit(self) -> str:
@@ -393,7 +458,7 @@ class Status:
             "restart_delay": self.config.restart_delay,
             "started_at": shown(self.started_at),
             "exited_at": shown(self.exited_at),
-            "next_retry_at": shown(self.next_retry_at),
+            "next_retry_at": shown(self.retry_at),
             "stop_deadline": shown(self.stop_deadline),
             "description": self.description(now),
             "uptime": None if uptime is None else round(uptime, 3),

@@ -191,7 +191,7 @@ class History:
         elif change.event is Event.START_FAILED:
             self.add("start failed", process.name, cause=Cause.START_FAILED, reason=process.reason)
         if Action.GIVE_UP in change.actions:
-            self.add("gave up", process.name, cause=Cause.GAVE_UP, reason=process.verdict)
+            self.add("gave up", process.name, cause=Cause.GAVE_UP, reason=process.outlook(change.now))
 
     def _add_end(self, process: CompanionProcess) -> None:
         signum = process.last_exit_signal
@@ -256,7 +256,9 @@ class Reporter:
         if before.state is after.state:
             return
         if after.state is State.RUNNING:
-            self.log.info("Companion %s is RUNNING", process.name)
+            # In a crash loop only its ends are of interest.
+            log = self.log.debug if process.failures.persist else self.log.info
+            log("Companion %s is RUNNING", process.name)
         self.broadcast(
             "state",
             process,

@@ -23,6 +23,7 @@ from gunicorn.settings.validators import (
 SECTION = COMPANION_PROCESSES
 
 RELOAD_WAYS = ("changed", "all")
+GIVE_UP_WAYS = ("ignore", "shutdown")
 STOP_ORDERS = ("reverse", "together")
 AUTORESTART_WAYS = ("always", "on-failure", "never")
 LOG_FIELDS = ("asctime", "name", "pid", "stream", "message")
@@ -297,12 +298,13 @@ class CompanionRestartDelay(Seconds, default=5):
     """
 
 
-class CompanionRestartDelayMax(OptionalSeconds, default_text="none: the delay stays the same"):
-    """Let the delay before each start double, up to this many seconds; key ``restart_delay_max``.
+class CompanionRestartDelayMax(OptionalSeconds, default=60):
+    """Let the delay double with each failure in a row, up to this many seconds; key ``restart_delay_max``.
 
-    The first is ``restart_delay``. They vary a little at random, so that companions that wait for the same
-    database do not come back all at once. After a run longer than the delay before it, the delay is
-    ``restart_delay`` again.
+    The first is ``restart_delay``, so the default is 5, 10, 20, 40, 60, 60 … seconds. They vary a little at
+    random, so that companions that wait for the same database do not come back all at once. After a run
+    longer than this limit, or one that ended well, the delay is ``restart_delay`` again. None: it never
+    grows.
     """
 
 
@@ -320,8 +322,31 @@ class CompanionStartRetries(
     """Give up on a companion after this many failed starts in a row; key ``start_retries``.
 
     A start has failed if the companion exits, or is killed, before it is RUNNING. After the last one it is
-    STOPPED with the reason "gave up", until somebody starts it. With the key ``on_give_up = "shutdown"`` the
-    server then stops too, with exit status 1.
+    STOPPED with the reason "gave up", until somebody starts it or ``retry_after`` has passed. See also
+    ``on_give_up``.
+    """
+
+
+class CompanionStartLimit(Text, meta="N/TIME", default_text="none: no limit"):
+    """Give up on a companion rather than start it more often than this; key ``start_limit``.
+
+    ``5/60s`` allows 5 starts within 60 seconds, however long each life lasted; the units are s, m and h.
+    Restarts by command, by a reload or for a limit (``max_memory``, ``max_lifetime``) don't count: with each
+    of them the count begins anew.
+    """
+
+
+class CompanionRetryAfter(OptionalSeconds, default_text="none: it stays stopped"):
+    """Try a companion again so many seconds after the server gave up on it; key ``retry_after``.
+
+    Its failed starts and delays are counted anew then.
+    """
+
+
+class CompanionOnGiveUp(Setting, meta="WHAT", validator=one_of(*GIVE_UP_WAYS), default="ignore"):
+    """What follows when the server gives up on a companion: ignore or shutdown; key ``on_give_up``.
+
+    ``shutdown`` stops the server gracefully with exit status 1, which its service manager sees.
     """
 
 
@@ -458,6 +483,14 @@ def companion_exit(manager: Any, companion: Any) -> None:
 
     ``companion.last_exit_code`` and ``companion.last_exit_signal`` say how. If it raises, that is logged and
     changes nothing else.
+    """
+
+
+@hook("CompanionGiveUp")
+def companion_give_up(manager: Any, companion: Any) -> None:
+    """Called in the companion manager when it has given up on a companion: send an alarm.
+
+    ``companion.verdict`` says after what. If it raises, that is logged and changes nothing else.
     """
 
 

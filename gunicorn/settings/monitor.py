@@ -123,6 +123,7 @@ def monitor_companion(cfg: Any) -> dict[str, Any]:
         "restart_delay_max": 30,
         "autorestart": "always",
         "start_retries": None,
+        "start_limit": None,
         "max_memory": None,
         "max_lifetime": None,
         "max_lifetime_jitter": 0,

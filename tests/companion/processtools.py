@@ -20,7 +20,9 @@ def failure(code: int = 1) -> int:
 
 def make(chance: Callable[[], float] = lambda: 0.5, **values: Any) -> CompanionProcess:
     """A STOPPED one. *chance* stands for every random number."""
-    settings = {"stop_timeout": 60, "reload_timeout": 30, "startsecs": 1, "restart_delay": 5}
+    settings: dict[str, Any] = {"stop_timeout": 60, "reload_timeout": 30, "startsecs": 1, "restart_delay": 5}
+    # A delay that stays the same is easier to follow.
+    settings["restart_delay_max"] = None
     return CompanionProcess(CompanionConfig("rq", "app:run", **{**settings, **values}), chance)
 
 

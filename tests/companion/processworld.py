@@ -30,6 +30,7 @@ from gunicorn.companion.process import (
     Action,
     Cause,
     CompanionProcess,
+    Event,
     State,
 )
 from gunicorn.companion.runfile import Record, RunFile
@@ -335,6 +336,8 @@ class World:
     #: Those that were stopped by hand, and those that have settled: nobody may fork them unasked.
     at_rest: set[str] = field(default_factory=set)
     forked_at: dict[CompanionProcess, float] = field(default_factory=dict)
+    #: Starts since somebody asked for one.
+    tries: dict[CompanionProcess, list[float]] = field(default_factory=dict)
     seen_running: set[str] = field(default_factory=set)
     counts: dict[CompanionProcess, tuple[int, ...]] = field(default_factory=dict)
 
@@ -615,6 +618,10 @@ class World:
                 assert self.ours(process.name) == [], "released while something of it lives"
             elif action is Action.GIVE_UP:
                 assert process.settled == GAVE_UP
+        if state is State.STARTING and change.before.state is not State.STARTING:
+            self._check_start(change)
+        elif change.event in (Event.FORKED, Event.START_FAILED):
+            self.tries.setdefault(process, []).append(change.now)
         if state is State.BACKOFF and change.before.state is not State.BACKOFF:
             self._check_backoff(process)
         if state is State.STOPPED and process.settled is not None:
@@ -623,6 +630,17 @@ class World:
             assert process.config.probe is None or process.pid in self.prober.passed, "not ready"
         if change.before.state is State.RUNNING and process.restart_pending:
             self._check_turn(process)
+
+    def _check_start(self, change: Change) -> None:
+        process, config, before = change.process, change.process.config, change.before.state
+        if before is State.BACKOFF and change.event is Event.DELAY_PASSED:
+            return
+        self.tries[process] = []
+        if before is State.STOPPED and change.event is Event.DELAY_PASSED:
+            assert not self.stopping
+            assert config.retry_after is not None, "tried again after a give-up"
+            assert change.now >= (process.exited_at or 0) + config.retry_after or process.exited_at is None
+            self.at_rest.discard(process.name)
 
     def _check_turn(self, process: CompanionProcess) -> None:
         limit = process.cause in (Cause.MEMORY, Cause.LIFETIME)
@@ -696,7 +714,8 @@ class World:
         due = process.next_deadline(self.kernel.time)
         config = process.config
         if process.state is State.STOPPED:
-            assert due is None
+            tries_again = process.settled == GAVE_UP and config.retry_after is not None and not self.stopping
+            assert (due is not None) is tries_again
             meant = process.manual_stop or process.settled or process.removed or not config.autostart
             assert meant or self.stopping, "lost"
         elif process.state is State.RUNNING:
@@ -726,9 +745,12 @@ class World:
     def _check_backoff(self, process: CompanionProcess) -> None:
         config, now = process.config, self.kernel.time
         assert config.start_retries is None or process.failed_starts < config.start_retries
-        longest = config.restart_delay if config.restart_delay_max is None else config.restart_delay_max
+        longest = max(config.restart_delay, config.restart_delay_max or 0)
         assert config.restart_delay <= process.delay <= longest
         assert process.next_retry_at is not None
+        if (limit := config.start_limit) is not None:
+            recent = [t for t in self.tries.get(process, []) if t > process.next_retry_at - limit.seconds]
+            assert len(recent) < limit.starts, "it would start too often"
         # Two starts have their least interval, too.
         assert now + process.delay <= process.next_retry_at
         assert process.next_retry_at <= now + max(process.delay, process.failures.start_interval)

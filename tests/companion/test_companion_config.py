@@ -12,7 +12,7 @@ import signal
 import pytest
 from companiontools import answer_of, make_cfg
 
-from gunicorn.companion.checks import describe_target, did_you_mean, parse_signal
+from gunicorn.companion.checks import StartLimit, describe_target, did_you_mean, parse_signal
 from gunicorn.companion.config import CompanionConfig, build_companion_configs, unknown_key
 from gunicorn.companion.keys import FIELDS, KNOWN_KEYS
 from gunicorn.companion.probe import Probe
@@ -122,7 +122,36 @@ def build(**values) -> CompanionConfig:
         (rq(restart_delay_max=0), "restart_delay_max: 0 leaves no time (None turns it off)"),
         (rq(start_retries=0), "start_retries: 0 is not a number of 1 or more"),
         (rq(on_give_up="stop"), "on_give_up: 'stop' is none of ignore, shutdown"),
-        (rq(on_give_up="shutdown"), "on_give_up: has no effect without start_retries"),
+        (rq(on_give_up="shutdown"), "on_give_up: has no effect without start_retries or start_limit"),
+        (rq(retry_after=60), "retry_after: has no effect without start_retries or start_limit"),
+        (rq(retry_after=0), "retry_after: 0 leaves no time (None turns it off)"),
+        (
+            rq(start_limit="5"),
+            "start_limit: '5' is not like '5/60s', which allows 5 starts within 60 seconds",
+        ),
+        (rq(start_limit="5/60d"), "start_limit: '5/60d' is not like '5/60s'"),
+        (rq(start_limit=5), "start_limit: 5 is not like '5/60s'"),
+        (rq(start_limit="0/60s"), "start_limit: '0/60s': 0 is not a number of starts from 1 to 1000"),
+        (rq(start_limit="1001/1h"), "start_limit: '1001/1h': 1001 is not a number of starts from 1 to 1000"),
+        (rq(start_limit="5/0s"), "start_limit: '5/0s' leaves no time (None turns the limit off)"),
+        (rq(success_exit_codes=[]), "success_exit_codes: it is empty"),
+        (rq(success_exit_codes=[0, 256]), "success_exit_codes: 256 is not an exit code from 0 to 255"),
+        (rq(success_exit_codes="0"), "success_exit_codes: '0' is not an exit code from 0 to 255"),
+        (rq(success_exit_codes=True), "success_exit_codes: True is not an exit code"),
+        (rq(max_runtime=0), "max_runtime: 0 leaves no time (None turns it off)"),
+        (
+            rq(stop_signals=[]),
+            "stop_signals: [] is not a list of signals, each with seconds, as in [['SIGTERM'",
+        ),
+        (rq(stop_signals="TERM"), "stop_signals: 'TERM' is not a list of signals"),
+        (rq(stop_signals=["TERM", "QUIT"]), "stop_signals: 'TERM' is not a signal with seconds, as in"),
+        (rq(stop_signals=[["TREM", 5]]), "stop_signals: unknown signal 'TREM'"),
+        (rq(stop_signals=[["TERM", 0]]), "stop_signals: 0 leaves no time"),
+        (
+            rq(stop_signals=[["TERM", 5]], stop_signal="INT"),
+            "stop_signal: stop_signals has the signals and their times, remove one",
+        ),
+        (rq(stop_signals=[["TERM", 5]], stop_timeout=5), "stop_timeout: stop_signals has the signals"),
         (rq(ready="yes"), "ready: 'yes' is none of startsecs, notify"),
         (rq(start_timeout=-1), "start_timeout: -1 is not a time of 0 or more seconds"),
         (rq(start_timeout=0), "start_timeout: 0 leaves no time"),
@@ -331,7 +360,7 @@ def test_defaults():
         "numprocs": None,
         "index": None,
         "autorestart": "always",
-        "restart_delay_max": None,
+        "restart_delay_max": 60,
         "start_retries": None,
         "on_give_up": "ignore",
         "ready": "startsecs",
@@ -355,6 +384,11 @@ def test_defaults():
         "template": None,
         "probe": None,
         "liveness": None,
+        "success_exit_codes": (0,),
+        "start_limit": None,
+        "retry_after": None,
+        "max_runtime": None,
+        "stop_signals": None,
     }
     assert build() == CompanionConfig("rq", "app:run")
     assert CompanionConfig("rq", work, stop_signal="INT").stop_signal == signal.SIGINT
@@ -470,13 +504,44 @@ def test_what_is_no_signal(value):
         parse_signal(value)
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("5/60s", (5, 60)), ("1/0.5", (1, 0.5)), (" 5 / 10m ", (5, 600)), ("3/1h", (3, 3600))],
+)
+def test_a_start_limit(text, found):
+    config = build(start_limit=text)
+    assert config.start_limit == found
+    assert build(start_limit=None).start_limit is None
+
+
+def test_a_longer_restart_delay_raises_the_default_limit_alone():
+    assert build(restart_delay=300).restart_delay_max == 60
+    assert "restart_delay_max: 30 is less" in problems(rq(restart_delay=300), restart_delay_max=30)[0]
+    assert "restart_delay_max: 60 is less" in problems(rq(restart_delay=300, restart_delay_max=60))[0]
+
+
+def test_one_setting_is_about_those_that_can_give_up():
+    general, special = build_companion_configs(
+        make_cfg(rq(name="a"), rq(name="b", start_retries=1), on_give_up="shutdown", retry_after=9)
+    )
+    assert general.on_give_up == special.on_give_up == "shutdown"
+    assert general.retry_after == special.retry_after == 9
+
+
+def test_stop_signals_take_the_place_of_the_signal_and_its_time():
+    config = build(stop_signals=[["TERM", 60], [3, 1.5]])
+    assert config.rungs == config.stop_signals == ((15, 60), (3, 1.5))
+    assert (config.stop_signal, config.stop_timeout) == (15, 61.5)
+    assert build(stop_signal="INT", stop_timeout=5).rungs == ((2, 5),)
+
+
 # -- hashes ------------------------------------------------------------------------
 
 OTHER_VALUES = {
     "name": "other",
     "target": "app:other",
     "command": ("node", "live.js"),
-    "restart_delay_max": 60,
+    "restart_delay_max": 61,
     "autorestart": "never",
     "start_retries": 3,
     "on_give_up": "shutdown",
@@ -512,6 +577,11 @@ OTHER_VALUES = {
     "autostart": False,
     "stdout": "/dev/null",
     "stderr": "/dev/null",
+    "success_exit_codes": (0, 75),
+    "start_limit": StartLimit(5, 60.0),
+    "retry_after": 300,
+    "max_runtime": 3600,
+    "stop_signals": ((15, 60.0), (3, 10.0)),
 }
 SHAPE = {"target", "command", "cwd", "env", "stdout", "stderr", "bind", "watchdog", "nice"}
 SHAPE |= {"env_file", "umask", "oom_score_adj", "rlimits", "cpu_affinity"}

@@ -81,6 +81,12 @@ OUTCOMES = {
     (State.STOPPING, Event.EMPTY): (State.STOPPED, (Action.RELEASE,)),
     (State.STOPPING, Event.LEFTOVERS_KILLED): (State.STOPPING, ()),
     (State.STOPPING, Event.DEADLINE): (State.STOPPING, (Action.KILL,)),
+    (State.STOPPED, Event.DELAY_PASSED): (State.STARTING, ()),
+    (State.STARTING, Event.OVERTIME): (State.STOPPING, (Action.SIGNAL,)),
+    (State.RUNNING, Event.OVERTIME): (State.STOPPING, (Action.SIGNAL,)),
+    (State.RUNNING, Event.RECOVERED): (State.RUNNING, ()),
+    # It has one stop signal, and has had it.
+    (State.STOPPING, Event.ESCALATE): (State.STOPPING, ()),
 }
 
 

@@ -23,6 +23,7 @@ from processtools import (
     stopping,
 )
 
+from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.process import (
     EXITED,
     GAVE_UP,
@@ -392,12 +393,31 @@ def test_jitter_is_drawn_anew_each_time():
     )
 
 
-def test_a_run_longer_than_the_delay_starts_over():
-    process = starting(chance=lambda: 0.0, restart_delay=2, restart_delay_max=100)
-    assert delays(process, 3) == [2, 4, 8]
-    assert delays(process, 1, seconds=7.9) == [16]
-    assert delays(process, 1, seconds=16.1) == [2]
+def test_a_run_longer_than_the_longest_delay_starts_over():
+    process = starting(chance=lambda: 0.0, restart_delay=2, restart_delay_max=20)
+    # It outlasts each delay, and dies again.
+    assert delays(process, 5, seconds=15) == [2, 4, 8, 16, 20]
+    assert delays(process, 1, seconds=20) == [20]
+    assert delays(process, 1, seconds=20.1) == [2]
     assert delays(process, 2) == [4, 8]
+
+
+def test_a_run_that_ends_well_starts_over_and_lets_nothing_grow():
+    process = starting(chance=lambda: 0.0, restart_delay=2, restart_delay_max=20, success_exit_codes=(0, 75))
+    assert delays(process, 3, seconds=3) == [2, 4, 8]
+    for status in (0, failure(75)):
+        ended = run_for(process, 3, status)
+        assert process.next_retry_at == ended + 2
+        start_again(process)
+    assert delays(process, 2, seconds=3) == [2, 4]
+
+
+def test_the_default_delays():
+    config = CompanionConfig("rq", "app:run")
+    process = starting(chance=lambda: 0.0, restart_delay_max=config.restart_delay_max)
+    assert delays(process, 7) == [5, 10, 20, 40, 60, 60, 60]
+    process = starting(chance=lambda: 0.0, restart_delay=300, restart_delay_max=config.restart_delay_max)
+    assert delays(process, 3) == [300, 300, 300]
 
 
 def test_the_first_failure_of_a_long_run_waits_for_the_shortest_delay():

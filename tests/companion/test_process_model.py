@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from processtools import failure
 from processworld import CALM, Nature, World, expand
 
+from gunicorn.companion.checks import StartLimit
 from gunicorn.companion.child.sdnotify import Notice
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.probe import Probe
@@ -43,6 +44,11 @@ KEYS = st.fixed_dictionaries(
         "env": st.sampled_from([{}, {"A": "1"}, {"A": "%(index)d"}]),
         "index_start": st.sampled_from([0, 2]),
         "groups": st.sampled_from([(), ("jobs",)]),
+        "success_exit_codes": st.sampled_from([(0,), (0, 3)]),
+        "start_limit": st.sampled_from([None, StartLimit(1, 3), StartLimit(4, 20)]),
+        "retry_after": st.sampled_from([None, 4, 15]),
+        "max_runtime": st.sampled_from([None, None, 5]),
+        "stop_signals": st.sampled_from([None, ((15, 3.0), (3, 2.0))]),
     }
 )
 # What else shapes the process; no two of them at once, so that not every reread is a restart.
@@ -206,11 +212,17 @@ class Companions(RuleBasedStateMachine):
         for name, process in world.processes.items():
             assert not process.removed, "a removed one that never goes"
             rests = process.manual_stop or process.settled in (EXITED, GAVE_UP)
-            assert (name in world.seen_running) is not (rests or name in blocked), process
+            ran, may_rest = name in world.seen_running, rests or name in blocked
+            if process.config.max_runtime is None:
+                assert ran is not may_rest, process
+            else:
+                # It fails for ever, and may give up now as before.
+                assert ran or may_rest, process
         for name in blocked:
             assert not world.is_met("db")
             assert world.processes[name].state is State.STARTING
-        if not blocked and all(p.config.max_lifetime is None for p in world.processes.values()):
+        configs = [p.config for p in world.processes.values()]
+        if not blocked and all(c.max_lifetime is None and c.max_runtime is None for c in configs):
             assert not world.manager.rolling, "a turn that never comes"
 
     def check_that_the_end_comes(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from processtools import T0, backoff, make, running, starting, stopping
 
+from gunicorn.companion.checks import StartLimit
 from gunicorn.companion.config import CompanionConfig, copies
 from gunicorn.companion.keys import SHAPE_KEYS
 from gunicorn.companion.probe import Probe
@@ -55,6 +56,11 @@ OTHERS = {
     "cpu_affinity": (7,),
     "probe": Probe("tcp", "127.0.0.1:7"),
     "liveness": Probe("log", "alive", every=7),
+    "success_exit_codes": (7,),
+    "start_limit": StartLimit(7, 7),
+    "retry_after": 7,
+    "max_runtime": 7,
+    "stop_signals": ((7, 7),),
 }
 
 

@@ -128,9 +128,12 @@ SETTINGS: dict[str, tuple[list[str], str, Any]] = {
     "companion_reload_timeout": (["--companion-reload-timeout"], "Companion Processes", 60),
     "companion_startsecs": (["--companion-startsecs"], "Companion Processes", 1),
     "companion_restart_delay": (["--companion-restart-delay"], "Companion Processes", 5),
-    "companion_restart_delay_max": (["--companion-restart-delay-max"], "Companion Processes", None),
+    "companion_restart_delay_max": (["--companion-restart-delay-max"], "Companion Processes", 60),
     "companion_autorestart": (["--companion-autorestart"], "Companion Processes", "always"),
     "companion_start_retries": (["--companion-start-retries"], "Companion Processes", None),
+    "companion_start_limit": (["--companion-start-limit"], "Companion Processes", None),
+    "companion_retry_after": (["--companion-retry-after"], "Companion Processes", None),
+    "companion_on_give_up": (["--companion-on-give-up"], "Companion Processes", "ignore"),
     "companion_start_timeout": (["--companion-start-timeout"], "Companion Processes", 60),
     "companion_watchdog": (["--companion-watchdog"], "Companion Processes", None),
     "companion_max_memory": (["--companion-max-memory"], "Companion Processes", None),
@@ -181,6 +184,7 @@ HOOKS = {
     "companion_pre_fork": 2,
     "companion_post_fork": 2,
     "companion_exit": 2,
+    "companion_give_up": 2,
 }
 
 

@@ -85,7 +85,7 @@ def column(start: str) -> set[str]:
     """The words in the first column of the table in the manual whose head begins with *start*."""
     rows = (ROOT / "docs/companions.rst").read_text().split(f"\n{start}", 1)[1].splitlines()
     ends = [number for number, row in enumerate(rows) if row.startswith("====")]
-    return set(re.findall(r"^``([a-z ]+)``", "\n".join(rows[ends[0] : ends[1]]), re.MULTILINE))
+    return set(re.findall(r"^``([a-z_ ]+)``", "\n".join(rows[ends[0] : ends[1]]), re.MULTILINE))
 
 
 def test_the_table_of_causes_is_complete() -> None:

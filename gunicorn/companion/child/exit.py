@@ -22,7 +22,7 @@ def run_to_the_end(
     """Call the target that *load* returns, do what the interpreter does at its end, return the exit code.
 
     If *load* returns None, it has reported why there is nothing to run; the code is 1. *report* is called
-    with an exception that ends the target.
+    with an exception that ends the target; if it returns True, no traceback is printed.
     """
     code = 0
     try:
@@ -37,8 +37,9 @@ def run_to_the_end(
     except KeyboardInterrupt:
         code = _interrupted()
     except BaseException as exc:
-        report(exc)
-        _excepthook()
+        # A program's own hook, such as that of an error reporter, is always called.
+        if report(exc) is not True or sys.excepthook is not sys.__excepthook__:
+            _excepthook()
         code = 1
     return _finalize(code)
 

@@ -137,6 +137,7 @@ class ManagerProcess(ArbitersPart):
             pre_fork=_hook(cfg, "companion_pre_fork"),
             post_fork=_hook(cfg, "companion_post_fork"),
             on_exit=_hook(cfg, "companion_exit"),
+            on_give_up=_hook(cfg, "companion_give_up"),
             umask=cfg.umask,
             log_lines=cfg.companion_log_lines,
             log_format=cfg.companion_log_format,
@@ -212,6 +213,7 @@ class ManagerProcess(ArbitersPart):
             pre_fork=_hook(cfg, "companion_pre_fork"),
             post_fork=_hook(cfg, "companion_post_fork"),
             on_exit=_hook(cfg, "companion_exit"),
+            on_give_up=_hook(cfg, "companion_give_up"),
         )
         manager.graceful_timeout = cfg.graceful_timeout
         manager.steering.stop_order = cfg.companion_stop_order

@@ -21,6 +21,7 @@ from gunicorn.companion.process import (
     Event,
     State,
 )
+from gunicorn.companion.status import format_uptime
 from gunicorn.companion.supervise import detached
 from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.order import Stops
@@ -46,8 +47,9 @@ LATE = 1.0
 class Sessions:
     """Sends the companions of *table* the events of their processes, and carries out what follows.
 
-    *after_exit* is called after each exit; *tell* sends the master a message. ``children`` is set where
-    descendants that lose their parent become our children: prctl(2), PR_SET_CHILD_SUBREAPER.
+    *after_exit* is called after each exit, *after_give_up* when there is no next start; *tell* sends the
+    master a message. ``children`` is set where descendants that lose their parent become our children:
+    prctl(2), PR_SET_CHILD_SUBREAPER.
     """
 
     table: ProcessTable
@@ -59,6 +61,7 @@ class Sessions:
     stops: Stops
     reporter: Reporter
     after_exit: Callable[[CompanionProcess], object]
+    after_give_up: Callable[[CompanionProcess], object]
     tell: Callable[[dict[str, Any]], object]
     capture: Capture | None = None
     prober: Prober | None = None
@@ -122,18 +125,20 @@ class Sessions:
         how = reason or process.last_exit
         if obeyed and reason is None and process.last_exit_code == 0:
             how = "stopped"
-        elif obeyed and process.last_exit_signal == process.config.stop_signal:
-            how = f"stopped ({signal_name(process.config.stop_signal)})"
+        elif obeyed and process.last_exit_signal in [signum for signum, _ in process.config.rungs]:
+            how = f"stopped ({signal_name(process.last_exit_signal or 0)})"
         if asked or process.settled is not None:
             self.log.info("Companion %s (pid %d) %s, cause: %s", process.name, pid, how, process.cause)
         else:
-            self.log.warning(
-                "Companion %s (pid %d) %s, cause: %s; restarting in %.3gs",
+            repeats = not process.well and not process.failures.must_log(self.kernel.now())
+            (self.log.debug if repeats else self.log.warning)(
+                "Companion %s (pid %d) %s, cause: %s; restarting in %.3gs%s",
                 process.name,
                 pid,
                 how,
                 process.cause,
                 _delay_of(process),
+                f"; {process.failures}" if process.failures.count > 1 and not process.well else "",
             )
         if process.settled == GAVE_UP:
             self._give_up(process)
@@ -167,21 +172,22 @@ class Sessions:
                 self._give_up(process)
 
     def _give_up(self, process: CompanionProcess) -> None:
-        self.log.error("Companion %s %s", process.name, process.verdict)
+        self.log.error("Companion %s %s", process.name, process.outlook(self.kernel.now()))
+        self.after_give_up(process)
         if process.config.on_give_up == "shutdown":
             self.tell({"gave_up": process.name})
 
     def _ask_to_stop(self, process: CompanionProcess) -> None:
-        name, pid, config = process.name, process.pid, process.config
+        name, pid, config, signum = process.name, process.pid, process.config, process.signal_to_stop
         if pid is None:
             # The leader is gone.
-            self.kernel.ask_group_to_stop(process.session or 0, config.stop_signal)
+            self.kernel.ask_group_to_stop(process.session or 0, signum)
             return
-        if process.failing:
+        if process.failing and not process.rung:
             # Log before the signal, so that this line does not cut the companion's traceback in two.
             self.log.error("Stopping companion %s (pid %d): %s", name, pid, process.reason)
-        self.log.info("Companion %s (pid %d) gets %s", name, pid, signal_name(config.stop_signal))
-        self.kernel.ask_to_stop(pid, config.stop_signal, config.stop_as_group)
+        self.log.info("Companion %s (pid %d) gets %s", name, pid, signal_name(signum))
+        self.kernel.ask_to_stop(pid, signum, config.stop_as_group)
         if config.stop_as_group:
             self.start_rights.note_group_signalled(name, pid)
 
@@ -204,7 +210,11 @@ class Sessions:
         elif due is Event.DEADLINE:
             self.log.warning("Companion %s (pid %s) did not stop in time: SIGKILL", process.name, process.pid)
             self.table.send(process, Event.DEADLINE, now)
-        elif due in (Event.ALIVE, Event.NOT_READY, Event.HUNG):
+        elif due is Event.RECOVERED and process.failures.persist:
+            uptime = format_uptime(now - (process.started_at or now))
+            self.log.info("Companion %s runs again: uptime %s; it %s", process.name, uptime, process.failures)
+            self.table.send(process, due, now)
+        elif due is not None and due is not Event.DELAY_PASSED:
             self.table.send(process, due, now)
 
     # -- ending sessions -------------------------------------------------------
@@ -353,7 +363,7 @@ class Sessions:
         for pid in outside:
             if pid not in self._asked:
                 self._asked.add(pid)
-                self.kernel.ask_to_stop(pid, process.config.stop_signal)
+                self.kernel.ask_to_stop(pid, process.signal_to_stop)
 
     # -- what dead managers have left --------------------------------------------
 

@@ -53,16 +53,21 @@ class Hooks:
     pre_fork: Hook = no_hook
     post_fork: Hook = no_hook
     on_exit: Hook = no_hook
+    on_give_up: Hook = no_hook
 
-    def set(self, *, pre_fork: Hook, post_fork: Hook, on_exit: Hook) -> None:
+    def set(self, *, pre_fork: Hook, post_fork: Hook, on_exit: Hook, on_give_up: Hook) -> None:
         """Use these from now on."""
         self.pre_fork, self.post_fork, self.on_exit = pre_fork, post_fork, on_exit
+        self.on_give_up = on_give_up
 
     def before_fork(self, process: CompanionProcess) -> None:
         self._call("companion_pre_fork", self.pre_fork, process)
 
     def after_exit(self, process: CompanionProcess) -> None:
         self._call("companion_exit", self.on_exit, process)
+
+    def after_give_up(self, process: CompanionProcess) -> None:
+        self._call("companion_give_up", self.on_give_up, process)
 
     def _call(self, name: str, hook: Hook, process: CompanionProcess) -> None:
         """A hook that raises changes nothing else."""
@@ -207,7 +212,8 @@ class Starter:
             if self.capture is not None:
                 self.capture.started(process.config, outcome, launch.pipes)
             self.table.send(process, Event.FORKED, self.kernel.now(), pid=outcome)
-            self.log.info("Starting companion %s (pid %d)", process.name, outcome)
+            log = self.log.debug if process.failures.persist else self.log.info
+            log("Starting companion %s (pid %d)", process.name, outcome)
 
     def _prepare(self, process: CompanionProcess) -> _Prepared | None:
         """Gather what a start needs; None if it must wait, or has failed."""
@@ -323,12 +329,15 @@ class Starter:
             ),
             # Those of a program are closed as it begins.
             close_logs=getattr(self.log, "close_in_child", None) if config.command is None else None,
+            repeats={process.exception, process.failures.latest} if process.failures.persist else (),
         )
 
     def _fail(self, process: CompanionProcess, reason: str) -> None:
         self.table.send(process, Event.START_FAILED, self.kernel.now(), reason=reason)
         self._release(process)
-        self.log.error("Companion %s failed to start: %s", process.name, reason)
+        log = self.log.error if process.failures.must_log(self.kernel.now()) else self.log.debug
+        again = f"; {process.failures}" if process.failures.count > 1 else ""
+        log("Companion %s failed to start: %s%s", process.name, reason, again)
 
     # -- its end -----------------------------------------------------------
 
