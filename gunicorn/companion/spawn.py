@@ -298,7 +298,7 @@ def set_environment(launch: Launch, changes: Mapping[str, str | None]) -> None:
         try:
             found = envfile.read(path)
         except envfile.CannotRead as exc:
-            raise StartFailed(f"env_file {exc}") from None
+            raise StartFailed(f"cannot read env_file {exc}") from None
         os.environ.update({name: value for name, value in found.items() if name not in env})
     if launch.listeners and "LISTEN_PID" not in env:
         os.environ["LISTEN_PID"] = str(os.getpid())
@@ -385,7 +385,11 @@ def set_cpu_affinity(cpus: Sequence[int] | None) -> None:
         try:
             os.sched_setaffinity(0, cpus)
         except OSError as exc:
-            raise StartFailed(f"cannot set cpu_affinity to {list(cpus)}: {exc.strerror}") from None
+            allowed = os.sched_getaffinity(0)
+            raise StartFailed(
+                f"cannot set cpu_affinity to {list(cpus)}: {exc.strerror} (the server may use {len(allowed)} "
+                f"CPUs, from {min(allowed)} to {max(allowed)})"
+            ) from None
 
 
 def set_limits(limits: Mapping[str, tuple[int, int | None]]) -> None:
