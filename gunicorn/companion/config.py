@@ -88,16 +88,16 @@ class CompanionConfig(Keys):
     def fingerprint(self) -> str:
         """SHA-256 over all that a copy depends on, which ``numprocs`` is not: a change is a new one."""
         unused = ("numprocs", "index_start", "template")
-        return _digest(self, [*(f.name for f in fields(self) if f.name not in unused), *self._also])
+        return _digest(self, [*(f.name for f in fields(self) if f.name not in unused), *self._of_sockets])
 
     @functools.cached_property
     def shape_hash(self) -> str:
         """SHA-256 over the keys that shape the process itself; a change needs a restart."""
-        return _digest(self, [*SHAPE_KEYS, *self._also])
+        return _digest(self, [*SHAPE_KEYS, *self._of_sockets])
 
     @property
-    def _also(self) -> tuple[str, ...]:
-        """The first copy may have the same address, but not share its socket any more."""
+    def _of_sockets(self) -> tuple[str, ...]:
+        """What counts with `bind`: the first copy may keep the address and not share its socket any more."""
         return ("socket_owner",) if self.bind else ()
 
 

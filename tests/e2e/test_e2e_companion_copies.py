@@ -37,8 +37,8 @@ while True:
 
 
 def free_range(count: int) -> int:
-    """The first of *count* free ports in a row."""
-    for first in range(20_000 + os.getpid() % 5_000, 32_000, count):
+    """The first of *count* free ports in a row, below those that `free_port` gives to other tests."""
+    for first in range(10_000 + os.getpid() * 10 % 9_000, 20_000, count):
         sockets = [socket.socket() for _ in range(count)]
         try:
             for number, each in enumerate(sockets):
