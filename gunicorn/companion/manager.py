@@ -358,6 +358,14 @@ class CompanionManager:
         if self.steering.stopping:
             return
         self.limits.check(self.table.values(), now)
+        for failed, names in self.rolling.stop_changes(self.table):
+            self.log.error(
+                "The change of companion %s stops: %s %s. With the old configuration stay: %s",
+                failed.config.group,
+                failed.name,
+                failed.verdict,
+                ", ".join(names),
+            )
         for process, reason, cause in list(self.rolling.turns(self.table)):
             self.log.info("Restarting companion %s: %s", process.name, reason)
             self.table.send(process, Event.RESTART, now, cause=cause, reason=reason)

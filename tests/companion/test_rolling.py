@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from processtools import T0, failure
@@ -206,12 +207,64 @@ def test_a_removed_copy_is_forgotten():
     assert not rolling
 
 
-def test_drop():
-    rolling = Rolling()
-    rolling.ask("rq", "by command")
-    rolling.drop("rq")
-    rolling.drop("nobody")
+def changed(rolling: Rolling, processes: Processes, **keys) -> dict[str, CompanionConfig]:
+    """Ask for other configurations of all *processes*."""
+    configs = {name: replace(process.config, **keys) for name, process in processes.items()}
+    for config in configs.values():
+        rolling.change(config, "its configuration has changed", Cause.RELOAD)
+    return configs
+
+
+def test_a_change_reaches_a_copy_when_its_turn_comes():
+    processes, rolling = running(3), Rolling()
+    old = processes["rq:0"].config
+    new = changed(rolling, processes, max_memory=1000)
+    for number, name in enumerate(processes):
+        assert restart(rolling, processes) == [name]
+        assert processes[name].config is new[name]
+        assert [rolling.config_of(process) for process in processes.values()] == list(new.values())
+        # Until it runs, the others are left alone.
+        assert restart(rolling, processes) == []
+        come_back(processes[name])
+        assert sum(process.config is not new[process.name] for process in processes.values()) == 2 - number
+    assert old not in [process.config for process in processes.values()]
+
+
+def test_a_copy_that_restarts_meanwhile_takes_the_change_with_it():
+    processes, rolling = running(3), Rolling()
+    new = changed(rolling, processes, max_memory=1000)
+    assert restart(rolling, processes) == ["rq:0"]
+    processes["rq:2"].handle(Event.STOP, T0 + 10, manual=True)
+    assert restart(rolling, processes) == []
+    assert processes["rq:2"].config is new["rq:2"] and "rq:2" not in rolling
+    assert processes["rq:1"].config is not new["rq:1"]
+
+
+def test_a_copy_that_gives_up_stops_the_change_of_the_others():
+    processes, rolling = {**running(3), **running(2, name="mail")}, Rolling()
+    changed(rolling, processes, max_memory=1000, start_retries=0)
+    assert sorted(restart(rolling, processes)) == ["mail:0", "rq:0"]
+    assert list(rolling.stop_changes(processes)) == []
+    first = processes["rq:0"]
+    first.handle(Event.EXITED, T0 + 11, status=0)
+    first.handle(Event.EMPTY, T0 + 11)
+    first.handle(Event.FORKED, T0 + 12, pid=900)
+    first.handle(Event.EXITED, T0 + 12, status=failure())
+    first.handle(Event.EMPTY, T0 + 12)
+    assert first.state is State.STOPPED
+    assert list(rolling.stop_changes(processes)) == [(first, ["rq:1", "rq:2"])]
+    assert list(rolling.stop_changes(processes)) == [] and "mail:1" in rolling and "rq:1" not in rolling
+    assert processes["rq:1"].config.max_memory is None
+
+
+def test_a_change_that_is_taken_back():
+    processes, rolling = running(2), Rolling()
+    changed(rolling, processes, max_memory=1000)
+    rolling.ask("rq:1", "max_lifetime", processes["rq:1"].pid, Cause.LIFETIME)
+    for name in ("rq:0", "rq:1", "nobody"):
+        rolling.drop_change(name)
     assert not rolling
+    assert rolling.config_of(processes["rq:0"]).max_memory is None
 
 
 def test_a_limit_is_about_one_process_and_not_about_the_next():

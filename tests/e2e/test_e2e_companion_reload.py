@@ -90,6 +90,37 @@ def test_hup_restarts_only_what_is_shaped_otherwise() -> None:
         assert overlaps(server) == []
 
 
+def test_hup_replaces_copies_one_after_the_other_and_stops_at_one_that_gives_up() -> None:
+    names = ["w:0", "w:1", "w:2"]
+    keys = {"numprocs": 3, "start_retries": 1, "restart_delay": 0.1}
+    with companion_server(entry("w", "idle", **keys)) as server:
+        first = settled(server, *names)
+        reconfigure(server, entry("w", "idle", env={"NEW": "1"}, **keys))
+        hup(server)
+        for name in names:
+            server.wait_companion(name, without=[first[name] or 0])
+        second = pids(server)
+        # Each in its turn: the next one goes when the one before is there.
+        said = [f"Companion {name} is RUNNING" for name in names]
+        order = [server.log().rindex(text) for text in said]
+        asked = [server.log().index(f"Restarting companion {name}: ") for name in names]
+        assert asked[0] < order[0] < asked[1] < order[1] < asked[2] < order[2]
+        reconfigure(server, entry("w", "not_there", **keys))
+        hup(server)
+        server.wait_companion("w:0", "STOPPED")
+        server.wait_log("The change of companion w stops: w:0 gave up after 1 failed start: ")
+        assert server.log().count("With the old configuration stay: w:1, w:2") == 1
+        assert [pids(server)[name] for name in names[1:]] == [second[name] for name in names[1:]]
+        # They still have it after a crash; and a version that works reaches all of them.
+        os.kill(second["w:2"] or 0, signal.SIGKILL)
+        third = server.wait_companion("w:2", without=[second["w:2"] or 0])["pid"]
+        reconfigure(server, entry("w", "idle", env={"NEW": "2"}, **keys))
+        hup(server)
+        for name, old in zip(names, (0, second["w:1"], third), strict=True):
+            server.wait_companion(name, without=[old or 0])
+        assert overlaps(server) == []
+
+
 def test_hup_adds_and_removes_without_waiting_for_a_drain() -> None:
     with companion_server(entry("a", "idle"), entry("drain", env={"UNTIL": "done"})) as server:
         before = settled(server, "a", "drain")

@@ -192,7 +192,7 @@ class Changes:
         """Have *number* copies of *group*, which has `numprocs`, until the configured number changes."""
         one = configs_of(self.table, group)[0]
         assert one.numprocs is not None
-        present = [p.config for p in self.table.values() if not p.removed]
+        present = [self.steering.rolling.config_of(p) for p in self.table.values() if not p.removed]
         others = [config for config in present if config.group != group]
         problems = address_problems([*others, *copies(one, number)])
         if problems:
@@ -220,10 +220,13 @@ class Changes:
             if name in added:
                 self._add(config, now)
                 continue
-            process = self.table[name]
+            process, reason = self.table[name], "its configuration has changed"
+            if name in restarted and self._goes_in_turn(process, config):
+                self.steering.rolling.change(config, reason, cause)
+                continue
+            self.steering.rolling.drop_change(name)
             process.config = config
             if name in restarted:
-                reason = "its configuration has changed"
                 self.table.send(process, Event.RESTART, now, cause=cause, reason=reason)
             elif name in updated:
                 self._record_limits(process)
@@ -231,6 +234,22 @@ class Changes:
         self.starter.close_unused()
         self.forget_removed()
         return found
+
+    def _goes_in_turn(self, process: CompanionProcess, config: CompanionConfig) -> bool:
+        """Whether *process* waits for its turn to be restarted with *config*, so that other copies work on.
+
+        Not with other addresses, which copies may share, or take over from each other.
+        """
+        before = process.config
+        same_sockets = (before.socket_owner, before.bind) == (config.socket_owner, config.bind)
+        return (
+            process.state is State.RUNNING
+            and same_sockets
+            and any(
+                other.config.group == config.group and other is not process and not other.removed
+                for other in self.table.values()
+            )
+        )
 
     def _add(self, config: CompanionConfig, now: float) -> None:
         process = self.table.add(config)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from gunicorn.companion.checks import WEB
+from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.process import GAVE_UP, Cause, CompanionProcess, State
 from gunicorn.companion.table import Processes, chosen
 
@@ -287,12 +288,17 @@ DOWN = (State.STARTING, State.BACKOFF, State.STOPPING)
 
 
 class Rolling:
-    """The queue of companions to restart, in the order of the requests."""
+    """The queue of companions to restart, in the order of the requests.
+
+    A copy whose configuration has changed gets the new one when its turn comes. Until then it lives, and is
+    started again, by the old one.
+    """
 
     def __init__(self, web: WebTier | None = None) -> None:
         self.web = web or WebTier()
         # Maps names to reason, cause and the pid to replace; a dict keeps the order.
         self._waiting: dict[str, tuple[str, Cause, int | None]] = {}
+        self._changes: dict[str, CompanionConfig] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._waiting
@@ -311,9 +317,40 @@ class Rolling:
         self._waiting[name] = reason, cause, pid
         return True
 
-    def drop(self, name: str) -> None:
-        """Remove *name*: it needs no restart any more."""
+    def change(self, config: CompanionConfig, reason: str, cause: Cause) -> None:
+        """Ask for a restart with another configuration."""
+        self._changes[config.name] = config
+        self.ask(config.name, reason, cause=cause)
+
+    def drop_change(self, name: str) -> None:
+        """Leave *name* the configuration that it has."""
+        if self._changes.pop(name, None) is not None:
+            self._waiting.pop(name, None)
+
+    def config_of(self, process: CompanionProcess) -> CompanionConfig:
+        """Return the configuration that *process* has, or will have after its turn."""
+        return self._changes.get(process.name, process.config)
+
+    def stop_changes(
+        self, processes: Mapping[str, CompanionProcess]
+    ) -> Iterator[tuple[CompanionProcess, list[str]]]:
+        """Stop the change of each set of which a copy has given up; return that copy and the other names."""
+        groups = {config.group for config in self._changes.values()}
+        for failed in processes.values():
+            group = failed.config.group
+            if group in groups and failed.state is State.STOPPED and failed.settled == GAVE_UP:
+                groups.remove(group)
+                names = [name for name, config in self._changes.items() if config.group == group]
+                for name in names:
+                    self.drop_change(name)
+                yield failed, names
+
+    def _take(self, name: str, process: CompanionProcess | None) -> None:
+        """Remove *name*: its next start brings what was asked for."""
         self._waiting.pop(name, None)
+        config = self._changes.pop(name, None)
+        if process is not None and config is not None:
+            process.config = config
 
     def turns(
         self, processes: Mapping[str, CompanionProcess]
@@ -332,9 +369,9 @@ class Rolling:
             pid = self._waiting[name][2]
             if process is None or process.removed or not _would_be_replaced(process):
                 # Its next start, if there is one, is the restart.
-                self.drop(name)
+                self._take(name, process)
             elif pid not in (None, process.pid):
-                self.drop(name)
+                self._take(name, process)
         # Sets with a copy that goes down now.
         taken: set[str] = set()
         down = {process.config.group for process in processes.values() if process.state in DOWN}
@@ -353,7 +390,7 @@ class Rolling:
             if pid is not None and unmet(processes, process.config.after, self.web).names:
                 continue
             taken.add(group)
-            del self._waiting[name]
+            self._take(name, process)
             yield process, reason, cause
 
 
