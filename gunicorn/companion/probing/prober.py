@@ -40,6 +40,9 @@ LATE = 1.0
 # Seconds by which a file may be older than the process that made it: the clock of file systems is coarse.
 COARSE = 0.02
 
+# Seconds between two looks whether a killed command is gone, before the next one.
+DYING = 0.02
+
 # Characters of output that the manager is told.
 LONGEST_OUTPUT = 2000
 
@@ -192,11 +195,15 @@ class Prober:
     def _step(self, job: Job) -> None:
         now = time.monotonic()
         if job.attempt is None and now >= job.due:
+            if job.command is not None and job.command.alive and now < job.deadline + LATE:
+                # It has just been killed.
+                job.due = now + DYING
+                return
             job.began, job.deadline = now, now + job.probe.timeout
             try:
                 job.attempt = self._begin(job)
             except (OSError, ValueError) as exc:
-                self._finish(job, Outcome(False, getattr(exc, "strerror", None) or str(exc)))
+                self._finish(job, Outcome(False, (getattr(exc, "strerror", None) or str(exc)).lower()))
         if job.attempt is None:
             return
         if job.attempt.outcome is None and now >= job.deadline:
@@ -214,7 +221,7 @@ class Prober:
         what = job.probe.what
         if job.probe.kind == "command":
             if job.command is not None and job.command.alive:
-                # Killed, and still there: it waits for a disk or a file server.
+                # It waits for a disk or a file server.
                 return Known(Outcome(False, f"the command before (pid {job.command.pid}) does not end"))
             job.command = self.commands.run(
                 Program(what, job.directory, nofile=self.nofile, **job.surroundings)
@@ -224,7 +231,10 @@ class Prober:
         if job.probe.kind == "http":
             return Request(parse_url(what), job.probe.status, self.poller)
         if job.probe.kind == "tcp":
-            return Connection(parse_tcp(what), self.poller)
+            address = parse_tcp(what)
+            if isinstance(address, str):
+                address = os.path.join(job.directory, address)
+            return Connection(address, self.poller)
         return Known(self._look_at_file(job, what) if job.probe.kind == "file" else self._look_at_log(job))
 
     def _look_at_file(self, job: Job, path: str) -> Outcome:
