@@ -40,6 +40,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.companion.child.*",
         "gunicorn.companion.client.*",
         "gunicorn.companion.ctl",
+        "gunicorn.companion.importing.*",
         "gunicorn.monitor",
         "gunicorn.monitor.openmetrics",
     ],

@@ -23,6 +23,7 @@ from gunicorn.companion.client.connection import (
     DEFAULT_TIMEOUT,
     NO_ANSWER,
     OK,
+    REFUSED,
     SOCKET_VARIABLE,
     Connection,
     Failure,
@@ -125,11 +126,10 @@ def _run(words: Sequence[str]) -> int:
     options = build_parser(words).parse_args(words)
     options.started = time.monotonic()
     try:
-        if options.command == "completion":
-            # It needs no server.
-            return _show_completion(None, options)
+        run: Callable[[Any, Any], int] = COMMANDS[options.command][-1]
+        if options.command in WITHOUT_SERVER:
+            return run(None, options)
         with _connect(options) as connection:
-            run = COMMANDS[options.command][-1]
             return run(connection, options)
     except Failure as exc:
         complain(exc)
@@ -408,6 +408,35 @@ def _shutdown(parser: Parser) -> None:
     parser.add_argument("--wait", action="store_true", help="until the server is gone")
 
 
+def _import(parser: Parser) -> None:
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", help="a file; '-': standard input. Units of systemd go together"
+    )
+    parser.add_argument(
+        "--from",
+        dest="origin",
+        metavar="KIND",
+        choices=("supervisord", "procfile", "circus", "uwsgi", "systemd", "compose", "pm2"),
+        help="what the files are: supervisord, procfile, circus, uwsgi, systemd, compose or pm2 (default: by "
+        "name and content)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="write it to this new file; one that exists is never overwritten (default: standard output)",
+    )
+
+
+def _translate(_: object, options: Any) -> int:
+    from gunicorn.companion.importing.command import run
+
+    problem = run(options)
+    if problem:
+        raise Failure(problem, REFUSED)
+    return OK
+
+
 def _nothing(parser: Parser) -> None:
     pass
 
@@ -567,7 +596,18 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         _completion,
         _show_completion,
     ),
+    "import": (
+        "translate the configuration of supervisord and others into one for this server",
+        "Reads supervisord.conf, Procfile, circus.ini, uwsgi.ini, units, docker-compose.yml (needs "
+        "gunicorn[import]) and pm2's JSON; prints a part of gunicorn.conf.py. What has no counterpart is "
+        "a comment that says what to do instead; look at each 'guess'. Exit status 1: a file cannot be read.",
+        _import,
+        _translate,
+    ),
 }
+
+# Commands that need no running server.
+WITHOUT_SERVER = ("completion", "import")
 
 
 # What does the same for a server without companions.

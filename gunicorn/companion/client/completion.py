@@ -140,7 +140,8 @@ def complete(
     if option is None and prefix.startswith("-") and "=" in prefix and not line.options_end:
         name, _, prefix = prefix.partition("=")
         option, start = line.options().get(name), f"{name}="
-    if option is not None and option.dest == "socket":
+    wanted = option or (None if prefix.startswith("-") and not line.options_end else line.argument())
+    if wanted is not None and (wanted.dest == "socket" or wanted.metavar == "FILE"):
         return FILES
     if option is None and prefix.startswith("-") and not line.options_end:
         found: Iterator[Candidate] = _options(line)

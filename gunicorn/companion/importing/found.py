@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: MIT
+"""What was found in files of another supervisor: programs, settings and comments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+# The longest time that a companion has for its end at a restart, unless it says otherwise.
+RELOAD_TIMEOUT = 60
+
+
+OTHER_USER = (
+    "companions run as the server's user (setting ``user``); another one needs a server of root, and a "
+    "command that begins with ``setpriv --reuid NAME --init-groups``"
+)
+
+
+class SourceError(Exception):
+    """A file cannot be read or makes no sense. The text begins with the file and, if known, the line."""
+
+    def __init__(self, path: str, line: int | None, text: str) -> None:
+        super().__init__(f"{path}, line {line}: {text}" if line else f"{path}: {text}")
+
+
+class Source(NamedTuple):
+    """A file to translate."""
+
+    path: str
+    text: str
+
+
+class Env(NamedTuple):
+    """A variable of the server's environment, as a part of a text."""
+
+    name: str
+    default: str | None = None
+
+
+class Mark(NamedTuple):
+    """A placeholder of ours, such as ``%(index)02d``, as a part of a text."""
+
+    text: str
+
+
+class Text(NamedTuple):
+    """A text that is not known before the server runs."""
+
+    parts: tuple[str | Env | Mark, ...]
+
+
+class Expression(NamedTuple):
+    """A value that the file computes, such as ``os.cpu_count()``."""
+
+    code: str
+
+
+def join(parts: Iterable[str | Env | Mark]) -> str | Text:
+    """One text of *parts*; a plain string if it holds nothing else."""
+    joined: list[str | Env | Mark] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        elif part != "":
+            joined.append(part)
+    if not joined:
+        return ""
+    return joined[0] if len(joined) == 1 and isinstance(joined[0], str) else Text(tuple(joined))
+
+
+def expand(text: str, pattern: re.Pattern[str], replace: Callable[[re.Match[str]], Any]) -> str | Text:
+    """Replace each match of *pattern* in *text*; *replace* returns a part, or None to keep what is there."""
+    parts: list[str | Env | Mark] = []
+    end = 0
+    for match in pattern.finditer(text):
+        part = replace(match)
+        parts += [text[end : match.start()], match[0] if part is None else part]
+        end = match.end()
+    return join([*parts, text[end:]])
+
+
+@dataclass
+class Program:
+    """A companion to be: its keys, why each is as it is, and comments."""
+
+    name: str
+    source: str
+    old_name: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def set(self, key: str, value: Any, reason: str = "") -> None:
+        self.values[key] = value
+        if reason:
+            self.reasons[key] = reason
+
+    def guess(self, key: str, value: Any, reason: str) -> None:
+        """Set a key to what is probably meant."""
+        self.set(key, value, f"guess: {reason}")
+
+    def note(self, text: str) -> None:
+        """Add a comment: what has no counterpart, and what to do instead."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def stop_within(self, seconds: float | None, reason: str = "") -> None:
+        """Set the time between the stop signal and SIGKILL, for a restart as well."""
+        if seconds is None:
+            self.guess("stop_timeout", 3600, "without a limit there; here an hour")
+            seconds = 3600
+        else:
+            self.set("stop_timeout", seconds, reason)
+        if seconds > RELOAD_TIMEOUT:
+            self.set("reload_timeout", seconds, "a restart waits as long")
+
+
+@dataclass
+class Block:
+    """Comments on one part of a file that becomes no companion."""
+
+    source: str
+    lines: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        if text not in self.lines:
+            self.lines.append(text)
+
+
+@dataclass
+class Found:
+    """All that was found. *defaults* are those of the other supervisor that differ from ours."""
+
+    programs: list[Program] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+    settings: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+    def block(self, source: str) -> Block:
+        self.blocks.append(Block(source))
+        return self.blocks[-1]
+
+    def named(self, name: str) -> Program | None:
+        """The program that is, or was there, called *name*."""
+        return next((program for program in self.programs if name in (program.name, program.old_name)), None)
+
+    def add(self, name: str, source: str) -> Program:
+        """A new program. Its name becomes one that a companion may have, and that no other has."""
+        made = clean(name) or "program"
+        wanted, number = made, 1
+        while made in ("all", "web") or self.named(made):
+            number += 1
+            made = f"{wanted}-{number}"
+        program = Program(made, source, old_name=name)
+        self.programs.append(program)
+        return program
+
+    def order(self, steps: dict[str, Any]) -> None:
+        """Let each program come after those of the step before its own; *steps* has them by name.
+
+        Nobody waits for a program that is not started or is not meant to stay up.
+        """
+        waited = [
+            program.name
+            for program in self.programs
+            if program.values.get("autostart", True) and program.values.get("autorestart") != "never"
+        ]
+        for program in self.programs:
+            lower = {steps[name] for name in waited if steps[name] < steps[program.name]}
+            if lower:
+                before = [name for name in waited if steps[name] == max(lower)]
+                program.guess("after", before, "by priority; it is stopped before them")
+
+
+def leftover(
+    key: str, value: str, instead: dict[str, str], known: Iterable[str], note: Callable[[str], None]
+) -> None:
+    """Say what to do instead of ``key = value``, which has no counterpart."""
+    shown = f"{key} = {one_line(value)}" if value else key
+    if key in instead:
+        note(f"{shown}: {plain(instead[key])}")
+    elif key not in known:
+        note(f"{shown}: this key is not known, and was left out")
+
+
+def present(needed: list[str], optional: list[str]) -> str | list[str] | Expression:
+    """Files, of which *optional* ones may be missing."""
+    if optional:
+        start = "".join(f"{path!r}, " for path in needed)
+        return Expression(f"[{start}*filter(os.path.exists, {optional!r})]".replace("'", '"'))
+    return needed[0] if len(needed) == 1 else needed
+
+
+def one_line(text: str, longest: int = 70) -> str:
+    """*text* on one line of a comment, cut where it is too long."""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def clean(name: str) -> str:
+    """*name* with the letters that names of companions and groups may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
+
+
+def plain(text: str) -> str:
+    """The text of the manual's table, for a comment."""
+    return re.sub(r":doc:`([^`<]*)`", r"the page '\1' of the manual", text).replace("``", "")

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""Read INI files and systemd's units into sections of keys, each with its line.
+
+Unlike configparser it keeps keys that are repeated, which uWSGI and systemd use for lists.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from gunicorn.companion.importing.found import Source, SourceError
+
+
+class Style(NamedTuple):
+    """What differs between the dialects."""
+
+    # Characters that begin a comment at the start of a line, and behind a blank within it.
+    comments: str = "#;"
+    inline: str = ""
+    delimiters: str = "="
+    # A value goes on where a line is indented, or behind a backslash.
+    indent: bool = False
+    backslash: bool = False
+    # A key may be without a value.
+    bare: bool = False
+    lower: bool = False
+
+
+class Entry(NamedTuple):
+    key: str
+    value: str
+    line: int
+
+
+@dataclass
+class Section:
+    name: str
+    line: int
+    path: str
+    entries: list[Entry] = field(default_factory=list)
+
+    def last(self) -> dict[str, Entry]:
+        """The entries by key; of those that are repeated the last."""
+        return {entry.key: entry for entry in self.entries}
+
+    def all(self, key: str) -> list[Entry]:
+        return [entry for entry in self.entries if entry.key == key]
+
+    def error(self, entry: Entry, text: str) -> SourceError:
+        return SourceError(self.path, entry.line, f"{entry.key}: {text}")
+
+
+def read(source: Source, style: Style) -> list[Section]:
+    """The sections of a file; one that is repeated goes on. Raises SourceError."""
+    sections: dict[str, Section] = {}
+    section: Section | None = None
+    continued = False
+    for number, raw in enumerate(source.text.splitlines(), 1):
+        line = _without_comment(raw, style)
+        stripped = line.strip()
+        if not stripped:
+            # systemd goes on behind a comment within a continued value, and so may a list that is indented.
+            continued = continued and bool(raw.strip())
+            continue
+        goes_on = continued or (style.indent and line[0].isspace())
+        if goes_on and section is not None and section.entries:
+            before = section.entries[-1]
+            joint = " " if style.backslash else "\n"
+            value = f"{before.value.rstrip(_BACKSLASH)}{joint if before.value else ''}{stripped}"
+            section.entries[-1] = before._replace(value=value)
+        elif stripped.startswith("["):
+            match = re.fullmatch(r"\[(.+)\]", stripped)
+            if match is None:
+                raise SourceError(source.path, number, f"the section {one(stripped)} does not end with ]")
+            name = match[1].strip()
+            section = sections.setdefault(name, Section(name, number, source.path))
+        else:
+            if section is None:
+                raise SourceError(source.path, number, f"{one(stripped)} stands before the first [section]")
+            section.entries.append(_entry(source, number, stripped, style))
+        continued = style.backslash and stripped.endswith("\\")
+        if continued and section is not None and section.entries:
+            before = section.entries[-1]
+            section.entries[-1] = before._replace(value=before.value[:-1].rstrip())
+    return list(sections.values())
+
+
+_BACKSLASH = "\\"
+
+
+def one(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+def _without_comment(line: str, style: Style) -> str:
+    if line.lstrip().startswith(tuple(style.comments)):
+        return ""
+    if style.inline:
+        line = re.split(rf"\s[{re.escape(style.inline)}]", line, maxsplit=1)[0]
+    return line.rstrip()
+
+
+def _entry(source: Source, number: int, line: str, style: Style) -> Entry:
+    key, delimiter, value = _split(line, style.delimiters)
+    if not key or not (delimiter or style.bare):
+        raise SourceError(source.path, number, f"{one(line)} is not KEY = VALUE")
+    return Entry(key.lower() if style.lower else key, value, number)
+
+
+def _split(line: str, delimiters: str) -> tuple[str, str, str]:
+    match = re.search(f"[{delimiters}]", line)
+    if match is None:
+        return line, "", ""
+    return line[: match.start()].strip(), match[0], line[match.end() :].strip()

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""The files that the tests import, and what is expected of each.
+
+``python tests/importing/importcases.py`` writes the expected texts anew: look at the difference.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from gunicorn.companion.importing.command import translate
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE / "data"
+EXPECTED = HERE / "expected"
+
+# Variables that the files mention.
+VARIABLES = {
+    "APP_HOME": "/srv/shop",
+    "CACHE_HOST": "cache",
+    "DATABASE_URL": "postgres://shop:50%25@db/shop",
+    "STAGE": "live",
+    "VIRTUAL_ENV": "/srv/shop/venv",
+}
+
+# Units of systemd that belong together.
+UNITS = {
+    "celery": ["celery.service"],
+    "chat": ["chat.service", "chat.socket", "migrate.service"],
+    "shop": ["shop-rq@.service"],
+    "template": ["rq@.service"],
+    "timer": ["backup.service", "backup.timer"],
+    "web": ["web.service", "web-worker.service"],
+}
+
+
+def cases() -> dict[str, list[str]]:
+    """The files of each case by its name, relative to `DATA`."""
+    found = {
+        str(path.relative_to(DATA)): [str(path.relative_to(DATA))]
+        for path in sorted(DATA.glob("*/*"))
+        if path.is_file() and path.parent.name != "systemd"
+    }
+    return found | {f"systemd/{name}": [f"systemd/{unit}" for unit in units] for name, units in UNITS.items()}
+
+
+CASES = cases()
+
+
+def translated(files: Iterable[str]) -> str:
+    """The translation, without what belongs to this host."""
+    before = os.getcwd()
+    os.chdir(DATA)
+    try:
+        text = translate(list(files))
+    finally:
+        os.chdir(before)
+    return text.replace(str(DATA), "/data").replace(f'"{os.uname().nodename}"', '"HOST"')
+
+
+def expected(case: str) -> Path:
+    return EXPECTED / f"{case.replace('/', '-')}.txt"
+
+
+if __name__ == "__main__":
+    for case, files in CASES.items():
+        expected(case).write_text(translated(files))

@@ -1,0 +1,651 @@
+# SPDX-License-Identifier: MIT
+"""``gunicorn-companion import``: what becomes of each file and of each key, and which files are refused."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import ROOT
+from importcases import CASES, DATA, VARIABLES, expected, translated
+
+from gunicorn.app.wsgiapp import WSGIApplication
+from gunicorn.companion import ctl, keys
+from gunicorn.companion.importing import circus, compose, pm2, procfile, supervisord, systemd, uwsgi, values
+from gunicorn.companion.importing.command import ORIGINS, recognise, translate
+from gunicorn.companion.importing.found import Env, Found, Mark, Program, Source, SourceError, Text, plain
+from gunicorn.companion.importing.webservers import recognise as recognise_web
+from gunicorn.companion.importing.writer import PLACEHOLDER_KEYS, literal, write
+
+ORIGIN_MODULES: dict[str, Any] = {
+    "supervisord": supervisord,
+    "procfile": procfile,
+    "circus": circus,
+    "uwsgi": uwsgi,
+    "systemd": systemd,
+    "compose": compose,
+    "pm2": pm2,
+}
+
+# -- whole files -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_file_becomes_what_is_expected(case: str) -> None:
+    assert translated(CASES[case]) == expected(case).read_text()
+
+
+def test_there_are_files_of_every_kind() -> None:
+    assert {case.partition("/")[0] for case in CASES} == set(ORIGINS) == set(ORIGIN_MODULES)
+    assert len(CASES) >= 30
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory with an application and all that the files mention, as it would be on their host."""
+    (tmp_path / "tiny.py").write_text("def app(environ, start_response): ...\n")
+    for name in ("srv/shop/venv", "srv/shop/lib", "var/log/shop", "run/shop", "data/compose"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("srv/shop/env", "data/compose/.env.shop", "data/compose/a.env"):
+        (tmp_path / name).write_text("A=1\n")
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value.replace("/srv/", f"{tmp_path}/srv/"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    yield tmp_path
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_written_passes_the_check(case: str, place: Path, monkeypatch, capsys) -> None:
+    text = re.sub(r"/(srv|var/log|run)/shop|/data/", rf"{place}\g<0>", translated(CASES[case]))
+    assert check(place, text, monkeypatch, capsys) == (0, "")
+
+
+def check(place: Path, text: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> tuple[object, str]:
+    """The exit status of ``gunicorn --check-config``, and what it prints of mistakes."""
+    (place / "gunicorn.conf.py").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["gunicorn", "--check-config", "tiny:app"])
+    with pytest.raises(SystemExit) as end:
+        WSGIApplication("%(prog)s").run()
+    return end.value.code, capsys.readouterr().err
+
+
+def test_the_file_of_the_manual_passes_the_check(place: Path, monkeypatch, capsys) -> None:
+    """What is often asked for can be said."""
+    page = (ROOT / "docs/migrating.rst").read_text().partition("\nIn one file:\n")[2]
+    text = textwrap.dedent(page.partition("code-block:: python\n\n")[2])
+    assert check(place, text, monkeypatch, capsys) == (0, "")
+
+
+# -- each key --------------------------------------------------------------------------------
+
+# A value for each key of each table. What it stands in makes it take effect.
+SUPERVISORD = {
+    "command": "sleep 3",
+    "process_name": "other",
+    "numprocs": "2",
+    "numprocs_start": "3\nnumprocs=2",
+    "priority": "5\n[program:later]\ncommand=x",
+    "autostart": "false",
+    "startsecs": "7",
+    "startretries": "7",
+    "autorestart": "true",
+    "exitcodes": "0,3",
+    "stopsignal": "INT",
+    "stopwaitsecs": "7",
+    "stopasgroup": "true",
+    "redirect_stderr": "true",
+    "stdout_logfile": "/tmp/x",
+    "stdout_logfile_maxbytes": "3MB\nstdout_logfile=/tmp/x",
+    "stdout_logfile_backups": "3\nstdout_logfile=/tmp/x",
+    "stderr_logfile": "/tmp/x",
+    "stderr_logfile_maxbytes": "3MB\nstderr_logfile=/tmp/x",
+    "stderr_logfile_backups": "3\nstderr_logfile=/tmp/x",
+    "environment": 'A="b"',
+    "directory": "/tmp",
+    "umask": "027",
+    "socket": "tcp://127.0.0.1:8001",
+}
+CIRCUS = {
+    "cmd": "sleep 3",
+    "args": "x",
+    "shell": "True",
+    "working_dir": "/tmp",
+    "numprocesses": "2",
+    "singleton": "True\nnumprocesses = 2",
+    "autostart": "False",
+    "respawn": "False",
+    "max_retry": "7",
+    "graceful_timeout": "7",
+    "stop_signal": "INT",
+    "stop_children": "True",
+    "max_age": "7",
+    "max_age_variance": "7",
+    "priority": "-1\n[watcher:first]\ncmd = x",
+    "virtualenv": "/venv",
+    "rlimit_nofile": "7",
+    **{
+        f"{stream}_stream.{key}": f"{value}\n{stream}_stream.filename = /tmp/x"
+        for stream in ("stdout", "stderr")
+        for key, value in {
+            "class": "StdoutStream",
+            "max_bytes": "7",
+            "backup_count": f"7\n{stream}_stream.max_bytes = 7",
+            "time_format": "%Y",
+        }.items()
+    },
+    **{f"{stream}_stream.filename": "/tmp/x" for stream in ("stdout", "stderr")},
+    "env": "A=b",
+}
+UWSGI = {
+    "attach-daemon": "sleep 3",
+    "attach-daemon2": "cmd=sleep 3",
+    "smart-attach-daemon": "/tmp/pid sleep 3",
+    "smart-attach-daemon2": "cmd=sleep 3",
+    "legion-attach-daemon": "legion sleep 3",
+    "mule": "mule.py",
+    "mules": "2",
+    "env": "A=b",
+    "module": "a:b",
+    "wsgi": "a:b",
+    "wsgi-file": "a.py",
+    "callable": "b\nmodule = a",
+    "http": ":1",
+    "http-socket": ":1",
+    "socket": ":1",
+    "processes": "3",
+    "workers": "3",
+    "threads": "3",
+    "harakiri": "3",
+    "max-requests": "3",
+    "listen": "3",
+    "chdir": "/tmp",
+    "pidfile": "/tmp/x",
+    "daemonize": "/tmp/x",
+    "logto": "/tmp/x",
+    "uid": "shop",
+    "gid": "shop",
+    "procname": "shop",
+    "lazy-apps": "true\nmodule = a",
+    "reload-on-rss": "300",
+    "cheaper": "2",
+    "pythonpath": "/tmp",
+    "cron": "-1 -1 -1 -1 -1 true",
+    "cron2": "hour=3 true",
+    "unique-cron": "-1 -1 -1 -1 -1 true",
+    "ini": "x.ini",
+}
+SYSTEMD = {
+    "Type": "notify",
+    "ExecStart": "sleep 3",
+    "ExecStartPre": "true",
+    "ExecCondition": "true",
+    "Restart": "always",
+    "RestartSec": "7",
+    "RestartMaxDelaySec": "7",
+    "TimeoutStartSec": "7",
+    "TimeoutStopSec": "7",
+    "TimeoutSec": "7",
+    "RuntimeMaxSec": "7",
+    "RuntimeRandomizedExtraSec": "7",
+    "WatchdogSec": "7",
+    "SuccessExitStatus": "3",
+    "KillMode": "mixed",
+    "KillSignal": "SIGINT",
+    "WorkingDirectory": "/tmp",
+    "Environment": "A=b",
+    "EnvironmentFile": "/tmp/x",
+    "UnsetEnvironment": "A",
+    "StandardOutput": "append:/tmp/x",
+    "StandardError": "append:/tmp/x",
+    "UMask": "027",
+    "Nice": "7",
+    "OOMScoreAdjust": "7",
+    "CPUAffinity": "0",
+    "LimitNOFILE": "7",
+    "MemoryMax": "300M",
+    "MemoryHigh": "300M",
+    "StartLimitIntervalSec": "70",
+    "StartLimitBurst": "7",
+}
+COMPOSE = {
+    "command": "sleep 3",
+    "entrypoint": "x",
+    "environment": "{A: b}",
+    "env_file": "x.env",
+    "working_dir": "/tmp",
+    "depends_on": "[other]",
+    "restart": "always",
+    "deploy": "{replicas: 2}",
+    "scale": "2",
+    "healthcheck": "{test: [CMD, 'true']}",
+    "stop_signal": "SIGINT",
+    "stop_grace_period": "7s",
+    "mem_limit": "300M",
+    "ulimits": "{nofile: 7}",
+    "oom_score_adj": "7",
+    "cpuset": "'0'",
+    "image": "shop",
+    "build": ".",
+    "profiles": "[a]",
+}
+PM2 = {
+    "name": '"other"',
+    "script": '"sleep 3"',
+    "args": '"x"',
+    "interpreter": '"perl"',
+    "interpreter_args": '"-x"',
+    "node_args": '"-x"',
+    "cwd": '"/tmp"',
+    "instances": "2",
+    "exec_mode": '"cluster"',
+    "env": '{"A": "b"}',
+    "max_memory_restart": '"300M"',
+    "out_file": '"/tmp/x"',
+    "error_file": '"/tmp/x"',
+    "log_file": '"/tmp/x"',
+    "merge_logs": 'true, "instances": 2, "out_file": "/tmp/x"',
+    "combine_logs": 'true, "instances": 2, "out_file": "/tmp/x"',
+    "time": 'true, "out_file": "/tmp/x"',
+    "log_date_format": '"YYYY", "out_file": "/tmp/x"',
+    "min_uptime": "7000",
+    "listen_timeout": "7000",
+    "wait_ready": "true",
+    "kill_timeout": "7000",
+    "max_restarts": "7",
+    "restart_delay": "7000",
+    "exp_backoff_restart_delay": "7000",
+    "autorestart": "false",
+    "stop_exit_codes": "[3]",
+    "namespace": '"jobs"',
+}
+
+
+def file_with(origin: str, key: str, value: str) -> Source:
+    """A file with a program, and *key* in it unless that is empty."""
+    line = f"{key}={value}\n" if key else ""
+    if origin == "supervisord":
+        base = "" if key == "command" else "command=true\n"
+        return Source("x.conf", f"[program:x]\n{base}{line}")
+    if origin == "circus":
+        base = "" if key == "cmd" else "cmd = true\n"
+        return Source("x.ini", f"[watcher:x]\n{base}{line}")
+    if origin == "uwsgi":
+        return Source("x.ini", f"[uwsgi]\nmaster = true\n{line}")
+    if origin == "systemd":
+        base = "" if key == "ExecStart" else "ExecStart=true\n"
+        return Source("x.service", f"[Service]\n{base}{line}")
+    if origin == "compose":
+        base = "" if key == "command" else "    command: 'true'\n"
+        other = "  other:\n    command: 'true'\n"
+        return Source("x.yml", f"services:\n{other}  x:\n{base}{f'    {key}: {value}' if key else ''}\n")
+    base = "" if key == "script" else '"script": "true"'
+    more = f'"{key}": {value}' if key else ""
+    return Source("x.json", f'{{"apps": [{{{", ".join(filter(None, (base, more)))}}}]}}')
+
+
+def found_in(origin: str, source: Source) -> str:
+    module = ORIGIN_MODULES[origin]
+    found = module.translate_all([source]) if origin == "systemd" else module.translate(source)
+    return write([found], ["x"])
+
+
+SAMPLES = {
+    "supervisord": SUPERVISORD,
+    "circus": CIRCUS,
+    "uwsgi": UWSGI,
+    "systemd": SYSTEMD,
+    "compose": COMPOSE,
+    "pm2": PM2,
+}
+
+
+@pytest.mark.parametrize("origin", SAMPLES)
+def test_every_key_of_the_table_is_tried(origin: str) -> None:
+    assert SAMPLES[origin].keys() == ORIGIN_MODULES[origin].HERE.keys()
+
+
+@pytest.mark.parametrize("origin", SAMPLES)
+def test_keys_with_a_counterpart_have_an_effect(origin: str) -> None:
+    assert [key for key in SAMPLES[origin] if not has_an_effect(origin, key)] == []
+
+
+def has_an_effect(origin: str, key: str) -> bool:
+    value = SAMPLES[origin][key]
+    text = found_in(origin, file_with(origin, key, value))
+    assert "not known" not in text, key
+    # Without the key, the rest of the value stays.
+    rest = value.partition("\n")[2] if origin != "pm2" else value.partition(", ")[2]
+    first, equals, more = rest.partition("=" if origin != "pm2" else ": ")
+    without = file_with(origin, first.strip().strip('"') if equals else "", more.strip())
+    return settings_of(text) != settings_of(found_in(origin, without))
+
+
+def settings_of(text: str) -> str:
+    """The text without its places, which differ."""
+    return re.sub(r"line \d+", "", text)
+
+
+@pytest.mark.parametrize("origin", SAMPLES)
+def test_keys_without_a_counterpart_are_comments_that_help(origin: str) -> None:
+    assert [key for key in ORIGIN_MODULES[origin].INSTEAD if not is_a_comment(origin, key)] == []
+
+
+def is_a_comment(origin: str, key: str) -> bool:
+    value = "true" if origin in ("pm2", "compose") else "1"
+    text = found_in(origin, file_with(origin, key, value))
+    comments = " ".join(
+        line.strip().lstrip("# ") for line in text.splitlines() if line.strip().startswith("#")
+    )
+    hint = " ".join(plain(ORIGIN_MODULES[origin].INSTEAD[key]).split())
+    return hint in comments and "not known" not in text
+
+
+@pytest.mark.parametrize("origin", SAMPLES)
+def test_an_unknown_key_is_said_to_be_left_out(origin: str) -> None:
+    assert "was left out" in found_in(origin, file_with(origin, "made_up", "1"))
+
+
+# -- mistakes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "a.conf",
+            "command=x\n[program:x]\n",
+            "a.conf, line 1: 'command=x' stands before the first [section]",
+        ),
+        ("a.conf", "[program:x]\ncommand\n", "a.conf, line 2: 'command' is not KEY = VALUE"),
+        (
+            "a.conf",
+            "[program:x\n\n[supervisord]\n",
+            "a.conf, line 1: the section '[program:x' does not end with ]",
+        ),
+        ("a.conf", "[program:x]\nnumprocs=1\n", "a.conf, line 1: [program:x] has no command"),
+        (
+            "a.conf",
+            "[program:x]\ncommand=a\nnumprocs=four\n",
+            "line 3: numprocs: 'four' is not a whole number",
+        ),
+        ("a.conf", "[program:x]\ncommand=a 'b\n", 'line 2: command: "a \'b": no closing quotation'),
+        ("a.conf", "[program:x]\ncommand=a\nstopsignal=NO\n", "line 3: stopsignal: 'NO' is not a signal"),
+        (
+            "a.conf",
+            "[program:x]\ncommand=a\nautostart=maybe\n",
+            "line 3: autostart: 'maybe' is neither true nor false",
+        ),
+        ("a.conf", "[program:x]\ncommand=a\numask=9\n", "line 3: umask: '9' is not an octal number"),
+        (
+            "a.conf",
+            "[program:x]\ncommand=a\nenvironment=A\n",
+            "line 3: environment: 'A' is not NAME=\"value\"",
+        ),
+        (
+            "a.conf",
+            "[program:x]\ncommand=a\nstdout_logfile=b\nstdout_logfile_maxbytes=x\n",
+            "line 4: stdout_logfile_maxb",
+        ),
+        ("a.conf", "[group:x]\n", "line 1: [group:x] has no programs"),
+        ("Procfile", "a: b\nc\n", "Procfile, line 2: 'c' is not NAME: COMMAND"),
+        ("Procfile", "a: b 'c\n", 'Procfile, line 1: "b \'c": no closing quotation'),
+        ("a.ini", "[watcher:x]\nnumprocesses = 1\n", "a.ini, line 1: [watcher:x] has no cmd"),
+        ("a.ini", "[watcher:x]\ncmd = a\nmax_age = x\n", "a.ini, line 3: max_age: 'x' is not a whole number"),
+        ("a.ini", "[uwsgi]\nworkers = many\n", "a.ini, line 2: workers: 'many' is not a whole number"),
+        ("a.ini", "[uwsgi]\ncron = 1 2\n", "a.ini, line 2: cron: '1 2' is not five numbers and a command"),
+        ("a.service", "[Unit]\n", "a.service: it has no section [Service]"),
+        ("a.service", "[Service]\nType=simple\n", "a.service, line 1: [Service] has no ExecStart"),
+        (
+            "a.service",
+            "[Service]\nExecStart=a\nRestartSec=soon\n",
+            "line 3: RestartSec: 'soon' is not a time",
+        ),
+        ("a.service", "[Service]\nExecStart=a\nRestartSec=3 parsec\n", "the unit 'parsec' is not known"),
+        ("a.yml", "services:\n  a: [\n", "a.yml, line 3: "),
+        ("a.yml", "a: 1\n", "a.yml: it has no 'services'"),
+        (
+            "a.yml",
+            "services:\n  a:\n    command: x\n    restart: maybe\n",
+            "line 2: services: a: restart: 'maybe'",
+        ),
+        (
+            "a.yml",
+            "services:\n  a:\n    command: x\n    deploy: 3\n",
+            "services: a: deploy: 3 is not understood",
+        ),
+        ("a.json", '{"apps": [\n}', "a.json, line 2: Expecting value"),
+        ("a.json", '{"name": 1}', "a.json: it has no 'apps'"),
+        ("a.json", '{"apps": [{"name": "a"}]}', "a.json: apps[0] has no 'script'"),
+        (
+            "a.json",
+            '{"apps": [{"script": "a", "instances": "two"}]}',
+            "apps[0]: instances: 'two' is not a whole",
+        ),
+        (
+            "ecosystem.config.js",
+            "module.exports = {}",
+            "node -p 'JSON.stringify(require(\"./ecosystem.config.js\"))'",
+        ),
+        ("a.txt", "?\n", "what kind of file is it? --from says so: supervisord, procfile"),
+    ],
+)
+def test_a_mistake_is_one_error_with_its_place(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SourceError) as caught:
+        translate([str(tmp_path / name)])
+    assert str(caught.value).startswith(str(tmp_path / name)) and message in str(caught.value)
+
+
+def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.conf"
+    path.write_bytes(b"[program:x]\ncommand=\xff\n")
+    with pytest.raises(SourceError, match=r"a\.conf, line 2: it is not UTF-8"):
+        translate([str(path)])
+    with pytest.raises(SourceError, match=r"none: cannot read it: No such file"):
+        translate([str(tmp_path / "none")])
+
+
+def test_yaml_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(SourceError, match=r"pip install 'gunicorn\[import\]'"):
+        translate([str(DATA / "compose/health.yml")])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "origin"),
+    [
+        ("supervisord.conf", "[supervisord]\n", "supervisord"),
+        ("x.ini", "; comment\n[program:a]\ncommand=b\n", "supervisord"),
+        ("x.ini", "[uwsgi]\n", "uwsgi"),
+        ("x.ini", "[watcher:a]\n", "circus"),
+        ("x", "[Unit]\n[Service]\n", "systemd"),
+        ("Procfile.dev", "", "procfile"),
+        ("x", "# comment\nweb: gunicorn a\n", "procfile"),
+        ("compose.yaml", "", "compose"),
+    ],
+)
+def test_a_kind_is_recognised_by_name_or_text(name: str, text: str, origin: str) -> None:
+    assert recognise(Source(name, text)) == origin
+
+
+def test_the_writer_knows_which_keys_take_placeholders() -> None:
+    assert set(PLACEHOLDER_KEYS) == set(keys.PLACEHOLDER_KEYS)
+
+
+# -- parts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "command", "env"),
+    [
+        ("rq worker 'a b'", ["rq", "worker", "a b"], {}),
+        ("A=1 B='x y' rq", ["rq"], {"A": "1", "B": "x y"}),
+        ("env A=1 rq", ["rq"], {"A": "1"}),
+        ("exec rq", ["rq"], {}),
+        ("echo '$HOME'", ["echo", "$HOME"], {}),
+        ("rq $QUEUES", ["sh", "-c", "exec rq $QUEUES"], {}),
+        ("A=1 rq $QUEUES", ["sh", "-c", "A=1 exec rq $QUEUES"], {}),
+        ("rq > /tmp/x 2>&1", ["sh", "-c", "exec rq > /tmp/x 2>&1"], {}),
+        ("a && b $C", ["sh", "-c", "a && exec b $C"], {}),
+        ("a | b", ["sh", "-c", "a | b"], {}),
+        ("a; b", ["sh", "-c", "a; b"], {}),
+        ("a & b", ["sh", "-c", "a & b"], {}),
+        ("(a)", ["sh", "-c", "(a)"], {}),
+        ('echo "a;b" $C', ["sh", "-c", 'exec echo "a;b" $C'], {}),
+    ],
+)
+def test_a_line_needs_a_shell_only_for_what_it_says(
+    line: str, command: list[str], env: dict[str, str]
+) -> None:
+    program = Program("x", "x")
+    values.run_line(program, line)
+    assert program.values["command"] == command
+    assert program.values.get("env", {}) == env
+    # Without exec the shell stays, and passes no signal on.
+    assert program.values.get("stop_as_group", False) == (
+        command[:2] == ["sh", "-c"] and "exec" not in command[2]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("1min 30s", 90),
+        ("1.5h", 5400),
+        ("100ms", 0.1),
+        ("infinity", None),
+        ("2d", 172800),
+        ("1m30s", 90),
+    ],
+)
+def test_times(text: str, seconds: float | None) -> None:
+    assert values.seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "short", "number"),
+    [
+        ("50MB", "50M", 50 * 2**20),
+        ("300m", "300M", 300 * 2**20),
+        ("1.5GiB", "1.5G", 1610612736),
+        ("0", "0", 0),
+    ],
+)
+def test_sizes(text: str, short: str, number: int) -> None:
+    assert (values.size(text), values.bytes_of(text)) == (short, number)
+
+
+@pytest.mark.parametrize(
+    ("value", "percent", "written"),
+    [
+        ("50%", True, '"50%%"'),
+        ("50%", False, '"50%"'),
+        ('a"b\\\n', False, '"a\\"b\\\\\\n"'),
+        (Text(("a{%", Env("X"), Mark("%(index)d"))), True, "f\"a{{%%{_env('X')}%(index)d\""),
+        (Text(("a", Env("X", "d"))), False, "f\"a{os.environ.get('X', 'd')}\""),
+        (Text(("a", Env("X", 'q"'))), False, '"a" + os.environ.get("X", "q\\"")'),
+        (Text((Env("X"),)), False, 'os.environ["X"]'),
+        ({"a": [1, None, True, 0.5]}, True, '{"a": [1, None, True, 0.5]}'),
+    ],
+)
+def test_a_value_is_written_as_python(value: Any, percent: bool, written: str) -> None:
+    assert literal(value, percent=percent) == written
+    os.environ["X"] = "x"
+    try:
+        eval(written, {"os": os, "_env": os.environ.get})
+    finally:
+        del os.environ["X"]
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "settings"),
+    [
+        (
+            "gunicorn -w4 --bind=:80 --preload a:b",
+            "gunicorn",
+            {"wsgi_app": "a:b", "workers": 4, "bind": ":80"},
+        ),
+        ("python -m gunicorn a", "gunicorn", {"wsgi_app": "a"}),
+        ("uv run gunicorn -b :1 -b :2 a", "gunicorn", {"wsgi_app": "a", "bind": [":1", ":2"]}),
+        ("uvicorn a:b --uds /x", "uvicorn", {"bind": "unix:/x"}),
+        ("hypercorn -b :1 a:b", "hypercorn", {"bind": ":1"}),
+        ("daphne a:b", "daphne", {"bind": "127.0.0.1:8000"}),
+        ("waitress-serve --port=81 a:b", "waitress-serve", {"bind": "0.0.0.0:81"}),
+        ("uwsgi --http :1 --module a:b", "uwsgi", {"bind": ":1", "wsgi_app": "a:b"}),
+        ("celery -A gunicorn worker", None, {}),
+        ("python -m http.server", None, {}),
+    ],
+)
+def test_web_servers_are_recognised(command: str, kind: str | None, settings: dict[str, Any]) -> None:
+    web = recognise_web(command.split())
+    assert (web.kind if web else None) == kind
+    assert not web or settings.items() <= web.settings.items()
+
+
+def test_names_of_several_files_are_told_apart(tmp_path: Path) -> None:
+    for name in ("a.conf", "b.conf"):
+        (tmp_path / name).write_text("[program:x]\ncommand=a\n[program:y]\ncommand=b\npriority=1000\n")
+    names: dict[str, Any] = {}
+    exec(translate([str(tmp_path / name) for name in ("a.conf", "b.conf")]), names)
+    assert [(each["name"], each.get("after")) for each in names["companion_workers"]] == [
+        ("x", None),
+        ("y", ["x"]),
+        ("x-2", None),
+        ("y-2", ["x-2"]),
+    ]
+
+
+def test_nobody_waits_for_what_does_not_start() -> None:
+    text = "[program:a]\ncommand=a\nautostart=false\npriority=1\n[program:b]\ncommand=b\n"
+    found: Found = supervisord.translate(Source("x.conf", text))
+    assert "after" not in found.programs[1].values
+
+
+# -- the command -----------------------------------------------------------------------------
+
+
+def test_the_command_prints_or_writes_a_new_file(tmp_path: Path, capsys, monkeypatch) -> None:
+    source, target = tmp_path / "jobs", tmp_path / "gunicorn.conf.py"
+    source.write_text("[program:x]\ncommand=a\n")
+    assert ctl.main(["import", str(source)]) == 0
+    printed = capsys.readouterr().out
+    assert '"command": ["a"]' in printed
+    assert ctl.main(["import", str(source), "-o", str(target)]) == 0
+    assert target.read_text() == printed
+    # The source may hold passwords.
+    assert target.stat().st_mode & 0o777 == 0o600
+    capsys.readouterr()
+    assert ctl.main(["import", str(source), "-o", str(target)]) == 1
+    assert "exists already, and is not overwritten" in capsys.readouterr().err
+    assert ctl.main(["import", str(source), "--from", "uwsgi"]) == 0
+    assert "only the section [uwsgi] is read" in capsys.readouterr().out
+    assert ctl.main(["import", str(tmp_path / "none")]) == 1
+    assert (
+        capsys.readouterr().err
+        == f"gunicorn-companion: {tmp_path}/none: cannot read it: No such file or directory\n"
+    )
+
+
+def test_help_names_every_kind(capsys) -> None:
+    with pytest.raises(SystemExit):
+        ctl.main(["import", "--help"])
+    text = capsys.readouterr().out
+    assert all(origin in text for origin in ORIGINS)
+
+
+def test_other_commands_load_none_of_it() -> None:
+    import subprocess
+
+    code = "import sys, gunicorn.companion.ctl; print([name for name in sys.modules if 'importing' in name])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
