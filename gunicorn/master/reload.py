@@ -56,6 +56,8 @@ class Switch(NamedTuple):
     current: set[int]
     age: int
     manager: int
+    # Whether the companions follow when it is final.
+    companions: bool = True
 
 
 class Reloading(Workforce):
@@ -86,11 +88,8 @@ class Reloading(Workforce):
 
         Until new workers have proven themselves, old ones serve and everything can be undone.
         """
-        self.unit.reload_begins(time.monotonic())
         self._abandon_reload()
-        self._rolling = False
-        self.reload_number += 1
-        self._note_reload("pending")
+        self._begin_reload()
         current = {record.pid for record in self._fresh_records() if not record.outdated}
         try:
             switch = switch_configuration(self, current)
@@ -101,16 +100,41 @@ class Reloading(Workforce):
             return
         finally:
             self.restore_signal_handlers()
-        self._switch, self._trial, self._pacing = switch, pool.Trial(), pool.Pacing()
-        self._warn_at = time.monotonic() + LONG_WAIT
+        self._try(switch)
         self._warn_of_settings()
         if self.cfg.preload_app and not self.cfg.reload:
             self.log.info("The preloaded application stays; SIGUSR2 or a restart brings new code")
         self._hook("on_reload", self)
         self._set_title()
+        self.manage_workers()
+
+    def replace_workers(self) -> int:
+        """Begin to replace all workers, with the configuration as it is; return how many.
+
+        Raises ValueError while a reload does that.
+        """
+        if self.on_trial:
+            raise ValueError("a reload is under way, which replaces the workers")
+        self._begin_reload()
+        staying = [record for record in self._fresh_records() if not record.retiring]
+        current = {record.pid for record in staying if not record.outdated}
+        nothing = contextlib.ExitStack()
+        manager = self.companion_manager_pid
+        self._try(Switch(nothing, None, current, self.worker_age, manager, companions=False))
+        return len(staying)
+
+    def _begin_reload(self) -> None:
+        self.unit.reload_begins(time.monotonic())
+        self._rolling = False
+        self.reload_number += 1
+        self._note_reload("pending")
+
+    def _try(self, switch: Switch) -> None:
+        """Have new workers take the place of all others, if they prove themselves."""
+        self._switch, self._trial, self._pacing = switch, pool.Trial(), pool.Pacing()
+        self._warn_at = time.monotonic() + LONG_WAIT
         for record in self._all_records():
             record.outdated = True
-        self.manage_workers()
 
     @property
     def on_trial(self) -> bool:
@@ -135,8 +159,9 @@ class Reloading(Workforce):
             if not passed and not self.web_is_held:
                 self._warn_of_long_wait(now)
                 return
+            follow = self._switch.companions and not self.stopping
             self._keep_reload()
-            if not self.stopping:
+            if follow:
                 self.reload_companion_manager()
             self._rolling = True
         if self._rolling and self.have_proven_themselves(now):
@@ -178,7 +203,8 @@ class Reloading(Workforce):
             record.refused = record.refused or record.age > switch.age
         # Its failures are none of the old configuration's.
         self._pacing = pool.Pacing()
-        if self.companions is not None and self.companion_manager_pid not in (0, switch.manager):
+        started = self.companion_manager_pid not in (0, switch.manager)
+        if self.companions is not None and started and switch.companions:
             # It was started meanwhile, by the new configuration.
             self.companions.replace()
         self._set_title()

@@ -61,10 +61,14 @@ class Workforce(Master):
     if TYPE_CHECKING:  # the arbiter's own
         upgrade: Upgrade
 
+        reload_number: int
+
         @property
         def on_trial(self) -> bool: ...
 
         def worker_failed(self, failure: Failure, *, booted: bool) -> bool: ...
+
+        def replace_workers(self) -> int: ...
 
         def worker_left(self) -> None: ...
 
@@ -430,10 +434,7 @@ class Workforce(Master):
         if do == "kill":
             text = self._kill_by_command(pid)
         elif do == "reload":
-            staying = [record for record in self._all_records() if not record.retiring]
-            for record in staying:
-                record.outdated = True
-            text = f"{_count(len(staying))} will be replaced"
+            text = f"{_count(self.replace_workers())} will be replaced"
         else:
             wanted = self.num_workers + (count if do == "add" else -count)
             if wanted < 1:
@@ -446,7 +447,7 @@ class Workforce(Master):
         # Who is answered may look at once.
         self.beat()
         self.wakeup()
-        return {"message": text, "newest": self.worker_age}
+        return {"message": text, "newest": self.worker_age, "number": self.reload_number}
 
     def _kill_by_command(self, pid: int) -> str:
         """Have a worker end now, as the watchdog does. Another one takes its place at once."""

@@ -250,14 +250,23 @@ def test_what_never_comes(web, ask):
     assert ask("web", "add", "--timeout", "0.3") == (2, "", text)
     totals = {**web.found["totals"], "ends": {"boot": 1}}
     web.master = lambda: web.later(0.1, totals=totals)
-    for action in ("add", "reload"):
-        web.found["totals"] = {**totals, "ends": {"boot": 0}}
-        assert ask("web", action) == (
-            1,
-            "",
-            "gunicorn-companion: a new worker did not start: see the server's log; 2 of 3 workers serve, and "
-            "the server tries again\n",
-        )
+    web.found["totals"] = {**totals, "ends": {"boot": 0}}
+    text = (
+        "a new worker did not start: see the server's log; 2 of 3 workers serve, and the server tries again"
+    )
+    assert ask("web", "add") == (1, "", f"gunicorn-companion: {text}\n")
+    # A reload is over when it is refused; another one's result is none of this one's.
+    web.answer["number"] = 4
+    last = {"number": 4, "at": 0, "result": "refused", "reason": "no such module"}
+    shown = iter([{**last, "number": 3}, None, last])
+    web.server.on["status"] = lambda request: {
+        "ok": True,
+        "companions": [],
+        "server": {"reload": next(shown)},
+    }
+    code, out, err = ask("web", "reload")
+    assert (code, out) == (1, "") and err.endswith(": no such module; 2 of 3 workers serve\n")
+    assert list(shown) == []
 
 
 def test_refusals(web, ask):

@@ -40,7 +40,7 @@ def show_status(connection: Connection, options: Namespace) -> int:
         show_page(connection, options, companions[0])
     else:
         print_table([companion["name"], companion["state"], describe(companion)] for companion in companions)
-    if not (options.json or names) and (refusal := describe_refusal(replies[0]["server"])):
+    if not (options.json or names) and (refusal := describe_refusal(replies[0].get("server", {}))):
         print(f"\n{refusal}")
     return OK if all(runs_as_it_should(companion) for companion in companions) else NOT_RUNNING
 

@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Iterable
 
 from gunicorn.companion.client import terminal
-from gunicorn.companion.client.commands import deadline_of
+from gunicorn.companion.client.commands import deadline_of, describe_refusal
 from gunicorn.companion.client.connection import (
     NOT_RUNNING,
     OK,
@@ -162,7 +162,10 @@ def _change(connection: Connection, options: Namespace) -> int:
     deadline = deadline_of(options)
     while not _is_done(found := connection.must(cmd="web")["web"], options, reply):
         serve = f"{_serving(found)} of {found['wanted']} workers serve"
-        if options.do in ("add", "reload") and found["totals"]["ends"]["boot"] > failed:
+        if options.do == "reload" and (why := _why_refused(connection, reply)):
+            complain(f"{why}; {serve}")
+            return REFUSED
+        if options.do == "add" and found["totals"]["ends"]["boot"] > failed:
             complain(f"a new worker did not start: see the server's log; {serve}, and the server tries again")
             return REFUSED
         if deadline is not None and time.monotonic() >= deadline:
@@ -173,6 +176,13 @@ def _change(connection: Connection, options: Namespace) -> int:
         serve = f"{count} worker{'s serve' if count != 1 else ' serves'}"
         print(f"{options.number}: killed" if options.do == "kill" else serve)
     return OK
+
+
+def _why_refused(connection: Connection, reply: Reply) -> str | None:
+    """Return why the server keeps its old workers; None if it does not, or not yet."""
+    server = connection.must(cmd="status").get("server") or {}
+    last = server.get("reload") or {}
+    return describe_refusal(server) if last.get("number") == reply.get("number") else None
 
 
 def _is_done(found: Reply, options: Namespace, reply: Reply) -> bool:
