@@ -30,6 +30,8 @@ LAYERS: list[list[str]] = [
         "gunicorn.master.pool",
         "gunicorn.master.handoff",
         "gunicorn.master.announce",
+        "gunicorn.master.care",
+        "gunicorn.memory",
         "gunicorn.scoreboard",
         "gunicorn.monitor",
         "gunicorn.monitor.access",

@@ -9,7 +9,7 @@ import pytest
 from companiontools import answer_of
 
 from gunicorn.companion.supervise import memory
-from gunicorn.companion.supervise.memory import Memory
+from gunicorn.memory import Memory, parse
 
 MB = 1024 * 1024
 
@@ -48,7 +48,7 @@ OLD = b"\n".join(line for line in MODERN.splitlines() if not line.startswith(b"P
     ],
 )
 def test_the_kernels_lines(rollup, expected):
-    assert memory.parse(rollup) == expected
+    assert parse(rollup) == expected
 
 
 def test_sums():

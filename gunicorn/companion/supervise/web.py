@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
+from gunicorn import memory as memory_of
 from gunicorn.companion.control import error
-from gunicorn.companion.supervise import memory as memory_of
 from gunicorn.companion.supervise.questions import Questions, Reply
 from gunicorn.unix import session, sockdiag
 
