@@ -256,7 +256,13 @@ class Arbiter(Shutdown, Succession):
     def beat(self) -> None:
         """Note on the scoreboard that the loop turns, and how many workers are wanted."""
         if self.scoreboard is not None:
-            self.scoreboard.beat(self.num_workers, self.cfg.worker_class_str, self.cfg.threads)
+            self.scoreboard.beat(
+                self.wanted_workers,
+                self.cfg.worker_class_str,
+                self.cfg.threads,
+                fixed=self.num_workers,
+                most=self.cfg.workers_max,
+            )
             if self.cfg.monitor and self.timeline is not None:
                 self.timeline.tick(time.monotonic(), self.scoreboard)
 
@@ -271,6 +277,9 @@ class Arbiter(Shutdown, Succession):
         waits = [TICK, *(deadline - now for deadline in deadlines if deadline is not None)]
         if not self.stopping:
             plan = self._plan(now)
+            look = self.next_look(now)
+            if look is not None:
+                waits.append(look - now)
             if plan.spawn:
                 waits.append(self._pacing.pause(now))
             if plan.waiting:
@@ -282,7 +291,7 @@ class Arbiter(Shutdown, Succession):
         records = self._all_records()
         return Situation(
             pid=self.pid or 0,
-            wanted=self.num_workers,
+            wanted=self.wanted_workers,
             booted=pool.count_booted(records),
             ready=not self.web_is_held and pool.all_booted(records, self.num_workers),
             held_by=self._what_holds_web(),
@@ -425,6 +434,7 @@ class Arbiter(Shutdown, Succession):
         """Start and retire workers, so that there are as many as wanted, all of this configuration."""
         now = time.monotonic()
         self._settle_reload(now)
+        self.look_after_workers(now)
         if self._plan(now).spawn:
             self.spawn_workers()
         for pid in self._plan(now).retire:

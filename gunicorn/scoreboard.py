@@ -29,11 +29,23 @@ BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0
 #: Classes of answers. The first row is for requests that the application answered on the socket itself.
 ANSWERS: Final = ("", "1xx", "2xx", "3xx", "4xx", "5xx")
 #: Why workers end.
-ENDS: Final = ("exit", "reload", "max_requests", "timeout", "killed", "crash", "boot", "command")
+ENDS: Final = (
+    "exit",
+    "reload",
+    "max_requests",
+    "timeout",
+    "killed",
+    "crash",
+    "boot",
+    "command",
+    "memory",
+    "lifetime",
+    "idle",
+)
 #: More workers than this serve as well, without a slot.
 SLOTS: Final = 1024
 
-_FORMAT = 0x67756E69_00000001  # to be changed with the layout: a successor may be of another version
+_FORMAT = 0x67756E69_00000002  # to be changed with the layout: a successor may be of another version
 _WORD = 8
 _COLUMNS = len(BUCKETS) + 1
 # How often a reader begins again because the master is just moving numbers.
@@ -81,6 +93,8 @@ HEADER: Final = (
     Field("master", 1, "its pid"),
     Field("beat", 1, "when its loop last turned, as started"),
     Field("wanted", 1, "how many workers there should be"),
+    Field("fixed", 1, "how many of them whatever the load"),
+    Field("most", 1, "how many there may be, if the load asks for them"),
     Field("threads", 1, "of each worker"),
     Field("class", 16, "the worker class"),
     Field("absorbed", 1, "1 once the totals hold those of the old master's scoreboard"),
@@ -272,6 +286,11 @@ class Slot:
 
     # -- readers -------------------------------------------------------------------------------
 
+    @property
+    def serving(self) -> int:
+        """How many requests are being served."""
+        return max(self.get("running"), int(self.since[0] != 0))
+
     def oldest(self) -> tuple[float, bytes, bytes] | None:
         """Return since when the oldest request runs, its method and its path."""
         for _ in range(_TRIES):
@@ -346,10 +365,12 @@ class Scoreboard:
 
     # -- the master ----------------------------------------------------------------------------
 
-    def beat(self, wanted: int, worker_class: str, threads: int) -> None:
+    def beat(self, wanted: int, worker_class: str, threads: int, *, fixed: int = 0, most: int = 0) -> None:
         """Note that the master's loop turns, and what workers it wants."""
         self._set("beat", monotonic_ns())
         self._set("wanted", wanted)
+        self._set("fixed", fixed or wanted)
+        self._set("most", max(most, fixed or wanted))
         self._set("threads", threads)
         first, size = _H["class"] * _WORD, _SIZES["class"] * _WORD
         name = worker_class.encode("utf-8", "replace")[:size].ljust(size, b"\0")
@@ -451,6 +472,8 @@ class Scoreboard:
         return {
             "class": name.decode("utf-8", "replace"),
             "wanted": self._get("wanted"),
+            "fixed": self._get("fixed"),
+            "most": self._get("most"),
             "threads": self._get("threads"),
             "master": {
                 "pid": self._get("master"),
@@ -470,7 +493,7 @@ class Scoreboard:
 
 def _describe(slot: Slot, epoch: Any) -> dict[str, Any]:
     oldest = slot.oldest()
-    running = max(slot.get("running"), int(oldest is not None))
+    running = slot.serving
     state = "busy" if running else "idle"
     if slot.get("retiring"):
         state = "retiring"

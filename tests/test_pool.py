@@ -32,14 +32,14 @@ def workers(text: str) -> list[WorkerRecord]:
     """A pool in short: per worker a letter, pid and age being its place.
 
     ``b`` booted, ``n`` new, ``o`` outdated and booted, ``x`` outdated and not booted, ``r`` retiring,
-    ``l`` leaving by itself, ``f`` booted, of a refused reload.
+    ``l`` leaving by itself, ``f`` booted, of a refused reload, ``e`` booted and to be replaced.
     """
     records = [
         WorkerRecord(
             place,
             place,
             0.0,
-            booted=letter in "borlf",
+            booted=letter in "borlfe",
             outdated=letter in "oxf",
             retiring=letter == "r",
             leaving=letter == "l",
@@ -48,6 +48,7 @@ def workers(text: str) -> list[WorkerRecord]:
     ]
     for record, letter in zip(records, text, strict=True):
         record.refused = letter == "f"
+        record.expiring = "lifetime" if letter == "e" else ""
     return records
 
 
@@ -87,6 +88,28 @@ def workers(text: str) -> list[WorkerRecord]:
         ("oo", 0, Plan(retire=(1, 2))),
         # A reload on the heels of another: those of the one between never served.
         ("ooxxnn", 2, Plan(retire=(3, 4), waiting=True)),
+        # One that is due stays until another one has booted, one after the other.
+        ("e", 1, Plan(spawn=1, waiting=True)),
+        ("en", 1, Plan(waiting=True)),
+        ("eb", 1, Plan(retire=(1,))),
+        ("eee", 3, Plan(spawn=1, waiting=True)),
+        ("eeen", 3, Plan(waiting=True)),
+        ("eeeb", 3, Plan(retire=(1,), waiting=True)),
+        ("reeb", 3, Plan(spawn=1, waiting=True)),
+        ("reebb", 3, Plan(retire=(2,), waiting=True)),
+        ("be", 2, Plan(spawn=1, waiting=True)),
+        # One that is missing anyway is not the replacement.
+        ("be", 3, Plan(spawn=2, waiting=True)),
+        ("ben", 3, Plan(spawn=1, waiting=True)),
+        # With fewer wanted it needs none.
+        ("ebb", 1, Plan(retire=(1,))),
+        ("eeb", 1, Plan(retire=(1,), waiting=True)),
+        ("ebn", 1, Plan(retire=(3,), waiting=True)),
+        ("e", 0, Plan(retire=(1,))),
+        # A reload replaces it anyway, and a refused one takes its replacement away.
+        ("oe", 1, Plan(retire=(1,))),
+        ("one", 2, Plan(waiting=True)),
+        ("ex", 1, Plan(retire=(2,))),
     ],
 )
 def test_plan(pool: str, wanted: int, expected: Plan) -> None:

@@ -169,7 +169,7 @@ def test_a_slot_is_used_again_and_its_numbers_stay() -> None:
     found = board.read()
     assert found["workers"] == []
     assert found["totals"]["ends"] == dict.fromkeys(ENDS, 1)
-    assert (found["totals"]["requests"], found["totals"]["bytes"]) == (9, 63)
+    assert (found["totals"]["requests"], found["totals"]["bytes"]) == (12, 84)
     fresh = begun(board)
     assert board.read()["workers"][0]["requests"] == 0
     board.take_back(fresh)

@@ -14,6 +14,7 @@ from gunicorn.errors import AppImportError, ConfigError
 from gunicorn.glogging import check_access_format
 from gunicorn.settings.later import unused_settings
 from gunicorn.settings.monitor import monitor_warnings
+from gunicorn.settings.worker import worker_warnings
 
 if TYPE_CHECKING:
     from gunicorn.app.base import Application
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 def check(app: Application) -> int:
     """Check settings, companions and application; print mistakes on stderr, return the exit status."""
-    for warning in [*near_misses(app.cfg), *monitor_warnings(app.cfg), *unused_settings(app.cfg)]:
+    warnings = [*near_misses(app.cfg), *monitor_warnings(app.cfg), *unused_settings(app.cfg)]
+    for warning in [*warnings, *worker_warnings(app.cfg)]:
         print(f"Warning: {warning}", file=sys.stderr)
     problems = _settings(app.cfg) + _companions(app.cfg)
     for problem in problems:

@@ -22,12 +22,11 @@ from gunicorn.settings import redact
 from gunicorn.settings.companion import AUTORESTART_WAYS
 from gunicorn.settings.foreign import autorestart_hint
 from gunicorn.settings.server import validate_umask
-from gunicorn.settings.validators import parse_address
+from gunicorn.settings.validators import parse_address, parse_size
 
 Target = Callable[[], Any] | str
 
 NAME_RE = re.compile(r"[A-Za-z0-9._-]+")
-SIZE_RE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 START_LIMIT_RE = re.compile(r"(\d+) */ *(\d+(?:\.\d+)?) *([smh]?)")
 
@@ -57,9 +56,6 @@ MAX_SOCKET_PATH = 107
 
 # The name of the web workers among those of companions.
 WEB = "web"
-
-# The smallest process has more private memory: a smaller limit lacks its unit.
-MIN_MEMORY = 2**20
 
 
 def describe_target(target: Target) -> str:
@@ -429,27 +425,6 @@ def check_limit(value: Any) -> float:
     if check_time(value) == 0:
         raise ValueError("0 leaves no time (None turns it off)")
     return check_time(value)
-
-
-def parse_size(value: Any) -> int:
-    """A number of bytes from text like '300M', or from itself. Raises ValueError."""
-    match = SIZE_RE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is not None:
-        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError(f"{value!r} is not a size: a number of bytes, or text like '300M' or '1.5G'")
-
-
-def check_size(value: Any) -> int:
-    size = parse_size(value)
-    if size < 1:
-        raise ValueError(f"{value!r} leaves no memory (None turns the limit off)")
-    if size < MIN_MEMORY:
-        unit_forgotten = str(size) == str(value).strip() and size <= 2**17
-        hint = f": write '{size}M'" if unit_forgotten else ""
-        raise ValueError(f"{value!r} is {size} bytes, but every process uses more than 1M{hint}")
-    return size
 
 
 def check_names(value: Any) -> tuple[str, ...]:

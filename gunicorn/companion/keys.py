@@ -37,7 +37,6 @@ from gunicorn.companion.checks import (
     check_path,
     check_paths,
     check_rlimits,
-    check_size,
     check_some_time,
     check_start_limit,
     check_stdout,
@@ -52,6 +51,7 @@ from gunicorn.companion.checks import (
 from gunicorn.companion.probe import Probe, check_probe
 from gunicorn.settings import companion as settings
 from gunicorn.settings.base import Setting
+from gunicorn.settings.validators import check_size
 
 
 class Key(NamedTuple):

@@ -55,7 +55,7 @@ class Master:
         self.master_pid = 0
         # The handle of the companion manager, which survives its restarts; None without companions.
         self.companions: ManagerHandle | None = None
-        # What the workers are doing, for whoever asks the companion manager; None without companions.
+        # What the workers are doing, for the companion manager and for `workers_max`; None without both.
         self.scoreboard: Scoreboard | None = None
         # What they have done in the last hour, for the monitor.
         self.timeline: Timeline | None = None
@@ -112,8 +112,8 @@ class Master:
     # -- the scoreboard ------------------------------------------------------------------------
 
     def _make_scoreboard(self) -> None:
-        """Have a scoreboard from the first fork on, once companions are configured."""
-        if self.scoreboard is not None or not self.cfg.companion_workers:
+        """Have a scoreboard from the first fork on, once there is somebody to look at it."""
+        if self.scoreboard is not None or not (self.cfg.companion_workers or self.cfg.workers_max):
             return
         from gunicorn.monitor.timeline import Timeline
         from gunicorn.scoreboard import BUCKETS, Scoreboard

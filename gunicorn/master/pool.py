@@ -62,6 +62,10 @@ class WorkerRecord:
         self.retiring = retiring
         # The worker has announced that it takes no more work and only finishes what it has.
         self.leaving = leaving
+        # Why it is to be replaced, one of `gunicorn.scoreboard.ENDS`; "": it is not. It still serves.
+        self.expiring = ""
+        # When it is to be replaced because of its age.
+        self.expires_at: float | None = None
         # Somebody has asked for its end by command.
         self.commanded = False
         # The deadline for its SIGKILL; then the moment when it got that.
@@ -86,25 +90,33 @@ def plan(
     do, because a worker that was told to end cannot come back. Of surplus workers, outdated ones that never
     booted go first (they serve nobody), then those of a refused reload, then the oldest.
 
+    A worker that is to be replaced keeps serving, too, until there is one more than wanted that has proven
+    itself. They are replaced one after the other, and not during a reload.
+
     *batch*: while there are outdated workers, start so many at once; 0 for all.
     """
     records = list(records)
     staying = [record for record in records if not (record.retiring or record.leaving)]
     current = sorted((record for record in staying if not record.outdated), key=_first_to_go)
     outdated = sorted((record for record in staying if record.outdated), key=_first_to_go)
-    surplus = current[: max(0, len(current) - wanted)]
-    keep = max(0, wanted - _count_proven(current, outdated, now))
+    expiring = [record for record in current if record.expiring] if wanted and not outdated else []
+    room = wanted + bool(expiring)
+    surplus = current[: max(0, len(current) - room)]
+    proven_ones = _count_proven(current, outdated, now)
+    replaced = expiring[:1] if not surplus and proven_ones >= room else []
+    keep = max(0, wanted - proven_ones)
     retire = outdated[: max(0, len(outdated) - keep)]
     if trial:
         retire = [record for record in retire if record.refused]
-    spawn = wanted - len(current)
+    spawn = room - len(current)
     if batch and outdated:
         # Workers that still finish their requests take memory, too.
         spawn = min(spawn, max(wanted, len(outdated)) + batch - len(records))
+    going = tuple(record.pid for record in (*retire, *replaced, *surplus))
     return Plan(
         spawn=max(0, spawn),
-        retire=tuple(record.pid for record in (*retire, *surplus)),
-        waiting=trial or len(outdated) > len(retire),
+        retire=going,
+        waiting=trial or any(record.pid not in going for record in (*outdated, *expiring)),
     )
 
 
@@ -168,8 +180,8 @@ def count_booted(records: Iterable[WorkerRecord]) -> int:
     return sum(1 for record in records if record.booted and not record.outdated and not record.retiring)
 
 
-def _first_to_go(record: WorkerRecord) -> tuple[bool, bool, int]:
-    return record.booted, not record.refused, record.age
+def _first_to_go(record: WorkerRecord) -> tuple[bool, bool, bool, int]:
+    return record.booted, not record.refused, not record.expiring, record.age
 
 
 def overdue(beats: Mapping[int, float], timeout: float, now: float) -> list[int]:
@@ -222,7 +234,7 @@ def end_cause(record: WorkerRecord, status: int, timed_out: bool, own: str | Non
     if record.commanded:
         return "command"
     if record.retiring:
-        return "reload" if record.outdated else "command"
+        return "reload" if record.outdated else record.expiring or "command"
     if timed_out:
         return "timeout"
     if own is not None:

@@ -21,10 +21,11 @@ from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.glogging import follow
 from gunicorn.master import pool
 from gunicorn.master.failure import Failure, one_line
-from gunicorn.master.workforce import Workforce
+from gunicorn.master.upkeep import Upkeep
 from gunicorn.pidfile import Pidfile
 from gunicorn.settings.later import unused_settings
 from gunicorn.settings.monitor import monitor_warnings
+from gunicorn.settings.worker import worker_warnings
 
 # What setup() and the steps below replace in the arbiter.
 _STATE = (
@@ -60,7 +61,7 @@ class Switch(NamedTuple):
     companions: bool = True
 
 
-class Reloading(Workforce):
+class Reloading(Upkeep):
     """The part of the master that applies a new configuration."""
 
     def __init__(self) -> None:
@@ -143,7 +144,7 @@ class Reloading(Workforce):
 
     def _needed(self) -> int:
         """How many new workers have to prove themselves."""
-        wanted: int = self.num_workers
+        wanted = self.wanted_workers
         return min(wanted, self.cfg.reload_batch or wanted)
 
     def have_proven_themselves(self, now: float) -> bool:
@@ -271,7 +272,8 @@ class Reloading(Workforce):
             self.companions.tell_reload_result()
 
     def _warn_of_settings(self) -> None:
-        for warning in [*near_misses(self.cfg), *monitor_warnings(self.cfg), *unused_settings(self.cfg)]:
+        warnings = [*near_misses(self.cfg), *monitor_warnings(self.cfg), *unused_settings(self.cfg)]
+        for warning in [*warnings, *worker_warnings(self.cfg)]:
             self.log.warning("%s", warning)
 
 

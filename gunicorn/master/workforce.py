@@ -72,6 +72,11 @@ class Workforce(Master):
 
         def worker_left(self) -> None: ...
 
+        @property
+        def wanted_workers(self) -> int: ...
+
+        def end_of_life(self, now: float) -> float | None: ...
+
         def beat(self) -> None: ...
 
         def wakeup(self) -> None: ...
@@ -104,7 +109,7 @@ class Workforce(Master):
     def _plan(self, now: float) -> pool.Plan:
         return pool.plan(
             self._fresh_records(),
-            0 if self.web_is_held else self.num_workers,
+            0 if self.web_is_held else self.wanted_workers,
             now,
             trial=self.on_trial,
             batch=self.cfg.reload_batch,
@@ -119,7 +124,7 @@ class Workforce(Master):
         records = self._all_records()
         for record in records:
             self._note_boot(record)
-            # It ends by itself, after `max_requests` for one.
+            # It ends by itself, after a request that took too long for one.
             record.leaving = record.leaving or self._told_by(record.pid, "leaving") is True
         return records
 
@@ -234,7 +239,7 @@ class Workforce(Master):
                     "%s could not boot; %s of %s wanted serve, and the server tries again: %s",
                     _count(self._failed_starts.count),
                     left,
-                    self.num_workers,
+                    self.wanted_workers,
                     failure,
                 )
             return None
@@ -326,7 +331,9 @@ class Workforce(Master):
         if getattr(worker, "slot", None) is not None:
             worker.slot.set("pid", pid)
         self.WORKERS[pid] = worker
-        self._records[pid] = pool.WorkerRecord(pid, worker.age, time.monotonic(), first_beat=first_beat)
+        record = pool.WorkerRecord(pid, worker.age, time.monotonic(), first_beat=first_beat)
+        record.expires_at = self.end_of_life(record.spawned_at)
+        self._records[pid] = record
         return pid
 
     def _refuse_start(self, exc: Exception) -> int:

@@ -19,6 +19,9 @@ from gunicorn.settings import redact
 
 TRUE_WORDS = ("true", "yes", "on", "1")
 FALSE_WORDS = ("false", "no", "off", "0")
+SIZE_RE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+# The smallest process has more private memory: a smaller limit lacks its unit.
+MIN_MEMORY = 2**20
 
 
 def type_and_value(val: Any) -> str:
@@ -199,6 +202,28 @@ def validate_seconds(val: Any) -> int | float:
     if not math.isfinite(val) or val < 0:
         raise ValueError(f"expected a number of seconds, 0 or more, not {val!r}")
     return val
+
+
+def parse_size(value: Any) -> int:
+    """A number of bytes from text like '300M', or from itself. Raises ValueError."""
+    match = SIZE_RE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is not None:
+        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"{value!r} is not a size: a number of bytes, or text like '300M' or '1.5G'")
+
+
+def check_size(value: Any) -> int:
+    """The most memory that a process may have."""
+    size = parse_size(value)
+    if size < 1:
+        raise ValueError(f"{value!r} leaves no memory (None turns the limit off)")
+    if size < MIN_MEMORY:
+        unit_forgotten = str(size) == str(value).strip() and size <= 2**17
+        hint = f": write '{size}M'" if unit_forgotten else ""
+        raise ValueError(f"{value!r} is {size} bytes, but every process uses more than 1M{hint}")
+    return size
 
 
 # -- addresses ---------------------------------------------------------------------------------

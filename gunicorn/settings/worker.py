@@ -9,9 +9,19 @@ from gunicorn.errors import ConfigError
 from gunicorn.loading import EVENTLET, EVENTLET_NAMES
 from gunicorn.settings.base import DEBUGGING, SERVER_MECHANICS, WORKER_PROCESSES, Setting
 from gunicorn.settings.kinds import Count, Flag, Seconds, Text
-from gunicorn.settings.validators import validate_class, validate_file_exists, validate_list_string
+from gunicorn.settings.validators import (
+    check_size,
+    or_none,
+    validate_class,
+    validate_file_exists,
+    validate_list_string,
+    validate_pos_int,
+)
 
 RELOAD_ENGINES = ("auto", "poll", "inotify")
+
+# The scoreboard shows what so many workers do.
+MOST_BY_LOAD = 1024
 
 
 def validate_list_of_existing_files(val: Any) -> list[str]:
@@ -32,6 +42,20 @@ def validate_worker_class(val: Any) -> Any:
     return chosen
 
 
+def validate_workers_max(val: Any) -> int:
+    number = validate_pos_int(val)
+    if number > MOST_BY_LOAD:
+        raise ValueError(f"at most {MOST_BY_LOAD}, not {number}")
+    return number
+
+
+def worker_warnings(cfg: Any) -> list[str]:
+    """What to warn of: a setting that has no effect."""
+    if not 0 < cfg.workers_max < cfg.workers:
+        return []
+    return [f"workers_max is {cfg.workers_max}, but there are {cfg.workers} workers anyway: raise it"]
+
+
 def validate_reload_engine(val: Any) -> str:
     if val not in RELOAD_ENGINES:
         raise ConfigError(f"expected one of {', '.join(RELOAD_ENGINES)}, not {val!r}")
@@ -46,6 +70,20 @@ class Workers(Count, section=WORKER_PROCESSES, flags="-w --workers", default=1, 
 
     If the environment has ``WEB_CONCURRENCY``, that is the default.
     """
+
+
+class WorkersMax(
+    Setting, section=WORKER_PROCESSES, meta="INT", type=int, validator=validate_workers_max, default=0
+):
+    """The most worker processes while the load asks for more than ``workers``; 0 for no more than those.
+
+    The server starts another worker whenever fewer than ``workers_spare`` are idle, quickly in a burst. It
+    ends idle ones, one at a time, when there have been more for half a minute.
+    """
+
+
+class WorkersSpare(Count, section=WORKER_PROCESSES, default=1):
+    """How many workers are to be idle, while ``workers_max`` allows it."""
 
 
 class WorkerClass(
@@ -87,15 +125,15 @@ class WorkerConnections(Count, section=WORKER_PROCESSES, default=1000):
 class MaxRequests(Count, section=WORKER_PROCESSES, default=0):
     """Replace a worker after this many requests; 0 for never.
 
-    This limits the memory that the application leaks. No running request is lost, and companions are not
-    affected.
+    This limits the memory that the application leaks. The worker serves until its replacement has booted;
+    of several workers one is replaced at a time. No request is lost, and companions are not affected.
     """
 
 
 class MaxRequestsJitter(Count, section=WORKER_PROCESSES, default=0):
     """Add up to this many requests at random to ``max_requests``.
 
-    This keeps workers from being replaced all at once. A tenth of ``max_requests`` is plenty.
+    This keeps workers from being due all at once. A tenth of ``max_requests`` is plenty.
     """
 
 
@@ -106,6 +144,30 @@ class ReloadBatch(Count, section=WORKER_PROCESSES, default=0):
     a small host that may be too much memory: ``reload_batch = 1`` needs room for one worker more. The reload
     takes longer. It is refused as a whole if the first batch fails; if a later one fails, it stops there.
     """
+
+
+class MaxMemory(
+    Setting,
+    section=WORKER_PROCESSES,
+    meta="SIZE",
+    validator=or_none(check_size),
+    default_text="none: no limit",
+):
+    """Replace a worker that has more private memory than this, such as ``300M`` or ``1.5G``.
+
+    Memory that it shares with the master and with other workers does not count. It is measured every five
+    seconds, and the worker is replaced as for ``max_requests``. If the limit is less than the application
+    needs, new workers are left alone for longer and longer, and the log says so. Linux only: other systems
+    do not tell private memory.
+    """
+
+
+class MaxLifetime(Seconds, section=WORKER_PROCESSES, default=0):
+    """Replace a worker after this many seconds, as for ``max_requests``; 0 for never."""
+
+
+class MaxLifetimeJitter(Seconds, section=WORKER_PROCESSES, default=0):
+    """Add up to this many seconds at random to ``max_lifetime``."""
 
 
 class Timeout(Count, section=WORKER_PROCESSES, flags="-t --timeout", default=30):

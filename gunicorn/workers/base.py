@@ -66,6 +66,7 @@ class Worker:
         self.booted = False
         self._running = False
         self._loading = False
+        self._due = False
         self.aborted = False
         # Where the master has companions, and places left for what its workers do.
         self.slot: Slot | None = None
@@ -298,10 +299,16 @@ class Worker:
         return Cycle(self)
 
     def retire(self) -> None:
-        """Called once `max_requests` have been served: finish and make room for a fresh worker."""
-        if self.alive:
-            self.log.info("Worker %s has served %s requests and retires", self.pid, self.nr)
-            self.leave("max_requests")
+        """Called from `max_requests` on: ask for a replacement, and serve until that has booted."""
+        if self.alive and not self._due:
+            self._due = True
+            self.log.info("Worker %s has served %s requests and is to be replaced", self.pid, self.nr)
+            self.tmp.ask_for_replacement()
+
+    @classmethod
+    def places(cls, cfg: Any) -> int:
+        """How many requests a worker serves at the same time, at most."""
+        return 1
 
     def leave(self, cause: str | None = None) -> None:
         """Finish and exit; let the master know, which starts a successor at once, and why."""

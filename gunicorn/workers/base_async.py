@@ -35,6 +35,11 @@ class AsyncWorker(Worker):
         self.keepalive = float(self.cfg.keepalive)
         self._names: dict[Any, Any] = {}
 
+    @classmethod
+    def places(cls, cfg: Any) -> int:
+        connections: int = cfg.worker_connections
+        return connections
+
     def timeout_ctx(self) -> Any:
         """A context manager that ends its block quietly after `keepalive` seconds."""
         raise NotImplementedError

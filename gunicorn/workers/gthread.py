@@ -86,6 +86,11 @@ class ThreadWorker(Worker):
         self._beat = min(TICK, self.timeout / 2 or TICK)
 
     @classmethod
+    def places(cls, cfg: Any) -> int:
+        threads: int = cfg.threads
+        return threads
+
+    @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Warn of settings that leave no room for connections that are kept alive."""
         if cfg.worker_connections <= cfg.threads and cfg.keepalive:

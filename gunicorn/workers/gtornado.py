@@ -83,6 +83,11 @@ class TornadoWorker(Worker):
     def setup(cls) -> None:
         """Called in the master when the class is chosen; nothing is to be prepared there."""
 
+    @classmethod
+    def places(cls, cfg: Any) -> int:
+        connections: int = cfg.worker_connections
+        return connections
+
     def init_process(self) -> None:
         # The application may use it while it loads. Workers must not share a loop of the master's.
         self._loop = asyncio.new_event_loop()

@@ -13,7 +13,7 @@ from typing import Any
 
 PLATFORM = sys.platform
 # Modes that no new file has.
-_LEAVING, _ENDED = 0o400, 0o200
+_LEAVING, _ENDED, _DUE = 0o400, 0o200, 0o100
 # In bytes; of a longer report the end is kept.
 _REPORT_SIZE = 8192
 _LONGEST_REASON = 1000
@@ -45,6 +45,15 @@ class WorkerTmp:
         """Send a heartbeat."""
         now = time.monotonic_ns()
         os.utime(self.fileno(), ns=(now, now))
+
+    def ask_for_replacement(self) -> None:
+        """Report that this worker is due to be replaced; it serves until the master tells it to end."""
+        os.fchmod(self.fileno(), _DUE)
+
+    @property
+    def due(self) -> bool:
+        """Whether the worker has asked for its replacement."""
+        return stat.S_IMODE(os.fstat(self.fileno()).st_mode) == _DUE
 
     def leave(self) -> None:
         """Report, by the mode of the file, that this worker takes no more work and will end."""

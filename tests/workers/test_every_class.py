@@ -67,7 +67,7 @@ def test_a_long_request_outlives_the_retirement_and_delays_no_client(kind: str) 
             answer = client.answer()
             assert answer.status == 200 and answer.body == first.encode()
             assert answer.closes and client.is_closed()
-        server.wait_log("retires")
+        server.wait_log("is to be replaced")
         assert "SIGKILL" not in server.log() and "has not answered" not in server.log()
 
 

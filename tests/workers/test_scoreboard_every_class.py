@@ -112,7 +112,7 @@ def test_what_is_counted_is_what_clients_saw(kind: str) -> None:
         wait_until(lambda: server.ask("web")["ok"])
         clients = Clients(server, 4)
         try:
-            wait_until(lambda: clients.count() > 300)
+            wait_until(lambda: web(server)["totals"]["ends"]["max_requests"])
             age = max(worker["age"] for worker in web(server)["workers"])
             server.signal(signal.SIGHUP)
             wait_until(lambda: all(worker["age"] > age for worker in web(server)["workers"]))

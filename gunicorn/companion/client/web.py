@@ -119,7 +119,10 @@ def show_span(seconds: float) -> str:
 def _facts(found: Reply) -> Iterable[tuple[str, str]]:
     totals, threads = found["totals"], found["threads"]
     threaded = f", {threads} threads each" if threads > 1 else ""
-    yield "workers", f"{_serving(found)} of {found['wanted']} serve; class {found['class']}{threaded}"
+    yield (
+        "workers",
+        f"{_serving(found)} of {found['wanted']} serve{_range(found)}; class {found['class']}{threaded}",
+    )
     answers = _counts(totals["answers"])
     yield "requests", f"{totals['requests']} since the start{': ' if answers else ''}{answers}"
     yield "now", f"requests running: {totals['running']}, connections open: {totals['connections']}"
@@ -131,6 +134,12 @@ def _facts(found: Reply) -> Iterable[tuple[str, str]]:
     if found["master"]["beat_age"] >= LATE_BEAT:
         age = show_span(found["master"]["beat_age"])
         yield "master", f"process {found['master']['pid']} hangs: no sign of life for {age}"
+
+
+def _range(found: Reply) -> str:
+    """How many there may be, where the load decides it; a server of an older version does not tell."""
+    fixed, most = found.get("fixed", 0), found.get("most", 0)
+    return f" ({fixed} to {most} by load)" if most > fixed else ""
 
 
 def _counts(counts: Reply) -> str:
