@@ -139,6 +139,7 @@ def check_groups(server: Server, first: int) -> None:
     assert shown == [*copies, "tick"]
     assert server.companion(copies[0])["groups"] == ["sockets", "all-day"]
     assert len(ctl(server, "pid", "@sockets").stdout.split()) == 4
+    assert "\ngroups       sockets, all-day\n" in ctl(server, "status", copies[0]).stdout
     assert "tick" not in ctl(server, "history", "@sockets").stdout
     assert "serving on" in ctl(server, "logs", "@sockets").stdout
     assert ctl(server, "dump", "@all-day").stdout.startswith("tick (pid")

@@ -18,6 +18,7 @@ EVIL = "<script>alert('1')</script>\"&"
 COMPANION: dict[str, Any] = {
     "name": "rq:0",
     "group": "rq",
+    "groups": ["workers", EVIL],
     "state": "RUNNING",
     "pid": 7,
     "autostart": True,
@@ -145,3 +146,9 @@ def test_what_counts_as_a_problem(changes: dict[str, Any], expected: str | None)
 def test_the_worst_comes_first() -> None:
     found = status(web={"wanted": 2}, companion={"state": "BACKOFF", "pid": None})["problems"]
     assert [problem["level"] for problem in found] == ["bad", "warn"]
+
+
+def test_the_page_of_a_companion_names_its_groups() -> None:
+    page = render_companion({**COMPANION, "groups": ["workers", "night"]}, [])
+    assert "<dt>Groups</dt><dd>workers, night</dd>" in page
+    assert "Groups" not in render_companion({**COMPANION, "groups": []}, [])

@@ -111,6 +111,8 @@ def _facts(companion: Reply) -> Iterable[tuple[str, list[str]]]:
     details = companion["details"]
     where = f"   in {details['cwd']}" if details["cwd"] else ""
     yield "runs", [f"{details['runs']}{where}"]
+    if companion.get("groups"):
+        yield "groups", [", ".join(companion["groups"])]
     if details["since"] is not None:
         yield "since", [_moment(details["since"])]
     yield "processes", list(_tree(details["processes"]))

@@ -190,9 +190,9 @@ class Changes:
 
     def scale_group(self, group: str, number: int) -> Difference:
         """Have *number* copies of *group*, which has `numprocs`, until the configured number changes."""
-        one = configs_of(self.table, group)[0]
-        assert one.numprocs is not None
         present = [self.steering.rolling.config_of(p) for p in self.table.values() if not p.removed]
+        one = next(config for config in present if config.group == group)
+        assert one.numprocs is not None
         others = [config for config in present if config.group != group]
         problems = address_problems([*others, *copies(one, number)])
         if problems:
