@@ -82,6 +82,7 @@ INSTEAD = {
     "buffer-size": "the settings ``limit_request_line`` and ``limit_request_field_size``",
     "post-buffering": "not needed: bodies are read by the application",
     "stats": "``gunicorn-companion web`` and ``metrics``; the setting ``monitor``",
+    "touch-chain-reload": "``gunicorn-companion reload``, with the setting ``reload_batch = 1``",
     "touch-reload": "``gunicorn-companion reload``, or the setting ``reload`` while developing",
     "py-autoreload": "the setting ``reload``",
     "disable-logging": "``accesslog`` is None unless set",
