@@ -75,7 +75,7 @@ class CompanionConfig(Keys):
     @property
     def is_job(self) -> bool:
         """Whether it is meant to finish: it may exit for good, and does not say when it is ready."""
-        return self.autorestart != "always" and self.ready == "startsecs"
+        return self.autorestart != "always" and self.ready == "startsecs" and self.probe is None
 
     def output(self, key: str) -> OutputFile | None:
         """The file of *key*, ``stdout`` or ``stderr``, as seen from `cwd`; None if it has none of its own."""

@@ -57,7 +57,7 @@ class _Nodes:
 def start_graph(configs: Collection[Ordered], web_after: Iterable[str]) -> dict[str, set[str]]:
     """Map each node to those that it comes after."""
     nodes = _Nodes(configs)
-    graph = {WEB: nodes.of(web_after)}
+    graph = {WEB: nodes.of(web_after) - {WEB}}
     for config in configs:
         graph.setdefault(config.group, set()).update(nodes.of(config.after))
     return graph
@@ -134,20 +134,21 @@ def order_problems(
         if not config.autostart and config.name in nodes.of(web_after)
     ]
     if cycle := find_cycle(start_graph(configs, web_after)):
-        problems.append(f"{_key(cycle[0], 'after')}: they wait for each other: {' -> '.join(cycle)}")
+        label = "web_after" if cycle[0] == WEB else f"companion {cycle[0]!r}: after"
+        problems.append(f"{label}: they wait for each other: {' -> '.join(cycle)}")
     elif cycle := find_cycle(stop_graph(configs, web_after)):
         culprit = next(
             config.name
             for config in configs
             if config.name in cycle and not nodes.of(config.stop_after).isdisjoint(cycle)
         )
-        path = " -> ".join(reversed(cycle))
-        problems.append(f"{_key(culprit, 'stop_after')}: each is stopped after the next one: {path}")
+        path = cycle[:0:-1]
+        first = path.index(culprit)
+        path = [*path[first:], *path[:first], culprit]
+        problems.append(
+            f"companion {culprit!r}: stop_after: each is stopped after the next one: {' -> '.join(path)}"
+        )
     return problems
-
-
-def _key(name: str, key: str) -> str:
-    return f"web_{key}" if name == WEB else f"companion {name!r}: {key}"
 
 
 def find_cycle(graph: Graph) -> list[str]:

@@ -387,7 +387,7 @@ class CompanionManager:
         held_by = found.stuck or ", ".join(found.names)
         if not found.names:
             web.waiting = False
-            self.tell_master({"web_may_start": True})
+            self.tell_master({"web_may_start": list(web.after)})
         elif held_by != web.held_by:
             self.tell_master({"web_cannot_start" if found.hopeless else "web_held_by": held_by})
         web.held_by = self.server["web_held_by"] = held_by or None
@@ -572,11 +572,15 @@ class CompanionManager:
         server: Mapping[str, Any] | None = None,
         files: dict[str, str] | None = None,
         surroundings: Mapping[str, Any] | None = None,
+        web_is_held: bool | None = None,
     ) -> None:
         """Read the configuration again, after a reload of the master with what that has changed."""
         self.server.update(server or {})
         if surroundings:
             self._follow_surroundings(surroundings)
+        if web_is_held is not None:
+            self.web_tier.waiting = web_is_held
+            self.web_tier.held_by = self.server["web_held_by"] = None
         self.files = files or {}
         self._reread = self.changes.reread(cause=Cause.RELOAD)
         self.files = {}

@@ -302,6 +302,8 @@ class Workforce(Master):
     def spawn_worker(self) -> int:
         """Fork one worker and return its pid; 0 if the system refuses. In the worker, it does not return."""
         self.prepare_to_fork()
+        # A reload that brings companions to wait for must not end the workers that serve.
+        self.web_released = True
         self.worker_age += 1
         try:
             worker = self.worker_class(

@@ -36,7 +36,7 @@ from gunicorn.companion.process import (
 from gunicorn.companion.runfile import Record, RunFile
 from gunicorn.companion.spawn import Launch
 from gunicorn.companion.supervise.changes import scale
-from gunicorn.companion.supervise.order import DOWN
+from gunicorn.companion.supervise.order import DOWN, WebTier
 from gunicorn.companion.supervise.sharedstate import SharedState
 from gunicorn.companion.table import Change
 from gunicorn.unix.kernel import Kernel
@@ -330,6 +330,14 @@ class World:
 
     configs: list[CompanionConfig]
     nature: Nature = CALM
+    # The companions that web workers come after. A master is simulated only as far as these are concerned.
+    web_after: tuple[str, ...] = ()
+    web_started: bool = False
+    web_ready: bool = False
+    # How long the web tier takes to stop, when it is told.
+    web_stops_in: float = 0.0
+    web_told: bool = False
+    web_there: bool = True
     # Whether descendants that lose their parent become the manager's children.
     adopts: bool = False
     kernel: SimulatedKernel = field(default_factory=SimulatedKernel)
@@ -366,9 +374,11 @@ class World:
             run_dir=self.run_dir,
             shared=self.shared,
             prober=self.prober,
+            web_tier=WebTier(self.web_after, waiting=not self.web_started),
             kernel=self.kernel,
             fork=self._fork_all,
         )
+        manager.tell_master = self._hear  # type: ignore[method-assign]
         manager.table.observers.insert(0, self._observe)
         manager.sessions.left = lambda run_dir: {}
         if self.adopts:
@@ -401,6 +411,7 @@ class World:
     def _begin(self) -> None:
         with self._mortal():
             self.manager.begin()
+            self._tell_web_ready()
 
     @contextlib.contextmanager
     def _mortal(self) -> Iterator[None]:
@@ -607,6 +618,44 @@ class World:
         """SIGTERM to the manager."""
         self.manager.inbox.receive(signal.SIGTERM)
 
+    def stop_server(self) -> None:
+        """The same, and the web workers stop when the manager says so."""
+        self.manager._on_message({"web_stopping": True})
+        self.stop_all()
+
+    # -- the master ------------------------------------------------------------------
+
+    def be_ready(self, ready: bool) -> None:
+        """All web workers have booted, or one is gone."""
+        self.web_ready = ready and self.web_started
+        with self._mortal():
+            self._tell_web_ready()
+
+    def _tell_web_ready(self) -> None:
+        self.manager._on_message({"web_ready": self.web_ready})
+
+    def _hear(self, message: dict[str, Any], fd: int | None = None) -> None:
+        if "web_may_start" in message:
+            assert not self.web_started
+            assert all(map(self.serves, self.web_after)), "web workers start too early"
+            self.web_started = True
+            self.kernel.at(self.kernel.time + 1, lambda: self.be_ready(True))
+        if "web_may_stop" in message:
+            assert self.stopping and not self.web_told
+            users = [name for name, process in self.processes.items() if "web" in process.config.after]
+            assert not any(map(self.ours, users)), "web workers stop while a companion needs them"
+            self.web_told = True
+            self.kernel.at(self.kernel.time + self.web_stops_in, self._web_is_gone)
+
+    def _web_is_gone(self) -> None:
+        self.web_there = False
+        self.manager._on_message({"web_stopping": False})
+
+    def serves(self, name: str) -> bool:
+        """Whether web workers find all of *name*, or it is done."""
+        found = [p for p in self.processes.values() if name in (p.name, p.config.group)]
+        return all(p.done or (p.state is State.RUNNING and not p.config.is_job) for p in found)
+
     # -- what must hold -----------------------------------------------------------------
 
     def _observe(self, change: Change) -> None:
@@ -659,10 +708,16 @@ class World:
         if signum == signal.SIGKILL:
             assert not process.draining, "killed while it may finish"
         elif self.stopping and not process.failing:
-            needed_by = [p.name for p in self.processes.values() if process.config.group in p.config.after]
+            own, group = process.config, process.config.group
+            needed_by = [p.name for p in self.processes.values() if group in p.config.after]
+            needed_by += [p.name for p in self.processes.values() if p.config.group in own.stop_after]
             assert not any(map(self.ours, needed_by)), "told to stop while another companion needs it"
+            if group in self.web_after or "web" in own.stop_after:
+                assert not self.web_there, "told to stop while web workers need it"
 
     def is_met(self, name: str) -> bool:
+        if name == "web":
+            return self.web_ready
         found = [p for p in self.processes.values() if name in (p.name, p.config.group)]
         return bool(found) and all(p.has_been_running for p in found)
 

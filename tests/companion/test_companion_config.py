@@ -622,6 +622,59 @@ def test_another_number_of_copies_changes_none_of_them():
 
 
 @pytest.mark.parametrize(
+    ("companions", "web_after", "expected"),
+    [
+        ({"a": {}}, ["a"], None),
+        ({"a": {"after": ["web"]}, "b": {"stop_after": ["web", "a"]}}, [], None),
+        (
+            {"a": {"group": "jobs"}, "b": {"after": ["@jobs"], "stop_after": ["@jobs"]}},
+            ["@jobs"],
+            "companion 'b': stop_after: each is stopped after the next one: b -> a -> b",
+        ),
+        ({"a": {"group": "jobs"}, "b": {"after": ["@jobs"]}}, ["@jobs"], None),
+        ({}, ["migrate"], "web_after: no companion named migrate"),
+        ({"migrate": {}}, ["migrat"], "web_after: no companion named migrat: did you mean migrate?"),
+        ({"a": {}}, ["web"], "web_after: no companion named web"),
+        ({"a": {"stop_after": ["b"]}}, [], "companion 'a': stop_after: no companion named b"),
+        (
+            {"a": {"autostart": False}},
+            ["a"],
+            "web_after: web workers would wait for 'a' for ever, because its autostart is False",
+        ),
+        ({"a": {"after": ["web"]}}, ["a"], "web_after: they wait for each other: web -> a -> web"),
+        (
+            {"a": {"after": ["b"]}, "b": {"after": ["web"]}},
+            ["a"],
+            "web_after: they wait for each other: web -> a -> b -> web",
+        ),
+        (
+            {"a": {"after": ["b"], "stop_after": ["b"]}, "b": {}},
+            [],
+            "companion 'a': stop_after: each is stopped after the next one: a -> b -> a",
+        ),
+        (
+            {"a": {"stop_after": ["a"]}},
+            [],
+            "companion 'a': stop_after: each is stopped after the next one: a -> a",
+        ),
+        (
+            {"a": {"after": ["web"], "stop_after": ["web"]}},
+            [],
+            "companion 'a': stop_after: each is stopped after the next one: a -> web -> a",
+        ),
+        ({"web": {}}, [], "companion 'web': name: 'web' means the web workers, in commands and in after: "),
+    ],
+)
+def test_order_with_the_web_workers(companions, web_after, expected):
+    workers = [rq(name=name, **values) for name, values in companions.items()]
+    if expected is None:
+        build_companion_configs(make_cfg(*workers, web_after=web_after))
+        return
+    (found,) = problems(*workers, web_after=web_after)
+    assert found.startswith(expected)
+
+
+@pytest.mark.parametrize(
     ("after", "circle"),
     [
         ({"a": [], "b": ["a"], "c": ["b", "a"]}, None),

@@ -9,7 +9,7 @@ from processtools import T0, end, failure, run_for, start_again
 from gunicorn.companion.config import CompanionConfig, copies
 from gunicorn.companion.graph import stop_times
 from gunicorn.companion.process import CompanionProcess, Event, State
-from gunicorn.companion.supervise.order import Stop, Stops, WebTier, hold
+from gunicorn.companion.supervise.order import Stop, Stops, WebTier, hold, unmet_by_web
 
 Processes = dict[str, CompanionProcess]
 
@@ -329,3 +329,161 @@ def test_a_stop_may_take_as_long_as_the_longest_chain(given, expected):
     ]
     times = stop_times(configs, (), lambda config: config.stop_timeout, 30)
     assert max(times.values(), default=0) == expected
+
+
+# -- the web tier ----------------------------------------------------------------
+
+
+def test_waits_for_the_web_workers():
+    processes, web = {**started("b", after=("web",))}, WebTier()
+    (b,) = processes.values()
+    hold(processes, [b], web)
+    assert b.description(T0) == "waiting for web"
+    assert not b.hopeless
+    web.ready = True
+    hold(processes, [b], web)
+    assert b.held_by == ()
+
+
+def does_its_job(process: CompanionProcess) -> None:
+    end(process, T0 + 5, 0)
+
+
+def runs_on(process: CompanionProcess) -> None:
+    process.handle(Event.ALIVE, T0 + 1)
+
+
+def is_blocked(process: CompanionProcess) -> None:
+    """Another server has a process of its own."""
+    end(process, T0 + 1, 0)
+    process.handle(Event.DELAY_PASSED, T0 + 10)
+    process.handle(Event.BLOCKED, T0 + 10, pid=4713)
+
+
+JOB = {"autorestart": "on-failure"}
+
+
+@pytest.mark.parametrize(
+    ("values", "happens", "beside", "why", "hopeless"),
+    [
+        ({}, runs_on, False, None, False),
+        ({}, lambda process: None, False, "a", False),
+        (JOB, runs_on, False, "a", False),
+        (JOB, does_its_job, False, None, False),
+        ({**JOB, "ready": "notify"}, lambda p: p.handle(Event.READY, T0 + 1), False, None, False),
+        ({"autorestart": "never"}, runs_on, False, "a", False),
+        ({"autorestart": "never"}, fails, False, "a, which has ended: exited with status 3", True),
+        ({}, gives_up, False, "a, which keeps failing: exited with status 1", False),
+        (
+            {"start_retries": 1},
+            gives_up,
+            False,
+            "a, which gave up after 1 failed start: exited with status 1",
+            True,
+        ),
+        ({}, is_stopped, False, "a, which was stopped by command", True),
+        ({}, is_blocked, False, "a", False),
+        # The old master ends when the new web workers serve: they cannot wait for its companions to end.
+        ({}, is_blocked, True, None, False),
+    ],
+)
+def test_web_workers_wait(values, happens, beside, why, hopeless):
+    processes = started("a", **values)
+    happens(processes["a"])
+    found = unmet_by_web(processes, WebTier(("a",), waiting=True, beside_old_master=beside))
+    assert (found.stuck or ", ".join(found.names) or None, found.hopeless) == (why, hopeless)
+
+
+def test_what_web_workers_wait_for_finds_the_companions_of_the_old_master():
+    processes = {
+        **started("store"),
+        **started("migrate", after=("store",)),
+        **started("rq", after=("store",)),
+    }
+    is_blocked(processes["store"])
+    web = WebTier(("migrate",), waiting=True, beside_old_master=True)
+    waiting = [processes["migrate"], processes["rq"]]
+    hold(processes, waiting, web)
+    assert [process.held_by for process in waiting] == [(), ("store",)]
+    # The others wait for the new ones, and so do all when web workers run.
+    web.waiting = False
+    hold(processes, waiting, web)
+    assert [process.held_by for process in waiting] == [("store",), ("store",)]
+
+
+def web_chain() -> tuple[Processes, WebTier, Stops]:
+    processes = {
+        **runs("store"),
+        **runs("rq", after=("store",)),
+        **runs("front", after=("web",)),
+        **runs("log", stop_after=("rq", "web")),
+    }
+    web = WebTier(("store",))
+    return processes, web, Stops(web)
+
+
+def test_web_workers_stop_between_the_companions():
+    processes, web, stops = web_chain()
+    web.stopping = True
+    for name in processes:
+        stops.ask(name, Stop())
+    assert told(stops, processes) == ["front", "rq"]
+    assert not web.may_stop
+    assert processes["store"].stops_after == ("rq", "web")
+    assert processes["log"].stops_after == ("rq", "web")
+    end(processes["rq"], T0 + 2)
+    end(processes["front"], T0 + 2)
+    assert told(stops, processes) == []
+    assert web.may_stop
+    assert processes["store"].stops_after == ("web",)
+    web.stopping = False
+    assert told(stops, processes) == ["log", "store"]
+
+
+@pytest.mark.parametrize(
+    ("stopping", "how", "expected", "may_stop"),
+    [
+        # A manager that stops alone does not wait for workers that go on.
+        (False, {}, ["front", "rq"], False),
+        (True, {"together": True}, ["front", "log", "rq", "store"], True),
+        # Another master takes over: companions do not wait for each other.
+        (True, {"only_web": True}, ["front", "rq"], True),
+    ],
+)
+def test_stops_without_the_order(stopping, how, expected, may_stop):
+    processes, web, stops = web_chain()
+    web.stopping = stopping
+    for name in processes:
+        stops.ask(name, Stop())
+    assert told(stops, processes, **how) == expected
+    assert web.may_stop is may_stop
+    for name in ("rq", "front"):
+        end(processes[name], T0 + 3)
+    web.stopping = False
+    assert set(told(stops, processes)) == {*processes} - {*expected}
+
+
+def test_may_stop_although_no_companion_is_left():
+    web = WebTier(("store",), stopping=True)
+    stops = Stops(web)
+    assert stops.due({}) == []
+    assert web.may_stop
+
+
+@pytest.mark.parametrize(
+    ("given", "web_after", "expected"),
+    [
+        # Web workers that nothing is to do with have their own time.
+        ([("a", 5, {})], (), {"a": 5}),
+        ([("a", 5, {})], ("a",), {"a": 35, "web": 30}),
+        ([("a", 5, {"after": ("web",)})], (), {"a": 5, "web": 35}),
+        ([("a", 5, {"stop_after": ("web",)})], (), {"a": 35, "web": 30}),
+        ([("a", 5, {}), ("b", 7, {"after": ("web",)})], ("a",), {"a": 42, "web": 37, "b": 7}),
+        ([("a", 5, {}), ("b", 7, {"stop_after": ("a",)})], (), {"a": 5, "b": 12}),
+        ([("a", 5, {}), ("b", 7, {"groups": ("g",)})], ("@g",), {"a": 5, "b": 37, "web": 30}),
+        ([("a", 5, {"stop_after": ("@g",)}), ("b", 7, {"groups": ("g",)})], (), {"a": 12, "b": 7}),
+    ],
+)
+def test_a_stop_with_the_web_tier(given, web_after, expected):
+    configs = [CompanionConfig(name, "app:run", stop_timeout=time, **values) for name, time, values in given]
+    assert stop_times(configs, web_after, lambda config: config.stop_timeout, 30) == expected

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,25 @@ TIME = st.sampled_from([0.0, 0.01, 0.05, 0.3, 1.0, 2.5, 6.0, 20.0])
 COPIES = st.sampled_from([3, 1, 2, 4])
 
 
-def make_configs(db: dict[str, Any] | None, rq: dict[str, Any], numprocs: int) -> list[CompanionConfig]:
+# By which key the two companions below have their order; and where in it the web workers are.
+ORDER = st.sampled_from(["after", "stop_after"])
+WEB = st.sampled_from([None, "web after db", "rq after web"])
+
+
+def make_configs(
+    db: dict[str, Any] | None,
+    rq: dict[str, Any],
+    numprocs: int,
+    order: str = "after",
+    web: str | None = None,
+) -> list[CompanionConfig]:
     """A single companion, which may be missing, and a set of copies that comes after it."""
     common = {"stop_timeout": 5, "reload_timeout": 3, "start_timeout": 10, "max_lifetime_jitter": 5}
-    after = () if db is None else ("db",)
+    after = () if db is None or order != "after" else ("db",)
+    if db is not None and order == "stop_after":
+        db = {**db, "stop_after": ("rq",)}
+    if web == "rq after web":
+        after += ("web",)
     singles = [] if db is None else [CompanionConfig("db", "app:db", **common, **db)]
     return expand(*singles, CompanionConfig("rq", "app:rq", numprocs=numprocs, after=after, **common, **rq))
 
@@ -92,11 +108,35 @@ def make_configs(db: dict[str, Any] | None, rq: dict[str, Any], numprocs: int) -
 class Companions(RuleBasedStateMachine):
     """What people, clocks and processes do; `World` checks what follows."""
 
-    @initialize(db=st.none() | KEYS, rq=KEYS, numprocs=COPIES, nature=NATURE, adopts=st.booleans())
+    @initialize(
+        db=st.none() | KEYS,
+        rq=KEYS,
+        numprocs=COPIES,
+        nature=NATURE,
+        adopts=st.booleans(),
+        order=ORDER,
+        web=WEB,
+        obeys=st.sampled_from([0.0, 2.0]),
+    )
     def begin(
-        self, db: dict[str, Any] | None, rq: dict[str, Any], numprocs: int, nature: Nature, adopts: bool
+        self,
+        db: dict[str, Any] | None,
+        rq: dict[str, Any],
+        numprocs: int,
+        nature: Nature,
+        adopts: bool,
+        order: str,
+        web: str | None,
+        obeys: float,
     ) -> None:
-        self.world = World(make_configs(db, rq, numprocs), nature=nature, adopts=adopts)
+        self.order, self.web, self.calm = order, web, replace(CALM, obeys=obeys)
+        self.world = World(
+            make_configs(db, rq, numprocs, order, web),
+            nature=nature,
+            adopts=adopts,
+            web_after=("db",) if web == "web after db" and db is not None else (),
+            web_stops_in=obeys,
+        )
 
     def name(self, who: int) -> str:
         names = sorted(self.world.processes)
@@ -129,7 +169,10 @@ class Companions(RuleBasedStateMachine):
 
     @rule(db=st.none() | KEYS, rq=KEYS, numprocs=COPIES)
     def reread(self, db: dict[str, Any] | None, rq: dict[str, Any], numprocs: int) -> None:
-        self.world.reread(make_configs(db, rq, numprocs))
+        if db is None and self.world.web_after:
+            # An error of the configuration.
+            return
+        self.world.reread(make_configs(db, rq, numprocs, self.order, self.web))
         self.world.settle()
 
     @rule(number=COPIES)
@@ -137,6 +180,11 @@ class Companions(RuleBasedStateMachine):
         self.world.scale("rq", number)
         self.world.settle()
         assert self.world.configured("rq") == number
+
+    @rule(ready=st.booleans())
+    def web_workers_come_and_go(self, ready: bool) -> None:
+        self.world.be_ready(ready)
+        self.world.settle()
 
     # -- processes --
 
@@ -203,7 +251,8 @@ class Companions(RuleBasedStateMachine):
     def check_that_calm_brings_all_back(self) -> None:
         """Once nothing is wrong any more, whatever should run does so in time, and every turn has come."""
         world = self.world
-        world.nature, world.kernel.calls_left = CALM, None
+        world.nature, world.kernel.calls_left = self.calm, None
+        world.be_ready(True)
         # What was born before has its nature; a while for that to show.
         world.advance(60)
         world.seen_running.clear()
@@ -219,7 +268,7 @@ class Companions(RuleBasedStateMachine):
                 # It fails for ever, and may give up now as before.
                 assert ran or may_rest, process
         for name in blocked:
-            assert not world.is_met("db")
+            assert not all(map(world.is_met, world.processes[name].held_by))
             assert world.processes[name].state is State.STARTING
         configs = [p.config for p in world.processes.values()]
         if not blocked and all(c.max_lifetime is None and c.max_runtime is None for c in configs):
@@ -227,10 +276,11 @@ class Companions(RuleBasedStateMachine):
 
     def check_that_the_end_comes(self) -> None:
         world = self.world
-        world.stop_all()
+        world.stop_server()
         world.settle()
         # Each of a chain of two has 5 s.
         world.advance(15)
+        assert world.web_told and not world.web_there
         assert all(p.state is State.STOPPED for p in world.processes.values())
         assert world.manager.finished
         assert all(life.empty for life in world.kernel.lives)

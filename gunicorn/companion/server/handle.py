@@ -395,6 +395,7 @@ class ManagerHandle(ArbitersPart):
                 "server": self._describe_server(),
                 "files": self._files_to_hand_over(),
                 "surroundings": self._surroundings.changes_since(before),
+                "web_is_held": self.arbiter.web_is_held,
             },
         )
         # The ping follows on the link: its answer says that the reload is done.

@@ -31,6 +31,7 @@ class WebOrder(ArbitersPart):
         # What web workers wait for before the first of them starts; and why that is in vain.
         self.held_by = ""
         self.cannot_start = ""
+        self._logged: set[str] = set()
         self._told_ready: bool | None = None
         # At a stop: whether the manager was told, and until when workers wait for its answer.
         self._stop_told = False
@@ -39,10 +40,15 @@ class WebOrder(ArbitersPart):
     # -- the start -----------------------------------------------------------
 
     def on_message(self, message: dict[str, Any]) -> None:
-        if "web_held_by" in message:
-            self.held_by = str(message["web_held_by"])
-            self.log.info("Web workers wait for %s", self.held_by)
-        if "web_may_start" in message and self.arbiter.web_is_held:
+        held = self.arbiter.web_is_held
+        if held and "web_held_by" in message:
+            self.held_by, self.cannot_start = str(message["web_held_by"]), ""
+            # Once: a companion that fails again and again would fill the log.
+            if self.held_by not in self._logged:
+                self._logged.add(self.held_by)
+                self.log.info("Web workers wait for %s", self.held_by)
+        # A reload may have changed what they wait for.
+        if held and message.get("web_may_start") == self.cfg.web_after:
             self.held_by = self.cannot_start = ""
             self.arbiter.web_released = True
             self.log.info("Web workers start: what they come after is there")
