@@ -275,7 +275,7 @@ def test_the_manager_is_asked_after_what_may_hang_it(arbiter: Arbiter, other_end
     arbiter.reload_companion_manager()
     # An answer must say that the reload has been dealt with.
     reload, ping = other_end.receive()
-    assert [*reload, *reload["reload"]] == ["reload", "server", "files", "surroundings"]
+    assert [*reload, *reload["reload"]] == ["reload", "server", "files", "surroundings", "web_is_held"]
     assert ping == {"ping": 1}
     # It says itself that it rereads, by command: another question, once this one is answered.
     other_end.send({"pong": 1})

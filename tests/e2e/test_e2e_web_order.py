@@ -8,7 +8,7 @@ import signal
 import time
 
 from e2e_apps import JOBS, WEB
-from e2e_companions import companion_server, entry, signals, starts
+from e2e_companions import companion_server, entry, reconfigure, signals, starts
 from harness import Background, Server, is_alive, wait_until
 
 ASK = '''
@@ -180,9 +180,15 @@ def test_a_second_int_ends_what_waits_for_its_turn() -> None:
 
 def test_without_its_manager_the_stop_goes_on() -> None:
     """The manager dies while the workers wait for its word."""
-    server = ordered_server(entry("stubborn", after=["web"], stop_timeout=0.3), graceful_timeout=60)
+    stubborn = entry("stubborn", after=["web"], stop_timeout=0.3)
+    server = ordered_server(stubborn, graceful_timeout=60)
     with server:
         server.wait_companion("stubborn")
+        # Workers that serve do not wait for what a reload brings.
+        (worker,) = server.workers()
+        reconfigure(server, stubborn, entry("slow", "idle", startsecs=60), web_after=["slow"])
+        server.signal(signal.SIGHUP)
+        server.wait_workers(1, without=[worker])
         server.signal(signal.SIGTERM)
         server.wait_companion("stubborn", "STOPPING")
         assert server.get("/").status == 200
