@@ -79,11 +79,6 @@ def _find_stray(text: str) -> str | None:
     return None
 
 
-def escape(text: str) -> str:
-    """Return *text* as it is to be written where placeholders are filled."""
-    return text.replace("%", "%%")
-
-
 def texts(value: Any) -> Iterator[str]:
     """Return all texts in *value*."""
     if isinstance(value, str):

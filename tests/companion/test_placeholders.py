@@ -12,7 +12,7 @@ from test_companion_config import problems, rq
 
 from gunicorn.companion.checks import OutputFile
 from gunicorn.companion.config import CompanionConfig, build_companion_configs, copies
-from gunicorn.companion.placeholders import escape, fill
+from gunicorn.companion.placeholders import fill
 from gunicorn.companion.supervise.changes import scale
 
 
@@ -67,7 +67,7 @@ def test_a_stray_percent_sign(text: str, stray: str) -> None:
     expected = f"{text!r}: {stray!r} is no placeholder: %(name)s, %(group)s and %(index)d are filled in, and"
     with pytest.raises(ValueError, match=re.escape(expected)):
         fill([text], THIRD)
-    assert fill(escape(text), THIRD) == text
+    assert fill(text.replace("%", "%%"), THIRD) == text
 
 
 def test_an_error_shows_no_secret() -> None:
