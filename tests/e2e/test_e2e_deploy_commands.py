@@ -222,3 +222,75 @@ def test_a_stop_while_the_new_master_boots_ends_both(how: str) -> None:
         assert server.wait_exit() == 0
         assert not is_alive(new.pid)
         assert "the server is to stop" in server.log()
+
+
+#: Ways for new code not to come up, by the file that they change, and a part of the reason that is told.
+FAULTS: dict[str, tuple[str, str]] = {
+    "syntax": ("app.py", "def broken(:\n"),
+    "raises": ("app.py", "raise RuntimeError('no database')\n"),
+    "missing": ("app.py", "import nothing_of_that_name\n"),
+    "hangs": ("app.py", "import time\ntime.sleep(99)\n"),
+    "exits": ("app.py", "import sys\nsys.exit('no database')\n"),
+    "vanishes": ("app.py", "import os\nos._exit(0)\n"),
+    "killed": ("app.py", "import os\nos.kill(os.getpid(), 9)\n"),
+    "post_fork": ("gunicorn.conf.py", "def post_fork(server, worker): raise RuntimeError('no database')\n"),
+    "post_worker_init": (
+        "gunicorn.conf.py",
+        "def post_worker_init(worker): raise RuntimeError('no database')\n",
+    ),
+    "certificate": ("gunicorn.conf.py", "certfile = keyfile = 'gunicorn.conf.py'\n"),
+    "dies": (
+        "gunicorn.conf.py",
+        "def post_worker_init(worker):\n"
+        "    import os, threading\n"
+        "    threading.Timer(0.2, os._exit, [1]).start()\n",
+    ),
+    "companion": ("gunicorn.conf.py", "companion_workers[0]['no_such_key'] = 1\n"),
+}
+REASONS = {
+    "syntax": "SyntaxError",
+    "missing": "nothing_of_that_name",
+    "vanishes": "without an exception",
+    "killed": "SIGKILL",
+    "hangs": "did not boot within 2 s",
+    "certificate": "certfile",
+    "dies": "exited with status 1 while serving",
+    "companion": "no_such_key",
+}
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("preload", [False, True], ids=["", "preload"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_upgrade_to_each_kind_of_broken_code(fault: str, preload: bool, workers: int) -> None:
+    settings: dict[str, Any] = {
+        "workers": workers,
+        "preload_app": preload,
+        "timeout": 2,
+        "graceful_timeout": 2,
+    }
+    companions = entry("one", "idle"), entry("two", "idle")
+    server = companion_server(*companions, pidfile="g.pid", **settings)
+    command = Command(server)
+    with server, load(server) as problems:
+        for name in ("one", "two"):
+            server.wait_companion(name)
+        before = pids(server), server.wait_workers(workers), server.manager()
+        name, text = FAULTS[fault]
+        good = server.log(name)
+        server.write(name, text + good if name == "app.py" else good + text)
+        code, _, err = command("upgrade", "--wait", "--timeout", "8")
+        assert code == 1 and err.startswith("upgrade rolled back: ")
+        in_master = preload and name == "app.py"
+        expected = "in time" if in_master and fault == "hangs" else REASONS.get(fault, "no database")
+        if not (in_master and fault in ("vanishes", "killed")):
+            assert expected in err
+        assert (pids(server), server.workers(), server.manager()) == before
+        assert server.new_master() is None
+        server.write(name, good)
+        assert command("upgrade", "--wait")[::2] == (0, "")
+        server.wait_exit()
+        server.adopt(server.read_int("g.pid"))
+        assert overlaps(server) == []
+    assert problems == []
