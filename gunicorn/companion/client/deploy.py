@@ -28,7 +28,7 @@ from gunicorn.companion.client.connection import (
 )
 from gunicorn.companion.client.default_paths import master_of, socket_name
 
-# Seconds until a server that does not answer, and whose process is not there, is taken for dead.
+# Seconds without an answer until the processes of the server are looked for.
 LOST = 10.0
 # Seconds for the answer to one look.
 LOOK_TIMEOUT = 5.0
@@ -36,10 +36,11 @@ LOOK_TIMEOUT = 5.0
 
 def reload(connection: Connection, options: Namespace) -> int:
     """Have the master reload everything."""
+    # First: its manager may be replaced at once.
+    server = Server(connection, options)
     reply = _ask(connection, options, {"cmd": "reload"})
     if not options.wait:
         return OK
-    server = Server(connection, options)
 
     def is_over(about: Reply) -> bool:
         result = about.get("reload") or {"number": 0}
@@ -62,12 +63,13 @@ def reload(connection: Connection, options: Namespace) -> int:
 def upgrade(connection: Connection, options: Namespace) -> int:
     """Have the master start its successor and hand over to it."""
     limit = {} if options.timeout is None else {"timeout": options.timeout}
+    # This is the server's limit. How long old companions finish their work is up to them.
+    options.timeout = None
+    server = Server(connection, options)
     reply = _ask(connection, options, {"cmd": "upgrade", **limit})
     if not options.wait:
         return OK
-    # This was the server's limit. How long old companions finish their work is up to them.
-    options.timeout = None
-    server, pid = Server(connection, options), reply["pid"]
+    pid = reply["pid"]
     server.follow(pid)
     stages = [None, "booting"]
 
@@ -204,9 +206,20 @@ class Server:
             now = time.monotonic()
             if self._deadline is not None and now >= self._deadline:
                 raise Failure("not done in time; the server goes on with it: see its log, and status")
-            if now - heard >= LOST and not any(map(_lives, self._pids)):
-                raise Failure("the server is gone: see its log")
+            if now - heard >= LOST:
+                self._explain_silence()
             time.sleep(RETRY_INTERVAL)
+
+    def _explain_silence(self) -> None:
+        """Raise Failure unless the server may still answer."""
+        left = [pid for pid in self._pids if _lives(pid)]
+        if not left:
+            raise Failure("the server is gone: see its log")
+        if left == self._pids[-1:]:
+            raise Failure(
+                f"process {left[0]} has no control socket any more: has it companions? "
+                "See its log for the result"
+            )
 
 
 def _status_at(path: str) -> Reply | None:
