@@ -137,6 +137,10 @@ def test_a_refused_reload_says_why_until_the_next() -> None:
     assert announcer.step(2, at(**SERVING)) == ""
     announcer.reload_begins(3)
     assert announcer.step(3, at(**SERVING)) == "READY=1\nSTATUS=Serving: 2 workers"
+    announcer.upgrade_failed("no such file")
+    assert (
+        announcer.step(4, at(**SERVING)) == "STATUS=Serving: 2 workers; the last upgrade failed: no such file"
+    )
 
 
 def test_a_message_is_short_enough_for_systemd() -> None:

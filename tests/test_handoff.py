@@ -50,6 +50,9 @@ from gunicorn.master.handoff import Inherited, forget, inherited, listen_fd_coun
         ({"GUNICORN_PID": "7", "GUNICORN_SCOREBOARD": "9"}, Inherited(7, scoreboard_fd=9)),
         ({"GUNICORN_PID": "7", "GUNICORN_SCOREBOARD": "x"}, Inherited(7)),
         ({"GUNICORN_SCOREBOARD": "9"}, Inherited()),
+        ({"GUNICORN_PID": "7", "GUNICORN_UPGRADE": "11,3"}, Inherited(7, report_fd=11, upgrade=3)),
+        ({"GUNICORN_PID": "7", "GUNICORN_UPGRADE": "x"}, Inherited(7)),
+        ({"GUNICORN_UPGRADE": "11,3"}, Inherited()),
     ],
 )
 def test_inherited(environ: dict[str, str], expected: Inherited) -> None:
@@ -66,6 +69,7 @@ def test_forget() -> None:
     environ["GUNICORN_COMPANION_RUN_DIR"] = "/run/x"
     environ["GUNICORN_COMPANION_STATE"] = "9"
     environ["GUNICORN_SCOREBOARD"] = "10"
+    environ["GUNICORN_UPGRADE"] = "11,3"
     forget(environ)
     assert environ == {"HOME": "/"}
 
@@ -76,13 +80,16 @@ def test_forget() -> None:
         (Inherited(7, (5, 6)), {"GUNICORN_PID": "7", "GUNICORN_FD": "5,6"}),
         (Inherited(7, (3, 4), True), {"GUNICORN_PID": "7", "LISTEN_PID": "42", "LISTEN_FDS": "2"}),
         (
-            Inherited(7, (5,), companion_run_dir="/run/x", companion_state_fd=9, scoreboard_fd=10),
+            Inherited(
+                7, (5,), False, "/run/x", companion_state_fd=9, scoreboard_fd=10, report_fd=11, upgrade=3
+            ),
             {
                 "GUNICORN_PID": "7",
                 "GUNICORN_FD": "5",
                 "GUNICORN_COMPANION_RUN_DIR": "/run/x",
                 "GUNICORN_COMPANION_STATE": "9",
                 "GUNICORN_SCOREBOARD": "10",
+                "GUNICORN_UPGRADE": "11,3",
             },
         ),
         (

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from e2e_companions import companion_server, entry, overlaps, pids, pids_in, reconfigure, starts
-from harness import Background, Server, children_of, is_alive, load, wait_until
+from e2e_notify import ServiceManager
+from harness import Background, Server, is_alive, load, wait_until
 
 #: Takes jobs out of a directory, and notes each that it has finished; a stop lets it finish the one it has.
 WORKER = """
@@ -87,6 +89,12 @@ def beside(server: Server) -> Server:
     return new
 
 
+def check_refused(command: Command, new: Server) -> None:
+    for words in (["upgrade"], ["reload"], ["shutdown"]):
+        code, _, err = command(*words)
+        assert code == 1 and f"an upgrade is under way: process {new.pid} is to take over" in err
+
+
 @pytest.mark.parametrize(
     "worker_class",
     ["gthread", *(pytest.param(name, marks=pytest.mark.matrix) for name in ("sync", "gevent", "tornado"))],
@@ -114,9 +122,7 @@ def test_an_upgrade_under_load_loses_nothing_and_runs_nothing_twice(worker_class
             # From here on it is decided, and only what is under way is waited for.
             wait_until(lambda: len(starts(server, "one")) == 2, 20, "the singleton in the new master")
             assert is_alive(master) and is_alive(old["slow"]) and upgrade.poll() is None
-            for words in (["upgrade"], ["reload"], ["shutdown"]):
-                code, _, err = command(*words)
-                assert code == 1 and f"an upgrade is under way: process {new.pid} is to take over" in err
+            check_refused(command, new)
             server.write("answer", "")
             assert held.result().text == "waited"
             server.write("drained", "")
@@ -153,12 +159,13 @@ def test_an_upgrade_under_load_loses_nothing_and_runs_nothing_twice(worker_class
         assert pids_in(server, "slow.drained")[0] == old["slow"] and overlaps(server) == []
 
 
-def test_an_upgrade_that_fails_touches_nothing() -> None:
+def test_what_does_not_boot_touches_nothing(short_dir: Path) -> None:
     companions = entry("one", "idle"), entry("rq", "idle", numprocs=2, singleton=False)
     settings: dict[str, Any] = {"workers": 2, "pidfile": "g.pid", "graceful_timeout": 2}
-    server = companion_server(*companions, **settings)
+    address = str(short_dir / "notify")
+    server = companion_server(*companions, env_option={"NOTIFY_SOCKET": address}, **settings)
     command = Command(server)
-    with server, load(server) as problems:
+    with ServiceManager(address) as systemd, server, load(server) as problems:
         for name in ("one", "rq:0", "rq:1"):
             server.wait_companion(name)
         before = pids(server), server.wait_workers(2), server.manager()
@@ -173,23 +180,18 @@ def test_an_upgrade_that_fails_touches_nothing() -> None:
 
         server.write("app.py", "import nothing_of_that_name\n" + good)
         check_rolled_back("nothing_of_that_name")
-        server.write("app.py", "import os\nos._exit(0)\n" + good)
-        check_rolled_back("without an exception")
+        systemd.wait_status(lambda text: "; the last upgrade failed: ModuleNotFoundError" in text)
+        code, _, err = command("reload", "--wait")
+        assert code == 1 and "reload refused: ModuleNotFoundError" in err
+        assert (pids(server), server.workers(), server.manager()) == before
         # One of them serves, and one does not come up.
         hangs = "import os, time\ntry: os.mkdir('first')\nexcept OSError: time.sleep(99)\n"
         server.write("app.py", hangs + good)
-        upgrade = command.begin("--json", "upgrade", "--wait", "--timeout", "1.5")
-        new = beside(server)
-        for words in (["upgrade"], ["reload"], ["shutdown"]):
-            code, _, err = command(*words)
-            assert code == 1 and f"an upgrade is under way: process {new.pid} is to take over" in err
-        out, err = upgrade.communicate(timeout=40)
+        code, out, _ = command("--json", "upgrade", "--wait", "--timeout", "1")
         told = json.loads(out)
-        assert (upgrade.returncode, told["ok"], told["upgrade"]["result"]) == (1, False, "rolled back")
+        assert (code, told["ok"], told["upgrade"]["result"]) == (1, False, "rolled back")
         assert told["upgrade"]["reason"] == "the new master did not boot in time"
         server.write("app.py", good)
-        reconfigure(server, *companions, entry("one", "idle"), **settings)
-        check_rolled_back("one")
         reconfigure(server, *companions, extra="raise RuntimeError('not today')\n", **settings)
         check_rolled_back("not today")
         # And after the mend it works.
@@ -200,21 +202,30 @@ def test_an_upgrade_that_fails_touches_nothing() -> None:
         server.adopt(server.read_int("g.pid"))
         assert not set(pids(server).values()) & set(before[0].values())
         assert "one.overlap" not in overlaps(server)
+        assert systemd.wait("MAINPID").lines["MAINPID"] == str(server.pid)
+        # A reload, too, waits for those that it has changed.
+        workers = server.workers()
+        reconfigure(server, *companions[1:], entry("two", "drain", startsecs=0.5), **settings)
+        code, out, err = command("reload", "--wait")
+        assert (code, err, out.splitlines()[2:]) == (0, "", ["one: removed", "two: added", "done"])
+        assert not set(server.workers()) & set(workers) and server.companion("two")["state"] == "RUNNING"
     assert problems == []
 
 
 @pytest.mark.parametrize("how", ["TERM", "now"])
 def test_a_stop_while_the_new_master_boots_ends_both(how: str) -> None:
-    server = companion_server(
-        entry("one", "stubborn" if how == "now" else "idle"), workers=1, pidfile="g.pid"
-    )
+    # Both masters run one of these.
+    companion = entry("one", "stubborn" if how == "now" else "idle", singleton=False, stop_timeout=60)
+    server = companion_server(companion, workers=1, pidfile="g.pid", graceful_timeout=60)
     command = Command(server)
     with server:
         server.wait_companion("one")
         server.write("app.py", "import time\ntime.sleep(99)\n")
         assert command("upgrade")[0] == 0
         new = beside(server)
-        wait_until(lambda: children_of(new.pid), 10, "its worker")
+        wait_until(lambda: len(starts(server, "one")) == 2 and new.workers(), 10, "what it starts")
+        check_refused(command, new)
+        assert command("-s", str(new.control_path()), "reload")[0] == 1
         if how == "TERM":
             server.signal(signal.SIGTERM)
         else:
@@ -246,9 +257,14 @@ FAULTS: dict[str, tuple[str, str]] = {
         "    threading.Timer(0.2, os._exit, [1]).start()\n",
     ),
     "companion": ("gunicorn.conf.py", "companion_workers[0]['no_such_key'] = 1\n"),
+    "migration": (
+        "gunicorn.conf.py",
+        "web_after = ['migrate']\ncompanion_workers.append("
+        "{'name': 'migrate', 'target': 'jobs:exit3', 'autorestart': 'on-failure', 'start_retries': 1})\n",
+    ),
 }
 REASONS = {
-    "syntax": "SyntaxError",
+    "syntax": "invalid syntax",
     "missing": "nothing_of_that_name",
     "vanishes": "without an exception",
     "killed": "SIGKILL",
@@ -256,6 +272,7 @@ REASONS = {
     "certificate": "certfile",
     "dies": "exited with status 1 while serving",
     "companion": "no_such_key",
+    "migration": "migrate",
 }
 
 
