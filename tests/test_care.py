@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from gunicorn.master.care import CALM, LOOK_INTERVAL, NEXT_ONE, Spares, idle
+from gunicorn.master.care import CALM, LOOK_INTERVAL, NEXT_ONE, Spares, idle, idle_one
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,20 @@ from gunicorn.master.care import CALM, LOOK_INTERVAL, NEXT_ONE, Spares, idle
 )
 def test_idle(running: list[int], places: int, expected: float) -> None:
     assert idle(running, places) == expected
+
+
+@pytest.mark.parametrize(
+    "requests, due, expected",
+    [
+        ([], "", None),
+        ([1, 2], "1", None),
+        ([1, 0, 0], "", 1),
+        ([1, 0, 0], "2", 2),
+        ([1, 0, 0], "0", 1),
+    ],
+)
+def test_which_one_ends(requests: list[int], due: str, expected: int | None) -> None:
+    assert idle_one(dict(enumerate(requests)), [int(pid) for pid in due]) == expected
 
 
 def grown(*looks: tuple[float, int], fixed: int = 2, most: int = 16, spare: int = 1, extra: int = 0) -> int:

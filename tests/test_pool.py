@@ -382,6 +382,15 @@ def test_why_a_worker_ended(letter: str, status: int, timed_out: bool, own: str 
     assert cause in ENDS
 
 
+def test_why_a_worker_ended_that_was_due() -> None:
+    (record,) = workers("e")
+    assert end_cause(record, SIGSEGV, False, None) == "crash"
+    record.retiring = True
+    assert end_cause(record, SIGKILL, False, None) == "lifetime"
+    record.outdated = True
+    assert end_cause(record, 0, False, None) == "reload"
+
+
 def test_a_worker_that_a_reload_replaces_ends_by_it_unless_somebody_was_faster() -> None:
     (record,) = workers("o")
     assert end_cause(record, SIGKILL, False, None) == "killed"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 # Seconds between two looks at what the workers do.
 LOOK_INTERVAL = 0.25
@@ -19,6 +19,15 @@ def idle(running: Iterable[int], places: int) -> float:
     One with 8 threads, 6 of them free, is three quarters of an idle one.
     """
     return sum(1 - min(1.0, requests / max(1, places)) for requests in running)
+
+
+def idle_one(requests: Mapping[int, int], due: Collection[int]) -> int | None:
+    """Choose the worker to end: of the idle ones the oldest, or one that is due anyway; None if all are busy.
+
+    *requests*: how many each serves, the oldest worker first.
+    """
+    idle_ones = [pid for pid, count in requests.items() if not count]
+    return next((pid for pid in idle_ones if pid in due), idle_ones[0] if idle_ones else None)
 
 
 class Spares:

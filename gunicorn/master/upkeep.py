@@ -143,10 +143,11 @@ class Upkeep(Workforce):
             self.wanted_workers,
         )
         if self.wanted_workers < wanted:
-            idle = [record for record in serving if not requests[record.pid]]
-            for record in sorted(idle, key=lambda record: not record.expiring)[:1]:
+            one = care.idle_one(requests, [record.pid for record in serving if record.expiring])
+            if one is not None:
+                record = self._record(one)
                 record.expiring = record.expiring or "idle"
-                self._retire(record.pid, now)
+                self._retire(one, now)
 
     def _places(self) -> int:
         """How many requests a worker can serve at the same time."""
