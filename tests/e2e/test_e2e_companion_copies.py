@@ -98,10 +98,13 @@ def wait_live(server: Server, first: int, count: int) -> list[int]:
 
 
 def test_a_set_with_a_port_and_a_log_for_each_copy() -> None:
-    first = free_range(6)
+    first = free_range(7)
     files = {"live.py": LIVE, "live.env": "FROM=file\nNAME=file\n"}
     server = companion_server(
-        live(first), entry("tick", "idle", group="all-day"), entry("rest", "idle"), files_option=files
+        live(first),
+        entry("tick", "idle", group="all-day"),
+        entry("rest", "idle", bind=f"127.0.0.1:{first + 6}"),
+        files_option=files,
     )
     server.notes_starts = False
     with server:
@@ -115,6 +118,7 @@ def test_a_set_with_a_port_and_a_log_for_each_copy() -> None:
         assert server.ask("scale", "live", numprocs=4)["removed"] == names(first, 6)[4:]
         wait_until(lambda: is_refused(first + 4) and is_refused(first + 5), 15, "the last two are gone")
         assert wait_live(server, first, 4) == pids
+        assert f":{first + 6} is already used by 'rest'" in ctl(server, "scale", "live", "7").stderr
         check_groups(server, first)
         # To one address for all, and back.
         reconfigure(server, live(first, bind=f"127.0.0.1:{first}"), entry("tick", "idle", group="night"))
