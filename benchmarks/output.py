@@ -304,7 +304,7 @@ def flood(seconds: float, where: str) -> bool:
         rate = (_written(server) - before) / (time.monotonic() - began)
         follower.join(DEADLINE)
     print(f"{where}: {rate / 1e6:.0f} MB/s for {seconds:g} s")
-    return _judge("answers of status", answers, ANSWER) & _judge("lines of another companion", delays, DELAY)
+    return judge("answers of status", answers, ANSWER) & judge("lines of another companion", delays, DELAY)
 
 
 def _written(server: Server) -> int:
@@ -334,7 +334,7 @@ def _follow(path: str, delays: list[float], seconds: float) -> None:
                     delays.append(time.time() - float(found[1]))
 
 
-def _judge(what: str, times: list[float], limit: float) -> bool:
+def judge(what: str, times: list[float], limit: float) -> bool:
     if not times:
         print(f"  {what}: none")
         return False

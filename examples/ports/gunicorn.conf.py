@@ -15,6 +15,9 @@ companion_workers = [
         "numprocs": 4,
         "index_start": int(os.environ.get("LIVE_PORT", "8001")),
         "bind": "127.0.0.1:%(index)d",
+        # A copy is RUNNING when it answers, and is restarted if it does not three times in a row.
+        "probe": {"http": "http://127.0.0.1:%(index)d/"},
+        "liveness": {"http": "http://127.0.0.1:%(index)d/", "every": 5},
         # Read at each start. What is secret stands there, and not here.
         "env_file": "live.env",
         "stdout": "live-%(index)d.log",

@@ -484,8 +484,9 @@ class CompanionManager:
                 # No descriptor is left to look with.
                 known = self.sessions.children.read() if self.sessions.children is not None else None
                 children = sorted(known or ())
-            if self.capture is not None and self.capture.pid in children:
-                children.remove(self.capture.pid)
+            helpers = (self.capture, self.prober)
+            helper_pids = {helper.pid for helper in helpers if helper is not None}
+            children = [pid for pid in children if pid not in helper_pids]
             if not children:
                 return
             if not told and (names := session.names_of([pid for pid in children if session.exists(pid)])):

@@ -228,6 +228,7 @@ def run_commands(size: int) -> None:
             "cwd": "/tmp",
             "liveness": {"command": sh(output), "every": 0.4, "timeout": 60},
         },
+        {"name": "slow", "command": sh(f"echo {'a' * 60}!; exec sleep 1000"), "probe": {"log": "(a+)+$"}},
         {"name": "lacks", **IDLE, "liveness": {"command": ["no-such-program"], "every": 0.4, "failures": 99}},
         companion_restart_delay=0.2,
     )
@@ -241,6 +242,8 @@ def run_commands(size: int) -> None:
         assert looked("writes")["good"]
         pid = server.companion("writes")["pid"]
         assert looked("writes")["output"].split("and more")[1].split() == ["/tmp", str(pid)]
+        reason = "not ready: its regular expression takes too long for a line of the output"
+        wait_until(lambda: reason in descriptions(server)["slow"], 20, "the regular expression")
         wait_until(
             lambda: "not found in PATH" in (looked("lacks")["output"] or ""), 20, "the missing program"
         )
@@ -271,3 +274,25 @@ def test_nothing_is_left_of_commands() -> None:
 @pytest.mark.matrix
 def test_commands_that_write_a_gigabyte() -> None:
     run_commands(1_000_000_000)
+
+
+#: In the configuration file: looking at a file never returns, and a prober that hangs is ended soon.
+HANGING = """
+import time
+import gunicorn.companion.probing.prober as prober
+prober.STUCK = prober.LONGEST_WAIT = 1
+prober.Prober._look_at_file = lambda *args: time.sleep(1000)
+"""
+
+
+@pytest.mark.matrix
+def test_a_prober_that_hangs_is_replaced() -> None:
+    server = companion_server({"name": "hangs", **IDLE, "probe": {"file": "x"}}, extra=HANGING)
+    with server:
+        for _ in range(2):
+            prober = prober_of(server)
+            assert server.companion("hangs")["state"] == "STARTING"
+            prober_of(server, without=prober)
+        assert "probably in a file system, and was ended; starting another one" in server.log()
+        assert server.stop() == 0
+    assert "left behind" not in server.log()

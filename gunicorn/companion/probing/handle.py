@@ -12,6 +12,7 @@ from typing import Any
 
 from gunicorn.companion.output.wire import Message, Wire
 from gunicorn.companion.probing.prober import STUCK, start_prober
+from gunicorn.unix import session
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
 from gunicorn.unix.process import describe_status, term_signal
 
@@ -105,7 +106,7 @@ class ProberHandle:
         self._close()
         why = describe_status(status)
         if term_signal(status) == signal.SIGALRM:
-            why = f"hung for {STUCK} s, in a regular expression or a file system, and was ended"
+            why = f"hung for {STUCK} s, probably in a file system, and was ended"
         self.log.warning("The prober of companions (pid %d) %s; starting another one", pid, why)
         self.start()
         return True
@@ -122,16 +123,18 @@ class ProberHandle:
             self._wire = None
 
     def end(self) -> None:
-        """The server ends: wait a moment for it to end too."""
+        """The server ends: wait a moment for it to end too, and kill it if it is stuck."""
         self.stop()
         deadline = time.monotonic() + _END
-        while self.pid is not None and time.monotonic() < deadline:
+        while self.pid is not None:
             with contextlib.suppress(ChildProcessError):
                 if os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+                    if time.monotonic() >= deadline:
+                        session.send(self.pid, signal.SIGKILL)
+                        return
                     self.poller.wait(0.01)
                     continue
             self.pid = None
-        # One that is stuck is among the rest that the manager kills.
 
     def descriptors(self) -> list[int]:
         """All that no companion is to keep."""

@@ -4,17 +4,41 @@
 from __future__ import annotations
 
 import _socket
+import contextlib
 import json
 import re
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 from gunicorn.unix.poller import Poller
+from gunicorn.unix.signals import set_handler
 
 _READ = 64 * 1024
 # Characters of a line that are looked at: a regular expression may need very long for more.
 _LONGEST = 4096
+# Processor seconds that it may need.
+_SLOW = 0.25
 # The longest line of the keeper: one of a companion, with each byte escaped.
 _MOST = 1024 * 1024
+
+
+class TooSlow(Exception):
+    """Raised at SIGVTALRM."""
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Have SIGVTALRM sent if the block needs more than *seconds* of the processor: `re` looks for signals."""
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise TooSlow
 
 
 class LogLines:
@@ -26,12 +50,15 @@ class LogLines:
     def __init__(
         self, pattern: str, pid: int, since: float, poller: Poller, found: Callable[[], object]
     ) -> None:
+        set_handler(signal.SIGVTALRM, _interrupt, restart=True)
         self.pattern = re.compile(pattern)
         self.pid = pid
         self.since = since
         self.poller = poller
         self.found = found
         self.line: str | None = None
+        # Whether its regular expression takes too long; then it looks no more.
+        self.too_slow = False
         self._sock: _socket.socket | None = None
         self._buffer = b""
 
@@ -61,7 +88,7 @@ class LogLines:
         *lines, rest = (self._buffer + data).split(b"\n")
         self._buffer = rest if len(rest) <= _MOST else b""
         for line in lines:
-            if self.line is None:
+            if self.line is None and not self.too_slow:
                 self._look_at(line)
 
     def _look_at(self, message: bytes) -> None:
@@ -73,7 +100,15 @@ class LogLines:
         if entry.get("pid") != self.pid or entry.get("time", 0.0) < self.since:
             return
         line = entry["line"][:_LONGEST]
-        if self.pattern.search(line):
+        try:
+            with limited(_SLOW):
+                found = self.pattern.search(line)
+        except TooSlow:
+            # The next line would hold up all other checks again.
+            self.too_slow = True
+            self.close()
+            return
+        if found:
             self.line = line
             self.found()
 

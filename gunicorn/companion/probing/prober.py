@@ -30,9 +30,11 @@ from gunicorn.unix.signals import SignalInbox, blocked_signals, reset_to_default
 # ten seconds for what is ready after one.
 FIRST_PAUSE = 0.25
 
-# Seconds after which the kernel ends a prober that does not get on: it may hang in a file system or in a
-# regular expression. The manager starts another one.
+# Seconds after which the kernel ends a prober that does not get on: it may hang in a file system. The manager
+# starts another one.
 STUCK = 10
+# So many seconds it waits at most: the alarm begins with the wait.
+LONGEST_WAIT = 5
 
 # A check whose time was over so long ago was held up with us (a paused machine): it is made again.
 LATE = 1.0
@@ -124,8 +126,10 @@ class Prober:
     def run(self) -> None:
         """Until the manager is gone."""
         while not self.wire.ended:
-            signal.alarm(0)
-            self.poller.wait(self._timeout())
+            timeout = self._timeout()
+            # The poller calls what may hang, but without jobs nothing can.
+            signal.alarm(0 if timeout is None else STUCK + LONGEST_WAIT)
+            self.poller.wait(timeout)
             signal.alarm(STUCK)
             if self.inbox.drain():
                 self.commands.reap()
@@ -137,8 +141,10 @@ class Prober:
         self._end()
 
     def _timeout(self) -> float | None:
-        now = time.monotonic()
-        return max(0.0, min(job.next_at for job in self.jobs.values()) - now) if self.jobs else None
+        if not self.jobs:
+            return None
+        wait = min(job.next_at for job in self.jobs.values()) - time.monotonic()
+        return max(0.0, min(wait, LONGEST_WAIT))
 
     def _end(self) -> None:
         deadline = time.monotonic() + _END
@@ -249,6 +255,8 @@ class Prober:
     def _look_at_log(self, job: Job) -> Outcome:
         log = job.log
         assert log is not None
+        if log.too_slow:
+            return Outcome(False, "its regular expression takes too long for a line of the output")
         line = log.take(log.since if job.first else time.time())
         if not log.connected:
             # The keeper has no connection to us yet, or no more.
