@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import stat
@@ -54,6 +55,13 @@ class CompanionConfig(Keys):
     def rungs(self) -> tuple[Rung, ...]:
         """The stop signals in their order, each with the seconds until the next one or SIGKILL."""
         return self.stop_signals or ((self.stop_signal, self.stop_timeout),)
+
+    @property
+    def later_signals(self) -> tuple[Rung, ...]:
+        """The stop signals after the first one, each with the seconds that it leaves before SIGKILL."""
+        ends = itertools.accumulate(seconds for _, seconds in reversed(self.rungs))
+        later = [(signum, left) for (signum, _), left in zip(reversed(self.rungs), ends, strict=True)]
+        return tuple(reversed(later))[1:]
 
     @property
     def group(self) -> str:

@@ -16,7 +16,9 @@ import fcntl
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from gunicorn.unix import session, spare, trust
 from gunicorn.unix.kernel import KERNEL, Kernel
@@ -30,7 +32,12 @@ DRAIN_INTERVAL = 0.25
 # Somebody else may own the directory: follow no link, and wait for no pipe.
 _TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 # Fields that an earlier version did not write, whose records are read during an upgrade.
-_LATER_FIELDS = {"stop_as_group": False, "group_signalled": False, "exception": None}
+_LATER_FIELDS: dict[str, Any] = {
+    "stop_as_group": False,
+    "group_signalled": False,
+    "exception": None,
+    "later_signals": (),
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ class Record:
     # Why the start failed, where it did; or the exception that has ended the target.
     error: str | None = None
     exception: str | None = None
+    # The stop signals after the first one, each with the seconds that it leaves before SIGKILL.
+    later_signals: Sequence[Sequence[float]] = ()
 
     def to_bytes(self) -> bytes:
         return json.dumps(vars(self)).encode() + b"\n"
@@ -65,6 +74,7 @@ class Record:
             return None
         try:
             values = {**_LATER_FIELDS, **json.loads(data)}
+            values["later_signals"] = tuple(map(tuple, values["later_signals"]))
             record = cls(**{f.name: values[f.name] for f in fields(cls)})
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
@@ -80,6 +90,7 @@ class Record:
             and type(self.stop_timeout) in (int, float)
             and self.stop_timeout >= 0
             and all(type(flag) is bool for flag in (self.signalled, self.stop_as_group, self.group_signalled))
+            and all(map(_is_sound_signal, self.later_signals))
         )
 
     def is_supervised(self, kernel: Kernel = KERNEL) -> bool:
@@ -89,6 +100,11 @@ class Record:
     def runs(self, kernel: Kernel = KERNEL) -> bool:
         """Whether the recorded process itself lives."""
         return kernel.is_alive(self.pid, self.started)
+
+
+def _is_sound_signal(pair: Sequence[Any]) -> bool:
+    """Whether *pair* is a signal with seconds."""
+    return len(pair) == 2 and type(pair[0]) is int and pair[0] > 0 and type(pair[1]) in (int, float)
 
 
 class RunFile:

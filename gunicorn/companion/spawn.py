@@ -224,6 +224,7 @@ def write_record(launch: Launch, prepared: Prepared, signalled: bool) -> None:
         stop_timeout=config.stop_timeout,
         signalled=signalled,
         stop_as_group=config.stop_as_group,
+        later_signals=config.later_signals,
     )
     try:
         launch.run.write(record)

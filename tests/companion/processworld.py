@@ -341,6 +341,8 @@ class World:
     # Whether descendants that lose their parent become the manager's children.
     adopts: bool = False
     kernel: SimulatedKernel = field(default_factory=SimulatedKernel)
+    log: logging.Logger = LOG
+    launches: list[Launch] = field(default_factory=list)
     #: Those that were stopped by hand, and those that have settled: nobody may fork them unasked.
     at_rest: set[str] = field(default_factory=set)
     forked_at: dict[CompanionProcess, float] = field(default_factory=dict)
@@ -368,7 +370,7 @@ class World:
         self.prober = SimulatedProber(self.kernel)
         manager = CompanionManager(
             self.configs,
-            LOG,
+            self.log,
             load_configs=lambda: self.configs,
             follow_log=lambda: None,
             run_dir=self.run_dir,
@@ -448,6 +450,7 @@ class World:
     def _fork(self, launch: Launch) -> int:
         name = launch.config.name
         process = self.processes[name]
+        self.launches.append(launch)
         assert self.everybody(name) == [], "two of one name"
         assert not self.stopping, "started during the end"
         assert name not in self.at_rest, "nobody has asked for this start"
@@ -482,6 +485,7 @@ class World:
             config.stop_timeout,
             signalled=True,
             stop_as_group=config.stop_as_group,
+            later_signals=config.later_signals,
         )
 
     def _foretell(self, life: Life, config: CompanionConfig) -> None:

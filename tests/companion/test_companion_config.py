@@ -532,7 +532,10 @@ def test_stop_signals_take_the_place_of_the_signal_and_its_time():
     config = build(stop_signals=[["TERM", 60], [3, 1.5]])
     assert config.rungs == config.stop_signals == ((15, 60), (3, 1.5))
     assert (config.stop_signal, config.stop_timeout) == (15, 61.5)
+    assert config.later_signals == ((3, 1.5),)
+    assert build(stop_signals=[[1, 1], [2, 2], [3, 3]]).later_signals == ((2, 5), (3, 3))
     assert build(stop_signal="INT", stop_timeout=5).rungs == ((2, 5),)
+    assert build().later_signals == ()
 
 
 # -- hashes ------------------------------------------------------------------------

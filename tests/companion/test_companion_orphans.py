@@ -130,6 +130,24 @@ def test_one_that_ignores_its_signal_is_killed_at_its_deadline(companion):
     assert session_of(companion.pid) == []
 
 
+@pytest.mark.parametrize("companion", ["ignore"], indirect=True)
+@pytest.mark.parametrize("at", [60, 50])
+def test_the_next_stop_signal_comes_in_its_time(companion, at):
+    now = time.monotonic()
+    stops = replace(companion.record, stop_timeout=70, later_signals=((int(signal.SIGQUIT), 10),))
+    orphan = Orphan(stops, now)
+    assert companion.line() == "TERM"
+    if at == 50:
+        # A quicker stop of the server.
+        orphan.deadline = now + 60
+    assert orphan.drains(now + at - 0.1)
+    assert orphan.step(now + at - 0.1) is False
+    assert is_alive(companion.pid)
+    assert not orphan.drains(now + at)
+    run_to_its_end(orphan, now + at)
+    assert companion.popen.wait(10) == -signal.SIGQUIT
+
+
 @pytest.mark.parametrize("companion", ["drain"], indirect=True)
 def test_one_that_cannot_be_looked_at_is_not_gone_and_is_asked_later(companion):
     now = time.monotonic()

@@ -299,11 +299,15 @@ def test_many_claim_at_once_and_one_has_it(tmp_path):
         json.dumps({**asdict(record()), "stop_signal": "TERM"}).encode(),
         json.dumps({**asdict(record()), "stop_timeout": float("nan")}).encode(),
         json.dumps({**asdict(record()), "stop_timeout": -1}).encode(),
+        json.dumps({**asdict(record()), "later_signals": 3}).encode(),
+        json.dumps({**asdict(record()), "later_signals": [[3]]}).encode(),
+        json.dumps({**asdict(record()), "later_signals": [[-3, 10]]}).encode(),
+        json.dumps({**asdict(record()), "later_signals": [[3, "10"]]}).encode(),
         json.dumps({**asdict(record()), "supervisor_started": None}).encode(),
         json.dumps({**asdict(record()), "signalled": "yes"}).encode(),
         b"[" * 20000,
     ],
-    ids=range(20),
+    ids=range(24),
 )
 def test_what_is_no_record_counts_as_none(tmp_path, content):
     (tmp_path / "rq.run").write_bytes(content)
@@ -344,7 +348,7 @@ def test_supervised_and_running():
 
 def test_a_record_of_an_earlier_version_is_one():
     values = json.loads(record(stop_as_group=True, group_signalled=True).to_bytes())
-    del values["stop_as_group"], values["group_signalled"]
+    del values["stop_as_group"], values["group_signalled"], values["later_signals"]
     assert Record.from_bytes(json.dumps(values).encode()) == record()
 
 

@@ -37,6 +37,10 @@ def grows():
         held = bytearray(os.urandom(2**20) * 80)
     ages()
 
+def raises():
+    begin()
+    raise KeyError("price")
+
 def ages():
     """Says itself that it is ready: on a busy machine startsecs may pass before the target's first line."""
     global begin
@@ -59,6 +63,91 @@ def end_with(server: Server, name: str, status: int) -> int:
 
 def exits(name: str, **keys):
     return entry(name, "exits", restart_delay=0.1, **keys)
+
+
+# -- limits, and stop signals one after the other --
+
+UNTIL = {"UNTIL": "x"}
+HOOK = """
+def companion_give_up(manager, companion):
+    manager.log.error("ALARM: %s %s", companion.name, companion.verdict)
+"""
+
+
+def test_starts_and_runs_have_limits_and_a_stop_has_several_signals() -> None:
+    quick = {"restart_delay": 0.05, "restart_delay_max": 0.2}
+    server = companion_server(
+        entry("loops", "raises", startsecs=0, **quick),
+        entry("often", "exit3", startsecs=0, start_limit="4/1h", retry_after=0.3, **quick),
+        entry("job", "exits", startsecs=60, autorestart="on-failure", success_exit_codes=[0, 75]),
+        entry("next", "idle", after=["job"]),
+        entry("long", "idle", max_runtime=0.2, startsecs=0.05, start_limit="2/1h", autorestart="on-failure"),
+        entry("celery", "ages", ready="notify", stop_signals=[["TERM", 0.2], ["QUIT", 60]], env=UNTIL),
+        extra=HOOK,
+        files_option=FILES,
+        companion_log_format="raw",
+    )
+    with server:
+        # It is tried afresh, with 4 starts each time.
+        alarm = "ALARM: often gave up after 4 starts within 3600s: exited with status 3"
+        wait_until(lambda: server.log().count(alarm) >= 2, 20, "two alarms")
+        assert len(starts(server, "often")) >= 8
+        verdict = "often gave up after 4 starts within 3600s: exited with status 3; next try in 1s"
+        assert server.log().count(f"Companion {verdict}") >= 2
+
+        # Exit code 75 is a success here, and the next one may start.
+        assert server.companion("next")["description"] == "waiting for job"
+        server.write("job.go", "75")
+        server.wait_companion("next")
+        assert server.companion("job")["description"] == "done, exited with status 75"
+
+        # A job that runs for too long has failed, though it obeys its stop signal.
+        long = server.wait_companion("long", "STOPPED")
+        assert long["description"] == (
+            "gave up after 2 starts within 3600s: it ran for longer than max_runtime, 0.2s"
+        )
+        assert long["last_exit_cause"] == "max_runtime"
+        assert server.log().count("Stopping companion long (pid") == 2
+
+        # The second signal comes in the time of the first stop, without SIGKILL.
+        reply = server.ask("stop", "celery")
+        assert reply["ok"]
+        wait_until(lambda: len(signals(server, "celery")) == 2, 10, "two signals")
+        assert [signum for _, signum, _ in signals(server, "celery")] == [signal.SIGTERM, signal.SIGQUIT]
+        assert "SIGKILL in" in server.companion("celery")["description"]
+        server.write("x", "")
+        server.wait_companion("celery", "STOPPED")
+        assert server.companion("celery")["kill_count"] == 0
+
+        # Of a loop the log has the first failures, and the output their tracebacks.
+        wait_until(lambda: server.companion("loops")["failures"] > 9, 20, "ten failures")
+        text = server.log()
+        assert 3 <= text.count("KeyError: 'price'), cause: crash; restarting in") <= 5
+        assert text.count("in raises\n") == 3
+        assert text.count("KeyError: 'price' (again; its traceback has been printed before)") > 5
+        assert len(re.findall(r"Starting companion loops|Companion loops is RUNNING", text)) <= 6
+        server.ask("restart", "loops")
+        wait_until(
+            lambda: server.log().count("in raises\n") > 3, 20, "a traceback after a restart by command"
+        )
+
+
+@pytest.mark.skipif(not LINUX, reason="needs the signal at the death of the parent")
+def test_the_next_manager_sends_the_next_stop_signal() -> None:
+    rungs = [["TERM", 0.5], ["QUIT", 60]]
+    server = companion_server(
+        entry("celery", "ages", ready="notify", stop_signals=rungs, env=UNTIL), files_option=FILES
+    )
+    with server:
+        pid = server.wait_companion("celery")["pid"]
+        os.kill(server.wait_manager(), signal.SIGKILL)
+        wait_until(lambda: len(signals(server, "celery")) >= 2, 20, "two signals")
+        assert [each[:2] for each in signals(server, "celery")] == [
+            (pid, signal.SIGTERM),
+            (pid, signal.SIGQUIT),
+        ]
+        server.write("x", "")
+        server.wait_companion("celery", without=[pid])
 
 
 # -- autorestart --

@@ -167,7 +167,7 @@ def _limit(name: str, limit: float, now: float | None) -> str:
     def show(value: float) -> str:
         if name == "max_memory":
             return show_size(int(value))
-        return f"{value:g}" if name == "start_retries" else f"{value:.1f} s"
+        return f"{value:g}" if name in ("start_retries", "start_limit") else f"{value:.1f} s"
 
     if now is None:
         return f"{name} {show(limit)}"

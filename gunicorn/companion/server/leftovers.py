@@ -136,6 +136,7 @@ class Leftovers(ArbitersPart):
                         # The kernel sent it when the manager died.
                         signalled=True,
                         stop_as_group=config.stop_as_group,
+                        later_signals=config.later_signals,
                     )
                 )
         return found

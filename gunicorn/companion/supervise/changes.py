@@ -274,6 +274,7 @@ class Changes:
                 stop_signal=config.stop_signal,
                 stop_timeout=config.stop_timeout,
                 stop_as_group=config.stop_as_group,
+                later_signals=config.later_signals,
             )
             # On a full disk the old limits stay there.
             with contextlib.suppress(OSError):

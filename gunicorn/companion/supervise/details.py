@@ -100,14 +100,21 @@ def _limits(process: CompanionProcess, private: int | None, now: float) -> dict[
     config = process.config
     runs = process.pid is not None and process.started_at is not None
     beat = None if process.watchdog_at is None or config.watchdog is None else process.watchdog_at
+    age = now - (process.started_at or now) if runs else None
+    most = config.start_limit
     found = {
         "max_memory": (config.max_memory, private),
-        "max_lifetime": (config.max_lifetime, now - (process.started_at or now) if runs else None),
+        "max_lifetime": (config.max_lifetime, age),
+        "max_runtime": (config.max_runtime, age),
         "watchdog": (
             config.watchdog,
             None if beat is None or not runs else now - beat + (config.watchdog or 0),
         ),
         "start_retries": (config.start_retries, process.failed_starts),
+        "start_limit": (
+            None if most is None else most.starts,
+            None if most is None else sum(start > now - most.seconds for start in process.tries),
+        ),
     }
     return {
         name: {"limit": limit, "now": round(value, 3) if isinstance(value, float) else value}

@@ -15,11 +15,12 @@ from gunicorn.unix.kernel import KERNEL, Kernel
 class Orphan:
     """Ends a recorded session whose supervisor is dead. Call ``step`` at intervals until it returns True.
 
-    The leader gets its stop signal once, unless the kernel has sent it. When it is gone, or at the deadline,
-    the rest of the session gets SIGKILL; with `stop_as_group` the rest gets the stop signal too, and has
-    until the deadline. *run*: its run file, for what a later manager must know. *timeout*: in the place of
-    the recorded one. *uid*: touch only that user's processes, since the records are in a directory of that
-    user, for whom a privileged master must not kill others.
+    The leader gets its stop signal once, unless the kernel has sent it, and then the next ones of
+    `stop_signals`. When it is gone, or at the deadline, the rest of the session gets SIGKILL; with
+    `stop_as_group` the rest gets the stop signals too, and has until the deadline. *run*: its run file, for
+    what a later manager must know. *timeout*: in the place of the recorded one. *uid*: touch only that user's
+    processes, since the records are in a directory of that user, for whom a privileged master must not kill
+    others.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Orphan:
         self.kernel = kernel
         self.uid = uid
         self.deadline = now + (record.stop_timeout if timeout is None else timeout)
+        self._later = list(record.later_signals)
         # When to look again for processes besides the leader, while they may finish.
         self._look_at = now
         self._run = run
@@ -54,18 +56,33 @@ class Orphan:
         if not ours:
             return
         if record.stop_as_group and not record.group_signalled:
-            self._ask_the_others()
+            self._ask_the_others(record.stop_signal)
         if run is not None and not (record.signalled and record.group_signalled is record.stop_as_group):
             # If this manager dies too, the next one must not send it again.
             run.write(replace(record, signalled=True, group_signalled=record.stop_as_group))
 
-    def _ask_the_others(self) -> None:
-        """Send the stop signal to the process group except its leader, which gets its own."""
+    def _ask_the_others(self, signum: int) -> None:
+        """Send a stop signal to the process group except its leader, which gets its own."""
         leader = self.record.pid
         for pid in self.kernel.members({self.record.session}).get(self.record.session, ()):
             with contextlib.suppress(OSError):
                 if pid != leader and self.kernel.group_of(pid) == leader and self._may_touch(pid):
-                    self.kernel.ask_to_stop(pid, self.record.stop_signal)
+                    self.kernel.ask_to_stop(pid, signum)
+
+    def _has_signal_due(self, now: float) -> bool:
+        return bool(self._later) and now >= self.deadline - self._later[0][1]
+
+    def _send_due_signal(self, now: float) -> None:
+        """Send the next stop signal if its time has come; with little time, only the latest of them."""
+        signum = None
+        while self._has_signal_due(now):
+            signum = int(self._later.pop(0)[0])
+        if signum is None:
+            return
+        if self.record.runs(self.kernel):
+            self.kernel.ask_to_stop(self.record.pid, signum)
+        if self.record.stop_as_group:
+            self._ask_the_others(signum)
 
     def _is_strangers(self) -> bool:
         """Whether another process has the leader's pid now, so that the session is empty.
@@ -77,7 +94,7 @@ class Orphan:
     def drains(self, now: float) -> bool:
         """Whether there is nothing to do but wait for it to finish."""
         try:
-            if now >= self.deadline or not self._may_touch(self.record.pid):
+            if now >= self.deadline or self._has_signal_due(now) or not self._may_touch(self.record.pid):
                 return False
         except OSError:
             return False
@@ -97,10 +114,13 @@ class Orphan:
         if self.record.runs(self.kernel) and self._may_touch(self.record.pid):
             if now >= self.deadline:
                 self.kill(members)
+            else:
+                self._send_due_signal(now)
             return False
         if self._is_strangers():
             return True
         if self.record.stop_as_group and now < self.deadline:
+            self._send_due_signal(now)
             if now >= self._look_at or members is not None:
                 self._look_at = now + DRAIN_INTERVAL
                 return not self._members(members)

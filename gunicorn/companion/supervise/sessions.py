@@ -21,7 +21,6 @@ from gunicorn.companion.process import (
     Event,
     State,
 )
-from gunicorn.companion.status import format_uptime
 from gunicorn.companion.supervise import detached
 from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.order import Stops
@@ -211,8 +210,9 @@ class Sessions:
             self.log.warning("Companion %s (pid %s) did not stop in time: SIGKILL", process.name, process.pid)
             self.table.send(process, Event.DEADLINE, now)
         elif due is Event.RECOVERED and process.failures.persist:
-            uptime = format_uptime(now - (process.started_at or now))
-            self.log.info("Companion %s runs again: uptime %s; it %s", process.name, uptime, process.failures)
+            self.log.info(
+                "Companion %s has recovered after %d failures in a row", process.name, process.failures.count
+            )
             self.table.send(process, due, now)
         elif due is not None and due is not Event.DELAY_PASSED:
             self.table.send(process, due, now)
