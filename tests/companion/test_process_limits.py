@@ -95,9 +95,10 @@ def starts_until_it_gives_up(process: CompanionProcess, seconds: float, status: 
         # The sixth start would come 60.5 s after the first one, and the others go on like that.
         (StartLimit(5, 60), 2.1, None, 10, failure(), 30),
         (StartLimit(5, 60), 2, None, 9.9, failure(), 5),
-        # The delays grow: 5, 10, 20, 40 s. Four starts lie in a minute, and eight in ten.
+        # The delays grow: 5, 10, 20, 40, 60 s. Four starts lie in a minute, and thirteen in ten.
         (StartLimit(5, 60), 5, 60, 0.1, failure(), 30),
-        (StartLimit(8, 600), 5, 60, 0.1, failure(), 8),
+        (StartLimit(12, 600), 5, 60, 0.1, failure(), 12),
+        (StartLimit(13, 600), 5, 60, 0.1, failure(), 30),
     ],
 )
 def test_it_gives_up_rather_than_start_too_often(
