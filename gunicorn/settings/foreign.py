@@ -110,7 +110,7 @@ OTHER_KEYS = {
     "wait_ready": '"ready": "notify", or a probe such as {"tcp": "127.0.0.1:8001"}',
     "args": "the arguments follow the program in command, a list",
     "copy_env": "always so",
-    "exp_backoff_restart_delay": "restart_delay is the first delay, restart_delay_max the longest, in seconds",
+    "exp_backoff_restart_delay": "restart_delay is the first delay, restart_delay_max the longest (seconds)",
     "startlimitburst": 'start_limit has both: "5/60s"',
     "startlimitintervalsec": 'start_limit has both: "5/60s"',
     "gid": _NO_USER,
