@@ -11,16 +11,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import import_tables
 import pytest
 from harness import ROOT
 from importcases import CASES, DATA, VARIABLES, expected, translated
 
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.companion import ctl, keys
-from gunicorn.companion.importing import circus, compose, pm2, procfile, supervisord, systemd, uwsgi, values
+from gunicorn.companion.importing import (
+    circus,
+    compose,
+    execline,
+    pm2,
+    procfile,
+    supervisord,
+    systemd,
+    uwsgi,
+    values,
+)
 from gunicorn.companion.importing.command import ORIGINS, recognise, translate
 from gunicorn.companion.importing.found import Env, Found, Mark, Program, Source, SourceError, Text, plain
 from gunicorn.companion.importing.webservers import recognise as recognise_web
+from gunicorn.companion.importing.webservers import replace_web_servers
 from gunicorn.companion.importing.writer import PLACEHOLDER_KEYS, literal, write
 
 ORIGIN_MODULES: dict[str, Any] = {
@@ -610,6 +622,120 @@ def test_nobody_waits_for_what_does_not_start() -> None:
     text = "[program:a]\ncommand=a\nautostart=false\npriority=1\n[program:b]\ncommand=b\n"
     found: Found = supervisord.translate(Source("x.conf", text))
     assert "after" not in found.programs[1].values
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a 'b c' \"d e\"", ["a", "b c", "d e"]),
+        (r"a\x20b c\sd \t", ["a b", "c d", "\t"]),
+        (r"'a\\b' \d", ["a\\b", r"\d"]),
+        ("a''b '' c", ["ab", "", "c"]),
+    ],
+)
+def test_words_of_a_unit(text: str, words: list[str]) -> None:
+    assert execline.split(text) == words
+
+
+@pytest.mark.parametrize(
+    ("word", "shell"),
+    [
+        ("a b", "'a b'"),
+        ("$A", "$A"),
+        ("${A}", '"${A}"'),
+        ("x${A}y z", '"x${A}y z"'),
+        ("$$A", "'$A'"),
+        ('${A}"`$B', '"${A}\\"\\`\\$B"'),
+    ],
+)
+def test_words_of_a_unit_for_a_shell(word: str, shell: str) -> None:
+    assert execline.for_shell([word]) == shell
+
+
+def program_of(name: str, text: str) -> Program:
+    """The only program of a file."""
+    source = Source(name, text)
+    origin = recognise(source)
+    module = ORIGIN_MODULES[origin]
+    found: Found = module.translate_all([source]) if origin == "systemd" else module.translate(source)
+    replace_web_servers(found)
+    found.finish()
+    (program,) = found.programs
+    return program
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key", "value"),
+    [
+        ("a.conf", "[program:a]\ncommand=a\nnumprocs=0\n", "autostart", False),
+        ("a.ini", "[watcher:a]\ncmd = a\nnumprocesses = 0\n", "autostart", False),
+        ("a.json", '{"script": "a", "env": {"A": true, "B": 1}}', "env", {"A": "true", "B": "1"}),
+        ("a.json", '{"script": "a.sh", "interpreter": "none"}', "command", ["./a.sh"]),
+        ("a.yml", "services:\n  a:\n    entrypoint: a b\n    command: null\n", "command", ["a", "b"]),
+        ("a.yml", "services:\n  a: {command: a, deploy: {replicas: 0}}\n", "autostart", False),
+        ("a.service", "[Service]\nExecStart=a\nRestartSec=2min\n", "restart_delay_max", 120),
+        ("a.service", "[Service]\nExecStart=-@/a b c\n", "command", ["/a", "c"]),
+        ("a.service", "[Service]\nExecStart=a ; b\n", "command", ["sh", "-c", "a && exec b"]),
+        ("a.service", "[Service]\nExecStart=a\nExecStart=\nExecStart=b\n", "command", ["b"]),
+        ("a.service", "[Service]\nExecStart=a \\\n# no\n  b\n", "command", ["a", "b"]),
+        ("a@7.service", "[Service]\nExecStart=a %i %%\n", "command", ["a", "7", "%"]),
+        ("a.ini", "[uwsgi]\nattach-daemon = $(HOME)/a\n", "command", [Text((Env("HOME"), "/a"))]),
+        ("Procfile", "a: cd x && b\n", "cwd", "x"),
+    ],
+)
+def test_a_value(name: str, text: str, key: str, value: Any) -> None:
+    assert program_of(name, text).values[key] == value
+
+
+def test_nobody_waits_for_what_waits_for_a_command() -> None:
+    text = "[Unit]\nAfter={}\n[Service]\nExecStart=a\n"
+    timer = Source("b.timer", "[Timer]\nOnCalendar=daily\n")
+    sources = [Source("a.service", text.format("b.service")), Source("b.service", text.format("")), timer]
+    found = systemd.translate_all(sources)
+    found.finish()
+    assert found.programs[0].values["after"] == []
+    assert "it does not wait for b, which is not started by itself" in found.programs[0].notes
+
+
+def test_what_ran_before_the_web_server_is_not_lost() -> None:
+    found: Found = procfile.translate(
+        Source("Procfile", "web: python manage.py migrate && gunicorn shop.wsgi\n")
+    )
+    replace_web_servers(found)
+    assert not found.programs
+    assert any("before it ran python manage.py migrate" in line for line in found.blocks[0].lines)
+
+
+def test_secrets_are_named(tmp_path: Path) -> None:
+    text = "[program:x]\ncommand=a\nenvironment=DB_PASSWORD=hidden,LEVEL=info\n"
+    text += "[supervisord]\nenvironment=API_KEY=x\n"
+    (tmp_path / "a.conf").write_text(text)
+    head = translate([str(tmp_path / "a.conf")]).partition("companion_workers")[0]
+    assert "# Secrets stand here as they are (API_KEY, DB_PASSWORD): env_file keeps them apart" in head
+
+
+def test_no_text_of_a_file_ends_its_comment(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"script": "a", "uid": "x\\nimport os\\u0000", "colour": "\\r1/0\\u000c1/0"}')
+    names: dict[str, Any] = {}
+    exec(translate([str(path)]), names)
+    assert names["companion_workers"][0]["name"] == "a" and "os" not in names
+
+
+# -- the manual ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_every_kind_has_its_page_with_its_keys(origin: str) -> None:
+    page = (ROOT / f"docs/from-{origin}.rst").read_text()
+    assert f".. include:: import_{origin}.inc" in page
+    assert f"   from-{origin}\n" in (ROOT / "docs/migrating.rst").read_text()
+    rows = set(re.findall(r"   \* - ``(.+)``\n     - \S", import_tables.table(origin)))
+    module = ORIGIN_MODULES[origin]
+    assert rows >= module.HERE.keys() | module.INSTEAD.keys()
+    # Each file that the page shows is one of those that are tested above.
+    shown = re.findall(r"literalinclude:: \.\./tests/importing/expected/(\S+)", page)
+    assert shown and set(shown) <= {expected(case).name for case in CASES}
 
 
 # -- the command -----------------------------------------------------------------------------

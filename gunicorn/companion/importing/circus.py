@@ -289,8 +289,9 @@ class _Reader:
         self._command()
         if self.env:
             program.set("env", {**self.env, **program.values.get("env", {})})
+        if not self._flag("singleton"):
+            program.copies(self._numprocs())
         if self.numbered:
-            program.set("numprocs", self._numprocs())
             program.set("index_start", 1, "circus counts from 1")
         if self.bind:
             program.set("bind", self.bind)

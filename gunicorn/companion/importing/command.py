@@ -40,6 +40,7 @@ def translate(paths: Sequence[str], origin: str | None = None) -> str:
             found += map(module.translate, sources)
     for each in found:
         replace_web_servers(each)
+        each.finish()
     _tell_apart(found)
     return write(found, paths)
 

@@ -120,7 +120,7 @@ def translate(source: Source) -> Found:
         if _OTHERS.fullmatch(image) and "build" not in service:
             found.block(place).note(f"image: {image}: a program of its own, which stays with compose")
             continue
-        if "command" not in service and "entrypoint" not in service:
+        if not service.get("command") and not service.get("entrypoint"):
             block = found.block(place)
             block.note(
                 "its command stands in the Dockerfile (CMD, ENTRYPOINT): write it here as a companion: "
@@ -200,7 +200,9 @@ class _Reader:
         for key, value in self.service.items():
             method = getattr(self, f"_set_{key}", None)
             try:
-                if method is not None:
+                if value is None:
+                    pass  # as compose config writes what is not set
+                elif method is not None:
                     method(value)
                 elif key in INSTEAD:
                     self.program.note(f"{key}: {plain(INSTEAD[key])}")
@@ -268,8 +270,7 @@ class _Reader:
             self.program.set("start_retries", max(1, values.whole(count)))
 
     def _set_scale(self, value: Any) -> None:
-        if values.whole(value) != 1:
-            self.program.set("numprocs", max(1, values.whole(value)))
+        self.program.copies(values.whole(value))
 
     def _set_deploy(self, value: Any) -> None:
         if "replicas" in value:
@@ -339,7 +340,8 @@ class _Reader:
         after = []
         for name in wanted:
             program = found.named(str(name))
-            condition = wanted[name].get("condition") if isinstance(wanted, dict) and wanted[name] else None
+            details = wanted[name] if isinstance(wanted, dict) else None
+            condition = details.get("condition") if isinstance(details, dict) else None
             if program is None:
                 self.program.note(
                     f"depends_on: {name}: it stays outside; the program must wait for it by itself"

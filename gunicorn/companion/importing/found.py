@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+# Up to this many seconds the delay between two starts grows, unless a companion says otherwise.
+RESTART_DELAY_MAX = 60
 # The longest time that a companion has for its end at a restart, unless it says otherwise.
 RELOAD_TIMEOUT = 60
 
@@ -106,6 +109,13 @@ class Program:
         if text not in self.notes:
             self.notes.append(text)
 
+    def copies(self, number: int) -> None:
+        """Let so many copies run; one needs no number, and none waits for a command."""
+        if number > 1:
+            self.set("numprocs", number)
+        elif number < 1:
+            self.set("autostart", False, "no copies there")
+
     def stop_within(self, seconds: float | None, reason: str = "") -> None:
         """Set the time between the stop signal and SIGKILL, for a restart as well."""
         if seconds is None:
@@ -158,6 +168,24 @@ class Found:
         self.programs.append(program)
         return program
 
+    def drop_waits(self) -> None:
+        """Let nobody wait for a program that is not started by itself, as it would wait for ever."""
+        idle = {program.name for program in self.programs if not program.values.get("autostart", True)}
+        for program in self.programs:
+            after = program.values.get("after", [])
+            for name in idle.intersection(after):
+                program.note(f"it does not wait for {name}, which is not started by itself")
+            if idle.intersection(after):
+                program.values["after"] = [name for name in after if name not in idle]
+
+    def finish(self) -> None:
+        """Make what was found fit together."""
+        self.drop_waits()
+        for program in self.programs:
+            delay = program.values.get("restart_delay", 0)
+            if delay > program.values.get("restart_delay_max", RESTART_DELAY_MAX):
+                program.set("restart_delay_max", delay, "the delay grows no further")
+
     def order(self, steps: dict[str, Any]) -> None:
         """Let each program come after those of the step before its own; *steps* has them by name.
 
@@ -189,8 +217,9 @@ def leftover(
 def present(needed: list[str], optional: list[str]) -> str | list[str] | Expression:
     """Files, of which *optional* ones may be missing."""
     if optional:
-        start = "".join(f"{path!r}, " for path in needed)
-        return Expression(f"[{start}*filter(os.path.exists, {optional!r})]".replace("'", '"'))
+        # A list of JSON is one of Python.
+        start = "".join(f"{json.dumps(path)}, " for path in needed)
+        return Expression(f"[{start}*filter(os.path.exists, {json.dumps(optional)})]")
     return needed[0] if len(needed) == 1 else needed
 
 

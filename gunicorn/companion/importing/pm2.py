@@ -188,13 +188,16 @@ class _Reader:
             first = [] if interpreter == "none" else [str(interpreter)]
         else:
             first = _INTERPRETERS.get(os.path.splitext(script)[1], [])
+        if not first and own and "/" not in own[0] and os.path.splitext(own[0])[1]:
+            own[0] = f"./{own[0]}"  # a file, not a name to be looked up
         self.program.set("command", [*first, *options, *own, *args])
 
     def _set_cwd(self, value: Any) -> None:
         self.program.set("cwd", str(value))
 
     def _set_env(self, value: Any) -> None:
-        env = {str(name): str(text) for name, text in value.items()}
+        # As JavaScript writes them: true, not True.
+        env = {str(name): text if isinstance(text, str) else json.dumps(text) for name, text in value.items()}
         if env:
             self.program.set("env", env)
 
@@ -206,8 +209,8 @@ class _Reader:
             less = " - 1" if value in (-1, "-1") else ""
             code = f"max(1, os.cpu_count(){less})" if less else "os.cpu_count()"
             self.program.guess("numprocs", Expression(code), f"instances: {value}")
-        elif values.whole(value) > 1:
-            self.program.set("numprocs", values.whole(value))
+        else:
+            self.program.copies(values.whole(value))
 
     def _set_exec_mode(self, value: Any) -> None:
         if value in ("cluster", "cluster_mode"):

@@ -354,10 +354,9 @@ class _Reader:
             else:
                 leftover(key, entry.value, INSTEAD, HERE, self.program.note)
         self._outputs()
-        if self.numprocs > 1:
-            self.program.set("numprocs", self.numprocs)
-            if self.start:
-                self.program.set("index_start", self.start)
+        self.program.copies(self.numprocs)
+        if self.numprocs > 1 and self.start:
+            self.program.set("index_start", self.start)
         if self.group:
             self.program.set("group", clean(self.group.name))
         if any("%(host_node_name)" in entry.value for entry in self.entries.values()):

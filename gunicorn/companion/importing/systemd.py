@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from gunicorn.companion.importing import inifile, values
+from gunicorn.companion.importing import execline, inifile, values
 from gunicorn.companion.importing.found import (
     OTHER_USER,
     Expression,
@@ -129,11 +129,11 @@ INSTEAD = {
 #: Keys of [Unit], [Install], [Socket] and [Timer].
 UNIT = {
     "After": "``after``, if that unit is imported as well",
-    "Requires": "``after``, if that unit is imported as well",
-    "Wants": "``after``, if that unit is imported as well",
-    "BindsTo": "``after``, if that unit is imported as well",
-    "Requisite": "``after``, if that unit is imported as well",
-    "PartOf": "``after``, if that unit is imported as well",
+    "Requires": "the companion is there too, if that unit is imported as well; ``After`` is the order",
+    "Wants": "the companion is there too, if that unit is imported as well; ``After`` is the order",
+    "BindsTo": "the companion is there too, if that unit is imported as well; ``After`` is the order",
+    "Requisite": "the companion is there too, if that unit is imported as well; ``After`` is the order",
+    "PartOf": "the companion is there too, if that unit is imported as well; ``After`` is the order",
     "Before": "``after`` of the other one",
     "OnFailure": "the hook ``companion_give_up``",
     "StartLimitAction": '``"on_give_up": "shutdown"`` stops the server',
@@ -193,7 +193,9 @@ def _relations(
         for entry in section.entries:
             names = entry.value.split()
             if entry.key in ("After", "Requires", "Wants", "BindsTo", "Requisite", "PartOf"):
-                after += [programs[name].name for name in names if name in programs]
+                # As there, only After is an order: the others may well go both ways.
+                if entry.key == "After":
+                    after += [programs[name].name for name in names if name in programs]
                 others = [name for name in names if name not in units]
                 if others:
                     program.note(
@@ -218,8 +220,6 @@ def _relations(
 
 
 _SPECIFIER = re.compile(r"%([a-zA-Z%])")
-_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\}|\$)")
-_EXEC_PREFIXES = "-@:+!|"
 # Names of limits: Limit… in a unit, ours.
 _LIMITS = {
     "NOFILE": "nofile",
@@ -347,47 +347,40 @@ class _Reader:
     # -- the command ---------------------------------------------------------------------
 
     def _command(self) -> None:
-        starts = self._of("ExecStart")
+        starts = self._commands("ExecStart")
         if not starts:
             raise SourceError(self.section.path, self.section.line, "[Service] has no ExecStart")
-        before = [*self._of("ExecCondition"), *self._of("ExecStartPre"), *starts[:-1]]
-        try:
-            lines = [self._line(entry) for entry in before]
-            main, shell = self._main(starts[-1])
-        except ValueError as exc:
-            raise self.section.error(starts[-1], str(exc)) from None
-        if lines:
-            script = " && ".join([*lines, f"exec {self._line(starts[-1])}"])
+        before = [*self._commands("ExecCondition"), *self._commands("ExecStartPre"), *starts[:-1]]
+        prefixes, words = starts[-1]
+        if "-" in prefixes:
+            self.program.note("ExecStart=-…: a failure counts as a success there: success_exit_codes")
+        lines = [
+            f"{{ {execline.for_shell(each)} || :; }}" if "-" in optional else execline.for_shell(each)
+            for optional, each in before
+        ]
+        if lines or execline.has_variables(words):
+            script = " && ".join([*lines, f"exec {execline.for_shell(words)}"])
             self.program.set("command", ["sh", "-c", self._expand(script)])
-        elif shell:
-            self.program.set("command", ["sh", "-c", self._expand(f"exec {self._line(starts[-1])}")])
         else:
-            self.program.set("command", [self._expand(word) for word in main])
+            self.program.set("command", [self._expand(word) for word in execline.plain(words)])
 
-    def _main(self, entry: Entry) -> tuple[list[str], bool]:
-        """The words of a line, and whether it has variables."""
-        words = values.split(entry.value.lstrip(_EXEC_PREFIXES))
-        if not words:
-            raise ValueError("it is empty")
-        variables = [match[0] for word in words for match in _VARIABLE.finditer(word)]
-        return [word.replace("$$", "$") for word in words], any(each != "$$" for each in variables)
-
-    def _line(self, entry: Entry) -> str:
-        """The line for a shell: only variables mean something in it."""
-        import shlex
-
-        value = entry.value
-        optional = value[: len(value) - len(value.lstrip(_EXEC_PREFIXES))].count("-")
-        words = []
-        for word in values.split(value.lstrip(_EXEC_PREFIXES)):
-            if re.fullmatch(r"\$[A-Za-z_]\w*", word):
-                words.append(word)  # several words there and here
-            elif _VARIABLE.search(word):
-                words.append('"' + re.sub(r'(["\\`])', r"\\\1", word).replace("$$", r"\$") + '"')
-            else:
-                words.append(shlex.quote(word))
-        line = " ".join(words)
-        return f"{{ {line} || :; }}" if optional else line
+    def _commands(self, key: str) -> list[tuple[str, list[str]]]:
+        """The commands of *key*, each with its prefixes and its words."""
+        found = []
+        for entry in self._of(key):
+            for line in execline.commands(entry.value):
+                bare = line.strip().lstrip(execline.PREFIXES)
+                try:
+                    words = execline.split(bare)
+                    if not words:
+                        raise ValueError("it is empty")
+                except ValueError as exc:
+                    raise self.section.error(entry, str(exc)) from None
+                prefixes = line.strip()[: len(line.strip()) - len(bare)]
+                if "@" in prefixes and len(words) > 1:
+                    del words[1]  # the name that the program sees as its own
+                found.append((prefixes, words))
+        return found
 
     # -- keys ----------------------------------------------------------------------------
 
@@ -466,7 +459,7 @@ class _Reader:
     def _environment(self, entries: list[Entry]) -> None:
         variables: dict[str, Any] = {}
         for entry in entries:
-            for word in values.split(entry.value):
+            for word in execline.split(entry.value):
                 name, equals, value = word.partition("=")
                 if not equals:
                     raise ValueError(f"{word!r} is not NAME=value")
@@ -536,8 +529,11 @@ class _Reader:
             self._set_MemoryMax(value)
 
     def _life(self) -> None:
-        value = self._last("RuntimeMaxSec")
-        seconds = values.seconds(value) if value else None
+        limits = self._of("RuntimeMaxSec")
+        try:
+            seconds = values.seconds(limits[-1].value) if limits else None
+        except ValueError as exc:
+            raise self.section.error(limits[-1], str(exc)) from None
         job = self._last("Type") == "oneshot" or self._last("Restart") in (None, "no")
         if seconds:
             self.program.set("max_runtime" if job else "max_lifetime", seconds)

@@ -336,6 +336,10 @@ def _comment(program: Program, server: Web) -> Block:
 
     block = Block(program.source)
     block.note("this server takes its place, so it is no companion")
+    command = program.values["command"]
+    if command[:2] == ["sh", "-c"] and isinstance(command[2], str) and "&&" in command[2]:
+        first = command[2].rpartition("&&")[0].strip()
+        block.note(f"guess: before it ran {first}: a companion for that, named in web_after")
     settings = dict(server.settings)
     if "bind" in program.values:
         settings.setdefault("bind", program.values["bind"])

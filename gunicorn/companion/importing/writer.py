@@ -31,6 +31,8 @@ FIRST = (
     "success_exit_codes",
 )
 
+_SECRET = re.compile("PASS|SECRET|TOKEN|CREDENTIAL|(API|PRIVATE|ACCESS)_?KEY", re.IGNORECASE)
+
 ENV_HELPER = '''
 def _env(name, default=None):
     """The variable's value for a companion's key, in which a % is written twice."""
@@ -48,6 +50,7 @@ def write(found: Iterable[Found], sources: Iterable[str]) -> str:
     for part in parts:
         for block in part.blocks:
             body += ["", *_comments(f"{block.source}", ""), *_listed(block.lines, "")]
+    settings_found = [value for part in parts for value, _ in part.settings.values()]
     settings = list(_settings(parts))
     if settings:
         body += ["", *settings]
@@ -64,12 +67,24 @@ def write(found: Iterable[Found], sources: Iterable[str]) -> str:
         "# gunicorn.conf.py",
         *_comments(f"Written by gunicorn-companion import from {', '.join(sources)}", ""),
     ]
+    secrets = _secrets(programs, settings_found)
+    if secrets:
+        head += _comments(
+            f"Secrets stand here as they are ({', '.join(secrets)}): env_file keeps them apart", ""
+        )
     head.append("# Look at each 'guess', then try it: gunicorn --check-config")
     if re.search(r"\bos\.|_env\(", "\n".join(line for line in body if not line.lstrip().startswith("#"))):
         head += ["", "import os"]
     if "_env(" in text:
         head += ["", "", *ENV_HELPER.strip("\n").splitlines(), ""]
     return "\n".join([*head, text, ""])
+
+
+def _secrets(programs: Iterable[Program], settings: Iterable[Any]) -> list[str]:
+    """The names of variables whose values seem to be secrets."""
+    envs = [program.values.get("env", {}) for program in programs]
+    envs += [value for value in settings if isinstance(value, dict)]
+    return sorted({name for env in envs for name, value in env.items() if value and _SECRET.search(name)})
 
 
 def _spread_defaults(parts: list[Found]) -> None:
@@ -119,7 +134,7 @@ def _assignment(
     start: str, value: Any, end: str, reason: str, indent: str, *, percent: bool
 ) -> Iterator[str]:
     line = f"{indent}{start}{literal(value, percent=percent)}{end}"
-    comment = f"  # {reason}" if reason else ""
+    comment = f"  # {_printable(reason)}" if reason else ""
     if len(line) <= WIDTH or not isinstance(value, (list, dict)) or not value:
         if comment and len(line + comment) > WIDTH + 10:
             yield from _comments(reason, indent)
@@ -142,7 +157,7 @@ def _assignment(
 
 def _comments(text: str, indent: str) -> list[str]:
     return textwrap.wrap(
-        text,
+        _printable(text),
         WIDTH,
         initial_indent=f"{indent}# ",
         subsequent_indent=f"{indent}# ",
@@ -154,13 +169,18 @@ def _comments(text: str, indent: str) -> list[str]:
 def _listed(lines: Iterable[str], indent: str) -> Iterator[str]:
     for line in lines:
         yield from textwrap.wrap(
-            line,
+            _printable(line),
             WIDTH,
             initial_indent=f"{indent}# - ",
             subsequent_indent=f"{indent}#   ",
             break_long_words=False,
             break_on_hyphens=False,
         )
+
+
+def _printable(text: str) -> str:
+    """*text* without what Python allows not even in a comment."""
+    return text.replace("\0", "\\0")
 
 
 def literal(value: Any, *, percent: bool) -> str:
