@@ -190,6 +190,7 @@ UWSGI = {
     "lazy-apps": "true\nmodule = a",
     "reload-on-rss": "300",
     "cheaper": "2",
+    "max-worker-lifetime": "3600",
     "pythonpath": "/tmp",
     "cron": "-1 -1 -1 -1 -1 true",
     "cron2": "hour=3 true",

@@ -175,7 +175,7 @@ def _with_included(source: Source) -> list[Section]:
     for section in list(sections):
         if section.name != "circus":
             continue
-        here = os.path.dirname(os.path.abspath(source.path))
+        here = os.path.dirname(source.path)
         for entry in section.entries:
             pattern = {"include": entry.value, "include_dir": os.path.join(entry.value, "*.ini")}.get(
                 entry.key

@@ -163,8 +163,8 @@ def _with_included(source: Source) -> Iterator[Section]:
         entry = section.last().get("files") if section.name == "include" else None
         if entry is None:
             continue
-        here = os.path.dirname(os.path.abspath(source.path))
-        for pattern in entry.value.replace("%(here)s", here).split():
+        here = os.path.dirname(source.path)
+        for pattern in entry.value.replace("%(here)s", os.path.abspath(here)).split():
             for path in sorted(glob.glob(os.path.join(here, pattern))):
                 if os.path.abspath(path) != os.path.abspath(source.path):
                     # The files that an included file names are not read there either.

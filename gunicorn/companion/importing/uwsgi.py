@@ -59,6 +59,7 @@ HERE = {
     "lazy-apps": "``preload_app = False``; without it uWSGI loads before it forks: ``preload_app = True``",
     "reload-on-rss": "``max_memory`` of the web workers counts private memory: measure again",
     "cheaper": "``workers``, with ``workers_max``",
+    "max-worker-lifetime": "``max_lifetime`` of the web workers",
     "pythonpath": "``pythonpath``",
     "cron": "no schedules: a line for ``crontab -e``",
     "cron2": "no schedules: a line for ``crontab -e``",
@@ -111,7 +112,6 @@ INSTEAD = {
     "cheaper-overload": "not needed",
     "worker-reload-mercy": "the setting ``graceful_timeout``",
     "reload-mercy": "the setting ``graceful_timeout``",
-    "max-worker-lifetime": "``max_lifetime`` of the web workers",
     "evil-reload-on-rss": "``max_memory`` of the web workers",
     "evil-reload-on-as": "``rlimits`` of a unit: ``LimitAS``",
     "no-orphans": "always so: workers end with the master",
@@ -335,6 +335,7 @@ def _web(section: Section, web: Block) -> None:
     take("threads", "threads", count=True)
     take("timeout", "harakiri", count=True)
     take("max_requests", "max-requests", count=True)
+    take("max_lifetime", "max-worker-lifetime", count=True)
     take("backlog", "listen", count=True)
     take("pidfile", "pidfile")
     take("errorlog", "logto", "daemonize")
