@@ -30,6 +30,13 @@ LIVES: dict[str, list[tuple[float, dict[str, Any], str]]] = {
         (0.4, SERVING, ""),
         (9.0, BOOTING, ""),
     ],
+    "web workers wait for a long migration": [
+        (0, {"wanted": 2, "held_by": "migrate"}, f"{EXTEND}\nSTATUS=Starting: web workers wait for migrate"),
+        (2, {"wanted": 2, "held_by": "migrate"}, ""),
+        (3, {"wanted": 2, "held_by": "migrate"}, EXTEND),
+        (4, {"wanted": 2}, "STATUS=Starting: 0 of 2 workers ready"),
+        (9, SERVING, "READY=1\nSTATUS=Serving: 2 workers"),
+    ],
     "companions are counted": [
         (0, {**SERVING, "companions": 1}, "READY=1\nSTATUS=Serving: 2 workers, 1 companion"),
         (1, {**SERVING, "companions": 3}, "STATUS=Serving: 2 workers, 3 companions"),

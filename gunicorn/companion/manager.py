@@ -384,6 +384,9 @@ class CompanionManager:
         if not web.waiting or self.steering.stopping:
             return
         found = unmet_by_web(self.table, web)
+        for name in web.after:
+            for process in self.table.chosen(name):
+                process.awaited = bool(found.names) and process.config.is_job
         held_by = found.stuck or ", ".join(found.names)
         if not found.names:
             web.waiting = False
@@ -582,6 +585,8 @@ class CompanionManager:
         if web_is_held is not None:
             self.web_tier.waiting = web_is_held
             self.web_tier.held_by = self.server["web_held_by"] = None
+            for process in self.table.values():
+                process.awaited = False
         self.files = files or {}
         self._reread = self.changes.reread(cause=Cause.RELOAD)
         self.files = {}

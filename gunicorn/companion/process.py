@@ -247,7 +247,8 @@ class CompanionProcess(Status):
 
     def _alive(self, d: Details) -> tuple[Action, ...]:
         self.state = State.RUNNING
-        self.failed_starts = 0
+        if not self.awaited:
+            self.failed_starts = 0
         self.hint = None
         return self._beat(d)
 
@@ -304,7 +305,7 @@ class CompanionProcess(Status):
         return self._hung(d)
 
     def _overtime(self, d: Details) -> tuple[Action, ...]:
-        if self.state is State.STARTING:
+        if self.awaited or self.state is State.STARTING:
             self.failed_starts += 1
         reason = f"it ran for longer than max_runtime, {self.config.max_runtime or 0:g}s"
         self._fail(d.now, Cause.MAX_RUNTIME, reason, self.config.stop_timeout)
@@ -343,7 +344,7 @@ class CompanionProcess(Status):
         self.cause = d.cause or cause_of_exit(self.last_status or 0, self.config.success_exit_codes)
         self.cause_text = d.reason or self.last_exit
         good = self.ended_well
-        if self.state is State.STARTING and not was_running:
+        if self.awaited or (self.state is State.STARTING and not was_running):
             # A job that is done has not failed, even if it was quicker than `startsecs`.
             good = good and not self._comes_back
             self.failed_starts = 0 if good else self.failed_starts + 1

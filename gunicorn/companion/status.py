@@ -232,6 +232,8 @@ class Status:
     exception: str | None = None
     failures: Failures = field(default_factory=Failures)
     failed_starts: int = 0
+    # A job that web workers wait for: its failure is a failed start, however long it ran.
+    awaited: bool = False
     # Whether the latest process has done what it should.
     well: bool = False
     # Starts since somebody asked for one, for `start_limit`.

@@ -279,7 +279,8 @@ class CompanionStopOrder(Setting, meta="ORDER", validator=one_of(*STOP_ORDERS), 
     """The order in which companions that stop together get their stop signals: ``reverse`` or ``together``.
 
     ``reverse`` is the reverse order of their ``after``: a companion gets its signal when all that come after
-    it are gone. The stop of the server may then take as long as the longest chain of them.
+    it are gone, web workers included (``web_after``). The stop of the server may then take as long as the
+    longest chain of them.
     """
 
 

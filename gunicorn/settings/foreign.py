@@ -88,7 +88,7 @@ RENAMED_KEYS = {
 OTHER_KEYS = {
     # supervisord, [program:x]
     "killasgroup": "always so: at stop_timeout the children are killed as well",
-    "priority": "what must run before it is named in after, and stops after it",
+    "priority": "what must run before it is named in after, and stops after it; web means the web workers",
     "process_name": "of several copies (numprocs) the names are NAME:0, NAME:1 and so on (index_start)",
     "redirect_stderr": 'here it is "stderr": "stdout"',
     "serverurl": "gunicorn-companion finds the server by itself",

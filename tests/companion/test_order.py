@@ -394,6 +394,20 @@ def test_web_workers_wait(values, happens, beside, why, hopeless):
     assert (found.stuck or ", ".join(found.names) or None, found.hopeless) == (why, hopeless)
 
 
+def test_a_job_that_web_workers_wait_for_gives_up_however_long_it_runs():
+    (job,) = started("a", autorestart="on-failure", start_retries=2).values()
+    job.awaited = True
+    run_for(job, 100)
+    start_again(job)
+    run_for(job, 100)
+    assert (job.state, job.verdict) == (State.STOPPED, "gave up after 2 failed starts: exited with status 1")
+    # No other one does: it has run well for a while each time.
+    (other,) = started("a", autorestart="on-failure", start_retries=2).values()
+    for _ in range(3):
+        run_for(other, 100)
+        start_again(other)
+
+
 def test_what_web_workers_wait_for_finds_the_companions_of_the_old_master():
     processes = {
         **started("store"),

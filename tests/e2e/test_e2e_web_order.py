@@ -82,6 +82,11 @@ def front():
         event(f"front {connection.getresponse().status}")
     working(finish)
 
+def fail_late():
+    begin()
+    time.sleep(0.3)
+    sys.exit(3)
+
 def migrate():
     begin()
     until("migrated")
@@ -232,14 +237,18 @@ def test_the_first_request_is_answered_after_the_migration() -> None:
 
 
 def test_a_failing_migration_ends_the_start() -> None:
-    migrate = entry("exit3", autorestart="on-failure", start_retries=2, restart_delay=0.1, startsecs=60)
-    server = ordered_server(migrate, entry("a", "idle"), web_after=["exit3"], ready_option=None)
+    """Also if it fails when it has long been RUNNING; and it is not retried for ever."""
+    migrate = entry("fail_late", autorestart="on-failure", start_retries=2, restart_delay=0.1)
+    server = ordered_server(migrate, entry("a", "idle"), web_after=["fail_late"], ready_option=None)
     with server:
         assert server.wait_exit(15) == 1
         why = "gave up after 2 failed starts: exited with status 3"
-        assert f"The server stops: web workers cannot start, they wait for exit3, which {why}" in server.log()
-        assert len(starts(server, "exit3")) == 2
-        assert server.log().count("Web workers wait for exit3, which keeps failing") == 1
+        assert (
+            f"The server stops: web workers cannot start, they wait for fail_late, which {why}"
+            in server.log()
+        )
+        assert len(starts(server, "fail_late")) == 2
+        assert server.log().count("Web workers wait for fail_late, which keeps failing") == 1
         assert "Worker" not in server.log().replace("Workers: ", "").replace("Web workers", "")
 
 

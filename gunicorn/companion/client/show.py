@@ -42,6 +42,8 @@ def show_status(connection: Connection, options: Namespace) -> int:
         print_table([companion["name"], companion["state"], describe(companion)] for companion in companions)
     if not (options.json or names) and (refusal := describe_refusal(replies[0].get("server", {}))):
         print(f"\n{refusal}")
+    if not (options.json or names) and (held_by := replies[0].get("server", {}).get("web_held_by")):
+        print(f"\nweb workers wait for {held_by}")
     return OK if all(runs_as_it_should(companion) for companion in companions) else NOT_RUNNING
 
 
