@@ -384,7 +384,7 @@ def test_the_manager_follows_its_logs() -> None:
         def speaks_in(name: str) -> None:
             found = server.wait_companion("a")["pid"]
             size = len(server.log(name))
-            os.kill(found, signal.SIGKILL)
+            assert server.ask("restart", "a")["ok"]
             server.wait_companion("a", without=[found])
             assert f"{found}" in server.log(name)[size:], name
 
