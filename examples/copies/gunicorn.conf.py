@@ -8,11 +8,13 @@ preload_app = True
 accesslog = "-"
 
 companion_workers = [
-    # A job: it creates the table and exits with 0. After a failure it is retried, with growing delays.
+    # A job: it creates the table and exits with 0. After a failure it is retried, with growing delays; after a
+    # minute it has failed, too.
     {
         "name": "migrate",
         "target": "chores:migrate",
         "autorestart": "on-failure",
+        "max_runtime": 60,
         "restart_delay": 1,
         "restart_delay_max": 30,
     },
@@ -26,8 +28,10 @@ companion_workers = [
         "max_lifetime": float(os.environ.get("BOARD_LIFETIME", "60")),
         "max_lifetime_jitter": float(os.environ.get("BOARD_JITTER", "30")),
         "max_memory": "300M",
-        # Give up after five failed starts in a row.
+        # Give up after five failed starts in a row, or ten starts in five minutes; try afresh after an hour.
         "start_retries": 5,
+        "start_limit": "10/5m",
+        "retry_after": 3600,
         "restart_delay": 1,
     },
 ]
@@ -38,3 +42,8 @@ companion_stop_timeout = companion_reload_timeout = 20
 def companion_exit(manager, companion):
     # Tell an error reporter here. The manager waits for this hook, so keep it short.
     manager.log.info("%s has ended with code %s", companion.name, companion.last_exit_code)
+
+
+def companion_give_up(manager, companion):
+    # And send an alarm here.
+    manager.log.critical("%s: %s", companion.name, companion.verdict)
