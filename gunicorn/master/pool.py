@@ -42,6 +42,7 @@ class WorkerRecord:
         spawned_at: float,
         first_beat: float = 0.0,
         *,
+        timeout: float = 0.0,
         booted: bool = False,
         outdated: bool = False,
         retiring: bool = False,
@@ -54,6 +55,10 @@ class WorkerRecord:
         self.first_beat = first_beat
         self.booted = booted
         self.booted_at = spawned_at
+        # For how many seconds it may be silent, by the configuration that it was started with; 0 for ever.
+        self.timeout = timeout
+        # It has begun to end, in order or by a failure.
+        self.ending = False
         # Started under a configuration that a reload has replaced.
         self.outdated = outdated
         # Started by a reload that was refused.
@@ -122,7 +127,7 @@ def plan(
 
 def proven(record: WorkerRecord, now: float) -> bool:
     """Whether a worker has booted and run on for a while, or has left in order."""
-    return record.booted and (record.leaving or now - record.booted_at >= PROBATION)
+    return record.booted and (record.leaving or (now - record.booted_at >= PROBATION and not record.ending))
 
 
 def _count_proven(new: Sequence[WorkerRecord], old: Sequence[WorkerRecord], now: float) -> int:
@@ -184,11 +189,9 @@ def _first_to_go(record: WorkerRecord) -> tuple[bool, bool, bool, int]:
     return record.booted, not record.refused, not record.expiring, record.age
 
 
-def overdue(beats: Mapping[int, float], timeout: float, now: float) -> list[int]:
-    """Return the pids whose last heartbeat is more than *timeout* seconds ago; 0 turns the check off."""
-    if timeout <= 0:
-        return []
-    return [pid for pid, beat in beats.items() if now - beat > timeout]
+def overdue(beats: Mapping[int, float], timeouts: Mapping[int, float], now: float) -> list[int]:
+    """Return the pids whose last heartbeat is longer ago than their timeout in seconds; 0 is no limit."""
+    return [pid for pid, beat in beats.items() if now - beat > timeouts[pid] > 0]
 
 
 def due_for_kill(records: Iterable[WorkerRecord], now: float) -> list[WorkerRecord]:

@@ -105,7 +105,12 @@ class Reloading(Upkeep):
         self._warn_of_settings()
         if self.cfg.preload_app and not self.cfg.reload:
             self.log.info("The preloaded application stays; SIGUSR2 or a restart brings new code")
-        self._hook("on_reload", self)
+        try:
+            self._hook("on_reload", self)
+        except SystemExit as exc:
+            self._abandon_reload()
+            self._refuse_reload(Failure(f"on_reload: {one_line(exc)}"))
+            return
         self._set_title()
         self.manage_workers()
 

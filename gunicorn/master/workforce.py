@@ -99,7 +99,9 @@ class Workforce(Master):
         if record is None:
             # An embedder has started it: treat it as booting from now on.
             worker = self.WORKERS[pid]
-            record = pool.WorkerRecord(pid, worker.age, time.monotonic(), worker.tmp.last_update())
+            record = pool.WorkerRecord(
+                pid, worker.age, time.monotonic(), worker.tmp.last_update(), timeout=self.timeout
+            )
             self._records[pid] = record
         return record
 
@@ -126,6 +128,7 @@ class Workforce(Master):
             self._note_boot(record)
             # It ends by itself, after a request that took too long for one.
             record.leaving = record.leaving or self._told_by(record.pid, "leaving") is True
+            record.ending = record.ending or self._told_by(record.pid, "ending") is True
         return records
 
     def _note_boot(self, record: pool.WorkerRecord) -> None:
@@ -164,14 +167,15 @@ class Workforce(Master):
         """
         now = time.monotonic()
         beats = {pid: beat for pid in self.WORKERS if (beat := self._last_beat(pid)) is not None}
-        for pid in pool.overdue(beats, self.timeout, now):
+        timeouts = {pid: self._record(pid).timeout for pid in beats}
+        for pid in pool.overdue(beats, timeouts, now):
             worker, record = self.WORKERS[pid], self._record(pid)
             if record.retiring and not worker.aborted:
                 continue  # it has a deadline, and not every class beats while it drains
             if not worker.aborted:
                 # One that has yet to boot is told of when it is gone, with the place where it hung.
                 log = self.log.critical if record.booted or not self._served else self.log.info
-                log("Worker %s has sent no heartbeat for %s s", pid, self.timeout)
+                log("Worker %s has sent no heartbeat for %s s", pid, record.timeout)
                 worker.aborted = True
                 record.kill_at = now + pool.ABORT_GRACE
                 self.kill_worker(pid, signal.SIGABRT)
@@ -215,7 +219,7 @@ class Workforce(Master):
             status,
             booted=record.booted,
             told=told,
-            timeout=self.timeout if timed_out else 0,
+            timeout=record.timeout if timed_out else 0,
             vanished=vanished,
         )
         if not record.outdated and self.worker_failed(failure, booted=record.booted):
@@ -317,7 +321,14 @@ class Workforce(Master):
             return self._refuse_start(exc)
         if self.scoreboard is not None:
             worker.slot = self.scoreboard.take(self.worker_age)
-        self._hook("pre_fork", self, worker)
+        try:
+            self._hook("pre_fork", self, worker)
+        except SystemExit as exc:
+            if not self.on_trial:
+                raise
+            worker.tmp.close()
+            self._take_slot_back(worker)
+            return self._refuse_start(exc)
         with blocked_signals():
             try:
                 pid = os.fork()
@@ -333,12 +344,14 @@ class Workforce(Master):
         if getattr(worker, "slot", None) is not None:
             worker.slot.set("pid", pid)
         self.WORKERS[pid] = worker
-        record = pool.WorkerRecord(pid, worker.age, time.monotonic(), first_beat=first_beat)
+        record = pool.WorkerRecord(
+            pid, worker.age, time.monotonic(), first_beat=first_beat, timeout=self.timeout
+        )
         record.expires_at = self.end_of_life(record.spawned_at)
         self._records[pid] = record
         return pid
 
-    def _refuse_start(self, exc: Exception) -> int:
+    def _refuse_start(self, exc: BaseException) -> int:
         """Log why no worker was started, and have the next attempt wait."""
         self._pacing.start_failed(time.monotonic())
         failure = Failure(f"a worker cannot be started: {one_line(exc)}")

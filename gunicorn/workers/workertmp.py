@@ -84,6 +84,11 @@ class WorkerTmp:
         self._report[len(first) + 1 : len(first) + 1 + len(rest)] = rest
 
     @property
+    def ending(self) -> bool:
+        """Whether the worker has reported why it fails, or that it ends."""
+        return self._report[0] != 0 or self.ended
+
+    @property
     def reported(self) -> tuple[str, str] | None:
         """What the worker has reported, as reason and trace; None if it has not."""
         text = self._report[:].rstrip(b"\0").decode("utf-8", "replace")

@@ -484,6 +484,18 @@ def test_broken_code_ends_no_server_that_has_served() -> None:
         server.wait_log("A worker has booted again, after ")
 
 
+@pytest.mark.parametrize("hook", ["on_reload(server)", "pre_fork(server, worker)"])
+def test_a_hook_of_the_master_that_exits_ends_no_server_that_serves(hook: str) -> None:
+    with TinyServer(workers=1) as server:
+        old = server.running(1)
+        reload(server, f"def {hook}: raise SystemExit(7)", workers=1)
+        log = server.wait_log("the old configuration stays: ")
+        assert "it asked to exit (7)" in log and "[ERROR]" in log
+        assert server.running(1) == old
+        reload(server, workers=1)
+        server.running(1, without=old)
+
+
 def test_a_reload_in_batches() -> None:
     hook = "def pre_fork(server, worker): note('there', len(server.WORKERS))"
     settings = {"workers": 3, "reload_batch": 1}
@@ -506,8 +518,13 @@ def test_a_reload_in_batches() -> None:
 def test_a_reload_replaces_one_that_has_yet_to_show_whether_its_workers_boot() -> None:
     with TinyServer(workers=2, pidfile="x.pid") as server:
         old = server.running(2)
-        reload(server, workers=2, raw_env=["TINY=slow"], pidfile="y.pid")
+        # Without a limit: they may boot for ever, and the old ones serve for ever.
+        impatient = "import gunicorn.master.reload\ngunicorn.master.reload.LONG_WAIT = 0.2"
+        hangs = "def post_fork(server, worker):\n    import time; time.sleep(60)"
+        reload(server, impatient, hangs, workers=2, timeout=0, pidfile="y.pid")
         wait_until(lambda: (server.dir / "y.pid").exists() and len(server.workers()) > 2)
+        server.wait_log("The reload waits for the new workers to boot, for which timeout = 0 sets no limit")
+        assert server.get().status == 200
         assert server.read_int("x.pid") == server.pid
         server.write("gunicorn.conf.py", "not python")
         server.signal(signal.SIGHUP)

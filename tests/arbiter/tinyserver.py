@@ -35,6 +35,8 @@ def on_exit(server): note("on_exit", os.getpid())
 def config(*parts: str, **settings: Any) -> str:
     """The text of a configuration file with tiny workers."""
     lines = ["from tinyworker import note", 'worker_class = "tinyworker.TinyWorker"']
+    # A reload is final sooner.
+    lines += ["import gunicorn.master.pool", "gunicorn.master.pool.PROBATION = 0.1"]
     lines += [f"{name} = {value!r}" for name, value in settings.items()]
     return "\n".join([*lines, *map(textwrap.dedent, parts)])
 

@@ -133,7 +133,7 @@ def test_bad_settings_change_nothing() -> None:
 @pytest.mark.matrix
 @pytest.mark.parametrize("preload", [False, True], ids=["lazy", "preload"])
 @pytest.mark.parametrize("workers", [1, 4])
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "tornado"])
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"])
 def test_every_bad_version(kind: str, workers: int, preload: bool) -> None:
     # A preloaded application stays.
     put_through(kind, workers, preload, SETTINGS if preload else {**CODE, **SETTINGS})
