@@ -166,8 +166,9 @@ def build_parser(words: Sequence[str]) -> Parser:
         formatter_class=formatter,
         description="Show and control the companion processes of a running server.",
         epilog="Exit status: 0 success (for status: every companion that should run is RUNNING), 1 refused, "
-        "or not in the requested state, 2 wrong usage or no answer, 3 status or web found one that should "
-        "run and does not. 'gunicorn-companion COMMAND --help' explains a command.",
+        "or not in the requested state, 2 wrong usage or no answer, 3 status or web, or a reload or upgrade "
+        "that is done, found one that should run and does not. 'gunicorn-companion "
+        "COMMAND --help' explains a command.",
     )
     _add_common(parser)
     socket = os.environ.get(SOCKET_VARIABLE) or None

@@ -89,27 +89,51 @@ def test_a_reload_that_replaces_the_manager_waits_for_all(whole, ask):
     server.server.companions["two"].update(state="BACKOFF", description="exited with status 1")
     server.answers("reload", RELOADS, applied())
     assert ask("reload", "--wait") == (
-        1,
+        3,
         "the server reloads\nall web workers are new\none: restarted\n",
         "gunicorn-companion: two: BACKOFF, exited with status 1\n"
         "gunicorn-companion: done, but not all companions run\n",
     )
 
 
-@pytest.mark.parametrize(
-    "result",
-    [
-        applied(result="refused", reason="ImportError: no"),
-        applied(companions=error("ImportError: no")),
-    ],
-)
-def test_a_reload_that_is_refused(whole, ask, result):
+def test_a_reload_that_is_refused(whole, ask):
     server = whole("one")
+    result = applied(result="refused", reason="ImportError: no")
     server.answers("reload", RELOADS, result)
     refused = "reload refused: ImportError: no"
     assert ask("reload", "--wait") == (1, "the server reloads\n", f"gunicorn-companion: {refused}\n")
     code, out, _ = ask("--json", "reload", "--wait")
     assert code == 1 and json.loads(out) == {"ok": False, "error": refused, "reload": result}
+
+
+def test_a_reload_whose_configuration_the_manager_cannot_read(whole, ask):
+    server = whole("one")
+    server.answers("reload", RELOADS, applied(companions=error("no such file")))
+    assert ask("reload", "--wait") == (
+        3,
+        "the server reloads\nall web workers are new\n",
+        "gunicorn-companion: companions keep their configuration: no such file\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("reload", "upgrade", "text"),
+    [
+        (("applied", 2), ("rolled back", 1), ""),
+        (("applied", 1), ("rolled back", 2), "upgrade rolled back at 1970-01-01"),
+        (("refused", 2), ("rolled back", 1), "reload refused at 1970-01-01"),
+        (("refused", 1), ("done", 2), ""),
+        (None, ("pending", 2), ""),
+        (None, None, ""),
+    ],
+)
+def test_the_status_tells_what_was_refused_last(whole, ask, reload, upgrade, text):
+    server = whole("one")
+    for name, last in (("reload", reload), ("upgrade", upgrade)):
+        result = {} if last is None else {"result": last[0], "at": 86400.0 / 2 + last[1], "reason": "no"}
+        server.about[name] = result or None
+    out = ask("status")[1].splitlines()
+    assert len(out) == (3 if text else 1) and out[-1].startswith(text or "one")
 
 
 @pytest.mark.parametrize("command", ["reload", "upgrade", "shutdown"])

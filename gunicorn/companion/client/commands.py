@@ -57,14 +57,17 @@ def runs_as_it_should(companion: Reply) -> bool:
 
 
 def describe_refusal(server: Mapping[str, Any]) -> str | None:
-    """Return the sentence about a last reload that was refused; None if it was not."""
-    last = server.get("reload")
-    if not last or last["result"] != "refused":
+    """Return the sentence about the last reload or upgrade, if it was refused; else None."""
+    tried = [(last["at"], what, last) for what in ("reload", "upgrade") if (last := server.get(what))]
+    if not tried:
+        return None
+    _, what, last = max(tried, key=lambda one: one[0])
+    if last["result"] not in ("refused", "rolled back"):
         return None
     at, today = time.localtime(last["at"]), time.strftime("%Y-%m-%d")
     day = time.strftime("%Y-%m-%d", at)
     moment = time.strftime("%H:%M" if day == today else "%Y-%m-%d %H:%M", at)
-    return f"reload refused at {moment}: {last['reason']}"
+    return f"{what} {last['result']} at {moment}: {last['reason']}"
 
 
 def is_done(companion: Reply) -> bool:

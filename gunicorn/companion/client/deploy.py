@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 
 from gunicorn.companion.client.commands import deadline_of, settle
 from gunicorn.companion.client.connection import (
+    NOT_RUNNING,
     OK,
     REFUSED,
     RETRY_INTERVAL,
@@ -49,10 +50,12 @@ def reload(connection: Connection, options: Namespace) -> int:
     status = server.wait_until(is_over)
     result = status["server"]["reload"]
     changed = result.get("companions") or {}
-    reason = result["reason"] if result["result"] == "refused" else changed.get("error")
-    if reason is not None:
-        return _finish(options, REFUSED, f"reload refused: {reason}", reload=result)
+    if result["result"] == "refused":
+        return _finish(options, REFUSED, f"reload refused: {result['reason']}", reload=result)
     _say(options, "all web workers are new")
+    if "error" in changed:
+        kept = f"companions keep their configuration: {changed['error']}"
+        return _finish(options, NOT_RUNNING, kept, reload=result)
     words = {name: kind for kind in ("added", "restarted") for name in changed.get(kind, ())}
     if not changed:
         # Their manager was replaced, and they with it.
@@ -164,7 +167,8 @@ def _settled(
         good = settle(connection, options, goals)
     if good:
         return _finish(options, OK, "done", **more)
-    return _finish(options, REFUSED, "done, but not all companions run", **more)
+    # Not 1: nothing was taken back.
+    return _finish(options, NOT_RUNNING, "done, but not all companions run", **more)
 
 
 def _is_due(companion: Reply, names: Iterable[str]) -> bool:
