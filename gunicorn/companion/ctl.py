@@ -599,9 +599,9 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
     ),
     "import": (
         "translate the configuration of supervisord and others into one for this server",
-        "Reads supervisord.conf, Procfile, circus.ini, uwsgi.ini, units, docker-compose.yml (needs "
-        "gunicorn[import]) and pm2's JSON; prints a part of gunicorn.conf.py. What has no counterpart is "
-        "a comment that says what to do instead; look at each 'guess'. Exit status 1: a file cannot be read.",
+        "Reads supervisord.conf, Procfile, circus.ini, uwsgi.ini, systemd's units, docker-compose.yml (needs "
+        "PyYAML) and pm2's JSON; prints a part of gunicorn.conf.py. What has no counterpart is a comment "
+        "that says what to do instead; look at each 'guess'. Exit status 1: a file cannot be read.",
         _import,
         _translate,
     ),

@@ -470,7 +470,7 @@ def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
 
 def test_yaml_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(SourceError, match=r"pip install 'gunicorn\[import\]'"):
+    with pytest.raises(SourceError, match=r"pip install PyYAML"):
         translate([str(DATA / "compose/health.yml")])
 
 
@@ -596,6 +596,11 @@ def test_a_value_is_written_as_python(value: Any, percent: bool, written: str) -
         ("daphne a:b", "daphne", {"bind": "127.0.0.1:8000"}),
         ("waitress-serve --port=81 a:b", "waitress-serve", {"bind": "0.0.0.0:81"}),
         ("uwsgi --http :1 --module a:b", "uwsgi", {"bind": ":1", "wsgi_app": "a:b"}),
+        ("python manage.py runserver 0.0.0.0:8000", "manage.py", {"bind": "0.0.0.0:8000", "reload": True}),
+        ("./manage.py runserver 81 --noreload", "manage.py", {"bind": "127.0.0.1:81"}),
+        ("flask run --host 0.0.0.0 -p 5001", "flask", {"bind": "0.0.0.0:5001"}),
+        ("python manage.py migrate", None, {}),
+        ("flask shell", None, {}),
         ("celery -A gunicorn worker", None, {}),
         ("python -m http.server", None, {}),
     ],

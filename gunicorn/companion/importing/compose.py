@@ -145,9 +145,7 @@ def _load(source: Source) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         import yaml
     except ImportError:
-        raise SourceError(
-            source.path, None, "YAML needs the library PyYAML: pip install 'gunicorn[import]'"
-        ) from None
+        raise SourceError(source.path, None, "YAML needs a library: pip install PyYAML") from None
     try:
         data = yaml.safe_load(source.text)
         tree = yaml.compose(source.text, Loader=yaml.SafeLoader)

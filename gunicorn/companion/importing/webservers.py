@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from gunicorn.companion.importing.found import Block, Env, Expression, Found, Mark, Program, Text, join
+from gunicorn.companion.importing.found import Block, Env, Expression, Found, Program, Text, expand, join
 
 # Programs in front of the one that matters, with the number of their own words.
 _LAUNCHERS = {
@@ -28,6 +28,8 @@ _LAUNCHERS = {
 
 WSGI = ("gunicorn", "uwsgi", "waitress-serve", "chaussette", "mod_wsgi-express")
 ASGI = ("uvicorn", "daphne", "hypercorn")
+
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::-([^}]*))?\})")
 
 _COUNTS = ("workers", "threads", "timeout", "graceful_timeout", "keepalive", "backlog")
 
@@ -63,6 +65,12 @@ def recognise(command: Any) -> Web | None:
     if not words:
         return None
     program = _base(words[0])
+    if re.fullmatch(r"python[\d.]*", program) and len(words) > 1:
+        program, words = _base(words[1]), words[1:]
+    # The servers with which frameworks are developed.
+    development = {"manage.py": "runserver", "django-admin": "runserver", "flask": "run"}
+    if words[1:2] == [development.get(program, "")]:
+        return Web(program, _development(words[2:]))
     reader = _READERS.get(program)
     return Web(program, reader(words[1:])) if reader else None
 
@@ -79,16 +87,8 @@ def _variables(script: str) -> list[Any]:
     def part(match: re.Match[str]) -> Env:
         return Env(match[1] or match[2], match[3])
 
-    pattern = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::-([^}]*))?\})")
-    words = []
-    for word in script.split():
-        parts: list[str | Env | Mark] = []
-        end = 0
-        for match in pattern.finditer(word):
-            parts += [word[end : match.start()], part(match)]
-            end = match.end()
-        words.append(join([*parts, word[end:]]) if parts else word.strip("'\""))
-    return words
+    words = [expand(word, _VARIABLE, part) for word in script.split()]
+    return [word.strip("'\"") if isinstance(word, str) else word for word in words]
 
 
 def _options(
@@ -269,6 +269,18 @@ def _waitress(words: Sequence[Any]) -> dict[str, Any]:
     return {**settings, **_settings(options, {"threads": "threads"})}
 
 
+def _development(words: Sequence[Any]) -> dict[str, Any]:
+    options, others = _options(
+        words, {"-h": "host", "-p": "port"}, ("noreload", "debug", "nothreading", "reload")
+    )
+    address = others[0] if others else "127.0.0.1:8000"
+    if isinstance(address, str) and address.isdecimal():
+        address = f"127.0.0.1:{address}"
+    if "host" in options or "port" in options:
+        address = _address(options.get("host", ["127.0.0.1"])[-1], options.get("port", ["5000"])[-1])
+    return {"bind": address, "reload": True}
+
+
 def _uwsgi(words: Sequence[Any]) -> dict[str, Any]:
     short = {"-p": "processes", "-w": "module", "-s": "socket", "-H": "virtualenv", "-M": "master"}
     options, others = _options(
@@ -355,6 +367,8 @@ def _comment(program: Program, server: Web) -> Block:
         block.note(f"guess: {name.lstrip('# ')}{equals} {literal(value, percent=False)}")
     if server.kind in ("gunicorn", "gunicorn_paster"):
         block.note("the command itself can stay as it is: it has the same options here")
+    elif server.kind not in _READERS:
+        block.note(f"{server.kind} was its server for development: reload is for that, too; set wsgi_app")
     elif server.asgi:
         block.note("an ASGI application needs that worker class: the page 'asgi' of the manual")
     for note in program.notes:
