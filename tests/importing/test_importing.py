@@ -30,7 +30,18 @@ from gunicorn.companion.importing import (
     values,
 )
 from gunicorn.companion.importing.command import ORIGINS, recognise, translate
-from gunicorn.companion.importing.found import Env, Found, Mark, Program, Source, SourceError, Text, plain
+from gunicorn.companion.importing.found import (
+    RELOAD_TIMEOUT,
+    RESTART_DELAY_MAX,
+    Env,
+    Found,
+    Mark,
+    Program,
+    Source,
+    SourceError,
+    Text,
+    plain,
+)
 from gunicorn.companion.importing.webservers import recognise as recognise_web
 from gunicorn.companion.importing.webservers import replace_web_servers
 from gunicorn.companion.importing.writer import PLACEHOLDER_KEYS, literal, write
@@ -491,6 +502,11 @@ def test_a_kind_is_recognised_by_name_or_text(name: str, text: str, origin: str)
     assert recognise(Source(name, text)) == origin
 
 
+def test_our_own_defaults_are_known() -> None:
+    assert keys.KEYS["reload_timeout"].default == RELOAD_TIMEOUT
+    assert keys.KEYS["restart_delay_max"].default == RESTART_DELAY_MAX
+
+
 def test_the_writer_knows_which_keys_take_placeholders() -> None:
     assert set(PLACEHOLDER_KEYS) == set(keys.PLACEHOLDER_KEYS)
 
@@ -686,6 +702,8 @@ def program_of(name: str, text: str) -> Program:
         ("a.service", "[Service]\nExecStart=a \\\n# no\n  b\n", "command", ["a", "b"]),
         ("a@7.service", "[Service]\nExecStart=a %i %%\n", "command", ["a", "7", "%"]),
         ("a.ini", "[uwsgi]\nattach-daemon = $(HOME)/a\n", "command", [Text((Env("HOME"), "/a"))]),
+        ("a.conf", "[program:a]\n  command=a\n    b\n  directory=/c\n", "command", ["a", "b"]),
+        ("a.conf", "[program:a] ; x\n  command=a\n    b\n  directory=/c\n", "cwd", "/c"),
         ("Procfile", "a: cd x && b\n", "cwd", "x"),
     ],
 )

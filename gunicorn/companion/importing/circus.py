@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
@@ -181,11 +182,7 @@ def _with_included(source: Source) -> list[Section]:
                 entry.key
             )
             for path in sorted(glob.glob(os.path.join(here, pattern))) if pattern else []:
-                try:
-                    with open(path, encoding="utf-8") as file:
-                        sections += inifile.read(Source(path, file.read()), STYLE)
-                except (OSError, UnicodeDecodeError) as exc:
-                    raise section.error(entry, f"cannot read {path}: {exc}") from None
+                sections += inifile.read_included(path, section, entry, STYLE)
     return sections
 
 
@@ -202,15 +199,13 @@ def _env_for(sections: list[Section], watcher: str) -> dict[str, Any]:
         kind, _, names = section.name.partition(":")
         if kind != "env":
             continue
-        import fnmatch
-
         if not names or any(fnmatch.fnmatch(watcher, name.strip()) for name in names.split(",")):
             for entry in section.entries:
-                env[entry.key] = _variables(entry.key, entry.value)
+                env[entry.key] = _variables(entry.value)
     return env
 
 
-def _variables(name: str, text: str) -> str | Text:
+def _variables(text: str) -> str | Text:
     """The value of a variable, in which $X is one of the environment."""
 
     def part(match: re.Match[str]) -> Env:
@@ -300,17 +295,14 @@ class _Reader:
 
     def _expand(self, text: str) -> str | Text:
         def part(match: re.Match[str]) -> Any:
-            name = (match[1] or match[2]).lower()
             whole = match[1] or match[2]
+            name = whole.lower()
             if name == "circus.wid":
                 return Mark("%(index)d") if self.numbered else "1"
             if name.startswith("circus.env."):
                 variable = whole[len("circus.env.") :].upper()
-                return (
-                    self.env.get(variable, Env(variable))
-                    if isinstance(self.env.get(variable, Env(variable)), (str, Env))
-                    else Env(variable)
-                )
+                known = self.env.get(variable)
+                return known if isinstance(known, str) else Env(variable)
             if name.startswith("circus.sockets."):
                 return self._descriptor(name[len("circus.sockets.") :])
             return None

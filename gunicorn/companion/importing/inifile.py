@@ -56,22 +56,22 @@ def read(source: Source, style: Style) -> list[Section]:
     """The sections of a file; one that is repeated goes on. Raises SourceError."""
     sections: dict[str, Section] = {}
     section: Section | None = None
-    continued = False
-    for number, raw in enumerate(source.text.splitlines(), 1):
+    # Whether the line before ended in a backslash, and how far its key was indented.
+    continued, indent = False, 0
+    for number, raw in enumerate(source.text.split("\n"), 1):
         line = _without_comment(raw, style)
         stripped = line.strip()
         if not stripped:
-            # systemd goes on behind a comment within a continued value, and so may a list that is indented.
+            # A comment may stand within a value that goes on.
             continued = continued and bool(raw.strip())
             continue
-        goes_on = continued or (style.indent and line[0].isspace())
-        if goes_on and section is not None and section.entries:
+        deeper = style.indent and len(line) - len(line.lstrip()) > indent
+        if (continued or deeper) and section is not None and section.entries:
             before = section.entries[-1]
-            joint = " " if style.backslash else "\n"
-            value = f"{before.value.rstrip(_BACKSLASH)}{joint if before.value else ''}{stripped}"
-            section.entries[-1] = before._replace(value=value)
+            joint = "" if not before.value else " " if style.backslash else "\n"
+            section.entries[-1] = before._replace(value=f"{before.value}{joint}{stripped}")
         elif stripped.startswith("["):
-            match = re.fullmatch(r"\[(.+)\]", stripped)
+            match = re.match(r"\[(.+)\]", stripped)
             if match is None:
                 raise SourceError(source.path, number, f"the section {one(stripped)} does not end with ]")
             name = match[1].strip()
@@ -80,6 +80,7 @@ def read(source: Source, style: Style) -> list[Section]:
             if section is None:
                 raise SourceError(source.path, number, f"{one(stripped)} stands before the first [section]")
             section.entries.append(_entry(source, number, stripped, style))
+            indent = len(line) - len(line.lstrip())
         continued = style.backslash and stripped.endswith("\\")
         if continued and section is not None and section.entries:
             before = section.entries[-1]
@@ -87,7 +88,15 @@ def read(source: Source, style: Style) -> list[Section]:
     return list(sections.values())
 
 
-_BACKSLASH = "\\"
+def read_included(path: str, section: Section, entry: Entry, style: Style) -> list[Section]:
+    """The sections of a file that *entry* names. Raises SourceError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+        raise section.error(entry, f"cannot read {path}: {reason}") from None
+    return read(Source(path, text), style)
 
 
 def one(text: str) -> str:

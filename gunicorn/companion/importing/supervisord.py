@@ -168,16 +168,7 @@ def _with_included(source: Source) -> Iterator[Section]:
             for path in sorted(glob.glob(os.path.join(here, pattern))):
                 if os.path.abspath(path) != os.path.abspath(source.path):
                     # The files that an included file names are not read there either.
-                    yield from inifile.read(_read(path, section, entry), STYLE)
-
-
-def _read(path: str, section: Section, entry: Entry) -> Source:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return Source(path, file.read())
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-        raise section.error(entry, f"cannot read {path}: {reason}") from None
+                    yield from inifile.read_included(path, section, entry, STYLE)
 
 
 class _Group:

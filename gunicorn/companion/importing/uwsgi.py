@@ -230,7 +230,7 @@ def _entry(section: Section, entry: Entry, found: Found, web: Block) -> None:
     elif key not in INSTEAD and f"%({entry.key})" in " ".join(each.value for each in section.entries):
         pass  # a variable of the file itself
     elif key not in HERE:
-        leftover(entry.key, value, {entry.key: INSTEAD[key]} if key in INSTEAD else {}, HERE, web.note)
+        leftover(key, value, INSTEAD, HERE, web.note)
 
 
 def _smart(program: Program, section: Section, pidfile: str, command: str) -> None:
@@ -294,7 +294,9 @@ def _cron(section: Section, entry: Entry, web: Block) -> None:
         "*" if field == "-1" else f"*/{field[1:]}" if field.startswith("-") else field for field in fields
     )
     if _key(entry) == "unique-cron":
-        command = f"flock -n /tmp/{_name(command)}.lock {command}"
+        command = f"flock -n ~/.{_name(command)}.lock {command}"
+    # A % would end the line there.
+    command = command.replace("%", r"\%")
     web.note(f"{entry.key}: there are no schedules; in crontab -e write: {when} {command}")
 
 
