@@ -8,8 +8,8 @@ preload_app = True
 accesslog = "-"
 
 companion_workers = [
-    # A job: it creates the table and exits with 0. After a failure it is retried, with growing delays; after a
-    # minute it has failed, too.
+    # A job: it creates the table and exits with 0. After a failure it is retried, with growing delays. If it
+    # has not ended after a minute, it has failed, too.
     {
         "name": "migrate",
         "target": "chores:migrate",

@@ -417,7 +417,6 @@ class CompanionProcess(Status):
         shortest, longest = self.config.restart_delay, self.config.restart_delay_max
         if longest is None:
             return shortest
-        longest = max(shortest, longest)
         # A failed start is no run, however long it took.
         if self.well or (self.failed_starts == 0 and self.latest_run > longest):
             self.delays = 0

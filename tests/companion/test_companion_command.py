@@ -267,8 +267,11 @@ def test_a_job_that_has_done_its_work_is_as_it_should_be(managed, run):
 
 @needs_manager
 def test_what_waits_for_one_that_gave_up_is_not_waited_for(managed, run):
-    server = managed(JOBS.replace("T.exit_0,", "T.exit_3, start_retries=1,"))
+    server = managed(JOBS.replace("T.exit_0,", "T.exit_3, start_retries=1, retry_after=100_000,"))
     server.wait("job", "STOPPED")
+    given_up = "gunicorn-companion: job: STOPPED, gave up after 1 failed start: exited with status 3"
+    # Neither does anything wait for the next try.
+    assert run("-s", server.socket, "wait", "job") == (1, "", f"{given_up}; next try in 27h\n")
     why = "job, which gave up after 1 failed start: exited with status 3"
     wait_until(lambda: server.status()["rq"]["stuck"] == why, 20, lambda: server.status()["rq"])
     line = f"gunicorn-companion: rq: STARTING, waiting for {why}\n"
@@ -282,7 +285,7 @@ def test_what_waits_for_one_that_gave_up_is_not_waited_for(managed, run):
     code, out, err = run("-s", server.socket, "restart", "all")
     assert (code, out) == (1, "")
     assert sorted(err.splitlines(keepends=True)) == [
-        "gunicorn-companion: job: STOPPED, gave up after 1 failed start: exited with status 3\n",
+        f"{given_up}; next try in 27h\n",
         line,
     ]
 

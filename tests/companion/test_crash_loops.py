@@ -67,6 +67,8 @@ def test_ten_minutes_of_a_crash_loop(
     count = world.processes["rq"].failures.count
     assert count > 7
     assert int(ends[-1].split()[-5]) in (count, count - 1), ends[-1]
+    assert sum("Starting companion rq" in line for line in lines) == 3
+    assert sum("rq is RUNNING" in line for line in lines) == (3 if life > 1 else 0)
     assert all(line.startswith("WARNING Companion rq (pid ") for line in ends)
 
     world.nature = CALM

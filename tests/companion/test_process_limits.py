@@ -209,6 +209,14 @@ def test_a_stop_ends_the_wait_for_the_next_try(manual: bool) -> None:
     assert process.settled == (None if manual else GAVE_UP)
 
 
+def test_a_stop_while_leftovers_end_is_the_end_of_the_tries_too() -> None:
+    process = starting(start_retries=1, retry_after=5)
+    process.handle(Event.EXITED, T0 + 0.5, status=failure())
+    process.handle(Event.STOP, T0 + 1)
+    process.handle(Event.EMPTY, T0 + 10)
+    assert (process.state, process.due_event(NOW)) == (State.STOPPED, None)
+
+
 def test_a_job_that_has_ended_is_not_tried_again() -> None:
     process = running(autorestart="never", start_retries=1, retry_after=5)
     end(process, NOW)
@@ -401,6 +409,21 @@ def test_failures_after_a_recovery_are_logged_again() -> None:
     assert not failures.must_log(T0 + LOG_INTERVAL - 1)
     failures.note(100, "KeyError")
     assert (failures.count, failures.must_log(T0 + 1)) == (1, True)
+    for _ in range(PERSISTENT):
+        failures.note(0.5, "KeyError")
+        failures.must_log(T0 + 2)
+    assert not failures.must_log(T0 + 3)
+
+
+def test_after_a_recovery_each_kind_is_new() -> None:
+    failures = Failures()
+    for number in range(KINDS_LOGGED):
+        failures.note(0.5, f"kind {number}")
+        assert failures.must_log(T0)
+    failures.forget()
+    for number in range(KINDS_LOGGED):
+        failures.note(0.5, f"kind {number}")
+        assert failures.must_log(T0), number
 
 
 def test_a_run_that_proves_itself_ends_the_failures() -> None:
