@@ -213,7 +213,7 @@ class Keys:
     )
     start_timeout: float = key(
         check_some_time,
-        "seconds within which it must report that",
+        "seconds within which it must be ready, by ``ready`` or ``probe``",
         setting=settings.CompanionStartTimeout,
     )
     # The process was told its time when it started.

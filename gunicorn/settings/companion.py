@@ -352,7 +352,7 @@ class CompanionOnGiveUp(Setting, meta="WHAT", validator=one_of(*GIVE_UP_WAYS), d
 
 
 class CompanionStartTimeout(Seconds, default=60):
-    """The seconds within which a companion with ``ready = "notify"`` must report ready; key
+    """The seconds within which a companion with ``ready = "notify"`` or a ``probe`` must be ready; key
     ``start_timeout``.
 
     Otherwise it is stopped, and retried after its ``restart_delay``.

@@ -130,16 +130,28 @@ class Commands:
 
     def reap(self) -> None:
         """Collect what has ended, and kill what it has left behind."""
-        for pid in iter(_next_ended, 0):
-            command = self.running.get(pid)
+        while (found := self._collect()) is not None:
+            command = self.running.pop(found[0], None)
             if command is not None:
-                # Before it is waited for: its number, which is that of its group, may be another's then.
-                kill_group(pid)
-            _, status = os.waitpid(pid, 0)
-            if command is not None:
-                del self.running[pid]
-                command.ended(status)
+                command.ended(found[1])
         self._kill_strays()
+
+    def _collect(self) -> tuple[int, int] | None:
+        """Wait for a child that has ended; return its pid and its wait status, or None if there is none."""
+        pid = -1
+        with contextlib.suppress(ChildProcessError):
+            # Not on every macOS.
+            if hasattr(os, "waitid"):
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is None:
+                    return None
+                pid = ended.si_pid
+                if pid in self.running:
+                    # Before it is waited for: its number, which is that of its group, may be another's then.
+                    kill_group(pid)
+            pid, status = os.waitpid(pid, os.WNOHANG)
+            return (pid, status) if pid else None
+        return None
 
     def _kill_strays(self) -> None:
         """Kill children that we have not started, but for those of a command that still runs."""
@@ -153,15 +165,6 @@ class Commands:
         for command in self.running.values():
             command.close()
         self._kill_strays()
-
-
-def _next_ended() -> int:
-    """The pid of a child that has ended, which is left to be waited for; 0: there is none."""
-    try:
-        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return 0
-    return 0 if found is None else found.si_pid
 
 
 def _environment(program: Program) -> dict[str, str]:

@@ -268,6 +268,11 @@ class Prober:
             job.attempt.close()
             job.attempt = None
         now = time.monotonic()
+        job.due = max(now, job.began + min(job.pause, job.probe.every))
+        quick, job.pause = job.quick, 2 * job.pause
+        if self.wire.has_unsent:
+            # The manager does not read. What it will need then are the results of then.
+            return
         self.wire.send(
             {
                 "result": job.serial,
@@ -275,16 +280,14 @@ class Prober:
                 "reason": outcome.reason,
                 "output": _shown(outcome.output),
                 "took": round(now - job.began, 4),
-                "quick": job.quick,
+                "quick": quick,
             }
         )
-        job.due = max(now, job.began + min(job.pause, job.probe.every))
-        job.pause *= 2
 
 
 def _shown(text: str) -> str:
     """*text* for people: without secrets and control characters."""
-    text = "".join(c if c.isprintable() or c == "\n" else " " for c in text.strip())
+    text = "".join(c for c in text.expandtabs() if c.isprintable() or c == "\n").strip()
     return redact.in_text(text)[-LONGEST_OUTPUT:]
 
 

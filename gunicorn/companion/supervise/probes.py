@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -104,6 +105,7 @@ class Probes:
 
     def _begin(self, process: CompanionProcess, job: Job) -> None:
         config = process.config
+        here = _own_directory()
         age = self.kernel.now() - (process.started_at or 0.0)
         mark = Mark.of(self.run_dir, label(process.name), os.getpid())
         environment = {name: value for name, value in os.environ.items() if name not in SERVER_VARIABLES}
@@ -118,11 +120,10 @@ class Probes:
                 "first": job.first,
                 "probe": job.probe,
                 "started": time.time() - age,
-                # A reload may have changed ours since the prober was forked.
-                "directory": os.path.join(os.getcwd(), config.cwd or ""),
+                "directory": os.path.join(here, config.cwd or ""),
                 "surroundings": {
                     "environment": environment,
-                    "env_files": [os.path.abspath(path) for path in config.env_file],
+                    "env_files": [os.path.join(here, path) for path in config.env_file],
                     "env": {**config.env, VARIABLE: str(mark)},
                 },
             }
@@ -145,8 +146,9 @@ class Probes:
         """Have the log keeper send the lines of *name* to the prober."""
         if self.capture is None or not self.capture.answers:
             return
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            # Without a descriptor for it: the prober asks again at its next look.
+            ours, theirs = map(stack.enter_context, socket.socketpair())
             request = {"names": [name], "lines": ALL_LINES, "since": 0, "stream": None}
             self.capture.answer({**request, "follow": True, "resume": True}, ours)
             self.prober.send({"log": job.serial}, [theirs.fileno()])
@@ -193,6 +195,15 @@ class Probes:
 
     def _tell(self, event: str, process: CompanionProcess, found: Findings) -> None:
         self.history.add(event, process.name, cause=Cause.LIVENESS, reason=found.trouble)
+
+
+def _own_directory() -> str:
+    """Ours now: a reload may have changed it since the prober was forked."""
+    try:
+        return os.getcwd()
+    except OSError:
+        # It was removed.
+        return "/"
 
 
 def label(name: str) -> str:
