@@ -42,10 +42,12 @@ ENDS: Final = (
     "lifetime",
     "idle",
 )
+#: What comes of reloads.
+RELOADS: Final = ("applied", "refused")
 #: More workers than this serve as well, without a slot.
 SLOTS: Final = 1024
 
-_FORMAT = 0x67756E69_00000002  # to be changed with the layout: a successor may be of another version
+_FORMAT = 0x67756E69_00000003  # to be changed with the layout: a successor may be of another version
 _WORD = 8
 _COLUMNS = len(BUCKETS) + 1
 # How often a reader begins again because the master is just moving numbers.
@@ -99,6 +101,7 @@ HEADER: Final = (
     Field("class", 16, "the worker class"),
     Field("absorbed", 1, "1 once the totals hold those of the old master's scoreboard"),
     Field("ends", len(ENDS), "workers that have ended, by cause"),
+    Field("reloads", len(RELOADS), "reloads, by result"),
     *COUNTERS,
 )
 
@@ -396,6 +399,10 @@ class Scoreboard:
             slot._memory[:] = bytes(len(slot._memory))
         heapq.heappush(self._free, slot.number)
 
+    def count_reload(self, result: str) -> None:
+        """Count a reload, whose *result* is one of RELOADS."""
+        self._words[_H["reloads"] + RELOADS.index(result)] += 1
+
     def absorb_old(self) -> None:
         """Add the numbers of the old master, which is gone: the next successor reads only this scoreboard."""
         if self.old is None:
@@ -403,8 +410,9 @@ class Scoreboard:
         with self._moving():
             for words in self.old._all_counters():
                 self._add(words)
-            for place, count in enumerate(self.old._ends()):
-                self._words[_H["ends"] + place] += count
+            for name in ("ends", "reloads"):
+                for place, count in enumerate(self.old._counted(name)):
+                    self._words[_H[name] + place] += count
             self._set("absorbed", 1)
         self.old = None
 
@@ -437,12 +445,15 @@ class Scoreboard:
             found += self.old._steady(self.old._all_counters)
         return found
 
-    def _ends(self) -> list[int]:
-        first = _H["ends"]
-        ends: list[int] = self._words[first : first + len(ENDS)].tolist()
-        if self.old is not None and not self._get("absorbed"):
-            ends = [a + b for a, b in zip(ends, self.old._steady(self.old._ends), strict=True)]
-        return ends
+    def _counted(self, name: str) -> list[int]:
+        """The counts in a field of the header, with those of the old master."""
+        first = _H[name]
+        counts: list[int] = self._words[first : first + _SIZES[name]].tolist()
+        old = self.old
+        if old is not None and not self._get("absorbed"):
+            before = old._steady(lambda: old._counted(name))
+            counts = [a + b for a, b in zip(counts, before, strict=True)]
+        return counts
 
     def _steady(self, read: Any) -> Any:
         """The result of *read*, during which the master has moved no numbers."""
@@ -485,7 +496,8 @@ class Scoreboard:
                 **totals,
                 "connections": sum(worker["connections"] for worker in workers),
                 "running": sum(worker["running"] for worker in workers),
-                "ends": dict(zip(ENDS, self._ends(), strict=True)),
+                "ends": dict(zip(ENDS, self._counted("ends"), strict=True)),
+                "reloads": dict(zip(RELOADS, self._counted("reloads"), strict=True)),
             },
             "buckets": list(BUCKETS),
         }

@@ -258,22 +258,24 @@ def test_the_numbers_of_an_old_master_are_continued() -> None:
     new = begun(second)
     serve(new, 500, 1)
 
-    def totals(board: Scoreboard) -> tuple[int, int, int]:
+    def totals(board: Scoreboard) -> tuple[int, ...]:
         found = board.read()["totals"]
-        return found["requests"], found["bytes"], found["ends"]["command"]
+        return found["requests"], found["bytes"], found["ends"]["command"], found["reloads"]["refused"]
 
-    assert totals(second) == (2, 11, 0)
+    second.count_reload("refused")
+    assert totals(second) == (2, 11, 0, 1)
+    first.count_reload("refused")
     first.take_back(old, "command")
-    assert totals(second) == (2, 11, 1)
+    assert totals(second) == (2, 11, 1, 2)
     assert [worker["pid"] for worker in second.read()["workers"]] == [4711]
     # Another process, which has opened both before, does not count them twice.
     reader = Scoreboard.inherit(second.fd)
     reader.old = second.old
     second.absorb_old()
-    assert totals(second) == totals(reader) == (2, 11, 1)
+    assert totals(second) == totals(reader) == (2, 11, 1, 2)
     third = Scoreboard.create(2)
     third.old = Scoreboard.inherit(second.fd)
-    assert totals(third) == (2, 11, 1)
+    assert totals(third) == (2, 11, 1, 2)
 
 
 def test_another_layout_is_refused(tmp_path: Any) -> None:

@@ -266,6 +266,8 @@ class Reloading(Upkeep):
         """Note what has come of the last reload, and tell the companion manager."""
         if result in self._reloads:
             self._reloads[result] += 1
+            if self.scoreboard is not None:
+                self.scoreboard.count_reload(result)
         self.last_reload = {
             "number": self.reload_number,
             "at": round(time.time(), 3),

@@ -76,12 +76,6 @@ def _build(facts: Facts) -> Iterator[Sample]:
     yield Sample(1, {"version": str(facts.status["server"].get("version", ""))})
 
 
-def _reloads(facts: Facts) -> Iterator[Sample]:
-    last = facts.status["server"].get("reload")
-    for result in ("applied", "refused"):
-        yield Sample(last["totals"][result] if last else 0, {"result": result})
-
-
 def _of_web(find: Callable[[Reply], float | None]) -> Callable[[Facts], Iterator[Sample]]:
     """One figure of the web workers together."""
 
@@ -221,7 +215,13 @@ METRICS = (
         _web_by("reason", lambda web: web["totals"]["ends"]),
         labels=("reason",),
     ),
-    Metric("gunicorn_reloads_total", "counter", "Reloads of the master.", _reloads, ("result",)),
+    Metric(
+        "gunicorn_reloads_total",
+        "counter",
+        "Reloads by result.",
+        _web_by("result", lambda web: web["totals"]["reloads"]),
+        labels=("result",),
+    ),
     Metric(
         "gunicorn_requests_total",
         "counter",
