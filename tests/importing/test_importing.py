@@ -630,13 +630,20 @@ def test_web_servers_are_recognised(command: str, kind: str | None, settings: di
 def test_names_of_several_files_are_told_apart(tmp_path: Path) -> None:
     for name in ("a.conf", "b.conf"):
         (tmp_path / name).write_text("[program:x]\ncommand=a\n[program:y]\ncommand=b\npriority=1000\n")
+    for name in ("Procfile.a", "Procfile.b"):
+        (tmp_path / name).write_text("web: gunicorn a\nrelease: b\n")
     names: dict[str, Any] = {}
-    exec(translate([str(tmp_path / name) for name in ("a.conf", "b.conf")]), names)
+    exec(
+        translate([str(tmp_path / name) for name in ("a.conf", "b.conf", "Procfile.a", "Procfile.b")]), names
+    )
+    assert names["web_after"] == ["release", "release-2"]
     assert [(each["name"], each.get("after")) for each in names["companion_workers"]] == [
         ("x", None),
         ("y", ["x"]),
         ("x-2", None),
         ("y-2", ["x-2"]),
+        ("release", None),
+        ("release-2", None),
     ]
 
 

@@ -82,17 +82,20 @@ def _tell_apart(found: Iterable[Found]) -> None:
     """Give programs of several files that have one name a name each."""
     taken: set[str] = set()
     for part in found:
+        renamed: dict[str, str] = {}
         for program in part.programs:
-            first, number = program.name, 1
-            while program.name in taken:
+            name, number = program.name, 1
+            while name in taken:
                 number += 1
-                program.name = f"{first}-{number}"
-            if program.name != first:
-                for other in part.programs:
-                    after = other.values.get("after")
-                    if after:
-                        other.values["after"] = [program.name if each == first else each for each in after]
-            taken.add(program.name)
+                name = f"{program.name}-{number}"
+            renamed[program.name] = program.name = name
+            taken.add(name)
+        for program in part.programs:
+            if "after" in program.values:
+                program.values["after"] = [renamed.get(each, each) for each in program.values["after"]]
+        if "web_after" in part.settings:
+            names, reason = part.settings["web_after"]
+            part.settings["web_after"] = [renamed[each] for each in names], reason
 
 
 def run(options: Any) -> str | None:

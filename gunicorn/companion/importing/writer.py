@@ -50,7 +50,6 @@ def write(found: Iterable[Found], sources: Iterable[str]) -> str:
     for part in parts:
         for block in part.blocks:
             body += ["", *_comments(f"{block.source}", ""), *_listed(block.lines, "")]
-    settings_found = [value for part in parts for value, _ in part.settings.values()]
     settings = list(_settings(parts))
     if settings:
         body += ["", *settings]
@@ -67,11 +66,9 @@ def write(found: Iterable[Found], sources: Iterable[str]) -> str:
         "# gunicorn.conf.py",
         *_comments(f"Written by gunicorn-companion import from {', '.join(sources)}", ""),
     ]
-    secrets = _secrets(programs, settings_found)
+    secrets = ", ".join(_secrets(parts))
     if secrets:
-        head += _comments(
-            f"Secrets stand here as they are ({', '.join(secrets)}): env_file keeps them apart", ""
-        )
+        head += _comments(f"Secrets stand here as they are ({secrets}): env_file keeps them apart", "")
     head.append("# Look at each 'guess', then try it: gunicorn --check-config")
     if re.search(r"\bos\.|_env\(", "\n".join(line for line in body if not line.lstrip().startswith("#"))):
         head += ["", "import os"]
@@ -80,10 +77,12 @@ def write(found: Iterable[Found], sources: Iterable[str]) -> str:
     return "\n".join([*head, text, ""])
 
 
-def _secrets(programs: Iterable[Program], settings: Iterable[Any]) -> list[str]:
+def _secrets(parts: Iterable[Found]) -> list[str]:
     """The names of variables whose values seem to be secrets."""
-    envs = [program.values.get("env", {}) for program in programs]
-    envs += [value for value in settings if isinstance(value, dict)]
+    envs = []
+    for part in parts:
+        envs += [program.values.get("env", {}) for program in part.programs]
+        envs += [value for value, _ in part.settings.values() if isinstance(value, dict)]
     return sorted({name for env in envs for name, value in env.items() if value and _SECRET.search(name)})
 
 
@@ -94,7 +93,7 @@ def _spread_defaults(parts: list[Found]) -> None:
     for part in with_programs:
         for key, value in part.defaults.items():
             lacking = [program for program in part.programs if key not in program.values]
-            if together and len(lacking) > 1 and key not in ("ready",):
+            if together and len(lacking) > 1:
                 part.settings[f"companion_{key}"] = (value, f"the default of {part.origin}")
                 continue
             for program in lacking:
