@@ -18,6 +18,7 @@ from importcases import CASES, DATA, VARIABLES, expected, translated
 
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.companion import ctl, keys
+from gunicorn.companion.client import completion
 from gunicorn.companion.importing import (
     circus,
     compose,
@@ -702,6 +703,12 @@ def program_of(name: str, text: str) -> Program:
         ("a.json", '{"script": "a.sh", "interpreter": "none"}', "command", ["./a.sh"]),
         ("a.yml", "services:\n  a:\n    entrypoint: a b\n    command: null\n", "command", ["a", "b"]),
         ("a.yml", "services:\n  a: {command: a, deploy: {replicas: 0}}\n", "autostart", False),
+        (
+            "a.yml",
+            "services:\n  a: {command: a, deploy: {restart_policy: {condition: any}}}\n",
+            "autorestart",
+            "always",
+        ),
         ("a.service", "[Service]\nExecStart=a\nRestartSec=2min\n", "restart_delay_max", 120),
         ("a.service", "[Service]\nExecStart=-@/a b c\n", "command", ["/a", "c"]),
         ("a.service", "[Service]\nExecStart=a ; b\n", "command", ["sh", "-c", "a && exec b"]),
@@ -718,14 +725,28 @@ def test_a_value(name: str, text: str, key: str, value: Any) -> None:
     assert program_of(name, text).values[key] == value
 
 
-def test_nobody_waits_for_what_waits_for_a_command() -> None:
-    text = "[Unit]\nAfter={}\n[Service]\nExecStart=a\n"
-    timer = Source("b.timer", "[Timer]\nOnCalendar=daily\n")
-    sources = [Source("a.service", text.format("b.service")), Source("b.service", text.format("")), timer]
-    found = systemd.translate_all(sources)
-    found.finish()
-    assert found.programs[0].values["after"] == []
-    assert "it does not wait for b, which is not started by itself" in found.programs[0].notes
+@pytest.mark.parametrize(
+    ("name", "text", "note"),
+    [
+        ("a.service", "[Service]\nExecStart=a\nStandardOutput=socket\n", "stdout=socket: the output goes"),
+        ("a.service", "[Service]\nExecStart=a %Y\n", "%Y of systemd has no counterpart"),
+        ("a.service", "[Service]\nExecStart=-a\n", "a failure counts as a success there"),
+        ("a.yml", "services:\n  a: {command: a, deploy: {mode: global}}\n", "deploy: mode: it belongs to"),
+        ("a.conf", "[program:a]\ncommand=a\ndirectory=/x\nstdout_logfile=b\n", "the path starts at cwd here"),
+    ],
+)
+def test_a_note(name: str, text: str, note: str) -> None:
+    assert any(note in each for each in program_of(name, text).notes)
+
+
+def test_nobody_waits_for_what_waits_for_a_command(tmp_path: Path) -> None:
+    unit = "[Unit]\nAfter={}\n[Service]\nExecStart=x\n"
+    files = {"a.service": unit.format("b.service"), "b.service": unit.format(""), "b.timer": "[Timer]\nA=b\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    text = translate([str(tmp_path / name) for name in files])
+    assert '"after"' not in text
+    assert "# - it does not wait for b, which is not started by itself" in text
 
 
 def test_what_ran_before_the_web_server_is_not_lost() -> None:
@@ -799,6 +820,17 @@ def test_help_names_every_kind(capsys) -> None:
         ctl.main(["import", "--help"])
     text = capsys.readouterr().out
     assert all(origin in text for origin in ORIGINS)
+
+
+def test_kinds_and_files_are_completed(capsys) -> None:
+    def ask(*words: str) -> tuple[int, list[str]]:
+        code = completion.complete(ctl.build_parser, "fish", list(words))
+        return code, capsys.readouterr().out.split()
+
+    assert ask("import", "--from", "") == (completion.OK, list(ORIGINS))
+    for words in (["import", ""], ["import", "a.conf", "b"], ["import", "-o", ""]):
+        assert ask(*words) == (completion.FILES, [])
+    assert "--output" in ask("import", "--")[1]
 
 
 def test_other_commands_load_none_of_it() -> None:

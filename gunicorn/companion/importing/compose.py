@@ -280,8 +280,9 @@ class _Reader:
         if condition:
             ways = {"none": "never", "on-failure": "on-failure", "any": "always"}
             self.program.set("autorestart", ways.get(condition, "always"))
-        for key in value.keys() - {"replicas", "resources", "restart_policy"}:
-            self.program.note(f"deploy: {key}: {_CONTAINER}")
+        for key in value:
+            if key not in ("replicas", "resources", "restart_policy"):
+                self.program.note(f"deploy: {key}: {_CONTAINER}")
 
     def _set_mem_limit(self, value: Any) -> None:
         self.program.guess(

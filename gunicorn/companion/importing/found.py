@@ -177,6 +177,8 @@ class Found:
                 program.note(f"it does not wait for {name}, which is not started by itself")
             if idle.intersection(after):
                 program.values["after"] = [name for name in after if name not in idle]
+                if not program.values["after"]:
+                    del program.values["after"]
 
     def finish(self) -> None:
         """Make what was found fit together."""
