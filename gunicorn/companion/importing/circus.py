@@ -165,7 +165,7 @@ def translate(source: Source) -> Found:
             _other(section, kind, found)
         elif not kind.startswith("env"):
             block = found.block(f"[{section.name}] in {section.path}, line {section.line}")
-            block.note("this section is not known, and was left out")
+            block.note("not known, and left out")
     # The highest comes first.
     found.order({name: -priority for name, priority in priorities.items()})
     return found
@@ -218,11 +218,9 @@ def _other(section: Section, kind: str, found: Found) -> None:
     block = found.block(f"[{section.name}] in {section.path}, line {section.line}")
     for entry in section.entries:
         if kind == "circus" and entry.key not in ("include", "include_dir"):
-            leftover(entry.key, entry.value, SERVER, (), block.note)
+            leftover(block, entry.key, entry.value, SERVER, ())
         elif kind == "socket" and entry.key not in ("host", "port", "path", "family", "type"):
             block.note(f"{entry.key} = {entry.value}: not needed, or the settings umask and backlog")
-    if not block.lines:
-        found.blocks.remove(block)
 
 
 def _plugin(section: Section, found: Found) -> None:
@@ -273,7 +271,7 @@ class _Reader:
             elif name.startswith("hooks.") and name not in INSTEAD:
                 program.note(f"{key} = {entry.value}: {_HOOK}")
             elif name not in HERE:
-                leftover(key, entry.value, INSTEAD, HERE, program.note)
+                leftover(program, key, entry.value, INSTEAD, HERE)
             else:
                 method = getattr(self, f"_set_{name}", None)
                 try:

@@ -19,8 +19,8 @@ from gunicorn.companion.importing.found import (
     Text,
     clean,
     join,
+    leftover,
     one_line,
-    plain,
     present,
 )
 
@@ -202,10 +202,8 @@ class _Reader:
                     pass  # as compose config writes what is not set
                 elif method is not None:
                     method(value)
-                elif key in INSTEAD:
-                    self.program.note(f"{key}: {plain(INSTEAD[key])}")
-                elif key not in HERE and not str(key).startswith("x-"):
-                    self.program.note(f"{key}: this key is not known, and was left out")
+                elif not str(key).startswith("x-"):
+                    leftover(self.program, str(key), "", INSTEAD, HERE)
             except (ValueError, TypeError, AttributeError, KeyError) as exc:
                 reason = exc if isinstance(exc, ValueError) else f"{one_line(repr(value))} is not understood"
                 raise SourceError(
@@ -282,7 +280,7 @@ class _Reader:
             self.program.set("autorestart", ways.get(condition, "always"))
         for key in value:
             if key not in ("replicas", "resources", "restart_policy"):
-                self.program.note(f"deploy: {key}: {_CONTAINER}")
+                self.program.instead(f"deploy: {key}", _CONTAINER)
 
     def _set_mem_limit(self, value: Any) -> None:
         self.program.guess(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -85,7 +85,27 @@ def expand(text: str, pattern: re.Pattern[str], replace: Callable[[re.Match[str]
 
 
 @dataclass
-class Program:
+class Commented:
+    """What has comments: what has no counterpart, and what to do instead."""
+
+    notes: list[str] = field(default_factory=list, kw_only=True)
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def instead(self, shown: str, hint: str) -> None:
+        """Say what to do instead of *shown*; what has the same hint shares it."""
+        ending = f": {hint}"
+        for place, note in enumerate(self.notes):
+            if note.endswith(ending):
+                self.notes[place] = f"{note.removesuffix(ending)}, {shown}{ending}"
+                return
+        self.note(f"{shown}{ending}")
+
+
+@dataclass
+class Program(Commented):
     """A companion to be: its keys, why each is as it is, and comments."""
 
     name: str
@@ -93,7 +113,6 @@ class Program:
     old_name: str = ""
     values: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
     def set(self, key: str, value: Any, reason: str = "") -> None:
         self.values[key] = value
@@ -103,11 +122,6 @@ class Program:
     def guess(self, key: str, value: Any, reason: str) -> None:
         """Set a key to what is probably meant."""
         self.set(key, value, f"guess: {reason}")
-
-    def note(self, text: str) -> None:
-        """Add a comment: what has no counterpart, and what to do instead."""
-        if text not in self.notes:
-            self.notes.append(text)
 
     def copies(self, number: int) -> None:
         """Let so many copies run; one needs no number, and none waits for a command."""
@@ -128,15 +142,10 @@ class Program:
 
 
 @dataclass
-class Block:
-    """Comments on one part of a file that becomes no companion."""
+class Block(Commented):
+    """Comments on one part of a file that becomes no companion; without any it is not written."""
 
     source: str
-    lines: list[str] = field(default_factory=list)
-
-    def note(self, text: str) -> None:
-        if text not in self.lines:
-            self.lines.append(text)
 
 
 @dataclass
@@ -206,14 +215,14 @@ class Found:
 
 
 def leftover(
-    key: str, value: str, instead: dict[str, str], known: Iterable[str], note: Callable[[str], None]
+    place: Commented, key: str, value: str, instead: Mapping[str, str], known: Iterable[str]
 ) -> None:
     """Say what to do instead of ``key = value``, which has no counterpart."""
     shown = f"{key} = {one_line(value)}" if value else key
     if key in instead:
-        note(f"{shown}: {plain(instead[key])}")
+        place.instead(shown, plain(instead[key]))
     elif key not in known:
-        note(f"{shown}: this key is not known, and was left out")
+        place.instead(shown, "not known, and left out")
 
 
 def present(needed: list[str], optional: list[str]) -> str | list[str] | Expression:

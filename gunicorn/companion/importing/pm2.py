@@ -16,8 +16,8 @@ from gunicorn.companion.importing.found import (
     Source,
     SourceError,
     clean,
+    leftover,
     one_line,
-    plain,
 )
 
 TITLE = "pm2"
@@ -145,14 +145,10 @@ class _Reader:
             try:
                 if method is not None:
                     method(value)
-                elif key in INSTEAD:
-                    self.program.note(f"{key} = {one_line(json.dumps(value))}: {plain(INSTEAD[key])}")
                 elif key.startswith("env_"):
                     self.program.note(f"{key}: used by pm2 with --env {key[4:]}; give its variables in env")
                 elif _ALIASES.get(key, key) not in HERE:
-                    self.program.note(
-                        f"{key} = {one_line(json.dumps(value))}: this key is not known, and was left out"
-                    )
+                    leftover(self.program, key, json.dumps(value), INSTEAD, HERE)
             except (ValueError, TypeError, AttributeError) as exc:
                 reason = (
                     exc if isinstance(exc, ValueError) else f"{one_line(json.dumps(value))} is not understood"

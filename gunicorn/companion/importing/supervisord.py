@@ -194,7 +194,7 @@ def _groups(sections: list[Section], found: Found) -> dict[str, _Group]:
         if unknown:
             block = found.block(f"[{section.name}] in {section.path}, line {section.line}")
             for entry in unknown:
-                leftover(entry.key, entry.value, {}, (), block.note)
+                leftover(block, entry.key, entry.value, {}, ())
     return groups
 
 
@@ -219,9 +219,7 @@ def _server_section(section: Section, found: Found) -> None:
             found.settings["companion_env"] = env, "environment of [supervisord]"
         elif section.name != "include":
             shown = "" if entry.key == "password" else entry.value
-            leftover(entry.key, shown, SERVER, (), block.note)
-    if not block.lines:
-        found.blocks.remove(block)
+            leftover(block, entry.key, shown, SERVER, ())
 
 
 def _listener(section: Section, found: Found) -> None:
@@ -237,9 +235,11 @@ def _listener(section: Section, found: Found) -> None:
         if word in _LISTENERS:
             block.note(f"{word}: {_LISTENERS[word]}")
             return
+    if "FATAL" in (section.last()["events"].value if "events" in section.last() else ""):
+        block.note('companion_on_give_up = "shutdown" stops the server when a companion gives up')
     for entry in section.entries:
         if entry.key in ("events", "result_handler", "buffer_size"):
-            leftover(entry.key, entry.value, INSTEAD, HERE, block.note)
+            leftover(block, entry.key, entry.value, INSTEAD, HERE)
 
 
 def _watched(listener: str, words: list[str], found: Found) -> None:
@@ -343,7 +343,7 @@ class _Reader:
                 except ValueError as exc:
                     raise self.section.error(entry, str(exc)) from None
             else:
-                leftover(key, entry.value, INSTEAD, HERE, self.program.note)
+                leftover(self.program, key, entry.value, INSTEAD, HERE)
         self._outputs()
         self.program.copies(self.numprocs)
         if self.numprocs > 1 and self.start:

@@ -175,11 +175,11 @@ def _no_service(source: Source, sections: Iterable[Section], found: Found) -> No
     for section in sections:
         for entry in section.entries:
             if section.name == "Timer":
-                block.note(
-                    f"{entry.key}={entry.value}: there are no schedules; leave the timer and "
-                    f"{stem}.service with systemd"
+                block.instead(
+                    f"{entry.key}={entry.value}",
+                    f"there are no schedules; leave the timer and {stem}.service with systemd",
                 )
-    if not block.lines:
+    if not block.notes:
         block.note("nothing to run; leave it with systemd")
 
 
@@ -198,8 +198,8 @@ def _relations(
                     after += [programs[name].name for name in names if name in programs]
                 others = [name for name in names if name not in units]
                 if others:
-                    program.note(
-                        f"{entry.key}={' '.join(others)}: not imported; leave it in the unit of the server"
+                    program.instead(
+                        f"{entry.key}={' '.join(others)}", "not imported; leave it in the unit of the server"
                     )
             elif entry.key == "Before":
                 for name in names:
@@ -210,7 +210,7 @@ def _relations(
             elif entry.key.startswith("StartLimit") and entry.key in HERE:
                 pass
             elif entry.key not in _DESCRIPTIVE:
-                leftover(entry.key, entry.value, UNIT, (), program.note)
+                leftover(program, entry.key, entry.value, UNIT, ())
     if after:
         program.set("after", list(dict.fromkeys([*program.values.get("after", []), *after])))
     if f"{os.path.basename(program.source).rpartition('.')[0]}.timer" in units:
@@ -219,6 +219,12 @@ def _relations(
         )
 
 
+# Keys that confine a service; there are too many to name each.
+_CONFINING = re.compile(
+    "Protect|Private|Restrict|Lock|Memory|CPU|IO|IP|Tasks|Capability|SystemCall|Secure|Keyring|Proc|Device|Mount|"
+    "Inaccessible|Temporary|ReadOnly|ReadWrite|NoExec|Exec.*Paths|Bind.*Paths|Root|Remove|Runtime.*|State.*|Cache.*|"
+    "Logs.*|AppArmor|SELinux|Smack|Set|Import|LoadCredential|Extension|Allowed|Delegate|Personality|Same"
+)
 _SPECIFIER = re.compile(r"%([a-zA-Z%])")
 # Names of limits: Limit… in a unit, ours.
 _LIMITS = {
@@ -337,9 +343,11 @@ class _Reader:
         elif key == "UnsetEnvironment":
             names = " ".join(entry.value for entry in entries).split()
             self._env({name.partition("=")[0]: None for name in names})
+        elif key not in HERE and key not in INSTEAD and _CONFINING.match(key):
+            self.program.instead(key, _SANDBOX)
         elif key not in HERE:
             for entry in entries:
-                leftover(entry.key, entry.value, INSTEAD, HERE, self.program.note)
+                leftover(self.program, entry.key, entry.value, INSTEAD, HERE)
 
     def _env(self, variables: dict[str, Any]) -> None:
         self.program.set("env", {**self.program.values.get("env", {}), **variables})

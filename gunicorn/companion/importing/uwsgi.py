@@ -145,8 +145,6 @@ def translate(source: Source) -> Found:
             except ValueError as exc:
                 raise section.error(entry, str(exc)) from None
         _web(section, web)
-        if not web.lines:
-            found.blocks.remove(web)
     return found
 
 
@@ -230,7 +228,7 @@ def _entry(section: Section, entry: Entry, found: Found, web: Block) -> None:
     elif key not in INSTEAD and f"%({entry.key})" in " ".join(each.value for each in section.entries):
         pass  # a variable of the file itself
     elif key not in HERE:
-        leftover(key, value, INSTEAD, HERE, web.note)
+        leftover(web, key, value, INSTEAD, HERE)
 
 
 def _smart(program: Program, section: Section, pidfile: str, command: str) -> None:
@@ -272,9 +270,9 @@ def _daemon2(found: Found, section: Section, entry: Entry) -> None:
             "reloadsignal",
             "notifypid",
         ):
-            program.note(f"{name}={value}: not needed, or gunicorn-companion signal and restart")
+            program.instead(f"{name}={value}", "not needed, or gunicorn-companion signal and restart")
         else:
-            program.note(f"{name}={value}: this option is not known, and was left out")
+            program.instead(f"{name}={value}", "not known, and left out")
 
 
 def _cron(section: Section, entry: Entry, web: Block) -> None:

@@ -71,6 +71,9 @@ def recognise(command: Any) -> Web | None:
     development = {"manage.py": "runserver", "django-admin": "runserver", "flask": "run"}
     if words[1:2] == [development.get(program, "")]:
         return Web(program, _development(words[2:]))
+    if program not in _READERS and len(words) > 1 and _base(words[1]) in (*WSGI, *ASGI):
+        # A script that prepares something and runs its arguments.
+        program, words = _base(words[1]), words[1:]
     reader = _READERS.get(program)
     return Web(program, reader(words[1:])) if reader else None
 

@@ -49,7 +49,8 @@ def write(found: Iterable[Found], sources: Iterable[str]) -> str:
     body: list[str] = []
     for part in parts:
         for block in part.blocks:
-            body += ["", *_comments(f"{block.source}", ""), *_listed(block.lines, "")]
+            if block.notes:
+                body += ["", *_comments(block.source, ""), *_listed(block.notes, "")]
     settings = list(_settings(parts))
     if settings:
         body += ["", *settings]
