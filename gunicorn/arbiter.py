@@ -242,10 +242,11 @@ class Arbiter(Shutdown, Succession):
             # From a hook: the workers must not outlive it.
             status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
             self.halt("a hook asked to exit", status)
-        except BaseException:
+        except BaseException as exc:
             if self._in_child:
                 raise
             self.log.exception("The master failed")
+            self._halt_reason = f"the master failed: {type(exc).__name__}: {exc}"
             self.end(False, 1)
 
     def sleep(self) -> None:

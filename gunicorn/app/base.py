@@ -321,9 +321,9 @@ def _tell_old_master(reason: str) -> None:
     """If this process is to succeed a master that waits for it, say why it does not."""
     fd, _ = handoff.report_to(os.environ)
     if fd is not None:
-        from gunicorn.master.upgrade import report
+        from gunicorn.master.upgrade import write_report
 
-        report(fd, reason)
+        write_report(fd, reason)
 
 
 def _while_loading(error: BaseException) -> bool:

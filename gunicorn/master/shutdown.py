@@ -65,7 +65,7 @@ class Shutdown(Reloading):
 
     def end(self, graceful: bool, exit_status: int) -> None:
         """Stop everything, even if that fails half-way, and end the process."""
-        self.upgrade.failed(self._halt_reason or "it was stopped before it served")
+        self.upgrade.report(self._halt_reason or "it was stopped before it served")
         try:
             self.stop(graceful)
         except Exception:

@@ -24,18 +24,19 @@ BOOT_TICK = 0.1
 END_MARGIN = 5.0
 # Seconds between the two SIGINT that end a successor at once.
 INSIST_AFTER = 0.2
-# A report is written at once, whatever is in the pipe.
+# So that a report fits into PIPE_BUF bytes, and is read whole.
 LONGEST_REASON = 1000
 
 BOOTING, ENDING, HANDING_OVER = "booting", "ending", "handing over"
 
 
-def report(fd: int, reason: str | None = None) -> None:
+def write_report(fd: int, reason: str | None = None) -> None:
     """Tell the old master that this one serves; with a *reason*, that it cannot."""
     text = None if reason is None else on_one_line(reason)[:LONGEST_REASON]
     # It may be gone.
     with contextlib.suppress(OSError):
-        os.write(fd, json.dumps({"failed": text}).encode() + b"\n")
+        line = json.dumps({"failed": text}, ensure_ascii=False)
+        os.write(fd, line.encode("utf-8", "replace") + b"\n")
 
 
 class Upgrade:
@@ -79,7 +80,7 @@ class Upgrade:
     def step(self, now: float) -> None:
         """Report, or act on a deadline."""
         if self.on_trial and self._serves(now):
-            self._report()
+            self.report()
         elif self.stage == BOOTING and now >= self._due:
             self._take_back("the new master did not boot in time", signal.SIGTERM)
         elif self.stage == ENDING and now >= self._due:
@@ -122,14 +123,11 @@ class Upgrade:
             return False
         return arbiter.companions is None or arbiter.companions.can_take_over()
 
-    def _report(self, reason: str | None = None) -> None:
+    def report(self, reason: str | None = None) -> None:
+        """Tell the old master, if it waits, that this one serves, or for what *reason* it ends."""
         if self.report_fd is not None:
-            report(self.report_fd, reason)
+            write_report(self.report_fd, reason)
             self.close_report()
-
-    def failed(self, reason: str) -> None:
-        """This master ends: tell the old one, if it waits for this one."""
-        self._report(reason)
 
     def close_report(self) -> None:
         """Let go of the pipe, also in a child."""
@@ -152,7 +150,10 @@ class Upgrade:
         """
         arbiter = self.arbiter
         number = 1 + (self.last["number"] if self.last is not None else 0)
-        reader, writer = os.pipe()
+        try:
+            reader, writer = os.pipe()
+        except OSError as exc:
+            raise ValueError(f"the new master cannot be started: {exc.strerror}") from exc
         try:
             arbiter.reexec((writer, number))
         finally:
@@ -225,9 +226,10 @@ class Upgrade:
         if not self.stage:
             return
         assert self.last is not None
-        failed, self.stage = self.stage == HANDING_OVER, ""
-        if failed:
+        if self.stage == HANDING_OVER:
             self.arbiter.log.critical("The new master %s while this one stops: nobody takes over", how)
+            return
+        self.stage = ""
         reason = self._reason or f"the new master {how}: see the server's log"
         self._note("rolled back", pid, self.last["number"], reason)
         self.arbiter.unit.upgrade_failed(reason)
