@@ -251,14 +251,14 @@ def test_copies_wait_while_the_last_of_their_older_processes_has_the_socket(tmp_
         assert overlaps(server) == []
 
 
-@pytest.mark.parametrize("name", ["web", "renamed"])
+@pytest.mark.parametrize("name", ["page", "renamed"])
 def test_an_address_changes_hands_without_a_record(tmp_path: Path, name: str) -> None:
     def companion(name: str) -> dict[str, Any]:
         bind = f"unix:{tmp_path}/s"
         return entry(name, "report", bind=bind, singleton=False, start_retries=1, on_give_up="shutdown")
 
-    with companion_server(companion("web"), pidfile="g.pid") as server:
-        server.wait_companion("web")
+    with companion_server(companion("page"), pidfile="g.pid") as server:
+        server.wait_companion("page")
         reconfigure(server, companion(name), pidfile="g.pid")
         new = server.upgrade()
         has_state(new, name, "STARTING")
@@ -269,7 +269,7 @@ def test_an_address_changes_hands_without_a_record(tmp_path: Path, name: str) ->
         server.signal(signal.SIGKILL, manager_of(new))
         server.wait_manager(20, without=manager)
         wait_until(
-            lambda: {server.companion("web")["state"], new.companion(name)["state"]} >= {"RUNNING"}, 20
+            lambda: {server.companion("page")["state"], new.companion(name)["state"]} >= {"RUNNING"}, 20
         )
         take_over(server, new)
         assert server.wait_companion(name)["failed_starts"] == 0
