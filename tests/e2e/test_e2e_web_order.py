@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+import pytest
 from e2e_apps import JOBS, WEB
 from e2e_companions import companion_server, entry, reconfigure, signals, starts
 from harness import Background, Server, is_alive, wait_until
@@ -121,7 +122,11 @@ def in_flight(server: Server) -> Background:
     return request
 
 
-def test_each_is_stopped_when_nothing_needs_it_any_more() -> None:
+@pytest.mark.parametrize(
+    "kind",
+    ["gthread", *(pytest.param(name, marks=pytest.mark.matrix) for name in ("sync", "gevent", "tornado"))],
+)
+def test_each_is_stopped_when_nothing_needs_it_any_more(kind: str) -> None:
     """A companion after web, the workers, the store that they need, and one with `stop_after`."""
     server = ordered_server(
         entry("store"),
@@ -129,7 +134,9 @@ def test_each_is_stopped_when_nothing_needs_it_any_more() -> None:
         entry("front", after=["web"]),
         entry("log", "drain", stop_after=["web", "store"], env={"DRAIN": "0"}),
         web_after=["store"],
+        worker_class=kind,
         workers=2,
+        threads=2,
     )
     with server:
         for name in ("store", "job", "front", "log"):

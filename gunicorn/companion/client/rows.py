@@ -383,6 +383,8 @@ def summary(look: Look, rates: Rates, width: int) -> list[tuple[int, str]]:
     if look.web is not None:
         lines.append(_web_summary(look.web, rates, width))
     lines.append(_companion_summary(look.companions, look.wall))
+    if held_by := server.get("web_held_by"):
+        lines.append((MOVING, f"Waiting     web workers wait for {held_by}"))
     if refusal := describe_refusal(server):
         lines.append((BAD, f"Reload      {refusal}"))
     return [(level, clean(line)) for level, line in lines]
