@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 
@@ -77,6 +78,7 @@ def job():
 def front():
     """Has one more request for the web workers."""
     def finish():
+        until("ask")
         host, port = os.environ["WEB"].split(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=5)
         connection.request("GET", "/")
@@ -145,15 +147,21 @@ def test_each_is_stopped_when_nothing_needs_it_any_more(kind: str) -> None:
         worker = server.read_int("store.asked")
         # By command only the named ones stop.
         front = server.companion("front")["pid"]
+        server.write("ask", "")
         assert server.ask("restart", "front")["ok"]
         server.wait_companion("front", without=[front])
         assert is_alive(worker) and events(server) == ["front told", "front 200"]
         (server.dir / "events").unlink()
+        (server.dir / "ask").unlink()
 
         server.signal(signal.SIGTERM)
-        # The workers still answer when the companion that comes after them has been told.
+        # The workers still serve when the companion that comes after them has been told.
+        wait_until(lambda: set(events(server)) == {"job told", "front told"}, 10, lambda: f"{events(server)}")
+        until = time.monotonic() + 0.3
+        while time.monotonic() < until:
+            assert len(server.workers()) == 2 and server.get("/").status == 200
+        server.write("ask", "")
         wait_until(lambda: "front 200" in events(server), 10, lambda: f"{events(server)}")
-        wait_until(lambda: "job told" in events(server), 10, lambda: f"{events(server)}")
         assert is_alive(worker)
         found = server.wait_companion("store")
         assert set(found["stops_after"]) == {"job", "web"}
@@ -188,6 +196,7 @@ def test_a_second_int_ends_what_waits_for_its_turn() -> None:
         server.wait_exit(10)
         assert time.monotonic() - started < 5
         assert "Traceback" not in server.log()
+        assert len(re.findall(r"Worker \d+ starts", server.log())) == 1
 
 
 def test_without_its_manager_the_stop_goes_on() -> None:
@@ -212,7 +221,7 @@ def test_the_first_request_is_answered_after_the_migration() -> None:
     """Not refused before: it waits in the backlog. Neither a reload nor a new manager changes that."""
     server = ordered_server(
         entry("migrate", autorestart="on-failure", startsecs=0.1),
-        entry("front", after=["web"]),
+        entry("front", "idle", after=["web"]),
         web_after=["migrate"],
         workers=2,
         ready_option="listen",
@@ -245,16 +254,16 @@ def test_the_first_request_is_answered_after_the_migration() -> None:
 
 def test_a_failing_migration_ends_the_start() -> None:
     """Also if it fails when it has long been RUNNING; and it is not retried for ever."""
-    migrate = entry("fail_late", autorestart="on-failure", start_retries=2, restart_delay=0.1)
+    migrate = entry("fail_late", autorestart="on-failure", start_retries=3, restart_delay=0.1)
     server = ordered_server(migrate, entry("a", "idle"), web_after=["fail_late"], ready_option=None)
     with server:
         assert server.wait_exit(15) == 1
-        why = "gave up after 2 failed starts: exited with status 3"
+        why = "gave up after 3 failed starts: exited with status 3"
         assert (
             f"The server stops: web workers cannot start, they wait for fail_late, which {why}"
             in server.log()
         )
-        assert len(starts(server, "fail_late")) == 2
+        assert len(starts(server, "fail_late")) == 3
         assert server.log().count("Web workers wait for fail_late, which keeps failing") == 1
         assert "Worker" not in server.log().replace("Workers: ", "").replace("Web workers", "")
 
@@ -264,6 +273,7 @@ def test_the_workers_of_a_successor_find_the_store_of_the_old_master() -> None:
     server = ordered_server(
         entry("store"),
         entry("migrate", autorestart="on-failure", after=["store"]),
+        entry("drain", after=["store"], env={"UNTIL": "done"}, stop_timeout=60),
         web_after=["migrate", "store"],
         pidfile="g.pid",
     )
@@ -286,7 +296,9 @@ def test_the_workers_of_a_successor_find_the_store_of_the_old_master() -> None:
         assert is_alive(store)
         server.write("go", "")
         assert request.result().text == "stored"
+        # The old one does not wait for companions, for which the new one is there.
+        wait_until(lambda: events(server) == ["web stored", "store told"], 10, lambda: f"{events(server)}")
+        server.write("done", "")
         wait_until(lambda: not is_alive(old), 10, "the old master is gone")
         wait_until(lambda: len(starts(server, "store")) == 2, 10, "the store of the new master")
         server.adopt(new)
-        assert events(server) == ["web stored", "store told"]
