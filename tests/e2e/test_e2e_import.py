@@ -60,7 +60,7 @@ def test_all_programs_of_all_files_run(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server()
     place = server.dir
     files = list(dict.fromkeys(name for names in CASES.values() for name in names))
-    text = re.sub(r"/(srv|var/log|run)/shop|/data/", lambda match: f"{place}{match[0]}", translated(files))
+    text = re.sub(r"/(srv|var/log|run)/shop|/data/", lambda match: f"{place}{match[0]}", translated(*files))
     for port in set(re.findall(r'"127\.0\.0\.1:(\d+)"', text)):
         text = text.replace(f'"127.0.0.1:{port}"', f'"127.0.0.1:{free_port()}"')
     for name, value in VARIABLES.items():

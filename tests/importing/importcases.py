@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from gunicorn.companion.importing.command import translate
@@ -51,19 +52,25 @@ def cases() -> dict[str, list[str]]:
 CASES = cases()
 
 
-def translated(files: Iterable[str]) -> str:
-    """The translation, without what belongs to this host."""
-    # A path of one length on every host, as long lines are broken.
+@functools.cache
+def _copy() -> Path:
+    """The files at a path of one length on every host, as long lines are broken."""
     place = Path(tempfile.mkdtemp(prefix="data-", dir="/tmp"))
+    atexit.register(shutil.rmtree, place)
+    shutil.copytree(DATA, place, dirs_exist_ok=True)
+    return place
+
+
+@functools.cache
+def translated(*files: str) -> str:
+    """The translation, without the place of the files."""
     before = os.getcwd()
+    os.chdir(_copy())
     try:
-        shutil.copytree(DATA, place, dirs_exist_ok=True)
-        os.chdir(place)
-        text = translate(list(files))
+        text = translate(files)
     finally:
         os.chdir(before)
-        shutil.rmtree(place)
-    return text.replace(str(place), "/data").replace(f'"{os.uname().nodename}"', '"HOST"')
+    return text.replace(str(_copy()), "/data")
 
 
 def expected(case: str) -> Path:
@@ -72,4 +79,4 @@ def expected(case: str) -> Path:
 
 if __name__ == "__main__":
     for case, files in CASES.items():
-        expected(case).write_text(translated(files))
+        expected(case).write_text(translated(*files))

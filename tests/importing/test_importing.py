@@ -62,7 +62,7 @@ ORIGIN_MODULES: dict[str, Any] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_file_becomes_what_is_expected(case: str) -> None:
-    assert translated(CASES[case]) == expected(case).read_text()
+    assert translated(*CASES[case]) == expected(case).read_text()
 
 
 def test_there_are_files_of_every_kind() -> None:
@@ -90,7 +90,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_written_passes_the_check(case: str, place: Path, monkeypatch, capsys) -> None:
-    text = re.sub(r"/(srv|var/log|run)/shop|/data/", rf"{place}\g<0>", translated(CASES[case]))
+    text = re.sub(r"/(srv|var/log|run)/shop|/data/", rf"{place}\g<0>", translated(*CASES[case]))
     assert check(place, text, monkeypatch, capsys) == (0, "")
 
 

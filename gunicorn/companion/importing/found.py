@@ -48,21 +48,21 @@ class Mark(NamedTuple):
     text: str
 
 
-class Text(NamedTuple):
-    """A text that is not known before the server runs."""
-
-    parts: tuple[str | Env | Mark, ...]
-
-
 class Expression(NamedTuple):
     """A value that the file computes, such as ``os.cpu_count()``."""
 
     code: str
 
 
-def join(parts: Iterable[str | Env | Mark]) -> str | Text:
+class Text(NamedTuple):
+    """A text that is not known before the server runs."""
+
+    parts: tuple[str | Env | Mark | Expression, ...]
+
+
+def join(parts: Iterable[str | Env | Mark | Expression]) -> str | Text:
     """One text of *parts*; a plain string if it holds nothing else."""
-    joined: list[str | Env | Mark] = []
+    joined: list[str | Env | Mark | Expression] = []
     for part in parts:
         if isinstance(part, str) and joined and isinstance(joined[-1], str):
             joined[-1] += part
@@ -75,7 +75,7 @@ def join(parts: Iterable[str | Env | Mark]) -> str | Text:
 
 def expand(text: str, pattern: re.Pattern[str], replace: Callable[[re.Match[str]], Any]) -> str | Text:
     """Replace each match of *pattern* in *text*; *replace* returns a part, or None to keep what is there."""
-    parts: list[str | Env | Mark] = []
+    parts: list[str | Env | Mark | Expression] = []
     end = 0
     for match in pattern.finditer(text):
         part = replace(match)

@@ -302,6 +302,8 @@ def _expanded(text: str, known: dict[str, Any]) -> str | Text:
         value = known[name]
         if isinstance(value, Mark):
             return Mark(f"{value.text}{form}")
+        if isinstance(value, Expression):
+            return value
         try:
             return f"%{form}" % value
         except (TypeError, ValueError):
@@ -326,7 +328,7 @@ class _Reader:
             "here": _here(section),
             "numprocs": self.numprocs,
             "process_num": Mark("%(index)") if self.numprocs > 1 else start,
-            "host_node_name": os.uname().nodename,
+            "host_node_name": Expression("os.uname().nodename"),
         }
         self.start = start
 
@@ -350,10 +352,6 @@ class _Reader:
             self.program.set("index_start", self.start)
         if self.group:
             self.program.set("group", clean(self.group.name))
-        if any("%(host_node_name)" in entry.value for entry in self.entries.values()):
-            self.program.note(
-                f"guess: %(host_node_name)s is {self.known['host_node_name']}, the name of this host"
-            )
 
     def _set_command(self, value: str) -> None:
         words = values.split(value)

@@ -211,23 +211,27 @@ def _formatted(text: Text, percent: bool) -> str:
     simple = len(text.parts) > 1 and all(
         re.fullmatch(r"[^'\"\\{}\n]*", part.default or "") for part in text.parts if isinstance(part, Env)
     )
-    has_env = any(isinstance(part, Env) for part in text.parts)
+    computed = any(isinstance(part, (Env, Expression)) for part in text.parts)
     pieces = []
     for part in text.parts:
-        if isinstance(part, Env):
-            code = _environment(part, percent, repr if simple else json.dumps)
+        if isinstance(part, (Env, Expression)):
+            code = (
+                part.code
+                if isinstance(part, Expression)
+                else _environment(part, percent, repr if simple else json.dumps)
+            )
             pieces.append(f"{{{code}}}" if simple else code)
         else:
             mark = isinstance(part, Mark)
             quoted = _quoted(part.text if isinstance(part, Mark) else part, percent and not mark)
             if simple:
                 quoted = quoted[1:-1]
-                pieces.append(quoted.replace("{", "{{").replace("}", "}}") if has_env else quoted)
+                pieces.append(quoted.replace("{", "{{").replace("}", "}}") if computed else quoted)
             else:
                 pieces.append(quoted)
     if not simple:
         return " + ".join(pieces)
-    return f'{"f" if has_env else ""}"{"".join(pieces)}"'
+    return f'{"f" if computed else ""}"{"".join(pieces)}"'
 
 
 def _environment(env: Env, percent: bool, quoted: Callable[[str], str]) -> str:
