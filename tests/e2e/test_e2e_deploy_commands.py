@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from e2e_apps import WEB
 from e2e_companions import companion_server, entry, overlaps, pids, pids_in, reconfigure, starts
 from e2e_notify import ServiceManager
 from harness import Background, Server, is_alive, load, wait_until
@@ -41,6 +42,37 @@ def work():
         else:
             time.sleep(0.01)
 """
+
+
+#: The paths of `WEB` that are asked for here.
+ASGI = """
+import asyncio, os
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+def mark(name):
+    with open(os.path.join(HERE, name), "a") as f:
+        f.write(f"{os.getpid()}\\n")
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    path, query, text = scope["path"], scope["query_string"].decode(), b"here"
+    if path == "/slow":
+        mark("slow.started")
+        await asyncio.sleep(float(query))
+        text = b"slow done"
+    elif path == "/wait":
+        mark("wait.started")
+        while not os.path.exists(os.path.join(HERE, query)):
+            await asyncio.sleep(0.01)
+        text = b"waited"
+    headers = [(b"content-length", str(len(text)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+"""
+
+OTHERS = ("sync", "gevent", "gevent_pywsgi", "tornado", "uvicorn_worker.UvicornWorker")
 
 
 class Command:
@@ -97,7 +129,7 @@ def check_refused(command: Command, new: Server) -> None:
 
 @pytest.mark.parametrize(
     "worker_class",
-    ["gthread", *(pytest.param(name, marks=pytest.mark.matrix) for name in ("sync", "gevent", "tornado"))],
+    ["gthread", *(pytest.param(name, marks=pytest.mark.matrix) for name in OTHERS)],
 )
 def test_an_upgrade_under_load_loses_nothing_and_runs_nothing_twice(worker_class: str) -> None:
     server = companion_server(
@@ -109,6 +141,7 @@ def test_an_upgrade_under_load_loses_nothing_and_runs_nothing_twice(worker_class
         threads=2,
         worker_class=worker_class,
         pidfile="g.pid",
+        app_option=ASGI if "uvicorn" in worker_class else WEB,
     )
     command = Command(server)
     with server:
