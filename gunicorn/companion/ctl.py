@@ -184,7 +184,7 @@ def build_parser(words: Sequence[str]) -> Parser:
         description = f"{text[0].upper()}{text[1:]}. {more}"
         one = commands.add_parser(name, help=text, description=description, formatter_class=formatter)
         add_arguments(one)
-        _add_common(one, waits=name in WAITS)
+        _add_common(one, waits=name in WAITS, limits=LIMITS.get(name))
         one.formatter_class = argparse.HelpFormatter
     parser.formatter_class = argparse.HelpFormatter
     return parser
@@ -210,7 +210,7 @@ class _Version(argparse.Action):
 # -- options and arguments ---------------------------------------------------
 
 
-def _add_common(parser: Parser, waits: bool = True) -> None:
+def _add_common(parser: Parser, waits: bool = True, limits: str | None = None) -> None:
     """Options that may be before the command or after it. One that is missing after it does not reset it."""
     parser.add_argument(
         "-s",
@@ -231,7 +231,8 @@ def _add_common(parser: Parser, waits: bool = True) -> None:
         metavar="S",
         type=_seconds,
         default=argparse.SUPPRESS,
-        help=f"seconds to wait for an answer (default {DEFAULT_TIMEOUT:g}), and for companions to start or "
+        help=limits
+        or f"seconds to wait for an answer (default {DEFAULT_TIMEOUT:g}), and for companions to start or "
         "stop (default: as long as their own limits allow)",
     )
     parser.add_argument(
@@ -393,13 +394,11 @@ def _show_completion(_: object, options: Any) -> int:
 
 
 def _reload(parser: Parser) -> None:
-    parser.add_argument("--wait", action="store_true", help="until it is done; exit status 1: refused")
+    parser.add_argument("--wait", action="store_true", help="until it is done, or refused")
 
 
 def _upgrade(parser: Parser) -> None:
-    parser.add_argument(
-        "--wait", action="store_true", help="until it is done; exit status 1 if it is rolled back"
-    )
+    parser.add_argument("--wait", action="store_true", help="until it is done, or rolled back")
 
 
 def _shutdown(parser: Parser) -> None:
@@ -559,21 +558,22 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
     "reload": (
         "reload everything: the configuration, web workers, companions that have changed",
         "As SIGHUP to the master does. If the configuration is wrong, or new web workers do not boot, "
-        "nothing changes; with --wait the exit status is then 1. --timeout: seconds to wait.",
+        "nothing changes; with --wait the exit status is then 1, or 3 if it is done and a companion does not "
+        "run.",
         _reload,
         _steer_server,
     ),
     "upgrade": (
         "start a new master with the code on disk, and end the old one when it serves",
         "If the new master does not boot within --timeout seconds (default 120), it is ended and the old one "
-        "goes on; with --wait the exit status is then 1. Companions change hands, and none runs twice.",
+        "goes on; with --wait the exit status is then 1, or 3 if it is done and a companion does not run. "
+        "Companions change hands, and none runs twice.",
         _upgrade,
         _steer_server,
     ),
     "shutdown": (
         "stop the whole server",
-        "As SIGTERM to the master does: requests and jobs that run come to their end. --timeout: seconds to "
-        "wait; the server goes on stopping after that.",
+        "As SIGTERM to the master does: requests and jobs that run come to their end.",
         _shutdown,
         _steer_server,
     ),
@@ -616,6 +616,13 @@ SIGNALS = {
     "reload": "send SIGHUP to its master",
     "upgrade": "send SIGUSR2 to its master, and SIGTERM when the new one serves",
     "shutdown": "send SIGTERM to its master",
+}
+
+# What --timeout is for, where that is special.
+LIMITS = {
+    "reload": "seconds to wait, with --wait (default: as long as it takes); the server goes on after that",
+    "upgrade": "seconds that the new master has to boot (default 120); old companions have their own limits",
+    "shutdown": "seconds to wait, with --wait (default: as long as it takes); the server goes on after that",
 }
 
 # Commands that wait until companions or web workers have settled.
