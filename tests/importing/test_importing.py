@@ -497,6 +497,10 @@ def test_yaml_without_its_library_says_what_to_install(monkeypatch: pytest.Monke
         ("Procfile.dev", "", "procfile"),
         ("x", "# comment\nweb: gunicorn a\n", "procfile"),
         ("compose.yaml", "", "compose"),
+        ("x", "version: '3'\nservices:\n  a: {}\n", "compose"),
+        ("x", '{"apps": []}', "pm2"),
+        ("x", '[\n{"script": "a"}]', "pm2"),
+        ("x.yml", "", "compose"),
     ],
 )
 def test_a_kind_is_recognised_by_name_or_text(name: str, text: str, origin: str) -> None:
@@ -748,6 +752,14 @@ def test_nobody_waits_for_what_waits_for_a_command(tmp_path: Path) -> None:
     text = translate([str(tmp_path / name) for name in files])
     assert '"after"' not in text
     assert "# - it does not wait for b, which is not started by itself" in text
+
+
+def test_a_file_of_variables_beside_a_procfile_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "Procfile").write_text("a: b\n")
+    assert "env_file" not in translate([str(tmp_path / "Procfile")])
+    (tmp_path / ".env").write_text("A=1\n")
+    text = translate([str(tmp_path / "Procfile")])
+    assert f'"env_file": "{tmp_path}/.env",' in text and "# guess: Foreman and Honcho read it" in text
 
 
 def test_what_ran_before_the_web_server_is_not_lost() -> None:

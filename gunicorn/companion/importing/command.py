@@ -16,8 +16,9 @@ from gunicorn.companion.importing.writer import write
 
 ORIGINS = ("supervisord", "procfile", "circus", "uwsgi", "systemd", "compose", "pm2")
 
-# What the text of an INI file must contain.
+# What the text of each kind contains.
 _SECTIONS = {
+    "compose": r"^services:\s*$",
     "uwsgi": r"^\s*\[uwsgi\]",
     "circus": r"^\s*\[(circus|watcher:[^]]+)\]",
     "supervisord": r"^\s*\[(supervisord|program:[^]]+|fcgi-program:[^]]+|eventlistener:[^]]+|group:[^]]+)\]",
@@ -69,6 +70,8 @@ def recognise(source: Source) -> str:
     if ending in (".yml", ".yaml"):
         return "compose"
     if ending in (".json", ".js", ".cjs", ".mjs", ".ts"):
+        return "pm2"
+    if re.match(r"\s*(\{|\[\s*\{)", source.text):
         return "pm2"
     for origin, pattern in _SECTIONS.items():
         if re.search(pattern, source.text, re.MULTILINE):
