@@ -16,8 +16,8 @@ RELOAD_TIMEOUT = 60
 
 
 OTHER_USER = (
-    "companions run as the server's user (setting ``user``); another one needs a server that runs as root, and "
-    "a command that begins with ``setpriv --reuid NAME --init-groups``"
+    "companions run as the server's user (setting ``user``); another one needs a server that runs as root, "
+    "and a command that begins with ``setpriv --reuid NAME --init-groups``"
 )
 
 
