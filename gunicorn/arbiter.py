@@ -159,6 +159,7 @@ class Arbiter(Shutdown, Succession):
             self.check_companions(self.cfg, outputs=False)
         except ConfigError as exc:
             raise HaltServer(str(exc)) from exc
+        self.take_companion_sockets()
         self.init_signals()
         # The next steps may wait: a hook for a database, or we for an address that another server has.
         with self.interruptible():

@@ -156,13 +156,14 @@ class UnixSocket(BaseSocket):
             trust.give_socket(os.fsdecode(self.cfg_addr), (self.conf.uid, self.conf.gid))
 
     def take_path(self) -> None:
-        self.file = _file_identity(self.cfg_addr)
+        self.file = file_identity(self.cfg_addr)
 
     def owns_path(self) -> bool:
-        return self.file is not None and self.file == _file_identity(self.cfg_addr)
+        return self.file is not None and self.file == file_identity(self.cfg_addr)
 
 
-def _file_identity(path: Any) -> tuple[int, int] | None:
+def file_identity(path: Any) -> tuple[int, int] | None:
+    """Device and inode of the file at *path*; None if there is none."""
     try:
         info = os.stat(path)
     except (OSError, ValueError):

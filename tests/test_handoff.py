@@ -53,6 +53,8 @@ from gunicorn.master.handoff import Inherited, forget, inherited, listen_fd_coun
         ({"GUNICORN_PID": "7", "GUNICORN_UPGRADE": "11,3"}, Inherited(7, report_fd=11, upgrade=3)),
         ({"GUNICORN_PID": "7", "GUNICORN_UPGRADE": "x"}, Inherited(7)),
         ({"GUNICORN_UPGRADE": "11,3"}, Inherited()),
+        ({"GUNICORN_PID": "7", "GUNICORN_COMPANION_SOCKETS": "{}"}, Inherited(7, companion_sockets="{}")),
+        ({"GUNICORN_COMPANION_SOCKETS": "{}"}, Inherited()),
     ],
 )
 def test_inherited(environ: dict[str, str], expected: Inherited) -> None:

@@ -155,7 +155,14 @@ class CompanionManager:
 
         rights = Rights(shared, None if self.kept.old is None else old_state)
         self.start_rights = StartRights(run_dir, log, rights, kernel=kernel)
-        self.listeners = Listeners(log, umask=umask, rights=rights, tell=self.tell_master, kept=sockets)
+        self.listeners = Listeners(
+            log,
+            umask=umask,
+            rights=rights,
+            tell=self.tell_master,
+            kept=sockets,
+            beside_owner=beside_old_master,
+        )
         self.web_tier = web_tier or WebTier()
         stops = Stops(self.web_tier)
         self.sessions = Sessions(
@@ -546,10 +553,13 @@ class CompanionManager:
             self.table.changed = True
         if "promoted" in message:
             self.follower.beside_old_master = self.web_tier.beside_old_master = False
+            self.listeners.promoted()
             self.table.changed = True
             self._check_socket(now)
         if "handing_over" in message:
             self.steering.handing_over = bool(message["handing_over"])
+        if "handed" in message:
+            self.listeners.leave_files(message["handed"])
         if "web_ready" in message:
             self.web_tier.ready = bool(message["web_ready"])
             self.table.changed = True

@@ -171,6 +171,15 @@ class Master:
             self.companions = ManagerHandle(self)
         return self.companions
 
+    def take_companion_sockets(self) -> None:
+        """Take the sockets of companions that an old master has passed on, or close them."""
+        if self.given.companion_sockets and self.cfg.companion_workers:
+            self._companion_handle()
+        elif self.given.companion_sockets:
+            from gunicorn.companion.server.keptsockets import KeptSockets
+
+            KeptSockets(self.given.companion_sockets).close()
+
     def reserve_descriptors(self) -> None:
         """Keep the numbers free that companions' sockets get; before anything is opened or loaded."""
         if any(isinstance(entry, dict) and entry.get("bind") for entry in self.cfg.companion_workers):

@@ -4,10 +4,10 @@
 An old master passes ``GUNICORN_PID`` (its own) and ``GUNICORN_FD`` (descriptors, separated by commas). With
 companions it passes ``GUNICORN_COMPANION_RUN_DIR``, where their records are, so that those of the new master
 wait for them; ``GUNICORN_COMPANION_STATE``, a descriptor of the file that has what is asked of them by
-command; and ``GUNICORN_SCOREBOARD``, one of the file that has what its workers have done. In an upgrade by
-command it passes ``GUNICORN_UPGRADE``: a descriptor to report to, and the number of the upgrade. A service
-manager passes ``LISTEN_PID`` (for which process) and ``LISTEN_FDS`` (how many, from 3 on); a master that was
-started so passes them on in the same way.
+command; ``GUNICORN_COMPANION_SOCKETS``, their listening sockets; and ``GUNICORN_SCOREBOARD``, a descriptor of
+the file that has what its workers have done. In an upgrade by command it passes ``GUNICORN_UPGRADE``: a
+descriptor to report to, and the number of the upgrade. A service manager passes ``LISTEN_PID`` (for which
+process) and ``LISTEN_FDS`` (how many, from 3 on); a master that was started so passes them on likewise.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ MASTER_PID = "GUNICORN_PID"
 MASTER_FDS = "GUNICORN_FD"
 COMPANION_RUN_DIR = "GUNICORN_COMPANION_RUN_DIR"
 COMPANION_STATE = "GUNICORN_COMPANION_STATE"
+COMPANION_SOCKETS = "GUNICORN_COMPANION_SOCKETS"
 SCOREBOARD = "GUNICORN_SCOREBOARD"
 UPGRADE = "GUNICORN_UPGRADE"
 LISTEN_PID = "LISTEN_PID"
@@ -35,7 +36,7 @@ class Inherited(NamedTuple):
     *companion_run_dir*: the old master's run directory; "": it has companions and no run directory; None:
     it has no companions. *companion_state_fd*: see `gunicorn.companion.supervise.sharedstate`;
     *scoreboard_fd*: see `gunicorn.scoreboard`; *report_fd* and *upgrade*, its number: see
-    `gunicorn.master.upgrade`.
+    `gunicorn.master.upgrade`; *companion_sockets*: see `gunicorn.companion.server.keptsockets`.
     """
 
     master_pid: int = 0
@@ -46,6 +47,7 @@ class Inherited(NamedTuple):
     scoreboard_fd: int | None = None
     report_fd: int | None = None
     upgrade: int = 0
+    companion_sockets: str = ""
 
 
 def inherited(environ: Mapping[str, str], pid: int) -> Inherited:
@@ -61,16 +63,17 @@ def inherited(environ: Mapping[str, str], pid: int) -> Inherited:
         for name in (COMPANION_STATE, SCOREBOARD)
     )
     report, number = report_to(environ) if master_pid else (None, 0)
+    more = (run_dir, state, board, report, number, environ.get(COMPANION_SOCKETS, "") if master_pid else "")
     count = listen_fd_count(environ, pid)
     if count:
         fds = tuple(range(SD_LISTEN_FDS_START, SD_LISTEN_FDS_START + count))
-        return Inherited(master_pid, fds, True, run_dir, state, board, report, number)
+        return Inherited(master_pid, fds, True, *more)
     if not master_pid:
         return Inherited()
     names = [name for name in environ.get(MASTER_FDS, "").split(",") if name.strip()]
     try:
         fds = tuple(int(name) for name in names)
-        return Inherited(master_pid, fds, False, run_dir, state, board, report, number)
+        return Inherited(master_pid, fds, False, *more)
     except ValueError:
         raise ValueError(f"{MASTER_FDS}={environ[MASTER_FDS]!r} is not a list of descriptors") from None
 
@@ -90,8 +93,8 @@ def listen_fd_count(environ: Mapping[str, str], pid: int) -> int:
 
 def forget(environ: MutableMapping[str, str]) -> None:
     """Remove what `inherited` has read: it is not for the children of this process."""
-    names = (MASTER_PID, MASTER_FDS, COMPANION_RUN_DIR, COMPANION_STATE, SCOREBOARD, UPGRADE)
-    for name in (*names, *LISTEN_VARIABLES):
+    names = (MASTER_PID, MASTER_FDS, COMPANION_RUN_DIR, COMPANION_STATE, COMPANION_SOCKETS, SCOREBOARD)
+    for name in (*names, UPGRADE, *LISTEN_VARIABLES):
         environ.pop(name, None)
 
 
@@ -110,6 +113,8 @@ def reexec_environment(environ: Mapping[str, str], given: Inherited, pid: int) -
         result[COMPANION_RUN_DIR] = given.companion_run_dir
     if given.companion_state_fd is not None:
         result[COMPANION_STATE] = str(given.companion_state_fd)
+    if given.companion_sockets:
+        result[COMPANION_SOCKETS] = given.companion_sockets
     if given.scoreboard_fd is not None:
         result[SCOREBOARD] = str(given.scoreboard_fd)
     if given.report_fd is not None:

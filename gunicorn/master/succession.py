@@ -68,6 +68,7 @@ class Succession(Master):
                 companion_state_fd,
                 self.scoreboard.fd if self.scoreboard is not None else None,
                 *report,
+                self.companions.sockets.for_successor() if self.companions is not None else "",
             )
             environ = handoff.reexec_environment(self.START_CTX["env"], given, os.getpid())
             for fd in (given.companion_state_fd, given.scoreboard_fd, given.report_fd):

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.master import care, pool
 from gunicorn.master.workforce import Workforce
-from gunicorn.memory import INTERVAL, MB, Patience, private_beyond
+
+if TYPE_CHECKING:
+    from gunicorn.memory import Patience
 
 
 class Upkeep(Workforce):
@@ -20,7 +21,8 @@ class Upkeep(Workforce):
 
     def __init__(self) -> None:
         super().__init__()
-        self._patience = Patience(INTERVAL)
+        # With those that exceed `max_memory`.
+        self._patience: Patience | None = None
         # When a worker last exceeded `max_memory`.
         self._excess_at = float("-inf")
         self._spares = care.Spares()
@@ -46,6 +48,8 @@ class Upkeep(Workforce):
         """When a worker that starts *now* is due because of its age."""
         if not self.cfg.max_lifetime:
             return None
+        import random
+
         return float(now + self.cfg.max_lifetime + random.uniform(0, self.cfg.max_lifetime_jitter))
 
     def look_after_workers(self, now: float) -> None:
@@ -67,7 +71,6 @@ class Upkeep(Workforce):
             elif cfg.max_requests and self._told_by(record.pid, "due") is True:
                 record.expiring = "max_requests"
         if cfg.max_memory and now >= self._memory_due:
-            self._memory_due = now + INTERVAL
             self._check_memory(serving, now)
         if self._room_for_more() and now >= self._look_due:
             self._look_due = now + care.LOOK_INTERVAL
@@ -81,6 +84,11 @@ class Upkeep(Workforce):
 
     def _check_memory(self, serving: Sequence[pool.WorkerRecord], now: float) -> None:
         """Mark the oldest worker that exceeds `max_memory`; the next one when that is replaced."""
+        # A plain server does without it.
+        from gunicorn.memory import INTERVAL, MB, Patience
+
+        self._memory_due = now + INTERVAL
+        self._patience = patience = self._patience or Patience(INTERVAL)
         if any(record.expiring for record in serving):
             return
         limit = self.cfg.max_memory
@@ -88,7 +96,7 @@ class Upkeep(Workforce):
             age = now - record.spawned_at
             # Others that started together with the last one are no sign that each new worker exceeds it.
             is_new = record.spawned_at > self._excess_at
-            if is_new and age < self._patience.seconds:
+            if is_new and age < patience.seconds:
                 continue
             private = self._private_beyond(record.pid, limit)
             if private:
@@ -96,10 +104,12 @@ class Upkeep(Workforce):
                 self._expire(record, "memory", why)
                 if is_new:
                     self._excess_at = now
-                    self._note_excess(age)
+                    self._note_excess(patience, age)
                 return
 
     def _private_beyond(self, pid: int, limit: int) -> int:
+        from gunicorn.memory import private_beyond
+
         try:
             return private_beyond(pid, limit)
         except PermissionError:
@@ -112,13 +122,13 @@ class Upkeep(Workforce):
                 )
             return 0
 
-    def _note_excess(self, age: float) -> None:
-        if self._patience.note(age):
+    def _note_excess(self, patience: Patience, age: float) -> None:
+        if patience.note(age):
             self.log.warning(
                 "Workers exceed max_memory soon after their start, %d times in a row: do they need more?"
                 " The limit is ignored for the first %g s of each",
-                self._patience.count,
-                self._patience.seconds,
+                patience.count,
+                patience.seconds,
             )
 
     # -- the load ------------------------------------------------------------------------------

@@ -169,12 +169,12 @@ def test_the_next_manager_goes_on_with_the_sockets(listeners: Listeners, tmp_pat
 
 def test_another_user_makes_the_sockets_anew(listeners: Listeners) -> None:
     kept = KeptSockets()
-    kept.begin((1, 1, 0))
+    kept.begin([1, 1, 0])
     [sock] = listeners.open("web", ["127.0.0.1:0"])
     kept.keep("web", "127.0.0.1:0", None, os.dup(sock.fileno()))
-    kept.begin((1, 1, 0))
+    kept.begin([1, 1, 0])
     assert len(kept._sockets) == 1
-    kept.begin((2, 1, 0))
+    kept.begin([2, 1, 0])
     assert kept.inherited() == []
 
 

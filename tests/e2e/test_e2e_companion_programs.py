@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from e2e_companions import companion_server as jobs_server
-from e2e_companions import entry, overlaps, reconfigure
+from e2e_companions import entry, overlaps, reconfigure, wait_waiting
 from harness import LINUX, Server, descriptors, free_port, is_alive, wait_until
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="looks at processes by /proc")
@@ -170,12 +170,12 @@ FILES = {"web.py": WEB}
 
 
 def http_server(**keys: Any) -> dict[str, Any]:
-    return {"name": "web", "target": "web:serve", **keys}
+    return {"name": "site", "target": "web:serve", **keys}
 
 
 def uvicorn(**keys: Any) -> dict[str, Any]:
     words = [sys.executable, "-m", "uvicorn", "web:asgi", "--fd", "3", "--log-level", "warning"]
-    return program("web", *words, **keys)
+    return program("site", *words, **keys)
 
 
 class Counting:
@@ -211,6 +211,17 @@ class Counting:
             thread.join()
 
 
+def refuses(address: str) -> bool:
+    """Whether nobody listens there."""
+    try:
+        ask(address, timeout=0.2)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+    except OSError:
+        pass
+    return False
+
+
 @contextlib.contextmanager
 def counting(server: Server, address: str) -> Iterator[Counting]:
     assert int(ask(address)) > 0
@@ -219,11 +230,11 @@ def counting(server: Server, address: str) -> Iterator[Counting]:
 
 
 def restart_under_load(server: Server, address: str) -> Counting:
-    pids = [server.wait_companion("web")["pid"]]
+    pids = [server.wait_companion("site")["pid"]]
     with counting(server, address) as clients:
         for _ in range(RESTARTS):
-            assert server.ask("restart", "web")["ok"]
-            pids.append(server.wait_companion("web", without=pids, timeout=30)["pid"])
+            assert server.ask("restart", "site")["ok"]
+            pids.append(server.wait_companion("site", without=pids, timeout=30)["pid"])
             wait_until(lambda: pids[-1] in clients.pids, 20, "an answer of the new one")
     assert len(set(pids)) == RESTARTS + 1
     return clients
@@ -257,22 +268,22 @@ def test_a_client_waits_while_the_companion_is_down() -> None:
     with companion_server(
         http_server(bind=address), files_option=FILES, companion_restart_delay=1.0
     ) as server:
-        old = server.wait_companion("web")["pid"]
+        old = server.wait_companion("site")["pid"]
         os.kill(old, 9)
-        wait_until(lambda: server.companion("web")["state"] == "BACKOFF", 10, "BACKOFF")
-        assert int(ask(address)) == server.wait_companion("web", without=[old])["pid"]
+        wait_until(lambda: server.companion("site")["state"] == "BACKOFF", 10, "BACKOFF")
+        assert int(ask(address)) == server.wait_companion("site", without=[old])["pid"]
 
 
 def test_the_manager_keeps_the_socket_of_a_companion_that_hangs_at_its_start() -> None:
     """It listens before the companion runs, and accepts no connection itself."""
     address = f"127.0.0.1:{free_port()}"
     slow = program(
-        "web", "sh", "-c", "sleep 1; exec " + sys.executable + " -c 'import web; web.serve()'", bind=address
+        "site", "sh", "-c", "sleep 1; exec " + sys.executable + " -c 'import web; web.serve()'", bind=address
     )
     with companion_server(slow, files_option=FILES) as server:
-        server.wait_companion("web", state="STARTING")
+        server.wait_companion("site", state="STARTING")
         begun = time.monotonic()
-        assert int(ask(address)) == server.companion("web")["pid"]
+        assert int(ask(address)) == server.companion("site")["pid"]
         assert time.monotonic() - begun < 10
 
 
@@ -288,13 +299,13 @@ def test_descriptors_of_config_file_and_application_leave_room_for_the_sockets(p
     # As libffi does for its own library when ctypes is imported.
     keep = "import os\nkept = [os.open('/etc/passwd', os.O_RDONLY) for _ in range(3)]\n"
     web = {
-        "name": "web",
+        "name": "site",
         "target": "web:shows_its_sockets",
         "bind": [f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"],
     }
     settings = {"preload_app": preload, "errorlog": "error.log", "accesslog": "access.log"}
     with companion_server(web, files_option=FILES, app_option=app, extra=keep, **settings) as server:
-        server.wait_companion("web")
+        server.wait_companion("site")
         kinds, _, _ = eval(server.wait_log("", name="sockets"))
         assert [name for name, _ in kinds] == ["AF_INET", "AF_INET"]
         if preload:
@@ -305,17 +316,17 @@ def test_several_addresses_are_handed_over_in_their_order() -> None:
     server = companion_server(files_option=FILES)
     port = free_port()
     addresses = [f"unix:{server.dir}/a.sock", f"127.0.0.1:{port}", f"unix:{server.dir}/b.sock"]
-    web = {"name": "web", "target": "web:shows_its_sockets", "bind": addresses}
+    web = {"name": "site", "target": "web:shows_its_sockets", "bind": addresses}
     reconfigure(server, web, entry("other", "idle"), preload_app=True)
     with server:
-        pid = server.wait_companion("web")["pid"]
+        pid = server.wait_companion("site")["pid"]
         kinds, names, numbers = eval(server.wait_log("", name="sockets"))
         assert kinds == [
             ["AF_UNIX", f"{server.dir}/a.sock"],
             ["AF_INET", ("127.0.0.1", port)],
             ["AF_UNIX", f"{server.dir}/b.sock"],
         ]
-        assert names == "web:web:web"
+        assert names == "site:site:site"
         # And the directory that it lists, and the file for stacks.
         assert numbers[:6] == [0, 1, 2, 3, 4, 5] and len(numbers) <= 8
         assert stat.S_ISSOCK(os.stat(server.dir / "a.sock").st_mode)
@@ -336,18 +347,18 @@ def test_an_address_that_is_taken() -> None:
             http_server(bind=address), files_option=FILES, companion_restart_delay=0.2
         ) as server:
             server.wait_manager()
-            wait_until(lambda: f"cannot listen on {address}" in server.companion("web")["description"], 10)
-            assert server.companion("web")["state"] == "BACKOFF"
+            wait_until(lambda: f"cannot listen on {address}" in server.companion("site")["description"], 10)
+            assert server.companion("site")["state"] == "BACKOFF"
             other.close()
-            server.wait_companion("web")
-            assert int(ask(address)) == server.companion("web")["pid"]
+            server.wait_companion("site")
+            assert int(ask(address)) == server.companion("site")["pid"]
 
 
 def test_copies_share_a_socket() -> None:
     address = f"127.0.0.1:{free_port()}"
     with companion_server(http_server(bind=address, numprocs=3), files_option=FILES) as server:
         for index in range(3):
-            server.wait_companion(f"web:{index}")
+            server.wait_companion(f"site:{index}")
         with counting(server, address) as clients:
             wait_until(lambda: clients.pids, 20, "an answer")
             (first, *_) = clients.pids
@@ -356,35 +367,26 @@ def test_copies_share_a_socket() -> None:
             wait_until(lambda: clients.pids != {first}, 20, "an answer of another copy")
             os.kill(first, signal.SIGCONT)
             for index in range(3):
-                old = server.companion(f"web:{index}")["pid"]
-                assert server.ask("restart", f"web:{index}")["ok"]
-                server.wait_companion(f"web:{index}", without=[old])
+                old = server.companion(f"site:{index}")["pid"]
+                assert server.ask("restart", f"site:{index}")["ok"]
+                server.wait_companion(f"site:{index}", without=[old])
         assert set(clients.ends) == {"answered"}, clients.ends
 
 
 def test_other_addresses_by_reread() -> None:
     first, second = (f"127.0.0.1:{free_port()}" for _ in range(2))
     with companion_server(http_server(bind=first), files_option=FILES) as server:
-        old = server.wait_companion("web")["pid"]
+        old = server.wait_companion("site")["pid"]
         reconfigure(server, http_server(bind=[second]))
-        assert server.ask("reread")["restarted"] == ["web"]
-        new = server.wait_companion("web", without=[old])["pid"]
+        assert server.ask("reread")["restarted"] == ["site"]
+        new = server.wait_companion("site", without=[old])["pid"]
         assert int(ask(second)) == new
         with pytest.raises(ConnectionRefusedError):
             ask(first)
         reconfigure(server)
-        assert server.ask("reread")["removed"] == ["web"]
+        assert server.ask("reread")["removed"] == ["site"]
 
-        def refused() -> bool:
-            try:
-                ask(second, timeout=0.2)
-            except ConnectionRefusedError:
-                return True
-            except OSError:
-                pass
-            return False
-
-        wait_until(refused, 10, "no listener")
+        wait_until(lambda: refuses(second), 10, "no listener")
 
 
 def test_a_first_socket_by_reread() -> None:
@@ -393,8 +395,8 @@ def test_a_first_socket_by_reread() -> None:
     with companion_server(entry("a", "idle"), files_option=FILES, preload_app=True) as server:
         server.wait_companion("a")
         reconfigure(server, entry("a", "idle"), http_server(bind=address), preload_app=True)
-        assert server.ask("reread")["added"] == ["web"]
-        pid = server.wait_companion("web")["pid"]
+        assert server.ask("reread")["added"] == ["site"]
+        pid = server.wait_companion("site")["pid"]
         assert int(ask(address)) == pid
 
 
@@ -405,46 +407,57 @@ def test_a_killed_or_replaced_manager_costs_no_connection(kind: str) -> None:
     address = f"127.0.0.1:{free_port()}" if kind == "tcp" else f"unix:{server.dir}/web.socket"
     reconfigure(server, http_server(bind=address), companion_reload="all", companion_startsecs=0)
     with server:
-        old, manager = server.wait_companion("web")["pid"], server.wait_manager()
+        old, manager = server.wait_companion("site")["pid"], server.wait_manager()
         with counting(server, address) as clients:
             for sig, pid in ((signal.SIGKILL, manager), (signal.SIGHUP, server.pid)):
                 os.kill(pid, sig)
                 manager = server.wait_manager(without=manager)
-                old = server.wait_companion("web", without=[old], timeout=20)["pid"]
+                old = server.wait_companion("site", without=[old], timeout=20)["pid"]
                 wait_until(lambda old=old: old in clients.pids, 20, "an answer of the new one")
         assert set(clients.ends) == {"answered"}, clients.ends
         assert overlaps(server) == []
         assert "cannot listen" not in server.log()
         # What the master keeps goes with the companion.
-        assert server.ask("stop", "web")["ok"]
-        wait_until(lambda: server.companion("web")["state"] == "STOPPED", 10, "the stop")
-        with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
-            ask(address)
+        assert server.ask("stop", "site")["ok"]
+        wait_until(lambda: refuses(address), 10, "no listener")
         # No other process has a copy.
-        assert server.ask("start", "web")["ok"]
-        server.wait_companion("web")
+        assert server.ask("start", "site")["ok"]
+        server.wait_companion("site")
         assert "cannot listen" not in server.log()
 
 
-def test_the_socket_over_an_upgrade_of_the_server() -> None:
-    """Over SIGUSR2 it changes hands with the companion, without a failed start in between."""
-    address = f"127.0.0.1:{free_port()}"
-    with companion_server(http_server(bind=address), files_option=FILES, preload_app=True) as server:
-        old = server.wait_companion("web")["pid"]
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_the_socket_over_an_upgrade_of_the_server(kind: str) -> None:
+    """Over SIGUSR2 the new master has it from the start: no client is refused, also after a roll back."""
+    server = companion_server(files_option=FILES)
+    address = f"127.0.0.1:{free_port()}" if kind == "tcp" else f"unix:{server.dir}/web.socket"
+    gone = f"unix:{server.dir}/gone.socket"
+    companions = [http_server(bind=address), entry("a", "idle", bind=gone)]
+    reconfigure(server, *companions, preload_app=True)
+    with server:
+        old = server.wait_companion("site")["pid"]
+        server.wait_companion("a")
         with counting(server, address) as clients:
-            server.signal(signal.SIGUSR2)
-            server.wait_log("Companion web waits", 20)
-            new_master = server.new_master()
-            assert new_master is not None
-            # The old companion answers until the old server is stopped.
-            assert set(clients.ends) == {"answered"} and clients.pids == {old}, clients.ends
+            new = server.upgrade()
+            wait_waiting(new, "site", old)
+            # The manager of the new master closes its copy, and leaves the file to the old one.
+            server.signal(signal.SIGTERM, new.pid)
+            server.wait_log("this one keeps running", 20)
+            reconfigure(server, companions[0], preload_app=True)
+            new = server.upgrade()
+            wait_waiting(new, "site", old)
+            assert clients.pids == {old}
             assert server.stop() == 0
-            server.adopt(new_master)
-            new = server.wait_companion("web", without=[old], timeout=20)["pid"]
-            wait_until(lambda: new in clients.pids, 20, "an answer of the new one")
-        assert clients.pids == {old, new}
+            server.adopt(new.pid)
+            pid = server.wait_companion("site", without=[old], timeout=20)["pid"]
+            wait_until(lambda: pid in clients.pids, 20, "an answer of the new one")
+        assert clients.pids == {old, pid} and set(clients.ends) == {"answered"}, clients.ends
         assert "cannot listen" not in server.log()
         assert overlaps(server) == []
+        # Files go with the server that has them last.
+        wait_until(lambda: not (server.dir / "gone.socket").exists(), 10)
+        assert server.stop() == 0
+        assert not (server.dir / "web.socket").exists()
 
 
 @pytest.mark.parametrize("keys", [{"singleton": False}, {"numprocs": 2}])

@@ -32,8 +32,8 @@ def app(environ, start_response):
 
 #: Looks at the memory more often, and notes in `events` when workers begin and cease to serve.
 NOTES = """
-import gunicorn.master.upkeep
-gunicorn.master.upkeep.INTERVAL = 0.2
+import gunicorn.memory
+gunicorn.memory.INTERVAL = 0.2
 
 def _note(line):
     with open("events", "a") as file:

@@ -96,7 +96,9 @@ class ManagerHandle(ArbitersPart):
         self.old_state: SharedState | None = None
         if arbiter.given.companion_state_fd is not None:
             self.old_state = close_in_children(SharedState(arbiter.given.companion_state_fd))
-        self.sockets = close_in_children(KeptSockets())
+        self.sockets = close_in_children(KeptSockets(arbiter.given.companion_sockets))
+        # Which of them the successor has got.
+        self._handed: list[tuple[str, str]] = []
         self.places = Places(arbiter, arbiter.given.companion_run_dir)
         self.leftovers = Leftovers(arbiter, self.places)
         self.web = WebOrder(arbiter, self._tell)
@@ -186,7 +188,7 @@ class ManagerHandle(ArbitersPart):
         self.link, theirs = Link.pair()
         close_in_children(self.link)
         self._fixed = {name: getattr(self.cfg, name) for name in FIXED_SETTINGS}
-        self.sockets.begin((self.cfg.uid, self.cfg.gid, self.cfg.umask))
+        self.sockets.begin([self.cfg.uid, self.cfg.gid, self.cfg.umask])
         self._surroundings = self._look_around()
         # Before the fork: the manager closes its copies of the listeners.
         return theirs, self._describe_server()
@@ -204,7 +206,8 @@ class ManagerHandle(ArbitersPart):
     def state_for_successor(self) -> Iterator[int | None]:
         """Give the descriptor of that state, which stays open in a child that is forked within the block."""
         shared = self.share()
-        with kept_in_child(shared):
+        self._handed = self.sockets.names()
+        with kept_in_child(shared, self.sockets):
             yield None if shared is None else shared.fd
 
     def drop_link(self) -> None:
@@ -555,6 +558,8 @@ class ManagerHandle(ArbitersPart):
             if self.arbiter.reexec_pid:
                 # In the successor each companion waits for its own older process only, so stop all together.
                 self._tell("handing_over")
+                if self._handed:
+                    self._tell("handed", self._handed)
             if self.link is not None:
                 self.web.begin_stop(now, self.configs, wait=graceful)
             self.signal(sig)

@@ -8,6 +8,7 @@ for the next manager, see ``companion/server/keptsockets.py``.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -59,7 +60,8 @@ class Listeners:
 
     *umask* shapes the mode of Unix sockets, as it does for those of the web tier. *rights* shows which
     addresses the manager of another master listens on. *tell* sends the master a message, with a copy of a
-    socket if it is about one that was opened. *kept*: those that the master has kept.
+    socket if it is about one that was opened. *kept*: those that the master has kept. *beside_owner*: the
+    manager of an old master still owns the files of these.
     """
 
     def __init__(
@@ -70,16 +72,19 @@ class Listeners:
         rights: Rights | None = None,
         tell: Callable[[dict[str, Any], int | None], object] = lambda message, fd: None,
         kept: Iterable[KeptSocket] = (),
+        beside_owner: bool = False,
     ) -> None:
         self.log = log
         self.rights = rights or Rights()
         self.tell = tell
         self._options = _Options(umask=umask, backlog=backlog)
         self._groups: dict[str, _Group] = {}
+        # Files of an old master's manager, as long as that lives.
+        self._theirs: dict[sock.BaseSocket, tuple[int, int]] = {}
         for each in kept:
-            self._take_over(each)
+            self._take_over(each, beside_owner)
 
-    def _take_over(self, kept: KeptSocket) -> None:
+    def _take_over(self, kept: KeptSocket, beside_owner: bool) -> None:
         """Go on with a socket of an earlier manager, unless somebody has removed or replaced its file."""
         [listener] = sock.open_listeners([kept.fd], self._options, self.log, attempts=1)
         _as_systemd_passes(_socket(listener))
@@ -88,7 +93,31 @@ class Listeners:
             self._close(kept.group, kept.address, listener)
             return
         self._groups.setdefault(kept.group, _Group()).listeners[kept.address] = listener
-        self.rights.hold(_right(kept.address))
+        if not beside_owner:
+            self.rights.hold(_right(kept.address))
+        elif kept.file is not None:
+            self._theirs[listener], listener.file = kept.file, None
+
+    def promoted(self) -> None:
+        """The old master is gone: its files are ours, also those of sockets that were closed meanwhile."""
+        for listener, file in self._theirs.items():
+            listener.file = file
+            if listener.sock is None and listener.owns_path():
+                with contextlib.suppress(OSError):
+                    os.unlink(listener.cfg_addr)
+        self._theirs.clear()
+
+    def leave_files(self, names: Iterable[Sequence[str]]) -> None:
+        """Leave the files of sockets, given as group and address, to the successor, which has copies."""
+        for group, address in names:
+            known = self._groups.get(group)
+            if known is not None and address in known.listeners:
+                known.listeners[address].file = None
+
+    def _is_reachable(self, listener: sock.BaseSocket) -> bool:
+        """Whether the file of a Unix socket is still there."""
+        file = listener.file or self._theirs.get(listener)
+        return file is None or file == sock.file_identity(listener.cfg_addr)
 
     def open(self, group: str, addresses: Sequence[str]) -> list[socket.socket]:
         """Return the sockets of *group* for *addresses*, in this order; open ones are kept.
@@ -96,7 +125,11 @@ class Listeners:
         Raises OSError, whose text names the address.
         """
         known = self._groups.setdefault(group, _Group())
-        for address in [address for address in known.listeners if address not in addresses]:
+        for address in [
+            address
+            for address, listener in known.listeners.items()
+            if address not in addresses or not self._is_reachable(listener)
+        ]:
             self._close(group, address, known.listeners.pop(address))
         opened: dict[str, sock.BaseSocket] = {}
         try:
