@@ -69,6 +69,11 @@ class Master:
         self.web_released = False
         self._ready_to_fork = False
 
+    @property
+    def on_trial(self) -> bool:
+        """Whether a reload waits for its workers to prove themselves, and can still be undone."""
+        return False
+
     def _hook(self, name: str, *args: Any) -> None:
         """Call a hook of the configuration; log its exceptions and go on."""
         try:
@@ -216,7 +221,9 @@ class Master:
         if self.web_is_held and not self.stopping:
             self._check_hold(handle)
         handle.step(now)
-        if not handle.pid and self.cfg.companion_workers and handle.may_spawn(now):
+        # The first companions come when a reload is final. Until then a next manager has the old ones.
+        none_yet = self.on_trial and not handle.configs
+        if not handle.pid and self.cfg.companion_workers and not none_yet and handle.may_spawn(now):
             self.spawn_companion_manager()
 
     def _check_hold(self, handle: ManagerHandle) -> None:

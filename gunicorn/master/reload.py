@@ -23,6 +23,7 @@ from gunicorn.master import pool
 from gunicorn.master.failure import Failure, one_line
 from gunicorn.master.upkeep import Upkeep
 from gunicorn.pidfile import Pidfile
+from gunicorn.settings import redact
 from gunicorn.settings.later import unused_settings
 from gunicorn.settings.monitor import monitor_warnings
 from gunicorn.settings.worker import worker_warnings
@@ -144,7 +145,6 @@ class Reloading(Upkeep):
 
     @property
     def on_trial(self) -> bool:
-        """Whether a reload waits for its workers to prove themselves, and can still be undone."""
         return self._switch is not None
 
     def _needed(self) -> int:
@@ -264,6 +264,8 @@ class Reloading(Upkeep):
 
     def _note_reload(self, result: str, reason: str | None = None) -> None:
         """Note what has come of the last reload, and tell the companion manager."""
+        # Others may read it than the log.
+        reason = None if reason is None else redact.in_text(reason)
         if result in self._reloads:
             self._reloads[result] += 1
             if self.scoreboard is not None:

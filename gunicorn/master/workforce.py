@@ -63,9 +63,6 @@ class Workforce(Master):
 
         reload_number: int
 
-        @property
-        def on_trial(self) -> bool: ...
-
         def worker_failed(self, failure: Failure, *, booted: bool) -> bool: ...
 
         def replace_workers(self) -> int: ...

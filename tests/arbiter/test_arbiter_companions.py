@@ -16,6 +16,7 @@ import pytest
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.companion.config import build_companion_configs
 from gunicorn.companion.server.link import Link
 from gunicorn.errors import HaltServer
 from gunicorn.master.handoff import Inherited
@@ -69,6 +70,22 @@ def test_a_manager_is_spawned_where_there_is_none(arbiter: Arbiter) -> None:
         arbiter.manage_companion_manager()
         spawn.assert_called_once_with()
     assert "no_such_module" not in sys.modules
+
+
+def test_while_a_reload_is_on_trial_no_new_companion_comes(arbiter: Arbiter) -> None:
+    arbiter.cfg.set("companion_workers", COMPANIONS[:1])
+    arbiter.replace_workers()
+    with mock.patch.object(arbiter, "spawn_companion_manager") as spawn:
+        arbiter.manage_companion_manager()
+        assert not spawn.called
+    # A manager that dies meanwhile is replaced by one with the companions from before.
+    assert arbiter.companions is not None
+    arbiter.companions.configs = before = build_companion_configs(arbiter.cfg)
+    arbiter.cfg.set("companion_workers", COMPANIONS)
+    with mock.patch("os.fork", return_value=5):
+        arbiter.manage_companion_manager()
+    assert arbiter.companion_manager_pid == 5 and arbiter.companions.configs is before
+    arbiter.companions.pid = 0
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,8 @@ class ManagerHandle(ArbitersPart):
 
     def _prepare(self) -> tuple[Link, dict[str, Any]]:
         """Make what the manager needs; return its end of the link, and what it tells of the server."""
-        self.configs = build_companion_configs(self.cfg, outputs=False)
+        if not self.arbiter.on_trial:
+            self.configs = build_companion_configs(self.cfg, outputs=False)
         # The manager inherits the spare descriptor.
         spare.ONE.fill()
         if self._places_stay:
