@@ -648,8 +648,9 @@ class CompanionManager:
     def _on_master_gone(self) -> None:
         self.log.warning("The master is gone; stopping companions")
         self.questions.master_gone()
-        # Web workers end by themselves, unseen by us.
+        # Web workers end by themselves, unseen by us. What waits for them in a stop is told now.
         self.web_tier.stopping = False
+        self.table.changed = True
         # First free the address for a new server.
         if self.control is not None:
             self.control.close_listener()

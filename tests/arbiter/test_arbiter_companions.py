@@ -120,6 +120,40 @@ def test_beside_an_old_master_there_is_a_manager_where_each_sees_the_other_s_rec
         assert spawn.called
 
 
+def test_web_workers_do_not_wait_for_companions_that_wait_for_the_old_master(arbiter: Arbiter) -> None:
+    """It ends when the new workers serve."""
+    arbiter.cfg.set("companion_workers", COMPANIONS)
+    arbiter.cfg.set("web_after", ["quick"])
+    arbiter.master_pid = os.getppid()
+    arbiter.given = Inherited(companion_run_dir="")
+    assert arbiter.web_is_held
+    with mock.patch.object(arbiter, "spawn_companion_manager") as spawn:
+        arbiter.manage_companion_manager()
+        assert not arbiter.web_is_held
+        spawn.assert_not_called()
+
+
+def test_web_workers_wait_until_the_manager_says_so(arbiter: Arbiter) -> None:
+    arbiter.cfg.set("companion_workers", COMPANIONS)
+    arbiter.cfg.set("web_after", ["quick", "slow"])
+    handle = arbiter._companion_handle()
+    assert arbiter._plan(0.0).spawn == 0 and not arbiter.web_is_ready()
+    handle._on_message({"web_held_by": "quick"})
+    assert arbiter.situation(0.0).held_by == "quick"
+    # Of a configuration that a reload has replaced.
+    handle._on_message({"web_may_start": ["quick"]})
+    assert arbiter.web_is_held
+    handle._on_message({"web_cannot_start": "quick, which gave up"})
+    with (
+        mock.patch.object(arbiter, "spawn_companion_manager"),
+        pytest.raises(HaltServer, match="web workers cannot start, they wait for quick, which gave up"),
+    ):
+        arbiter.manage_companion_manager()
+    handle._on_message({"web_may_start": ["quick", "slow"]})
+    assert not arbiter.web_is_held
+    assert arbiter._plan(0.0).spawn == arbiter.num_workers
+
+
 def test_the_parent_s_side_of_the_fork(arbiter: Arbiter) -> None:
     arbiter.cfg.set("companion_workers", COMPANIONS)
     with mock.patch("os.fork", return_value=4321):
@@ -176,6 +210,9 @@ def test_a_manager_that_nobody_prepared_is_told_to_reread(arbiter: Arbiter) -> N
         ({"companion_workers": []}, 0),
         ({"companion_workers": CHAIN}, 160),
         ({"companion_workers": CHAIN, "companion_stop_order": "together"}, 110),
+        # Web workers have 30 s.
+        ({"companion_workers": CHAIN, "web_after": ["rq"]}, 190),
+        ({"companion_workers": CHAIN, "web_after": ["rq"], "companion_stop_order": "together"}, 110),
     ],
 )
 def test_stop_timeout(arbiter: Arbiter, settings: dict[str, Any], expected: float) -> None:

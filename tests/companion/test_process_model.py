@@ -370,6 +370,20 @@ def test_no_companion_is_restarted_while_the_server_stops(make_world: Callable[.
     assert db.start_count == 1
 
 
+def test_a_stop_goes_on_when_the_master_dies(make_world: Callable[..., World]) -> None:
+    world = make_world(CompanionConfig("store", "app:store"), web_after=("store",), web_stops_in=100)
+    world.advance(2)
+    world.stop_server()
+    world.settle()
+    assert world.web_told
+    assert world.processes["store"].stops_after == ("web",)
+    # Nobody sees them end.
+    world.web_there = False
+    world.manager._on_master_gone()
+    world.settle()
+    assert world.manager.finished
+
+
 def test_a_companion_that_its_pre_fork_hook_stops_is_not_forked(make_world: Callable[..., World]) -> None:
     world = make_world(CompanionConfig("rq", "app:rq", autostart=False), CompanionConfig("db", "app:db"))
     world.manager.hooks.pre_fork = lambda manager, companion: manager.stop_process(companion.name)
