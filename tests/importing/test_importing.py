@@ -714,6 +714,25 @@ def program_of(name: str, text: str) -> Program:
             "autorestart",
             "always",
         ),
+        (
+            "a.yml",
+            "services:\n  a: {command: a, healthcheck: {test: b c, interval: 0s}}\n",
+            "probe",
+            {"command": ["sh", "-c", "b c"], "every": 30, "timeout": 30},
+        ),
+        (
+            "a.conf",
+            "[program:a]\ncommand=a\n[eventlistener:m]\ncommand=memmon -a 200MB "
+            "-m a-very-long-address-for-mail@of-a-very-long-name.example.org -p b=1GB -p a=300MB\n",
+            "max_memory",
+            "300M",
+        ),
+        (
+            "a.conf",
+            "[program:a]\ncommand=a\n[eventlistener:m]\ncommand=memmon -a 20MB\n",
+            "max_memory",
+            "20M",
+        ),
         ("a.service", "[Service]\nExecStart=a\nRestartSec=2min\n", "restart_delay_max", 120),
         ("a.service", "[Service]\nExecStart=-@/a b c\n", "command", ["/a", "c"]),
         ("a.service", "[Service]\nExecStart=a ; b\n", "command", ["sh", "-c", "a && exec b"]),

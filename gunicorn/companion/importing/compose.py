@@ -323,7 +323,8 @@ class _Reader:
             command = ["sh", "-c", _interpolate(str(script))]
         probe: dict[str, Any] = {"command": command}
         for key, ours in (("interval", "every"), ("timeout", "timeout")):
-            probe[ours] = values.some_seconds(str(value.get(key) or "30s"))
+            # 0 is the default there, too.
+            probe[ours] = values.some_seconds(str(value.get(key) or 0)) or 30
         if value.get("retries") is not None:
             probe["failures"] = max(1, values.whole(value["retries"]))
         patience = values.some_seconds(str(value.get("start_period") or 0))

@@ -204,7 +204,7 @@ class _Reader:
         if value in ("max", "0", 0, -1, "-1"):
             less = " - 1" if value in (-1, "-1") else ""
             code = f"max(1, os.cpu_count(){less})" if less else "os.cpu_count()"
-            self.program.guess("numprocs", Expression(code), f"instances: {value}")
+            self.program.guess("numprocs", Expression(code), f"instances is {value}")
         else:
             self.program.copies(values.whole(value))
 
@@ -223,7 +223,8 @@ class _Reader:
         self.program.set("startsecs", values.seconds(str(value), 0.001))
 
     def _set_listen_timeout(self, value: Any) -> None:
-        self.program.set("start_timeout", values.seconds(str(value), 0.001))
+        if value:
+            self.program.set("start_timeout", values.seconds(str(value), 0.001))
 
     def _set_wait_ready(self, value: Any) -> None:
         if value:

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from gunicorn.companion.importing import inifile, values
 from gunicorn.companion.importing.found import (
@@ -131,7 +131,6 @@ _LISTENERS = {
 }
 
 _EXPANSION = re.compile(r"%(?:\((\w+)\)(0?\d{0,2}[ds])|%)")
-_KINDS = ("program", "fcgi-program", "eventlistener", "group")
 
 
 def translate(source: Source) -> Found:
@@ -171,10 +170,9 @@ def _with_included(source: Source) -> Iterator[Section]:
                     yield from inifile.read_included(path, section, entry, STYLE)
 
 
-class _Group:
-    def __init__(self, name: str, priority: int) -> None:
-        self.name = name
-        self.priority = priority
+class _Group(NamedTuple):
+    name: str
+    priority: int
 
 
 def _groups(sections: list[Section], found: Found) -> dict[str, _Group]:
@@ -224,10 +222,12 @@ def _server_section(section: Section, found: Found) -> None:
 
 def _listener(section: Section, found: Found) -> None:
     block = found.block(f"[{section.name}] in {section.path}, line {section.line}")
-    command = section.last().get("command")
-    shown = one_line(command.value) if command else ""
-    block.note(f"command = {shown}: no companion, because there are no events on its standard input")
-    words = shown.split()
+    entries = section.last()
+    command = entries["command"].value if "command" in entries else ""
+    block.note(
+        f"command = {one_line(command)}: no companion, because there are no events on its standard input"
+    )
+    words = command.split()
     program = os.path.basename(words[0]) if words else ""
     if program in ("memmon", "httpok"):
         _watched(program, words[1:], found)
@@ -235,7 +235,7 @@ def _listener(section: Section, found: Found) -> None:
         if word in _LISTENERS:
             block.note(f"{word}: {_LISTENERS[word]}")
             return
-    if "FATAL" in (section.last()["events"].value if "events" in section.last() else ""):
+    if "events" in entries and "FATAL" in entries["events"].value:
         block.note('companion_on_give_up = "shutdown" stops the server when a companion gives up')
     for entry in section.entries:
         if entry.key in ("events", "result_handler", "buffer_size"):
