@@ -7,7 +7,6 @@ The old master drives, because a client may go away half-way. Its successor repo
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import time
@@ -27,16 +26,18 @@ INSIST_AFTER = 0.2
 # So that a report fits into PIPE_BUF bytes, and is read whole.
 LONGEST_REASON = 1000
 
+# The words of a report; a reason follows the second one.
+SERVES, FAILED = "serves", "failed"
+
 BOOTING, ENDING, HANDING_OVER = "booting", "ending", "handing over"
 
 
 def write_report(fd: int, reason: str | None = None) -> None:
     """Tell the old master that this one serves; with a *reason*, that it cannot."""
-    text = None if reason is None else on_one_line(reason)[:LONGEST_REASON]
+    line = SERVES if reason is None else f"{FAILED} {on_one_line(reason)[:LONGEST_REASON]}"
     # It may be gone.
     with contextlib.suppress(OSError):
-        line = json.dumps({"failed": text}, ensure_ascii=False)
-        os.write(fd, line.encode("utf-8", "replace") + b"\n")
+        os.write(fd, line.encode("utf-8", "replace"))
 
 
 class Upgrade:
@@ -182,8 +183,8 @@ class Upgrade:
         if not data or self.stage != BOOTING:
             # It is about to end, and is buried then.
             return
-        reason = json.loads(data.partition(b"\n")[0])["failed"]
-        if reason is None:
+        word, _, reason = data.decode("utf-8", "replace").partition(" ")
+        if word == SERVES:
             self._hand_over()
         else:
             # It ends by itself.
