@@ -187,6 +187,7 @@ class CompanionProcess(Status):
         self.group_asked = False
         self.stop_deadline = None
         self.settled = self.spent = self.gave_up_at = None
+        self.stays_down = False
         self.reason = None
         self.held_by, self.stuck, self.hopeless = (), None, False
         self.wait = 0.0
@@ -531,13 +532,13 @@ class CompanionProcess(Status):
 
     def _stop_stopped(self, d: Details) -> tuple[Action, ...]:
         self._note_manual(d)
-        self.gave_up_at = None
+        self.stays_down = True
         return ()
 
     def _stop_stopping(self, d: Details) -> tuple[Action, ...]:
         self._note_manual(d)
         self.restart_pending = False
-        self.gave_up_at = None
+        self.stays_down = True
         if self.failing:
             self.failing = False
             self.reason = None
@@ -548,6 +549,8 @@ class CompanionProcess(Status):
 
     def _come_back(self, d: Details) -> tuple[Action, ...]:
         """Start it again after its end: a reread has removed it and brings it back."""
+        # A next manager must not take it for one that has settled.
+        self.settled = None
         self.restart_pending = True
         return ()
 

@@ -212,6 +212,8 @@ class Status:
     settled: str | None = None
     spent: str | None = None
     gave_up_at: float | None = None
+    # It has been told to stop, so that `retry_after` brings no start. The next manager is not told that.
+    stays_down: bool = False
     # The companions that must be RUNNING before it starts; which of them fail or are stopped, and why; and
     # whether they stay so unless somebody helps.
     held_by: tuple[str, ...] = ()
@@ -271,7 +273,7 @@ class Status:
         """When it is started again by itself; after a give-up by the `retry_after` of this moment."""
         if self.settled != GAVE_UP:
             return self.next_retry_at
-        if self.gave_up_at is None or self.config.retry_after is None:
+        if self.gave_up_at is None or self.stays_down or self.config.retry_after is None:
             return None
         return self.gave_up_at + self.config.retry_after
 

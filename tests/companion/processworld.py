@@ -21,6 +21,7 @@ from typing import Any
 
 from processtools import T0, failure
 
+from gunicorn.companion.checks import Rung
 from gunicorn.companion.child.sdnotify import Notice
 from gunicorn.companion.config import CompanionConfig, copies
 from gunicorn.companion.manager import CompanionManager
@@ -82,6 +83,9 @@ class Life:
     reaped: bool = False
     rest_alive: bool = False
     rest_reaped: bool = True
+    # The stop signals that it has had, and those that it was to have.
+    asked: list[int] = field(default_factory=list)
+    rungs: tuple[Rung, ...] = ()
 
     @property
     def rest(self) -> int:
@@ -664,6 +668,8 @@ class World:
 
     def _observe(self, change: Change) -> None:
         process, state = change.process, change.process.state
+        if change.event in (Event.FORKED, Event.START_FAILED):
+            self.tries.setdefault(process, []).append(change.now)
         for action in change.actions:
             if action is Action.KILL:
                 assert not process.draining, "killed while it may finish"
@@ -671,10 +677,11 @@ class World:
                 assert self.ours(process.name) == [], "released while something of it lives"
             elif action is Action.GIVE_UP:
                 assert process.settled == GAVE_UP
+                self._check_give_up(process)
         if state is State.STARTING and change.before.state is not State.STARTING:
             self._check_start(change)
-        elif change.event in (Event.FORKED, Event.START_FAILED):
-            self.tries.setdefault(process, []).append(change.now)
+        elif change.event is Event.EXITED:
+            self._check_exit(change)
         if state is State.BACKOFF and change.before.state is not State.BACKOFF:
             self._check_backoff(process)
         if state is State.STOPPED and process.settled is not None:
@@ -683,6 +690,24 @@ class World:
             assert process.config.probe is None or process.pid in self.prober.passed, "not ready"
         if change.before.state is State.RUNNING and process.restart_pending:
             self._check_turn(process)
+
+    def _check_give_up(self, process: CompanionProcess) -> None:
+        config = process.config
+        if config.start_retries is not None and process.failed_starts >= config.start_retries:
+            return
+        assert config.start_limit is not None, "given up without a limit"
+        since = self.kernel.time - config.start_limit.seconds
+        assert sum(t > since for t in self.tries[process]) >= config.start_limit.starts, "given up too soon"
+
+    def _check_exit(self, change: Change) -> None:
+        """What ends by itself, and is a job, comes back after a failure alone."""
+        process = change.process
+        if change.before.state not in (State.STARTING, State.RUNNING) or process.draining:
+            return
+        if process.config.autorestart == "on-failure" and process.settled != GAVE_UP:
+            assert (process.settled is None) is not process.ended_well
+            success = process.last_exit_code in process.config.success_exit_codes
+            assert process.ended_well is (success and process.reason is None)
 
     def _check_start(self, change: Change) -> None:
         process, config, before = change.process, change.process.config, change.before.state
@@ -711,7 +736,13 @@ class World:
             return
         if signum == signal.SIGKILL:
             assert not process.draining, "killed while it may finish"
-        elif self.stopping and not process.failing:
+            last = None if process.rung is None or not process.killed else process.config.rungs[-1][0]
+            if life.rungs == process.config.rungs and life.alive and process.state is State.STOPPING:
+                assert last is None or life.asked[-1] == last, "killed before its last stop signal"
+            return
+        life.rungs = process.config.rungs
+        life.asked.append(signum)
+        if self.stopping and not process.failing:
             own, group = process.config, process.config.group
             needed_by = [p.name for p in self.processes.values() if group in p.config.after]
             needed_by += [p.name for p in self.processes.values() if p.config.group in own.stop_after]
@@ -778,6 +809,8 @@ class World:
             meant = process.manual_stop or process.settled or process.removed or not config.autostart
             assert meant or self.stopping, "lost"
         elif process.state is State.RUNNING:
+            uptime = self.kernel.time - (process.started_at or 0)
+            assert not process.failures.count or uptime <= process.failures.proof, "failures for ever"
             assert config.watchdog is None or due is not None
             waits = config.max_lifetime is not None and due is None
             assert not waits or process.name in self.manager.rolling or self.stopping

@@ -180,6 +180,7 @@ def test_a_start_of_a_settling_companion_waits_for_its_leftovers(event):
     process = running(autorestart=NEVER)
     process.handle(Event.EXITED, NOW, status=0)
     process.handle(event, NOW)
+    assert process.settled_state is None
     process.handle(Event.EMPTY, NOW + 1)
     assert process.can_start(NOW + 1)
     assert process.settled is None
