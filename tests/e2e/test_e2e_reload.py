@@ -32,6 +32,8 @@ def post_worker_init(worker):
         {how}
     worker.run = run
 """
+#: The failure of a child is none of the worker's.
+FORKS = "import os\nif not os.fork():\n    raise SystemExit(1)\n"
 CODE = {
     "a syntax error": Bad("SyntaxError: ", "def app(:"),
     "an exception": Bad("ZeroDivisionError: not today", "raise ZeroDivisionError('not today')"),
@@ -109,7 +111,7 @@ def put_through(kind: str, workers: int, preload: bool, cases: dict[str, Bad]) -
             assert result(server)["number"] == number
             server.wait_companion("a")
             companions = pids(server)
-            server.write("app.py", WEB)
+            server.write("app.py", FORKS + WEB)
             reconfigure(server, *before, entry("b", "idle"), **settings)
             server.signal(signal.SIGHUP)
             server.wait_workers(workers, without=kept)
