@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +18,10 @@ from gunicorn.companion.child.sdnotify import Notice
 from gunicorn.companion.config import CompanionConfig, build_companion_configs
 from gunicorn.companion.probe import Findings, Probe, Result, Url, check_probe, parse_tcp, parse_url
 from gunicorn.companion.process import Cause, State
+from gunicorn.companion.supervise.probes import LATE_NOTE
+
+# After the start of this process, of which it was one of the first acts.
+IMPORTED_AT = time.clock_gettime(time.CLOCK_BOOTTIME)
 
 # -- what they may hold ------------------------------------------------------------
 
@@ -282,3 +288,14 @@ def test_a_result_of_a_process_that_is_gone_does_not_count(make_world: Callable[
     good = {"good": True, "reason": "", "output": "", "took": 0.0, "quick": False}
     world.prober.on_message({"result": serial, **good})
     assert world.processes["rq"].state is State.STARTING
+
+
+def test_what_a_process_does_at_once_comes_after_its_start(make_world: Callable[..., World]) -> None:
+    """The manager notes the start of many companions after the last of their forks."""
+    world = make_world(CompanionConfig("rq", "app:rq", probe=PROBE))
+    probes, rq = world.manager.probes, world.processes["rq"]
+    # Of a simulated process the kernel knows nothing.
+    assert probes._age(rq) == pytest.approx(LATE_NOTE)
+    rq.pid = os.getpid()
+    assert time.clock_gettime(time.CLOCK_BOOTTIME) - probes._age(rq) < IMPORTED_AT
+    rq.pid = world.prober.jobs[1]["pid"]

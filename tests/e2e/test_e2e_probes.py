@@ -212,6 +212,22 @@ def prober_of(server: Server, without: int | None = None) -> int:
     return pid
 
 
+def frozen_leftovers(server: Server, stay: bool = False) -> list[int]:
+    """What commands have left at a moment; *stay*: the prober does nothing from then on."""
+    prober = prober_of(server)
+
+    def found() -> list[int]:
+        os.kill(prober, signal.SIGSTOP)
+        pids = left_behind(descendants_of(prober))
+        kinds = {cmdline_of(pid) for pid in pids}
+        if not stay or kinds != set(BEHIND):
+            os.kill(prober, signal.SIGCONT)
+        return pids if kinds == set(BEHIND) else []
+
+    pids: list[int] = wait_until(found, 20, "a command with all its leftovers")
+    return pids
+
+
 def run_commands(size: int) -> None:
     """Commands that leave processes, hang, and write *size* bytes; then prober and manager are killed."""
     output = f"head -c {size} /dev/zero; echo and more; pwd; echo $GUNICORN_COMPANION_PID"
@@ -243,7 +259,7 @@ def run_commands(size: int) -> None:
         pid = server.companion("writes")["pid"]
         assert looked("writes")["output"].split("and more")[1].split() == ["/tmp", str(pid)]
         reason = "not ready: its regular expression takes too long for a line of the output"
-        wait_until(lambda: reason in descriptions(server)["slow"], 20, "the regular expression")
+        wait_until(lambda: reason in descriptions(server)["slow"], 20, lambda: str(descriptions(server)))
         wait_until(
             lambda: "not found in PATH" in (looked("lacks")["output"] or ""), 20, "the missing program"
         )
@@ -253,13 +269,15 @@ def run_commands(size: int) -> None:
         assert server.companion("ends")["restart_count"] == 0
         # They belong to nobody's session, and none of them is stopped with a companion.
         assert "left behind" not in server.log()
-        for round_ in range(2):
-            manager, prober = server.wait_manager(), prober_of(server)
-            before = left_behind(descendants_of(prober))
-            victim = prober if round_ == 0 else manager
-            os.kill(victim, signal.SIGKILL)
-            prober_of(server, without=prober)
+        # What the commands left a moment ago is gone, while others leave more.
+        wait_gone(frozen_leftovers(server))
+        for victims in (["prober"], ["manager"], ["manager", "prober"]):
+            before = frozen_leftovers(server, stay=len(victims) > 1)
+            pids = {"manager": server.wait_manager(), "prober": prober_of(server)}
+            for victim in victims:
+                os.kill(pids[victim], signal.SIGKILL)
             wait_gone(before)
+            prober_of(server, without=pids["prober"])
             wait_until(lambda: looked("ends")["good"], 20, lambda: server.log())
         assert "The prober of companions" in server.log()
         descendants = descendants_of(server.pid)

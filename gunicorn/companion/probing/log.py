@@ -44,20 +44,20 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 class LogLines:
     """What the process *pid* writes. ``line`` is the first that matches and is not older than ``since``.
 
-    *found* is called when there is one.
+    *told* is called when there is one, or ``too_slow`` is set: it looks no more then.
     """
 
     def __init__(
-        self, pattern: str, pid: int, since: float, poller: Poller, found: Callable[[], object]
+        self, pattern: str, pid: int, since: float, poller: Poller, told: Callable[[], object]
     ) -> None:
         set_handler(signal.SIGVTALRM, _interrupt, restart=True)
         self.pattern = re.compile(pattern)
         self.pid = pid
         self.since = since
         self.poller = poller
-        self.found = found
+        self.told = told
         self.line: str | None = None
-        # Whether its regular expression takes too long; then it looks no more.
+        # Whether its regular expression takes too long.
         self.too_slow = False
         self._sock: _socket.socket | None = None
         self._buffer = b""
@@ -107,10 +107,11 @@ class LogLines:
             # The next line would hold up all other checks again.
             self.too_slow = True
             self.close()
+            self.told()
             return
         if found:
             self.line = line
-            self.found()
+            self.told()
 
     def take(self, now: float) -> str | None:
         """Return the line, and look for another one from *now* on."""

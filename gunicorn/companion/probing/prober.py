@@ -183,7 +183,7 @@ class Prober:
             self.wire.send({"follow": job.serial})
 
     def _on_line(self, serial: int) -> None:
-        """A line has come that matches: readiness need not wait for the next look."""
+        """There is something to tell of the output: readiness need not wait for the next look."""
         job = self.jobs[serial]
         if job.first:
             job.due = max(job.earliest, min(job.due, time.monotonic()))

@@ -19,7 +19,11 @@ from gunicorn.companion.probe import Findings, Probe, Result
 from gunicorn.companion.process import Cause, CompanionProcess, Event, State
 from gunicorn.companion.spawn import SERVER_VARIABLES
 from gunicorn.companion.table import History, ProcessTable
+from gunicorn.unix import session
 from gunicorn.unix.kernel import KERNEL, Kernel
+
+# Seconds by which the manager may be late to note a start.
+LATE_NOTE = 1.0
 
 # All lines of the output: the keeper has as many as it has room for.
 ALL_LINES = 1_000_000
@@ -106,7 +110,6 @@ class Probes:
     def _begin(self, process: CompanionProcess, job: Job) -> None:
         config = process.config
         here = _own_directory()
-        age = self.kernel.now() - (process.started_at or 0.0)
         mark = Mark.of(self.run_dir, label(process.name), os.getpid())
         environment = {name: value for name, value in os.environ.items() if name not in SERVER_VARIABLES}
         environment["GUNICORN_COMPANION_NAME"] = process.name
@@ -119,7 +122,7 @@ class Probes:
                 "pid": job.pid,
                 "first": job.first,
                 "probe": job.probe,
-                "started": time.time() - age,
+                "started": time.time() - self._age(process),
                 "directory": os.path.join(here, config.cwd or ""),
                 "surroundings": {
                     "environment": environment,
@@ -128,6 +131,18 @@ class Probes:
                 },
             }
         )
+
+    def _age(self, process: CompanionProcess) -> float:
+        """Seconds since the fork of *process*, rather more than less.
+
+        What it does at once may come before the manager notes its start. The kernel knows better.
+        """
+        with contextlib.suppress(OSError, AttributeError):
+            info = session.read_stat(process.pid or 0)
+            if info is not None:
+                began = int(info.start) / os.sysconf("SC_CLK_TCK")
+                return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+        return self.kernel.now() - (process.started_at or 0.0) + LATE_NOTE
 
     # -- results ---------------------------------------------------------------
 
