@@ -314,7 +314,7 @@ REASONS = {
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("preload", [False, True], ids=["", "preload"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_an_upgrade_to_each_kind_of_broken_code(fault: str, preload: bool, workers: int) -> None:
+def test_each_kind_of_broken_code_touches_nothing(fault: str, preload: bool, workers: int) -> None:
     settings: dict[str, Any] = {
         "workers": workers,
         "preload_app": preload,
@@ -339,7 +339,13 @@ def test_an_upgrade_to_each_kind_of_broken_code(fault: str, preload: bool, worke
             assert expected in err
         assert (pids(server), server.workers(), server.manager()) == before
         assert server.new_master() is None
+        if not in_master and fault != "migration":
+            code, _, err = command("reload", "--wait")
+            assert code == 1 and err.startswith("reload refused: ") and expected in err
+            assert (pids(server), server.wait_workers(workers), server.manager()) == before
         server.write(name, good)
+        if not preload:
+            assert command("reload", "--wait")[::2] == (0, "")
         assert command("upgrade", "--wait")[::2] == (0, "")
         server.wait_exit()
         server.adopt(server.read_int("g.pid"))
