@@ -6,6 +6,7 @@ This is called in the middle of a turn of the loop, which acts on signals in its
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,10 @@ def _upgrade(arbiter: Arbiter, timeout: float = BOOT_LIMIT) -> Reply:
     _refuse_beside_another(arbiter)
     if arbiter.last_reload is not None and arbiter.last_reload["result"] == "pending":
         raise ValueError("a reload is under way; retry when its workers have booted")
+    if arbiter.pid == 1:
+        raise ValueError("the container ends with this master, its process 1: start a new container instead")
+    if os.environ.get("SYSTEMD_EXEC_PID") == str(arbiter.pid) and arbiter.unit.announcer is None:
+        raise ValueError("systemd ends the server with this master, unless the unit has Type=notify")
     begun = arbiter.upgrade.begin(timeout)
     return {
         "message": f"process {begun['pid']} is to take over",

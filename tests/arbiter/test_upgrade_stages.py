@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gunicorn.master.commands import answer
 from gunicorn.master.upgrade import LONGEST_REASON, Upgrade, write_report
 from gunicorn.unix.poller import Poller
 
@@ -29,11 +30,15 @@ class Old:
     def __init__(self) -> None:
         self.poller, self.log, self.signals, self.told = Poller(), Log(), list[int](), list[str]()
         self.cfg, self.companions = SimpleNamespace(graceful_timeout=1), None
-        self.unit = SimpleNamespace(upgrade_failed=self.told.append)
+        self.unit = SimpleNamespace(upgrade_failed=self.told.append, announcer=None)
+        self.pid, self.stopping, self.last_reload = os.getpid(), False, None
         self.reexec_pid, self.master_pid, self.end_at_once = 0, 0, False
         self.signal = self.signals.append
         self.child: subprocess.Popen[bytes] | None = None
         self.upgrade = Upgrade(self)
+
+    def wakeup(self) -> None:
+        pass
 
     def companion_manager_stop_timeout(self) -> float:
         return 3.0
@@ -125,6 +130,38 @@ def test_a_stop_waits_for_it(old: Old) -> None:
     assert old.upgrade.ends_first(signal.SIGTERM) and old.upgrade.ends_first(signal.SIGINT)
     old.bury()
     assert old.signals == [signal.SIGINT] and not old.upgrade.ends_first(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("facts", "text"),
+    [
+        ({"pid": 1}, "the container ends with this master"),
+        ({}, "unless the unit has Type=notify"),
+        ({"last_reload": {"result": "pending"}}, "a reload is under way"),
+        ({"stopping": True}, "the server is stopping"),
+        ({"master_pid": 7}, "waits until process 7 is gone"),
+        ({"reexec_pid": 8}, "process 8 is to take over"),
+    ],
+)
+def test_where_an_upgrade_is_refused(
+    old: Old, monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], text: str
+) -> None:
+    monkeypatch.setenv("SYSTEMD_EXEC_PID", str(os.getpid()))
+    vars(old).update(facts)
+    with pytest.raises(ValueError, match=text):
+        answer(old, "upgrade")  # type: ignore[arg-type]
+    assert old.child is None
+
+
+def test_where_it_is_not(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The master that systemd has started has been succeeded before.
+    monkeypatch.setenv("SYSTEMD_EXEC_PID", "7")
+    old.last_reload = {"result": "refused"}
+    assert answer(old, "upgrade", timeout=5) == {  # type: ignore[arg-type]
+        "message": f"process {old.reexec_pid} is to take over",
+        "number": 1,
+        "pid": old.reexec_pid,
+    }
 
 
 def test_without_a_descriptor_it_does_not_begin(old: Old) -> None:
