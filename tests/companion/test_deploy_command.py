@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -94,6 +95,18 @@ def test_a_reload_that_replaces_the_manager_waits_for_all(whole, ask):
         "gunicorn-companion: two: BACKOFF, exited with status 1\n"
         "gunicorn-companion: done, but not all companions run\n",
     )
+
+
+def test_a_copy_whose_turn_never_comes_is_not_taken_for_a_new_one(whole, ask):
+    server = whole("rq:0", "rq:1", "rq:2")
+    for copy in ("rq:1", "rq:2"):
+        server.server.companions[copy].update(rolling=True, started_at=1.0)
+    server.answers("reload", RELOADS, applied(companions={"restarted": ["rq:0", "rq:1", "rq:2"]}))
+    server.server.later(0.2, "rq:1", "RUNNING", rolling=False, started_at=time.time() + 60)
+    server.server.later(0.4, "rq:2", "RUNNING", rolling=False)
+    code, out, err = ask("reload", "--wait")
+    assert (code, out.splitlines()[2:]) == (3, ["rq:0: restarted", "rq:1: restarted"])
+    assert "rq:2: goes on as before: RUNNING, as it is" in err
 
 
 def test_a_reload_that_is_refused(whole, ask):

@@ -108,7 +108,7 @@ def steer(connection: Connection, options: Namespace) -> int:
     wanted = "STOPPED" if options.command == "stop" else "RUNNING"
     done = {"start": "started", "stop": "stopped", "restart": "restarted"}[options.command]
     goals = {name: (wanted, f"already {done}" if already else done) for name, already in accepted.items()}
-    if not options.no_wait and not settle(connection, options, goals, rolling):
+    if not options.no_wait and not settle(connection, options, goals, rolling=rolling):
         code = REFUSED
     return code
 
@@ -152,11 +152,17 @@ def deadline_of(options: Namespace) -> float | None:
 
 
 def settle(
-    connection: Connection, options: Namespace, goals: dict[str, tuple[str, str]], rolling: bool = False
+    connection: Connection,
+    options: Namespace,
+    goals: dict[str, tuple[str, str]],
+    *,
+    rolling: bool = False,
+    since: float = 0.0,
 ) -> bool:
     """Wait until every companion has settled; False if one settled in another state than requested.
 
-    *goals*: by name the wanted state and the word for reaching it.
+    *goals*: by name the wanted state and the word for reaching it. One that runs since before *since* (wall
+    clock) has lost its turn to be restarted, because one before it has given up.
     """
     if not goals:
         return True
@@ -171,6 +177,13 @@ def settle(
                 if not _has_settled(companion):
                     continue
                 wanted, done = goals.pop(name)
+                runs = (
+                    companion if companion is not None and companion["state"] == wanted == "RUNNING" else {}
+                )
+                if (runs.get("started_at") or since) < since:
+                    complain(f"{name}: goes on as before: {_state_of(companion)}")
+                    good = False
+                    continue
                 good = _tell(options, name, companion, wanted, done) and good
             if rolling and not good and goals:
                 # The others wait for the failed one.

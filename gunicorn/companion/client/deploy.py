@@ -39,6 +39,7 @@ def reload(connection: Connection, options: Namespace) -> int:
     """Have the master reload everything."""
     # First: its manager may be replaced at once.
     server = Server(connection, options)
+    asked = time.time()
     reply = _ask(connection, options, {"cmd": "reload"})
     if not options.wait:
         return OK
@@ -60,7 +61,7 @@ def reload(connection: Connection, options: Namespace) -> int:
     if not changed:
         # Their manager was replaced, and they with it.
         words = {one["name"]: "restarted" for one in status["companions"]}
-    return _settled(server, options, status, words, changed.get("removed", ()), reload=result)
+    return _settled(server, options, status, words, changed.get("removed", ()), since=asked, reload=result)
 
 
 def upgrade(connection: Connection, options: Namespace) -> int:
@@ -156,15 +157,19 @@ def _settled(
     status: Reply,
     words: dict[str, str],
     removed: Iterable[str],
+    since: float = 0.0,
     **more: Reply,
 ) -> int:
-    """Wait until the companions of *words* run and those *removed* are gone; say how it ended."""
+    """Wait until the companions of *words* run and those *removed* are gone; say how it ended.
+
+    *since*: see `settle`.
+    """
     goals = {
         one["name"]: ("RUNNING", words[one["name"]]) for one in status["companions"] if _is_due(one, words)
     }
     goals.update((name, ("STOPPED", "removed")) for name in removed)
     with connect(server.path, options.timeout) as connection:
-        good = settle(connection, options, goals)
+        good = settle(connection, options, goals, since=since)
     if good:
         return _finish(options, OK, "done", **more)
     # Not 1: nothing was taken back.
