@@ -11,7 +11,7 @@ import time
 import pytest
 from e2e_apps import JOBS, WEB
 from e2e_companions import companion_server, entry, reconfigure, signals, starts
-from harness import Background, Server, is_alive, wait_until
+from harness import Background, Server, is_alive, kill_quietly, wait_until
 
 ASK = '''
 import socket
@@ -302,3 +302,38 @@ def test_the_workers_of_a_successor_find_the_store_of_the_old_master() -> None:
         wait_until(lambda: not is_alive(old), 10, "the old master is gone")
         wait_until(lambda: len(starts(server, "store")) == 2, 10, "the store of the new master")
         server.adopt(new)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("kill", [False, True], ids=["", "manager killed"])
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT], ids=lambda sig: sig.name)
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "Workers: 2",
+        "The companion manager is",
+        "Web workers wait for",
+        "Starting companion migrate",
+        "store is RUNNING",
+        "Web workers start",
+        "front is RUNNING",
+    ],
+)
+def test_a_stop_at_any_moment_comes_to_its_end(moment: str, sig: signal.Signals, kill: bool) -> None:
+    server = ordered_server(
+        entry("store"),
+        entry("migrate", autorestart="on-failure", after=["store"]),
+        entry("front", "drain", after=["web"], env={"DRAIN": "0.1"}),
+        web_after=["migrate", "store"],
+        workers=2,
+        ready_option=None,
+    )
+    if moment in ("Web workers start", "front is RUNNING"):
+        server.write("migrated", "")
+    with server:
+        wait_until(lambda: moment in server.log(), 10, moment, interval=0.001)
+        server.signal(sig)
+        if kill and (manager := server.manager()) is not None:
+            kill_quietly(manager)
+        assert server.wait_exit(20) in (0, -sig)
+        server.assert_nothing_left()
