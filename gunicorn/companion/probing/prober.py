@@ -278,14 +278,14 @@ class Prober:
                 "result": job.serial,
                 "good": outcome.good,
                 "reason": outcome.reason,
-                "output": _shown(outcome.output),
+                "output": shown(outcome.output),
                 "took": round(now - job.began, 4),
                 "quick": quick,
             }
         )
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """*text* for people: without secrets and control characters."""
     text = "".join(c for c in text.expandtabs() if c.isprintable() or c == "\n").strip()
     return redact.in_text(text)[-LONGEST_OUTPUT:]
