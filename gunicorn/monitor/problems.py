@@ -26,7 +26,7 @@ def problems(status: Mapping[str, Any]) -> list[Problem]:
         {"level": level, "about": about, "text": text}
         for part in (
             _of_companions(status.get("companions") or ()),
-            _of_web(status.get("web")),
+            _of_web(status.get("web"), (status.get("server") or {}).get("web_held_by")),
             _of_reload(status.get("server") or {}),
         )
         for level, about, text in part
@@ -54,7 +54,7 @@ def _of_reload(server: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield WARN, "master", text
 
 
-def _of_web(web: Mapping[str, Any] | None) -> Iterator[tuple[str, str, str]]:
+def _of_web(web: Mapping[str, Any] | None, held_by: str | None) -> Iterator[tuple[str, str, str]]:
     if web is None:
         return
     silence = web["master"]["beat_age"]
@@ -62,7 +62,10 @@ def _of_web(web: Mapping[str, Any] | None) -> Iterator[tuple[str, str, str]]:
         yield BAD, "master", f"has not answered for {silence:.0f} s"
     serving = sum(worker["state"] in ("idle", "busy") for worker in web["workers"])
     if serving < web["wanted"]:
-        yield BAD if not serving else WARN, "web", f"{serving} of {web['wanted']} workers serve requests"
+        text = f"{serving} of {web['wanted']} workers serve requests"
+        if held_by is not None:
+            text += f": they wait for {held_by}"
+        yield BAD if not serving else WARN, "web", text
     for worker in web["workers"]:
         oldest = worker.get("oldest")
         if oldest and web["now"] - oldest["since"] > REQUEST_LONG:

@@ -45,10 +45,11 @@ WEB: dict[str, Any] = {
 
 
 def status(**changes: Any) -> dict[str, Any]:
-    """A status where all is well, but for *changes* of the companion and the web."""
+    """A status where all is well, but for *changes* of the companion, the web and the server."""
     companion = {**COMPANION, **changes.pop("companion", {})}
     web = {**copy.deepcopy(WEB), **changes.pop("web", {})}
-    found = {"server": {"pid": 1}, "companions": [companion], "web": web, "memory": None}
+    server = {"pid": 1, **changes.pop("server", {})}
+    found = {"server": server, "companions": [companion], "web": web, "memory": None}
     found["problems"] = problems(found)
     return found
 
@@ -125,6 +126,10 @@ def test_a_page_with_nothing_on_it() -> None:
             "bad rq:0 has failed 3 times in a row, last: crash, exited with status 1",
         ),
         ({"web": {"workers": []}}, "bad web 0 of 1 workers serve requests"),
+        (
+            {"web": {"workers": []}, "server": {"web_held_by": "migrate"}},
+            "bad web 0 of 1 workers serve requests: they wait for migrate",
+        ),
         ({"web": {"wanted": 2}}, "warn web 1 of 2 workers serve requests"),
         ({"web": {"master": {"beat_age": 9.0}}}, "bad master has not answered for 9 s"),
         (
