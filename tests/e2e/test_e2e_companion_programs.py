@@ -400,7 +400,7 @@ def test_a_first_socket_by_reread() -> None:
         assert int(ask(address)) == pid
 
 
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("kind", ["unix", pytest.param("tcp", marks=pytest.mark.matrix)])
 def test_a_killed_or_replaced_manager_costs_no_connection(kind: str) -> None:
     """The master keeps the socket: clients wait in the backlog for the next manager's companion."""
     server = companion_server(files_option=FILES)
@@ -426,7 +426,7 @@ def test_a_killed_or_replaced_manager_costs_no_connection(kind: str) -> None:
         assert "cannot listen" not in server.log()
 
 
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("kind", ["unix", pytest.param("tcp", marks=pytest.mark.matrix)])
 def test_the_socket_over_an_upgrade_of_the_server(kind: str) -> None:
     """Over SIGUSR2 the new master has it from the start: no client is refused, also after a roll back."""
     server = companion_server(files_option=FILES)

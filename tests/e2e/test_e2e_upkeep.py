@@ -98,6 +98,18 @@ def test_replaced_before_it_ends(kind: str) -> None:
 
 
 @pytest.mark.matrix
+@pytest.mark.parametrize("kind", ["sync", *OTHERS])
+def test_replaced_after_its_requests(kind: str) -> None:
+    settings = {"workers": 2, "max_requests": 15, "worker_class": kind, "threads": 1 if kind == "sync" else 4}
+    with Server(LEAKS, conf(**settings) + NOTES) as server:
+        server.wait_workers(2)
+        with load(server) as problems, load(server) as more_problems:
+            wait_until(lambda: server.log("events").count("-") >= 4, 30, server.log)
+        assert problems == more_problems == []
+        assert serving_at_least(server, 2) >= 4
+
+
+@pytest.mark.matrix
 def test_workers_that_need_more_memory_are_left_alone_longer_each_time() -> None:
     with Server(LEAKS, conf(**{**LIMITS, "workers": 1}) + NOTES, files={"greedy": ""}) as server:
         server.wait_log("5 times in a row", 60)
