@@ -65,6 +65,7 @@ def run(plan: dict[str, Any]) -> None:
         listeners=names.get("listeners", ()),
         notify=names.get("notify"),
         watch=names.get("watch"),
+        repeats=names.get("repeats", ()),
     )
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:

@@ -572,6 +572,33 @@ def test_a_hook_that_raises(run, body, error):
     assert "in hook" in end.err and "Traceback" in end.err
 
 
+@pytest.mark.parametrize(
+    ("target", "hook", "error"),
+    [
+        ("raises", "pass", "ValueError: no such queue"),
+        ("returns_a_value", "raise ValueError(7)", "companion_post_fork: ValueError: 7"),
+        (
+            "nosuch:run",
+            "pass",
+            "cannot import nosuch:run: ModuleNotFoundError: No module named 'nosuch'",
+        ),
+    ],
+)
+def test_a_traceback_that_has_been_printed_again_and_again_is_one_line(run, target, hook, error):
+    for repeats, known in ((["another", error], True), (["another"], False)):
+        end = run(target, before=f"def hook(): {hook}\nrepeats = {repeats!r}")
+        line = f"{error} (again; its traceback has been printed before)\n"
+        assert end.code == 1
+        assert (end.err == line) is ("Traceback" not in end.err) is known
+        assert end.error in (error, None)
+
+
+def test_an_excepthook_of_its_own_is_called_each_time(run):
+    end = run("own_excepthook", before="repeats = ['ValueError']")
+    assert end.err == "ValueError (again; its traceback has been printed before)\n"
+    assert end.out == "hook ValueError own_excepthook\n"
+
+
 def test_the_hook_runs_in_the_companion_before_the_target(run):
     code = """
         import os, signal

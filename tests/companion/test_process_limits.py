@@ -207,6 +207,11 @@ def test_a_stop_ends_the_wait_for_the_next_try(manual: bool) -> None:
     process.handle(Event.STOP, NOW, manual=manual)
     assert process.due_event(NOW + 1e6) is None
     assert process.settled == (None if manual else GAVE_UP)
+    # After another start it is as before.
+    process.handle(Event.START, NOW)
+    process.handle(Event.FORKED, NOW, pid=43)
+    starts_until_it_gives_up(process, 0.5)
+    assert process.retry_at is not None
 
 
 def test_a_stop_while_leftovers_end_is_the_end_of_the_tries_too() -> None:

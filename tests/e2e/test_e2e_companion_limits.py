@@ -95,6 +95,14 @@ def test_starts_and_runs_have_limits_and_a_stop_has_several_signals() -> None:
         verdict = "often gave up after 4 starts within 3600s: exited with status 3; next try in 1s"
         assert server.log().count(f"Companion {verdict}") >= 2
 
+        def start_limit() -> dict[str, int]:
+            (often,) = server.ask("status", "often", details=True)["companions"]
+            found: dict[str, int] = often["details"]["limits"]["start_limit"]
+            return found
+
+        assert start_limit()["limit"] == 4
+        wait_until(lambda: 1 <= start_limit()["now"] <= 4, 10, "starts that count")
+
         # Exit code 75 is a success here, and the next one may start.
         assert server.companion("next")["description"] == "waiting for job"
         server.write("job.go", "75")
