@@ -255,6 +255,14 @@ def test_a_copy_that_gives_up_stops_the_change_of_the_others():
     assert list(rolling.stop_changes(processes)) == [(first, ["rq:1", "rq:2"])]
     assert list(rolling.stop_changes(processes)) == [] and "mail:1" in rolling and "rq:1" not in rolling
     assert processes["rq:1"].config.max_memory is None
+    # By command they take it all the same; a later change is tried again.
+    assert [rolling.stopped_by(name) for name in processes] == [None, "rq:0", "rq:0", None, None]
+    rolling.resume(processes["rq:1"])
+    assert processes["rq:1"].config.max_memory == 1000 and rolling.stopped_by("rq:1") is None
+    rolling.ask_again(processes["rq:2"], "by command, in turn")
+    assert rolling.config_of(processes["rq:2"]).max_memory == 1000 and rolling.stopped_by("rq:2") is None
+    rolling.ask_again(processes["rq:1"], "by command, in turn")
+    assert "rq:1" in rolling
 
 
 def test_a_change_that_is_taken_back():

@@ -110,6 +110,8 @@ def test_hup_replaces_copies_one_after_the_other_and_stops_at_one_that_gives_up(
         server.wait_companion("w:0", "STOPPED")
         server.wait_log("The change of companion w stops: w:0 gave up after 1 failed start: ")
         assert server.log().count("With the old configuration stay: w:1, w:2") == 1
+        stopped_by = [server.companion(name)["change_stopped_by"] for name in names]
+        assert stopped_by == [None, "w:0", "w:0"]
         assert [pids(server)[name] for name in names[1:]] == [second[name] for name in names[1:]]
         # They still have it after a crash; and a version that works reaches all of them.
         os.kill(second["w:2"] or 0, signal.SIGKILL)

@@ -36,10 +36,14 @@ SHORTEST_ANSWER_TIME = 2.0
 
 
 def describe(companion: Reply) -> str:
-    """The server's description, and whether a rolling restart will reach it."""
+    """The server's description, and whether a restart or a new configuration has yet to reach it."""
     text = str(companion["description"])
     if companion.get("rolling"):
         text += ", to be restarted in its turn"
+    if companion.get("change_stopped_by"):
+        text += (
+            f", still with its old configuration: {companion['change_stopped_by']} gave up with the new one"
+        )
     return text
 
 
@@ -214,7 +218,8 @@ def _state_of(companion: Reply | None) -> str:
 
 
 def _tell(options: Namespace, name: str, companion: Reply | None, wanted: str, done: str) -> bool:
-    if wanted == "STOPPED" if companion is None else has_come_to(companion, wanted):
+    changed = companion is None or not companion.get("change_stopped_by")
+    if changed and (wanted == "STOPPED" if companion is None else has_come_to(companion, wanted)):
         if not options.json:
             finished = companion is not None and companion["state"] != wanted
             print(f"{name}: {'done' if finished else done}")

@@ -212,6 +212,7 @@ class Changes:
         # Of several copies the last goes first.
         for name in reversed(found.removed):
             self.table[name].removed = True
+            self.steering.rolling.drop_change(name)
             self.steering.stops.ask(name, Stop(cause=cause, reason=why_removed))
         self.steering.stop_due(now)
         added, restarted, updated = set(found.added), set(found.restarted), set(found.updated)

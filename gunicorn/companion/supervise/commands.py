@@ -98,6 +98,7 @@ class Commands:
         for process in processes:
             one = process.status_dict(now, wall)
             one["rolling"] = process.name in self.steering.rolling
+            one["change_stopped_by"] = self.steering.rolling.stopped_by(process.name)
             if self.capture is not None:
                 one["output"] = self.capture.counters(process.name)._asdict()
             shown.append(one)

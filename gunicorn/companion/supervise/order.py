@@ -299,6 +299,8 @@ class Rolling:
         # Maps names to reason, cause and the pid to replace; a dict keeps the order.
         self._waiting: dict[str, tuple[str, Cause, int | None]] = {}
         self._changes: dict[str, CompanionConfig] = {}
+        # Those whose change has stopped: their new configuration, and the copy that gave up with it.
+        self._stopped: dict[str, tuple[CompanionConfig, str]] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._waiting
@@ -319,11 +321,13 @@ class Rolling:
 
     def change(self, config: CompanionConfig, reason: str, cause: Cause) -> None:
         """Ask for a restart with another configuration."""
+        self._stopped.pop(config.name, None)
         self._changes[config.name] = config
         self.ask(config.name, reason, cause=cause)
 
     def drop_change(self, name: str) -> None:
         """Leave *name* the configuration that it has."""
+        self._stopped.pop(name, None)
         if self._changes.pop(name, None) is not None:
             self._waiting.pop(name, None)
 
@@ -342,8 +346,26 @@ class Rolling:
                 groups.remove(group)
                 names = [name for name, config in self._changes.items() if config.group == group]
                 for name in names:
+                    config = self._changes[name]
                     self.drop_change(name)
+                    self._stopped[name] = config, failed.name
                 yield failed, names
+
+    def stopped_by(self, name: str) -> str | None:
+        """Return the copy that gave up with the configuration that *name* was to have; None without one."""
+        return self._stopped[name][1] if name in self._stopped else None
+
+    def ask_again(self, process: CompanionProcess, reason: str) -> None:
+        """Ask for a restart by command, which brings that configuration, too."""
+        if process.name in self._stopped:
+            self.change(self._stopped[process.name][0], reason, Cause.COMMAND)
+        else:
+            self.ask(process.name, reason)
+
+    def resume(self, process: CompanionProcess) -> None:
+        """Give *process* that configuration: somebody starts it by command."""
+        if process.name in self._stopped:
+            process.config, _ = self._stopped.pop(process.name)
 
     def _take(self, name: str, process: CompanionProcess | None) -> None:
         """Remove *name*: its next start brings what was asked for."""

@@ -57,6 +57,7 @@ class Steering:
         if process.state is State.STARTING:
             return True, self._is_starting(process)
         self._note_start(process)
+        self.rolling.resume(process)
         self.table.send(process, Event.START, self.kernel.now())
         return True, f"{name} is starting"
 
@@ -79,6 +80,7 @@ class Steering:
         coming = process.state is State.STARTING and process.pid is None
         self._note_start(process)
         process.manual_stop = False
+        self.rolling.resume(process)
         self.table.send(process, Event.RESTART, self.kernel.now(), cause=cause, reason=reason)
         return True, self._is_starting(process) if coming else f"{name} is restarting"
 
@@ -89,7 +91,7 @@ class Steering:
             return self.start(name)
         if process.state is State.STOPPING or (process.state is State.STARTING and process.pid is None):
             return self.restart(name)
-        self.rolling.ask(name, "by command, in turn")
+        self.rolling.ask_again(process, "by command, in turn")
         return True, f"{name} will restart when its turn comes"
 
     def _is_stopping(self, process: CompanionProcess) -> Outcome:
