@@ -6,24 +6,20 @@ The manager holds the reading ends too, and never reads: nothing is lost while t
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import socket
-import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from gunicorn.companion.checks import OutputFile
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.output.helper import Helper
 from gunicorn.companion.output.keeper import Feed, start_keeper
 from gunicorn.companion.output.ring import STDERR, STDOUT, Counters, RingFile
 from gunicorn.companion.output.wire import Message, Wire
-from gunicorn.unix.poller import READABLE, WRITABLE, Poller
-from gunicorn.unix.process import describe_status
+from gunicorn.unix.poller import Poller
 
-# A keeper that dies at once is not started again in a tight loop.
-_START_INTERVAL = 1.0
 # Seconds for the keeper to write out the last lines when the server ends.
 _END = 1.5
 
@@ -32,8 +28,10 @@ Destinations = Mapping[int, OutputFile | None]
 Pipes = dict[int, int]
 
 
-class Capture:
+class Capture(Helper):
     """Gives companions their pipes, and keeps the log keeper alive. *on_event* is told what it reports."""
+
+    title = "log keeper"
 
     def __init__(
         self,
@@ -45,14 +43,11 @@ class Capture:
         on_event: Callable[[Message], None] = lambda event: None,
     ) -> None:
         """Raises OSError where there is no memory for it."""
-        self.log = log
-        self.poller = poller
+        super().__init__(log, poller)
         self.line_format = line_format
         self.most_lines = most_lines
         self.on_event = on_event
-        self.pid: int | None = None
         self.rings = RingFile()
-        self.wire: Wire | None = None
         self._slots: dict[str, int] = {}
         # The counters of rings that companions had before.
         self._earlier: dict[str, Counters] = {}
@@ -64,8 +59,6 @@ class Capture:
         self._serials = itertools.count(1)
         # Reading ends of pipes whose process is not forked yet, by the writing end.
         self._reading: dict[int, int] = {}
-        self._started_at = float("-inf")
-        self.start_at: float | None = None
 
     # -- for each start of a companion -----------------------------------------
 
@@ -100,7 +93,7 @@ class Capture:
             os.close(fd)
         self._feeds[feed.serial] = feed
         self._last[name] = feed._replace(pipes={})
-        self._send(feed.message(), list(reading.values()))
+        self.send(feed.message(), list(reading.values()))
 
     def forget(self, names: Collection[str]) -> None:
         """Only the companions *names* are configured; nothing is kept of others that have ended."""
@@ -111,7 +104,7 @@ class Capture:
             slot = self._slots.pop(name)
             self._forgotten.add(slot)
             self._last.pop(name, None)
-            self._send({"forget": name, "slot": slot})
+            self.send({"forget": name, "slot": slot})
 
     def counters(self, name: str) -> Counters:
         """What *name* has written, also before it was removed from the configuration and came back."""
@@ -123,67 +116,15 @@ class Capture:
 
     # -- the keeper --------------------------------------------------------------
 
-    def start(self) -> None:
-        """Fork the keeper. If that fails it is tried again when `start_at` comes; the pipes wait."""
-        now = time.monotonic()
-        self._started_at, self.start_at = now, None
+    def fork(self, wire: Wire) -> int:
         for slot in self._forgotten:
             self.rings.give_back(slot)
         self._forgotten.clear()
-        ours = theirs = None
-        try:
-            ours, theirs = Wire.pair()
-            # The last destination of each counts, also for what an older process of it still writes.
-            feeds = [*self._feeds.values(), *self._last.values()]
-            self.pid = start_keeper(theirs, self.rings, feeds, self.line_format, self.most_lines)
-        except OSError as exc:
-            self.log.error("The log keeper cannot be started: %s", exc.strerror)
-            self.start_at = now + _START_INTERVAL
-            if ours is not None:
-                ours.close()
-            return
-        finally:
-            if theirs is not None:
-                theirs.close()
-        self.wire = ours
-        self.poller.add(self.wire.fileno(), lambda events: self.receive())
+        # The last destination of each counts, also for what an older process of it still writes.
+        feeds = [*self._feeds.values(), *self._last.values()]
+        return start_keeper(wire, self.rings, feeds, self.line_format, self.most_lines)
 
-    def tick(self, now: float) -> None:
-        """Start the keeper again if that is due."""
-        if self.start_at is not None and now >= self.start_at:
-            self.start()
-
-    def reaped(self, pid: int, status: int) -> bool:
-        """Whether *pid* was the keeper. Another one starts at once, if this one has lived for a while."""
-        if pid != self.pid:
-            return False
-        self.pid = None
-        self.receive()
-        self._drop_wire()
-        self.log.warning("The log keeper (pid %d) %s; starting another one", pid, describe_status(status))
-        now = time.monotonic()
-        self.start_at = max(now, self._started_at + _START_INTERVAL)
-        self.tick(now)
-        return True
-
-    def _drop_wire(self) -> None:
-        if self.wire is not None:
-            self.poller.remove(self.wire.fileno())
-            self.wire.close()
-            self.wire = None
-
-    def receive(self) -> None:
-        """Take in what the keeper says, and send what it had no room for."""
-        if self.wire is None:
-            return
-        for message, _ in self.wire.receive():
-            self._hear(message)
-        if self.wire.ended:
-            self.poller.remove(self.wire.fileno())
-        else:
-            self._flush()
-
-    def _hear(self, message: Message) -> None:
+    def hear(self, message: Message) -> None:
         if "closed" in message:
             feed = self._feeds.pop(message["closed"], None)
             for fd in feed.pipes.values() if feed is not None else ():
@@ -191,8 +132,6 @@ class Capture:
         elif "free" in message:
             self._forgotten.discard(message["free"])
             self.rings.give_back(message["free"])
-        elif "failed" in message:
-            self.log.error("The log keeper fails:\n%s", message["failed"])
         elif "failing" in message:
             self.log.error(
                 "Output of companions is lost: %s: %s (this is said once a minute)",
@@ -209,50 +148,26 @@ class Capture:
             )
             self.on_event(message)
 
-    def _send(self, message: Message, fds: list[int] | None = None) -> None:
-        # A next keeper is told everything at its start.
-        if self.wire is not None and not self.wire.ended:
-            self.wire.send(message, fds or [])
-            self._flush()
-
-    def _flush(self) -> None:
-        assert self.wire is not None
-        self.wire.flush()
-        self.poller.modify(self.wire.fileno(), READABLE | (WRITABLE if self.wire.has_unsent else 0))
-
     # -- for the manager -----------------------------------------------------------
-
-    @property
-    def answers(self) -> bool:
-        """Whether there is a keeper."""
-        return self.wire is not None and not self.wire.ended
 
     def answer(self, request: Mapping[str, Any], client: socket.socket) -> None:
         """Have the keeper answer a request for lines at *client*, which the caller closes."""
-        self._send({"logs": dict(request)}, [client.fileno()])
+        self.send({"logs": dict(request)}, [client.fileno()])
 
     def reopen(self) -> None:
         """Begin new files; the server's own output may be another one too."""
-        self._send({"reopen": True}, [1, 2])
+        self.send({"reopen": True}, [1, 2])
 
     def descriptors(self) -> list[int]:
         """All that no companion is to keep."""
         fds = [self.rings.fd, *self._reading.keys(), *self._reading.values()]
         fds.extend(fd for feed in self._feeds.values() for fd in feed.pipes.values())
-        if self.wire is not None:
-            fds.append(self.wire.fileno())
-        return fds
+        return fds + super().descriptors()
 
     def end(self) -> None:
         """All companions have ended: wait a moment for the last lines to be written."""
-        self._send({"end": True})
-        deadline = time.monotonic() + _END
-        while self.pid is not None and time.monotonic() < deadline:
-            with contextlib.suppress(ChildProcessError):
-                if os.waitpid(self.pid, os.WNOHANG) == (0, 0):
-                    self.poller.wait(0.01)
-                    continue
-            self.pid = None
+        self.send({"end": True})
+        self.wait(_END)
 
 
 def destinations_of(config: CompanionConfig) -> Destinations:
