@@ -733,6 +733,11 @@ def program_of(name: str, text: str) -> Program:
             "max_memory",
             "20M",
         ),
+        ("a.service", "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=a\n", "start_limit", None),
+        ("a.service", "[Service]\nExecStart=a\nRestart=on-success\n", "autorestart", "always"),
+        ("a.service", "[Service]\nExecStart=a\nTimeoutSec=7\n", "start_timeout", 7),
+        ("a.service", "[Service]\nExecStart=a\nTimeoutSec=7\n", "stop_timeout", 7),
+        ("a.json", '{"script": "a", "out_file": "/dev/null"}', "stdout", "/dev/null"),
         ("a.service", "[Service]\nExecStart=a\nRestartSec=2min\n", "restart_delay_max", 120),
         ("a.service", "[Service]\nExecStart=-@/a b c\n", "command", ["/a", "c"]),
         ("a.service", "[Service]\nExecStart=a ; b\n", "command", ["sh", "-c", "a && exec b"]),
@@ -753,6 +758,9 @@ def test_a_value(name: str, text: str, key: str, value: Any) -> None:
     ("name", "text", "note"),
     [
         ("a.service", "[Service]\nExecStart=a\nStandardOutput=socket\n", "stdout=socket: the output goes"),
+        ("a.service", "[Service]\nExecStart=a\nRestart=on-success\n", "there is no such way"),
+        ("a.service", "[Service]\nExecStart=a\nKillMode=process\n", "everything that is left is killed"),
+        ("a.service", "[Service]\nExecStart=a\nMemoryMax=20%\n", "a memory limit of 20%"),
         ("a.service", "[Service]\nExecStart=a %Y\n", "%Y of systemd has no counterpart"),
         ("a.service", "[Service]\nExecStart=-a\n", "a failure counts as a success there"),
         ("a.yml", "services:\n  a: {command: a, deploy: {mode: global}}\n", "deploy: mode: it belongs to"),
@@ -771,6 +779,13 @@ def test_nobody_waits_for_what_waits_for_a_command(tmp_path: Path) -> None:
     text = translate([str(tmp_path / name) for name in files])
     assert '"after"' not in text
     assert "# - it does not wait for b, which is not started by itself" in text
+
+
+def test_what_there_is_nothing_to_run_in_is_said() -> None:
+    (block,) = systemd.translate_all([Source("a.target", "[Unit]\n")]).blocks
+    assert block.notes == ["nothing to run; leave it with systemd"]
+    (block,) = supervisord.translate(Source("a.conf", "[group:a]\nprograms=b\ncolour=c\n")).blocks
+    assert block.notes == ["colour = c: not known, and left out"]
 
 
 def test_a_file_of_variables_beside_a_procfile_is_taken(tmp_path: Path) -> None:
@@ -832,6 +847,7 @@ def test_the_command_prints_or_writes_a_new_file(tmp_path: Path, capsys, monkeyp
     printed = capsys.readouterr().out
     assert '"command": ["a"]' in printed
     assert ctl.main(["import", str(source), "-o", str(target)]) == 0
+    assert f"gunicorn --check-config -c {target}" in capsys.readouterr().out
     assert target.read_text() == printed
     # The source may hold passwords.
     assert target.stat().st_mode & 0o777 == 0o600
