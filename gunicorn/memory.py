@@ -12,6 +12,7 @@ those pages to itself.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -135,9 +136,12 @@ def private_beyond(pid: int, limit: int) -> int:
     if not may_exceed(resident(pid), limit):
         return 0
     found = of_process(pid)
-    if found is None and os.path.exists(f"/proc/{pid}/smaps_rollup"):
-        raise PermissionError(f"the memory of process {pid} cannot be read")
-    return found.private if found is not None and found.private > limit else 0
+    if found is None:
+        # Either it is gone, or this raises PermissionError.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            open(f"/proc/{pid}/smaps_rollup", "rb").close()
+        return 0
+    return found.private if found.private > limit else 0
 
 
 class Patience:

@@ -637,12 +637,13 @@ class CompanionManager:
         """Let the next manager take over. This one stops its companions; there, each waits for its older
         process.
         """
+        # First: a companion without a process is stopped at once, and its socket would be closed.
+        self.listeners.hand_over()
         self.stop_all(reload=True)
         if self.control is not None:
             self.control.close()
             self.control = self.reporter.control = None
         self.kept.hand_over()
-        self.listeners.hand_over()
         self.tell_master({"made_room": True})
 
     def _on_master_gone(self) -> None:

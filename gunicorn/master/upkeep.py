@@ -135,7 +135,7 @@ class Upkeep(Workforce):
 
     def _follow_load(self, serving: Sequence[pool.WorkerRecord], now: float) -> None:
         requests = {record.pid: self._requests(record.pid) for record in serving}
-        before, wanted = self._spares.extra, self.wanted_workers
+        wanted = self.wanted_workers
         self._spares.look(
             now,
             fixed=self.num_workers,
@@ -144,7 +144,7 @@ class Upkeep(Workforce):
             idle=care.idle(requests.values(), self._places()),
             booting=max(0, wanted - len(serving)),
         )
-        if self._spares.extra == before:
+        if self.wanted_workers == wanted:
             return
         self.log.info(
             "%d of %d workers are busy: there will be %d",

@@ -9,7 +9,7 @@ import pytest
 from companiontools import answer_of
 
 from gunicorn.companion.supervise import memory
-from gunicorn.memory import Memory, parse
+from gunicorn.memory import Memory, parse, private_beyond
 
 MB = 1024 * 1024
 
@@ -69,6 +69,7 @@ def test_what_is_not_there():
     assert memory.of_sessions([4_000_000]) == {}
     assert memory.resident(4_000_000) == 0
     assert memory.beyond({4_000_000: 0}) == {}
+    assert private_beyond(4_000_000, 0) == 0
     assert memory.totals([], manager=4_000_000)["manager"] is None
 
 

@@ -17,7 +17,7 @@ from companiontools import run_python
 
 from gunicorn.companion.child.descriptors import most
 from gunicorn.companion.server.keptsockets import KeptSockets
-from gunicorn.companion.supervise.sockets import Listeners
+from gunicorn.companion.supervise.sockets import KeptSocket, Listeners
 
 
 @pytest.fixture
@@ -165,6 +165,16 @@ def test_the_next_manager_goes_on_with_the_sockets(listeners: Listeners, tmp_pat
     finally:
         second.close_all()
     assert kept.inherited() == [] and os.listdir(tmp_path) == []
+
+
+def test_what_is_no_listener_any_more_is_opened_anew() -> None:
+    told: list[dict[str, Any]] = []
+    with open(os.devnull) as file:
+        kept = KeptSocket("web", "127.0.0.1:0", None, file.fileno())
+        made = Listeners(tell=lambda message, fd: told.append(message), kept=[kept])
+        assert told == [{"let_go": {"group": "web", "address": "127.0.0.1:0"}}]
+        connect(made.open("web", ["127.0.0.1:0"])[0]).close()
+        made.close_all()
 
 
 def test_another_user_makes_the_sockets_anew(listeners: Listeners) -> None:

@@ -127,7 +127,10 @@ class Link:
                 data, fds = b"", []
             for fd in fds:
                 os.set_inheritable(fd, False)
-                self._came[os.fstat(fd).st_ino] = fd
+                inode = os.fstat(fd).st_ino
+                if inode in self._came:
+                    os.close(self._came[inode])
+                self._came[inode] = fd
             if not data:
                 self.ended = True
             self._reader.feed(data)

@@ -86,7 +86,12 @@ class Listeners:
 
     def _take_over(self, kept: KeptSocket, beside_owner: bool) -> None:
         """Go on with a socket of an earlier manager, unless somebody has removed or replaced its file."""
-        [listener] = sock.open_listeners([kept.fd], self._options, self.log, attempts=1)
+        try:
+            [listener] = sock.open_listeners([kept.fd], self._options, self.log, attempts=1)
+        except sock.BindError:
+            # An application may have shut it down. The next start opens another one.
+            self._tell_let_go(kept.group, kept.address)
+            return
         _as_systemd_passes(_socket(listener))
         listener.file = kept.file
         if kept.file is not None and not listener.owns_path():
@@ -176,6 +181,9 @@ class Listeners:
     def _close(self, group: str, address: str, listener: sock.BaseSocket) -> None:
         sock.close_sockets([listener])
         self.rights.let_go(_right(address))
+        self._tell_let_go(group, address)
+
+    def _tell_let_go(self, group: str, address: str) -> None:
         self.tell({"let_go": {"group": group, "address": address}}, None)
 
     def hand_over(self) -> None:
