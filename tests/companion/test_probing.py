@@ -123,6 +123,12 @@ def test_connections(listener: socket.socket, poller: Poller) -> None:
     assert outcome_of(Connection("/nowhere/s", poller), poller) == Outcome(False, "no such file or directory")
 
 
+def test_an_address_that_cannot_be_one_leaves_nothing(poller: Poller) -> None:
+    with pytest.raises(OSError, match="AF_UNIX path too long"):
+        Connection("/" + 200 * "x", poller)
+    assert not len(poller)
+
+
 def test_nobody_is_connected_to_himself(poller: Poller, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody listens, the kernel may take the port that is asked for as our own."""
     with socket.create_server(("127.0.0.1", 0)) as sock:

@@ -39,8 +39,9 @@ class Connection:
         # Not that of `socket`, which gevent may have replaced.
         self.sock = _socket.socket(family, _socket.SOCK_STREAM)
         self.sock.setblocking(False)
-        self.poller.add(self.sock.fileno(), self._on_event, WRITABLE)
+        # Raises OSError for an address that cannot be one.
         code = self.sock.connect_ex(address)
+        self.poller.add(self.sock.fileno(), self._on_event, WRITABLE)
         if code not in (0, errno.EINPROGRESS):
             self._fail(code)
 

@@ -93,6 +93,9 @@ class Job:
             delay += self.probe.every
         self.earliest = self.due = now + delay
         self.pause = FIRST_PAUSE if self.first else self.probe.every
+        if self.first and self.probe.kind == "log":
+            # The output has yet to come; the line that is looked for is told at once.
+            self.due += FIRST_PAUSE
         self.began = self.deadline = 0.0
         self.attempt: Attempt | None = None
         self.log: LogLines | None = None
