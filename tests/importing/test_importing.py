@@ -761,6 +761,7 @@ def test_a_value(name: str, text: str, key: str, value: Any) -> None:
         ("a.service", "[Service]\nExecStart=a\nRestart=on-success\n", "there is no such way"),
         ("a.service", "[Service]\nExecStart=a\nKillMode=process\n", "everything that is left is killed"),
         ("a.service", "[Service]\nExecStart=a\nMemoryMax=20%\n", "a memory limit of 20%"),
+        ("a.ini", "[uwsgi]\nattach-daemon2 = cmd=a,colour=b\n", "colour=b: not known, and left out"),
         ("a.service", "[Service]\nExecStart=a %Y\n", "%Y of systemd has no counterpart"),
         ("a.service", "[Service]\nExecStart=-a\n", "a failure counts as a success there"),
         ("a.yml", "services:\n  a: {command: a, deploy: {mode: global}}\n", "deploy: mode: it belongs to"),
