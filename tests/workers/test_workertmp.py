@@ -21,6 +21,23 @@ def config(**settings: Any) -> Config:
     return cfg
 
 
+def test_last_words_are_read_by_the_parent_and_are_no_heartbeat() -> None:
+    tmp = WorkerTmp(config())
+    beat = tmp.last_update()
+    assert tmp.reported is None and not tmp.ending
+    pid = os.fork()
+    if pid == 0:
+        # The end of a trace that is too long is what matters.
+        tmp.report("ImportError: é " + "x" * 2000, "first\n" + "y" * 9000 + "\nlast")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert tmp.reported is not None and tmp.ending and tmp.last_update() == beat
+    reason, trace = tmp.reported
+    assert reason.startswith("ImportError: é xxx") and len(reason) < 1001
+    assert trace.endswith("y\nlast") and "first" not in trace and len(trace) > 6000
+    tmp.close()
+
+
 def test_a_beat_is_a_moment_of_the_monotonic_clock() -> None:
     before = time.monotonic()
     tmp = WorkerTmp(config())
