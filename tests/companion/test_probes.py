@@ -279,6 +279,21 @@ def test_a_reread_applies_to_the_running_process(make_world: Callable[..., World
     assert rq.state is State.RUNNING
 
 
+def test_a_rolling_restart_waits_for_the_probe(make_world: Callable[..., World]) -> None:
+    world = make_world(CompanionConfig("rq", "app:rq", numprocs=2, probe=PROBE, start_timeout=60))
+    world.advance(5)
+    world.nature = Nature(ready=None)
+    world.ask("restart", name="rq", rolling=True)
+    world.advance(30)
+    found = world.processes.values()
+    assert sorted((p.state.value, p.start_count) for p in found) == [("RUNNING", 1), ("STARTING", 2)]
+    for life in world.kernel.lives:
+        life.nature = CALM
+    world.nature = CALM
+    world.advance(10)
+    assert [(p.state, p.start_count) for p in found] == [(State.RUNNING, 2)] * 2
+
+
 def test_a_result_of_a_process_that_is_gone_does_not_count(make_world: Callable[..., World]) -> None:
     world = make_world(CompanionConfig("rq", "app:rq", probe=PROBE), nature=Nature(ready=None))
     [serial] = world.prober.jobs
