@@ -789,6 +789,11 @@ def test_what_there_is_nothing_to_run_in_is_said() -> None:
     assert block.notes == ["colour = c: not known, and left out"]
 
 
+def test_an_unknown_section_of_circus_is_said_to_be_left_out() -> None:
+    (block,) = circus.translate(Source("a.ini", "[other]\na = b\n")).blocks
+    assert block.notes == ["not known, and left out"]
+
+
 def test_a_file_of_variables_beside_a_procfile_is_taken(tmp_path: Path) -> None:
     (tmp_path / "Procfile").write_text("a: b\n")
     assert "env_file" not in translate([str(tmp_path / "Procfile")])
