@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 # Flags of a code object, as in `inspect`, whose import takes several percent of a start.
 CO_VARARGS, CO_COROUTINE = 0x04, 0x80
 DEFAULT_WORKER = "gunicorn.workers.sync.SyncWorker"
-ASGI_WORKER = "uvicorn_worker.UvicornWorker"
-_ASGI_NAMES = ("asgi", "egg:gunicorn#asgi", "gunicorn.workers.gasgi.asgiworker")
-_ASGI = f"for ASGI use that of an ASGI server: -k {ASGI_WORKER} (package uvicorn-worker)"
+ASGI_WORKER = "gunicorn.workers.asgi.ASGIWorker"
+# What Gunicorn 27 calls its own.
+_OTHER_ASGI_WORKER = "gunicorn.workers.gasgi.asgiworker"
 EVENTLET_NAMES = ("eventlet", "egg:gunicorn#eventlet", "gunicorn.workers.geventlet.eventletworker")
 EVENTLET = "the eventlet worker is not supported, as eventlet is no longer maintained; use 'gevent' instead"
 
@@ -207,21 +207,41 @@ def is_asgi(app: Any) -> bool:
     return least == 3
 
 
+def is_wsgi(app: Any) -> bool:
+    """Whether *app* must be a WSGI application: a plain function of two arguments."""
+    if not isinstance(app, FunctionType | MethodType):
+        return False
+    code = app.__code__
+    most = code.co_argcount - isinstance(app, MethodType)
+    least = most - len(app.__defaults__ or ())
+    return not code.co_flags & (CO_COROUTINE | CO_VARARGS) and least <= 2 == most
+
+
 def check_protocol(app: Any, worker_class: Any) -> None:
-    """Raise AppImportError if *app* is ASGI and the configured *worker_class* is one of ours, for WSGI.
+    """Raise AppImportError if *app* is ASGI and the configured *worker_class* is one of ours, for WSGI, or
+    the other way round.
 
     A user's own class may serve anything, even if it derives from one of ours.
     """
-    if not is_asgi(app):
+    asgi = is_asgi(app)
+    if not asgi and not is_wsgi(app):
         return
     try:
         chosen = load_class(worker_class)
     except Exception:
         return  # No mistake of the application: loading the class reports it.
-    if chosen.__module__.startswith("gunicorn.workers."):
+    if not chosen.__module__.startswith("gunicorn.workers."):
+        return
+    serves_asgi = f"{chosen.__module__}.{chosen.__name__}" == ASGI_WORKER
+    if asgi and not serves_asgi:
         raise AppImportError(
             f"{_name_of(app)} is an ASGI application, and the worker class {chosen.__name__} serves WSGI; "
-            f"use -k {ASGI_WORKER} (package uvicorn-worker)"
+            "use -k asgi (pip install 'gunicorn[asgi]')"
+        )
+    if serves_asgi and not asgi:
+        raise AppImportError(
+            f"{_name_of(app)} is a WSGI application, and the worker class asgi serves ASGI; "
+            "use another one, such as -k gthread"
         )
 
 
@@ -246,8 +266,8 @@ def load_class(uri: Any, default: str = DEFAULT_WORKER, section: str = "gunicorn
     uri = uri.strip() or default
     if uri.lower() in EVENTLET_NAMES:
         raise RuntimeError(EVENTLET)
-    if section == "gunicorn.workers" and uri.lower() in _ASGI_NAMES:
-        raise RuntimeError(f"{uri!r} is not a worker class here; {_ASGI}")
+    if uri.lower() == _OTHER_ASGI_WORKER:
+        uri = ASGI_WORKER
     if uri.startswith("egg:"):
         distribution, _, name = uri[len("egg:") :].partition("#")
         if distribution == "gunicorn":  # its own entry points are the aliases

@@ -7,6 +7,7 @@ from __future__ import annotations
 from gunicorn.settings.base import *
 from gunicorn.settings.server import *
 from gunicorn.settings.worker import *
+from gunicorn.settings.asgi import *
 from gunicorn.settings.http import *
 from gunicorn.settings.logging import *
 from gunicorn.settings.hooks import *

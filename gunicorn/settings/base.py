@@ -23,6 +23,7 @@ SECTIONS = (
     CONFIG_FILE := "Config File",
     SERVER_SOCKET := "Server Socket",
     WORKER_PROCESSES := "Worker Processes",
+    ASGI := "ASGI",
     SECURITY := "Security",
     DEBUGGING := "Debugging",
     SERVER_MECHANICS := "Server Mechanics",

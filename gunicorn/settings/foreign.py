@@ -8,21 +8,12 @@ from __future__ import annotations
 
 import re
 
-_BY_ASGI_WORKER = (
-    'the worker class decides: worker_class = "uvicorn_worker.UvicornWorker", or a class derived from it '
-    "with options in CONFIG_KWARGS"
-)
 _ROTATION = 'stdout and stderr may be dictionaries: {"file": "rq.log", "max_bytes": "50M", "backups": 10}'
 _NO_LISTENERS = "there are no event listeners; `gunicorn-companion events` prints what happens"
 _NO_USER = "companions run as the server's user; change it in the command: setpriv --reuid NAME PROGRAM"
 
 #: Settings of Gunicorn 24 to 27 that this server lacks, with what to do instead.
 SETTINGS = {
-    "asgi_loop": _BY_ASGI_WORKER,
-    "asgi_lifespan": _BY_ASGI_WORKER,
-    "asgi_disconnect_grace_period": _BY_ASGI_WORKER,
-    "websocket_max_message_size": _BY_ASGI_WORKER,
-    "root_path": f"for ASGI {_BY_ASGI_WORKER}; for WSGI the proxy sends SCRIPT_NAME (forwarder_headers)",
     "protocol": "HTTP only; in nginx write proxy_pass, not uwsgi_pass",
     "uwsgi_allow_ips": "HTTP only; proxies are named in forwarded_allow_ips",
 }

@@ -94,13 +94,13 @@ class WorkerClass(
     validator=validate_worker_class,
     default="sync",
 ):
-    """The kind of worker: ``sync``, ``gthread``, ``gevent``, ``tornado``, or your own class.
+    """The kind of worker: ``sync``, ``gthread``, ``gevent``, ``tornado``, ``asgi``, or your own class.
 
     ``sync`` serves one request at a time and needs a buffering proxy in front. ``gthread`` serves
     ``threads`` requests at a time and keeps idle connections without a thread. ``gevent`` and ``tornado``
-    need the packages of these names. Any other value names a class by its dotted path,
-    ``egg:DISTRIBUTION#NAME``, or an entry point in the group ``gunicorn.workers``; in a file it may be the
-    class itself.
+    need the packages of these names. ``asgi`` serves ASGI applications; it needs ``gunicorn[asgi]``. Any
+    other value names a class by its dotted path, ``egg:DISTRIBUTION#NAME``, or an entry point in the group
+    ``gunicorn.workers``; in a file it may be the class itself.
 
     ``sync`` with ``threads`` above 1 means ``gthread``.
     """

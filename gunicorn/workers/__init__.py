@@ -9,5 +9,6 @@ SUPPORTED_WORKERS = {
     "gevent": "gunicorn.workers.ggevent.GeventWorker",
     "gevent_wsgi": "gunicorn.workers.ggevent.GeventPyWSGIWorker",
     "gevent_pywsgi": "gunicorn.workers.ggevent.GeventPyWSGIWorker",
+    "asgi": "gunicorn.workers.asgi.ASGIWorker",
     "tornado": "gunicorn.workers.gtornado.TornadoWorker",
 }

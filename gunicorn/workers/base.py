@@ -154,16 +154,20 @@ class Worker:
                 if type(error) is SystemExit:
                     raise AppImportError(asked_to_exit(error)) from error
                 raise
-            from gunicorn.loading import make_fail_app
-
             self.log.exception("The application does not load; waiting for a change to its files")
             if self.reloader is not None:
                 for path in _awaited(error):
                     self.reloader.add_extra_file(path)
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-            self.wsgi = make_fail_app(text.encode("utf-8", "backslashreplace"))
+            self.wsgi = self.make_fail_app(text.encode("utf-8", "backslashreplace"))
         finally:
             self._loading = False
+
+    def make_fail_app(self, text: bytes) -> Any:
+        """Return an application that answers each request with *text*."""
+        from gunicorn.loading import make_fail_app
+
+        return make_fail_app(text)
 
     # -- reloading -----------------------------------------------------------------------
 

@@ -285,7 +285,6 @@ def test_near_misses_are_warned_of(here: Path) -> None:
 
 LATER = """
 import protocol
-asgi_loop = "uvloop"
 uwsgi_allow_ips = "*"
 control_socket_mode = 0o660
 http2_max_frame_size = 20000
@@ -306,12 +305,11 @@ def test_settings_of_later_versions_are_warned_of(here: Path) -> None:
     found = r"Warning: .*gunicorn\.conf\.py, line (\d+): (\w+) is not a setting and has no effect: (.*)"
     warned = re.findall(found, done.stderr)
     assert [(line, name) for line, name, _ in warned] == [
-        ("3", "asgi_loop"),
-        ("4", "uwsgi_allow_ips"),
+        ("3", "uwsgi_allow_ips"),
     ]
     unused = re.findall(r"Warning: (\w+) has no effect: ", done.stderr)
     assert unused == ["http2_max_frame_size", "control_socket_mode"]
-    assert len(done.stderr.splitlines()) == 4
+    assert len(done.stderr.splitlines()) == 3
     (here / "gunicorn.conf.py").write_text(REFUSED)
     done = gunicorn(here, "--check-config", "shop:app")
     assert done.returncode == 1
@@ -343,7 +341,7 @@ def test_an_asgi_application_under_a_wsgi_class(here: Path, args: list[str]) -> 
     done = gunicorn(here, *args, "live:app")
     assert done.returncode in (1, 4)
     assert "live:app is an ASGI application" in done.stderr
-    assert "-k uvicorn_worker.UvicornWorker" in done.stderr
+    assert "-k asgi" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -219,10 +219,23 @@ WSGI = [
 def test_an_asgi_application_is_refused_by_our_worker_classes(app: Any) -> None:
     assert is_asgi(app)
     for worker_class in ("sync", "gthread", "gunicorn.workers.sync.SyncWorker"):
-        with pytest.raises(AppImportError, match=r"an ASGI application.*-k uvicorn_worker\.UvicornWorker"):
+        with pytest.raises(AppImportError, match=r"an ASGI application.*-k asgi"):
             check_protocol(app, worker_class)
     # A user's worker class knows what it serves.
     check_protocol(app, Own)
+
+
+def test_a_wsgi_application_is_refused_by_the_asgi_worker() -> None:
+    for app in (wsgi, WsgiSite().method):
+        with pytest.raises(AppImportError, match=r"a WSGI application.*-k gthread"):
+            check_protocol(app, "asgi")
+    for app in (*ASGI, functools.partial(wsgi), aiohttp_factory, print):
+        check_protocol(app, "asgi")
+
+
+@pytest.mark.parametrize("name", ["asgi", "egg:gunicorn#asgi", "gunicorn.workers.gasgi.ASGIWorker"])
+def test_names_of_the_asgi_worker(name: str) -> None:
+    assert load_class(name).__name__ == "ASGIWorker"
 
 
 @pytest.mark.parametrize("app", WSGI)
@@ -260,9 +273,6 @@ def test_load_class(uri: Any) -> None:
         ("eventlet", "gevent"),
         ("egg:gunicorn#eventlet", "gevent"),
         (3, "3"),
-        ("asgi", "-k uvicorn_worker.UvicornWorker"),
-        ("gunicorn.workers.gasgi.ASGIWorker", "-k uvicorn_worker.UvicornWorker"),
-        ("egg:gunicorn#asgi", "-k uvicorn_worker.UvicornWorker"),
     ],
 )
 def test_classes_that_are_not_there(modules: Path, uri: Any, said: str) -> None:

@@ -38,6 +38,7 @@ def test_workers() -> None:
         "gevent_wsgi",
         "gevent_pywsgi",
         "tornado",
+        "asgi",
     }
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 import ssl
 import subprocess
@@ -142,10 +143,17 @@ def conf(kind: str, **settings: object) -> str:
     library = kind.partition("_")[0]
     if library in ("gevent", "tornado") and importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
-    settings = {"worker_class": kind, "graceful_timeout": 10, **settings}
+    begin = ""
+    settings = {"graceful_timeout": 10, **settings}
+    if kind == "asgi":
+        directory = os.path.dirname(__file__)
+        begin = f"# 'asgi'\nimport sys\nsys.path.append({directory!r})\n"
+        begin += "from wsgi_in_asgi import AdaptingWorker as worker_class\n"
+    else:
+        settings = {"worker_class": kind, **settings}
     if kind == "gthread":
         settings.setdefault("threads", 2)
-    return "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
+    return begin + "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
 
 
 def connect(server: Server, timeout: float = 10.0) -> Client:

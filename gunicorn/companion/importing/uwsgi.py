@@ -100,7 +100,7 @@ INSTEAD = {
     "shared-import": "import it in the application, or in the hook ``when_ready``",
     "gevent": '``worker_class = "gevent"`` and ``worker_connections``',
     "async": '``worker_class = "gevent"`` and ``worker_connections``',
-    "asyncio": '``worker_class = "uvicorn_worker.UvicornWorker"``, for an ASGI application',
+    "asyncio": '``worker_class = "asgi"``, for an ASGI application',
     "http-websockets": "a companion with ``bind``: :doc:`programs`",
     "http-timeout": "the proxy's timeout; ``timeout`` is that of a worker",
     "plugin": "not needed",

@@ -235,7 +235,7 @@ def _asgi(words: Sequence[Any], short: dict[str, str], port: str) -> dict[str, A
     flags = ("reload", "factory", "proxy_headers", "no_access_log", "access_log", "use_colors")
     options, others = _options(words, short, flags)
     settings: dict[str, Any] = {"wsgi_app": others[0]} if others else {}
-    settings["worker_class"] = "uvicorn_worker.UvicornWorker"
+    settings["worker_class"] = "asgi"
     if "uds" in options:
         settings["bind"] = join(["unix:", options["uds"][-1]])
     elif "bind" in options:

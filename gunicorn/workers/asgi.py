@@ -1,0 +1,447 @@
+# SPDX-License-Identifier: MIT
+"""The asgi worker: uvicorn's HTTP and WebSocket in a life like that of the other workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import ssl
+import sys
+import time
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from types import FrameType
+from typing import Any
+
+from gunicorn import sock as listening
+from gunicorn.http.errors import ParseException
+from gunicorn.http.head import current_date
+from gunicorn.workers import connection
+from gunicorn.workers.base import TICK, Worker
+from gunicorn.workers.connection import LINGER_SECONDS, State, hang_up_longest_idle
+from gunicorn.workers.cycle import Stopped, shown
+from gunicorn.workers.retiring import close_silent, retire
+
+try:
+    import httptools  # noqa: F401
+    from uvicorn import Config
+    from uvicorn.server import ServerState
+
+    from gunicorn.workers.asgiconnection import Conn, read_proxy_header
+    from gunicorn.workers.asgilifespan import Lifespan
+    from gunicorn.workers.asgiprotocol import HTTP
+    from gunicorn.workers.asgirequest import Request
+    from gunicorn.workers.asgiwatch import LoopWatch
+except ImportError as error:
+    raise RuntimeError(
+        f"the asgi worker class needs the libraries of gunicorn[asgi]: uvicorn and httptools ({error})"
+    ) from error
+
+# How many connections one wake-up accepts, so that the loop does not neglect the others.
+BURST = 16
+
+# Seconds between looks at the connections; heartbeats are no rarer.
+SWEEP = 0.5
+
+# The limit of a TLS handshake where `timeout` sets none.
+HANDSHAKE_SECONDS = 30.0
+
+# The part of `timeout` after which the stack of a blocked loop is logged.
+HUNG = 0.75
+
+# How long tasks have to end once they are cancelled.
+CANCEL_SECONDS = 1.0
+
+
+class ASGIWorker(Worker):
+    """Serves an ASGI application."""
+
+    handshake_seconds = HANDSHAKE_SECONDS
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        cfg = self.cfg
+        self.conns: set[Conn] = set()
+        self.keepalive = float(cfg.keepalive)
+        self.patience = float(cfg.timeout)
+        self.grace = float(cfg.asgi_disconnect_grace_period)
+        self.worker_connections: int = cfg.worker_connections
+        #: Valid values of Host that were seen.
+        self.hosts: set[bytes] = set()
+        self._tls: Any = None
+        self._listeners: dict[int, Any] = {}
+        self._paused: set[int] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._accept_errors = connection.AcceptErrors(self.log)
+        self._stopped: Stopped | None = None
+        self._begun_to_end = False
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Called in the master. Raises RuntimeError for a loop that is not installed."""
+        loop_factory(cfg.asgi_loop)
+
+    @classmethod
+    def places(cls, cfg: Any) -> int:
+        connections: int = cfg.worker_connections
+        return connections
+
+    def init_process(self) -> None:
+        # The application may use it while it loads. Workers must not share a loop of the master's.
+        self.loop = loop_factory(self.cfg.asgi_loop)()
+        asyncio.set_event_loop(self.loop)
+        super().init_process()
+
+    def make_fail_app(self, text: bytes) -> Any:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                headers = [
+                    (b"content-type", b"text/plain; charset=utf-8"),
+                    (b"content-length", b"%d" % len(text)),
+                ]
+                await send({"type": "http.response.start", "status": 500, "headers": headers})
+                await send({"type": "http.response.body", "body": text})
+
+        return app
+
+    # -- the loop ------------------------------------------------------------------------
+
+    def run(self) -> None:
+        try:
+            self.loop.run_until_complete(self._main())
+        except RuntimeError:
+            if self._stopped is None:
+                raise
+            raise self._stopped from None
+        self._close_loop()
+
+    async def _main(self) -> None:
+        self.context = contextvars.copy_context()
+        self._changed_conns = asyncio.Event()
+        self._ending = asyncio.Event()
+        self.lifespan = Lifespan(self.wsgi, self.cfg.asgi_lifespan, self.log)
+        self._prepare()
+        # Until it serves, a signal ends it at once.
+        self._running = False
+        self._tick()
+        # Before SIGABRT, which does not reach code in C that blocks the loop.
+        debug = self.log.error_log.isEnabledFor(logging.DEBUG)
+        watch = LoopWatch(self.loop, self.log, hung=self.patience * HUNG, slow=debug)
+        await self.lifespan.startup()
+        self._running = True
+        self._listen()
+        # A predecessor waits for the first heartbeat.
+        self.notify()
+        self.watchdog()
+        await self._ending.wait()
+        await self._end()
+        watch.stop()
+
+    def _prepare(self) -> None:
+        cfg, policy = self.cfg, self.cycle.policy
+        if cfg.is_ssl:
+            self._tls = listening.ssl_context(cfg)
+        schemes = policy.secure_scheme_headers.items()
+        self._schemes = {name.lower().encode("latin-1"): value.encode("latin-1") for name, value in schemes}
+        #: Fields of a proxy that say who the client is, and how it came.
+        self.forwarding = frozenset((*self._schemes, b"x-forwarded-for"))
+        #: A head within so many bytes exceeds no limit but that of their number.
+        self.small_head = min(policy.max_line, policy.max_field)
+        self.uvicorn = Config(
+            app=_no_app,
+            http=HTTP,
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            root_path=cfg.root_path,
+            ws_max_size=cfg.websocket_max_message_size,
+        )
+        self.uvicorn.load()
+        self.server_state = ServerState()
+        library = logging.getLogger("uvicorn.error")
+        library.handlers = list(self.log.error_log.handlers)
+        # What it warns of is logged here, too.
+        level = self.log.error_log.level
+        library.setLevel(level if level == logging.DEBUG else max(level, logging.ERROR))
+        library.propagate = False
+        if self.slot is not None:
+            self.slot.write_later = partial(self.loop.call_later, self.slot.WRITE_INTERVAL, self.slot.write)
+
+    def _listen(self) -> None:
+        self.loop.add_reader(self.PIPE[0], self._on_signal)
+        for listener in self.sockets:
+            listener.setblocking(False)
+            fd = listener.fileno()
+            self._listeners[fd] = listener
+            self.loop.add_reader(fd, self._accept, fd)
+
+    def _tick(self) -> None:
+        """Send a heartbeat, and look after what has waited for long."""
+        # The master waits for twice `timeout`.
+        self.loop.call_later(min(SWEEP, TICK, self.timeout / 2 or TICK), self._tick)
+        date = current_date().encode("ascii")
+        self.server_state.default_headers = [(b"date", date), (b"server", b"gunicorn")]
+        if self._running:
+            # The first heartbeat says that it serves.
+            self.notify()
+            self._sweep()
+            self.watchdog()
+
+    def watchdog(self) -> None:
+        """Begin to end when told to, or when the master is gone."""
+        if self.alive and not self.is_parent_alive():
+            self.alive = False
+        if not self.alive:
+            self._ending.set()
+
+    def _on_signal(self) -> None:
+        self.drain_pipe()
+        self.watchdog()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        # uvloop has put its own wake-up descriptor in the place of ours.
+        self.wake()
+
+    def stop_loop(self, stopped: Stopped) -> None:
+        """End at once, by *stopped*: a signal handler has raised it within a task."""
+        self._stopped = stopped
+        self.loop.stop()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self.loop.create_task(work)
+        # The loop itself holds no reference to it.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # -- the graceful end, as retire() wants it --------------------------------------------
+
+    async def _end(self) -> None:
+        for seconds in retire(self):
+            self._changed_conns.clear()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed_conns.wait(), seconds)
+        for conn in list(self.conns):
+            conn.abort()
+        await self._end_tasks()
+        await self.lifespan.shutdown()
+
+    async def _end_tasks(self) -> None:
+        """Wait for what applications do after their responses, as long as the master waits."""
+        tasks = {task for task in self.server_state.tasks if not task.done()}
+        if not tasks:
+            return
+        margin = min(1.0, float(self.cfg.graceful_timeout) / 4)
+        seconds = self.graceful_deadline() - margin - time.monotonic()
+        _, left = await asyncio.wait(tasks, timeout=max(seconds, 0.1))
+        if left:
+            self.log.warning("Worker %s cancels %d tasks of the application", self.pid, len(left))
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=min(margin / 2, CANCEL_SECONDS))
+
+    def _close_loop(self) -> None:
+        loop = self.loop
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.wait(tasks, timeout=CANCEL_SECONDS))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        asyncio.set_event_loop(None)
+        loop.close()
+
+    def at_work(self) -> Sequence[Any]:
+        return [conn for conn in self.conns if conn.state == State.BUSY and not conn.is_websocket]
+
+    def close_silent(self, retired_at: float) -> None:
+        conns = list(self.conns)
+        close_silent(conns, retired_at)
+        if not self._listeners:
+            # A client that connects again finds another worker.
+            for conn in conns:
+                if conn.is_websocket and not conn.closing:
+                    conn.protocol.shutdown()
+
+    def has_room(self) -> bool:
+        return len(self.conns) < self.worker_connections
+
+    def stop_accepting(self) -> None:
+        for fd in self._listeners:
+            self.loop.remove_reader(fd)
+        self._listeners.clear()
+        self._paused.clear()
+
+    # -- connections ---------------------------------------------------------------------
+
+    def _accept(self, fd: int) -> None:
+        listener = self._listeners[fd]
+        # Among several workers each takes one at a time, so that a burst is spread over them.
+        if not self.has_room():
+            hang_up_longest_idle(self.conns)
+            self._pause(fd)
+            return
+        for _ in range(BURST if self.cfg.workers == 1 else 1):
+            if not self.has_room() or not self.take(listener):
+                return
+
+    def _pause(self, fd: int) -> None:
+        """Accept nothing there until a connection ends."""
+        if fd in self._listeners:
+            self.loop.remove_reader(fd)
+            self._paused.add(fd)
+
+    def _resume_accepting(self, anyway: bool = False) -> None:
+        while self._paused and (anyway or self.has_room()):
+            fd = self._paused.pop()
+            self.loop.add_reader(fd, self._accept, fd)
+
+    def take(self, listener: Any) -> bool:
+        """Begin to serve a connection from the accept queue; False if there is none."""
+        try:
+            client, peer = listener.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if self._accept_errors.is_transient(error):
+                return True
+            self._pause(listener.fileno())
+            return False
+        client.setblocking(False)
+        conn = Conn(self, client, peer)
+        if self._tls is not None or self.cycle.policy.proxy_protocol:
+            conn.enter(State.HANDSHAKE)
+        self.conns.add(conn)
+        self.count_connections()
+        conn.opening = self._begin(self._open(conn))
+        return True
+
+    async def _open(self, conn: Conn) -> None:
+        options: dict[str, Any] = {}
+        if self._tls is not None:
+            options = {"ssl": self._tls, "ssl_handshake_timeout": self.patience or HANDSHAKE_SECONDS}
+            if sys.version_info >= (3, 11):
+                options["ssl_shutdown_timeout"] = LINGER_SECONDS
+        try:
+            mode = self.cycle.policy.proxy_protocol
+            if mode:
+                await read_proxy_header(conn, mode)
+            await self.loop.connect_accepted_socket(partial(HTTP, self, conn), conn.sock, **options)
+        except (OSError, ParseException) as error:
+            if isinstance(error, ParseException):
+                self.log.warning("Bad request from %s: %s", shown(conn.peer), error)
+            else:
+                log = self.log.warning if isinstance(error, ssl.SSLError) else self.log.debug
+                log("TLS with %s failed: %s", shown(conn.peer), error)
+            self._drop(conn)
+        except asyncio.CancelledError:
+            self._drop(conn)
+        else:
+            conn.opening = None
+
+    def _drop(self, conn: Conn) -> None:
+        conn.sock.close()
+        self.forget(conn)
+
+    def forget(self, conn: Conn) -> None:
+        """*conn* is closed."""
+        self.conns.discard(conn)
+        self.count_connections()
+        self._changed_conns.set()
+        self._resume_accepting()
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for conn in list(self.conns):
+            conn.sweep(now)
+        # If clients wait, accept again: that closes an idle connection to make room.
+        self._resume_accepting(anyway=True)
+
+    # -- requests ------------------------------------------------------------------------
+
+    def begin_request(self, request: Request) -> None:
+        """Count *request*, and call the hook before it."""
+        self.nr += 1
+        if self.nr >= self.max_requests:
+            self.retire()
+        if self.slot is not None:
+            self.slot.begin(request, request.since)
+        if self.cycle.pre_request is not None:
+            try:
+                self.cycle.pre_request(self, request)
+            except Exception:
+                self.log.exception("The hook pre_request failed")
+
+    def end_request(self, request: Request) -> None:
+        """*request* is answered, or its client has gone: log it, and call the hook after it."""
+        if request.counted:
+            return
+        request.counted = True
+        cycle = self.cycle
+        wants_access = cycle.wants_access and request.status_code is not None
+        if wants_access or cycle.post_request is not None:
+            try:
+                response, environ = request.response(), request.environ()
+                if wants_access:
+                    took = timedelta(seconds=time.monotonic() - request.since)
+                    self.log.access(response, request, environ, took)
+                if cycle.post_request is not None:
+                    cycle.post_request(self, request, environ, response)
+            except Exception:
+                self.log.exception("The code after a request failed")
+        if self.slot is not None:
+            self.slot.end(request, request.since, request.status_code, request.sent)
+
+    def forget_request(self, request: Request) -> None:
+        """The server answers *request* itself, and counts it there."""
+        request.counted = True
+        if self.slot is not None:
+            self.slot.forget(request)
+
+    def apply_forwarded(self, scope: dict[str, Any]) -> None:
+        """Take scheme and client from what a trusted proxy has sent."""
+        hops: list[str] = []
+        for name, value in scope["headers"]:
+            if name in self._schemes:
+                scope["scheme"] = "https" if value == self._schemes[name] else "http"
+            elif name == b"x-forwarded-for":
+                hops += [hop.strip() for hop in value.decode("latin-1").split(",") if hop.strip()]
+        allow = self.cycle.policy.forwarded_allow
+        for hop in reversed(hops):
+            # The last one that is not a proxy of ours; each proxy adds the address that it has seen.
+            client = _address(hop)
+            scope["client"] = client
+            if not allow.allows(client):
+                break
+
+
+def _address(hop: str) -> tuple[str, int]:
+    """The address in an X-Forwarded-For field, which may have a port."""
+    host, _, port = hop.rpartition(":")
+    if hop.startswith("["):
+        host, _, port = hop[1:].partition("]")
+        return host, int(port[1:]) if port[1:].isdecimal() else 0
+    return (host, int(port)) if hop.count(":") == 1 and port.isdecimal() else (hop, 0)
+
+
+def loop_factory(name: str) -> Any:
+    """Return what makes a loop of the kind that ``asgi_loop`` names."""
+    if name != "asyncio":
+        try:
+            import uvloop
+
+            return uvloop.new_event_loop
+        except ImportError as error:
+            if name == "uvloop":
+                raise RuntimeError(f"asgi_loop is uvloop, which is not installed ({error})") from error
+    return asyncio.SelectorEventLoop
+
+
+async def _no_app(scope: Any, receive: Any, send: Any) -> None:
+    """In the place of the application, which each request gets from the worker."""

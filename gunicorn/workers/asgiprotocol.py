@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: MIT
+"""uvicorn's protocols for HTTP and WebSocket, with the checks, limits and counts of this server."""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gunicorn.http.errors import (
+    ClientAnswer,
+    InvalidRequestLine,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    NoMoreData,
+    ParseException,
+)
+from gunicorn.http.parse import exact_head
+from gunicorn.workers.asgirequest import Request, WebSocketRequest
+from gunicorn.workers.connection import State
+
+try:
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+except ImportError:
+    WebSocketsSansIOProtocol = None
+
+if TYPE_CHECKING:
+    from gunicorn.workers.asgiconnection import Conn
+
+_METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
+
+# With one of these fields, a head is read by the exact rules.
+_RARE = frozenset((b"transfer-encoding", b"expect"))
+
+# Valid values of Host that clients have sent; they choose them, so keep it small.
+_HOSTS_MAX = 64
+
+_receive = HttpToolsProtocol.data_received
+
+
+class HTTP(HttpToolsProtocol):  # type: ignore[misc]
+    """HTTP on one connection."""
+
+    def __init__(self, worker: Any, conn: Conn) -> None:
+        super().__init__(
+            config=worker.uvicorn,
+            server_state=worker.server_state,
+            app_state=worker.lifespan.state,
+            _loop=worker.loop,
+        )
+        self.worker = worker
+        self.connection = conn
+        if WebSocketsSansIOProtocol is not None:
+            self.ws_protocol_class = partial(WebSocket, self)
+        #: Requests without a complete response, the oldest first.
+        self.requests: deque[Request] = deque()
+        # How much has been received since the last request was complete.
+        self._received = 0
+        self._in_head = False
+        self.url = b""
+        # Why what was received last is to be refused.
+        self._error: ClientAnswer | None = None
+        # The same, once it waits for the response to a request before.
+        self._refused: ClientAnswer | None = None
+        # When a part of a body came.
+        self._body_at = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        conn = self.connection
+        conn.attach(transport, self)
+        super().connection_made(conn)
+        self.client = conn.client
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connection.closing = True
+        super().connection_lost(exc)
+        self.worker.forget(self.connection)
+        while self.requests:
+            self.requests.popleft().lost()
+
+    def eof_received(self) -> None:
+        cycle = self.cycle
+        waits_for_body = cycle is not None and cycle.more_body and not cycle.response_started
+        if (self._in_head or waits_for_body) and not self.connection.closing:
+            self._refuse(NoMoreData(b""))
+        # The application is told of a client that closes while its answer is under way.
+
+    # -- what is received -----------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        conn = self.connection
+        if conn.closing or self._refused is not None:
+            conn.discard(data)
+            return
+        if conn.state is State.IDLE or conn.state is State.NEW:
+            conn.enter(State.HEAD)
+            self._received = 0
+        self._received += len(data)
+        # Each request has a context of its own. That of the callback may be the one of another request.
+        self.worker.context.copy().run(_receive, self, data)
+        if conn.state is State.HEAD and not conn.closing:
+            self._check_size()
+
+    def _check_size(self) -> None:
+        policy = self.worker.cycle.policy
+        if self._in_head and len(self.url) > policy.max_line:
+            self._refuse(LimitRequestLine(len(self.url), policy.max_line))
+        elif self._received > policy.max_line + policy.max_header_bytes:
+            text = f"header fields of more than {policy.max_header_bytes} bytes"
+            self._refuse(LimitRequestHeaders(text))
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        worker, conn = self.worker, self.connection
+        method = self.parser.get_method()
+        try:
+            path = self._check_head(method)
+        except ParseException as error:
+            self._error = error
+            raise
+        request = Request(worker, conn, self.scope, self.url)
+        if path is not None:
+            # uvicorn would refuse the other forms of a target.
+            self.url = b"/"
+        before = self.cycle
+        self.app = request
+        super().on_headers_complete()
+        cycle = self.cycle
+        if cycle is before:
+            return  # of a WebSocket
+        if path is not None:
+            self.scope["path"], self.scope["raw_path"] = path, path.encode("ascii")
+        request.reply = cycle
+        conn.state, conn.since = State.BUSY, request.since
+        if conn.hung_up or not (worker.alive and worker.keepalive) or self.parser.should_upgrade():
+            cycle.keep_alive = False
+        self._body_at = request.since
+        self.requests.append(request)
+        worker.begin_request(request)
+
+    def _check_head(self, method: bytes) -> str | None:
+        """Check the head as the other worker classes do. Returns the path if the target is not one.
+
+        Raises ParseException.
+        """
+        worker = self.worker
+        headers = self.headers
+        fields = dict(headers)
+        if not (
+            self._received <= worker.small_head
+            and len(fields) == len(headers) <= worker.cycle.policy.limit_request_fields
+            and self.url[:1] == b"/"
+            and b"#" not in self.url
+            and fields.get(b"host") in worker.hosts
+            and method in _METHODS
+            and _RARE.isdisjoint(fields)
+            and b"_" not in b"".join(fields)
+            and self.parser.get_http_version() == "1.1"
+        ):
+            path = self._check_exactly(method)
+        else:
+            path = None
+        if self.connection.trusted and not worker.forwarding.isdisjoint(fields):
+            worker.apply_forwarded(self.scope)
+        return path
+
+    def _check_exactly(self, method: bytes) -> str | None:
+        worker, headers = self.worker, self.headers
+        lines = [b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())]
+        lines += [b"%s: %s" % field for field in headers]
+        block = b"\r\n".join((*lines, b"", b""))
+        head = exact_head(block, worker.cycle.policy, self.connection.trusted)
+        self.expect_100_continue = head.expect_continue
+        # Without those that header_map drops.
+        headers[:] = [(_encoded(name.lower()), _encoded(value)) for name, value in head.headers]
+        if head.authority is not None:
+            headers[:] = [
+                (b"host", _encoded(head.authority)),
+                *(field for field in headers if field[0] != b"host"),
+            ]
+        for name, value in headers:
+            if name == b"host" and len(worker.hosts) < _HOSTS_MAX and len(value) < 256:
+                worker.hosts.add(value)
+        return None if head.path.startswith("/") else head.path
+
+    def on_body(self, body: bytes) -> None:
+        self._body_at = self.worker.loop.time()
+        super().on_body(body)
+
+    # -- answers -----------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        conn = self.connection
+        request = self.requests.popleft() if self.requests else None
+        if request is not None:
+            self.worker.end_request(request)
+        if conn.is_closing():
+            return
+        if self.pipeline:
+            self.worker.context.copy().run(super().on_response_complete)
+            return
+        # Without uvicorn's timer for each request: the worker looks for idle connections.
+        self.flow.resume_reading()
+        if self._refused is not None:
+            self._refuse(self._refused)
+        else:
+            conn.enter(State.HEAD if self._in_head else State.IDLE)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be parsed; called by uvicorn."""
+        error = self._error or InvalidRequestLine(self.url[:120] if self._in_head else msg)
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            self._refuse(error)
+        else:
+            # The requests before have their answers first.
+            self._refused = error
+
+    def _refuse(self, error: ClientAnswer) -> None:
+        """Answer instead of the application, and close."""
+        conn, cycle = self.connection, self.cycle
+        request: Request | None = None
+        if cycle is not None and not cycle.response_complete and self.requests:
+            # It has begun, and its body is malformed or does not come.
+            request = self.requests.pop()
+            self.worker.forget_request(request)
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            self.worker.handle_error(request or self._refused_request(), conn, conn.peer, error)
+        conn.close()
+        if request is not None and request.task is not None:
+            self.worker.loop.call_later(self.worker.grace, request.task.cancel)
+
+    def _refused_request(self) -> Request | None:
+        if not self.url:
+            return None
+        self.scope.setdefault("method", self.parser.get_method().decode("ascii"))
+        return Request(self.worker, self.connection, self.scope, self.url)
+
+    def give_up(self, error: ClientAnswer) -> None:
+        """The client has stopped sending, or taking what is sent."""
+        cycle = self.cycle
+        if cycle is not None and cycle.more_body and not cycle.response_started:
+            self._refuse(error)
+        else:
+            self.connection.abort()
+
+    @property
+    def more_expected(self) -> bool:
+        """Whether the client is known to be still sending."""
+        if self._in_head or self._refused is not None or self._error is not None:
+            return True
+        return self.cycle is not None and bool(self.cycle.more_body)
+
+    def waits_since(self, now: float) -> float:
+        """For how many seconds the rest of the body has not come, though it may."""
+        cycle = self.cycle
+        if not cycle.more_body or cycle.waiting_for_100_continue or self.flow.read_paused:
+            return 0.0
+        return now - self._body_at
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("latin-1")
+
+
+if WebSocketsSansIOProtocol is not None:
+
+    class WebSocket(WebSocketsSansIOProtocol):  # type: ignore[misc]
+        """A WebSocket on a connection that began with HTTP."""
+
+        more_expected = True
+
+        def __init__(self, http: HTTP, config: Any, server_state: Any, app_state: Any) -> None:
+            super().__init__(config, server_state, app_state, http.loop)
+            self.worker = http.worker
+            self.connection = http.connection
+            self._http_scope = http.scope
+            self.http_request = WebSocketRequest(self.worker, self.connection, http.scope, http.url)
+            self.http_request.reply = self
+            self.app = self.http_request
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            scope = self._http_scope
+            self.client = scope["client"]
+            self.scheme = "wss" if scope["scheme"] in ("https", "wss") else "ws"
+            self.connection.state = State.BUSY
+            self.connection.is_websocket = True
+            self.worker.begin_request(self.http_request)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.connection.closing = True
+            super().connection_lost(exc)
+            self.worker.forget(self.connection)
+            request = self.http_request
+            if request.status_code is None and request.task is None:
+                # It was no handshake, and the library has answered.
+                request.answered(self.response.status_code)
+            request.lost()
+
+        def data_received(self, data: bytes) -> None:
+            if self.connection.closing:
+                self.connection.discard(data)
+            else:
+                self.worker.context.copy().run(super().data_received, data)
+
+        def give_up(self, error: ClientAnswer) -> None:
+            self.connection.abort()
+
+        def waits_since(self, now: float) -> float:
+            return 0.0

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: MIT
+"""The asgi worker with applications of ASGI: lifespan, scopes, WebSockets, and ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Server, wait_until
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection
+from websockets.sync.client import connect as connect_websocket
+from workertools import connect, get
+
+APP = """
+import asyncio, contextvars, json, os, time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+seen = contextvars.ContextVar("seen", default=0)
+
+def note(text):
+    with open(os.path.join(HERE, "notes"), "a") as f:
+        f.write(text + "\\n")
+
+async def lifespan(scope, receive, send):
+    while True:
+        kind = (await receive())["type"]
+        if kind == "lifespan.startup" and os.path.exists(os.path.join(HERE, "broken")):
+            await send({"type": "lifespan.startup.failed", "message": "no database"})
+            return
+        note(f"{kind} {type(asyncio.get_running_loop()).__module__}")
+        scope["state"]["pid"] = os.getpid()
+        await send({"type": kind + ".complete"})
+        if kind == "lifespan.shutdown":
+            return
+
+async def socket(scope, receive, send):
+    await receive()
+    path = scope["path"].removeprefix(scope["root_path"])
+    if path == "/refuse":
+        return await send({"type": "websocket.close"})
+    if path == "/fail":
+        raise RuntimeError("on purpose")
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.send", "text": json.dumps([scope["scheme"], scope["client"]])})
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            return note(f"websocket {message['code']}")
+        if message.get("text") == "bye":
+            return await send({"type": "websocket.close", "code": 4001})
+        await send({"type": "websocket.send", "text": message["text"]})
+
+async def answer(send, body, status=200, **more):
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        return await lifespan(scope, receive, send)
+    if scope["type"] == "websocket":
+        return await socket(scope, receive, send)
+    path = scope["path"].removeprefix(scope["root_path"])
+    if path == "/scope":
+        found = {key: value for key, value in scope.items() if key in
+            ("scheme", "client", "root_path", "path", "state", "http_version", "method")}
+        found["headers"] = [[name.decode(), value.decode()] for name, value in scope["headers"]]
+        await answer(send, json.dumps(found).encode())
+    elif path == "/context":
+        body = str(seen.get()).encode()
+        seen.set(seen.get() + 1)
+        await answer(send, body)
+    elif path == "/forget":
+        try:
+            await receive()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            note("told")
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            note("cancelled")
+            raise
+    elif path == "/stream":
+        await send({"type": "http.response.start", "status": 200})
+        note("streaming")
+        while not os.path.exists(os.path.join(HERE, "enough")):
+            await send({"type": "http.response.body", "body": b"more\\n", "more_body": True})
+            await asyncio.sleep(0.05)
+        await send({"type": "http.response.body", "body": b"done\\n"})
+    elif path == "/later":
+        await answer(send, b"now")
+        while not os.path.exists(os.path.join(HERE, "enough")):
+            await asyncio.sleep(0.05)
+        note("later")
+    elif path == "/block":
+        time.sleep(3600)
+    elif path == "/nothing":
+        pass
+    else:
+        await answer(send, str(os.getpid()).encode())
+"""
+
+
+def conf(**settings: Any) -> str:
+    settings = {"worker_class": "asgi", "graceful_timeout": 10, **settings}
+    return "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def served(request: pytest.FixtureRequest) -> Iterator[Server]:
+    hooks = """
+def pre_request(worker, req):
+    worker.log.info("before %s %s %s", req.method, req.path, dict(req.headers).get("X-QUESTION"))
+def post_request(worker, req, environ, resp):
+    worker.log.info("after %s %s", environ["QUERY_STRING"], resp.status)
+"""
+    more = {
+        "accesslog": "-",
+        "access_log_format": "%(h)s|%(r)s|%(s)s|%(b)s|%(U)s|%(q)s|%({x-question}i)s|%({content-length}o)s",
+        "root_path": "/shop/",
+        "websocket_max_message_size": 1000,
+        "asgi_disconnect_grace_period": 0.2,
+    }
+    with Server(APP, conf(asgi_loop=request.param, **more) + hooks) as server:
+        server.wait_log(f"lifespan.startup {request.param}", name="notes")
+        yield server
+
+
+def websocket(server: Server, path: str = "/echo", **options: Any) -> ClientConnection:
+    return connect_websocket(f"ws://{server.address}{path}", proxy=None, **options)
+
+
+def scope_of(server: Server, fields: str = "", path: str = "/scope") -> dict[str, Any]:
+    with connect(server) as client:
+        answer = client.ask(path, more=fields)
+        assert answer.status == 200
+        found: dict[str, Any] = json.loads(answer.body)
+        return found
+
+
+def close_code(ws: ClientConnection) -> int | None:
+    with pytest.raises(ConnectionClosed):
+        while True:
+            ws.recv(10)
+    return ws.close_code
+
+
+def test_the_scope(served: Server) -> None:
+    scope = scope_of(served, "X-Question: ?\r\nX_Hidden: 1\r\n", path="/scope?a=b")
+    assert scope["root_path"] == "/shop" and scope["path"] == "/shop/scope"
+    assert (scope["http_version"], scope["method"], scope["scheme"]) == ("1.1", "GET", "http")
+    assert scope["client"][0] == "127.0.0.1" and scope["state"]["pid"] in served.workers()
+    assert scope["headers"] == [["host", "test"], ["x-question", "?"]]
+    log = served.wait_log("|?|")
+    assert "before GET /scope ?" in log and "after a=b 200 OK" in log
+    length = log.partition("|a=b|?|")[2].partition("\n")[0]
+    assert f"127.0.0.1|GET /scope?a=b HTTP/1.1|200|{length}|/scope|a=b|" in log
+
+
+def test_what_a_proxy_says_of_its_client(served: Server) -> None:
+    fields = "X-Forwarded-Proto: https\r\nX-Forwarded-For: 6.6.6.6, 192.0.2.7:55, 127.0.0.1\r\n"
+    scope = scope_of(served, fields)
+    assert (scope["scheme"], scope["client"]) == ("https", ["192.0.2.7", 55])
+    fields = "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: [2001:db8::1]:5\r\n"
+    assert scope_of(served, fields)["client"] == ["2001:db8::1", 5]
+    with websocket(
+        served, additional_headers={"X-Forwarded-Proto": "https", "X-Forwarded-For": "1.2.3.4"}
+    ) as ws:
+        assert json.loads(ws.recv()) == ["wss", ["1.2.3.4", 0]]
+
+
+def test_each_request_has_a_context_of_its_own(served: Server) -> None:
+    with connect(served) as client:
+        assert [client.ask("/context").body for _ in range(3)] == [b"0"] * 3
+        client.send(get("/context") * 3)
+        assert [client.answer().body for _ in range(3)] == [b"0"] * 3
+
+
+def test_a_malformed_request_behind_another_waits_for_its_answer(served: Server) -> None:
+    with connect(served) as client:
+        client.send(get("/scope") + b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
+        assert [client.answer().status for _ in range(2)] == [200, 400]
+        assert client.is_closed()
+
+
+def test_websockets(served: Server) -> None:
+    with websocket(served) as ws:
+        ws.recv()
+        ws.send("x" * 1000)
+        assert ws.recv() == "x" * 1000
+        ws.send("bye")
+        assert close_code(ws) == 4001
+    with websocket(served) as ws:
+        ws.send("x" * 1001)
+        assert close_code(ws) == 1009
+    for path, status in (("/refuse", 403), ("/fail", 500)):
+        with pytest.raises(InvalidStatus, match=f"HTTP {status}"), websocket(served, path):
+            pass
+        served.wait_log(f"GET {path} HTTP/1.1|{status}|")
+    assert "The application failed on 'GET /fail'" in served.wait_log("RuntimeError: on purpose")
+    served.wait_log("GET /echo HTTP/1.1|101|")
+
+
+def test_an_application_without_an_answer_is_a_500(served: Server) -> None:
+    with connect(served) as client:
+        assert client.ask("/nothing").status == 500
+    served.wait_log("The application has not answered 'GET /nothing'")
+
+
+def test_a_client_that_goes_is_told_of_and_its_task_cancelled(served: Server) -> None:
+    with connect(served) as client:
+        client.send(get("/forget"))
+    assert served.wait_log("cancelled", name="notes").index("told") >= 0
+
+
+def test_a_graceful_end() -> None:
+    """A stream goes on, a WebSocket is closed, and the lifespan ends after what goes on behind an answer."""
+    with Server(APP, conf(workers=1)) as server, connect(server) as stream, websocket(server) as ws:
+        ws.recv()
+        stream.send(get("/stream"))
+        server.wait_log("streaming", name="notes")
+        with connect(server) as client, connect(server) as idle:
+            assert client.ask("/later").body == b"now"
+            assert not idle.ask().closes
+            first = server.get("/").text
+            server.signal(signal.SIGHUP)
+            assert close_code(ws) == 1012
+            assert idle.is_closed() and client.is_closed()
+        wait_until(lambda: server.get("/").text != first)
+        assert "lifespan.shutdown" not in server.log("notes")
+        server.write("enough", "")
+        data = b""
+        while not data.endswith(b"done\n\r\n0\r\n\r\n"):
+            data += stream.sock.recv(65536)
+        notes = server.wait_log("lifespan.shutdown", name="notes")
+        assert notes.index("websocket 1012") < notes.index("later") < notes.index("lifespan.shutdown")
+        server.write("broken", "")
+        second = server.get("/").text
+        server.signal(signal.SIGHUP)
+        server.wait_log("the lifespan startup failed: no database")
+        assert server.get("/").text == second
+        assert server.stop() == 0
+        assert server.log("notes").count("lifespan.shutdown") == 2
+
+
+def test_a_blocked_loop_is_seen_and_its_worker_replaced() -> None:
+    with Server(APP, conf(timeout=2)) as server, connect(server) as client:
+        first = server.get("/").text
+        client.send(get("/block"))
+        log = server.wait_log("The event loop hangs for")
+        assert "time.sleep(3600)" in server.wait_log("time.sleep(3600)")
+        wait_until(lambda: server.get("/").text != first)
+        log = server.log()
+        assert log.index("The event loop hangs for") < log.index("has sent no heartbeat")
+
+
+def gunicorn(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gunicorn", *args]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=30)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "async def app(scope, receive, send): raise RuntimeError(scope['type'])\n"
+    )
+    (tmp_path / "uvicorn.py").write_text("raise ImportError('no uvicorn here')\n")
+    done = gunicorn(tmp_path, "--check-config", "-k", "asgi", "app:app")
+    assert done.returncode == 1 and "gunicorn[asgi]" in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "uvicorn.py").unlink()
+    done = gunicorn(tmp_path, "-k", "asgi", "--asgi-lifespan", "on", "-b", "127.0.0.1:0", "app:app")
+    assert done.returncode == 4
+    assert "has no lifespan, and asgi_lifespan is on: RuntimeError: lifespan" in done.stderr
