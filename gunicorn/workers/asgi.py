@@ -6,8 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
@@ -53,7 +55,10 @@ HANDSHAKE_SECONDS = 30.0
 HUNG = 0.75
 
 # How long tasks have to end once they are cancelled.
-CANCEL_SECONDS = 1.0
+CANCEL_SECONDS = 0.25
+
+# How long a worker that ends at once waits for threads of the application.
+QUICK_SECONDS = 1.0
 
 
 class ASGIWorker(Worker):
@@ -111,6 +116,14 @@ class ASGIWorker(Worker):
 
     def run(self) -> None:
         try:
+            self._run_loop()
+        except Stopped as stopped:
+            exit_within(QUICK_SECONDS, stopped.code)
+            raise
+        exit_within(self._seconds_left(), 0)
+
+    def _run_loop(self) -> None:
+        try:
             self.loop.run_until_complete(self._main())
         except RuntimeError:
             if self._stopped is None:
@@ -118,12 +131,18 @@ class ASGIWorker(Worker):
             raise self._stopped from None
         self._close_loop()
 
+    def _seconds_left(self) -> float:
+        """How long the master waits, up to a little before it kills this worker."""
+        margin = min(0.5, float(self.cfg.graceful_timeout) / 8)
+        return max(self.graceful_deadline() - margin - time.monotonic(), 0.1)
+
     async def _main(self) -> None:
         self.context = contextvars.copy_context()
         self._changed_conns = asyncio.Event()
         self._ending = asyncio.Event()
         self.lifespan = Lifespan(self.wsgi, self.cfg.asgi_lifespan, self.log)
         self._prepare()
+        self.loop.set_exception_handler(self._loop_failed)
         # Until it serves, a signal ends it at once.
         self._running = False
         self._tick()
@@ -208,6 +227,16 @@ class ASGIWorker(Worker):
         # uvloop has put its own wake-up descriptor in the place of ours.
         self.wake()
 
+    def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log an error that nobody has caught; called by the loop."""
+        error = context.get("exception")
+        if isinstance(error, Stopped):
+            # Raised by a signal handler in the middle of code of the loop's.
+            self.stop_loop(error)
+            return
+        exc_info = (type(error), error, error.__traceback__) if error is not None else None
+        self.log.error("The event loop: %s", context.get("message"), exc_info=exc_info)
+
     def stop_loop(self, stopped: Stopped) -> None:
         """End at once, by *stopped*: a signal handler has raised it within a task."""
         self._stopped = stopped
@@ -237,14 +266,12 @@ class ASGIWorker(Worker):
         tasks = {task for task in self.server_state.tasks if not task.done()}
         if not tasks:
             return
-        margin = min(1.0, float(self.cfg.graceful_timeout) / 4)
-        seconds = self.graceful_deadline() - margin - time.monotonic()
-        _, left = await asyncio.wait(tasks, timeout=max(seconds, 0.1))
+        _, left = await asyncio.wait(tasks, timeout=self._seconds_left())
         if left:
             self.log.warning("Worker %s cancels %d tasks of the application", self.pid, len(left))
             for task in left:
                 task.cancel()
-            await asyncio.wait(left, timeout=min(margin / 2, CANCEL_SECONDS))
+            await asyncio.wait(left, timeout=CANCEL_SECONDS)
 
     def _close_loop(self) -> None:
         loop = self.loop
@@ -334,11 +361,14 @@ class ASGIWorker(Worker):
                 await read_proxy_header(conn, mode)
             await self.loop.connect_accepted_socket(partial(HTTP, self, conn), conn.sock, **options)
         except (OSError, ParseException) as error:
-            if isinstance(error, ParseException):
+            if not isinstance(error, ParseException):
+                log = self.log.warning if isinstance(error, ssl.SSLError) else self.log.debug
+                log("The connection of %s failed: %s", shown(conn.peer), error)
+            elif self._tls is not None:
                 self.log.warning("Bad request from %s: %s", shown(conn.peer), error)
             else:
-                log = self.log.warning if isinstance(error, ssl.SSLError) else self.log.debug
-                log("TLS with %s failed: %s", shown(conn.peer), error)
+                self.handle_error(None, conn.sock, conn.peer, error)
+                await conn.linger()
             self._drop(conn)
         except asyncio.CancelledError:
             self._drop(conn)
@@ -428,6 +458,20 @@ def _address(hop: str) -> tuple[str, int]:
         host, _, port = hop[1:].partition("]")
         return host, int(port[1:]) if port[1:].isdecimal() else 0
     return (host, int(port)) if hop.count(":") == 1 and port.isdecimal() else (hop, 0)
+
+
+def exit_within(seconds: float, status: Any) -> None:
+    """End the process after *seconds*, if by then it still waits for threads of the application.
+
+    Python waits for those of executors without a limit, and they cannot be cancelled.
+    """
+
+    def end() -> None:
+        time.sleep(seconds)
+        os._exit(status if isinstance(status, int) else 0)
+
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        threading.Thread(target=end, daemon=True).start()
 
 
 def loop_factory(name: str) -> Any:

@@ -13,10 +13,18 @@ from typing import Any
 
 from gunicorn.http.errors import ForbiddenProxyRequest, NoMoreData, RequestTimeout
 from gunicorn.http.proxyproto import ProxyInfo, split_proxy_header, starts_proxy_header
-from gunicorn.workers.connection import LINGER_BYTES, LINGER_SECONDS, Connection, State, has_input
+from gunicorn.workers.connection import (
+    LINGER_BYTES,
+    LINGER_SECONDS,
+    Connection,
+    State,
+    begin_close,
+    discard_input,
+    has_input,
+)
 
-# How often to look whether the rest of a PROXY header has come.
-_PROXY_TICK = 0.02
+# How often to look whether more has come, where nothing reports it.
+_TICK = 0.02
 
 
 class Conn(Connection):
@@ -118,6 +126,13 @@ class Conn(Connection):
         if self._discarded > LINGER_BYTES:
             self.transport.abort()
 
+    async def linger(self) -> None:
+        """Close it before it had a transport, once its client has closed or stopped sending."""
+        deadline = time.monotonic() + LINGER_SECONDS
+        if begin_close(self.sock, more_expected=True):
+            while not discard_input(self.sock) and time.monotonic() < deadline:
+                await asyncio.sleep(_TICK)
+
     # -- ends ------------------------------------------------------------------------------
 
     def hang_up(self) -> None:
@@ -206,7 +221,7 @@ async def read_proxy_header(conn: Conn, mode: str) -> None:
             return
         if time.monotonic() > deadline:
             raise RequestTimeout()
-        await asyncio.sleep(_PROXY_TICK)
+        await asyncio.sleep(_TICK)
 
 
 async def _readable(loop: asyncio.AbstractEventLoop, sock: Any, seconds: float) -> None:

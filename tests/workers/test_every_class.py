@@ -10,9 +10,9 @@ import time
 
 import pytest
 from harness import Background, Server, descriptors, status_field, wait_until
-from workertools import APP, conf, connect, dial, elapsed, get, silence
+from workertools import APP, ASGI_TOO, conf, connect, dial, elapsed, get, silence
 
-KEEPING = pytest.mark.parametrize("kind", ["gthread", "gevent", "gevent_pywsgi", "tornado"])
+KEEPING = pytest.mark.parametrize("kind", ["gthread", "gevent", "gevent_pywsgi", "tornado", ASGI_TOO])
 
 
 # -- connections that are kept, and their ends --------------------------------------------------------
@@ -71,7 +71,7 @@ def test_a_long_request_outlives_the_retirement_and_delays_no_client(kind: str) 
         assert "SIGKILL" not in server.log() and "has not answered" not in server.log()
 
 
-@pytest.mark.parametrize("kind", ["gthread", "gevent", "tornado"])
+@pytest.mark.parametrize("kind", ["gthread", "gevent", "tornado", ASGI_TOO])
 def test_the_end_of_patience(kind: str) -> None:
     """Silent clients are not waited for; a request that does not end is cut off before the master kills."""
     config = conf(kind, graceful_timeout=2, threads=2)
@@ -101,7 +101,7 @@ def test_a_quick_stop(kind: str) -> None:
         assert server.log("interrupted")
 
 
-@pytest.mark.parametrize("kind", ["gevent", "tornado"])
+@pytest.mark.parametrize("kind", ["gevent", "tornado", ASGI_TOO])
 def test_no_more_connections_than_configured(kind: str) -> None:
     config = conf(kind, worker_connections=3, keepalive=30, threads=4)
     with Server(APP, config, ready="listen") as server:
@@ -168,7 +168,14 @@ def ssl_context(config, default):
 
 
 @pytest.mark.parametrize(
-    ("kind", "more"), [("gthread", ""), ("gevent", ""), ("gevent_pywsgi", OWN_CONTEXT), ("tornado", "")]
+    ("kind", "more"),
+    [
+        ("gthread", ""),
+        ("gevent", ""),
+        ("gevent_pywsgi", OWN_CONTEXT),
+        ("tornado", ""),
+        pytest.param("asgi", "", marks=pytest.mark.matrix),
+    ],
 )
 def test_tls(kind: str, more: str, certificate: dict[str, str]) -> None:
     config = conf(kind, timeout=2, keepalive=30, **certificate) + more
@@ -197,7 +204,7 @@ def test_tls(kind: str, more: str, certificate: dict[str, str]) -> None:
 # -- requests and signals ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"])
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado", ASGI_TOO])
 def test_a_body_that_is_not_read(kind: str) -> None:
     """The connection goes on behind it, or is closed; neither the answer nor anybody else suffers."""
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 92160\r\n\r\n"
@@ -245,7 +252,7 @@ def app(environ, start_response):
 """
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "tornado"])
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "tornado", ASGI_TOO])
 def test_without_descriptors_clients_wait_and_one_line_is_logged(kind: str) -> None:
     with Server(FULL, conf(kind)) as server, connect(server) as first:
         assert first.ask("/full").status == 200
@@ -257,7 +264,7 @@ def test_without_descriptors_clients_wait_and_one_line_is_logged(kind: str) -> N
         assert server.log().count("No connection can be accepted") == 1
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "tornado"])
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "tornado", ASGI_TOO])
 def test_nothing_is_logged_in_a_signal_handler(kind: str) -> None:
     """It may have interrupted a log call that holds the lock."""
     watch = """
@@ -325,7 +332,7 @@ def test_a_plain_worker_lets_a_request_come_whole_at_its_end() -> None:
         assert server.wait_exit() == 0
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"])
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado", ASGI_TOO])
 def test_a_signal_at_any_import_of_a_booting_worker_does_no_harm(kind: str) -> None:
     """It may come in the midst of an import, and its handler must need none."""
     hook = """
@@ -350,7 +357,7 @@ def post_worker_init(worker):
         assert "Traceback" not in server.log() and "failed" not in server.log()
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"])
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado", ASGI_TOO])
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGQUIT, signal.SIGTERM])
 def test_signals_to_the_whole_process_group_let_workers_end_in_order(kind: str, sig: int) -> None:
     """Ctrl-C: the master's own signal comes on top."""
@@ -397,7 +404,7 @@ def worker_exit(server, worker):
         assert log.count("worker interrupted") == (0 if sig == signal.SIGTERM else 2)
 
 
-@pytest.mark.parametrize("kind", ["sync", "gevent", "gevent_pywsgi", "tornado"])
+@pytest.mark.parametrize("kind", ["sync", "gevent", "gevent_pywsgi", "tornado", ASGI_TOO])
 def test_an_abort_ends_the_worker_whatever_its_application_does(kind: str) -> None:
     """It is raised within the request, which must not take it for a failure of its own."""
     with Server(APP, conf(kind)) as server, connect(server) as client:
@@ -505,7 +512,7 @@ def test_a_plain_worker_waits_for_a_body_as_long_as_the_master_waits_for_it() ->
         assert server.workers() == [worker] and "CRITICAL" not in server.log()
 
 
-@pytest.mark.parametrize("kind", ["gthread", "gevent", "tornado"])
+@pytest.mark.parametrize("kind", ["gthread", "gevent", "tornado", ASGI_TOO])
 @pytest.mark.parametrize("secure", [False, True])
 def test_a_pause_of_the_process_costs_no_request(
     kind: str, secure: bool, certificate: dict[str, str]

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 
 import pytest
 from harness import Server, children_of, wait_until
-from workertools import APP, Client, conf, connect
+from workertools import APP, ASGI_TOO, Client, conf, connect
 
 ROUNDS = int(os.environ.get("NOTHING_LOST_ROUNDS", "0"))
 WORKERS = pytest.mark.parametrize("worker", ["sync", "gthread"])
-ALL = pytest.mark.parametrize("worker", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"])
+ALL = pytest.mark.parametrize("worker", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado", ASGI_TOO])
 
 
 class Load:

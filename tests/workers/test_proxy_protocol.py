@@ -52,7 +52,14 @@ MALFORMED = {
     "v2": SIGNATURE + b"\x31\x11\x00\x0c" + CLIENT + PROXY + PORTS,
     "v2 too short": v2(0x11, CLIENT),
 }
-KINDS = ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"]
+KINDS = ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado", "asgi"]
+
+
+def as_told(server: Server, found: bytes | None) -> bytes | None:
+    """What the application finds; there is no place for the proxy's own address in a scope of ASGI."""
+    if found is None or "# 'asgi'" not in server.config_text:
+        return found
+    return b" ".join(found.split()[:2]) + b" - - -"
 
 
 def start(kind: str, **settings: object) -> Server:
@@ -91,10 +98,10 @@ def test_in_front_of_a_request(plain: Server, case: str) -> None:
     with connect(plain) as client:
         client.send(header + post)
         answer = client.answer()
-        assert answer.body == expected(client, found, b"http") + b"abc"
+        assert answer.body == expected(client, as_told(plain, found), b"http") + b"abc"
         if not answer.closes:
             # It speaks for the connection, and is not said again.
-            assert client.ask().body == expected(client, found, b"http")
+            assert client.ask().body == expected(client, as_told(plain, found), b"http")
     if found:
         plain.wait_log(found.split()[0].decode() + " ")
 
@@ -106,7 +113,7 @@ def test_byte_by_byte(plain: Server, case: str) -> None:
         client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in header + get():
             client.send(bytes([byte]))
-        assert client.answer().body == expected(client, found, b"http")
+        assert client.answer().body == expected(client, as_told(plain, found), b"http")
 
 
 @pytest.mark.parametrize("case", ["v1", "v2"])
@@ -147,7 +154,7 @@ def test_in_front_of_a_handshake(tls: Server, case: str) -> None:
         client.send(header)
         with secured(client.sock) as client:
             answer = client.ask()
-            assert answer.body == expected(client, found, b"https")
+            assert answer.body == expected(client, as_told(tls, found), b"https")
             if not answer.closes:
                 assert client.ask().body == answer.body
 
@@ -160,7 +167,7 @@ def test_byte_by_byte_in_front_of_a_handshake(tls: Server, case: str) -> None:
         for byte in header:
             client.send(bytes([byte]))
         with secured(client.sock) as client:
-            assert client.ask().body == expected(client, found, b"https")
+            assert client.ask().body == expected(client, as_told(tls, found), b"https")
 
 
 @pytest.mark.parametrize("case", MALFORMED)

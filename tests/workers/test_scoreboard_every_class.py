@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from harness import Server, wait_until
-from workertools import Client, conf, connect, get
+from workertools import ASGI_TOO, Client, conf, connect, get
 
 APP = """
 import hashlib, os, re, time
@@ -42,11 +42,11 @@ COMPANION = {"name": "idle", "command": ["sleep", "1000"]}
 WAYS = ("busy", "sha", "regex")
 # One way for each class; `-m matrix` runs the others.
 HELD = [
-    pytest.param(kind, how, marks=() if WAYS[at % 3] == how else pytest.mark.matrix)
-    for at, kind in enumerate(("sync", "gthread", "gevent", "gevent_pywsgi", "tornado"))
+    pytest.param(kind, how, marks=() if WAYS[at % 3] == how and kind != "asgi" else pytest.mark.matrix)
+    for at, kind in enumerate(("sync", "gthread", "gevent", "gevent_pywsgi", "tornado", "asgi"))
     for how in WAYS
 ]
-KINDS = pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"])
+KINDS = pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado", ASGI_TOO])
 
 
 def serving(kind: str, **settings: Any) -> Server:

@@ -55,6 +55,10 @@ def app(environ, start_response):
 """
 
 
+#: For tests of every class that take long.
+ASGI_TOO = pytest.param("asgi", marks=pytest.mark.matrix)
+
+
 def make_certificate(directory: Path) -> tuple[str, str]:
     """A self-signed certificate for 127.0.0.1 and its key."""
     cert, key = directory / "cert.pem", directory / "key.pem"
