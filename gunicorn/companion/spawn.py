@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -94,8 +95,10 @@ class Launch:
     mark: str = ""
     # Closes the server's logs, after `post_fork`, which may write to them.
     close_logs: Callable[[], Any] | None = None
-    # Errors of its last processes, in a crash loop: their tracebacks have been printed more than once.
+    # In a crash loop: errors whose tracebacks have been printed, and until when (monotonic) they are the same
+    # trouble.
     repeats: Collection[str | None] = ()
+    repeats_until: float = 0.0
 
 
 class Prepared(NamedTuple):
@@ -530,7 +533,7 @@ def _report_exception(launch: Launch, exc: BaseException) -> bool:
 def _is_repeat(launch: Launch, error: str) -> bool:
     """Whether the processes before have printed the traceback of *error*; then print a line in its place."""
     error = _short(error)
-    if error not in launch.repeats:
+    if error not in launch.repeats or time.monotonic() > launch.repeats_until:
         return False
     with contextlib.suppress(Exception):
         print(f"{error} (again; its traceback has been printed before)", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 import lownumbers  # before what imports ctypes
@@ -66,6 +67,7 @@ def run(plan: dict[str, Any]) -> None:
         notify=names.get("notify"),
         watch=names.get("watch"),
         repeats=names.get("repeats", ()),
+        repeats_until=names.get("repeats_until", time.monotonic() + 60),
     )
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:

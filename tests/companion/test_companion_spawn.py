@@ -585,8 +585,14 @@ def test_a_hook_that_raises(run, body, error):
     ],
 )
 def test_a_traceback_that_has_been_printed_again_and_again_is_one_line(run, target, hook, error):
-    for repeats, known in ((["another", error], True), (["another"], False)):
-        end = run(target, before=f"def hook(): {hook}\nrepeats = {repeats!r}")
+    hook = f"def hook(): {hook}\n"
+    for told, known in (
+        (f"repeats = ['another', {error!r}]", True),
+        ("repeats = ['another']", False),
+        # It has run for long.
+        (f"repeats = [{error!r}]; repeats_until = 1", False),
+    ):
+        end = run(target, before=hook + told)
         line = f"{error} (again; its traceback has been printed before)\n"
         assert end.code == 1
         assert (end.err == line) is ("Traceback" not in end.err) is known

@@ -329,7 +329,8 @@ class Starter:
             ),
             # Those of a program are closed as it begins.
             close_logs=getattr(self.log, "close_in_child", None) if config.command is None else None,
-            repeats={process.exception, process.failures.latest} if process.failures.persist else (),
+            repeats={process.exception, process.failures.latest} if process.failures.count else (),
+            repeats_until=self.kernel.now() + process.failures.proof,
         )
 
     def _fail(self, process: CompanionProcess, reason: str) -> None:
