@@ -70,6 +70,14 @@ def test_of_an_exception_of_the_application_the_type_is_told() -> None:
     assert of_exception(ConfigError("a mistake")) == Failure("a mistake")
 
 
+def test_where_a_worker_was_interrupted() -> None:
+    with pytest.raises(SystemExit) as caught:
+        exec(compile("def load():\n    raise SystemExit(1)\nload()", "shop.py", "exec"), {})
+    reason, trace = of_exception(caught.value)
+    assert reason == "it asked to exit (1)"
+    assert trace.endswith('  File "shop.py", line 3, in <module>\n  File "shop.py", line 2, in load')
+
+
 def test_the_last_lines_lead_to_the_error() -> None:
     source = "def f(n):\n    return 1 / n if n < 1 else g(n)\ndef g(n):\n    return f(n - 1)\nf(40)"
     with pytest.raises(ZeroDivisionError) as caught:

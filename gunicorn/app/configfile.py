@@ -174,12 +174,16 @@ def _line_in(tb: TracebackType | None, path: str) -> int | None:
     return line
 
 
+def is_ours(filename: str) -> bool:
+    """Whether a frame is of the server, or of the import system."""
+    return filename.startswith((_PACKAGE, _IMPORTLIB, "<frozen importlib"))
+
+
 def user_traceback(error: BaseException) -> str:
     """The traceback of *error*, without the leading frames of the server and the import system."""
     tb = error.__traceback__
     while tb is not None:
-        filename = tb.tb_frame.f_code.co_filename
-        if not filename.startswith((_PACKAGE, _IMPORTLIB, "<frozen importlib")):
+        if not is_ours(tb.tb_frame.f_code.co_filename):
             break
         tb = tb.tb_next
     return _format(error, tb) if tb is not None else ""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import signal
 from typing import NamedTuple
 
-from gunicorn.app.configfile import user_traceback
+from gunicorn.app.configfile import is_ours, user_traceback
 from gunicorn.errors import AppImportError, ConfigError, on_one_line
 from gunicorn.sock import BindError
 from gunicorn.unix.process import describe_end, exit_code, term_signal
@@ -50,6 +50,8 @@ def of_exception(exc: BaseException) -> Failure:
     if isinstance(exc, AppImportError | ConfigError):
         # What is wrong is in their text; their traces show our code only.
         return Failure(one_line(exc))
+    if isinstance(exc, SystemExit):
+        return Failure(one_line(exc), _where(exc))
     return Failure(_with_type(exc), last_lines(exc))
 
 
@@ -61,6 +63,14 @@ def last_lines(exc: BaseException) -> str:
     text = user_traceback(exc) or "".join(traceback.format_exception_only(type(exc), exc))
     lines = [line for line in text.splitlines() if not line.startswith('  File "<frozen importlib')]
     return "\n".join(lines[-LAST_LINES:])
+
+
+def _where(exc: BaseException) -> str:
+    """Return the last calls that led to *exc*, without those of the server: our signal handler raised it."""
+    import traceback
+
+    calls = [call for call in traceback.extract_tb(exc.__traceback__) if not is_ours(call.filename)]
+    return "".join(traceback.format_list(calls[-LAST_LINES // 2 :])).rstrip()
 
 
 def one_line(exc: BaseException) -> str:

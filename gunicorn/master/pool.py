@@ -166,10 +166,6 @@ class Trial:
         if not failed:
             self._left += 1
             return False
-        return self.has_failed(needed)
-
-    def has_failed(self, needed: int) -> bool:
-        """Note a failure that may be chance; return whether there are too many of them."""
         self._failures += 1
         return self._failures >= max(2, needed)
 

@@ -186,8 +186,8 @@ class Workforce(WorkerProcess):
         self._hook("child_exit", self, worker)
         if record.retiring or record.refused or self.stopping or (not status and not vanished):
             self._log_end(pid, status, asked=record.retiring or record.refused)
-            if record.booted and not (record.retiring or record.outdated):
-                self.worker_left()
+            if not (record.retiring or record.outdated or self.stopping):
+                self._note_end_in_order(record, status)
             return None
         failure = explain(
             status,
@@ -204,6 +204,14 @@ class Workforce(WorkerProcess):
                 self.log.error("Worker %s failed: %s", pid, told)
             return None
         return self._bury_unbooted(pid, status, failure, vanished)
+
+    def _note_end_in_order(self, record: pool.WorkerRecord, status: int) -> None:
+        """Note that a worker has ended by itself, or was told to by somebody else."""
+        if record.booted:
+            self.worker_left()
+        else:
+            # By chance, if it happens once; a hook that exits does so each time.
+            self.worker_failed(Failure(f"a worker {describe_end(status)} while booting"), booted=True)
 
     def _bury_unbooted(
         self, pid: int, status: int, failure: Failure, vanished: bool

@@ -48,6 +48,13 @@ CODE = {
 }
 SETTINGS = {
     "post_fork": Bad("KeyError: 'fork'", extra="def post_fork(server, worker): raise KeyError('fork')"),
+    "a hook that exits": Bad(
+        "a worker exited with status 0 while booting",
+        extra="def post_fork(server, worker): raise SystemExit(0)",
+    ),
+    "a hook that exits with 7": Bad(
+        "it asked to exit (7)", extra="def post_worker_init(worker): raise SystemExit(7)"
+    ),
     "post_worker_init": Bad("KeyError: 'init'", extra="def post_worker_init(worker): raise KeyError('init')"),
     "one of them": Bad(
         "KeyError: 'even'",
