@@ -436,6 +436,11 @@ def test_an_unknown_key_is_said_to_be_left_out(origin: str) -> None:
             "line 3: RestartSec: 'soon' is not a time",
         ),
         ("a.service", "[Service]\nExecStart=a\nRestartSec=3 parsec\n", "the unit 'parsec' is not known"),
+        (
+            "a.service",
+            "[Unit]\nStartLimitBurst=5\nStartLimitIntervalSec=soon\n[Service]\nExecStart=a\n",
+            "line 3: StartLimitIntervalSec: 'soon' is not a time",
+        ),
         ("a.yml", "services:\n  a: [\n", "a.yml, line 3: "),
         ("a.yml", "a: 1\n", "a.yml: it has no 'services'"),
         (

@@ -23,7 +23,7 @@ from gunicorn.companion.importing.found import (
     join,
     leftover,
 )
-from gunicorn.companion.importing.inifile import Entry, Section
+from gunicorn.companion.importing.inifile import Section
 
 TITLE = "circus"
 STYLE = inifile.Style(delimiters="=:", indent=True)
@@ -155,16 +155,15 @@ def translate(source: Source) -> Found:
     for section in sections:
         kind, colon, name = section.name.partition(":")
         if kind == "watcher" and colon:
-            program = found.add(name, f"[{section.name}] in {section.path}, line {section.line}")
+            program = found.add(name, section.place)
             _Reader(section, program, sockets, _env_for(sections, name)).run()
-            priority = section.last().get("priority")
-            priorities[program.name] = _number(section, priority) if priority else 0
+            priorities[program.name] = section.get("priority", values.whole, 0)
         elif kind == "plugin":
             _plugin(section, found)
         elif kind in ("circus", "socket"):
             _other(section, kind, found)
         elif not kind.startswith("env"):
-            block = found.block(f"[{section.name}] in {section.path}, line {section.line}")
+            block = found.block(section.place)
             block.note("not known, and left out")
     # The highest comes first.
     found.order({name: -priority for name, priority in priorities.items()})
@@ -184,13 +183,6 @@ def _with_included(source: Source) -> list[Section]:
             for path in sorted(glob.glob(os.path.join(here, pattern))) if pattern else []:
                 sections += inifile.read_included(path, section, entry, STYLE)
     return sections
-
-
-def _number(section: Section, entry: Entry) -> int:
-    try:
-        return values.whole(entry.value)
-    except ValueError as exc:
-        raise section.error(entry, str(exc)) from None
 
 
 def _env_for(sections: list[Section], watcher: str) -> dict[str, Any]:
@@ -215,7 +207,7 @@ def _variables(text: str) -> str | Text:
 
 
 def _other(section: Section, kind: str, found: Found) -> None:
-    block = found.block(f"[{section.name}] in {section.path}, line {section.line}")
+    block = found.block(section.place)
     for entry in section.entries:
         if kind == "circus" and entry.key not in ("include", "include_dir"):
             leftover(block, entry.key, entry.value, SERVER, ())
@@ -224,12 +216,16 @@ def _other(section: Section, kind: str, found: Found) -> None:
 
 
 def _plugin(section: Section, found: Found) -> None:
-    block = found.block(f"[{section.name}] in {section.path}, line {section.line}")
+    block = found.block(section.place)
     use = section.last().get("use")
     names = [*(use.value.lower() if use else "").split("."), section.name.partition(":")[2].lower()]
     hint = next((text for name, text in PLUGINS.items() if name in names), None)
     nothing = "there are no plugins; gunicorn-companion events prints what happens"
     block.note(f"use = {use.value if use else ''}: {hint or nothing}")
+
+
+def _limit(text: str) -> int | str:
+    return "unlimited" if text in ("-1", "infinity") else values.whole(text)
 
 
 class _Reader:
@@ -241,21 +237,14 @@ class _Reader:
         self.program = program
         self.sockets = sockets
         self.env = env
-        self.numbered = self._flag("singleton") is not True and self._numprocs() > 1
+        self.singleton = self._flag("singleton")
+        self.numprocs = section.get("numprocesses", values.whole, 1)
+        self.numbered = self.numprocs > 1 and not self.singleton
         # In the order of their descriptors.
         self.bind: list[str | Text] = []
 
-    def _flag(self, key: str, default: bool | None = None) -> bool | None:
-        entry = self.entries.get(key)
-        try:
-            return default if entry is None else values.boolean(entry.value)
-        except ValueError as exc:
-            assert entry is not None
-            raise self.section.error(entry, str(exc)) from None
-
-    def _numprocs(self) -> int:
-        entry = self.entries.get("numprocesses")
-        return 1 if entry is None else _number(self.section, entry)
+    def _flag(self, key: str) -> bool:
+        return self.section.get(key, values.boolean, False)
 
     def run(self) -> None:
         program = self.program
@@ -265,25 +254,18 @@ class _Reader:
             name = key.lower()
             if name.startswith("rlimit_"):
                 limits = program.values.setdefault("rlimits", {})
-                limits[name[len("rlimit_") :]] = (
-                    "unlimited" if entry.value in ("-1", "infinity") else _number(self.section, entry)
-                )
+                limits[name[len("rlimit_") :]] = self.section.parse(entry, _limit)
             elif name.startswith("hooks.") and name not in INSTEAD:
                 program.note(f"{key} = {entry.value}: {_HOOK}")
             elif name not in HERE:
                 leftover(program, key, entry.value, INSTEAD, HERE)
-            else:
-                method = getattr(self, f"_set_{name}", None)
-                try:
-                    if method:
-                        method(entry.value)
-                except ValueError as exc:
-                    raise self.section.error(entry, str(exc)) from None
+            elif method := getattr(self, f"_set_{name}", None):
+                self.section.parse(entry, method)
         self._command()
         if self.env:
             program.set("env", {**self.env, **program.values.get("env", {})})
-        if not self._flag("singleton"):
-            program.copies(self._numprocs())
+        if not self.singleton:
+            program.copies(self.numprocs)
         if self.numbered:
             program.set("index_start", 1, "circus counts from 1")
         if self.bind:
@@ -330,10 +312,8 @@ class _Reader:
             script = self.program.values["command"][2]
             self.program.values["command"][2] = self._expand(script)
             return
-        try:
+        with self.section.naming(cmd):
             words = values.split(line)
-        except ValueError as exc:
-            raise self.section.error(cmd, str(exc)) from None
         self.program.set("command", [self._expand(word) for word in words])
 
     def _set_working_dir(self, value: str) -> None:
@@ -382,11 +362,9 @@ class _Reader:
         if entry is None or (kind is not None and not kind.value.endswith("FileStream")):
             return
         output: dict[str, Any] = {"file": self._expand(entry.value)}
-        limit = self.entries.get(f"{stream}_stream.max_bytes")
-        backups = self.entries.get(f"{stream}_stream.backup_count")
-        if limit and _number(self.section, limit):
-            output["max_bytes"] = _number(self.section, limit)
-            output["backups"] = _number(self.section, backups) if backups else 0
+        if limit := self.section.get(f"{stream}_stream.max_bytes", values.whole, 0):
+            output["max_bytes"] = limit
+            output["backups"] = self.section.get(f"{stream}_stream.backup_count", values.whole, 0)
         if f"{stream}_stream.time_format" in self.entries:
             output["stamp"] = True
         self.program.set(stream, output if len(output) > 1 else output["file"])

@@ -6,11 +6,15 @@ Unlike configparser it keeps keys that are repeated, which uWSGI and systemd use
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from gunicorn.companion.importing.found import Source, SourceError
+
+T = TypeVar("T")
 
 
 class Style(NamedTuple):
@@ -41,12 +45,34 @@ class Section:
     path: str
     entries: list[Entry] = field(default_factory=list)
 
+    @property
+    def place(self) -> str:
+        return f"[{self.name}] in {self.path}, line {self.line}"
+
     def last(self) -> dict[str, Entry]:
         """The entries by key; of those that are repeated the last."""
         return {entry.key: entry for entry in self.entries}
 
     def all(self, key: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.key == key]
+
+    def get(self, key: str, parse: Callable[[str], T], default: T) -> T:
+        """What *parse* makes of the value of *key*; *default* if there is none. Raises SourceError."""
+        entry = self.last().get(key)
+        return default if entry is None else self.parse(entry, parse)
+
+    def parse(self, entry: Entry, parse: Callable[[str], T]) -> T:
+        """What *parse* makes of the value of *entry*. Raises SourceError."""
+        with self.naming(entry):
+            return parse(entry.value)
+
+    @contextlib.contextmanager
+    def naming(self, entry: Entry) -> Iterator[None]:
+        """Turn a ValueError into a SourceError that names *entry*."""
+        try:
+            yield
+        except ValueError as exc:
+            raise self.error(entry, str(exc)) from None
 
     def error(self, entry: Entry, text: str) -> SourceError:
         return SourceError(self.path, entry.line, f"{entry.key}: {text}")

@@ -145,7 +145,7 @@ def translate(source: Source) -> Found:
         if kind == "eventlistener":
             listeners.append(section)
         elif kind in ("program", "fcgi-program") and colon:
-            program = found.add(name, f"[{section.name}] in {section.path}, line {section.line}")
+            program = found.add(name, section.place)
             _Reader(section, name, program, groups.get(name)).run()
             priorities[program.name] = _priority(section, groups.get(name))
         elif kind != "group":
@@ -185,32 +185,24 @@ def _groups(sections: list[Section], found: Found) -> dict[str, _Group]:
         entries = section.last()
         if "programs" not in entries:
             raise SourceError(section.path, section.line, f"[{section.name}] has no programs")
-        group = _Group(name, _whole(section, entries.get("priority"), 999))
+        group = _Group(name, section.get("priority", values.whole, 999))
         for program in re.split(r"[,\s]+", entries["programs"].value.strip()):
             groups[program] = group
         unknown = [entry for entry in section.entries if entry.key not in ("programs", "priority")]
         if unknown:
-            block = found.block(f"[{section.name}] in {section.path}, line {section.line}")
+            block = found.block(section.place)
             for entry in unknown:
                 leftover(block, entry.key, entry.value, {}, ())
     return groups
 
 
-def _whole(section: Section, entry: Entry | None, default: int) -> int:
-    try:
-        return default if entry is None else values.whole(entry.value)
-    except ValueError as exc:
-        assert entry is not None
-        raise section.error(entry, str(exc)) from None
-
-
 def _priority(section: Section, group: _Group | None) -> tuple[int, int]:
-    own = _whole(section, section.last().get("priority"), 999)
+    own = section.get("priority", values.whole, 999)
     return (group.priority, own) if group else (own, 0)
 
 
 def _server_section(section: Section, found: Found) -> None:
-    block = found.block(f"[{section.name}] in {section.path}, line {section.line}")
+    block = found.block(section.place)
     for entry in section.entries:
         if section.name == "supervisord" and entry.key == "environment":
             env = _environment(section, entry, {"here": _here(section)})
@@ -221,7 +213,7 @@ def _server_section(section: Section, found: Found) -> None:
 
 
 def _listener(section: Section, found: Found) -> None:
-    block = found.block(f"[{section.name}] in {section.path}, line {section.line}")
+    block = found.block(section.place)
     entries = section.last()
     command = entries["command"].value if "command" in entries else ""
     block.note(
@@ -320,32 +312,26 @@ class _Reader:
         self.entries = section.last()
         self.program = program
         self.group = group
-        self.numprocs = _whole(section, self.entries.get("numprocs"), 1)
-        start = _whole(section, self.entries.get("numprocs_start"), 0)
+        self.numprocs = section.get("numprocs", values.whole, 1)
+        self.start = section.get("numprocs_start", values.whole, 0)
         self.known: dict[str, Any] = {
             "program_name": name,
             "group_name": group.name if group else name,
             "here": _here(section),
             "numprocs": self.numprocs,
-            "process_num": Mark("%(index)") if self.numprocs > 1 else start,
+            "process_num": Mark("%(index)") if self.numprocs > 1 else self.start,
             "host_node_name": Expression("os.uname().nodename"),
         }
-        self.start = start
 
     def run(self) -> None:
         if "command" not in self.entries:
             raise SourceError(self.section.path, self.section.line, f"[{self.section.name}] has no command")
         # The command first: others look at it.
         for key, entry in sorted(self.entries.items(), key=lambda item: item[0] != "command"):
-            method = getattr(self, f"_set_{key}", None)
-            if key in HERE:
-                try:
-                    if method:
-                        method(entry.value)
-                except ValueError as exc:
-                    raise self.section.error(entry, str(exc)) from None
-            else:
+            if key not in HERE:
                 leftover(self.program, key, entry.value, INSTEAD, HERE)
+            elif method := getattr(self, f"_set_{key}", None):
+                self.section.parse(entry, method)
         self._outputs()
         self.program.copies(self.numprocs)
         if self.numprocs > 1 and self.start:
@@ -412,10 +398,7 @@ class _Reader:
         self.program.set("cwd", _expanded(value, self.known))
 
     def _set_umask(self, value: str) -> None:
-        try:
-            self.program.set("umask", Expression(f"0o{int(value, 8):03o}"))
-        except ValueError:
-            raise ValueError(f"{value!r} is not an octal number") from None
+        self.program.set("umask", values.octal(value))
 
     def _set_socket(self, value: str) -> None:
         address = re.sub(r"^tcp://", "", re.sub(r"^unix://", "unix:", value))
@@ -429,12 +412,7 @@ class _Reader:
         )
 
     def _outputs(self) -> None:
-        redirect = self.entries.get("redirect_stderr")
-        try:
-            together = redirect is not None and values.boolean(redirect.value)
-        except ValueError as exc:
-            assert redirect is not None
-            raise self.section.error(redirect, str(exc)) from None
+        together = self.section.get("redirect_stderr", values.boolean, False)
         self._output("stdout")
         if together:
             self.program.set("stderr", "stdout")
@@ -456,15 +434,9 @@ class _Reader:
         path = _expanded(entry.value, self.known)
         if "cwd" in self.program.values and re.match(r"[^/%]", entry.value):
             self.program.note(f"guess: {entry.key} = {entry.value}: the path starts at cwd here")
-        limit = self.entries.get(f"{stream}_logfile_maxbytes")
-        try:
-            max_bytes = values.size(limit.value) if limit else "50M"
-            room = values.bytes_of(max_bytes)
-        except ValueError as exc:
-            assert limit is not None
-            raise self.section.error(limit, str(exc)) from None
-        if not room:
+        max_bytes = self.section.get(f"{stream}_logfile_maxbytes", values.size, "50M")
+        if not values.bytes_of(max_bytes):
             self.program.set(stream, path)
             return
-        backups = _whole(self.section, self.entries.get(f"{stream}_logfile_backups"), 10)
+        backups = self.section.get(f"{stream}_logfile_backups", values.whole, 10)
         self.program.set(stream, {"file": path, "max_bytes": max_bytes, "backups": backups})

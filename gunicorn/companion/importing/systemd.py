@@ -11,7 +11,6 @@ from typing import Any
 from gunicorn.companion.importing import execline, inifile, values
 from gunicorn.companion.importing.found import (
     OTHER_USER,
-    Expression,
     Found,
     Mark,
     Program,
@@ -262,10 +261,8 @@ class _Reader:
             entries = self._of(key)
             if not entries:
                 continue
-            try:
+            with self.section.naming(entries[-1]):
                 self._key(key, entries)
-            except ValueError as exc:
-                raise self.section.error(entries[-1], str(exc)) from None
         self._command()
         self._start_limit()
         self._life()
@@ -378,12 +375,10 @@ class _Reader:
         for entry in self._of(key):
             for line in execline.commands(entry.value):
                 bare = line.strip().lstrip(execline.PREFIXES)
-                try:
+                with self.section.naming(entry):
                     words = execline.split(bare)
                     if not words:
                         raise ValueError("it is empty")
-                except ValueError as exc:
-                    raise self.section.error(entry, str(exc)) from None
                 prefixes = line.strip()[: len(line.strip()) - len(bare)]
                 if "@" in prefixes and len(words) > 1:
                     del words[1]  # the name that the program sees as its own
@@ -499,10 +494,7 @@ class _Reader:
             self._output("stderr", value)
 
     def _set_UMask(self, value: str) -> None:
-        try:
-            self.program.set("umask", Expression(f"0o{int(value, 8):03o}"))
-        except ValueError:
-            raise ValueError(f"{value!r} is not an octal number") from None
+        self.program.set("umask", values.octal(value))
 
     def _set_Nice(self, value: str) -> None:
         self.program.set("nice", values.whole(value))
@@ -538,10 +530,7 @@ class _Reader:
 
     def _life(self) -> None:
         limits = self._of("RuntimeMaxSec")
-        try:
-            seconds = values.seconds(limits[-1].value) if limits else None
-        except ValueError as exc:
-            raise self.section.error(limits[-1], str(exc)) from None
+        seconds = self.section.parse(limits[-1], values.seconds) if limits else None
         job = self._last("Type") == "oneshot" or self._last("Restart") in (None, "no")
         if seconds:
             self.program.set("max_runtime" if job else "max_lifetime", seconds)
@@ -553,13 +542,8 @@ class _Reader:
         places = [section for section in (self.head, self.section) if section is not None]
         given = {entry.key: entry for section in places for entry in section.entries}
         burst, interval = given.get("StartLimitBurst"), given.get("StartLimitIntervalSec")
-        try:
-            seconds = values.seconds(interval.value) if interval else 10
-            count = values.whole(burst.value) if burst else 5
-        except ValueError as exc:
-            entry = burst or interval
-            assert entry is not None
-            raise self.section.error(entry, str(exc)) from None
+        seconds = self.section.parse(interval, values.seconds) if interval else 10
+        count = self.section.parse(burst, values.whole) if burst else 5
         if (burst or interval) and seconds and count:
             self.program.set("start_limit", f"{count}/{seconds:g}s")
         elif interval and not seconds:

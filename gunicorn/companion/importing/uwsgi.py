@@ -134,16 +134,13 @@ def translate(source: Source) -> Found:
     """Raises SourceError."""
     found = Found(origin=TITLE)
     for section in inifile.read(source, STYLE):
-        place = f"[{section.name}] in {section.path}, line {section.line}"
         if section.name != "uwsgi":
-            found.block(place).note("only the section [uwsgi] is read")
+            found.block(section.place).note("only the section [uwsgi] is read")
             continue
-        web = found.block(f"{place}: the web tier")
+        web = found.block(f"{section.place}: the web tier")
         for entry in section.entries:
-            try:
+            with section.naming(entry):
                 _entry(section, entry, found, web)
-            except ValueError as exc:
-                raise section.error(entry, str(exc)) from None
         _web(section, web)
     return found
 
@@ -306,13 +303,8 @@ def _web(section: Section, web: Block) -> None:
     def take(setting: str, *keys: str, count: bool = False) -> None:
         for key in keys:
             if key in entries:
-                value = entries[key].value
-                settings[setting] = _magic(value, section)
-                if count:
-                    auto = value in ("%k", "auto")
-                    settings[setting] = (
-                        Expression("os.cpu_count()") if auto else _count(section, entries[key])
-                    )
+                entry = entries[key]
+                settings[setting] = section.parse(entry, _count) if count else _magic(entry.value, section)
 
     take("chdir", "chdir")
     take("wsgi_app", "wsgi-file", "wsgi", "module")
@@ -331,7 +323,7 @@ def _web(section: Section, web: Block) -> None:
     if "cheaper" in entries:
         if "workers" in settings:
             settings["workers_max"] = settings["workers"]
-        settings["workers"] = _count(section, entries["cheaper"])
+        settings["workers"] = section.parse(entries["cheaper"], values.whole)
     take("threads", "threads", count=True)
     take("timeout", "harakiri", count=True)
     take("max_requests", "max-requests", count=True)
@@ -356,8 +348,5 @@ def _web(section: Section, web: Block) -> None:
         web.note("socket spoke uWSGI's protocol; here it is HTTP: proxy_pass in nginx, not uwsgi_pass")
 
 
-def _count(section: Section, entry: Entry) -> int:
-    try:
-        return values.whole(entry.value)
-    except ValueError as exc:
-        raise section.error(entry, str(exc)) from None
+def _count(text: str) -> int | Expression:
+    return Expression("os.cpu_count()") if text in ("%k", "auto") else values.whole(text)

@@ -8,7 +8,7 @@ import shlex
 import signal
 from typing import Any
 
-from gunicorn.companion.importing.found import Program
+from gunicorn.companion.importing.found import Expression, Program
 
 UNITS = {
     **dict.fromkeys(("", "s", "sec", "second", "seconds"), 1.0),
@@ -43,6 +43,14 @@ def whole(text: str) -> int:
         return int(text)
     except (TypeError, ValueError):
         raise ValueError(f"{text!r} is not a whole number") from None
+
+
+def octal(text: str) -> Expression:
+    """Raises ValueError."""
+    try:
+        return Expression(f"0o{int(text, 8):03o}")
+    except ValueError:
+        raise ValueError(f"{text!r} is not an octal number") from None
 
 
 def number(value: float) -> float:
