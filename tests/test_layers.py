@@ -75,6 +75,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.reloader",
         "gunicorn.http.*",
         "gunicorn.companion.control",
+        "gunicorn.companion.helpers.*",
         "gunicorn.companion.output.*",
         "gunicorn.companion.server.link",
         "gunicorn.companion.table",

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from gunicorn.companion.output.helper import Helper
-from gunicorn.companion.output.wire import Message, Wire
+from gunicorn.companion.helpers.handle import Helper
+from gunicorn.companion.helpers.wire import Message, Wire
 from gunicorn.unix.poller import Poller
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from gunicorn.companion.checks import OutputFile
 from gunicorn.companion.config import CompanionConfig
-from gunicorn.companion.output.helper import Helper
+from gunicorn.companion.helpers.handle import Helper
+from gunicorn.companion.helpers.wire import Message, Wire
 from gunicorn.companion.output.keeper import Feed, start_keeper
 from gunicorn.companion.output.ring import STDERR, STDOUT, Counters, RingFile
-from gunicorn.companion.output.wire import Message, Wire
 from gunicorn.unix.poller import Poller
 
 # Seconds for the keeper to write out the last lines when the server ends.

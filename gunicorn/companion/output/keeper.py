@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from gunicorn.companion.checks import OutputFile
-from gunicorn.companion.child.helper import become_helper
+from gunicorn.companion.helpers.child import become_helper
+from gunicorn.companion.helpers.wire import Message, Wire
 from gunicorn.companion.output.files import FileSink, open_output
 from gunicorn.companion.output.followers import Followers
 from gunicorn.companion.output.lines import Cutter, Lines, make_format
@@ -35,7 +36,6 @@ from gunicorn.companion.output.ring import (
     footprint,
 )
 from gunicorn.companion.output.sinks import Channel, Piece, Sink, StreamSink
-from gunicorn.companion.output.wire import Message, Wire
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
 from gunicorn.unix.signals import blocked_signals
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-from gunicorn.companion.output.helper import Helper
-from gunicorn.companion.output.wire import Message, Wire
+from gunicorn.companion.helpers.handle import Helper
+from gunicorn.companion.helpers.wire import Message, Wire
 from gunicorn.companion.probing.prober import STUCK, start_prober
 from gunicorn.unix import session
 from gunicorn.unix.process import describe_status, term_signal

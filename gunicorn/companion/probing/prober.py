@@ -16,8 +16,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, NoReturn, Protocol
 
-from gunicorn.companion.child.helper import become_helper
-from gunicorn.companion.output.wire import Wire
+from gunicorn.companion.helpers.child import become_helper
+from gunicorn.companion.helpers.wire import Wire
 from gunicorn.companion.probe import Probe, parse_tcp, parse_url
 from gunicorn.companion.probing.commands import Command, Commands, Program
 from gunicorn.companion.probing.connections import Connection, Outcome, Request

@@ -13,8 +13,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from gunicorn.companion.child.mark import VARIABLE, Mark
+from gunicorn.companion.helpers.wire import Message
 from gunicorn.companion.output.capture import Capture
-from gunicorn.companion.output.wire import Message
 from gunicorn.companion.probe import Findings, Probe, Result
 from gunicorn.companion.process import Cause, CompanionProcess, Event, State
 from gunicorn.companion.spawn import SERVER_VARIABLES

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from gunicorn.companion.output.wire import Message, Wire
+from gunicorn.companion.helpers.wire import Message, Wire
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
 from gunicorn.unix.process import describe_status
 

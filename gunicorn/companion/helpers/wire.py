@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Messages between the manager and the log keeper: JSON, with descriptors beside it."""
+"""Messages between the manager and a helper: JSON, with descriptors beside it."""
 
 from __future__ import annotations
 
