@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+# Characters at both ends of a mistake that are shown in any case.
+HALF = 500
+
 
 class HaltServer(BaseException):
     """Ends the arbiter's loop: *reason* goes to the log, *exit_status* to the shell.
@@ -27,9 +30,16 @@ class ConfigError(Exception):
 
 def all_mistakes(where: str, mistakes: Sequence[str]) -> str:
     """One message for *mistakes*: a line for each where there are several."""
+    mistakes = [without_middle(mistake) for mistake in mistakes]
     if len(mistakes) == 1:
         return f"{where}: {mistakes[0]}"
     return "\n  ".join([f"{where}: {len(mistakes)} mistakes:", *mistakes])
+
+
+def without_middle(text: str) -> str:
+    """Leave out the middle of *text*, which has a long value, where it is too long to be read."""
+    left_out = len(text) - 2 * HALF
+    return text if left_out <= 0 else f"{text[:HALF]} [...{left_out} characters...] {text[-HALF:]}"
 
 
 def on_one_line(message: str) -> str:

@@ -12,7 +12,7 @@ from types import ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 from gunicorn.config import Config
-from gunicorn.errors import ConfigError, all_mistakes
+from gunicorn.errors import ConfigError, all_mistakes, without_middle
 from gunicorn.settings import redact
 from gunicorn.settings.base import KNOWN_SETTINGS
 from gunicorn.settings.foreign import RENAMED_KEYS, key_hint, setting_hint
@@ -227,13 +227,17 @@ def apply_source(cfg: Config, source: ConfigSource, *, companions_only: bool = F
 def _set(cfg: Config, name: str, value: Any) -> str | None:
     try:
         cfg.set(name, value)
-    except (ValueError, TypeError, ConfigError) as error:
+    # The latter two come from a value that no validator expects, such as a list that is nested very deeply.
+    except (ValueError, TypeError, ConfigError, OverflowError, RecursionError) as error:
         return f"{name} = {shorten(value)}: {error}"
     return None
 
 
 def shorten(value: Any) -> str:
-    text = repr(redact.in_value(value))
+    try:
+        text = repr(redact.in_value(value))
+    except (ValueError, RecursionError):  # a number with thousands of digits, a list nested very deeply
+        text = f"({type(value).__name__})"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -243,7 +247,7 @@ def _report(source: ConfigSource, problems: list[tuple[str, str]]) -> None:
     lines = defined_at(source)
     items = [f"line {lines[name]}: {text}" if name in lines else text for name, text in problems]
     if len(items) == 1 and problems[0][0] in lines:
-        raise ConfigError(f"{source.label}, {items[0]}")
+        raise ConfigError(f"{source.label}, {without_middle(items[0])}")
     raise ConfigError(all_mistakes(source.label, items))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import os
 import re
 import resource
@@ -22,7 +21,7 @@ from gunicorn.settings import redact
 from gunicorn.settings.companion import AUTORESTART_WAYS
 from gunicorn.settings.foreign import autorestart_hint
 from gunicorn.settings.server import validate_umask
-from gunicorn.settings.validators import parse_address, parse_size
+from gunicorn.settings.validators import MAX_NUMBER, MAX_SECONDS, parse_address, parse_size
 
 Target = Callable[[], Any] | str
 
@@ -74,12 +73,13 @@ def describe_target(target: Target) -> str:
 
 def parse_signal(value: int | str) -> int:
     """Return a signal's number from its name ("SIGTERM", "TERM") or number. Raises ValueError."""
-    number: int
+    number: float
     if isinstance(value, str) and not value.strip().isdecimal():
         name = "SIG" + value.strip().upper().removeprefix("SIG")
         number = signal.Signals.__members__.get(name, 0)
-    elif isinstance(value, (int, float, str)) and not isinstance(value, bool) and float(value).is_integer():
-        number = int(value)
+    elif isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        # A float may be equal to a number, or not be finite.
+        number = int(value) if isinstance(value, str) else value
     else:
         raise ValueError(f"{value!r} is not a signal")
     if number not in signal.valid_signals():
@@ -133,7 +133,10 @@ def check_target(value: Any) -> Target:
 def check_time(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{value!r} is not a number of seconds")
-    if not math.isfinite(value) or value < 0:
+    # Not isfinite(): it raises OverflowError for a whole number that is no float.
+    if value > MAX_SECONDS:
+        raise ValueError(f"it is more than {MAX_SECONDS} seconds")
+    if not value >= 0:  # not a number, too
         raise ValueError(f"{value!r} is not a time of 0 or more seconds")
     return value
 
@@ -145,12 +148,21 @@ def check_bool(value: Any) -> bool:
 
 
 def check_path(value: Any) -> str:
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        raise ValueError(f"{value!r} is not a path")
-    path = os.fspath(value)
-    if not isinstance(path, str) or "\0" in path:
+    try:
+        path = os.fspath(value)
+    except TypeError:
+        path = ""
+    if not isinstance(path, str) or not path or not _is_passable(path):
         raise ValueError(f"{value!r} is not a path")
     return path
+
+
+def _is_passable(text: str) -> bool:
+    """Whether *text* can be given to the kernel."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half of a character that UTF-16 writes as two
+        return False
 
 
 class OutputFile(NamedTuple):
@@ -214,7 +226,7 @@ def check_env(value: Any) -> dict[str, str | None]:
         if not isinstance(name, str) or not isinstance(text, str | None):
             shown = redact.in_value({name: text})
             raise ValueError(f"{name!r}: {shown[name]!r} is not a string to a string")
-        if not name or "=" in name or "\0" in name + (text or ""):
+        if not name or "=" in name or not _is_passable(name + (text or "")):
             raise ValueError(f"{name!r} cannot be an environment variable")
     return dict(value)
 
@@ -230,7 +242,7 @@ def check_command(value: Any) -> tuple[str, ...]:
             f"{redact.in_value(value)!r} is not a list of strings: the program and its arguments"
         )
     for word in value:
-        if not isinstance(word, str) or "\0" in word:
+        if not isinstance(word, str) or not _is_passable(word):
             raise ValueError(f"{word!r} cannot be an argument of a program")
     if not value[0]:
         raise ValueError("its first word, the program, is empty")
@@ -250,6 +262,8 @@ def _words(line: str) -> list[str]:
 def check_count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{value!r} is not a number of 1 or more")
+    if value > MAX_NUMBER:
+        raise ValueError("the number is too large")
     return value
 
 
@@ -260,8 +274,8 @@ def check_nice(value: Any) -> int:
 
 
 def check_umask(value: Any) -> int:
-    mask = validate_umask(value)
-    if mask > 0o777:
+    mask = -1 if isinstance(value, bool) or not isinstance(value, (int, str)) else validate_umask(value)
+    if not 0 <= mask <= 0o777:
         raise ValueError(f"{value!r} is no mask of permissions: write it in octal, 0o027 or '027'")
     return mask
 

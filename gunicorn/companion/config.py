@@ -259,6 +259,12 @@ def _combination_problems(label: str, entry: Mapping[Any, Any], values: Mapping[
         longest = None
     if INVALID not in (delay, longest) and delay is not None and longest is not None and longest < delay:
         problems.append(f"{label}: restart_delay_max: {longest:g} is less than restart_delay, {delay:g}")
+    probe, limit = values.get("probe"), values.get("start_timeout")
+    if INVALID not in (probe, limit) and probe is not None and limit is not None and probe.delay >= limit:
+        problems.append(
+            f"{label}: probe: delay: {probe.delay:g} is not less than start_timeout, {limit:g}, "
+            "within which it must be ready"
+        )
     if values.get("index_start") and values.get("numprocs") is None:
         problems.append(f"{label}: index_start: has no effect without numprocs")
     if values.get("start_retries") is None and values.get("start_limit") is None:
@@ -342,7 +348,8 @@ def _checked(key: str, value: Any, label: str, problems: list[str]) -> Any:
         if KEYS[key].placeholders:
             placeholders.check(found)
         return found
-    except ValueError as exc:
+    # The others come from values that no check expects, such as a list that is nested very deeply.
+    except (ValueError, TypeError, OverflowError, RecursionError) as exc:
         problems.append(f"{label}: {exc}")
         return INVALID
 

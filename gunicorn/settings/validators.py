@@ -7,7 +7,6 @@ directory or engine). The text says what would be right; the caller adds the nam
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable
@@ -22,6 +21,10 @@ FALSE_WORDS = ("false", "no", "off", "0")
 SIZE_RE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 # The smallest process has more private memory: a smaller limit lacks its unit.
 MIN_MEMORY = 2**20
+# Three centuries, for which "never" is a better word. Clocks, poll(2) and systemd's microseconds take it.
+MAX_SECONDS = 10**10
+# What a signed integer of the kernel holds.
+MAX_NUMBER = 2**63 - 1
 
 
 def type_and_value(val: Any) -> str:
@@ -63,6 +66,8 @@ def validate_pos_int(val: Any) -> int:
         raise TypeError(f"expected a whole number, not {type_and_value(val)}")
     if number < 0:
         raise ValueError(f"must be 0 or more, not {number}")
+    if number > MAX_NUMBER:
+        raise ValueError("the number is too large")
     return number
 
 
@@ -199,7 +204,10 @@ def validate_seconds(val: Any) -> int | float:
             raise ValueError(f"expected a number of seconds, not {val!r}") from None
     if isinstance(val, bool) or not isinstance(val, (int, float)):
         raise TypeError(f"expected a number of seconds, not {val!r} ({type(val).__name__})")
-    if not math.isfinite(val) or val < 0:
+    # Not isfinite(): it raises OverflowError for a whole number that is no float.
+    if val > MAX_SECONDS:
+        raise ValueError(f"expected a number of seconds, at most {MAX_SECONDS}")
+    if not val >= 0:  # not a number, too
         raise ValueError(f"expected a number of seconds, 0 or more, not {val!r}")
     return val
 
@@ -207,11 +215,16 @@ def validate_seconds(val: Any) -> int | float:
 def parse_size(value: Any) -> int:
     """A number of bytes from text like '300M', or from itself. Raises ValueError."""
     match = SIZE_RE.fullmatch(value.strip()) if isinstance(value, str) else None
+    size: float
     if match is not None:
-        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError(f"{value!r} is not a size: a number of bytes, or text like '300M' or '1.5G'")
+        size = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")
+    elif isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        raise ValueError(f"{value!r} is not a size: a number of bytes, or text like '300M' or '1.5G'")
+    if size > MAX_NUMBER:
+        raise ValueError("the size is more than a system can have")
+    return int(size)
 
 
 def check_size(value: Any) -> int:

@@ -191,13 +191,32 @@ def build(**values) -> CompanionConfig:
         (rq(stop_signal="999"), "companion 'rq': stop_signal: unknown signal '999'"),
         (rq(stop_signal=None), "companion 'rq': stop_signal: None is not a signal"),
         (rq(stop_signal=True), "companion 'rq': stop_signal: True is not a signal"),
-        (rq(stop_signal=15.5), "companion 'rq': stop_signal: 15.5 is not a signal"),
+        (rq(stop_signal=15.5), "companion 'rq': stop_signal: unknown signal 15.5"),
         (rq(stop_signal=[15]), "companion 'rq': stop_signal: [15] is not a signal"),
         (rq(stop_timeout=-1), "companion 'rq': stop_timeout: -1 is not a time of 0 or more seconds"),
         (rq(stop_timeout=float("nan")), "stop_timeout: nan is not a time of 0 or more seconds"),
-        (rq(stop_timeout=float("inf")), "stop_timeout: inf is not a time of 0 or more seconds"),
+        (rq(stop_timeout=float("inf")), "stop_timeout: it is more than 10000000000 seconds"),
         (rq(reload_timeout="60"), "companion 'rq': reload_timeout: '60' is not a number of seconds"),
         (rq(startsecs=True), "companion 'rq': startsecs: True is not a number of seconds"),
+        (rq(startsecs=10**400), "companion 'rq': startsecs: it is more than 10000000000 seconds"),
+        (rq(watchdog=1e308), "companion 'rq': watchdog: it is more than 10000000000 seconds"),
+        (rq(startsecs=float("nan")), "companion 'rq': startsecs: nan is not a time of 0 or more seconds"),
+        (rq(stop_signal=10**400), "companion 'rq': stop_signal: unknown signal 1000"),
+        (rq(start_retries=10**400), "companion 'rq': start_retries: the number is too large"),
+        (rq(max_memory="9" * 400 + "G"), "companion 'rq': max_memory: the size is more than a system"),
+        (rq(rlimits={"core": 2**63}), "companion 'rq': rlimits: core: 9223372036854775808 is not a number"),
+        (rq(umask=True), "companion 'rq': umask: True is no mask of permissions"),
+        (rq(env_file="\ud800"), "companion 'rq': env_file: '\\ud800' is not a path"),
+        (rq(stdout="\ud800"), "companion 'rq': stdout: '\\ud800' is not a path"),
+        (rq(env={"A": "\ud800"}), "companion 'rq': env: 'A' cannot be an environment variable"),
+        (
+            {"name": "rq", "command": ["a", "\ud800"]},
+            "companion 'rq': command: '\\ud800' cannot be an argument of a program",
+        ),
+        (
+            rq(probe={"file": "x", "delay": 60}),
+            "companion 'rq': probe: delay: 60 is not less than start_timeout, 60",
+        ),
         (rq(restart_delay=None), "companion 'rq': restart_delay: None is not a number of seconds"),
         (rq(autostart=0), "companion 'rq': autostart: 0 is neither True nor False"),
         (rq(autostart=None), "companion 'rq': autostart: None is neither True nor False"),
@@ -242,6 +261,21 @@ def test_a_mistake_in_a_global_setting_is_named_once_and_hides_no_other(settings
     first, second = problems(rq(), {"name": "b", "target": "b"}, **settings)
     assert first.startswith(message)
     assert second == "companion 'b': target: 'b' is not of the form 'module:callable'"
+
+
+def test_a_long_value_is_shown_in_part():
+    (found,) = problems(rq(startsecs="x" * 100_000))
+    assert len(found) < 2000
+    assert found.startswith("companion 'rq': startsecs: 'xxx")
+    assert found.endswith("xxx' is not a number of seconds")
+
+
+def test_a_value_that_cannot_be_shown_is_a_mistake_too():
+    deep: list[object] = []
+    for _ in range(10_000):
+        deep = [deep]
+    found = problems(rq(startsecs=deep, stop_as_group=deep))
+    assert [line.split(": ")[1] for line in found] == ["startsecs", "stop_as_group"]
 
 
 def test_every_mistake_is_in_one_error():
