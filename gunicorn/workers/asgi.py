@@ -34,7 +34,7 @@ try:
 
     from gunicorn.workers.asgiconnection import Conn, read_proxy_header
     from gunicorn.workers.asgilifespan import Lifespan
-    from gunicorn.workers.asgiprotocol import HTTP
+    from gunicorn.workers.asgiprotocol import HTTP, RARE
     from gunicorn.workers.asgirequest import Request
     from gunicorn.workers.asgiwatch import LoopWatch
 except ImportError as error:
@@ -165,8 +165,9 @@ class ASGIWorker(Worker):
             self._tls = listening.ssl_context(cfg)
         schemes = policy.secure_scheme_headers.items()
         self._schemes = {name.lower().encode("latin-1"): value.encode("latin-1") for name, value in schemes}
-        #: Fields of a proxy that say who the client is, and how it came.
-        self.forwarding = frozenset((*self._schemes, b"x-forwarded-for"))
+        #: Fields that need a look: by the exact rules, or because they tell of a proxy's client.
+        self.unusual = frozenset((*self._schemes, b"x-forwarded-for", *RARE))
+        self.max_fields = policy.limit_request_fields
         #: A head within so many bytes exceeds no limit but that of their number.
         self.small_head = min(policy.max_line, policy.max_field)
         self.uvicorn = Config(
@@ -204,6 +205,8 @@ class ASGIWorker(Worker):
         # The master waits for twice `timeout`.
         self.loop.call_later(min(SWEEP, TICK, self.timeout / 2 or TICK), self._tick)
         date = current_date().encode("ascii")
+        self.default_lines = b"date: %b\r\n" % date, b"server: gunicorn\r\n"
+        # Of the handshake of a WebSocket.
         self.server_state.default_headers = [(b"date", date), (b"server", b"gunicorn")]
         if self._running:
             # The first heartbeat says that it serves.

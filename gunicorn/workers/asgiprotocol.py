@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 
 # With one of these fields, a head is read by the exact rules.
-_RARE = frozenset((b"transfer-encoding", b"expect"))
+RARE = frozenset((b"transfer-encoding", b"expect"))
 
 # Valid values of Host that clients have sent; they choose them, so keep it small.
 _HOSTS_MAX = 64
@@ -94,13 +95,15 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
         if conn.closing or self._refused is not None:
             conn.discard(data)
             return
-        if conn.state is State.IDLE or conn.state is State.NEW:
-            conn.enter(State.HEAD)
+        state = conn.state
+        if state is State.IDLE or state is State.NEW:
             self._received = 0
         self._received += len(data)
         # Each request has a context of its own. That of the callback may be the one of another request.
         self.worker.context.copy().run(_receive, self, data)
-        if conn.state is State.HEAD and not conn.closing:
+        if conn.state is not State.BUSY and not conn.closing:
+            if conn.state is not State.HEAD:
+                conn.enter(State.HEAD)
             self._check_size()
 
     def _check_size(self) -> None:
@@ -113,7 +116,7 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
 
     def on_message_begin(self) -> None:
         self._in_head = True
-        super().on_message_begin()
+        HttpToolsProtocol.on_message_begin(self)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -130,7 +133,7 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
             self.url = b"/"
         before = self.cycle
         self.app = request
-        super().on_headers_complete()
+        HttpToolsProtocol.on_headers_complete(self)
         cycle = self.cycle
         if cycle is before:
             return  # of a WebSocket
@@ -152,21 +155,22 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
         worker = self.worker
         headers = self.headers
         fields = dict(headers)
+        usual = worker.unusual.isdisjoint(fields)
         if not (
             self._received <= worker.small_head
-            and len(fields) == len(headers) <= worker.cycle.policy.limit_request_fields
+            and len(fields) == len(headers) <= worker.max_fields
             and self.url[:1] == b"/"
             and b"#" not in self.url
             and fields.get(b"host") in worker.hosts
             and method in _METHODS
-            and _RARE.isdisjoint(fields)
+            and (usual or RARE.isdisjoint(fields))
             and b"_" not in b"".join(fields)
             and self.parser.get_http_version() == "1.1"
         ):
             path = self._check_exactly(method)
         else:
             path = None
-        if self.connection.trusted and not worker.forwarding.isdisjoint(fields):
+        if not usual and self.connection.trusted:
             worker.apply_forwarded(self.scope)
         return path
 
@@ -190,27 +194,28 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
         return None if head.path.startswith("/") else head.path
 
     def on_body(self, body: bytes) -> None:
-        self._body_at = self.worker.loop.time()
+        self._body_at = monotonic()
         super().on_body(body)
 
     # -- answers -----------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
         conn = self.connection
-        request = self.requests.popleft() if self.requests else None
-        if request is not None:
-            self.worker.end_request(request)
-        if conn.is_closing():
+        if self.requests:
+            self.worker.end_request(self.requests.popleft())
+        if conn.closing:
             return
         if self.pipeline:
             self.worker.context.copy().run(super().on_response_complete)
             return
         # Without uvicorn's timer for each request: the worker looks for idle connections.
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self._refused is not None:
             self._refuse(self._refused)
         else:
-            conn.enter(State.HEAD if self._in_head else State.IDLE)
+            conn.state = State.HEAD if self._in_head else State.IDLE
+            conn.since = monotonic()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed; called by uvicorn."""

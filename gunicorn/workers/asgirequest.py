@@ -4,27 +4,36 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable
-from http import HTTPStatus
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.http.head import error_response
+from gunicorn.workers.asgireply import COPIED, DONE, NONE, STATUSES, TO_THE_END, Head
 from gunicorn.workers.cycle import Stopped, answer_for
 
 if TYPE_CHECKING:
     from gunicorn.workers.asgiconnection import Conn
 
-# Fields that need a look if an application sends them.
-_HOP_BY_HOP = frozenset((b"transfer-encoding", b"keep-alive"))
-_SPECIAL = _HOP_BY_HOP | {b"date", b"server"}
-
-_PHRASES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
-
 
 class Request:
     """One request, and what was answered. uvicorn calls it as the application."""
+
+    # Defaults of the class, because each attribute that is set takes time.
+
+    #: uvicorn's part of it: keeps what the client sends.
+    reply: Any = None
+    #: uvicorn's own way to send.
+    pass_on: Any = None
+    task: asyncio.Task[Any] | None = None
+    #: The response.
+    head: Head | None = None
+    status_code: int | None = None
+    fields: Any = ()
+    sent = 0
+    #: Whether it was counted and logged.
+    counted = False
+    timed_out = False
 
     def __init__(self, worker: Any, conn: Conn, scope: dict[str, Any], uri: bytes) -> None:
         self.worker = worker
@@ -32,16 +41,6 @@ class Request:
         self.scope = scope
         self.uri_bytes = uri
         self.since = monotonic()
-        #: uvicorn's part of it: keeps what the client sends, and sends the response.
-        self.reply: Any = None
-        self.task: asyncio.Task[Any] | None = None
-        self.status_code: int | None = None
-        self.fields: Any = ()
-        self.sent = 0
-        self.counted = False
-        self.timed_out = False
-        self._send: Any = None
-        self._framing: Framing | None = None
 
     # -- for hooks, log and scoreboard ---------------------------------------------------
 
@@ -102,7 +101,7 @@ class Request:
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         self.task = asyncio.current_task()
-        self._send = send
+        self.pass_on = send
         try:
             await self.worker.wsgi(scope, receive, self.send)
         except Stopped as error:
@@ -121,49 +120,58 @@ class Request:
                 await self._fail(*answer_for(None))
 
     def send(self, message: dict[str, Any]) -> Awaitable[None]:
-        """Pass *message* on to the client."""
+        """Send a part of the response: the head once the first part of the content is there, too."""
+        if self.reply.flow.write_paused:
+            return self._send_later(message)
+        self._send(message)
+        return DONE
+
+    async def _send_later(self, message: dict[str, Any]) -> None:
+        await self.reply.flow.drain()
+        self._send(message)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        reply = self.reply
+        if reply.disconnected:
+            return
         kind = message["type"]
-        if kind == "http.response.body":
-            size = len(message.get("body", b""))
-            if self._framing is not None:
-                message = self._framing.body(self.reply, message, size)
-            else:
-                self.sent += size
-        elif kind == "http.response.start" and not self.reply.response_started:
-            return self._start(message)
-        sent: Awaitable[None] = self._send(message)
-        return sent
+        if kind == "http.response.start" and self.head is None:
+            self._start(message["status"], message.get("headers", ()))
+        elif kind == "http.response.body" and self.head is not None and not reply.response_complete:
+            self._write(message.get("body", b""), message.get("more_body", False))
+        else:
+            raise RuntimeError(f"the application sends {kind!r} where it is not expected")
 
-    async def _start(self, message: dict[str, Any]) -> None:
-        reply = self.reply
-        self.status_code = status = message["status"]
-        self.fields = fields = message.get("headers", ())
+    def _start(self, status: int, fields: Any) -> None:
+        reply, worker = self.reply, self.worker
         # A client that is still sending the body might have to send all of it.
-        if reply.more_body or self.conn.hung_up or not self.worker.alive:
-            reply.keep_alive = False
-        names = {name.lower(): value for name, value in fields}
-        length = names.get(b"content-length")
-        if length is not None and not (length.isdigit() and _is_single(b"content-length", names, fields)):
-            raise ValueError(f"the application sends no valid Content-Length: {length!r}")
-        if not _SPECIAL.isdisjoint(names):
-            fields = self._without_special(fields, names)
-        if status in (204, 304) or self.scope["http_version"] != "1.1" or self.method in ("HEAD", "CONNECT"):
-            self._framing, fields = framing_for(reply, self.method, status, fields)
-        if fields is not self.fields:
-            message = {**message, "headers": fields}
-        try:
-            await self._send(message)
-        except BaseException:
-            # The fields cannot be sent, and nothing was: there is room for a page about it.
-            reply.response_started, reply.chunked_encoding = False, None
-            reply.expected_content_length, self._framing = 0, None
-            raise
+        keeps = reply.keep_alive and not (reply.more_body or self.conn.hung_up) and worker.alive
+        old = self.scope["http_version"] != "1.1"
+        self.head = Head(self.scope["method"], old, status, fields, keeps, worker.default_lines)
+        self.status_code, self.fields = status, fields
+        # From now on the client need not send a body that waits for "100 Continue".
+        reply.waiting_for_100_continue = False
 
-    def _without_special(self, fields: Any, names: Any) -> list[Any]:
-        """Leave out what only concerns this connection, and do not send twice what the server sends, too."""
-        reply = self.reply
-        reply.default_headers = [field for field in reply.default_headers if field[0] not in names]
-        return [field for field in fields if field[0].lower() not in _HOP_BY_HOP]
+    def _write(self, body: Any, more: bool) -> None:
+        reply, head, conn = self.reply, self.head, self.conn
+        assert head is not None
+        data = head.content(body, more)
+        if not reply.response_started:
+            reply.response_started = True
+            if len(data) < COPIED:
+                data = b"".join((head.data, data))
+            else:
+                conn.write(head.data)
+        if data:
+            conn.write(data)
+        if head.framing != NONE:
+            self.sent += len(body)
+        if not more:
+            reply.response_complete = True
+            reply.message_event.set()
+            if not head.keeps:
+                conn.close()
+            conn.protocol.on_response_complete()
 
     @property
     def is_answered(self) -> bool:
@@ -175,21 +183,19 @@ class Request:
 
     async def _fail(self, status: int, reason: str, text: str) -> None:
         """Answer for the application, or cut off what it has begun to answer."""
-        if self.reply.response_started:
+        if self.head is not None and self.reply.response_started:
             # The client sees that the content is not whole.
-            if self._framing is not None and self._framing.to_the_end:
+            if self.head.framing == TO_THE_END:
                 self.conn.reset()
             else:
                 self.conn.close()
             return
         page = error_response(status, reason, text).partition(b"\r\n\r\n")[2]
-        headers = [
-            (b"content-type", b"text/html; charset=utf-8"),
-            (b"content-length", b"%d" % len(page)),
-            (b"connection", b"close"),
-        ]
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": page})
+        self.reply.keep_alive = False
+        fields = [(b"content-type", b"text/html; charset=utf-8"), (b"content-length", b"%d" % len(page))]
+        self._start(status, fields)
+        if not self.is_gone:
+            self._write(page, False)
 
     def _log_error(self, error: BaseException | None) -> None:
         log, where = self.worker.log, ascii(f"{self.method} {self.uri}")
@@ -213,46 +219,6 @@ class Request:
         return Response(self)
 
 
-class Framing:
-    """How the content of a response ends where that is neither by its length nor by chunks."""
-
-    def __init__(self, to_the_end: bool) -> None:
-        #: Whether it ends with the connection; otherwise there is none.
-        self.to_the_end = to_the_end
-
-    def body(self, reply: Any, message: dict[str, Any], size: int) -> dict[str, Any]:
-        """Return *message* as uvicorn shall get it, with content of *size* bytes."""
-        if not self.to_the_end:
-            return {**message, "body": b""}
-        if not message.get("more_body", False):
-            # So that it does not miss anything.
-            reply.expected_content_length = size
-        return message
-
-
-def _is_single(name: bytes, names: Any, fields: Any) -> bool:
-    return len(names) == len(fields) or [field[0].lower() for field in fields].count(name) == 1
-
-
-def framing_for(reply: Any, method: str, status: int, fields: Any) -> tuple[Framing | None, Any]:
-    """Prepare uvicorn's *reply* for content of no usual kind, and return the fields to send."""
-    if method == "HEAD":
-        return None, fields
-    if status in (204, 304) or (method == "CONNECT" and 200 <= status < 300):
-        if status != 304:
-            fields = [field for field in fields if field[0].lower() != b"content-length"]
-        to_the_end = method == "CONNECT"
-    elif any(name.lower() == b"content-length" for name, _ in fields):
-        return None, fields
-    else:
-        to_the_end = True  # a client of HTTP/1.0 knows no chunks
-    reply.chunked_encoding = False
-    reply.expected_content_length = math.inf if to_the_end else 0
-    if to_the_end:
-        reply.keep_alive = False
-    return Framing(to_the_end), fields
-
-
 class WebSocketRequest(Request):
     """The handshake of a WebSocket. What follows is no request any more."""
 
@@ -265,7 +231,7 @@ class WebSocketRequest(Request):
                 self.answered(403)
             elif kind == "websocket.http.response.start":
                 self.answered(message["status"], message.get("headers") or ())
-        sent: Awaitable[None] = self._send(message)
+        sent: Awaitable[None] = self.pass_on(message)
         return sent
 
     def answered(self, status: int, fields: Any = ()) -> None:
@@ -284,7 +250,7 @@ class WebSocketRequest(Request):
         if self.status_code is not None:
             # The application is done: uvicorn closes.
             if not self.is_gone and not self.reply.close_sent:
-                await self._send({"type": "websocket.close", "code": 1011})
+                await self.pass_on({"type": "websocket.close", "code": 1011})
             return
         self.answered(status)
         self.reply.send_500_response()
@@ -295,11 +261,11 @@ class Response:
 
     def __init__(self, request: Request) -> None:
         self.status_code = request.status_code
-        self.status = _PHRASES.get(request.status_code or 0) or f"{request.status_code} -"
+        self.status = STATUSES.get(request.status_code or 0) or f"{request.status_code} -"
         self.headers = [
             (bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in request.fields
         ]
-        self.sent = self.response_length = 0 if request.method == "HEAD" else request.sent
+        self.sent = self.response_length = request.sent
         self.proxy_protocol_info = request.proxy_protocol_info
 
 
