@@ -179,12 +179,13 @@ class Timeout(Count, section=WORKER_PROCESSES, flags="-t --timeout", default=30)
 
 
 class RequestTimeout(Seconds, section=WORKER_PROCESSES, default=0):
-    """The seconds that one request may take with ``gthread`` and ``gevent``; 0 for no limit.
+    """The seconds that one request may take with ``gthread``, ``gevent`` and ``asgi``; 0 for no limit.
 
     If a request takes longer, the worker logs its stack, which shows where it hangs, and retires: another
     worker takes its place, the other requests finish, and what still hangs after ``graceful_timeout`` ends
-    with the process. Python has no safe way to end a single thread. With ``sync`` the setting ``timeout``
-    does this.
+    with the process. Python has no safe way to end a single thread. With ``asgi`` the request is cancelled
+    instead, and answered with status 503 if its answer has not begun; the limit is for streams, too. With
+    ``sync`` the setting ``timeout`` does this.
     """
 
 

@@ -11,6 +11,7 @@ import ssl
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -36,7 +37,7 @@ try:
     from gunicorn.workers.asgilifespan import Lifespan
     from gunicorn.workers.asgiprotocol import HTTP, RARE
     from gunicorn.workers.asgirequest import Request
-    from gunicorn.workers.asgiwatch import LoopWatch
+    from gunicorn.workers.asgiwatch import LoopWatch, frames_of, stack_of
 except ImportError as error:
     raise RuntimeError(
         f"the asgi worker class needs the libraries of gunicorn[asgi]: uvicorn and httptools ({error})"
@@ -391,10 +392,29 @@ class ASGIWorker(Worker):
 
     def _sweep(self) -> None:
         now = time.monotonic()
+        limit = float(self.cfg.request_timeout)
         for conn in list(self.conns):
             conn.sweep(now)
+            if limit and conn.state == State.BUSY and not conn.is_websocket:
+                self._check_duration(conn, now, limit)
         # If clients wait, accept again: that closes an idle connection to make room.
         self._resume_accepting(anyway=True)
+
+    def _check_duration(self, conn: Conn, now: float, limit: float) -> None:
+        """Cancel the current request of *conn* if it takes longer than *limit* seconds."""
+        request = conn.protocol.requests[0]
+        if now - request.since <= limit or request.timed_out or request.task is None:
+            return
+        request.timed_out = True
+        where = ascii(f"{request.method} {request.uri}")
+        stack = "".join(traceback.format_list(stack_of(request.task)))
+        self.log.error("%s takes longer than %g s and is cancelled:\n%s", where, limit, stack)
+        request.task.cancel()
+
+    def suspended_frames(self) -> list[Any]:
+        """The stacks of all tasks that wait, for a dump."""
+        loop = getattr(self, "loop", None)
+        return [frames_of(task) for task in asyncio.all_tasks(loop)] if loop is not None else []
 
     # -- requests ------------------------------------------------------------------------
 

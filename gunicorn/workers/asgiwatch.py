@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from types import FrameType
 from typing import Any
 
 # A callback that takes longer is slow; as in asyncio's own debug mode.
@@ -15,6 +16,30 @@ SLOW = 0.1
 
 # How often the loop shows that it turns, if slow callbacks are to be found.
 _BEAT = 0.05
+
+
+def frames_of(task: asyncio.Task[Any]) -> list[FrameType]:
+    """Return the frames of a task that waits, the innermost first."""
+    frames = []
+    coroutine: Any = task.get_coro()
+    while coroutine is not None:
+        # Of a coroutine, a generator, or an asynchronous generator.
+        for prefix in ("cr", "gi", "ag"):
+            frame = getattr(coroutine, f"{prefix}_frame", None)
+            if frame is not None:
+                frames.append(frame)
+                coroutine = getattr(coroutine, f"{prefix}_await", None) or getattr(
+                    coroutine, "gi_yieldfrom", None
+                )
+                break
+        else:
+            break
+    return frames[::-1]
+
+
+def stack_of(task: asyncio.Task[Any]) -> traceback.StackSummary:
+    """Return where a task waits, the innermost frame last."""
+    return traceback.StackSummary.extract((frame, frame.f_lineno) for frame in reversed(frames_of(task)))
 
 
 class LoopWatch:

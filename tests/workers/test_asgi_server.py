@@ -101,6 +101,8 @@ async def app(scope, receive, send):
         note("later")
     elif path == "/block":
         time.sleep(3600)
+    elif path == "/hang":
+        await asyncio.sleep(3600)
     elif path == "/nothing":
         pass
     else:
@@ -259,6 +261,27 @@ def test_a_blocked_loop_is_seen_and_its_worker_replaced() -> None:
         wait_until(lambda: server.get("/").text != first)
         log = server.log()
         assert log.index("The event loop hangs for") < log.index("has sent no heartbeat")
+        assert "The application" not in log and "ASGI callable" not in log
+
+
+def test_what_takes_long_is_dumped_and_cancelled() -> None:
+    companions = [{"name": "idle", "command": ["sleep", "1000"]}]
+    settings = {"request_timeout": 2, "companion_workers": companions}
+    with Server(APP, conf(**settings), ready="listen") as server, connect(server) as client:
+        wait_until(lambda: server.ask("web")["ok"])
+        client.send(get("/hang?x"))
+        wait_until(lambda: server.ask("web")["web"]["totals"]["running"] == 1)
+        shown = server.ask("web")["web"]["workers"][0]
+        assert shown["oldest"]["path"] == "/hang" and shown["connections"] == 1
+        (dump,) = server.ask("dump", what=shown["pid"])["dumps"]
+        assert "Task (most recent call first):" in dump["stacks"] and " in app\n" in dump["stacks"]
+        answer = client.answer()
+        assert answer.status == 503 and answer.closes
+        assert "asyncio.sleep(3600)" in server.wait_log(
+            "'GET /hang?x' takes longer than 2 s and is cancelled"
+        )
+        assert server.get("/").text == server.get("/").text
+        wait_until(lambda: server.ask("web")["web"]["totals"]["answers"]["5xx"] == 1)
 
 
 def gunicorn(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:

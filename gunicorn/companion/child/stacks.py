@@ -44,8 +44,9 @@ END = b"\0"
 _FROM = 200
 
 
-# Frames of what is no thread and waits: None for one that has just ended or is running.
-Suspended = Callable[[], Iterable[FrameType | None]]
+# What is no thread and waits. For a greenlet its frame: None for one that has just ended or is running. For a
+# task its frames, the innermost first.
+Suspended = Callable[[], Iterable[FrameType | list[FrameType] | None]]
 
 
 class StackFile:
@@ -69,7 +70,7 @@ class StackFile:
     # -- in the process that is asked ----------------------------------------
 
     def listen(self, suspended: Suspended = tuple) -> None:
-        """Have this process, and those that it forks, answer from now on; also with *suspended* greenlets."""
+        """Have this process, and those that it forks, answer from now on; also with what is *suspended*."""
         if not ASK:
             return
         self._suspended = suspended
@@ -84,7 +85,7 @@ class StackFile:
         with contextlib.suppress(Exception):
             if os.pread(self.fd, _HEAD.size + 1, 0) == _HEAD.pack(os.getpid()):
                 for suspended in self._suspended():
-                    if suspended is not None:
+                    if suspended:
                         os.write(self.fd, _describe(suspended))
                 faulthandler.dump_traceback(self.fd, all_threads=True)
                 os.write(self.fd, END)
@@ -115,14 +116,18 @@ class StackFile:
             return False
 
 
-def _describe(innermost: FrameType) -> bytes:
-    """The stack of a greenlet, as `faulthandler` would write it."""
-    lines = ["Greenlet (most recent call first):\n"]
-    frame: FrameType | None = innermost
-    while frame is not None:
+def _describe(suspended: FrameType | list[FrameType]) -> bytes:
+    """The stack of a greenlet or of a task, as `faulthandler` would write it."""
+    if isinstance(suspended, list):
+        name, frames = "Task", suspended
+    else:
+        name, frames = "Greenlet", [suspended]
+        while (caller := frames[-1].f_back) is not None:
+            frames.append(caller)
+    lines = [f"{name} (most recent call first):\n"]
+    for frame in frames:
         code = frame.f_code
         lines.append(f'  File "{code.co_filename}", line {frame.f_lineno} in {code.co_name}\n')
-        frame = frame.f_back
     return "".join([*lines, "\n"]).encode("utf-8", "backslashreplace")
 
 
