@@ -32,6 +32,7 @@ VARIABLES = {
 UNITS = {
     "celery": ["celery.service"],
     "chat": ["chat.service", "chat.socket", "migrate.service"],
+    "multi": ["multi.service"],
     "shop": ["shop-rq@.service"],
     "template": ["rq@.service"],
     "timer": ["backup.service", "backup.timer"],

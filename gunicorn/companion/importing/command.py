@@ -119,5 +119,5 @@ def run(options: Any) -> str | None:
         return f"cannot write {options.output}: {exc.strerror}"
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         file.write(text)
-    print(f"written to {options.output}; try it: gunicorn --check-config -c {options.output}")
+    print(f"written to {options.output}; try it: gunicorn --check-config -c {options.output} MODULE:APP")
     return None

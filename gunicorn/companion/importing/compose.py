@@ -349,6 +349,6 @@ class _Reader:
                 continue
             after.append(program.name)
             if condition == "service_completed_successfully":
-                program.set("autorestart", "on-failure", "others wait until it has ended with 0")
+                program.set_job("others need it")
         if after:
             self.program.set("after", after)

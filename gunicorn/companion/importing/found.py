@@ -123,6 +123,12 @@ class Program(Commented):
         """Set a key to what is probably meant."""
         self.set(key, value, f"guess: {reason}")
 
+    def set_job(self, reason: str) -> None:
+        """Make it a job: what comes after it waits until it has ended with 0."""
+        self.set("autorestart", "on-failure", reason)
+        # Until then it is not RUNNING.
+        self.set("startsecs", 86400, "longer than it takes, so that others wait for its end")
+
     def copies(self, number: int) -> None:
         """Let so many copies run; one needs no number, and none waits for a command."""
         if number > 1:

@@ -15,7 +15,7 @@ DEFAULTS: dict[str, object] = {}
 #: Lines of a Procfile.
 HERE = {
     "web": "no companion: ``wsgi_app``, ``bind`` and ``workers``, if it runs a web server",
-    "release": "a companion that runs once, and the setting ``web_after``, for which the web workers wait",
+    "release": "a companion that runs once; web workers wait for it (``web_after``), and so do others (``after``)",
     "NAME": "a companion; ``command`` is the list of its words",
     "cd DIR && …": "``cwd``",
     "A=b program": "``env``",
@@ -49,7 +49,11 @@ def translate(source: Source) -> Found:
         if os.path.exists(env_file):
             program.guess("env_file", env_file, "Foreman and Honcho read it")
         if name == "release":
-            program.set("autorestart", "on-failure", "it runs once")
+            program.set_job("it runs once")
             program.set("start_retries", 1, "a release that fails ends the start")
-            found.settings["web_after"] = [program.name], "the web workers wait for the release"
+    if release := found.named("release"):
+        found.settings["web_after"] = [release.name], "the web workers wait for the release"
+        for program in found.programs:
+            if program is not release:
+                program.set("after", [release.name])
     return found

@@ -29,7 +29,7 @@ DEFAULTS = {"autorestart": "never", "stop_timeout": 90, "stop_as_group": True}
 
 #: Keys of [Service] with a counterpart.
 HERE = {
-    "Type": "notify: ``ready`` is ``notify``; oneshot: a job; forking: a guess",
+    "Type": "notify: ``ready`` is ``notify``; oneshot: a job, with ``startsecs``; forking: a guess",
     "ExecStart": '``command``, a list of words; with variables ``["sh", "-c", "exec …"]``',
     "ExecStartPre": 'before it in one shell: ``["sh", "-c", "… && exec …"]``',
     "ExecCondition": "the same",
@@ -71,7 +71,7 @@ INSTEAD = {
     "SupplementaryGroups": OTHER_USER,
     "DynamicUser": _SANDBOX,
     "ExecStartPost": "the hook ``companion_post_fork`` runs before the program",
-    "ExecReload": "``gunicorn-companion signal NAME HUP``",
+    "ExecReload": "``gunicorn-companion signal NAME HUP``; of the web tier: ``gunicorn-companion reload``",
     "ExecStop": "the stop signal ends it: ``stop_signal``, or a ladder in ``stop_signals``",
     "ExecStopPost": "the hook ``companion_exit``",
     "RestartPreventExitStatus": '``success_exit_codes``, with ``"autorestart": "on-failure"``',
@@ -395,6 +395,11 @@ class _Reader:
                 "guess: Type=forking: here it must stay in the foreground, so take the option away that puts "
                 "it into the background"
             )
+            if any(re.search(r"\bmulti\s+start\b", entry.value) for entry in self._of("ExecStart")):
+                self.program.note(
+                    "guess: in the place of celery multi start: the command celery -A APP worker, and numprocs "
+                    "with --hostname=NAME%(index)d@%%h for several nodes"
+                )
         elif value == "dbus":
             self.program.note("Type=dbus: it is RUNNING after startsecs; a probe can tell better")
 
@@ -535,7 +540,7 @@ class _Reader:
         if seconds:
             self.program.set("max_runtime" if job else "max_lifetime", seconds)
         if self._last("Type") == "oneshot" and "autorestart" not in self.program.values:
-            self.program.set("autorestart", "on-failure", "it runs once")
+            self.program.set_job("it runs once")
             self.program.set("start_retries", 1, "and is not tried again")
 
     def _start_limit(self) -> None:

@@ -346,6 +346,25 @@ def replace_web_servers(found: Found) -> None:
         _connect(found, program)
 
 
+_WHOLE = "it is for the whole server: in its unit or container"
+
+# Keys of a companion, and what does the same for the web tier.
+_FOR_WEB = {
+    "numprocs": "more workers",
+    "env_file": "the server's own environment must have these variables: EnvironmentFile of its unit, env_file "
+    "of its container",
+    "probe": "the setting monitor answers /ready and /live",
+    "liveness": "the setting monitor answers /ready and /live",
+    "stop_timeout": "requests have graceful_timeout to finish; who stops the server must wait longer than that",
+    "stdout": "the settings accesslog and errorlog",
+    "rlimits": _WHOLE,
+    "nice": _WHOLE,
+    "umask": _WHOLE,
+    "oom_score_adj": _WHOLE,
+    "cpu_affinity": _WHOLE,
+}
+
+
 def _comment(program: Program, server: Web) -> Block:
     from gunicorn.companion.importing.writer import literal
 
@@ -365,6 +384,9 @@ def _comment(program: Program, server: Web) -> Block:
             join([f"{name}=", *(value.parts if isinstance(value, Text) else (str(value),))])
             for name, value in program.values["env"].items()
         ]
+    for key in ("max_memory", "max_lifetime"):
+        if key in program.values:
+            settings[key] = program.values[key]
     for name, value in settings.items():
         equals = ":" if name.startswith("#") else " ="
         block.note(f"guess: {name.lstrip('# ')}{equals} {literal(value, percent=False)}")
@@ -374,6 +396,9 @@ def _comment(program: Program, server: Web) -> Block:
         block.note(f"{server.kind} was its server for development: reload is for that, too; set wsgi_app")
     elif server.asgi:
         block.note("an ASGI application needs that worker class: the page 'asgi' of the manual")
+    for key, hint in _FOR_WEB.items():
+        if program.values.get(key) is not None:
+            block.instead(f"{key} = {literal(program.values[key], percent=False)}", hint)
     for note in program.notes:
         block.note(note)
     return block
