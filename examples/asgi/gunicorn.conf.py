@@ -7,7 +7,7 @@
 import gunicorn.companion  # noqa: F401  an error under another Gunicorn, which would start no companion
 
 wsgi_app = "fastapi_app:app"
-worker_class = "uvicorn_worker.UvicornWorker"
+worker_class = "asgi"
 workers = 2
 accesslog = "-"
 # Seconds for requests to finish when a worker stops.

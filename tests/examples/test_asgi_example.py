@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The ticker of examples/asgi: FastAPI and Starlette in Uvicorn's workers, beside a companion."""
+"""The ticker of examples/asgi: FastAPI and Starlette under the class asgi, beside a companion."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from exampletree import example_server
 from harness import Background, wait_until
 
-for needed in ("fastapi", "uvicorn_worker"):
+for needed in ("fastapi", "uvicorn"):
     pytest.importorskip(needed, reason=f"{needed} is not installed")
 websockets = pytest.importorskip("websockets.sync.client", reason="websockets is not installed")
 
