@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The ``gunicorn-companion`` command: its arguments and its exit.
+"""The ``gunicorn-companion`` command: its parser, the table of commands, and its exit.
 
 Health checks and scripts call it often, so it must start quickly: it imports only the standard library and
 the lowest layers, and builds only the parser of the command at hand.
@@ -16,11 +16,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from gunicorn import __version__
+from gunicorn.companion.client import arguments, logs, show, web
 from gunicorn.companion.client import commands as client
-from gunicorn.companion.client import logs, show, web
-from gunicorn.companion.client.commands import DONE
 from gunicorn.companion.client.connection import (
-    DEFAULT_TIMEOUT,
     NO_ANSWER,
     OK,
     REFUSED,
@@ -40,15 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
-STATES = ("STOPPED", "STARTING", "RUNNING", "BACKOFF", "STOPPING")
 INTERRUPTED = 130
 # The first word of the call by which a shell's script asks what may be typed next.
 COMPLETE = "__complete"
-
-NAMES = (
-    "by name: 'rq' (with all its copies, if it has numprocs), 'rq:2', a pattern such as 'work*', a group "
-    "such as '@workers', or 'all'"
-)
 
 # What to write instead of commands of supervisorctl, systemctl, pm2 and others.
 FOREIGN_WORDS = {
@@ -170,7 +162,7 @@ def build_parser(words: Sequence[str]) -> Parser:
         "that is done, found one that should run and does not. 'gunicorn-companion "
         "COMMAND --help' explains a command.",
     )
-    _add_common(parser)
+    arguments.common(parser)
     socket = os.environ.get(SOCKET_VARIABLE) or None
     parser.set_defaults(socket=socket, json=False, timeout=None, no_wait=False)
     parser.add_argument(
@@ -184,7 +176,7 @@ def build_parser(words: Sequence[str]) -> Parser:
         description = f"{text[0].upper()}{text[1:]}. {more}"
         one = commands.add_parser(name, help=text, description=description, formatter_class=formatter)
         add_arguments(one)
-        _add_common(one, waits=name in WAITS, limits=LIMITS.get(name))
+        arguments.common(one, waits=name in WAITS, limits=LIMITS.get(name))
         one.formatter_class = argparse.HelpFormatter
     parser.formatter_class = argparse.HelpFormatter
     return parser
@@ -207,225 +199,19 @@ class _Version(argparse.Action):
         parser.exit(0)
 
 
-# -- options and arguments ---------------------------------------------------
-
-
-def _add_common(parser: Parser, waits: bool = True, limits: str | None = None) -> None:
-    """Options that may be before the command or after it. One that is missing after it does not reset it."""
-    parser.add_argument(
-        "-s",
-        "--socket",
-        metavar="SOCKET",
-        default=argparse.SUPPRESS,
-        help=f"control socket of the server (also ${SOCKET_VARIABLE}; default: the one live socket in "
-        "$RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/gunicorn, ~/.gunicorn and /run/*/)",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="print the answer as JSON, with all figures",
-    )
-    parser.add_argument(
-        "--timeout",
-        metavar="S",
-        type=_seconds,
-        default=argparse.SUPPRESS,
-        help=limits
-        or f"seconds to wait for an answer (default {DEFAULT_TIMEOUT:g}), and for companions to start or "
-        "stop (default: as long as their own limits allow)",
-    )
-    parser.add_argument(
-        "--no-wait",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        # Accepted everywhere, documented only where it has an effect.
-        help="do not wait until all have started or stopped" if waits else argparse.SUPPRESS,
-    )
-
-
-def _events(parser: Parser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; all by default")
-
-
-def _some(parser: Parser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="+", help=f"companions {NAMES}")
-
-
-def _status(parser: Parser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; all by default")
-    parser.add_argument(
-        "-v",
-        "--verbose",
-        action="store_true",
-        help="add memory, for each and in total: the proportional size (PSS), which counts a page that ten "
-        "processes share as a tenth in each, private memory, and what copy-on-write saves",
-    )
-
-
-def _restart(parser: Parser) -> None:
-    _some(parser)
-    parser.add_argument(
-        "--rolling",
-        action="store_true",
-        help="one copy at a time, each RUNNING before the next stops",
-    )
-
-
-def _signal(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NAME", help=f"companions {NAMES}")
-    parser.add_argument("signal", metavar="SIG", help="its name (HUP, SIGHUP) or number")
-
-
-def _scale(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NAME", help="a companion with numprocs, by its plain name")
-    parser.add_argument("numprocs", metavar="N", type=_count, help="the number of copies")
-
-
-def _wait(parser: Parser) -> None:
-    _some(parser)
-    parser.add_argument(
-        "--state",
-        default="RUNNING",
-        type=str.upper,
-        choices=(*STATES, DONE),
-        help="the state to wait for (default RUNNING, or done): "
-        + ", ".join(STATES)
-        + "; DONE: STOPPED by itself with exit status 0",
-        metavar="STATE",
-    )
-
-
-def _logs(parser: Parser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; all by default")
-    parser.add_argument(
-        "-f", "--follow", action="store_true", help="go on with new lines, until Ctrl-C or the server's end"
-    )
-    parser.add_argument(
-        "-n",
-        "--lines",
-        metavar="N",
-        type=_number,
-        default=50,
-        help="how many of the last lines (default 50), at most companion_log_lines of each companion",
-    )
-    parser.add_argument(
-        "--since", metavar="TIME", type=_span, help="only lines of this last time: 90s, 10m, 2h, 1d"
-    )
-    stream = parser.add_mutually_exclusive_group()
-    for name in ("stdout", "stderr"):
-        stream.add_argument(
-            f"--{name}", dest="stream", action="store_const", const=name, help=f"only lines of {name}"
-        )
-
-
-def _web(parser: Parser) -> None:
-    parser.add_argument(
-        "do",
-        metavar="ACTION",
-        nargs="?",
-        choices=("add", "remove", "reload", "kill"),
-        help="add, remove: so many more or fewer workers, until the next SIGHUP or start; reload: new "
-        "workers with the present configuration, each old one ends when a new one serves; kill: end one that "
-        "hangs, and with it its requests",
-    )
-    parser.add_argument(
-        "number", metavar="N|PID", nargs="?", type=_count, help="for add and remove (default 1); for kill"
-    )
-
-
-def _dump(parser: Parser) -> None:
-    parser.add_argument(
-        "names",
-        metavar="NAME",
-        nargs="+",
-        help=f"companions {NAMES}; 'web', all web workers; or the pid of a worker, of a companion, or of a "
-        "process that a companion has started",
-    )
-
-
-def _reread(parser: Parser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="only show what would change")
-
-
-def _top(parser: Parser) -> None:
-    parser.add_argument(
-        "--interval",
-        metavar="S",
-        type=_seconds,
-        default=2.0,
-        help="seconds between two looks (default 2); what happens to a companion is shown at once",
-    )
-    parser.add_argument("--plain", action="store_true", help="print the tables; no screen, no keys")
-
-
-def _pid(parser: Parser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; none: the manager")
-
-
-def _metrics(parser: Parser) -> None:
-    parser.add_argument(
-        "--openmetrics", action="store_true", help="as OpenMetrics, with units and times of creation"
-    )
-
-
-def _history(parser: Parser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; all by default")
-    parser.add_argument(
-        "-n", metavar="N", dest="number", type=_count, default=100, help="only the last N (default: all, 100)"
-    )
+# -- commands that load what others do without ---------------------------------
 
 
 def _show_metrics(connection: Connection, options: Any) -> int:
-    # Other commands need not load it.
     from gunicorn.companion.client.metrics import show_metrics
 
     return show_metrics(connection, options)
-
-
-def _completion(parser: Parser) -> None:
-    parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
 
 
 def _show_completion(_: object, options: Any) -> int:
     from gunicorn.companion.client.completion import show_script
 
     return show_script(options)
-
-
-def _reload(parser: Parser) -> None:
-    parser.add_argument("--wait", action="store_true", help="until it is done, or refused")
-
-
-def _upgrade(parser: Parser) -> None:
-    parser.add_argument("--wait", action="store_true", help="until it is done, or rolled back")
-
-
-def _shutdown(parser: Parser) -> None:
-    parser.add_argument(
-        "--now", action="store_true", help="kill everything at once: requests and jobs that run are lost"
-    )
-    parser.add_argument("--wait", action="store_true", help="until the server is gone")
-
-
-def _import(parser: Parser) -> None:
-    parser.add_argument(
-        "files", metavar="FILE", nargs="+", help="a file; '-': standard input. Units of systemd go together"
-    )
-    parser.add_argument(
-        "--from",
-        dest="origin",
-        metavar="KIND",
-        choices=("supervisord", "procfile", "circus", "uwsgi", "systemd", "compose", "pm2"),
-        help="what the files are: supervisord, procfile, circus, uwsgi, systemd, compose or pm2 (default: by "
-        "name and content)",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="write it to this new file; one that exists is never overwritten (default: standard output)",
-    )
 
 
 def _translate(_: object, options: Any) -> int:
@@ -437,19 +223,13 @@ def _translate(_: object, options: Any) -> int:
     return OK
 
 
-def _nothing(parser: Parser) -> None:
-    pass
-
-
 def _show_top(connection: Connection, options: Any) -> int:
-    # Other commands do without what it imports.
     from gunicorn.companion.client.top import run
 
     return run(connection, options)
 
 
 def _steer_server(connection: Connection, options: Any) -> int:
-    # Health checks and the like need not load it.
     from gunicorn.companion.client import deploy
 
     return deploy.COMMANDS[options.command](connection, options)
@@ -461,98 +241,98 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
     "status": (
         "show companions and their state; with the NAME of one, all about it",
         "Exit status 3: a companion that should run is not RUNNING, or keeps failing.",
-        _status,
+        arguments.status,
         show.show_status,
     ),
     "start": (
         "start companions that are stopped or waiting for a restart",
         "Returns when they are RUNNING or done; exit status 1: one waits for a companion that is stopped.",
-        _some,
+        arguments.some,
         client.steer,
     ),
     "stop": (
         "stop companions and keep them stopped",
         "Returns when all their processes are gone.",
-        _some,
+        arguments.some,
         client.steer,
     ),
     "restart": (
         "stop companions and start them again",
         "Returns when they are RUNNING again.",
-        _restart,
+        arguments.restart,
         client.steer,
     ),
     "signal": (
         "send a signal to companions",
         "It goes to the companion alone, not to its children.",
-        _signal,
+        arguments.signal,
         client.send_signal,
     ),
     "scale": (
         "change how many copies of a companion run",
         "Lasts until its numprocs changes in the configuration, or the server restarts. "
         "The copy with the highest index stops first.",
-        _scale,
+        arguments.scale,
         client.scale,
     ),
     "wait": (
         "wait until companions are in a state",
         "Exit status 1: one of them will not get there by itself (it is STOPPED, or waits for one that is), "
         "or --timeout has passed.",
-        _wait,
+        arguments.wait,
         client.wait,
     ),
     "history": (
         "show the latest starts and ends of companions, and the cause of each",
         "Those of the last hundred, also from before the manager was restarted.",
-        _history,
+        arguments.history,
         show.show_history,
     ),
     "events": (
         "print each change of a state, each start and end as a line of JSON",
         "Ends with the server, or on Ctrl-C.",
-        _events,
+        arguments.events,
         client.follow_events,
     ),
     "logs": (
         "show the last lines that companions wrote, and follow them",
         "Lines of several companions have the name in front. They outlive a companion that is restarted or "
         "killed. With --json each line is an object with its time, name, pid and stream.",
-        _logs,
+        arguments.logs,
         logs.show_logs,
     ),
     "metrics": (
         "print all figures for Prometheus",
         "In its text format, as the page /metrics of the monitor has them: for the textfile collector, or "
         "for a look. What each means is in the line before it.",
-        _metrics,
+        arguments.metrics,
         _show_metrics,
     ),
     "web": (
         "show web workers and what they are doing; add, remove, reload or kill them",
         "Exit status 3: fewer workers serve than there should be, or the master hangs; 1: refused, or a new "
         "worker does not start.",
-        _web,
+        arguments.web,
         web.web,
     ),
     "top": (
         "show companions and web workers on a live screen, with the output of one",
         "Keys restart, stop, start, scale and inspect them; ? lists the keys. Needs the library textual. "
         "Without it, or without a terminal, the same tables are printed again and again.",
-        _top,
+        arguments.top,
         _show_top,
     ),
     "dump": (
         "print what all threads of companions or web workers do now: their Python stacks",
         "They are not disturbed. Of a function in C only the Python line that calls it is shown. Exit status "
         "1: a process does not answer (the reason is printed).",
-        _dump,
+        arguments.dump,
         client.show_stacks,
     ),
     "reread": (
         "read the configuration again and apply the changes",
         "If it is wrong, nothing changes and the exit status is 1.",
-        _reread,
+        arguments.reread,
         client.reread,
     ),
     "reload": (
@@ -560,7 +340,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         "As SIGHUP to the master does. If the configuration is wrong, or new web workers do not boot, "
         "nothing changes; with --wait the exit status is then 1, or 3 if it is done and a companion does not "
         "run.",
-        _reload,
+        arguments.reload,
         _steer_server,
     ),
     "upgrade": (
@@ -568,25 +348,25 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         "If the new master does not boot within --timeout seconds (default 120), it is ended and the old one "
         "goes on; with --wait the exit status is then 1, or 3 if it is done and a companion does not run. "
         "Companions change hands, and none runs twice.",
-        _upgrade,
+        arguments.upgrade,
         _steer_server,
     ),
     "shutdown": (
         "stop the whole server",
         "As SIGTERM to the master does: requests and jobs that run come to their end.",
-        _shutdown,
+        arguments.shutdown,
         _steer_server,
     ),
     "pid": (
         "print the pid of the companion manager, or of companions",
         "Exit status 1: a companion has no process.",
-        _pid,
+        arguments.pid,
         client.show_pid,
     ),
     "version": (
         "print the version of the running server",
         "--version prints that of the command.",
-        _nothing,
+        arguments.none,
         client.show_version,
     ),
     "completion": (
@@ -594,7 +374,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         "bash: add 'source <(gunicorn-companion completion bash)' to ~/.bashrc. zsh: the same with zsh, in "
         "~/.zshrc, after compinit. fish: gunicorn-companion completion fish "
         "> ~/.config/fish/completions/gunicorn-companion.fish. Names come from the running server.",
-        _completion,
+        arguments.completion,
         _show_completion,
     ),
     "import": (
@@ -602,7 +382,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         "Reads supervisord.conf, Procfile, circus.ini, uwsgi.ini, systemd's units, docker-compose.yml (needs "
         "PyYAML) and pm2's JSON; prints a part of gunicorn.conf.py. What has no counterpart is a comment "
         "that says what to do instead; look at each 'guess'. Exit status 1: a file cannot be read.",
-        _import,
+        arguments.importing,
         _translate,
     ),
 }
@@ -627,35 +407,6 @@ LIMITS = {
 
 # Commands that wait until companions or web workers have settled.
 WAITS = ("start", "stop", "restart", "scale", "web")
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time of 0 or more seconds")
-    return value
-
-
-def _number(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
-    return int(text)
-
-
-def _span(text: str) -> float:
-    """Seconds, from text such as 10m."""
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    return _seconds(text[:-1]) * units[text[-1]] if text[-1:] in units else _seconds(text)
-
-
-def _count(text: str) -> int:
-    # The server refuses 0.
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
-    return int(text)
 
 
 if __name__ == "__main__":

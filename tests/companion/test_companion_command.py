@@ -21,7 +21,7 @@ from harness import ROOT, wait_until
 
 from gunicorn import __version__
 from gunicorn.companion import ctl
-from gunicorn.companion.client import commands, default_paths
+from gunicorn.companion.client import arguments, commands, default_paths
 from gunicorn.companion.control import MAX_CONNECTIONS
 from gunicorn.companion.status import State
 from gunicorn.unix import session
@@ -625,7 +625,7 @@ def test_a_server_that_has_too_many_connections_says_so(managed, run):
 
 
 def test_its_words_for_states_are_those_of_the_server():
-    assert tuple(state.value for state in State) == ctl.STATES
+    assert tuple(state.value for state in State) == arguments.STATES
 
 
 def test_it_loads_little():
@@ -637,6 +637,7 @@ def test_it_loads_little():
         "child",
         "child.sdnotify",
         "client",
+        "client.arguments",
         "client.commands",
         "client.connection",
         "client.default_paths",
