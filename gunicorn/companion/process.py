@@ -314,16 +314,19 @@ class CompanionProcess(Status):
 
     def _fail(self, now: float, cause: Cause, reason: str, timeout: float) -> None:
         """End it as a stop would; then treat it as if it had exited by itself."""
-        self.state = State.STOPPING
+        self._begin_stop(now + timeout, failing=True)
         self.rung, self.well = None, False
-        self.failing = True
-        self.restart_pending = False
-        self.killed = False
-        self.group_asked = self.config.stop_as_group
         self.reason = reason
         self.cause, self.cause_text = cause, reason
         self.failures.note(now - (self.started_at or now), reason)
-        self.stop_deadline = now + timeout
+
+    def _begin_stop(self, deadline: float, *, failing: bool) -> None:
+        """Go to STOPPING. *failing*: what follows its end is what follows an exit."""
+        self.state = State.STOPPING
+        self.failing = failing
+        self.restart_pending = self.killed = False
+        self.group_asked = self.config.stop_as_group
+        self.stop_deadline = deadline
 
     def _start_failed(self, d: Details) -> tuple[Action, ...]:
         """There is no process: the fork was refused, or the run file could not be made."""
@@ -361,10 +364,7 @@ class CompanionProcess(Status):
 
     def _asked_by_others(self, d: Details) -> tuple[Action, ...]:
         """Let its group end as at a stop, then count the exit: somebody else has sent it the stop signal."""
-        self.state = State.STOPPING
-        self.failing = self.group_asked = True
-        self.restart_pending = self.killed = False
-        self.stop_deadline = d.now + self.config.stop_timeout
+        self._begin_stop(d.now + self.config.stop_timeout, failing=True)
         return self._first_signal(d.now)
 
     @property
@@ -457,16 +457,11 @@ class CompanionProcess(Status):
         self._note_manual(d)
         self.cause = Cause.COMMAND if d.manual else d.cause
         self.cause_text = "by command" if d.manual else d.reason
-        self.state = State.STOPPING
-        self.restart_pending = False
-        self.failing = False
-        self.killed = False
-        self.group_asked = self.config.stop_as_group
         timeout = self.config.stop_timeout if d.timeout is None else d.timeout
         if self.config.stop_signals:
             # A longer `reload_timeout` gives no signal more time than it has.
             timeout = min(timeout, self.config.stop_timeout)
-        self.stop_deadline = d.now + timeout
+        self._begin_stop(d.now + timeout, failing=False)
         return self._first_signal(d.now)
 
     def _first_signal(self, now: float) -> tuple[Action, ...]:
@@ -702,6 +697,7 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.STOPPED, Event.START): _P._start_afresh,
     (State.STOPPED, Event.RESTART): _P._start_afresh,
     (State.STOPPED, Event.STOP): _P._stop_stopped,
+    (State.STOPPED, Event.DELAY_PASSED): _P._retry_given_up,
     (State.STARTING, Event.START): _P._nothing,
     (State.STARTING, Event.RESTART): _P._restart_starting,
     (State.STARTING, Event.STOP): _P._stop_or_settle,
@@ -714,6 +710,7 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.STARTING, Event.BEAT): _P._nothing,
     (State.STARTING, Event.NOT_READY): _P._not_ready,
     (State.STARTING, Event.HUNG): _P._hung_starting,
+    (State.STARTING, Event.OVERTIME): _P._overtime,
     (State.STARTING, Event.EXITED): _P._exited,
     (State.STARTING, Event.EMPTY): _P._empty,
     (State.STARTING, Event.LEFTOVERS_KILLED): _P._leftovers_killed,
@@ -723,6 +720,8 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.RUNNING, Event.READY): _P._nothing,
     (State.RUNNING, Event.BEAT): _P._beat,
     (State.RUNNING, Event.HUNG): _P._hung,
+    (State.RUNNING, Event.OVERTIME): _P._overtime,
+    (State.RUNNING, Event.RECOVERED): _P._recovered,
     (State.RUNNING, Event.EXITED): _P._exited,
     (State.BACKOFF, Event.START): _P._start_afresh,
     (State.BACKOFF, Event.RESTART): _P._start_afresh,
@@ -739,10 +738,6 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.STOPPING, Event.EXITED): _P._exited_stopping,
     (State.STOPPING, Event.EMPTY): _P._empty_stopping,
     (State.STOPPING, Event.LEFTOVERS_KILLED): _P._leftovers_killed,
-    (State.STOPPING, Event.DEADLINE): _P._deadline,
-    (State.STOPPED, Event.DELAY_PASSED): _P._retry_given_up,
-    (State.STARTING, Event.OVERTIME): _P._overtime,
-    (State.RUNNING, Event.OVERTIME): _P._overtime,
-    (State.RUNNING, Event.RECOVERED): _P._recovered,
     (State.STOPPING, Event.ESCALATE): _P._escalate,
+    (State.STOPPING, Event.DEADLINE): _P._deadline,
 }
