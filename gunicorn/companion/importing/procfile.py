@@ -15,7 +15,8 @@ DEFAULTS: dict[str, object] = {}
 #: Lines of a Procfile.
 HERE = {
     "web": "no companion: ``wsgi_app``, ``bind`` and ``workers``, if it runs a web server",
-    "release": "a companion that runs once; web workers wait for it (``web_after``), and so do others (``after``)",
+    "release": "a companion that runs once; web workers wait for it (``web_after``), and so do others "
+    "(``after``)",
     "NAME": "a companion; ``command`` is the list of its words",
     "cd DIR && …": "``cwd``",
     "A=b program": "``env``",

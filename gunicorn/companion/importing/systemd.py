@@ -397,8 +397,8 @@ class _Reader:
             )
             if any(re.search(r"\bmulti\s+start\b", entry.value) for entry in self._of("ExecStart")):
                 self.program.note(
-                    "guess: in the place of celery multi start: the command celery -A APP worker, and numprocs "
-                    "with --hostname=NAME%(index)d@%%h for several nodes"
+                    "guess: in the place of celery multi start: the command celery -A APP worker, and "
+                    "numprocs with --hostname=NAME%(index)d@%%h for several nodes"
                 )
         elif value == "dbus":
             self.program.note("Type=dbus: it is RUNNING after startsecs; a probe can tell better")

@@ -351,11 +351,12 @@ _WHOLE = "it is for the whole server: in its unit or container"
 # Keys of a companion, and what does the same for the web tier.
 _FOR_WEB = {
     "numprocs": "more workers",
-    "env_file": "the server's own environment must have these variables: EnvironmentFile of its unit, env_file "
-    "of its container",
+    "env_file": "the server's own environment must have these variables: EnvironmentFile of its unit, "
+    "env_file of its container",
     "probe": "the setting monitor answers /ready and /live",
     "liveness": "the setting monitor answers /ready and /live",
-    "stop_timeout": "requests have graceful_timeout to finish; who stops the server must wait longer than that",
+    "stop_timeout": "requests have graceful_timeout to finish; who stops the server must wait longer than "
+    "that",
     "stdout": "the settings accesslog and errorlog",
     "rlimits": _WHOLE,
     "nice": _WHOLE,
