@@ -25,6 +25,9 @@ from gunicorn.settings.validators import MAX_NUMBER, MAX_SECONDS, parse_address,
 
 Target = Callable[[], Any] | str
 
+# Each call makes it anew, and each copy of a companion is checked.
+VALID_SIGNALS = signal.valid_signals()
+
 NAME_RE = re.compile(r"[A-Za-z0-9._-]+")
 
 START_LIMIT_RE = re.compile(r"(\d+) */ *(\d+(?:\.\d+)?) *([smh]?)")
@@ -82,7 +85,7 @@ def parse_signal(value: int | str) -> int:
         number = int(value) if isinstance(value, str) else value
     else:
         raise ValueError(f"{value!r} is not a signal")
-    if number not in signal.valid_signals():
+    if number not in VALID_SIGNALS:
         raise ValueError(f"unknown signal {value!r}")
     return int(number)
 
@@ -196,9 +199,7 @@ def _output_file(value: Mapping[Any, Any]) -> OutputFile:
     if value.get("file") is None:
         raise ValueError("'file' is missing")
     path = check_path(value["file"])
-    backups = value.get("backups", 10)
-    if isinstance(backups, bool) or not isinstance(backups, int) or not 0 <= backups <= MAX_BACKUPS:
-        raise ValueError(f"backups: {backups!r} is not a number from 0 to {MAX_BACKUPS}")
+    backups = checked_key("backups", whole(0, MAX_BACKUPS), value.get("backups", 10))
     max_bytes = value.get("max_bytes")
     if max_bytes is not None:
         max_bytes = checked_key("max_bytes", parse_size, max_bytes)
@@ -267,10 +268,15 @@ def check_count(value: Any) -> int:
     return value
 
 
-def check_nice(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not -20 <= value <= 19:
-        raise ValueError(f"{value!r} is not a whole number from -20 to 19")
-    return value
+def whole(least: int, most: int) -> Callable[[Any], int]:
+    """The check of a whole number."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"{value!r} is not a whole number from {least} to {most}")
+        return value
+
+    return check
 
 
 def check_umask(value: Any) -> int:
@@ -283,9 +289,7 @@ def check_umask(value: Any) -> int:
 def check_oom_score_adj(value: Any) -> int:
     if sys.platform != "linux":
         raise ValueError("it needs Linux")
-    if isinstance(value, bool) or not isinstance(value, int) or not -1000 <= value <= 1000:
-        raise ValueError(f"{value!r} is not a whole number from -1000 to 1000")
-    return value
+    return whole(-1000, 1000)(value)
 
 
 def check_rlimits(value: Any) -> dict[str, tuple[int, int | None]]:
@@ -361,12 +365,6 @@ def check_groups(value: Any) -> tuple[str, ...]:
         if not NAME_RE.fullmatch(group):
             raise ValueError(f"{group!r} may only contain letters, digits, '.', '_' and '-'")
     return groups
-
-
-def check_index(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_INDEX:
-        raise ValueError(f"{value!r} is not a whole number from 0 to {MAX_INDEX}")
-    return value
 
 
 def check_numprocs(value: Any) -> int:

@@ -155,7 +155,8 @@ def find_cycle(graph: Graph) -> list[str]:
     """Return the names along a cycle, which ends with the first one again; empty if there is none."""
     done: set[str] = set()
     for start in graph:
-        path: list[str] = []
+        # A dict, for a look-up in a long chain.
+        path: dict[str, None] = {}
         # The nodes left to visit for each node on the path. Recursion would limit the length of a chain.
         branches = [iter([start])]
         while branches:
@@ -163,10 +164,11 @@ def find_cycle(graph: Graph) -> list[str]:
             if name is None:
                 branches.pop()
                 if path:
-                    done.add(path.pop())
+                    done.add(path.popitem()[0])
             elif name in path:
-                return [*path[path.index(name) :], name]
+                names = list(path)
+                return [*names[names.index(name) :], name]
             elif name not in done:
-                path.append(name)
+                path[name] = None
                 branches.append(iter(sorted(graph.get(name, ()))))
     return []

@@ -13,6 +13,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from gunicorn.companion.checks import (
+    MAX_INDEX,
     OutputFile,
     Rung,
     StartLimit,
@@ -26,11 +27,9 @@ from gunicorn.companion.checks import (
     check_env,
     check_exit_codes,
     check_groups,
-    check_index,
     check_limit,
     check_name,
     check_names,
-    check_nice,
     check_numprocs,
     check_oom_score_adj,
     check_output,
@@ -47,6 +46,7 @@ from gunicorn.companion.checks import (
     one_of,
     optional,
     parse_signal,
+    whole,
 )
 from gunicorn.companion.probe import Probe, check_probe
 from gunicorn.settings import companion as settings
@@ -228,9 +228,9 @@ class Keys:
     )
     singleton: bool = key(check_bool, "False: it may run beside an older process of its own", True)
     nice: int | None = key(
-        optional(check_nice), "its nice value, from -20 to 19; none: that of the server", shapes=True
+        optional(whole(-20, 19)), "its nice value, from -20 to 19; none: that of the server", shapes=True
     )
-    index_start: int = key(check_index, "the number of the first copy, for ``%(index)d``", 0)
+    index_start: int = key(whole(0, MAX_INDEX), "the number of the first copy, for ``%(index)d``", 0)
     # `CompanionConfig.group` is the name of a set.
     groups: tuple[str, ...] = key(
         check_groups, "groups that it belongs to: commands take ``@GROUP``", [], called="group"
