@@ -33,6 +33,7 @@ try:
     from uvicorn import Config
     from uvicorn.server import ServerState
 
+    from gunicorn.workers.asgicompanion import CompanionLife, make
     from gunicorn.workers.asgiconnection import Conn, read_proxy_header
     from gunicorn.workers.asgilifespan import Lifespan
     from gunicorn.workers.asgiprotocol import HTTP, RARE
@@ -96,10 +97,13 @@ class ASGIWorker(Worker):
         return connections
 
     def init_process(self) -> None:
+        self.make_loop()
+        super().init_process()
+
+    def make_loop(self) -> None:
         # The application may use it while it loads. Workers must not share a loop of the master's.
         self.loop = loop_factory(self.cfg.asgi_loop)()
         asyncio.set_event_loop(self.loop)
-        super().init_process()
 
     def make_fail_app(self, text: bytes) -> Any:
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -481,6 +485,26 @@ def _address(hop: str) -> tuple[str, int]:
         host, _, port = hop[1:].partition("]")
         return host, int(port[1:]) if port[1:].isdecimal() else 0
     return (host, int(port)) if hop.count(":") == 1 and port.isdecimal() else (hop, 0)
+
+
+class CompanionWorker(CompanionLife, ASGIWorker):
+    """Serves an ASGI application in a companion."""
+
+
+def companion(application: str, **settings: Any) -> partial[None]:
+    """Return a companion's ``target`` that serves *application* on the addresses of its ``bind``.
+
+    *settings* are those of a web worker, such as ``accesslog`` and ``graceful_timeout``.
+    """
+    # Its arguments tell whether `reread` has to restart it.
+    return partial(serve, application, **settings)
+
+
+def serve(application: str, **settings: Any) -> None:
+    """Serve *application*, in a companion, until the stop signal."""
+    worker = make(CompanionWorker, settings)
+    worker.make_loop()
+    worker.start(application)
 
 
 def exit_within(seconds: float, status: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Server, wait_until
+from harness import Server, free_port, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_websocket
-from workertools import connect, get
+from workertools import Client, connect, get
 
 APP = """
 import asyncio, contextvars, json, os, time
@@ -300,3 +301,30 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     done = gunicorn(tmp_path, "-k", "asgi", "--asgi-lifespan", "on", "-b", "127.0.0.1:0", "app:app")
     assert done.returncode == 4
     assert "has no lifespan, and asgi_lifespan is on: RuntimeError: lifespan" in done.stderr
+
+
+def test_the_same_in_a_companion() -> None:
+    """On its own sockets: it is ready after its lifespan, drains at a restart, and closes WebSockets."""
+    config = """
+from gunicorn.workers.asgi import companion
+companion_workers = [{"name": "live", "target": companion("live:app", accesslog="-"), "ready": "notify",
+    "bind": "127.0.0.1:%d", "watchdog": 20}]
+"""
+    port = free_port()
+    with Server(config=config % port, files={"live.py": APP}) as server:
+        first = server.wait_companion("live")["pid"]
+        assert "lifespan.startup" in server.log("notes")
+        with connect_websocket(f"ws://127.0.0.1:{port}/echo", proxy=None) as ws:
+            ws.recv()
+            with Client(socket.create_connection(("127.0.0.1", port), 10)) as client:
+                assert client.ask().body == str(first).encode()
+                server.ask("restart", "live")
+                assert close_code(ws) == 1012
+        wait_until(lambda: server.companion("live")["pid"] not in (first, None))
+        with Client(socket.create_connection(("127.0.0.1", port), 10)) as client:
+            assert client.ask().body == str(server.companion("live")["pid"]).encode()
+        notes = server.wait_log("lifespan.shutdown", name="notes")
+        assert notes.index("websocket 1012") < notes.index("lifespan.shutdown")
+        server.wait_log('"GET / HTTP/1.1" 200')
+        assert server.stop() == 0
+        assert server.log("notes").count("lifespan.shutdown") == 2 and "SIGKILL" not in server.log()
