@@ -301,7 +301,7 @@ class ASGIWorker(Worker):
         if not self._listeners:
             # A client that connects again finds another worker.
             for conn in conns:
-                if conn.is_websocket and not conn.closing:
+                if conn.is_websocket and not conn.closing and conn.protocol.handshake_complete:
                     conn.protocol.shutdown()
 
     def has_room(self) -> bool:

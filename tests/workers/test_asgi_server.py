@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Server, free_port, wait_until
+from harness import Server, free_port, read_until_closed, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_websocket
@@ -95,6 +99,12 @@ async def app(scope, receive, send):
             await send({"type": "http.response.body", "body": b"more\\n", "more_body": True})
             await asyncio.sleep(0.05)
         await send({"type": "http.response.body", "body": b"done\\n"})
+    elif path == "/pieces":
+        await send({"type": "http.response.start", "status": 200})
+        for _ in range(10):
+            await send({"type": "http.response.body", "body": b"piece", "more_body": True})
+            await asyncio.sleep(0.02)
+        await send({"type": "http.response.body"})
     elif path == "/later":
         await answer(send, b"now")
         while not os.path.exists(os.path.join(HERE, "enough")):
@@ -254,7 +264,7 @@ def test_a_graceful_end() -> None:
 
 
 def test_a_blocked_loop_is_seen_and_its_worker_replaced() -> None:
-    with Server(APP, conf(timeout=2)) as server, connect(server) as client:
+    with Server(APP, conf(timeout=1)) as server, connect(server) as client:
         first = server.get("/").text
         client.send(get("/block"))
         log = server.wait_log("The event loop hangs for")
@@ -301,6 +311,71 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     done = gunicorn(tmp_path, "-k", "asgi", "--asgi-lifespan", "on", "-b", "127.0.0.1:0", "app:app")
     assert done.returncode == 4
     assert "has no lifespan, and asgi_lifespan is on: RuntimeError: lifespan" in done.stderr
+
+
+class Listeners:
+    """Clients with WebSockets and with streams, who note each end that is not in order."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.problems: list[str] = []
+        self.ends: Counter[str] = Counter()
+        self._done = threading.Event()
+        turns = [self._talk] * 3 + [self._read] * 3
+        self._threads = [threading.Thread(target=self._run, args=(turn,)) for turn in turns]
+
+    def __enter__(self) -> Listeners:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _run(self, turn: Callable[[], str]) -> None:
+        while not self._done.is_set():
+            try:
+                self.ends[turn()] += 1
+            except Exception as error:
+                self.problems.append(repr(error))
+
+    def _talk(self) -> str:
+        with websocket(self.server) as ws:
+            try:
+                ws.recv(10)
+                while not self._done.is_set():
+                    ws.send("hello")
+                    assert ws.recv(10) == "hello"
+                    time.sleep(0.01)
+            except ConnectionClosed:
+                assert ws.close_code == 1012, ws.close_code
+                return "websocket"
+        return ""
+
+    def _read(self) -> str:
+        with connect(self.server) as client:
+            client.send(get("/pieces", close=True))
+            data = read_until_closed(client.sock)
+        assert data.count(b"piece") == 10 and data.endswith(b"0\r\n\r\n"), data[-50:]
+        return "stream"
+
+
+@pytest.mark.matrix
+def test_no_stream_and_no_websocket_is_lost() -> None:
+    rounds = int(os.environ.get("NOTHING_LOST_ROUNDS", "5"))
+    with Server(APP, conf(workers=2, graceful_timeout=20)) as server, Listeners(server) as listeners:
+        for _ in range(rounds):
+            old = server.workers()
+            server.signal(signal.SIGHUP)
+            server.wait_workers(2, without=old, timeout=60)
+        for count, signum in ((3, signal.SIGTTIN), (2, signal.SIGTTOU)):
+            server.signal(signum)
+            server.wait_workers(count, timeout=60)
+        wait_until(lambda: listeners.ends["websocket"] >= 3, 30)
+        assert listeners.problems == []
+    assert listeners.problems == [] and listeners.ends["stream"] > rounds
 
 
 def test_the_same_in_a_companion() -> None:
