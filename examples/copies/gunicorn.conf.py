@@ -15,6 +15,8 @@ companion_workers = [
         "target": "chores:migrate",
         "autorestart": "on-failure",
         "max_runtime": 60,
+        # Longer than that: until it has ended it is not RUNNING, and the packers wait.
+        "startsecs": 120,
         "restart_delay": 1,
         "restart_delay_max": 30,
     },

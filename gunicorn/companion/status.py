@@ -330,8 +330,11 @@ class Status:
         if self.cause in _CAUSES_THAT_SAY_ALL:
             return str(self.cause)
         text = self.exception or self.cause_text or ""
-        # ``killed by SIGKILL`` has the cause in it.
-        return text if text.startswith(str(self.cause)) else f"{self.cause} ({text})"
+        if not text.startswith(str(self.cause)):
+            return f"{self.cause} ({text})"
+        # ``killed by SIGKILL`` has the cause in it; so has ``not ready within 60s: connection refused``.
+        short, _, more = text.partition(": ")
+        return f"{short} ({more})" if more else text
 
     def _uptime(self, now: float) -> float | None:
         """Seconds since its process was started; None where it has none."""

@@ -73,6 +73,10 @@ MISSING = "'cmd' is missing; it is one of " + ", ".join(COMMANDS)
         ({"cmd": "stop", "name": ["rq"]}, "'name' is missing: which companion?"),
         ({"cmd": "stop", "name": "rqq"}, "no companion named rqq: did you mean rq?"),
         ({"cmd": "status", "name": "zzz"}, "no companion named zzz"),
+        (
+            {"cmd": "restart", "name": "web"},
+            "web is no companion: 'web' shows the web workers, 'web reload' replaces them",
+        ),
         ({"cmd": "status", "name": 3}, "'name' is missing: which companion?"),
     ],
 )

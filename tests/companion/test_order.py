@@ -368,10 +368,10 @@ JOB = {"autorestart": "on-failure"}
     [
         ({}, runs_on, False, None, False),
         ({}, lambda process: None, False, "a", False),
-        (JOB, runs_on, False, "a", False),
+        (JOB, runs_on, False, "a, which is a job and has not ended yet", False),
         (JOB, does_its_job, False, None, False),
         ({**JOB, "ready": "notify"}, lambda p: p.handle(Event.READY, T0 + 1), False, None, False),
-        ({"autorestart": "never"}, runs_on, False, "a", False),
+        ({"autorestart": "never"}, runs_on, False, "a, which is a job and has not ended yet", False),
         ({"autorestart": "never"}, fails, False, "a, which has ended: exited with status 3", True),
         ({}, gives_up, False, "a, which keeps failing: exited with status 1", False),
         (

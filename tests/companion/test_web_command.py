@@ -143,7 +143,8 @@ def test_the_exit_status(web, ask):
     web.found["master"]["beat_age"] = 12.4
     code, out, _ = ask("web")
     assert code == 3 and out.endswith("master       process 1 hangs: no sign of life for 12s\n")
-    web.found.update(master={"pid": 1, "beat_age": 0.1}, workers=[])
+    web.found.update(master={"pid": 1, "beat_age": 0.1}, workers=[], held_by="migrate")
+    assert "\nwaiting      they wait for migrate\n" in ask("web")[1]
     code, out, _ = ask("web", "--json")
     assert code == 3 and json.loads(out)["web"]["workers"] == []
     web.server.on["web"] = lambda request: error("unknown command web")

@@ -161,5 +161,7 @@ def check_groups(server: Server, first: int) -> None:
     assert ctl(server, "signal", "@sockets", "CONT").returncode == 0
     wrong = ctl(server, "stop", "@socket")
     assert "no group @socket: did you mean @sockets?" in wrong.stderr
+    # As supervisord writes it.
+    assert "no companion named sockets:*: the group is @sockets" in ctl(server, "stop", "sockets:*").stderr
     assert "cannot be scaled" in ctl(server, "scale", "@sockets", "2").stderr
     assert json.loads(ctl(server, "--json", "status", "@all-day").stdout)["companions"][4]["name"] == "tick"

@@ -238,7 +238,9 @@ def test_the_first_request_is_answered_after_the_migration() -> None:
         server.wait_companion("migrate")
         found = server.companion("front")
         assert (found["state"], found["description"]) == ("STARTING", "waiting for web")
-        assert server.ask("status")["server"]["web_held_by"] == "migrate"
+        held_by = "migrate, which is a job and has not ended yet"
+        wait_until(lambda: server.ask("status")["server"]["web_held_by"] == held_by, 10, held_by)
+        assert server.ask("web")["web"]["held_by"] == held_by
         assert server.workers() == [] and request.thread.is_alive()
         server.write("migrated", "")
         assert request.result().status == 200

@@ -124,6 +124,8 @@ def _facts(found: Reply) -> Iterable[tuple[str, str]]:
         f"{_serving(found)} of {found['wanted']} serve{_range(found)}; class {found['class']}{threaded}",
     )
     answers = _counts(totals["answers"])
+    if held_by := found.get("held_by"):
+        yield "waiting", f"they wait for {held_by}"
     yield "requests", f"{totals['requests']} since the start{': ' if answers else ''}{answers}"
     yield "now", f"requests running: {totals['running']}, connections open: {totals['connections']}"
     for listener in found["listeners"]:

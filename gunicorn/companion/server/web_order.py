@@ -51,7 +51,7 @@ class WebOrder(ArbitersPart):
         if held and message.get("web_may_start") == self.cfg.web_after:
             self.held_by = self.cannot_start = ""
             self.arbiter.web_released = True
-            self.log.info("Web workers start: what they come after is there")
+            self.log.info("Web workers start: all that they wait for is there")
         if "web_cannot_start" in message:
             self.cannot_start = str(message["web_cannot_start"])
         if "web_may_stop" in message:

@@ -8,10 +8,10 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from gunicorn import __version__
-from gunicorn.companion.checks import check_numprocs, did_you_mean, parse_signal
+from gunicorn.companion.checks import WEB, check_numprocs, did_you_mean, parse_signal
 from gunicorn.companion.child import stacks
 from gunicorn.companion.control import error
 from gunicorn.companion.output.capture import Capture
@@ -77,14 +77,20 @@ class Commands:
         name = request.get("name")
         if not isinstance(name, str):
             raise LookupError("'name' is missing: which companion?")
-        found = self.table.chosen(name)
-        if not found and any(character in name for character in "*?["):
+        return self.table.chosen(name) or self._not_found(name)
+
+    def _not_found(self, name: str) -> NoReturn:
+        known = {*self.table, *(label for p in self.table.values() for label in p.config.labels)}
+        # `workers:*` is a group of supervisord.
+        group = f"@{name.removesuffix(':*')}"
+        if name == WEB:
+            raise LookupError("web is no companion: 'web' shows the web workers, 'web reload' replaces them")
+        if group in known:
+            raise LookupError(f"no companion named {name}: the group is {group}")
+        if any(character in name for character in "*?["):
             raise LookupError(f"no companion matches {name}")
-        if not found:
-            known = {*self.table, *(label for p in self.table.values() for label in p.config.labels)}
-            kind = "group" if name.startswith("@") else "companion named"
-            raise LookupError(f"no {kind} {did_you_mean(name, known)}")
-        return found
+        kind = "group" if name.startswith("@") else "companion named"
+        raise LookupError(f"no {kind} {did_you_mean(name, known)}")
 
     # -- asking ------------------------------------------------------------
 

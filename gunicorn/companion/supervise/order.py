@@ -118,6 +118,9 @@ def _why_missing(process: CompanionProcess) -> str | None:
         return None if process.stuck is None else f"waits for {process.stuck}"
     if process.state is State.BACKOFF:
         return f"keeps failing: {process.why}"
+    if process.state is State.RUNNING:
+        # Web workers wait for its end, nobody else does.
+        return "is a job and has not ended yet"
     if process.state is not State.STOPPED:
         return None
     if process.manual_stop:

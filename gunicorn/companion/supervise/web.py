@@ -38,7 +38,8 @@ class WebWorkers:
             worker["cpu"] = session.cpu_seconds(worker["pid"])
             usage = memory_of.of_process(worker["pid"]) if memory else None
             worker["memory"] = usage and {"private": usage.private, "pss": usage.pss}
-        return {"ok": True, "web": {**found, "listeners": self._listeners()}}
+        held_by = self.server.get("web_held_by")
+        return {"ok": True, "web": {**found, "held_by": held_by, "listeners": self._listeners()}}
 
     def _listeners(self) -> list[Reply]:
         inodes = self.server.get("inodes", ())
