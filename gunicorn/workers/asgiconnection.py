@@ -48,8 +48,10 @@ class Conn(Connection):
         self.transport: Any = None
         #: uvicorn's protocol, for HTTP at first and then perhaps for a WebSocket.
         self.protocol: Any = None
-        #: Sends bytes in the background: the transport's own method, because it is called for each piece.
+        # The transport's own methods: they are called for each piece of a response, or each message.
         self.write: Callable[[Any], object] = _ignore
+        self.pause_reading: Callable[[], object] = _ignore
+        self.resume_reading: Callable[[], object] = _ignore
         self.closing = False
         self.is_websocket = False
         self._discarded = 0
@@ -60,6 +62,7 @@ class Conn(Connection):
         """Use *transport* from now on."""
         self.transport, self.protocol = transport, protocol
         self.write = transport.write
+        self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
         if not self.hung_up:
             self.enter(State.NEW)
 
@@ -78,24 +81,15 @@ class Conn(Connection):
         self.protocol = protocol
         self.transport.set_protocol(protocol)
 
-    def pause_reading(self) -> None:
-        if not self.is_closing():
-            self.transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
-
     def close(self) -> None:
         """Send what was written, and close."""
         if self.closing:
             return
-        self.closing = True
+        self._end()
         self.enter(State.LINGER)
         transport = self.transport
         if transport.is_closing():
             return
-        self.write = _ignore
         # TLS has an end of its own, which waits for the client's.
         if transport.can_write_eof() and (self.protocol.more_expected or has_input(self.sock)):
             transport.write_eof()
@@ -104,10 +98,13 @@ class Conn(Connection):
         else:
             transport.close()
 
+    def _end(self) -> None:
+        self.closing = True
+        self.write = self.pause_reading = self.resume_reading = _ignore
+
     def abort(self) -> None:
         """Cut the connection off."""
-        self.closing = True
-        self.write = _ignore
+        self._end()
         if self.opening is not None:
             self.opening.cancel()
         if self.transport is not None:
@@ -187,7 +184,7 @@ class Conn(Connection):
             self.hang_up()
 
 
-def _ignore(data: Any) -> None:
+def _ignore(*data: Any) -> None:
     pass
 
 

@@ -311,12 +311,6 @@ if WebSocketsSansIOProtocol is not None:
                 request.answered(self.response.status_code)
             request.lost()
 
-        def data_received(self, data: bytes) -> None:
-            if self.connection.closing:
-                self.connection.discard(data)
-            else:
-                self.worker.context.copy().run(super().data_received, data)
-
         def give_up(self, error: ClientAnswer) -> None:
             self.connection.abort()
 

@@ -224,15 +224,19 @@ class WebSocketRequest(Request):
 
     def send(self, message: dict[str, Any]) -> Awaitable[None]:
         if self.status_code is None:
-            kind = message["type"]
-            if kind == "websocket.accept":
-                self.answered(101, message.get("headers") or ())
-            elif kind == "websocket.close":
-                self.answered(403)
-            elif kind == "websocket.http.response.start":
-                self.answered(message["status"], message.get("headers") or ())
+            self._note(message)
         sent: Awaitable[None] = self.pass_on(message)
         return sent
+
+    def _note(self, message: dict[str, Any]) -> None:
+        """Take note of the answer to the handshake."""
+        kind = message["type"]
+        if kind == "websocket.accept":
+            self.answered(101, message.get("headers") or ())
+        elif kind == "websocket.close":
+            self.answered(403)
+        elif kind == "websocket.http.response.start":
+            self.answered(message["status"], message.get("headers") or ())
 
     def answered(self, status: int, fields: Any = ()) -> None:
         self.status_code, self.fields = status, fields
