@@ -23,6 +23,7 @@ EXPECTED = HERE / "expected"
 VARIABLES = {
     "APP_HOME": "/srv/shop",
     "CACHE_HOST": "cache",
+    "CELERY_BIN": "celery",
     "DATABASE_URL": "postgres://shop:50%25@db/shop",
     "STAGE": "live",
     "VIRTUAL_ENV": "/srv/shop/venv",
