@@ -485,6 +485,43 @@ def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
         translate([str(tmp_path / "none")])
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "supervisord.conf",
+            "[supervisord]\n[include]\nfiles = /dev/zero\n",
+            "/dev/zero: it has more than 1048576 bytes",
+        ),
+        ("uwsgi.ini", "[uwsgi]\nattach-daemon = " + "x" * 200_000, "line 2: attach-daemon: it has 200000"),
+        ("supervisord.conf", "[program:a]\ncommand=" + "x" * 200_000, "line 2: command: it has 200000"),
+        (
+            "supervisord.conf",
+            "[program:a]\ncommand=x\nenvironment=A=" + "x" * 200_000,
+            "line 3: environment: it has 200002 characters",
+        ),
+        ("pm2.json", '{"apps":' + "[" * 100_000, "pm2.json: it is nested too deeply"),
+        ("compose.yml", "services: " + "[" * 20_000, "compose.yml: it is nested too deeply"),
+    ],
+    ids=["endless", "uwsgi", "command", "environment", "json", "yaml"],
+)
+def test_a_file_without_measure_is_an_error_and_not_a_long_wait(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SourceError) as caught:
+        translate([str(tmp_path / name)])
+    assert message in str(caught.value)
+
+
+def test_a_long_name_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "supervisord.conf").write_text(
+        "".join(f"[program:{'n' * 1000}{end}]\ncommand=x\n" for end in "ab")
+    )
+    text = translate([str(tmp_path / "supervisord.conf")])
+    assert f'"{"n" * 190}"' in text and f'"{"n" * 190}-2"' in text
+
+
 def test_yaml_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(SourceError, match=r"pip install PyYAML"):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gunicorn.companion.importing.found import Found, Source, SourceError
+from gunicorn.companion.importing.found import Found, Source, SourceError, read_source
 from gunicorn.companion.importing.webservers import replace_web_servers
 from gunicorn.companion.importing.writer import write
 
@@ -35,10 +35,13 @@ def translate(paths: Sequence[str], origin: str | None = None) -> str:
     found: list[Found] = []
     for name, sources in by_origin.items():
         module: Any = importlib.import_module(f"gunicorn.companion.importing.{name}")
-        if name == "systemd":
-            found.append(module.translate_all(sources))
-        else:
-            found += map(module.translate, sources)
+        try:
+            if name == "systemd":
+                found.append(module.translate_all(sources))
+            else:
+                found += map(module.translate, sources)
+        except RecursionError:
+            raise SourceError(sources[0].path, None, "it is nested too deeply") from None
     for each in found:
         replace_web_servers(each)
         each.finish()
@@ -49,16 +52,11 @@ def translate(paths: Sequence[str], origin: str | None = None) -> str:
 def _read(path: str) -> Source:
     try:
         if path == "-":
-            data, path = sys.stdin.buffer.read(), "standard input"
-        else:
-            with open(path, "rb") as file:
-                data = file.read()
+            return read_source("standard input", sys.stdin.buffer)
+        with open(path, "rb") as file:
+            return read_source(path, file)
     except OSError as exc:
         raise SourceError(path, None, f"cannot read it: {exc.strerror}") from None
-    try:
-        return Source(path, data.decode("utf-8-sig").replace("\r\n", "\n"))
-    except UnicodeDecodeError as exc:
-        raise SourceError(path, data.count(b"\n", 0, exc.start) + 1, "it is not UTF-8") from None
 
 
 def recognise(source: Source) -> str:

@@ -7,13 +7,17 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 # Up to this many seconds the delay between two starts grows, unless a companion says otherwise.
 RESTART_DELAY_MAX = 60
 # The longest time that a companion has for its end at a restart, unless it says otherwise.
 RELOAD_TIMEOUT = 60
 
+# Bytes of a file that are read: far more than anybody writes.
+MAX_SIZE = 2**20
+# Characters of a name that are kept. A companion may have some more, for the number of a second one.
+LONGEST_NAME = 190
 
 OTHER_USER = (
     "companions run as the server's user (setting ``user``); another one needs a server that runs as root, "
@@ -33,6 +37,18 @@ class Source(NamedTuple):
 
     path: str
     text: str
+
+
+def read_source(path: str, file: IO[bytes]) -> Source:
+    """The text of *file*. Raises OSError and SourceError."""
+    # A device may have no end.
+    data = file.read(MAX_SIZE + 1)
+    if len(data) > MAX_SIZE:
+        raise SourceError(path, None, f"it has more than {MAX_SIZE} bytes: is it a configuration?")
+    try:
+        return Source(path, data.decode("utf-8-sig").replace("\r\n", "\n"))
+    except UnicodeDecodeError as exc:
+        raise SourceError(path, data.count(b"\n", 0, exc.start) + 1, "it is not UTF-8") from None
 
 
 class Env(NamedTuple):
@@ -213,11 +229,13 @@ class Found:
             for program in self.programs
             if program.values.get("autostart", True) and program.values.get("autorestart") != "never"
         ]
+        by_step: dict[Any, list[str]] = {}
+        for name in waited:
+            by_step.setdefault(steps[name], []).append(name)
         for program in self.programs:
-            lower = {steps[name] for name in waited if steps[name] < steps[program.name]}
+            lower = [step for step in by_step if step < steps[program.name]]
             if lower:
-                before = [name for name in waited if steps[name] == max(lower)]
-                program.guess("after", before, "by priority; it is stopped before them")
+                program.guess("after", by_step[max(lower)], "by priority; it is stopped before them")
 
 
 def leftover(
@@ -248,7 +266,7 @@ def one_line(text: str, longest: int = 70) -> str:
 
 def clean(name: str) -> str:
     """*name* with the letters that names of companions and groups may have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:LONGEST_NAME]
 
 
 def plain(text: str) -> str:

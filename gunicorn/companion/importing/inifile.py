@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from gunicorn.companion.importing.found import Source, SourceError
+from gunicorn.companion.importing.found import Source, SourceError, read_source
 
 T = TypeVar("T")
 
@@ -117,12 +117,10 @@ def read(source: Source, style: Style) -> list[Section]:
 def read_included(path: str, section: Section, entry: Entry, style: Style) -> list[Section]:
     """The sections of a file that *entry* names. Raises SourceError."""
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-        raise section.error(entry, f"cannot read {path}: {reason}") from None
-    return read(Source(path, text), style)
+        with open(path, "rb") as file:
+            return read(read_source(path, file), style)
+    except OSError as exc:
+        raise section.error(entry, f"cannot read {path}: {exc.strerror}") from None
 
 
 def one(text: str) -> str:

@@ -256,6 +256,8 @@ def _here(section: Section) -> str:
 
 def _environment(section: Section, entry: Entry, known: dict[str, Any]) -> dict[str, Any]:
     """The variables of ``A="x",B=y``."""
+    with section.naming(entry):
+        values.check_length(entry.value)
     lexer = shlex.shlex(entry.value, posix=True)
     lexer.wordchars += "/.+-():%@*$!~^&"
     lexer.commenters = ""

@@ -20,6 +20,9 @@ UNITS = {
     **dict.fromkeys(("w", "week", "weeks"), 604800.0),
 }
 
+# More than the kernel passes to a program as one argument, execve(2).
+MAX_LINE = 2**17
+
 # What only a shell understands, outside single quotes.
 _SHELL = re.compile(r"[|&;<>()$`*?\[\]{}~#!\n]")
 # With one of these a line is more than one simple command.
@@ -111,8 +114,15 @@ def signal_name(text: str) -> str:
     return name
 
 
+def check_length(text: str) -> None:
+    """Raise ValueError for a line that shlex would need minutes for."""
+    if len(text) > MAX_LINE:
+        raise ValueError(f"it has {len(text)} characters, and at most {MAX_LINE} are read")
+
+
 def split(text: str) -> list[str]:
     """The words of a command line. Raises ValueError."""
+    check_length(text)
     try:
         return shlex.split(text)
     except ValueError as exc:
