@@ -333,6 +333,9 @@ def near_misses(cfg: Config) -> list[str]:
         for name, value in source.names.items():
             if name.startswith("_") or name in cfg.settings or isinstance(value, ModuleType):
                 continue
+            # Imported from this package, such as gunicorn.workers.asgi.companion.
+            if str(getattr(value, "__module__", "")).startswith("gunicorn."):
+                continue
             hint = setting_hint(name)
             near = None if hint else nearest(name, known, cutoff=0.75)
             if not hint and not near:

@@ -262,6 +262,8 @@ base_dir = "/srv"
 debug = True
 preload = True
 something_else = [1]
+# What is imported from the package is no mistake.
+from gunicorn.config import Bind
 """
 
 
