@@ -53,6 +53,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.config",
         "gunicorn.companion.checks",
         "gunicorn.companion.config",
+        "gunicorn.companion.failures",
         "gunicorn.companion.graph",
         "gunicorn.companion.keys",
         "gunicorn.companion.placeholders",

@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.failures import MIN_START_INTERVAL
 from gunicorn.companion.probe import Findings
 from gunicorn.companion.runfile import DRAIN_INTERVAL
 from gunicorn.companion.status import (
     EXITED,
     GAVE_UP,
-    MIN_START_INTERVAL,
     Cause,
     State,
     Status,

@@ -19,7 +19,8 @@ from socket import socket
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from gunicorn.companion.checks import Target, describe_target
-from gunicorn.companion.child import descriptors, envfile, mark, streams
+from gunicorn.companion.child import attributes, descriptors, envfile, mark, streams
+from gunicorn.companion.child.attributes import StartFailed
 from gunicorn.companion.child.exit import flush, forget_inherited_exit_handlers, run_to_the_end
 from gunicorn.companion.child.program import CannotRun, execute
 from gunicorn.companion.config import CompanionConfig
@@ -63,10 +64,6 @@ HANDLERS: dict[int, Any] = {
 
 # Characters of an error that the record of a run file has room for.
 LONGEST_REPORT = 500
-
-
-class StartFailed(Exception):
-    """The start itself failed; the text is for ``status``."""
 
 
 @dataclass(frozen=True)
@@ -177,15 +174,15 @@ def become(launch: Launch, prepared: Prepared) -> None:
     enter_directory(config.cwd)
     set_environment(launch, prepared.environment)
     redirect_output(config, pipes)
-    set_nice(config.nice)
-    set_umask(config.umask)
-    set_oom_score(config.oom_score_adj)
-    set_cpu_affinity(config.cpu_affinity)
+    attributes.set_nice(config.nice)
+    attributes.set_umask(config.umask)
+    attributes.set_oom_score(config.oom_score_adj)
+    attributes.set_cpu_affinity(config.cpu_affinity)
     arm_faulthandler(config)
     listen_for_dumps(launch)
     set_title(config)
     mark.leave(launch.mark)
-    set_limits(config.rlimits)
+    attributes.set_limits(config.rlimits)
     unblock_all()
     call_post_fork(launch)
     if config.command is not None:
@@ -356,69 +353,6 @@ def redirect_output(config: CompanionConfig, pipes: Mapping[int, int]) -> None:
     if config.stderr == "stdout":
         streams.join_stderr()
     streams.replace_standard_streams()
-
-
-def set_nice(value: int | None) -> None:
-    """Set the nice value, which may need a privilege."""
-    if value is not None:
-        try:
-            os.setpriority(os.PRIO_PROCESS, 0, value)
-        except OSError as exc:
-            raise StartFailed(f"cannot set nice to {value}: {exc.strerror}") from None
-
-
-def set_umask(mask: int | None) -> None:
-    """Set the umask, for what the companion makes; its output files are the server's."""
-    if mask is not None:
-        os.umask(mask)
-
-
-def set_oom_score(value: int | None) -> None:
-    """Set how early the kernel kills it for memory; a lower value than now needs a privilege."""
-    if value is not None:
-        try:
-            with open("/proc/self/oom_score_adj", "w") as file:
-                file.write(str(value))
-        except OSError as exc:
-            raise StartFailed(f"cannot set oom_score_adj to {value}: {exc.strerror}") from None
-
-
-def set_cpu_affinity(cpus: Sequence[int] | None) -> None:
-    """Restrict it to *cpus*; those that the machine lacks are ignored if there are others."""
-    if cpus is not None:
-        try:
-            os.sched_setaffinity(0, cpus)
-        except OSError as exc:
-            allowed = os.sched_getaffinity(0)
-            raise StartFailed(
-                f"cannot set cpu_affinity to {list(cpus)}: {exc.strerror} (the server may use {len(allowed)} "
-                f"CPUs, from {min(allowed)} to {max(allowed)})"
-            ) from None
-
-
-def set_limits(limits: Mapping[str, tuple[int, int | None]]) -> None:
-    """Set the limits of setrlimit(2). Only a privilege raises a hard limit."""
-    for name, (soft, hard) in limits.items():
-        number = getattr(resource, f"RLIMIT_{name.upper()}")
-        present = resource.getrlimit(number)[1]
-        try:
-            resource.setrlimit(number, (soft, _hard_limit(soft, present) if hard is None else hard))
-        except (OSError, ValueError) as exc:
-            wanted = _limit_text(soft if hard is None else hard)
-            raise StartFailed(
-                f"cannot set rlimits {name} to {wanted}: {exc} (the hard limit is {_limit_text(present)})"
-            ) from None
-
-
-def _hard_limit(soft: int, present: int) -> int:
-    """Return the present hard limit, or *soft* where that is higher."""
-    if resource.RLIM_INFINITY in (soft, present):
-        return resource.RLIM_INFINITY
-    return max(soft, present)
-
-
-def _limit_text(limit: int) -> str:
-    return "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
 
 
 def arm_faulthandler(config: CompanionConfig) -> None:

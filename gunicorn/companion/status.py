@@ -14,6 +14,7 @@ from typing import Any
 
 from gunicorn.companion.checks import MAX_START_LIMIT
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.failures import Failures
 from gunicorn.companion.probe import Findings, Probe
 from gunicorn.unix.process import describe_status
 from gunicorn.unix.signals import signal_name
@@ -21,29 +22,6 @@ from gunicorn.unix.signals import signal_name
 # Why a companion is STOPPED without a command.
 EXITED = "exited"
 GAVE_UP = "gave up"
-
-# So many in a row are no accident: a rolling restart does not wait for such a copy, and status shows it as
-# flapping.
-PERSISTENT = 3
-
-# A run has proved itself when it has lasted this many times as long as the failed one before it, within these
-# bounds in seconds: a companion that dies after a minute each time has not recovered after ten seconds.
-PROOF_FACTOR = 2
-SHORTEST_PROOF = 10.0
-LONGEST_PROOF = 600.0
-
-# Two starts are at least this far apart, so that neither a restart_delay of 0 nor a client that repeats
-# "restart" becomes a fork loop. After that many failures in a row the interval doubles each time, up to the
-# longest: nobody reads twenty tracebacks a second.
-MIN_START_INTERVAL = 0.05
-PATIENT_FAILURES = 5
-LONGEST_INTERVAL = 1.0
-
-
-# Of failures in a row the first few are logged, then one a minute, and any of another kind; of kinds that are
-# always new, such as a message with a number in it, only so many.
-LOG_INTERVAL = 60.0
-KINDS_LOGGED = 10
 
 # Starts that are remembered for the number of those in the last hour.
 STARTS_KEPT = 1000
@@ -109,60 +87,6 @@ def cause_of_exit(status: int, success: Collection[int] = (0,)) -> Cause:
     if code in success:
         return Cause.EXIT
     return Cause.CRASH if code > 0 or -code in FAULTS else Cause.KILLED
-
-
-@dataclass
-class Failures:
-    """Counts failures in a row: since a run last proved itself, or a start was asked for."""
-
-    count: int = 0
-    # The reason of the latest one.
-    latest: str | None = None
-    # A longer run ends the count.
-    proof: float = 0.0
-    # The kinds of these failures that have been logged, and when the latest line was.
-    logged: set[str | None] = field(default_factory=set)
-    logged_at: float = float("-inf")
-
-    def note(self, run: float, why: str) -> None:
-        """Count a failure after a run of *run* seconds."""
-        if run > self.proof:
-            self.forget()
-        self.count += 1
-        self.latest = why
-        self.proof = min(LONGEST_PROOF, max(SHORTEST_PROOF, PROOF_FACTOR * run))
-
-    def forget(self) -> None:
-        self.count = 0
-        self.proof = 0.0
-        self.logged.clear()
-
-    def must_log(self, now: float) -> bool:
-        """Whether to log the latest one: one of the first, one of another kind, or the first in a minute."""
-        is_new = self.latest not in self.logged and len(self.logged) < KINDS_LOGGED
-        if self.count > PERSISTENT and not is_new and now < self.logged_at + LOG_INTERVAL:
-            return False
-        self.logged.add(self.latest)
-        self.logged_at = now
-        return True
-
-    def __str__(self) -> str:
-        return f"failed {self.count} times in a row"
-
-    @property
-    def persist(self) -> bool:
-        """Whether there are too many for an accident."""
-        return self.count >= PERSISTENT
-
-    def ongoing(self, uptime: float | None) -> bool:
-        """Whether a process of *uptime* seconds (None: no process) has not proved itself yet."""
-        return self.count > 0 and (uptime is None or uptime <= self.proof)
-
-    @property
-    def start_interval(self) -> float:
-        """The shortest time from one start to the next."""
-        doublings = max(0, self.count - PATIENT_FAILURES)
-        return min(LONGEST_INTERVAL, MIN_START_INTERVAL * 2.0 ** min(doublings, 10))
 
 
 @dataclass(eq=False, repr=False)

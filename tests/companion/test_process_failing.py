@@ -24,6 +24,7 @@ from processtools import (
 )
 
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.failures import Failures
 from gunicorn.companion.process import (
     EXITED,
     GAVE_UP,
@@ -34,7 +35,6 @@ from gunicorn.companion.process import (
     Event,
     State,
 )
-from gunicorn.companion.status import Failures
 
 NOW = T0 + 20
 

@@ -25,8 +25,8 @@ from processtools import (
 )
 
 from gunicorn.companion.checks import StartLimit
+from gunicorn.companion.failures import KINDS_LOGGED, LOG_INTERVAL, PERSISTENT, Failures
 from gunicorn.companion.process import EXITED, GAVE_UP, Action, Cause, CompanionProcess, Event, State
-from gunicorn.companion.status import KINDS_LOGGED, LOG_INTERVAL, PERSISTENT, Failures
 
 NOW = T0 + 20
 TERM, QUIT, KILL = int(signal.SIGTERM), int(signal.SIGQUIT), int(signal.SIGKILL)

@@ -11,10 +11,10 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from gunicorn.companion.child.mark import Mark, digest
+from gunicorn.companion.failures import MIN_START_INTERVAL
 from gunicorn.companion.output.capture import Capture
 from gunicorn.companion.process import (
     GAVE_UP,
-    MIN_START_INTERVAL,
     Action,
     Cause,
     CompanionProcess,
