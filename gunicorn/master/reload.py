@@ -58,6 +58,9 @@ class Switch(NamedTuple):
     current: set[int]
     age: int
     manager: int
+    # How many workers were wanted before, and how many it wants.
+    before: int
+    workers: int
     # Whether the companions follow when it is final.
     companions: bool = True
 
@@ -126,8 +129,9 @@ class Reloading(Upkeep):
         staying = [record for record in self._fresh_records() if not record.retiring]
         current = {record.pid for record in staying if not record.outdated}
         nothing = contextlib.ExitStack()
-        manager = self.companion_manager_pid
-        self._try(Switch(nothing, None, current, self.worker_age, manager, companions=False))
+        manager, wanted = self.companion_manager_pid, self.num_workers
+        age = self.worker_age
+        self._try(Switch(nothing, None, current, age, manager, wanted, wanted, companions=False))
         return len(staying)
 
     def _begin_reload(self) -> None:
@@ -198,12 +202,16 @@ class Reloading(Upkeep):
         if self._switch is None:
             return
         switch, self._switch = self._switch, None
+        wanted = self.num_workers
         try:
             switch.undo.close()
         except Exception as exc:
             # Its log files, for example, which cannot be opened any more.
             self.log.error("Cannot restore a part of the old configuration: %s", one_line(exc))
         self.old_listeners = []
+        if wanted != switch.workers:
+            # What TTIN, TTOU or a command has changed meanwhile stays changed.
+            self.num_workers = wanted and max(1, switch.before + wanted - switch.workers)
         for record in self._all_records():
             record.outdated = record.pid not in switch.current
             record.refused = record.refused or record.age > switch.age
@@ -323,7 +331,8 @@ def switch_configuration(arbiter: Any, current: set[int]) -> Switch:
         old_pidfile = arbiter.pidfile if pidfile is not arbiter.pidfile else None
         arbiter.LISTENERS, arbiter.pidfile, arbiter.old_listeners = listeners, pidfile, dropped
         manager = arbiter.companion_manager_pid
-        return Switch(undo.pop_all(), old_pidfile, current, arbiter.worker_age, manager)
+        before, wanted = state["_num_workers"], arbiter.num_workers
+        return Switch(undo.pop_all(), old_pidfile, current, arbiter.worker_age, manager, before, wanted)
 
 
 def _directory() -> str | None:

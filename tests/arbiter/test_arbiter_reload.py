@@ -48,6 +48,17 @@ def test_old_workers_serve_until_new_ones_have_booted() -> None:
         server.running(2, without=first)
 
 
+def test_one_worker_more_is_not_lost_with_the_reload_that_is_refused_after_it() -> None:
+    with TinyServer(workers=1) as server:
+        [first] = server.running(1)
+        reload(server, workers=3, raw_env=["TINY=hangs"])
+        wait_until(lambda: len(server.workers()) == 4, 10)
+        server.signal(signal.SIGTTIN)
+        wait_until(lambda: len(server.workers()) == 5, 10)
+        os.kill(max(server.workers()), signal.SIGKILL)
+        assert first in server.running(2)
+
+
 def test_the_loop_goes_on_while_old_workers_drain() -> None:
     with TinyServer(mode="deaf", workers=2, graceful_timeout=4) as server:
         first = server.running(2)

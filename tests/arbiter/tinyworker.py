@@ -68,8 +68,8 @@ class TinyWorker:
             raise RuntimeError("it will not boot")
         if self.mode.startswith("exit:"):
             os._exit(int(self.mode[5:]))
-        if self.mode == "slow":
-            time.sleep(1)
+        if self.mode in ("slow", "hangs"):
+            time.sleep(1 if self.mode == "slow" else 60)
         signal.signal(signal.SIGTERM, self.handle_exit)
         signal.signal(signal.SIGQUIT, self.handle_quit)
         signal.signal(signal.SIGINT, self.handle_quit)
