@@ -362,6 +362,23 @@ def test_a_manager_beside_another_has_the_same_run_directory(arbiter: Arbiter, o
     assert arbiter.companions.bury(5, 0) and not arbiter.companions.bury(5, 0)
 
 
+def test_a_command_that_fails_ends_nothing(arbiter: Arbiter, other_end: Link) -> None:
+    with mock.patch.object(arbiter, "reexec", side_effect=RuntimeError("a mistake")):
+        other_end.send({"ask": {"cmd": "upgrade", "ticket": 1}})
+        arbiter.manage_companion_manager()
+    [message] = other_end.receive()
+    answer = message["answer"]
+    assert (answer["ticket"], answer["ok"]) == (1, False) and answer["error"].startswith(
+        "RuntimeError: a mistake"
+    )
+
+
+@pytest.mark.parametrize(("preload", "text"), [(False, ""), (True, ", but its preloaded application stays")])
+def test_a_reload_says_what_it_leaves(arbiter: Arbiter, preload: bool, text: str) -> None:
+    arbiter.cfg.set("preload_app", preload)
+    assert arbiter.command("reload")["message"].partition(": ")[0] == "the server reloads" + text
+
+
 @pytest.mark.parametrize("successor", [0, 7])
 def test_at_the_end_of_an_upgrade_the_manager_knows_it_before_it_is_told_to_stop(
     arbiter: Arbiter, other_end: Link, successor: int

@@ -289,7 +289,8 @@ class ManagerHandle(ArbitersPart):
         self.web.on_message(message)
         if "keep" in message:
             self._keep_socket(**message["keep"])
-        if "let_go" in message:
+        # Another successor may need them.
+        if "let_go" in message and not self.arbiter.upgrade.is_handing_over:
             self.sockets.let_go(**message["let_go"])
         if "made_room" in message:
             self._let_leave()
@@ -329,6 +330,14 @@ class ManagerHandle(ArbitersPart):
             return {"ticket": ticket, "ok": True, **self.arbiter.command(cmd, **wanted)}
         except ValueError as exc:
             return {"ticket": ticket, "ok": False, "error": str(exc)}
+        except Exception as exc:
+            # No command ends the server by a mistake.
+            self.log.exception("The command %s failed", cmd)
+            return {
+                "ticket": ticket,
+                "ok": False,
+                "error": f"{type(exc).__name__}: {exc}; see the server's log",
+            }
 
     def _take_over(self, applied: dict[str, str]) -> None:
         """Take the configuration that the manager has *applied* for the next one, too.
