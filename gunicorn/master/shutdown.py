@@ -120,7 +120,9 @@ class Shutdown(Reloading):
             self.spawn_workers()
             return
         self._web_told = True
-        self._close_listeners()
+        # A successor that dies from now on is replaced by another one, which gets them.
+        if not self.upgrade.is_handing_over:
+            self._close_listeners()
         self._stop_workers(graceful, time.monotonic())
 
     def _close_listeners(self) -> None:

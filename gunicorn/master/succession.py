@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,8 +13,11 @@ from gunicorn.master import handoff
 from gunicorn.master.base import Master
 from gunicorn.master.upgrade import Upgrade
 from gunicorn.pidfile import Pidfile, successor_path
-from gunicorn.unix.process import describe_end, leave
+from gunicorn.unix.process import describe_end, leave, term_signal
 from gunicorn.unix.signals import blocked_signals, reset_to_default
+
+# What ends a new master that has no handlers yet, because somebody wants it to end.
+TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 class Succession(Master):
@@ -132,5 +136,7 @@ class Succession(Master):
             left = Pidfile(successor_path(self.cfg.pidfile))
             left.pid = pid
             left.unlink()
-        self.log.warning("The new master %s; this one keeps running", describe_end(status))
-        self.upgrade.buried(pid, describe_end(status))
+        if not self.upgrade.is_handing_over:
+            self.log.warning("The new master %s; this one keeps running", describe_end(status))
+        told = status == 0 or term_signal(status) in TO_END
+        self.upgrade.buried(pid, describe_end(status), told=told)

@@ -67,6 +67,11 @@ class Upgrade:
         return self.stage in (BOOTING, ENDING)
 
     @property
+    def is_handing_over(self) -> bool:
+        """Whether this one stops, for a successor that serves."""
+        return self.stage == HANDING_OVER
+
+    @property
     def on_trial(self) -> bool:
         """Whether this is a successor that has to show that it can take over."""
         return self.report_fd is not None
@@ -149,8 +154,17 @@ class Upgrade:
 
         Raises ValueError if it cannot begin.
         """
-        arbiter = self.arbiter
         number = 1 + (self.last["number"] if self.last is not None else 0)
+        self._start(number)
+        self.stage, self._reason, self._stop_by = BOOTING, "", 0
+        self._due = time.monotonic() + limit
+        self._note("pending", self.arbiter.reexec_pid, number)
+        assert self.last is not None
+        return self.last
+
+    def _start(self, number: int) -> None:
+        """Start the successor of the upgrade *number*. Raises ValueError if that fails."""
+        arbiter = self.arbiter
         try:
             reader, writer = os.pipe()
         except OSError as exc:
@@ -165,11 +179,6 @@ class Upgrade:
         os.set_blocking(reader, False)
         self._reader = reader
         arbiter.poller.add(reader, lambda events: self._read_report())
-        self.stage, self._reason, self._stop_by = BOOTING, "", 0
-        self._due = time.monotonic() + limit
-        self._note("pending", arbiter.reexec_pid, number)
-        assert self.last is not None
-        return self.last
 
     def _read_report(self) -> None:
         assert self._reader is not None
@@ -221,14 +230,14 @@ class Upgrade:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.arbiter.reexec_pid, sig)
 
-    def buried(self, pid: int, how: str) -> None:
-        """The successor *pid* has ended: *how* in words."""
+    def buried(self, pid: int, how: str, *, told: bool = False) -> None:
+        """The successor *pid* has ended: *how* in words; *told*: because somebody wanted it to."""
         self._close_reader()
         if not self.stage:
             return
         assert self.last is not None
         if self.stage == HANDING_OVER:
-            self.arbiter.log.critical("The new master %s while this one stops: nobody takes over", how)
+            self._replace(how, told=told)
             return
         self.stage = ""
         reason = self._reason or f"the new master {how}: see the server's log"
@@ -236,6 +245,25 @@ class Upgrade:
         self.arbiter.unit.upgrade_failed(reason)
         if self._stop_by:
             self.arbiter.signal(self._stop_by)
+
+    def _replace(self, how: str, *, told: bool) -> None:
+        """Start another successor in the place of one that has died while this master stops.
+
+        Clients wait meanwhile: this master keeps its listeners (`is_handing_over`).
+        """
+        arbiter = self.arbiter
+        assert self.last is not None
+        try:
+            if told:
+                raise ValueError("it was told to end")
+            self._start(self.last["number"])
+        except ValueError as exc:
+            arbiter.log.critical("The new master %s while this one stops: nobody takes over: %s", how, exc)
+            return
+        arbiter.log.critical(
+            "The new master %s while this one stops: process %d is to take over", how, arbiter.reexec_pid
+        )
+        self._note("pending", arbiter.reexec_pid, self.last["number"])
 
     def ends_first(self, sig: int) -> bool:
         """Whether a stop by *sig* has to wait for a successor that has not shown that it serves.

@@ -57,7 +57,10 @@ class Old:
         assert self.child is not None
         status = self.child.wait(10)
         pid, self.reexec_pid = self.reexec_pid, 0
-        self.upgrade.buried(pid, f"ended with {status}")
+        writer = self.writer
+        self.upgrade.buried(pid, f"ended with {status}", told=status == -signal.SIGTERM)
+        if self.reexec_pid:
+            os.close(writer)
 
 
 @pytest.fixture
@@ -81,10 +84,18 @@ def test_it_hands_over_when_the_successor_serves(old: Old) -> None:
     old.hear(None)
     assert old.signals == [signal.SIGTERM] and result(old) == ("pending", "handing over", None)
     assert old.upgrade.next_deadline(0.0) is None and not old.upgrade.ends_first(signal.SIGTERM)
-    # Nothing is left to go back to.
+    # Nothing is left to go back to: another one is started, unless somebody wants none.
     old.child.kill()  # type: ignore[union-attr]
     old.bury()
-    assert result(old)[0] == "pending" and "nobody takes over" in old.log[-1]
+    assert f"process {old.reexec_pid} is to take over" in old.log[-1]
+    assert old.upgrade.last is not None and old.upgrade.is_handing_over
+    assert (old.upgrade.last["number"], old.upgrade.last["pid"]) == (1, old.reexec_pid)
+    assert result(old) == ("pending", "handing over", None) and old.reexec_pid != begun["pid"]
+    old.hear(None)
+    old.child.terminate()  # type: ignore[union-attr]
+    old.bury()
+    assert result(old)[0] == "pending" and not old.reexec_pid and "nobody takes over" in old.log[-1]
+    assert len(old.signals) == 1
 
 
 def test_it_goes_back_when_the_successor_says_why_it_ends(old: Old) -> None:

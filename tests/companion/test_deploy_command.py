@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -184,6 +185,43 @@ def test_an_upgrade_is_told_as_it_goes(whole, ask):
     server.server.on["status"] = lambda request: {**server.server.status(None), "server": server.about}
     code, _, err = ask("upgrade", "--wait")
     assert (code, err) == (1, "gunicorn-companion: upgrade rolled back: no\n")
+
+
+def test_a_new_master_that_dies_while_the_old_one_stops_has_a_successor(whole, ask):
+    server = whole("one", master=4711)
+    stage = {"number": 2, "result": "pending", "reason": None, "pid": 4711, "stage": "handing over"}
+    server.answers("upgrade", TAKES_OVER, stage)
+
+    def status(request: dict[str, Any]) -> dict[str, Any]:
+        looks = server.server.count("status")
+        if looks > 2:
+            server.about["upgrade"] = {**stage, "pid": 4712}
+        if looks > 3:
+            server.about = {**server.about, "pid": 4712, "upgrade": {**stage, "pid": 4712, "result": "done"}}
+        return {**server.server.status(None), "server": server.about}
+
+    server.server.on["status"] = status
+    code, out, err = ask("upgrade", "--wait")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[2:4] == ["process 4712 is to take over", "process 4712 has taken over"]
+
+
+def test_a_manager_that_is_killed_while_companions_settle_has_a_successor(whole, ask):
+    server = whole("one")
+    server.answers("reload", RELOADS, applied(companions={"restarted": ["one"]}))
+    server.server.companions["one"]["state"] = "STARTING"
+    told = server.server.on["status"]
+
+    def status(request: dict[str, Any]) -> dict[str, Any]:
+        if server.server.count("status") == 3:
+            for client in list(server.server.control.clients.values()):
+                client.sock.shutdown(socket.SHUT_RDWR)
+        if server.server.count("status") > 4:
+            server.server.companions["one"].update(state="RUNNING", started_at=time.time())
+        return told(request)
+
+    server.server.on["status"] = status
+    assert ask("reload", "--wait")[::2] == (0, "")
 
 
 @pytest.mark.parametrize("lives", [False, True])

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import pytest
 from e2e_apps import WEB
 from e2e_companions import companion_server, entry, overlaps, pids, pids_in, reconfigure, starts
 from e2e_notify import ServiceManager
-from harness import Background, Server, is_alive, load, wait_until
+from harness import Background, Server, free_port, is_alive, load, wait_until
 
 #: Takes jobs out of a directory, and notes each that it has finished; a stop lets it finish the one it has.
 WORKER = """
@@ -190,6 +191,45 @@ def test_an_upgrade_under_load_loses_nothing_and_runs_nothing_twice(worker_class
         assert sorted(finished) == sorted(os.listdir(server.dir / "taken"))
         assert {*finished, *os.listdir(server.dir / "queue")} == set(jobs)
         assert pids_in(server, "slow.drained")[0] == old["slow"] and overlaps(server) == []
+
+
+def test_a_new_master_that_is_killed_while_the_old_one_stops_is_replaced() -> None:
+    port = free_port()
+    server = companion_server(
+        entry("one", "idle"),
+        entry("slow", "drain", env={"UNTIL": "drained"}, stop_timeout=20, bind=f"127.0.0.1:{port}"),
+        threads=4,
+    )
+    command = Command(server)
+    with server:
+        for name in ("one", "slow"):
+            server.wait_companion(name)
+        with load(server) as problems:
+            held = Background(server, "/wait?answer")
+            server.read_int("wait.started")
+            upgrade = command.begin("upgrade", "--wait")
+            new = beside(server)
+            wait_until(lambda: "this one stops" in server.log(), 20, "the old master stops")
+            os.kill(new.pid, signal.SIGKILL)
+
+            def third() -> int | None:
+                # Neither is it refused by the socket of a companion.
+                socket.create_connection(("127.0.0.1", port), 10).close()
+                return pid if (pid := server.new_master()) not in (None, new.pid) else None
+
+            last = wait_until(third, 20, "another new master")
+            # The old manager, which tells it, is gone as soon as nothing drains any more.
+            assert upgrade.stdout is not None
+            assert f"process {last} is to take over\n" in iter(upgrade.stdout.readline, "")
+            server.write("answer", "")
+            assert held.result().text == "waited"
+            server.write("drained", "")
+            out, err = upgrade.communicate(timeout=40)
+            assert (upgrade.returncode, err) == (0, ""), out
+            assert f"process {last} has taken over\n" in out
+            server.wait_exit()
+            server.adopt(last)
+        assert problems == [] and overlaps(server) == []
 
 
 def test_what_does_not_boot_touches_nothing(short_dir: Path) -> None:

@@ -49,6 +49,10 @@ class NoServer(Failure):
     """No server was found."""
 
 
+class Closed(Failure):
+    """The server has closed the connection before its answer."""
+
+
 class Connection:
     """One connection to a control socket; a request at a time."""
 
@@ -94,7 +98,7 @@ class Connection:
         except OSError as exc:
             raise Failure(f"{self.path}: {exc.strerror}") from None
         if not line.endswith(b"\n"):
-            raise Failure(f"{self.path}: the server closed the connection")
+            raise Closed(f"{self.path}: the server closed the connection")
         return line
 
     def wait_for_end(self, deadline: float | None) -> bool:

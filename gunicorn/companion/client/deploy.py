@@ -19,8 +19,10 @@ from gunicorn.companion.client.connection import (
     OK,
     REFUSED,
     RETRY_INTERVAL,
+    Closed,
     Connection,
     Failure,
+    NoServer,
     Reply,
     complain,
     connect,
@@ -81,6 +83,10 @@ def upgrade(connection: Connection, options: Namespace) -> int:
         result = about.get("upgrade") or {}
         if result.get("number") != reply["number"]:
             return False
+        if result["pid"] not in server.pids:
+            # In the place of one that has died.
+            _say(options, f"process {result['pid']} is to take over")
+            server.follow(result["pid"])
         if result["stage"] not in stages:
             stages.append(result["stage"])
             _say(options, STAGES[result["stage"]].format(pid=pid, reason=result["reason"]))
@@ -90,7 +96,7 @@ def upgrade(connection: Connection, options: Namespace) -> int:
     result = status["server"]["upgrade"]
     if result["result"] != "done":
         return _finish(options, REFUSED, f"upgrade rolled back: {result['reason']}", upgrade=result)
-    _say(options, f"process {pid} has taken over")
+    _say(options, f"process {result['pid']} has taken over")
     words = {one["name"]: "RUNNING" for one in status["companions"]}
     return _settled(server, options, status, words, (), upgrade=result)
 
@@ -168,8 +174,14 @@ def _settled(
         one["name"]: ("RUNNING", words[one["name"]]) for one in status["companions"] if _is_due(one, words)
     }
     goals.update((name, ("STOPPED", "removed")) for name in removed)
-    with connect(server.path, options.timeout) as connection:
-        good = settle(connection, options, goals, since=since)
+    while True:
+        try:
+            with connect(server.path, options.timeout) as connection:
+                good = settle(connection, options, dict(goals), since=since)
+            break
+        except (Closed, NoServer):
+            # Its manager was killed, perhaps; the next one answers soon.
+            server.wait_until(lambda about: True)
     if good:
         return _finish(options, OK, "done", **more)
     # Not 1: nothing was taken back.
@@ -191,12 +203,12 @@ class Server:
     def __init__(self, connection: Connection, options: Namespace) -> None:
         self.path = connection.path
         self._paths = [connection.path]
-        self._pids = [connection.must(cmd="pid")["server_pid"]]
+        self.pids = [connection.must(cmd="pid")["server_pid"]]
         self._deadline = deadline_of(options)
 
     def follow(self, pid: int) -> None:
         """Look at the master *pid* as well, which is to take over."""
-        self._pids.append(pid)
+        self.pids.append(pid)
         if master_of(self.path) is not None:
             self._paths.append(os.path.join(os.path.dirname(self.path), socket_name(pid)))
 
@@ -206,7 +218,7 @@ class Server:
         while True:
             for path in self._paths:
                 status = _status_at(path)
-                if status is None or status["server"]["pid"] not in self._pids:
+                if status is None or status["server"]["pid"] not in self.pids:
                     continue
                 heard = time.monotonic()
                 if is_over(status["server"]):
@@ -221,10 +233,10 @@ class Server:
 
     def _explain_silence(self) -> None:
         """Raise Failure unless the server may still answer."""
-        left = [pid for pid in self._pids if _lives(pid)]
+        left = [pid for pid in self.pids if _lives(pid)]
         if not left:
             raise Failure("the server is gone: see its log")
-        if left == self._pids[-1:]:
+        if left == self.pids[-1:]:
             raise Failure(
                 f"process {left[0]} has no control socket any more: has it companions? "
                 "See its log for the result"
