@@ -77,7 +77,8 @@ class BaseSocket:
         # Workers race for each connection; the losers must not block.
         sock.setblocking(False)
         sock.set_inheritable(True)
-        sock.listen(self.conf.backlog)
+        # The kernel takes an int, and lowers it to its own limit.
+        sock.listen(min(self.conf.backlog, 2**31 - 1))
         return sock
 
     def bind(self, sock: socket.socket) -> None:

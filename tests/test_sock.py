@@ -62,6 +62,11 @@ def served(listener: Any) -> bool:
     return True
 
 
+def test_a_backlog_is_as_long_as_it_likes(opened: Any) -> None:
+    (listener,) = opened(("127.0.0.1", 0), backlog=2**63 - 1)
+    assert served(listener)
+
+
 @pytest.mark.parametrize(
     "address, expected",
     [

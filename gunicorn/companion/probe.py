@@ -24,6 +24,9 @@ from gunicorn.settings.validators import parse_address
 
 KINDS = ("command", "http", "tcp", "file", "log")
 
+# With shorter pauses the prober would do nothing else.
+LEAST_EVERY = 0.1
+
 # A host and a port, or the path of a Unix socket.
 Address = tuple[str, int] | str
 
@@ -135,6 +138,12 @@ def _address(parse: Callable[[str], Any]) -> Callable[[Any], str]:
     return check
 
 
+def _check_every(value: Any) -> float:
+    if check_some_time(value) < LEAST_EVERY:
+        raise ValueError(f"{value!r} is less than {LEAST_EVERY:g} seconds")
+    return check_time(value)
+
+
 def _check_status(value: Any) -> tuple[int, ...]:
     codes = (value,) if isinstance(value, int) else value
     if not isinstance(codes, (list, tuple)) or not codes:
@@ -151,7 +160,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "tcp": _address(parse_tcp),
     "file": check_path,
     "log": _check_regex,
-    "every": check_some_time,
+    "every": _check_every,
     "timeout": check_some_time,
     "failures": check_count,
     "successes": check_count,

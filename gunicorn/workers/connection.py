@@ -197,8 +197,14 @@ def has_input(sock: Any) -> bool:
     return count != _NO_BYTES
 
 
+# Seconds, three decades.
+_LONGEST_WAIT = 10**9
+
+
 @lru_cache(maxsize=4)
 def _timeval(seconds: float) -> bytes:
+    # A longer time may not fit into a C long.
+    seconds = min(seconds, _LONGEST_WAIT)
     whole = int(seconds)
     return struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))
 

@@ -59,6 +59,7 @@ def test_what_is_right(value: Any, probe: Probe) -> None:
         ({"command": ["CMD-SHELL", "x"]}, "command: 'CMD-SHELL' is a word of compose files"),
         ({"command": "redis-cli ping"}, "command: 'redis-cli ping' is one string"),
         ({**GOOD, "every": 0}, "every: 0 leaves no time"),
+        ({**GOOD, "every": 5e-324}, "every: 5e-324 is less than 0.1 seconds"),
         ({**GOOD, "timeout": None}, "timeout: None is not a number of seconds"),
         ({**GOOD, "failures": 0}, "failures: 0 is not a number of 1 or more"),
         ({**GOOD, "successes": True}, "successes: True is not a number of 1 or more"),

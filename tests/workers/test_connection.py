@@ -158,3 +158,10 @@ def test_the_kernel_s_timeout(pair: Pair) -> None:
     with pytest.raises(BlockingIOError):
         server.recv(1)
     assert 0.08 < time.monotonic() - started < 2
+
+
+def test_a_timeout_is_as_long_as_it_likes(pair: Pair) -> None:
+    server, client = pair
+    connection.set_blocking_timeout(server, 2.0**63)
+    client.sendall(b"x")
+    assert server.recv(1) == b"x"
