@@ -78,6 +78,9 @@ class Shutdown(Reloading):
             if self._started:
                 self._hook("on_exit", self)
         finally:
+            if self.upgrade.is_handing_over:
+                # The successor may have died since the loop ended, or have been killed by the hook.
+                self.reap_workers()
             # Last: whoever waits for the file to go may start the next server.
             if self.pidfile is not None:
                 self.pidfile.unlink()

@@ -232,6 +232,30 @@ def test_a_new_master_that_is_killed_while_the_old_one_stops_is_replaced() -> No
         assert problems == [] and overlaps(server) == []
 
 
+#: The last moment at which the old master can notice it.
+KILLS_ITS_SUCCESSOR = """
+import os
+
+def on_exit(server):
+    if server.reexec_pid:
+        os.kill(server.reexec_pid, 9)
+        os.waitid(os.P_PID, server.reexec_pid, os.WEXITED | os.WNOWAIT)
+"""
+
+
+def test_so_is_one_that_is_killed_as_the_old_one_exits() -> None:
+    server = companion_server(entry("one", "idle"), extra=KILLS_ITS_SUCCESSOR, pidfile="g.pid")
+    with server, load(server) as problems:
+        server.wait_companion("one")
+        assert Command(server)("upgrade")[0] == 0
+        new = beside(server)
+        server.wait_exit()
+        last = wait_until(lambda: pid if (pid := server.read_int("g.pid")) != new.pid else None, 20)
+        server.adopt(last)
+        server.wait_companion("one")
+    assert problems == [] and overlaps(server) == []
+
+
 def test_what_does_not_boot_touches_nothing(short_dir: Path) -> None:
     companions = entry("one", "idle"), entry("rq", "idle", numprocs=2, singleton=False)
     settings: dict[str, Any] = {"workers": 2, "pidfile": "g.pid", "graceful_timeout": 2}
