@@ -221,6 +221,77 @@ def test_websockets(served: Server) -> None:
     served.wait_log("GET /echo HTTP/1.1|101|")
 
 
+def frame(
+    opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool = True, bits: int = 0
+) -> bytes:
+    """A frame of a client, masked by zeros; *bits* are the reserved ones."""
+    size = len(payload)
+    first = bytes([fin << 7 | bits << 4 | opcode])
+    length = (
+        bytes([masked << 7 | size]) if size < 126 else bytes([masked << 7 | 126, *size.to_bytes(2, "big")])
+    )
+    return first + length + bytes(4 * masked) + payload
+
+
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (frame(TEXT, b"a", masked=False), 1002),
+        (frame(TEXT, b"a", bits=4), 1002),
+        (frame(3, b"a"), 1002),
+        (frame(11), 1002),
+        (frame(0, b"a"), 1002),
+        (frame(TEXT, b"a", fin=False) + frame(TEXT, b"b"), 1002),
+        (frame(PING, b"a" * 126), 1002),
+        (frame(PING, fin=False), 1002),
+        (frame(TEXT, b"\xff\xfe"), 1007),
+        (frame(TEXT, b"\xce", fin=False) + frame(0, b"x"), 1007),
+        (frame(CLOSE, b"a"), 1002),
+        (frame(CLOSE, (999).to_bytes(2, "big")), 1002),
+        (frame(CLOSE, (1005).to_bytes(2, "big")), 1002),
+        (frame(CLOSE, (1000).to_bytes(2, "big")), 1000),
+        (frame(CLOSE, (3999).to_bytes(2, "big") + b"why"), 3999),
+        (frame(CLOSE), None),
+        (frame(BINARY, b"x" * 600, fin=False) + frame(0, b"x" * 600), 1009),
+    ],
+    ids=repr,
+)
+def test_frames_that_end_a_websocket(served: Server, sent: bytes, code: int | None) -> None:
+    with raw_websocket(served) as client:
+        client.send(sent)
+        data = client.buffer + read_until_closed(client.sock)
+    assert data[:1] == b"\x88"
+    assert (int.from_bytes(data[2:4], "big") if data[1] else None) == code
+
+
+def test_frames_in_pieces(served: Server) -> None:
+    with raw_websocket(served) as client:
+        # A ping between two fragments, and a character cut in two.
+        sent = frame(TEXT, b"\xce", fin=False) + frame(PING, b"?") + frame(0, b"\xb1") + frame(PONG)
+        for byte in sent:
+            client.send(bytes([byte]))
+        while len(client.buffer) < 7:
+            client.buffer += client.sock.recv(100)
+        client.send(frame(CLOSE, b"\x03\xe8"))
+        data = client.buffer + read_until_closed(client.sock)
+    assert data == b"\x8a\x01?" + b"\x81\x02\xce\xb1" + b"\x88\x02\x03\xe8"
+
+
+def raw_websocket(server: Server) -> Client:
+    """A connection after the handshake, and the greeting of the application."""
+    client = connect(server)
+    fields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    client.send(get("/echo", more=fields + "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"))
+    assert client.answer().status == 101
+    while not client.buffer.endswith(b"]]"):
+        client.buffer += client.sock.recv(1000)
+    client.buffer = b""
+    return client
+
+
 def test_an_application_without_an_answer_is_a_500(served: Server) -> None:
     with connect(served) as client:
         assert client.ask("/nothing").status == 500
