@@ -29,7 +29,10 @@ class ASGILoop(
     validator=one_of("auto", "asyncio", "uvloop"),
     default="auto",
 ):
-    """The event loop: ``uvloop``, which is faster, ``asyncio``, or ``auto``: uvloop where it is installed."""
+    """The event loop: ``asyncio``, ``uvloop``, or ``auto``, which is asyncio.
+
+    ``uvloop`` is faster, but workers on it were seen to crash under load.
+    """
 
 
 class ASGILifespan(
