@@ -123,6 +123,13 @@ class Keys:
         placeholders=True,
         setting=settings.CompanionEnv,
     )
+    env_file: tuple[str, ...] = key(
+        check_paths,
+        "files of ``NAME=value`` lines to read at each start",
+        [],
+        shapes=True,
+        placeholders=True,
+    )
     stop_signal: int = key(
         parse_signal,
         "the signal that asks it to stop: a name or a number",
@@ -132,6 +139,10 @@ class Keys:
         check_time,
         "seconds from the stop signal to SIGKILL",
         setting=settings.CompanionStopTimeout,
+    )
+    stop_signals: tuple[Rung, ...] | None = key(
+        optional(check_stop_signals),
+        "several stop signals in the place of ``stop_signal`` and ``stop_timeout``, each with its seconds",
     )
     stop_as_group: bool = key(
         check_bool,
@@ -166,15 +177,26 @@ class Keys:
         setting=settings.CompanionStderr,
     )
     numprocs: int | None = key(optional(check_numprocs), "the number of copies")
+    index_start: int = key(whole(0, MAX_INDEX), "the number of the first copy, for ``%(index)d``", 0)
+    # `CompanionConfig.group` is the name of a set.
+    groups: tuple[str, ...] = key(
+        check_groups, "groups that it belongs to: commands take ``@GROUP``", [], called="group"
+    )
     after: tuple[str, ...] = key(
         check_names,
         "companions that must be RUNNING before it starts, or ``web``; it stops before them",
         [],
     )
+    stop_after: tuple[str, ...] = key(
+        check_names, "companions, or ``web``, that must be gone before it is stopped, beyond ``after``", []
+    )
     autorestart: str = key(
         check_autorestart,
         "the exits that lead to a restart",
         setting=settings.CompanionAutorestart,
+    )
+    success_exit_codes: tuple[int, ...] = key(
+        check_exit_codes, "the exit codes of a success, for ``autorestart`` and ``after``", [0]
     )
     restart_delay_max: float | None = key(
         optional(check_limit),
@@ -186,10 +208,20 @@ class Keys:
         "give up after this many failed starts in a row",
         setting=settings.CompanionStartRetries,
     )
+    start_limit: StartLimit | None = key(
+        optional(check_start_limit),
+        'give up rather than start more often, such as ``"5/60s"``',
+        setting=settings.CompanionStartLimit,
+    )
     on_give_up: str = key(
         one_of(*settings.GIVE_UP_WAYS),
         '``"shutdown"``: stop the server when it gives up',
         setting=settings.CompanionOnGiveUp,
+    )
+    retry_after: float | None = key(
+        optional(check_limit),
+        "seconds after a give-up at which to try again; none: never",
+        setting=settings.CompanionRetryAfter,
     )
     max_memory: int | None = key(
         optional(check_size),
@@ -206,10 +238,18 @@ class Keys:
         "add up to this many seconds at random",
         setting=settings.CompanionMaxLifetimeJitter,
     )
+    max_runtime: float | None = key(
+        optional(check_limit), "stop a job that runs for this many seconds, as failed"
+    )
     ready: str = key(
         one_of("startsecs", "notify"),
         '``"notify"``: it reports itself when it is RUNNING; :doc:`readiness`',
         "startsecs",
+    )
+    probe: Probe | None = key(
+        optional(check_probe),
+        "how the manager finds out that it is ready: :doc:`probes`",
+        placeholders=True,
     )
     start_timeout: float = key(
         check_some_time,
@@ -223,24 +263,17 @@ class Keys:
         shapes=True,
         setting=settings.CompanionWatchdog,
     )
+    liveness: Probe | None = key(
+        optional(check_probe),
+        "how the manager finds out that it still works: :doc:`probes`",
+        placeholders=True,
+    )
     bind: tuple[str, ...] = key(
         check_bind, "addresses to listen on for it: :doc:`programs`", shapes=True, placeholders=True
     )
     singleton: bool = key(check_bool, "False: it may run beside an older process of its own", True)
     nice: int | None = key(
         optional(whole(-20, 19)), "its nice value, from -20 to 19; none: that of the server", shapes=True
-    )
-    index_start: int = key(whole(0, MAX_INDEX), "the number of the first copy, for ``%(index)d``", 0)
-    # `CompanionConfig.group` is the name of a set.
-    groups: tuple[str, ...] = key(
-        check_groups, "groups that it belongs to: commands take ``@GROUP``", [], called="group"
-    )
-    env_file: tuple[str, ...] = key(
-        check_paths,
-        "files of ``NAME=value`` lines to read at each start",
-        [],
-        shapes=True,
-        placeholders=True,
     )
     umask: int | None = key(
         optional(check_umask), "its umask, such as ``0o027``; none: that of the server", shapes=True
@@ -255,43 +288,6 @@ class Keys:
     )
     cpu_affinity: tuple[int, ...] | None = key(
         optional(check_cpu_affinity), 'the CPUs that it may use: ``[0, 1]`` or ``"0-3"``', shapes=True
-    )
-    # -- order
-    stop_after: tuple[str, ...] = key(
-        check_names, "companions, or ``web``, that must be gone before it is stopped, beyond ``after``", []
-    )
-    # -- probes
-    probe: Probe | None = key(
-        optional(check_probe),
-        "how the manager finds out that it is ready: :doc:`probes`",
-        placeholders=True,
-    )
-    liveness: Probe | None = key(
-        optional(check_probe),
-        "how the manager finds out that it still works: :doc:`probes`",
-        placeholders=True,
-    )
-
-    # Starts and ends.
-    success_exit_codes: tuple[int, ...] = key(
-        check_exit_codes, "the exit codes of a success, for ``autorestart`` and ``after``", [0]
-    )
-    start_limit: StartLimit | None = key(
-        optional(check_start_limit),
-        'give up rather than start more often, such as ``"5/60s"``',
-        setting=settings.CompanionStartLimit,
-    )
-    retry_after: float | None = key(
-        optional(check_limit),
-        "seconds after a give-up at which to try again; none: never",
-        setting=settings.CompanionRetryAfter,
-    )
-    max_runtime: float | None = key(
-        optional(check_limit), "stop a job that runs for this many seconds, as failed"
-    )
-    stop_signals: tuple[Rung, ...] | None = key(
-        optional(check_stop_signals),
-        "several stop signals in the place of ``stop_signal`` and ``stop_timeout``, each with its seconds",
     )
 
 
