@@ -16,7 +16,7 @@ from gunicorn.settings.validators import (
     validate_bool,
     validate_dict,
     validate_list_string,
-    validate_pos_int,
+    validate_number,
     validate_string,
 )
 
@@ -318,7 +318,7 @@ class CompanionAutorestart(Setting, meta="WHEN", validator=validate_companion_au
 
 
 class CompanionStartRetries(
-    Setting, meta="N", validator=or_none(validate_pos_int), default_text="none: retry for ever"
+    Setting, meta="N", validator=or_none(validate_number), default_text="none: retry for ever"
 ):
     """Give up on a companion after this many failed starts in a row; key ``start_retries``.
 

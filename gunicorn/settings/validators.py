@@ -71,6 +71,13 @@ def validate_pos_int(val: Any) -> int:
     return number
 
 
+def validate_number(val: Any) -> int:
+    """As `validate_pos_int`, but True and False are no numbers."""
+    if isinstance(val, bool):
+        raise TypeError(f"expected a whole number, not {type_and_value(val)}")
+    return validate_pos_int(val)
+
+
 def validate_string(val: Any) -> str | None:
     if val is None:
         return None

@@ -15,7 +15,7 @@ from gunicorn.settings.validators import (
     validate_class,
     validate_file_exists,
     validate_list_string,
-    validate_pos_int,
+    validate_number,
 )
 
 RELOAD_ENGINES = ("auto", "poll", "inotify")
@@ -43,7 +43,7 @@ def validate_worker_class(val: Any) -> Any:
 
 
 def validate_workers_max(val: Any) -> int:
-    number = validate_pos_int(val)
+    number = validate_number(val)
     if number > MOST_BY_LOAD:
         raise ValueError(f"at most {MOST_BY_LOAD}, not {number}")
     return number
@@ -82,7 +82,7 @@ class WorkersMax(
     """
 
 
-class WorkersSpare(Count, section=WORKER_PROCESSES, default=1):
+class WorkersSpare(Count, section=WORKER_PROCESSES, validator=validate_number, default=1):
     """How many workers are to be idle, while ``workers_max`` allows it."""
 
 
@@ -137,7 +137,7 @@ class MaxRequestsJitter(Count, section=WORKER_PROCESSES, default=0):
     """
 
 
-class ReloadBatch(Count, section=WORKER_PROCESSES, default=0):
+class ReloadBatch(Count, section=WORKER_PROCESSES, validator=validate_number, default=0):
     """How many web workers a reload replaces at once; 0 for all of them.
 
     Old and new workers run side by side for a moment, because old ones serve until new ones have booted. On

@@ -13,7 +13,7 @@ import pytest
 
 from gunicorn import config as c
 from gunicorn.errors import ConfigError
-from gunicorn.settings import companion, http
+from gunicorn.settings import companion, http, worker
 
 
 class Plain:
@@ -206,6 +206,7 @@ BAD: list[tuple[Any, Any, type[Exception]]] = [
     (c.validate_seconds, 10**400, ValueError),
     (c.validate_seconds, 1e308, ValueError),
     (c.validate_pos_int, 10**400, ValueError),
+    (worker.validate_workers_max, True, TypeError),
     (companion.validate_file_mode, "rw", ValueError),
     (companion.validate_file_mode, "1777", ValueError),
     (companion.validate_file_mode, 0o1777, ValueError),
