@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections.abc import Iterator
 from unittest import mock
 
@@ -242,12 +243,15 @@ def test_a_boot_error_halts_nothing_while_others_serve(arbiter: Arbiter) -> None
     arbiter.WORKERS[42].tmp.last_update.return_value = 1.0
     assert not arbiter._record(42).booted
     arbiter.WORKERS[42].tmp.last_update.return_value = 2.0
-    with mock.patch("os.waitpid", side_effect=[(43, 3 << 8), (0, 0)]):
-        arbiter.reap_workers()
-    assert list(arbiter.WORKERS) == [42]
-    # The next start waits a moment.
+    # The next start waits a moment, which must not pass on a busy machine.
     arbiter.num_workers = 2
-    with mock.patch("os.fork") as fork:
+    with (
+        mock.patch("time.monotonic", return_value=time.monotonic()),
+        mock.patch("os.waitpid", side_effect=[(43, 3 << 8), (0, 0)]),
+        mock.patch("os.fork") as fork,
+    ):
+        arbiter.reap_workers()
+        assert list(arbiter.WORKERS) == [42]
         arbiter.spawn_workers()
     assert not fork.called
 

@@ -205,7 +205,7 @@ def test_the_dictionary_of_a_file() -> None:
         ({"max_bytes": 1}, "'file' is missing"),
         ({"file": "x", "maxbytes": 1}, "unknown key maxbytes: did you mean max_bytes?"),
         ({"file": "x", "max_bytes": "5 apples"}, "max_bytes: '5 apples' is not a size"),
-        ({"file": "x", "backups": -1}, "backups: -1 is not a number"),
+        ({"file": "x", "backups": -1}, "backups: -1 is not a whole number"),
         ({"file": "x", "stamp": "yes"}, "stamp: 'yes' is neither"),
     ],
 )
