@@ -231,6 +231,10 @@ def short_tmpdir() -> Path:
     return path
 
 
+#: For a configuration file: a new worker proves itself at once, for tests with many reloads.
+QUICK_RELOADS = "import gunicorn.master.pool\ngunicorn.master.pool.PROBATION = 0.05\n"
+
+
 class Server:
     """A real server as a real process.
 

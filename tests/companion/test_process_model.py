@@ -291,7 +291,7 @@ EXAMPLES = int(os.environ.get("COMPANION_MODEL_EXAMPLES", "0"))
 
 TestCompanions = Companions.TestCase
 TestCompanions.settings = settings(
-    max_examples=EXAMPLES or 50,
+    max_examples=EXAMPLES or 30,
     stateful_step_count=40,
     derandomize=not EXAMPLES,
     database=None,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from e2e_companions import companion_server, entry
-from harness import Server, descriptors, status_field, wait_until
+from harness import QUICK_RELOADS, Server, descriptors, status_field, wait_until
 
 HUPS = int(os.environ.get("FLAT_HUPS", "20"))
 CLASSES = os.environ.get("FLAT_CLASSES", "gthread").split(",")
@@ -62,7 +62,9 @@ def measured_worker(server: Server) -> int:
 @pytest.mark.timeout(max(120, 5 * HUPS))
 @pytest.mark.parametrize("kind", CLASSES)
 def test_reloads_leave_nothing_behind(kind: str) -> None:
-    server = companion_server(entry("a", "idle"), worker_class=kind, threads=2, extra=COUNTING)
+    server = companion_server(
+        entry("a", "idle"), worker_class=kind, threads=2, extra=QUICK_RELOADS + COUNTING
+    )
     with server:
         companion = server.wait_companion("a")["pid"]
         manager = server.wait_manager()

@@ -8,7 +8,7 @@ import signal
 from typing import Any
 
 from e2e_companions import companion_server, entry, reconfigure
-from harness import Server, wait_until
+from harness import QUICK_RELOADS, Server, wait_until
 
 #: For the configuration file: a board with few slots.
 FEW_SLOTS = """
@@ -38,7 +38,8 @@ def ends(server: Server) -> dict[str, int]:
 
 
 def test_slots_are_taken_back_and_ends_have_their_causes() -> None:
-    with companion_server(entry("idle"), workers=1, worker_class="gthread", threads=2) as server:
+    quick = {"extra": QUICK_RELOADS, "workers": 1, "worker_class": "gthread", "threads": 2}
+    with companion_server(entry("idle"), **quick) as server:
         server.wait_companion("idle")
         for done in range(1, 21):
             server.signal(signal.SIGHUP)
