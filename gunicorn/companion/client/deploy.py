@@ -46,7 +46,13 @@ def reload(connection: Connection, options: Namespace) -> int:
     if not options.wait:
         return OK
 
+    told: list[str | None] = [None]
+
     def is_over(about: Reply) -> bool:
+        # At the start of a server this may last: no worker boots before those companions are there.
+        if (held_by := about.get("web_held_by")) not in told:
+            told.append(held_by)
+            _say(options, f"web workers wait for {held_by}")
         result = about.get("reload") or {"number": 0}
         return bool(result["number"] >= reply["number"] and result["result"] != "pending")
 
