@@ -278,6 +278,18 @@ def test_rotated_files_have_every_line_once() -> None:
             assert len(set(lines)) == len(lines) > 1000
 
 
+def test_a_keeper_that_is_killed_just_before_a_stop_loses_no_line() -> None:
+    with output_server(job("counts", stdout="counts.out")) as server:
+        wait_for_more(server, "counts.out")
+        first = keeper_of(server)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: keeper_of(server) != first, 5, "another keeper")
+        # The next one starts a second after this one.
+        os.kill(keeper_of(server), signal.SIGKILL)
+        assert server.stop() == 0
+        assert missing((server.dir / "counts.out").read_text().splitlines()) == set()
+
+
 def test_usr1_begins_new_files() -> None:
     with output_server(job("ticks", stdout="ticks.out")) as server:
         server.wait_log("tick", name="ticks.out")

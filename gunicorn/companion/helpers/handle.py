@@ -127,15 +127,25 @@ class Helper:
         self.wire.flush()
         self.poller.modify(self.wire.fileno(), READABLE | (WRITABLE if self.wire.has_unsent else 0))
 
-    def wait(self, seconds: float) -> None:
-        """Wait a moment for its end."""
+    def start_now(self) -> None:
+        """Start it, if it is not there, without the pause after its last start."""
+        if self.pid is None:
+            self.drop_wire()
+            self._started_at = float("-inf")
+            self.start()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait a moment for its end; return whether it was killed."""
         deadline = time.monotonic() + seconds
+        status = 0
         while self.pid is not None and time.monotonic() < deadline:
             with contextlib.suppress(ChildProcessError):
-                if os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if not pid:
                     self.poller.wait(0.01)
                     continue
             self.pid = None
+        return os.WIFSIGNALED(status)
 
     def descriptors(self) -> list[int]:
         """All that no companion is to keep."""

@@ -166,8 +166,12 @@ class Capture(Helper):
 
     def end(self) -> None:
         """All companions have ended: wait a moment for the last lines to be written."""
-        self.send({"end": True})
-        self.wait(_END)
+        for _ in range(2):
+            # One that was just killed has not written all that is in the pipes.
+            self.start_now()
+            self.send({"end": True})
+            if not self.wait(_END):
+                return
 
 
 def destinations_of(config: CompanionConfig) -> Destinations:
