@@ -111,7 +111,8 @@ def test_a_set_with_a_port_and_a_log_for_each_copy() -> None:
         server.wait_manager()
         pids = wait_live(server, first, 4)
         for port in range(first, first + 4):
-            assert server.log(f"live-{port}.log") == f"serving on {port}\n"
+            log = f"live-{port}.log"
+            wait_until(lambda log=log, port=port: server.log(log) == f"serving on {port}\n", 10, log)  # type: ignore[misc]
         # Scaled to six and back: only the two come and go.
         assert server.ask("scale", "live", numprocs=6)["added"] == names(first, 6)[4:]
         assert wait_live(server, first, 6)[:4] == pids

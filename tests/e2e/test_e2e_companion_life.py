@@ -71,10 +71,16 @@ def test_worker_recycling_leaves_companions_alone() -> None:
         server.wait_companion("b")
         before = pids(server)
         first = server.wait_workers(2)
-        for _ in range(20):
+
+        def are_recycled() -> bool:
             server.get("/")
-        os.kill(server.workers()[0], signal.SIGKILL)
-        server.wait_workers(2, without=first)
+            return not set(first) & set(server.workers())
+
+        # One at a time, and requests are not dealt out evenly.
+        wait_until(are_recycled, 20, lambda: f"{first} replaced: {server.workers()}")
+        killed = server.workers()[0]
+        os.kill(killed, signal.SIGKILL)
+        server.wait_workers(2, without=[killed])
         server.signal(signal.SIGTTIN)
         server.wait_workers(3)
         assert pids(server) == before
