@@ -8,13 +8,10 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.app.configfile import near_misses, user_traceback
+from gunicorn.app.configfile import user_traceback, warnings_of
 from gunicorn.config import Config
 from gunicorn.errors import AppImportError, ConfigError
 from gunicorn.glogging import check_access_format
-from gunicorn.settings.later import unused_settings
-from gunicorn.settings.monitor import monitor_warnings
-from gunicorn.settings.worker import worker_warnings
 
 if TYPE_CHECKING:
     from gunicorn.app.base import Application
@@ -22,8 +19,7 @@ if TYPE_CHECKING:
 
 def check(app: Application) -> int:
     """Check settings, companions and application; print mistakes on stderr, return the exit status."""
-    warnings = [*near_misses(app.cfg), *monitor_warnings(app.cfg), *unused_settings(app.cfg)]
-    for warning in [*warnings, *worker_warnings(app.cfg)]:
+    for warning in warnings_of(app.cfg):
         print(f"Warning: {warning}", file=sys.stderr)
     problems = _settings(app.cfg) + _companions(app.cfg)
     for problem in problems:

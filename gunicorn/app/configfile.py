@@ -16,6 +16,9 @@ from gunicorn.errors import ConfigError, all_mistakes, without_middle
 from gunicorn.settings import redact
 from gunicorn.settings.base import KNOWN_SETTINGS
 from gunicorn.settings.foreign import RENAMED_KEYS, key_hint, setting_hint
+from gunicorn.settings.later import unused_settings
+from gunicorn.settings.monitor import monitor_warnings
+from gunicorn.settings.worker import worker_warnings
 
 COMPANION_PREFIX = "companion_"
 _IMPORTLIB = os.path.dirname(importlib.__file__) + os.sep
@@ -322,6 +325,11 @@ def instead_of(name: str, known: Iterable[str]) -> str:
     """What to write for the unknown setting *name*: a hint for a later Gunicorn's, or the nearest name."""
     hint = setting_hint(name)
     return f": {hint}" if hint else did_you_mean(name, known)
+
+
+def warnings_of(cfg: Config) -> list[str]:
+    """What to warn of, before the server starts or goes on with *cfg*."""
+    return [*near_misses(cfg), *monitor_warnings(cfg), *unused_settings(cfg), *worker_warnings(cfg)]
 
 
 def near_misses(cfg: Config) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gunicorn import sock
-from gunicorn.app.configfile import near_misses
+from gunicorn.app.configfile import warnings_of
 from gunicorn.app.start import set_environ
 from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.glogging import follow
@@ -24,9 +24,6 @@ from gunicorn.master.failure import Failure, one_line
 from gunicorn.master.upkeep import Upkeep
 from gunicorn.pidfile import Pidfile
 from gunicorn.settings import redact
-from gunicorn.settings.later import unused_settings
-from gunicorn.settings.monitor import monitor_warnings
-from gunicorn.settings.worker import worker_warnings
 
 # What setup() and the steps below replace in the arbiter.
 _STATE = (
@@ -289,8 +286,7 @@ class Reloading(Upkeep):
             self.companions.tell_reload_result()
 
     def _warn_of_settings(self) -> None:
-        warnings = [*near_misses(self.cfg), *monitor_warnings(self.cfg), *unused_settings(self.cfg)]
-        for warning in [*warnings, *worker_warnings(self.cfg)]:
+        for warning in warnings_of(self.cfg):
             self.log.warning("%s", warning)
 
 
