@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Coroutine, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -22,10 +22,10 @@ from typing import Any
 from gunicorn import sock as listening
 from gunicorn.http.errors import ParseException
 from gunicorn.http.head import current_date
-from gunicorn.workers import connection
-from gunicorn.workers.base import TICK, Worker
-from gunicorn.workers.connection import LINGER_SECONDS, State, hang_up_longest_idle
+from gunicorn.workers.base import TICK
+from gunicorn.workers.connection import LINGER_SECONDS, State
 from gunicorn.workers.cycle import Stopped, shown
+from gunicorn.workers.loopworker import HANDSHAKE_SECONDS, SWEEP, LoopWorker
 from gunicorn.workers.retiring import close_silent, retire
 
 try:
@@ -44,15 +44,6 @@ except ImportError as error:
         f"the asgi worker class needs the libraries of gunicorn[asgi]: uvicorn and httptools ({error})"
     ) from error
 
-# How many connections one wake-up accepts, so that the loop does not neglect the others.
-BURST = 16
-
-# Seconds between looks at the connections; heartbeats are no rarer.
-SWEEP = 0.5
-
-# The limit of a TLS handshake where `timeout` sets none.
-HANDSHAKE_SECONDS = 30.0
-
 # The part of `timeout` after which the stack of a blocked loop is logged.
 HUNG = 0.75
 
@@ -63,7 +54,7 @@ CANCEL_SECONDS = 0.25
 QUICK_SECONDS = 1.0
 
 
-class ASGIWorker(Worker):
+class ASGIWorker(LoopWorker):
     """Serves an ASGI application."""
 
     handshake_seconds = HANDSHAKE_SECONDS
@@ -75,14 +66,9 @@ class ASGIWorker(Worker):
         self.keepalive = float(cfg.keepalive)
         self.patience = float(cfg.timeout)
         self.grace = float(cfg.asgi_disconnect_grace_period)
-        self.worker_connections: int = cfg.worker_connections
         #: Valid values of Host that were seen.
         self.hosts: set[bytes] = set()
         self._tls: Any = None
-        self._listeners: dict[int, Any] = {}
-        self._paused: set[int] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._accept_errors = connection.AcceptErrors(self.log)
         self._stopped: Stopped | None = None
         self._begun_to_end = False
 
@@ -90,11 +76,6 @@ class ASGIWorker(Worker):
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Called in the master. Raises RuntimeError for a loop that is not installed."""
         loop_factory(cfg.asgi_loop)
-
-    @classmethod
-    def places(cls, cfg: Any) -> int:
-        connections: int = cfg.worker_connections
-        return connections
 
     def init_process(self) -> None:
         self.make_loop()
@@ -199,11 +180,7 @@ class ASGIWorker(Worker):
 
     def _listen(self) -> None:
         self.loop.add_reader(self.PIPE[0], self._on_signal)
-        for listener in self.sockets:
-            listener.setblocking(False)
-            fd = listener.fileno()
-            self._listeners[fd] = listener
-            self.loop.add_reader(fd, self._accept, fd)
+        super()._listen()
 
     def _tick(self) -> None:
         """Send a heartbeat, and look after what has waited for long."""
@@ -249,13 +226,6 @@ class ASGIWorker(Worker):
         """End at once, by *stopped*: a signal handler has raised it within a task."""
         self._stopped = stopped
         self.loop.stop()
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = self.loop.create_task(work)
-        # The loop itself holds no reference to it.
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     # -- the graceful end, as retire() wants it --------------------------------------------
 
@@ -304,58 +274,18 @@ class ASGIWorker(Worker):
                 if conn.is_websocket and not conn.closing and conn.protocol.handshake_complete:
                     conn.protocol.shutdown()
 
-    def has_room(self) -> bool:
-        return len(self.conns) < self.worker_connections
-
-    def stop_accepting(self) -> None:
-        for fd in self._listeners:
-            self.loop.remove_reader(fd)
-        self._listeners.clear()
-        self._paused.clear()
-
     # -- connections ---------------------------------------------------------------------
 
-    def _accept(self, fd: int) -> None:
-        listener = self._listeners[fd]
-        # Among several workers each takes one at a time, so that a burst is spread over them.
-        if not self.has_room():
-            hang_up_longest_idle(self.conns)
-            self._pause(fd)
-            return
-        for _ in range(BURST if self.cfg.workers == 1 else 1):
-            if not self.has_room() or not self.take(listener):
-                return
+    def current_conns(self) -> Iterable[Conn]:
+        return self.conns
 
-    def _pause(self, fd: int) -> None:
-        """Accept nothing there until a connection ends."""
-        if fd in self._listeners:
-            self.loop.remove_reader(fd)
-            self._paused.add(fd)
-
-    def _resume_accepting(self, anyway: bool = False) -> None:
-        while self._paused and (anyway or self.has_room()):
-            fd = self._paused.pop()
-            self.loop.add_reader(fd, self._accept, fd)
-
-    def take(self, listener: Any) -> bool:
-        """Begin to serve a connection from the accept queue; False if there is none."""
-        try:
-            client, peer = listener.accept()
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if self._accept_errors.is_transient(error):
-                return True
-            self._pause(listener.fileno())
-            return False
-        client.setblocking(False)
+    def serve(self, client: Any, peer: Any) -> None:
         conn = Conn(self, client, peer)
         if self._tls is not None or self.cycle.policy.proxy_protocol:
             conn.enter(State.HANDSHAKE)
         self.conns.add(conn)
         self.count_connections()
         conn.opening = self._begin(self._open(conn))
-        return True
 
     async def _open(self, conn: Conn) -> None:
         options: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Coroutine
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -20,10 +20,10 @@ from typing import Any
 from gunicorn import sock as listening
 from gunicorn.http.errors import RequestTimeout
 from gunicorn.http.parse import RequestHead, checked_head
-from gunicorn.workers import connection
-from gunicorn.workers.base import TICK, Worker
-from gunicorn.workers.connection import State, hang_up_longest_idle, has_input, wrap_accepted
+from gunicorn.workers.base import TICK
+from gunicorn.workers.connection import State, has_input, wrap_accepted
 from gunicorn.workers.cycle import shown
+from gunicorn.workers.loopworker import HANDSHAKE_SECONDS, SWEEP, LoopWorker
 from gunicorn.workers.retiring import LAST_WAIT, close_silent, retire
 
 try:
@@ -47,20 +47,11 @@ except ImportError as error:
 
 TORNADO5: bool = tornado.version_info >= (5, 0)
 
-# How many connections one wake-up accepts, so that the loop does not neglect the others.
-BURST = 16
-
-# Seconds between checks for overdue connections.
-SWEEP = 0.5
-
 # How far a head may exceed the limits and still be read, so that its client gets an answer.
 HEADER_SLACK = 65536
 
-# The limit of a TLS handshake where `timeout` sets none.
-HANDSHAKE_SECONDS = 30.0
 
-
-class TornadoWorker(Worker):
+class TornadoWorker(LoopWorker):
     """Serves a Tornado application, or a WSGI one, in the loop or in `threads` threads beside it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -70,28 +61,18 @@ class TornadoWorker(Worker):
         self.server: Any = None
         self.serves_wsgi = False
         self._tls: Any = None
-        self.worker_connections: int = cfg.worker_connections
         self._keepalive = float(cfg.keepalive)
         self._patience = float(cfg.timeout) or None
         self._retiring: Any = None
-        self._paused: set[int] = set()
-        self._accept_errors = connection.AcceptErrors(self.log)
-        self._listeners: dict[int, Any] = {}
-        self._tasks: set[Any] = set()
 
     @classmethod
     def setup(cls) -> None:
         """Called in the master when the class is chosen; nothing is to be prepared there."""
 
-    @classmethod
-    def places(cls, cfg: Any) -> int:
-        connections: int = cfg.worker_connections
-        return connections
-
     def init_process(self) -> None:
         # The application may use it while it loads. Workers must not share a loop of the master's.
-        self._loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(self._loop)
+        self.loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self.loop)
         super().init_process()
 
     # -- the loop ------------------------------------------------------------------------
@@ -103,7 +84,7 @@ class TornadoWorker(Worker):
         self.server = self._make_server()
         self._changed_conns = asyncio.Event()
         if self.slot is not None:
-            self.slot.write_later = partial(self._loop.call_later, self.slot.WRITE_INTERVAL, self.slot.write)
+            self.slot.write_later = partial(self.loop.call_later, self.slot.WRITE_INTERVAL, self.slot.write)
         # The master waits for twice `timeout`.
         beat = min(TICK, self.timeout / 2 or TICK)
         callbacks = [
@@ -114,10 +95,7 @@ class TornadoWorker(Worker):
         for callback in callbacks:
             callback.start()
         self.ioloop.add_handler(self.PIPE[0], self._on_signal, IOLoop.READ)
-        for listener in self.sockets:
-            listener.setblocking(False)
-            self._listeners[listener.fileno()] = listener
-            self.ioloop.add_handler(listener.fileno(), self._accept, IOLoop.READ)
+        self._listen()
         # A predecessor waits for the first heartbeat, and periodic callbacks begin with a pause.
         self.notify()
         self.ioloop.start()
@@ -163,13 +141,6 @@ class TornadoWorker(Worker):
         # If an application has added signal handlers to the loop, ours no longer wakes it.
         self.wake()
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> Any:
-        task = self._loop.create_task(work)
-        # The loop itself holds no reference to it.
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
     # -- the graceful end, as retire() wants it --------------------------------------------
 
     async def _retire_gracefully(self) -> None:
@@ -193,68 +164,35 @@ class TornadoWorker(Worker):
                 if conn.detached and conn.state != State.LINGER:
                     conn.hang_up()
 
-    def has_room(self) -> bool:
-        return len(self.conns) < self.worker_connections
-
-    def stop_accepting(self) -> None:
-        for fd in self._listeners:
-            self.ioloop.remove_handler(fd)
-        self._listeners.clear()
-        self._paused.clear()
-
     # -- connections ---------------------------------------------------------------------
 
-    def _accept(self, fd: int, events: int) -> None:
-        listener = self._listeners[fd]
-        # Among several workers each takes one at a time, so that a burst is spread over them.
-        if not self.has_room():
-            hang_up_longest_idle(self.conns.values())
-            self._pause(fd)
-            return
-        for _ in range(BURST if self.cfg.workers == 1 else 1):
-            if not self.has_room() or not self.take(listener):
-                return
+    def _watch(self, fd: int) -> None:
+        self.ioloop.add_handler(fd, lambda fd, events: self._accept(fd), IOLoop.READ)
 
-    def _pause(self, fd: int) -> None:
-        """Accept nothing there until a connection ends."""
-        if fd in self._listeners:
-            self.ioloop.remove_handler(fd)
-            self._paused.add(fd)
+    def _unwatch(self, fd: int) -> None:
+        self.ioloop.remove_handler(fd)
 
-    def _resume_accepting(self, anyway: bool = False) -> None:
-        while self._paused and (anyway or self.has_room()):
-            self.ioloop.add_handler(self._paused.pop(), self._accept, IOLoop.READ)
+    def current_conns(self) -> Iterable[Conn]:
+        return self.conns.values()
 
-    def take(self, listener: Any) -> bool:
-        """Begin to serve a connection from the accept queue; False if there is none."""
-        try:
-            client, addr = listener.accept()
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if self._accept_errors.is_transient(error):
-                return True
-            self._pause(listener.fileno())
-            return False
-        client.setblocking(False)
+    def serve(self, client: Any, peer: Any) -> None:
         conn = Conn(client)
         try:
             if self._tls is not None:
                 conn.sock = client = wrap_accepted(self._tls, client, self.cfg)
                 conn.enter(State.HANDSHAKE)
                 conn.stream = TLSStream(client)
-                self._begin(self._shake_hands(conn, addr))
+                self._begin(self._shake_hands(conn, peer))
             else:
                 conn.stream = Stream(client)
         except (OSError, ValueError):
             # The client has left already.
             client.close()
-            return True
+            return
         self.conns[conn.stream] = conn
         self.count_connections()
         if self._tls is None:
-            self._serve(conn, addr)
-        return True
+            self._serve(conn, peer)
 
     async def _shake_hands(self, conn: Conn, addr: Any) -> None:
         try:
