@@ -26,6 +26,7 @@ from gunicorn.master import commands, handoff, pool
 from gunicorn.master.announce import Situation
 from gunicorn.master.shutdown import Shutdown
 from gunicorn.master.succession import Succession
+from gunicorn.settings.http import check_protocol
 from gunicorn.unix.process import describe_end
 from gunicorn.unix.signals import Interrupted, SignalInbox, blocked_signals, in_turn, signal_name, unblock_all
 
@@ -208,6 +209,7 @@ class Arbiter(Shutdown, Succession):
         self.log.info("Listening on %s", ", ".join(map(str, listeners)))
 
     def check_worker_class(self) -> None:
+        check_protocol(self.cfg)
         if hasattr(self.worker_class, "check_config"):
             self.worker_class.check_config(self.cfg, self.log)
 

@@ -81,10 +81,7 @@ class Config:
     def set(self, name: str, value: Any) -> None:
         """Check *value* and set it. Raises AttributeError for an unknown *name*, else as its validator."""
         if name not in self.settings:
-            from gunicorn.settings.foreign import setting_hint
-
-            hint = setting_hint(name)
-            raise AttributeError(f"there is no setting {name!r}" + (f": {hint}" if hint else ""))
+            raise AttributeError(f"there is no setting {name!r}")
         self.settings[name].set(value)
 
     def get_cmd_args_from_env(self) -> list[str]:

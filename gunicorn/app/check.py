@@ -12,6 +12,7 @@ from gunicorn.app.configfile import user_traceback, warnings_of
 from gunicorn.config import Config
 from gunicorn.errors import AppImportError, ConfigError
 from gunicorn.glogging import check_access_format
+from gunicorn.settings.http import check_protocol
 
 if TYPE_CHECKING:
     from gunicorn.app.base import Application
@@ -61,6 +62,7 @@ def _settings(cfg: Config) -> list[str]:
     if not problems:
         try:
             check_access_format(cfg.logger_class, cfg)
+            check_protocol(cfg)
         except ConfigError as error:
             problems.append(str(error))
     return problems

@@ -15,7 +15,7 @@ from gunicorn.config import Config
 from gunicorn.errors import ConfigError, all_mistakes, without_middle
 from gunicorn.settings import redact
 from gunicorn.settings.base import KNOWN_SETTINGS
-from gunicorn.settings.foreign import RENAMED_KEYS, key_hint, setting_hint
+from gunicorn.settings.foreign import RENAMED_KEYS, key_hint
 from gunicorn.settings.later import unused_settings
 from gunicorn.settings.monitor import monitor_warnings
 from gunicorn.settings.worker import worker_warnings
@@ -321,19 +321,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near}?" if near else ""
 
 
-def instead_of(name: str, known: Iterable[str]) -> str:
-    """What to write for the unknown setting *name*: a hint for a later Gunicorn's, or the nearest name."""
-    hint = setting_hint(name)
-    return f": {hint}" if hint else did_you_mean(name, known)
-
-
 def warnings_of(cfg: Config) -> list[str]:
     """What to warn of, before the server starts or goes on with *cfg*."""
     return [*near_misses(cfg), *monitor_warnings(cfg), *unused_settings(cfg), *worker_warnings(cfg)]
 
 
 def near_misses(cfg: Config) -> list[str]:
-    """A warning for each name in the files that resembles a setting, or is one of a later Gunicorn."""
+    """A warning for each name in the files that resembles a setting."""
     known = [cls.name for cls in KNOWN_SETTINGS if cls.name and cls.name in cfg.settings]
     warnings = []
     for source in cfg.sources:
@@ -344,17 +338,16 @@ def near_misses(cfg: Config) -> list[str]:
             # Imported from this package, such as gunicorn.workers.asgi.companion.
             if str(getattr(value, "__module__", "")).startswith("gunicorn."):
                 continue
-            hint = setting_hint(name)
-            near = None if hint else nearest(name, known, cutoff=0.75)
-            if not hint and not near:
+            near = nearest(name, known, cutoff=0.75)
+            if not near:
                 continue
             if lines is None:
                 # Only now: parsing takes time, and most files have no such name.
                 lines = defined_at(source)
             # A name that is not in the text came by `import *`.
             if name in lines:
-                way = f": {hint}" if hint else f"; did you mean {near}?"
                 warnings.append(
-                    f"{source.label}, line {lines[name]}: {name} is not a setting and has no effect{way}"
+                    f"{source.label}, line {lines[name]}: {name} is not a setting and has no effect; "
+                    f"did you mean {near}?"
                 )
     return warnings

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.base import WSGICallable
-from gunicorn.app.configfile import instead_of
+from gunicorn.app.configfile import did_you_mean
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.errors import ConfigError, all_mistakes
 from gunicorn.loading import getcwd
@@ -68,7 +68,7 @@ class PasterServerApplication(WSGIApplication):
                 continue
             key = name.lower()
             if key not in self.cfg.settings:
-                mistakes.append(f"{name} is not a setting{instead_of(key, self.cfg.settings)}")
+                mistakes.append(f"{name} is not a setting{did_you_mean(key, self.cfg.settings)}")
                 continue
             try:
                 self._set(f"{name} = {redact.in_value({name: value})[name]}", key, value)

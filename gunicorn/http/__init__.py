@@ -2,7 +2,7 @@
 """HTTP/1.1 after RFC 9110 and RFC 9112, and WSGI after PEP 3333.
 
 Pure: grammar, errors, policy, proxyproto, parse, chunked, environ, head. Shells around sockets:
-unreader, body, message, parser, wsgi.
+unreader, body, message, parser, uwsgi, wsgi.
 """
 
 from __future__ import annotations

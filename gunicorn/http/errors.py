@@ -223,6 +223,28 @@ class ForbiddenProxyRequest(ParseException):
         return f"PROXY protocol from {self.host}, which proxy_allow_ips does not name"
 
 
+class InvalidUwsgiPacket(ParseException):
+    text = "The packet of uWSGI's protocol is malformed."
+
+    def __init__(self, info: str) -> None:
+        self.info = info
+
+    def __str__(self) -> str:
+        return f"malformed packet of uWSGI's protocol: {self.info}"
+
+
+class ForbiddenUwsgiRequest(ParseException):
+    status = 403
+    reason = "Forbidden"
+    text = "uWSGI's protocol is not accepted from this address."
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+
+    def __str__(self) -> str:
+        return f"uWSGI's protocol from {self.host}, which uwsgi_allow_ips does not name"
+
+
 class InvalidSchemeHeaders(ParseException):
     text = "The forwarded headers disagree about the scheme."
     log_text = "forwarded headers disagree about the scheme"

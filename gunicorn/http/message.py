@@ -62,6 +62,8 @@ class Message:
     # Set in parse(). Only declared: until Python 3.12, an attribute that the class has, too, is found slowly.
     version: tuple[int, int]
     head: RequestHead | None
+    #: What a proxy says in uWSGI's protocol beside the header fields.
+    variables: dict[str, str] | None = None
 
     def __init__(
         self,

@@ -122,12 +122,12 @@ def find_head_end(buffer: bytes | bytearray, start: int = 0) -> int:
 def whole_head(data: bytes, policy: RequestPolicy, first: bool) -> int:
     """Return the end of the head that *data* begins with, in the usual case that it came in one piece.
 
-    Returns 0 if a HeadGatherer is needed: more has to come, or something may precede the head. A PROXY header
-    may precede the *first* one.
+    Returns 0 if a gatherer is needed: more has to come, or something may precede the head. A PROXY header may
+    precede the *first* one; a packet of uWSGI's protocol takes its place.
     """
     index = data.find(HEAD_END)
     # At 0 there are empty lines.
-    return index + 4 if index > 0 and not (first and policy.proxy_protocol) else 0
+    return index + 4 if index > 0 and not (first and policy.begins_otherwise) else 0
 
 
 def skip_empty_lines(buffer: bytes | bytearray, offset: int = 0) -> int:

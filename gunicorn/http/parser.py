@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import NoMoreData
 from .message import Request
+from .parse import HeadGatherer
 from .policy import RequestPolicy, policy_for
 from .proxyproto import ProxyInfo
 from .unreader import IterUnreader, SocketUnreader, Unreader
@@ -67,6 +68,10 @@ class Parser:
         return mesg
 
     next = __next__
+
+    def gatherer(self) -> Any:
+        """Return what collects the bytes of the next head, for a worker that receives them itself."""
+        return HeadGatherer(self.policy, first=self.req_count == 0)
 
 
 class RequestParser(Parser):

@@ -112,6 +112,8 @@ class RequestPolicy:
         proxy_protocol: str = "",
         proxy_allow: AllowList | None = None,
         default_scheme: str = "http",
+        protocol: str = "http",
+        uwsgi_allow: AllowList | None = None,
     ) -> None:
         line, fields, size = normalize_limits(
             limit_request_line, limit_request_fields, limit_request_field_size
@@ -134,6 +136,10 @@ class RequestPolicy:
             import ipaddress  # noqa: F401
         self.proxy_allow = proxy_allow or AllowList("127.0.0.1,::1")
         self.default_scheme = default_scheme
+        self.protocol = protocol
+        self.uwsgi_allow = uwsgi_allow or AllowList("127.0.0.1,::1")
+        #: Whether something other than a head of HTTP may begin a connection.
+        self.begins_otherwise = proxy_protocol != "" or protocol != "http"
         # So that each request compares plain numbers.
         self.max_line = line or HARD_MAX_REQUEST_LINE
         self.max_field = size or HARD_MAX_HEADER_BYTES
@@ -152,6 +158,7 @@ class RequestPolicy:
         """Return the policy for a connection that has had its PROXY header."""
         policy = copy.copy(self)
         policy.proxy_protocol = ""
+        policy.begins_otherwise = False
         return policy
 
 
@@ -184,6 +191,8 @@ def policy_for(cfg: Any) -> RequestPolicy:
         proxy_protocol=proxy_mode(cfg),
         proxy_allow=AllowList(cfg.proxy_allow_ips),
         default_scheme="https" if cfg.is_ssl else "http",
+        protocol=cfg.protocol,
+        uwsgi_allow=AllowList(cfg.uwsgi_allow_ips),
     )
 
 

@@ -176,6 +176,8 @@ def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Res
         else:
             environ["SCRIPT_NAME"] = ""
             environ["PATH_INFO"] = path
+    elif req.variables is not None:
+        return _create_for_proxy(req, environ, sock, server, cfg)
     else:
         _add_exactly(environ, req, base.script_name)
     environ["wsgi.url_scheme"] = req.scheme
@@ -186,6 +188,32 @@ def create(req: Any, sock: Any, client: Any, server: Any, cfg: Any) -> tuple[Res
     resp = Response(req, sock, cfg)
     if not req.body.finished and req.expects_continue:
         req.body.before_read = resp.send_continue
+    environ["wsgi.early_hints"] = resp.send_early_hints
+    return resp, environ
+
+
+def _create_for_proxy(
+    req: Any, environ: dict[str, Any], sock: Any, server: Any, cfg: Any
+) -> tuple[Response, dict[str, Any]]:
+    """As create(), for a request in uWSGI's protocol: the proxy has named the variables."""
+    environment.add_headers(environ, req.headers)
+    base = req.unreader.common.base
+    variables = req.variables
+    script_name = (variables.get("SCRIPT_NAME") or base.script_name).rstrip("/")
+    path = variables.get("PATH_INFO")
+    if path is None:
+        script_name, path = environment.split_script_name(req.path, script_name)
+    elif script_name + path != grammar.unquote_to_wsgi_str(req.path):
+        # Not the path behind SCRIPT_NAME but, as in nginx's uwsgi_params, the whole one.
+        rest = path[len(script_name) :]
+        if path.startswith(script_name) and rest[:1] in ("", "/"):
+            path = rest
+    if not base.has_server:
+        environment.add_server(environ, server, req.scheme)
+    environ.update(variables)
+    environ["SCRIPT_NAME"], environ["PATH_INFO"] = script_name, path
+    environ["wsgi.url_scheme"] = req.scheme
+    resp = ProxiedResponse(req, sock, cfg)
     environ["wsgi.early_hints"] = resp.send_early_hints
     return resp, environ
 
@@ -537,3 +565,13 @@ class Response:
             return
         checked = [(name, head.check_header(name, value)[1]) for name, value in headers]
         self._send(head.encode_head("HTTP/1.1 103 Early Hints\r\n" + head.field_lines(checked)))
+
+
+class ProxiedResponse(Response):
+    """The response to a proxy that speaks uWSGI's protocol: it knows no chunks and no interim responses."""
+
+    def is_chunked(self) -> bool:
+        return False
+
+    def send_early_hints(self, headers: Iterable[tuple[str, str]]) -> None:
+        """Send nothing: nginx would take a 103 for the response."""

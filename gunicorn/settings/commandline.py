@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from gunicorn.settings import redact
-from gunicorn.settings.foreign import flag_hint
 from gunicorn.settings.http import PROXY_PROTOCOL_WORDS
 
 _PROXY_PROTOCOL = "--proxy-protocol"
@@ -35,9 +34,6 @@ class Parser(argparse.ArgumentParser):
     def _hint(self, argument: str) -> str | None:
         if not argument.startswith("--"):
             return None
-        hint = flag_hint(argument)
-        if hint:
-            return f"{argument}: {hint}"
         import difflib
 
         flag = argument.partition("=")[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Other programs' names for settings and keys: Gunicorn 24 to 27, supervisord and others.
+"""Other programs' names for keys: those of supervisord and others.
 
 Used if a name is unknown: the message then says what to write instead.
 """
@@ -11,17 +11,6 @@ import re
 _ROTATION = 'stdout and stderr may be dictionaries: {"file": "rq.log", "max_bytes": "50M", "backups": 10}'
 _NO_LISTENERS = "there are no event listeners; `gunicorn-companion events` prints what happens"
 _NO_USER = "companions run as the server's user; change it in the command: setpriv --reuid NAME PROGRAM"
-
-#: Settings of Gunicorn 24 to 27 that this server lacks, with what to do instead.
-SETTINGS = {
-    "protocol": "HTTP only; in nginx write proxy_pass, not uwsgi_pass",
-    "uwsgi_allow_ips": "HTTP only; proxies are named in forwarded_allow_ips",
-}
-
-# Flags that are not the name of their setting with dashes.
-_FLAGS = {
-    "uwsgi_allow_from": "uwsgi_allow_ips",
-}
 
 #: Keys of supervisord and others, with our key.
 RENAMED_KEYS = {
@@ -144,17 +133,6 @@ _AUTORESTART = {
     "no": "never",
     "yes": "always",
 }
-
-
-def setting_hint(name: str) -> str | None:
-    """What to do instead of the setting *name* of Gunicorn 24 to 27; None for any other name."""
-    return SETTINGS.get(name)
-
-
-def flag_hint(flag: str) -> str | None:
-    """The same for a flag such as ``--dirty-app``."""
-    name = flag.partition("=")[0].lstrip("-").replace("-", "_")
-    return SETTINGS.get(_FLAGS.get(name, name))
 
 
 def key_hint(key: str) -> str | None:

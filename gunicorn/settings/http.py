@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gunicorn.errors import ConfigError
 from gunicorn.settings.base import SECURITY, SERVER_MECHANICS, Setting
 from gunicorn.settings.kinds import Count, Flag
 from gunicorn.settings.validators import (
@@ -17,6 +18,7 @@ from gunicorn.settings.validators import (
 )
 
 HEADER_MAP_WAYS = ("drop", "refuse", "dangerous")
+PROTOCOLS = ("http", "uwsgi")
 PROXY_PROTOCOL_MODES = ("off", "v1", "v2", "auto")
 #: The words that may follow the flag ``--proxy-protocol``.
 PROXY_PROTOCOL_WORDS = PROXY_PROTOCOL_MODES + TRUE_WORDS + FALSE_WORDS
@@ -31,6 +33,27 @@ def validate_proxy_protocol(val: Any) -> str:
         return "auto" if validate_bool(val) else "off"
     except ValueError:
         raise ValueError(f"expected one of {', '.join(PROXY_PROTOCOL_MODES)}, not {val!r}") from None
+
+
+def validate_protocol(val: Any) -> str:
+    return one_of(*PROTOCOLS)(val.strip().lower() if isinstance(val, str) else val)
+
+
+def check_protocol(cfg: Any) -> None:
+    """Raise ConfigError if the worker class, or another setting, does not go with ``protocol``."""
+    if cfg.protocol == "http":
+        return
+    worker_class = cfg.worker_class
+    if not (hasattr(worker_class, "speaks") and worker_class.speaks(cfg.protocol)):
+        raise ConfigError(
+            f'protocol = "{cfg.protocol}" works under sync, gthread and gevent, not under the worker class '
+            f"{cfg.worker_class_str}; choose one of these, or let the proxy speak HTTP (nginx: proxy_pass)"
+        )
+    if cfg.proxy_protocol != "off":
+        raise ConfigError(
+            f'proxy_protocol does not go with protocol = "{cfg.protocol}", in which REMOTE_ADDR names the '
+            'client; set proxy_protocol = "off"'
+        )
 
 
 def validate_string_to_list(val: Any) -> list[str]:
@@ -162,6 +185,37 @@ class ProxyAllowFrom(
     """Comma-separated addresses that may use the PROXY protocol; ``*`` for all.
 
     It only affects ``proxy_protocol``.
+    """
+
+
+class Protocol(
+    Setting,
+    section=SERVER_MECHANICS,
+    meta="NAME",
+    validator=validate_protocol,
+    default="http",
+):
+    """The protocol of the proxy in front: ``http`` or ``uwsgi``, for nginx's ``uwsgi_pass``.
+
+    With ``uwsgi`` the proxy names the variables of the environ (``uwsgi_param``), REMOTE_ADDR and the scheme
+    among them. Every connection has one request. It works under sync, gthread and gevent, on all addresses
+    of ``bind``; a client that speaks HTTP there gets 400.
+    """
+
+
+class UwsgiAllowFrom(
+    Setting,
+    section=SERVER_MECHANICS,
+    name="uwsgi_allow_ips",
+    flags="--uwsgi-allow-from",
+    validator=validate_string_to_addr_list,
+    default="127.0.0.1,::1",
+):
+    """Comma-separated addresses that may use uWSGI's protocol; ``*`` for all.
+
+    Networks (``10.0.0.0/8``) are allowed too. Who may use it decides what the application takes for the
+    client's address and user. Any other peer gets 403. Peers on Unix sockets are always allowed, because the
+    mode of the file has let them in. It only affects ``protocol = "uwsgi"``.
     """
 
 

@@ -50,6 +50,11 @@ class Worker:
     ]
     PIPE: list[int] = []
 
+    @classmethod
+    def speaks(cls, protocol: str) -> bool:
+        """Whether the class can speak *protocol*, a value of the setting, on the listeners."""
+        return protocol == "http"
+
     def __init__(
         self, age: int, ppid: int, sockets: list[Any], app: Any, timeout: float, cfg: Any, log: Any
     ) -> None:

@@ -77,7 +77,7 @@ class AsyncWorker(Worker):
                 connection.close_gracefully(client, more_expected=outcome == LINGER)
 
     def _serve_requests(self, listener: Any, client: Any, addr: Any) -> Outcome:
-        parser = RequestParser(self.cfg, client, addr, policy=self.cycle.policy)
+        parser = self.cycle.parser_class(self.cfg, client, addr, policy=self.cycle.policy)
         server = self.address_of(listener)
         while True:
             req = self._next_request(parser)

@@ -19,7 +19,8 @@ from gunicorn.http.errors import (
     is_of_connection,
 )
 from gunicorn.http.head import error_response
-from gunicorn.http.policy import policy_for
+from gunicorn.http.parser import RequestParser
+from gunicorn.http.policy import RequestPolicy, policy_for
 from gunicorn.settings.hooks import own_hook
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Cycle:
         self.log = worker.log
         self.slot: Slot | None = getattr(worker, "slot", None)
         self.policy = policy_for(cfg)
+        self.parser_class = parser_class_for(self.policy)
         self.pre_request = own_hook(cfg, "pre_request")
         self.post_request = own_hook(cfg, "post_request")
         # A logger class of the user's may want every request.
@@ -260,6 +262,15 @@ class Cycle:
             "SERVER_PROTOCOL": "-",
         }
         self.log.access(Unparsed(f"{status} {reason}", sent), req, environ, timedelta(0))
+
+
+def parser_class_for(policy: RequestPolicy) -> type[RequestParser]:
+    """Return the class that reads the protocol of the listeners."""
+    if policy.protocol == "http":
+        return RequestParser
+    from gunicorn.http.uwsgi import UwsgiParser
+
+    return UwsgiParser
 
 
 class Unparsed:

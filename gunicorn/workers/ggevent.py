@@ -85,6 +85,10 @@ class GeventWorker(AsyncWorker):
     server_class: Any = None
     wsgi_handler: Any = None
 
+    @classmethod
+    def speaks(cls, protocol: str) -> bool:
+        return cls.server_class is None or super().speaks(protocol)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conns: dict[Any, Connection] = {}

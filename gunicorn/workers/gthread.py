@@ -57,6 +57,10 @@ def _time_spent(thread: int) -> float:
 class ThreadWorker(Worker):
     """Serves requests in `threads` threads and keeps up to `worker_connections` connections."""
 
+    @classmethod
+    def speaks(cls, protocol: str) -> bool:
+        return True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         cfg = self.cfg
@@ -315,7 +319,7 @@ class ThreadWorker(Worker):
                 # For sending alone: receiving waits by other means, and an application that takes the
                 # connection over may wait for as long as it likes.
                 connection.set_send_timeout(sock, self._patience)
-            conn.init(self._tls, self.cycle.policy)
+            conn.init(self._tls, self.cycle.policy, self.cycle.parser_class)
             conn.parser.unreader.receive = self._receive_body
         except (OSError, ValueError):
             # The client has left already.

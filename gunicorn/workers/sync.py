@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gunicorn import sock as listening
 from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parse import whole_head
-from gunicorn.http.parser import RequestParser
 from gunicorn.workers import connection
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.bodies import BodyIntake
@@ -57,6 +56,10 @@ class SyncWorker(Worker):
 
     A slow client or a slow application holds the worker, and the master ends it after `timeout`.
     """
+
+    @classmethod
+    def speaks(cls, protocol: str) -> bool:
+        return True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -303,7 +306,7 @@ class SyncWorker(Worker):
         except OSError as error:
             return not isinstance(error, BlockingIOError)
         policy = self.cycle.policy
-        if policy.proxy_protocol or len(data) in (0, _PEEK):
+        if policy.begins_otherwise or len(data) in (0, _PEEK):
             return True
         return whole_head(data, policy, first=True) > 0
 
@@ -323,7 +326,7 @@ class SyncWorker(Worker):
             self._awaited = client
             if not self.alive:
                 self._hurry()
-            parser = RequestParser(self.cfg, client, addr, self.cycle.policy)
+            parser = self.cycle.parser_class(self.cfg, client, addr, self.cycle.policy)
             parser.unreader.receive = self._receive_body  # type: ignore[attr-defined]
             try:
                 req = next(parser)

@@ -42,7 +42,7 @@ HERE = {
     "callable": "the part of ``wsgi_app`` behind the colon",
     "http": "``bind``",
     "http-socket": "``bind``",
-    "socket": "``bind``; the proxy then speaks HTTP: ``proxy_pass`` in nginx, not ``uwsgi_pass``",
+    "socket": '``bind`` with ``protocol = "uwsgi"``: nginx keeps its ``uwsgi_pass``',
     "processes": "``workers``",
     "workers": "``workers``",
     "threads": "``threads``",
@@ -319,6 +319,10 @@ def _web(section: Section, web: Block) -> None:
     ]
     if addresses:
         settings["bind"] = [_magic(address, section) for address in addresses]
+    if "socket" in entries:
+        settings["protocol"] = "uwsgi"
+        if "http" in entries or "http-socket" in entries:
+            web.note("all addresses of bind speak one protocol: HTTP, or with protocol that of uWSGI")
     take("workers", "processes", "workers", count=True)
     if "cheaper" in entries:
         if "workers" in settings:
@@ -344,8 +348,6 @@ def _web(section: Section, web: Block) -> None:
         settings["raw_env"] = [_magic(value, section) for value in env]
     for name, value in settings.items():
         web.note(f"guess: {name} = {literal(value, percent=False)}")
-    if "socket" in entries:
-        web.note("socket spoke uWSGI's protocol; here it is HTTP: proxy_pass in nginx, not uwsgi_pass")
 
 
 def _count(text: str) -> int | Expression:

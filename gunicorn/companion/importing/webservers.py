@@ -290,6 +290,8 @@ def _uwsgi(words: Sequence[Any]) -> dict[str, Any]:
         words, short, ("master", "enable_threads", "die_on_term", "lazy_apps", "vacuum")
     )
     settings = _settings(options, UWSGI_SETTINGS)
+    if "socket" in options:
+        settings["protocol"] = "uwsgi"
     ini = options.get("ini", [word for word in others if _base(word).endswith(".ini")])
     if ini:
         settings["# its file, for this command as well"] = ini[-1]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn import sock as listening
 from gunicorn.http.errors import NoMoreData
-from gunicorn.http.parse import HeadGatherer, whole_head
+from gunicorn.http.parse import whole_head
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.policy import RequestPolicy, policy_for
 from gunicorn.workers.connection import State, wrap_accepted
@@ -41,7 +41,7 @@ class TConn:
         self.parser: Any = None
         self.initialized = False
         self.is_tls = False
-        self.gatherer: HeadGatherer | None = None
+        self.gatherer: Any = None
         #: Whether ``gather()`` has received all that had arrived.
         self.received_all = True
         # The current request, if `request_timeout` limits it: since when, and by which thread.
@@ -49,7 +49,12 @@ class TConn:
         self.since = math.inf
         self.thread = 0
 
-    def init(self, context: ssl.SSLContext | None = None, policy: RequestPolicy | None = None) -> None:
+    def init(
+        self,
+        context: ssl.SSLContext | None = None,
+        policy: RequestPolicy | None = None,
+        parser_class: type[RequestParser] = RequestParser,
+    ) -> None:
         """Prepare for reading; with TLS the handshake is still to come. A second call does nothing."""
         if self.initialized:
             return
@@ -58,7 +63,7 @@ class TConn:
             self.is_tls = True
             self.sock.settimeout(0)
             self.sock = wrap_accepted(context or listening.ssl_context(self.cfg), self.sock, self.cfg)
-        self.parser = RequestParser(self.cfg, self.sock, self.client, policy=policy or policy_for(self.cfg))
+        self.parser = parser_class(self.cfg, self.sock, self.client, policy=policy or policy_for(self.cfg))
 
     def set_timeout(self) -> None:
         """Let the connection idle for `keepalive` seconds from now."""
@@ -87,7 +92,7 @@ class TConn:
                 if whole_head(data, parser.policy, first=not parser.req_count):
                     unreader.pending = data
                     return True
-                gatherer = self.gatherer = HeadGatherer(parser.policy, first=parser.req_count == 0)
+                gatherer = self.gatherer = parser.gatherer()
             if not data:
                 raise NoMoreData(bytes(gatherer.buffer))
             if gatherer.feed(data):
