@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+"""What a store of leases is, and which there are by their URLs.
+
+A lease has a holder for a time, and a token: a number that grows with each new holding, so that whatever the
+companion writes to can refuse one that has lost its lease and does not know it yet.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import select
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import SplitResult, urlsplit
+
+from gunicorn.settings import redact
+
+# By the scheme of their URL: the module, with its `connect(url, timeout)` and `check(url)`, and the extra
+# that installs what it needs.
+STORES = {
+    "file": ("filestore", ""),
+    "redis": ("redisstore", "redis"),
+    "rediss": ("redisstore", "redis"),
+    "sentinel": ("redisstore", "redis"),
+    "postgresql": ("postgresqlstore", "postgresql"),
+    "etcd": ("etcdstore", ""),
+    "kubernetes": ("kubernetesstore", ""),
+}
+_OWN_STORE_RE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+# The most that a holder may store with a lease, in bytes.
+LONGEST_NOTE = 4096
+
+# Seconds between two looks at a lease that another one holds, where a store can't tell.
+POLL_INTERVAL = 1.0
+
+
+class StoreError(Exception):
+    """The store can't be asked, or refuses: one sentence, without a password."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the store says of a lease."""
+
+    # Whether the asker holds it now.
+    mine: bool
+    # Who holds it; "" if nobody does.
+    owner: str
+    # That of the last holding; 0: it was never held.
+    token: int
+    # Seconds until it is free unless it is renewed, as far as the store knows.
+    expires_in: float | None = None
+    # What a holder has stored with it; survives release and expiry.
+    note: str = ""
+
+
+class Store(Protocol):
+    """Used by one thread. No call takes longer than the timeout of the store; all raise `StoreError`.
+
+    A lost connection is made anew by the next call.
+    """
+
+    def acquire(self, name: str, owner: str, ttl: float) -> Answer:
+        """Try once. A new holding has a larger token than any before; who holds it already keeps its own."""
+
+    def renew(self, name: str, owner: str, token: int, ttl: float, note: str | None) -> bool:
+        """Hold it for another *ttl* seconds, and store *note*; False if it is lost."""
+
+    def release(self, name: str, owner: str, token: int, note: str | None) -> None:
+        """Give it up, and store *note*; nothing happens if it is lost."""
+
+    def wait(self, names: Sequence[str], seconds: float, wake: int) -> None:
+        """Wait until one of *names* may have become free, or the descriptor *wake* is readable."""
+
+    def close(self) -> None: ...
+
+
+def connect(url: str, timeout: float) -> Store:
+    """Return the store at *url*; whether it can be reached, the first call shows. Raises StoreError."""
+    try:
+        if _is_own(url):
+            return OwnStore(_load(url)(timeout))
+        store: Store = _module(url).connect(url, timeout)
+        return store
+    except StoreError:
+        raise
+    except Exception as exc:
+        raise StoreError(f"{hide_password(url)}: {exc}") from None
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError with what to change. Nothing is asked of the store."""
+    if not _is_own(url):
+        _module(url).check(url)
+
+
+def hide_password(url: str) -> str:
+    """*url* for people."""
+    return redact.in_text(url)
+
+
+def split_url(url: str) -> SplitResult:
+    """Take a URL apart; ValueError, which does not show it, if that is impossible."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 (computed here, and may fail)
+    except ValueError as exc:
+        raise ValueError(f"is no valid URL of a store: {exc}") from None
+    return parts
+
+
+def _is_own(url: str) -> bool:
+    return _OWN_STORE_RE.fullmatch(url) is not None and url.partition(":")[0] not in STORES
+
+
+def _module(url: str) -> Any:
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme not in STORES:
+        raise ValueError(
+            f"{hide_password(url)!r} is no store of leases: expected "
+            + ", ".join(f"{name}://" for name in STORES)
+            + " or MODULE:CALLABLE"
+        )
+    module, extra = STORES[scheme]
+    try:
+        return importlib.import_module(f"gunicorn.companion.leasing.{module}")
+    except ImportError as exc:
+        raise ValueError(
+            f"{scheme}:// needs more than is installed ({exc}): pip install 'gunicorn[{extra}]'"
+        ) from None
+
+
+def _load(name: str) -> Callable[[float], Any]:
+    module, _, attribute = name.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    made: Callable[[float], Any] = found
+    return made
+
+
+def sleep(seconds: float, wake: int) -> None:
+    """Wait until *wake* is readable, at most *seconds*."""
+    poller = select.poll()
+    poller.register(wake, select.POLLIN)
+    poller.poll(max(0.0, seconds) * 1000)
+
+
+class OwnStore:
+    """A store that a user has written: ``acquire``, ``renew``, ``release``; the rest is optional."""
+
+    def __init__(self, made: Any) -> None:
+        self._made = made
+
+    def acquire(self, name: str, owner: str, ttl: float) -> Answer:
+        answer: Answer = self._call("acquire", name, owner, ttl)
+        return answer
+
+    def renew(self, name: str, owner: str, token: int, ttl: float, note: str | None) -> bool:
+        return bool(self._call("renew", name, owner, token, ttl, note))
+
+    def release(self, name: str, owner: str, token: int, note: str | None) -> None:
+        self._call("release", name, owner, token, note)
+
+    def wait(self, names: Sequence[str], seconds: float, wake: int) -> None:
+        if hasattr(self._made, "wait"):
+            self._call("wait", names, seconds, wake)
+        else:
+            sleep(min(seconds, POLL_INTERVAL), wake)
+
+    def close(self) -> None:
+        if hasattr(self._made, "close"):
+            self._call("close")
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._made, method)(*arguments)
+        except StoreError:
+            raise
+        except Exception as exc:
+            name = type(self._made).__name__
+            raise StoreError(hide_password(f"{name}.{method}: {type(exc).__name__}: {exc}")) from None
