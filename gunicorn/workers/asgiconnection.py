@@ -14,7 +14,6 @@ from typing import Any
 from gunicorn.http.errors import ForbiddenProxyRequest, NoMoreData, RequestTimeout
 from gunicorn.http.proxyproto import ProxyInfo, split_proxy_header, starts_proxy_header
 from gunicorn.workers.connection import (
-    LINGER_BYTES,
     LINGER_SECONDS,
     Connection,
     State,
@@ -54,7 +53,6 @@ class Conn(Connection):
         self.resume_reading: Callable[[], object] = _ignore
         self.closing = False
         self.is_websocket = False
-        self._discarded = 0
         # What the last sweep has seen of the bytes to send, and since when.
         self._unsent = (0, self.since)
 
@@ -116,12 +114,6 @@ class Conn(Connection):
         with suppress(OSError):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.abort()
-
-    def discard(self, data: bytes) -> None:
-        """Take note of *data* that came after the last answer."""
-        self._discarded += len(data)
-        if self._discarded > LINGER_BYTES:
-            self.transport.abort()
 
     async def linger(self) -> None:
         """Close it before it had a transport, once its client has closed or stopped sending."""

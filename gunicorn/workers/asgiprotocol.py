@@ -93,7 +93,6 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
     def data_received(self, data: bytes) -> None:
         conn = self.connection
         if conn.closing or self._refused is not None:
-            conn.discard(data)
             return
         state = conn.state
         if state is State.IDLE or state is State.NEW:

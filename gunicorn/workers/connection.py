@@ -22,9 +22,12 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
-# A client that has read the answer closes; one that only sends is cut off.
+# A client that has read the answer closes; one that only sends is cut off. No number of bytes is the bound:
+# nginx looks for an answer only when it can send no more, and it sends a buffered upload as fast as we read.
 LINGER_SECONDS = 2.0
-LINGER_BYTES = 1 << 20
+
+# So that one client does not hold up the others.
+_DISCARDED_AT_ONCE = 1 << 20
 
 # How long a connection must have idled to be closed in favour of a new one.
 IDLE_AT_LEAST = 1.0
@@ -257,35 +260,32 @@ def send_close_notify(sock: Any) -> None:
 
 
 def discard_input(sock: Any) -> bool:
-    """Discard the bytes that have arrived, without waiting; True at the end, or if there are too many."""
+    """Discard the bytes that have arrived, without waiting; True at the end."""
     plain = getattr(sock, "_sock", sock)
-    limit = LINGER_BYTES
+    left = _DISCARDED_AT_ONCE
     try:
-        while limit > 0:
+        while left > 0:
             # Below any TLS.
             data = _socket.socket.recv(plain, _CHUNK, socket.MSG_DONTWAIT)
             if not data:
-                break
-            limit -= len(data)
+                return True
+            left -= len(data)
     except BlockingIOError:
-        return False
-    except OSError:
         pass
-    return True
+    except OSError:
+        return True
+    return False
 
 
 def linger(sock: Any, seconds: float = LINGER_SECONDS) -> None:
     """Wait for the client's end of a connection that ``begin_close()`` has left open, and close it."""
     deadline = time.monotonic() + seconds
     recv = socket.socket.recv if isinstance(sock, socket.socket) else type(sock).recv
-    limit = LINGER_BYTES
     try:
-        while limit > 0 and (left := deadline - time.monotonic()) > 0:
+        while (left := deadline - time.monotonic()) > 0:
             sock.settimeout(left)
-            data = recv(sock, _CHUNK)
-            if not data:
+            if not recv(sock, _CHUNK):
                 break
-            limit -= len(data)
     except (OSError, ValueError):
         pass
     finally:

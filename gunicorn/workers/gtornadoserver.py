@@ -282,13 +282,12 @@ class Reply(HTTPConnection):  # type: ignore[misc]
 async def _linger(stream: Any) -> None:
     """Discard what the client still sends, within bounds, and close *stream*, whose request is answered."""
     until = time.monotonic() + connection.LINGER_SECONDS
-    left = connection.LINGER_BYTES
     try:
         connection.send_close_notify(stream.socket)
         stream.socket.shutdown(socket.SHUT_WR)
-        while left > 0:
-            data = stream.read_bytes(65536, partial=True)
-            left -= len(await asyncio.wait_for(data, until - time.monotonic()))
+        while (left := until - time.monotonic()) > 0:
+            await asyncio.wait_for(stream.read_bytes(65536, partial=True), left)
+            await asyncio.sleep(0)  # what has arrived is read without giving way to others
     except (OSError, asyncio.TimeoutError):
         pass  # the end, or too slow
     finally:

@@ -159,7 +159,7 @@ def test_bodies(site: tuple[Server, Nginx]) -> None:
     assert nginx.ask("POST", "/hash", data, Expect="100-continue")[2] == expected
     assert nginx.ask("POST", "//hash", data)[2] == expected
     # A body that the application does not read.
-    assert nginx.ask("POST", "/", data[:200000])[::2] == (200, b"/")
+    assert nginx.ask("POST", "/", data)[::2] == (200, b"/")
 
 
 def test_answers(site: tuple[Server, Nginx]) -> None:
