@@ -64,7 +64,11 @@ class Store(Protocol):
     """
 
     def acquire(self, name: str, owner: str, ttl: float) -> Answer:
-        """Try once. A new holding has a larger token than any before; who holds it already keeps its own."""
+        """Try once. A new holding has a larger token than any before.
+
+        Who holds it already keeps its token; or gets a new one where a release of its own may still be on
+        its way, as on a network.
+        """
 
     def renew(self, name: str, owner: str, token: int, ttl: float, note: str | None) -> bool:
         """Hold it for another *ttl* seconds, and store *note*; False if it is lost."""
