@@ -6,15 +6,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import types
 from collections.abc import Callable, Iterable
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.errors import AppImportError
 
 if TYPE_CHECKING:
     import ast
-    from types import ModuleType
 
 # Flags of a code object, as in `inspect`, whose import takes several percent of a start.
 CO_VARARGS, CO_COROUTINE = 0x04, 0x80
@@ -105,6 +105,35 @@ def _import_app_module(name: str) -> ModuleType:
         elif os.sep in name:
             hint = "; give the module's name with dots, not the path of its file"
         raise AppModuleNotFound(f"module {name!r} was not found ({error}){hint}", name=error.name) from error
+
+
+def load_lazy_imports() -> list[str]:
+    """Load what modules have imported lazily (PEP 810, Python 3.15), so that processes forked later share it.
+
+    Return what cannot be loaded, as texts: an import for type checkers alone, perhaps. It stays lazy. Modules
+    of the standard library keep theirs, which are for rare cases.
+    """
+    kind = getattr(types, "LazyImportType", None)
+    if kind is None:
+        return []
+    failed: list[str] = []
+    seen: set[str] = set()
+    # What is loaded may import lazily, too.
+    while fresh := sys.modules.keys() - seen:
+        seen |= fresh
+        for name in fresh:
+            module = sys.modules.get(name)
+            if name.partition(".")[0] in sys.stdlib_module_names or not isinstance(module, ModuleType):
+                continue
+            # Asking a module itself would load one of importlib.util.LazyLoader.
+            names = object.__getattribute__(module, "__dict__")
+            for key, value in list(names.items()):
+                if type(value) is kind:
+                    try:
+                        names[key] = value.resolve()
+                    except Exception as error:
+                        failed.append(f"{key} in {name}: {error}")
+    return failed
 
 
 _Call = tuple[list[Any], dict[str, Any]]

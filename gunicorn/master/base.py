@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.errors import ConfigError, HaltServer
+from gunicorn.loading import load_lazy_imports
 from gunicorn.master.handoff import Inherited
 from gunicorn.pidfile import Pidfile
 from gunicorn.systemd import Unit
@@ -99,6 +100,8 @@ class Master:
         if self._ready_to_fork:
             return
         self._ready_to_fork = True
+        for failure in load_lazy_imports():
+            self.log.debug("Left for its first use, because it cannot be loaded: %s", failure)
         threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
         if threads:
             self.log.warning(

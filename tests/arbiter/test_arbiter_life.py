@@ -7,10 +7,11 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
-from harness import children_of, descriptors, is_alive, status_field, wait_until
+from harness import Server, children_of, conf, descriptors, is_alive, status_field, wait_until
 from tinyserver import HOOKS, TinyServer
 
 
@@ -261,6 +262,29 @@ def test_the_heap_is_frozen_before_the_first_fork(settings: dict[str, bool], fro
     with TinyServer(hook, workers=1, **settings) as server:
         assert server.wait_events("frozen") == [[str(frozen)]]
         assert server.events("ready") == [["0"]]
+
+
+def test_what_an_application_imports_lazily_is_loaded_before_the_first_fork() -> None:
+    # Before Python 3.15, each import loads at once.
+    app = """
+        import sys
+        lazy = hasattr(sys, "set_lazy_imports")
+        if lazy:
+            sys.set_lazy_imports("all")
+            import for_type_checkers_alone
+        import part
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            return [f"{part.PID} {part.further.PID}".encode()]
+    """
+    files = {
+        "part.py": "import os\nimport further\nPID = os.getpid()",
+        "further.py": "import os\nPID = os.getpid()",
+    }
+    with Server(app, conf(preload_app=True, loglevel="debug"), files=files) as server:
+        assert server.get().text == f"{server.pid} {server.pid}"
+        lazy = hasattr(sys, "set_lazy_imports")
+        assert ("for_type_checkers_alone in app: No module named" in server.log()) == lazy
 
 
 def test_a_hook_that_raises_costs_only_itself() -> None:
