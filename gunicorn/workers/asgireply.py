@@ -7,7 +7,6 @@ leaves room for an error page until something is sent, and sends the head togeth
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -35,16 +34,6 @@ NONE: Final = "none"  # there is none
 LENGTH: Final = "length"
 CHUNKS: Final = "chunks"
 TO_THE_END: Final = "to the end"  # of the connection
-
-
-class Done:
-    """An awaitable that is there already, again and again."""
-
-    def __await__(self) -> Generator[None, None, None]:
-        return iter(())  # type: ignore[return-value]
-
-
-DONE = Done()
 
 
 class Head:

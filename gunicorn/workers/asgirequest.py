@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.http.head import error_response
-from gunicorn.workers.asgireply import COPIED, DONE, NONE, STATUSES, TO_THE_END, Head
+from gunicorn.workers.asgireply import COPIED, NONE, STATUSES, TO_THE_END, Head
 from gunicorn.workers.cycle import Stopped, answer_for
 
 if TYPE_CHECKING:
@@ -119,19 +118,15 @@ class Request:
                 self._log_error(None)
                 await self._fail(*answer_for(None))
 
-    def send(self, message: dict[str, Any]) -> Awaitable[None]:
-        """Send a part of the response: the head once the first part of the content is there, too."""
-        if self.reply.flow.write_paused:
-            return self._send_later(message)
-        self._send(message)
-        return DONE
+    async def send(self, message: dict[str, Any]) -> None:
+        """Send a part of the response: the head once the first part of the content is there, too.
 
-    async def _send_later(self, message: dict[str, Any]) -> None:
-        await self.reply.flow.drain()
-        self._send(message)
-
-    def _send(self, message: dict[str, Any]) -> None:
+        A coroutine, because a thread of the application may call it, for the loop to run it: only the
+        loop's own thread may touch the transport.
+        """
         reply = self.reply
+        if reply.flow.write_paused:
+            await reply.flow.drain()
         if reply.disconnected:
             return
         kind = message["type"]
@@ -222,11 +217,10 @@ class Request:
 class WebSocketRequest(Request):
     """The handshake of a WebSocket. What follows is no request any more."""
 
-    def send(self, message: dict[str, Any]) -> Awaitable[None]:
+    async def send(self, message: dict[str, Any]) -> None:
         if self.status_code is None:
             self._note(message)
-        sent: Awaitable[None] = self.pass_on(message)
-        return sent
+        await self.pass_on(message)
 
     def _note(self, message: dict[str, Any]) -> None:
         """Take note of the answer to the handshake."""

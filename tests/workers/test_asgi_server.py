@@ -62,6 +62,12 @@ async def socket(scope, receive, send):
             return await send({"type": "websocket.close", "code": 4001})
         await send({"type": "websocket.send", "text": message["text"]})
 
+def answer_in_thread(send, loop):
+    def wait_for(message):
+        asyncio.run_coroutine_threadsafe(send(message), loop).result()
+    wait_for({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
+    wait_for({"type": "http.response.body", "body": b"thread"})
+
 async def answer(send, body, status=200, **more):
     headers = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -114,6 +120,23 @@ async def app(scope, receive, send):
         time.sleep(3600)
     elif path == "/hang":
         await asyncio.sleep(3600)
+    elif path == "/thread":
+        await asyncio.to_thread(answer_in_thread, send, asyncio.get_running_loop())
+    elif path == "/task":
+        headers = [(b"content-length", b"4")]
+        await asyncio.create_task(send({"type": "http.response.start", "status": 200, "headers": headers}))
+        await asyncio.create_task(send({"type": "http.response.body", "body": b"task"}))
+    elif path == "/never-awaited":
+        send({"type": "http.response.start", "status": 500}).close()
+        await answer(send, b"fine")
+    elif path == "/big":
+        await answer(send, b"x" * 30_000_000)
+    elif path == "/length":
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+        await answer(send, str(size).encode())
     elif path == "/nothing":
         pass
     else:
@@ -296,6 +319,14 @@ def test_an_application_without_an_answer_is_a_500(served: Server) -> None:
     with connect(served) as client:
         assert client.ask("/nothing").status == 500
     served.wait_log("The application has not answered 'GET /nothing'")
+
+
+def test_send_does_its_work_in_the_loop_when_it_is_awaited(served: Server) -> None:
+    """Threads and tasks may call it; in another thread than the loop's, uvloop's transports crash."""
+    with connect(served) as client:
+        for path, body in (("/thread", b"thread"), ("/task", b"task"), ("/never-awaited", b"fine")):
+            answer = client.ask(path)
+            assert (answer.status, answer.body) == (200, body)
 
 
 def test_a_client_that_goes_is_told_of_and_its_task_cancelled(served: Server) -> None:

@@ -62,10 +62,7 @@ def adapted(app: Any) -> Any:
         loop = asyncio.get_running_loop()
 
         def wait_for(work: Any) -> Any:
-            async def done() -> Any:
-                return await work
-
-            return asyncio.run_coroutine_threadsafe(done(), loop).result()
+            return asyncio.run_coroutine_threadsafe(work, loop).result()
 
         def run() -> None:
             begun: list[Any] = []
