@@ -160,8 +160,7 @@ class Conn(Connection):
 
     def sweep(self, now: float) -> None:
         """End it if it is overdue."""
-        # uvloop's transport must not be asked for its buffer once it closes: that crashes the process.
-        if self.transport is None or self.transport.is_closing():
+        if self.transport is None:
             return
         if self.state == State.BUSY:
             self._is_sending(now, 0)

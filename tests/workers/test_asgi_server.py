@@ -144,6 +144,10 @@ async def app(scope, receive, send):
 """
 
 
+#: For what the command tells of the web workers.
+IDLE = [{"name": "idle", "command": ["sleep", "1000"]}]
+
+
 def conf(**settings: Any) -> str:
     settings = {"worker_class": "asgi", "graceful_timeout": 10, **settings}
     return "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
@@ -377,9 +381,20 @@ def test_a_blocked_loop_is_seen_and_its_worker_replaced() -> None:
         assert "The application" not in log and "ASGI callable" not in log
 
 
+@pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.matrix)])
+def test_clients_that_stop_sending_or_reading_are_cut_off(loop: str) -> None:
+    with Server(APP, conf(timeout=1, asgi_loop=loop, companion_workers=IDLE), ready="listen") as server:
+        with connect(server) as sending, connect(server) as reading, connect(server) as last:
+            sending.send(b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfirst")
+            reading.send(get("/big"))
+            last.send(get("/big", close=True))
+            assert sending.answer().status == 408
+            wait_until(lambda: server.ask("web")["web"]["totals"]["connections"] == 0)
+        assert "CRITICAL" not in server.log() and "Traceback" not in server.log()
+
+
 def test_what_takes_long_is_dumped_and_cancelled() -> None:
-    companions = [{"name": "idle", "command": ["sleep", "1000"]}]
-    settings = {"request_timeout": 2, "companion_workers": companions}
+    settings = {"request_timeout": 2, "companion_workers": IDLE}
     with Server(APP, conf(**settings), ready="listen") as server, connect(server) as client:
         wait_until(lambda: server.ask("web")["ok"])
         client.send(get("/hang?x"))
