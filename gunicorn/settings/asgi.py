@@ -29,9 +29,9 @@ class ASGILoop(
     validator=one_of("auto", "asyncio", "uvloop"),
     default="auto",
 ):
-    """The event loop: ``asyncio``, ``uvloop``, or ``auto``, which is asyncio.
+    """The event loop: ``asyncio``, ``uvloop``, or ``auto``, which is uvloop where that is installed.
 
-    ``uvloop`` is faster, but workers on it were seen to crash under load.
+    uvloop is faster. It is part of ``gunicorn[asgi]``.
     """
 
 

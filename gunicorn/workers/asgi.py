@@ -453,14 +453,14 @@ def exit_within(seconds: float, status: Any) -> None:
 
 def loop_factory(name: str) -> Any:
     """Return what makes a loop of the kind that ``asgi_loop`` names."""
-    if name == "uvloop":
+    if name != "asyncio":
         try:
             import uvloop
 
             return uvloop.new_event_loop
         except ImportError as error:
-            raise RuntimeError(f"asgi_loop is uvloop, which is not installed ({error})") from error
-    # For "auto", too: under load with threads and reloads, workers on uvloop were seen to crash.
+            if name == "uvloop":
+                raise RuntimeError(f"asgi_loop is uvloop, which is not installed ({error})") from error
     return asyncio.SelectorEventLoop
 
 
