@@ -112,7 +112,8 @@ class TCPSocket(BaseSocket):
     FAMILY = socket.AF_INET
 
     def __str__(self) -> str:
-        return f"{'https' if self.conf.is_ssl else 'http'}://{_shown(self._socket().getsockname())}"
+        schemes = {"http": ("http", "https"), "uwsgi": ("uwsgi", "suwsgi")}  # as nginx writes them
+        return f"{schemes[self.conf.protocol][self.conf.is_ssl]}://{_shown(self._socket().getsockname())}"
 
     def set_options(self, sock: socket.socket, bound: bool = False) -> socket.socket:
         # Accepted connections inherit it. A response in several writes must not wait for an ACK (RFC 896).

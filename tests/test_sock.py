@@ -33,6 +33,7 @@ def conf(*addresses: Any, **settings: Any) -> Any:
         "uid": os.getuid(),
         "gid": os.getgid(),
         "is_ssl": False,
+        "protocol": "http",
         "certfile": None,
         "keyfile": None,
     }
@@ -104,6 +105,12 @@ def test_ipv6(opened: Any) -> None:
     [listener] = opened(("::1", 0), is_ssl=True)
     assert str(listener) == f"https://[::1]:{listener.getsockname()[1]}"
     assert served(listener)
+
+
+@pytest.mark.parametrize(("is_ssl", "scheme"), [(False, "uwsgi"), (True, "suwsgi")])
+def test_uwsgi(opened: Any, is_ssl: bool, scheme: str) -> None:
+    [listener] = opened(("127.0.0.1", 0), is_ssl=is_ssl, protocol="uwsgi")
+    assert str(listener) == f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def test_several(opened: Any, short_dir: Path) -> None:

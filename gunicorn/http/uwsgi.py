@@ -37,7 +37,9 @@ _HEADER_RE = re.compile("[!#$%&'*+.^_`|~0-9A-Z]+")
 _PROTOCOL_RE = re.compile(r"HTTP/[0-9](\.[0-9])?")
 
 # Two of these could be read in two ways. Of any other variable the last one counts.
-_ONLY_ONCE = frozenset({"CONTENT_LENGTH", "CONTENT_TYPE", "REQUEST_METHOD", "REQUEST_URI", "SERVER_PROTOCOL"})
+_ONLY_ONCE = frozenset(
+    {"CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_HOST", "REQUEST_METHOD", "REQUEST_URI", "SERVER_PROTOCOL"}
+)
 # The client's words about its own connection, which the proxy has dealt with: CONTENT_LENGTH alone counts.
 _OF_THE_CLIENT = frozenset({"CONTENT_LENGTH", "CONTENT_TYPE", "EXPECT", "TRANSFER_ENCODING"})
 
@@ -125,15 +127,17 @@ def read_head(
 def _sort(pairs: list[tuple[str, str]]) -> tuple[Headers, Variables]:
     headers: Headers = []
     variables: Variables = {}
+    seen: set[str] = set()
     for name, value in pairs:
         is_header = name.startswith("HTTP_")
         if not (_HEADER_RE.fullmatch(name, 5) if is_header else _NAME_RE.fullmatch(name)):
             raise InvalidUwsgiPacket(f"malformed name {name[:120]!a}")
         if "\0" in value or ((is_header or name == "CONTENT_TYPE") and grammar.CONTROLS_RE.search(value)):
             raise InvalidUwsgiPacket(f"malformed value of {name[:120]}")
+        if name in seen and name in _ONLY_ONCE:
+            raise InvalidUwsgiPacket(f"{name} comes twice")
+        seen.add(name)
         if not is_header:
-            if name in variables and name in _ONLY_ONCE:
-                raise InvalidUwsgiPacket(f"{name} comes twice")
             variables[name] = value
         elif name[5:] not in _OF_THE_CLIENT:
             headers.append((name[5:].replace("_", "-"), value.strip(" \t")))

@@ -322,7 +322,8 @@ def switch_configuration(arbiter: Any, current: set[int]) -> Switch:
             # A successor inherits the new ones only.
             os.set_inheritable(listener.fileno(), False)
             undo.callback(os.set_inheritable, listener.fileno(), True)
-        if listeners is not arbiter.LISTENERS or cfg.is_ssl != old_cfg.is_ssl:
+        said = old_cfg.is_ssl, old_cfg.protocol
+        if listeners is not arbiter.LISTENERS or (cfg.is_ssl, cfg.protocol) != said:
             arbiter.log_listeners(listeners)
         old_pidfile = arbiter.pidfile if pidfile is not arbiter.pidfile else None
         arbiter.LISTENERS, arbiter.pidfile, arbiter.old_listeners = listeners, pidfile, dropped

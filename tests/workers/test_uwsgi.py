@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
-from signal import SIGHUP
+from signal import SIGHUP, SIGKILL
+from types import SimpleNamespace
 
 import pytest
 from harness import Server, free_port, load, wait_until
 from proctools import program
-from workertools import Client, conf, get
+from workertools import Client, conf, connect, dial, get
 
 APP = """
 import hashlib, os, threading
@@ -84,8 +87,8 @@ http {{
     uwsgi_param SHOP_ZONE north;
     server {{
         listen 127.0.0.1:{port};
-        location / {{ uwsgi_pass unix:{dir}/web.sock; }}
-        location = /hash {{ uwsgi_request_buffering off; uwsgi_pass unix:{dir}/web.sock; }}
+        location / {{ uwsgi_pass {upstream}; }}
+        location = /hash {{ uwsgi_request_buffering off; uwsgi_pass {upstream}; }}
     }}
 }}
 """
@@ -94,9 +97,10 @@ http {{
 class Nginx:
     """nginx in front of *server*."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, upstream: str) -> None:
         self.host, self.port = "127.0.0.1", free_port()
-        path = server.write("nginx.conf", NGINX.format(dir=server.dir, port=self.port))
+        text = NGINX.format(dir=server.dir, port=self.port, upstream=upstream)
+        path = server.write("nginx.conf", text)
         command = [program("nginx"), "-e", str(server.dir / "nginx.log"), "-c", str(path)]
         self.process = subprocess.Popen(command)
         wait_until(lambda: self.ask("GET", "/")[0] == 200)
@@ -116,21 +120,36 @@ class Nginx:
     def values(self, path: str, names: str, **headers: str) -> list[str]:
         return self.ask("GET", path, X_Names=names, **headers)[2].decode("latin-1").split("|")
 
+    def get(self, path: str) -> SimpleNamespace:
+        """As that of a server, for ``load()``."""
+        status, _, body = self.ask("GET", path)
+        assert body == path.encode() or status != 200
+        return SimpleNamespace(status=status)
+
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(10)
+
+
+@contextlib.contextmanager
+def nginx_before(server: Server, upstream: str = "") -> Iterator[Nginx]:
+    nginx = Nginx(server, upstream or f"unix:{server.dir}/web.sock")
+    try:
+        yield nginx
+    finally:
+        nginx.stop()
 
 
 @pytest.fixture(scope="module", params=["sync", "gthread", "gevent"])
 def site(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Nginx]]:
     program("nginx")
     config = conf(request.param, protocol="uwsgi", accesslog="-", workers=2, uwsgi_allow_ips="127.0.0.2")
-    with Server(APP, config, bind="unix", args=["-b", f"127.0.0.1:{free_port()}"], ready="listen") as server:
-        nginx = Nginx(server)
-        try:
-            yield server, nginx
-        finally:
-            nginx.stop()
+    args = ["-b", f"127.0.0.1:{free_port()}"]
+    with (
+        Server(APP, config, bind="unix", args=args, ready="listen") as server,
+        nginx_before(server) as nginx,
+    ):
+        yield server, nginx
 
 
 def test_variables(site: tuple[Server, Nginx]) -> None:
@@ -206,14 +225,7 @@ def test_peers_that_may_not_and_what_is_no_packet(site: tuple[Server, Nginx]) ->
 
 def test_a_reload_loses_nothing(site: tuple[Server, Nginx]) -> None:
     server, nginx = site
-
-    class Front:
-        def get(self, path: str) -> object:
-            status, _, body = nginx.ask("GET", path)
-            assert body == path.encode()
-            return type("Reply", (), {"status": status})
-
-    with load(Front(), "/x", interval=0) as problems:  # type: ignore[arg-type]
+    with load(nginx, "/x", interval=0) as problems:  # type: ignore[arg-type]
         before = server.workers()
         server.signal(SIGHUP)
         server.wait_workers(2, without=before)
@@ -243,3 +255,71 @@ def test_refused(kind: str, more: str, expected: str) -> None:
             server.expected_code = 1
             assert server.wait_exit() == 1
             assert expected in server.log()
+
+
+KINDS = pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
+
+
+@pytest.mark.matrix
+@KINDS
+def test_tls(kind: str, certificate: dict[str, str]) -> None:
+    config = conf(kind, protocol="uwsgi", **certificate)
+    data = bytes(range(256)) * 20000
+    with Server(APP, config, ready="listen") as server:
+        assert f"Listening on suwsgi://127.0.0.1:{server.port}" in server.log()
+        with nginx_before(server, f"suwsgi://127.0.0.1:{server.port}") as nginx:
+            # The scheme is that of the client's connection.
+            assert nginx.values("/", "wsgi.url_scheme REMOTE_ADDR") == ["http", "192.0.2.9"]
+            expected = f"{len(data)} {hashlib.sha256(data).hexdigest()}".encode()
+            assert nginx.ask("POST", "/hash", data)[2] == expected
+            assert nginx.ask("POST", "//hash", data)[2] == expected
+            for _ in range(10):
+                assert nginx.ask("POST", "/", data)[::2] == (200, b"/")
+            with load(nginx, "/x", interval=0) as problems:  # type: ignore[arg-type]
+                before = server.workers()
+                server.signal(SIGHUP)
+                server.wait_workers(1, without=before)
+            assert problems == []
+        with dial(server, secure=True) as client:
+            assert client.ask().status == 400
+
+
+PACKET = b"\x00\x29\x00\x00\x0e\x00REQUEST_METHOD\x03\x00GET\x09\x00PATH_INFO\x07\x00/length"
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("kind", ["gthread", "gevent"])
+def test_slow_peers(kind: str) -> None:
+    config = conf(kind, protocol="uwsgi", timeout=2)
+    with (
+        Server(APP, config, bind="unix", ready="listen") as server,
+        nginx_before(server) as nginx,
+        contextlib.ExitStack() as stack,
+    ):
+        # Nothing, a part of the prefix, a part of the packet.
+        peers = [stack.enter_context(connect(server)) for _ in range(12)]
+        for number, peer in enumerate(peers):
+            peer.send(PACKET[: number % 3 * 3])
+        assert nginx.ask("GET", "/x")[0] == 200
+        for number, peer in enumerate(peers):
+            if number % 3:
+                answer = peer.answer()
+                assert (answer.status, answer.closes) == (408, True)
+            assert peer.is_closed()
+        assert nginx.ask("GET", "/x")[0] == 200
+
+
+@pytest.mark.matrix
+@KINDS
+def test_the_loss_of_a_worker_costs_its_own_requests(kind: str) -> None:
+    config = conf(kind, protocol="uwsgi", workers=2)
+    with Server(APP, config, bind="unix", ready="listen") as server, nginx_before(server) as nginx:
+        server.wait_workers(2)
+        with load(nginx, "/x", interval=0) as problems:  # type: ignore[arg-type]
+            for _ in range(5):
+                before = server.workers()
+                os.kill(before[0], SIGKILL)
+                server.wait_workers(2, without=before[:1])
+        # One client: at most one request was under way.
+        assert len(problems) <= 5
+        assert nginx.ask("GET", "/x")[0] == 200

@@ -31,6 +31,7 @@ class _Options:
     backlog: int = BACKLOG
     reuse_port: bool = False
     is_ssl: bool = False
+    protocol: str = "http"
     # The manager runs as the user of the companions already.
     uid: int = field(default_factory=os.geteuid)
     gid: int = field(default_factory=os.getegid)
