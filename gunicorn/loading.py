@@ -246,6 +246,12 @@ def is_wsgi(app: Any) -> bool:
     return not code.co_flags & (CO_COROUTINE | CO_VARARGS) and least <= 2 == most
 
 
+def is_asgi_worker(worker_class: Any) -> bool:
+    """Whether the configured *worker_class* is our own for ASGI."""
+    chosen = load_class(worker_class)
+    return f"{chosen.__module__}.{chosen.__name__}" == ASGI_WORKER
+
+
 def check_protocol(app: Any, worker_class: Any) -> None:
     """Raise AppImportError if *app* is ASGI and the configured *worker_class* is one of ours, for WSGI, or
     the other way round.
@@ -261,7 +267,7 @@ def check_protocol(app: Any, worker_class: Any) -> None:
         return  # No mistake of the application: loading the class reports it.
     if not chosen.__module__.startswith("gunicorn.workers."):
         return
-    serves_asgi = f"{chosen.__module__}.{chosen.__name__}" == ASGI_WORKER
+    serves_asgi = is_asgi_worker(chosen)
     if asgi and not serves_asgi:
         raise AppImportError(
             f"{_name_of(app)} is an ASGI application, and the worker class {chosen.__name__} serves WSGI; "

@@ -49,6 +49,8 @@ LAYERS: list[list[str]] = [
     # The configuration, and what a companion is.
     [
         "gunicorn.loading",
+        "gunicorn.static",
+        "gunicorn.staticfiles",
         "gunicorn.settings.*",
         "gunicorn.config",
         "gunicorn.companion.checks",

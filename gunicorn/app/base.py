@@ -32,6 +32,8 @@ class BaseApplication:
     """
 
     cfg: Config
+    # What `wsgi` returns if there are static files, and the configuration that it was made for.
+    _with_files: tuple[Config, WSGICallable] | None = None
 
     def __init__(self, usage: str | None = None, prog: str | None = None) -> None:
         # First, or the next file that is opened would get their numbers.
@@ -73,7 +75,14 @@ class BaseApplication:
         if self.callable is None:
             self.callable = self.load()
             check_protocol(self.callable, self.cfg.settings["worker_class"].get())
-        return self.callable
+        if not self.cfg.static:
+            return self.callable
+        # The application stays over a reload of a preloading server; the files and their settings don't.
+        if self._with_files is None or self._with_files[0] is not self.cfg:
+            from gunicorn.static import wrap
+
+            self._with_files = self.cfg, wrap(self.callable, self.cfg)
+        return self._with_files[1]
 
     def fresh_config(self, files: Mapping[str, bytes] | None = None) -> Config:
         """A new Config from all layers, read with the arguments, directory and environment of the start.

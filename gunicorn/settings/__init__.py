@@ -8,6 +8,7 @@ from gunicorn.settings.base import *
 from gunicorn.settings.server import *
 from gunicorn.settings.worker import *
 from gunicorn.settings.asgi import *
+from gunicorn.settings.static import *
 from gunicorn.settings.http import *
 from gunicorn.settings.logging import *
 from gunicorn.settings.hooks import *

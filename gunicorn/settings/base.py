@@ -24,6 +24,7 @@ SECTIONS = (
     SERVER_SOCKET := "Server Socket",
     WORKER_PROCESSES := "Worker Processes",
     ASGI := "ASGI",
+    STATIC_FILES := "Static Files",
     SECURITY := "Security",
     DEBUGGING := "Debugging",
     SERVER_MECHANICS := "Server Mechanics",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from gunicorn.companion.importing import inifile, values
@@ -61,6 +62,9 @@ HERE = {
     "cheaper": "``workers``, with ``workers_max``",
     "max-worker-lifetime": "``max_lifetime`` of the web workers",
     "pythonpath": "``pythonpath``",
+    "static-map": "``static``, a dictionary; it needs ``gunicorn[static]``",
+    "static-map2": "``static``, with the prefix added to the directory",
+    "check-static": "``static``, with the prefix ``/``",
     "cron": "no schedules: a line for ``crontab -e``",
     "cron2": "no schedules: a line for ``crontab -e``",
     "unique-cron": "no schedules: a line for ``crontab -e``; ``flock -n`` keeps it from running twice",
@@ -90,8 +94,9 @@ INSTEAD = {
     "log-master": "not needed",
     "log-format": "the setting ``access_log_format``",
     "log-maxsize": "logrotate, then USR1 to the master",
-    "static-map": "let the proxy serve files, or WhiteNoise",
-    "check-static": "let the proxy serve files, or WhiteNoise",
+    "static-expires": "the setting ``static_max_age``",
+    "static-index": "none: a directory has no index",
+    "static-safe": "the setting ``static_follow_symlinks``",
     "offload-threads": "let the proxy serve files",
     "spooler": "a job queue with a companion as its worker: RQ, Celery, dramatiq",
     "spooler-processes": "``numprocs`` of that companion",
@@ -343,11 +348,30 @@ def _web(section: Section, web: Block) -> None:
         settings["max_memory"] = f"{entries['reload-on-rss'].value}M"
     if settings.get("wsgi_app"):
         settings["preload_app"] = "lazy-apps" not in entries
+    static = dict(_static(section))
+    if static:
+        settings["static"] = static
     env = [entry.value for entry in section.entries if _key(entry) == "env"]
     if env:
         settings["raw_env"] = [_magic(value, section) for value in env]
     for name, value in settings.items():
         web.note(f"guess: {name} = {literal(value, percent=False)}")
+
+
+def _static(section: Section) -> Iterator[tuple[str, Any]]:
+    """Directories of static files by the prefix of their URLs."""
+    for entry in section.entries:
+        key = _key(entry)
+        prefix, equals, directory = entry.value.partition("=")
+        if key == "check-static":
+            yield "/", _magic(entry.value, section)
+        elif key in ("static-map", "static-map2"):
+            if not equals:
+                with section.naming(entry):
+                    raise ValueError(f"{entry.value!r} is not PREFIX=DIR")
+            if key == "static-map2":
+                directory = directory.rstrip("/") + prefix
+            yield prefix, _magic(directory, section)
 
 
 def _count(text: str) -> int | Expression:
