@@ -162,7 +162,8 @@ class Conn(Connection):
         """End it if it is overdue."""
         if self.transport is None:
             return
-        if self.state == State.BUSY:
+        if self.state in (State.BUSY, State.LINGER):
+            # From the first moment on, so that its patience is not added to that of the state.
             self._is_sending(now, 0)
         if not self.is_overdue(now):
             return
