@@ -171,9 +171,8 @@ class ASGIWorker(LoopWorker):
         self.server_state = ServerState()
         library = logging.getLogger("uvicorn.error")
         library.handlers = list(self.log.error_log.handlers)
-        # What it warns of is logged here, too.
-        level = self.log.error_log.level
-        library.setLevel(level if level == logging.DEBUG else max(level, logging.ERROR))
+        # What it warns of is logged here, too. Below that it logs what WebSockets receive and send.
+        library.setLevel(max(self.log.error_log.level, logging.ERROR))
         library.propagate = False
         if self.slot is not None:
             self.slot.write_later = partial(self.loop.call_later, self.slot.WRITE_INTERVAL, self.slot.write)

@@ -242,7 +242,8 @@ class WebSocketRequest(Request):
 
     @property
     def is_gone(self) -> bool:
-        return bool(self.reply.disconnected)
+        # An application that pushes learns only by an error that the server has closed.
+        return self.conn.closing or bool(self.reply.disconnected)
 
     async def _fail(self, status: int, reason: str, text: str) -> None:
         if self.status_code is not None:
