@@ -4,153 +4,21 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from asgitools import APP, IDLE, conf, websocket
 from harness import Server, free_port, read_until_closed, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_websocket
 from workertools import Client, connect, get
-
-APP = """
-import asyncio, contextvars, json, os, time
-
-HERE = os.path.dirname(os.path.abspath(__file__))
-seen = contextvars.ContextVar("seen", default=0)
-
-def note(text):
-    with open(os.path.join(HERE, "notes"), "a") as f:
-        f.write(text + "\\n")
-
-async def lifespan(scope, receive, send):
-    while True:
-        kind = (await receive())["type"]
-        if kind == "lifespan.startup" and os.path.exists(os.path.join(HERE, "broken")):
-            await send({"type": "lifespan.startup.failed", "message": "no database"})
-            return
-        note(f"{kind} {type(asyncio.get_running_loop()).__module__}")
-        scope["state"]["pid"] = os.getpid()
-        await send({"type": kind + ".complete"})
-        if kind == "lifespan.shutdown":
-            return
-
-async def socket(scope, receive, send):
-    await receive()
-    path = scope["path"].removeprefix(scope["root_path"])
-    if path == "/refuse":
-        return await send({"type": "websocket.close"})
-    if path == "/fail":
-        raise RuntimeError("on purpose")
-    await send({"type": "websocket.accept"})
-    await send({"type": "websocket.send", "text": json.dumps([scope["scheme"], scope["client"]])})
-    while True:
-        message = await receive()
-        if message["type"] == "websocket.disconnect":
-            return note(f"websocket {message['code']}")
-        if message.get("text") == "bye":
-            return await send({"type": "websocket.close", "code": 4001})
-        await send({"type": "websocket.send", "text": message["text"]})
-
-def answer_in_thread(send, loop):
-    def wait_for(message):
-        asyncio.run_coroutine_threadsafe(send(message), loop).result()
-    wait_for({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
-    wait_for({"type": "http.response.body", "body": b"thread"})
-
-async def answer(send, body, status=200, **more):
-    headers = [(b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        return await lifespan(scope, receive, send)
-    if scope["type"] == "websocket":
-        return await socket(scope, receive, send)
-    path = scope["path"].removeprefix(scope["root_path"])
-    if path == "/scope":
-        found = {key: value for key, value in scope.items() if key in
-            ("scheme", "client", "root_path", "path", "state", "http_version", "method")}
-        found["headers"] = [[name.decode(), value.decode()] for name, value in scope["headers"]]
-        await answer(send, json.dumps(found).encode())
-    elif path == "/context":
-        body = str(seen.get()).encode()
-        seen.set(seen.get() + 1)
-        await answer(send, body)
-    elif path == "/forget":
-        try:
-            await receive()
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            note("told")
-            await asyncio.sleep(3600)
-        except asyncio.CancelledError:
-            note("cancelled")
-            raise
-    elif path == "/stream":
-        await send({"type": "http.response.start", "status": 200})
-        note("streaming")
-        while not os.path.exists(os.path.join(HERE, "enough")):
-            await send({"type": "http.response.body", "body": b"more\\n", "more_body": True})
-            await asyncio.sleep(0.05)
-        await send({"type": "http.response.body", "body": b"done\\n"})
-    elif path == "/pieces":
-        await send({"type": "http.response.start", "status": 200})
-        for _ in range(10):
-            await send({"type": "http.response.body", "body": b"piece", "more_body": True})
-            await asyncio.sleep(0.02)
-        await send({"type": "http.response.body"})
-    elif path == "/later":
-        await answer(send, b"now")
-        while not os.path.exists(os.path.join(HERE, "enough")):
-            await asyncio.sleep(0.05)
-        note("later")
-    elif path == "/block":
-        time.sleep(3600)
-    elif path == "/hang":
-        await asyncio.sleep(3600)
-    elif path == "/thread":
-        await asyncio.to_thread(answer_in_thread, send, asyncio.get_running_loop())
-    elif path == "/task":
-        headers = [(b"content-length", b"4")]
-        await asyncio.create_task(send({"type": "http.response.start", "status": 200, "headers": headers}))
-        await asyncio.create_task(send({"type": "http.response.body", "body": b"task"}))
-    elif path == "/never-awaited":
-        send({"type": "http.response.start", "status": 500}).close()
-        await answer(send, b"fine")
-    elif path == "/big":
-        await answer(send, b"x" * 30_000_000)
-    elif path == "/length":
-        size, more = 0, True
-        while more:
-            message = await receive()
-            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
-        await answer(send, str(size).encode())
-    elif path == "/nothing":
-        pass
-    else:
-        await answer(send, str(os.getpid()).encode())
-"""
-
-
-#: For what the command tells of the web workers.
-IDLE = [{"name": "idle", "command": ["sleep", "1000"]}]
-
-
-def conf(**settings: Any) -> str:
-    settings = {"worker_class": "asgi", "graceful_timeout": 10, **settings}
-    return "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
 
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
@@ -171,10 +39,6 @@ def post_request(worker, req, environ, resp):
     with Server(APP, conf(asgi_loop=request.param, **more) + hooks) as server:
         server.wait_log(f"lifespan.startup {request.param}", name="notes")
         yield server
-
-
-def websocket(server: Server, path: str = "/echo", **options: Any) -> ClientConnection:
-    return connect_websocket(f"ws://{server.address}{path}", proxy=None, **options)
 
 
 def scope_of(server: Server, fields: str = "", path: str = "/scope") -> dict[str, Any]:
@@ -340,17 +204,18 @@ def test_a_client_that_goes_is_told_of_and_its_task_cancelled(served: Server) ->
 
 
 def test_a_graceful_end() -> None:
-    """A stream goes on, a WebSocket is closed, and the lifespan ends after what goes on behind an answer."""
-    with Server(APP, conf(workers=1)) as server, connect(server) as stream, websocket(server) as ws:
+    """A stream goes on, WebSockets are closed, and the lifespan ends after what goes on behind an answer."""
+    config = conf(workers=1, loglevel="debug")
+    with Server(APP, config) as server, connect(server) as stream, websocket(server) as ws:
         ws.recv()
         stream.send(get("/stream"))
         server.wait_log("streaming", name="notes")
-        with connect(server) as client, connect(server) as idle:
+        with connect(server) as client, connect(server) as idle, websocket(server, "/push") as pushed:
             assert client.ask("/later").body == b"now"
             assert not idle.ask().closes
             first = server.get("/").text
             server.signal(signal.SIGHUP)
-            assert close_code(ws) == 1012
+            assert close_code(ws) == 1012 and close_code(pushed) == 1012
             assert idle.is_closed() and client.is_closed()
         wait_until(lambda: server.get("/").text != first)
         assert "lifespan.shutdown" not in server.log("notes")
@@ -367,6 +232,9 @@ def test_a_graceful_end() -> None:
         assert server.get("/").text == second
         assert server.stop() == 0
         assert server.log("notes").count("lifespan.shutdown") == 2
+        log = server.log()
+        assert "went away during 'GET /push'" in log
+        assert "The application failed" not in log and "news" not in log
 
 
 def test_a_blocked_loop_is_seen_and_its_worker_replaced() -> None:
@@ -383,7 +251,8 @@ def test_a_blocked_loop_is_seen_and_its_worker_replaced() -> None:
 
 @pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.matrix)])
 def test_clients_that_stop_sending_or_reading_are_cut_off(loop: str) -> None:
-    with Server(APP, conf(timeout=1, asgi_loop=loop, companion_workers=IDLE), ready="listen") as server:
+    settings = {"timeout": 1, "keepalive": 1, "companion_workers": IDLE}
+    with Server(APP, conf(asgi_loop=loop, **settings), ready="listen") as server:
         with connect(server) as sending, connect(server) as reading, connect(server) as last:
             sending.send(b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfirst")
             reading.send(get("/big"))
@@ -428,71 +297,6 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     done = gunicorn(tmp_path, "-k", "asgi", "--asgi-lifespan", "on", "-b", "127.0.0.1:0", "app:app")
     assert done.returncode == 4
     assert "has no lifespan, and asgi_lifespan is on: RuntimeError: lifespan" in done.stderr
-
-
-class Listeners:
-    """Clients with WebSockets and with streams, who note each end that is not in order."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.problems: list[str] = []
-        self.ends: Counter[str] = Counter()
-        self._done = threading.Event()
-        turns = [self._talk] * 3 + [self._read] * 3
-        self._threads = [threading.Thread(target=self._run, args=(turn,)) for turn in turns]
-
-    def __enter__(self) -> Listeners:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join(30)
-
-    def _run(self, turn: Callable[[], str]) -> None:
-        while not self._done.is_set():
-            try:
-                self.ends[turn()] += 1
-            except Exception as error:
-                self.problems.append(repr(error))
-
-    def _talk(self) -> str:
-        with websocket(self.server) as ws:
-            try:
-                ws.recv(10)
-                while not self._done.is_set():
-                    ws.send("hello")
-                    assert ws.recv(10) == "hello"
-                    time.sleep(0.01)
-            except ConnectionClosed:
-                assert ws.close_code == 1012, ws.close_code
-                return "websocket"
-        return ""
-
-    def _read(self) -> str:
-        with connect(self.server) as client:
-            client.send(get("/pieces", close=True))
-            data = read_until_closed(client.sock)
-        assert data.count(b"piece") == 10 and data.endswith(b"0\r\n\r\n"), data[-50:]
-        return "stream"
-
-
-@pytest.mark.matrix
-def test_no_stream_and_no_websocket_is_lost() -> None:
-    rounds = int(os.environ.get("NOTHING_LOST_ROUNDS", "5"))
-    with Server(APP, conf(workers=2, graceful_timeout=20)) as server, Listeners(server) as listeners:
-        for _ in range(rounds):
-            old = server.workers()
-            server.signal(signal.SIGHUP)
-            server.wait_workers(2, without=old, timeout=60)
-        for count, signum in ((3, signal.SIGTTIN), (2, signal.SIGTTOU)):
-            server.signal(signum)
-            server.wait_workers(count, timeout=60)
-        wait_until(lambda: listeners.ends["websocket"] >= 3, 30)
-        assert listeners.problems == []
-    assert listeners.problems == [] and listeners.ends["stream"] > rounds
 
 
 def test_the_same_in_a_companion() -> None:
