@@ -120,10 +120,6 @@ class Arbiter(Shutdown, Succession):
         self.proc_name = self.cfg.proc_name
         self.log.debug("The configuration is:\n%s", self.cfg)
         self.set_environment(self.cfg.env)
-        if self.cfg.static:
-            from gunicorn import static
-
-            static.check(self.cfg)
         # A reload is for the code on disk, which the master's memory would hide from its children.
         if self.cfg.preload_app and not self.cfg.reload:
             self.app.wsgi()

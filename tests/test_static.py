@@ -299,6 +299,7 @@ def test_ranges(app: Any, asked: str, first: int, last: int) -> None:
     [
         (f"bytes={LAST + 1}-", 416),
         (f"bytes={10**18}-{10**18}", 416),
+        (f"bytes={10**100}-", 416),
         ("bytes=-0", 416),
         ("bytes=", 200),
         ("bytes=-", 200),
@@ -307,7 +308,6 @@ def test_ranges(app: Any, asked: str, first: int, last: int) -> None:
         ("bytes=--5", 200),
         ("bytes=1-2,4-5", 200),
         ("bytes=\u0661-\u0662", 200),
-        (f"bytes={'9' * 5000}-", 200),
         ("lines=1-2", 200),
     ],
 )
@@ -414,6 +414,9 @@ def test_a_file_that_changes(tmp_path: Path, shop: Any) -> None:
         answer = Answer(app, "/static/data")
         assert (answer.status, answer.is_shops, answer.body) == (404, False, b""), target
     (root / "data").unlink()
+    os.mkfifo(root / "data")
+    assert Answer(app, "/static/data").status == 404
+    (root / "data").unlink()
     (root / "data").write_bytes(b"back")
     assert Answer(app, "/static/data").body == b"back"
     (root / "data").unlink()
@@ -470,6 +473,44 @@ def test_an_asgi_server_gets_a_large_file_in_parts(tmp_path: Path) -> None:
     asyncio.run(app(scope, None, send))
     parts = [(message["body"], message["more_body"]) for message in messages[1:]]
     assert parts == [(content[:CHUNK], True), (b"rest", False)]
+
+
+def test_an_asgi_server_whose_client_has_gone(tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(2 * CHUNK))
+    app = wrap(asgi_shop, configured({"/static": str(tmp_path)}))
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError("gone")
+
+    scope = {"type": "http", "method": "GET", "path": "/static/large", "headers": []}
+    # The error holds the frames, and so the file: it must have been closed.
+    with pytest.raises(OSError, match="gone") as error:
+        asyncio.run(app(scope, None, send))
+    opened = [entry.frame.f_locals["body"] for entry in error.traceback if "body" in entry.frame.f_locals]
+    assert [file.closed for file in opened] == [True]
+
+
+def test_a_field_that_an_asgi_server_gives_twice(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    app = wrap(asgi_shop, configured({"/static": str(tmp_path)}))
+    tag = Answer(app, "/static/a").headers["Etag"].encode()
+    messages: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        messages.append(message)
+
+    fields = [(b"if-none-match", tag), (b"if-none-match", b'"x"')]
+    asyncio.run(app({"type": "http", "method": "GET", "path": "/static/a", "headers": fields}, None, send))
+    assert messages[0]["status"] == 304
+
+
+def test_a_file_that_is_removed_just_now(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    app = wrap(shop, configured({"/static": str(tmp_path)}))
+    (tmp_path / "a").unlink()
+    app.files["/static/a"].marks = {}
+    assert Answer(app, "/static/a").status == 404
 
 
 def test_what_is_no_request_for_a_file_is_the_asgi_applications(root: Path) -> None:

@@ -210,6 +210,12 @@ def test_an_event_loop() -> None:
     with serves("asgi") as server:
         look(server)
         wait_until(lambda: "/static/app.js 206" in server.log("requests"))
+        # Refused without preloading, too.
+        workers = server.workers()
+        server.write("gunicorn.conf.py", conf(worker_class="asgi", static={"/static": "missing"}))
+        server.signal(signal.SIGHUP)
+        server.wait_log("Reload refused, the old configuration stays: static: /static: cannot read")
+        assert server.workers() == workers
 
 
 @pytest.mark.matrix
