@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The part of the Kubernetes API that leases need, by its documented rules, kept in one file.
 
-``python kubernetesserver.py PORT FILE TOKEN``: create (409 if it exists), get, list by label, and replace
-(409 unless the resourceVersion is the current one) in ``coordination.k8s.io/v1``.
+``python kubernetesserver.py PORT FILE TOKEN [CERTIFICATE KEY]``: create (409 if it exists), get, list by
+label, and replace (409 unless the resourceVersion is the current one) in ``coordination.k8s.io/v1``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import ssl
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -122,4 +123,8 @@ if __name__ == "__main__":
     Handler.token = sys.argv[3]
     server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
     server.daemon_threads = True
+    if len(sys.argv) > 4:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*sys.argv[4:])
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     server.serve_forever()

@@ -220,6 +220,7 @@ class Kubernetes(StoreServer):
     """Not Kubernetes itself: see `kubernetesserver`."""
 
     def prepare(self) -> None:
+        self.options: list[str] = []
         self.account = self.directory / "account"
         self.account.mkdir()
         (self.account / "token").write_text(PASSWORD + "\n")
@@ -227,7 +228,9 @@ class Kubernetes(StoreServer):
 
     def commands(self) -> list[list[str]]:
         script = str(Path(__file__).with_name("kubernetesserver.py"))
-        return [[sys.executable, script, str(self.port), str(self.directory / "objects"), PASSWORD]]
+        return [
+            [sys.executable, script, str(self.port), str(self.directory / "objects"), PASSWORD, *self.options]
+        ]
 
     def url(self, port: int | None = None) -> str:
         server = f"http://127.0.0.1:{port or self.port}"

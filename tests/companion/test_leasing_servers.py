@@ -9,14 +9,17 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+import kubernetesserver
 import pytest
 from harness import wait_until
 from storeservers import PASSWORD, SERVERS, StoreServer
 
 from gunicorn.companion.leasing import store
 from gunicorn.companion.leasing.store import Store, StoreError
+from gunicorn.unix import boottime
 
 A, B = "web-1 (pid 1) aa", "web-2 (pid 2) bb"
 TTL = 60.0
@@ -135,9 +138,10 @@ def waiting_ends_early(one: Store, other: Store) -> None:
 
 
 def an_unrenewed_lease_is_free(one: Store, other: Store) -> int:
-    began = time.monotonic()
     token = one.acquire("short", A, 1.0).token
-    assert other.acquire("short", B, 1.0).owner == A
+    wait_until(lambda: (other.acquire("short", B, 1.0).expires_in or 0) < 0.7, 10, "time passes")
+    began = time.monotonic()
+    assert one.renew("short", A, token, 1.0, None)
     answer = wait_until(
         lambda: (answer := other.acquire("short", B, TTL)).mine and answer, 15, "it expires", interval=0.2
     )
@@ -145,6 +149,43 @@ def an_unrenewed_lease_is_free(one: Store, other: Store) -> int:
     assert answer.token > token
     assert not one.renew("short", A, token, 1.0, None)
     return answer.token
+
+
+def test_kubernetes_counts_the_time_on_the_clock_of_who_waits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class OneServer(kubernetesserver.Handler):
+        objects = kubernetesserver.Objects(tmp_path / "objects")
+        token = ""
+
+    now = 1000.0
+    monkeypatch.setattr(boottime, "now", lambda: now)
+    api = ThreadingHTTPServer(("127.0.0.1", 0), OneServer)
+    threading.Thread(target=api.serve_forever, daemon=True).start()
+    (tmp_path / "token").touch()
+    url = f"kubernetes://shop?server=http://127.0.0.1:{api.server_port}&account={tmp_path}"
+    one, other = store.connect(url, TIMEOUT), store.connect(url, TIMEOUT)
+    assert one.acquire("a", A, 15).token == 1
+    now += 100
+    # However long ago that was: this one sees it for the first time.
+    assert other.acquire("a", B, 15).expires_in == 15
+    now += 20
+    assert one.renew("a", A, 1, 15, None)
+    # It was renewed since, as is seen only now.
+    assert other.acquire("a", B, 15).expires_in == 15
+    now += 14.9
+    assert other.acquire("a", B, 15).owner == A
+    now += 0.2
+    assert other.acquire("a", B, 15).token == 2
+    with pytest.raises(StoreError, match="'Shop_1' can't be the name of a lease in Kubernetes"):
+        one.acquire("Shop_1", A, 15)
+    OneServer.token = "another"
+    with pytest.raises(StoreError, match=r"401.*its role must allow get, list, create and update"):
+        one.acquire("a", A, 15)
+    one.close()
+    other.close()
+    api.shutdown()
+    api.server_close()
 
 
 class Mute:

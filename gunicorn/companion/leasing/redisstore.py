@@ -144,6 +144,7 @@ class RedisClient:
     """One connection, made when it is needed."""
 
     def __init__(self, url: str, timeout: float) -> None:
+        self._timeout = timeout
         always = {
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
@@ -189,5 +190,7 @@ class RedisClient:
     def _run(self, script: str, names: Sequence[str], *arguments: object) -> Any:
         try:
             return self._client.eval(script, len(names), *(PREFIX + name for name in names), *arguments)
+        except redis.TimeoutError as exc:
+            raise StoreError(f"no answer within {self._timeout:g}s") from exc
         except redis.RedisError as exc:
             raise StoreError(str(exc)) from exc
