@@ -86,7 +86,7 @@ def parse_packet(data: bytes) -> list[tuple[str, str]]:
     while offset < len(data):
         begin = offset + 2
         offset = begin + int.from_bytes(data[offset:begin], "little")
-        if offset > len(data) or begin > len(data):
+        if offset > len(data):
             raise InvalidUwsgiPacket("a name or a value is longer than the packet")
         items.append(data[begin:offset].decode("latin-1"))
     if len(items) % 2:

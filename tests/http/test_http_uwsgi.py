@@ -122,6 +122,8 @@ def test_the_peer_is_the_client_where_the_proxy_names_none() -> None:
     environ = environ_of(minimal)
     assert environ["REMOTE_ADDR"] == PEER[0] and environ["SERVER_PORT"] == "8000"
     assert environ["RAW_URI"] == "/caf%C3%A9%201?y" and environ["PATH_INFO"] == "/caf\xc3\xa9 1"
+    # A rewrite in the proxy changes the query alone.
+    assert read(told(QUERY_STRING="z")).query == "z"
     assert environ_of([*minimal, ("HTTP_HOST", "h:81")], server="/run/sock")["SERVER_PORT"] == "81"
 
 
@@ -161,6 +163,7 @@ def test_the_scheme(sent: Pairs, scheme: str) -> None:
         ("/app", "/app/app%20x", "/app x", ("/app", "/app x")),
         ("/app", "/app/app/x", "/app/x", ("/app", "/app/x")),
         ("/app", "/apple", "/apple", ("/app", "/apple")),
+        ("/app", "/old", "/new/x", ("/app", "/new/x")),
         # Rewritten in the proxy.
         ("", "/old", "/new", ("", "/new")),
         # An escape that is left is not resolved a second time.
@@ -260,19 +263,20 @@ def test_malformed(pairs: Pairs, error: type[ParseException]) -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "message"),
     [
-        b"\x01",  # another modifier1
-        b"GET / HTTP/1.1\r\n",
-        packet(told(), modifier1=5),
-        struct.pack("<BHB", 0, 1, 0) + b"\x01",  # half a size
-        struct.pack("<BHB", 0, 2, 0) + b"\x01\x00",  # a name beyond the packet
-        struct.pack("<BHB", 0, 3, 0) + b"\x01\x00A",  # a name alone
-        struct.pack("<BHB", 0, 5, 0) + b"\x01\x00A\x01\x00" + b"B" * 9,  # a value beyond the packet
+        (b"\x01", "modifier1 is 1, not 0"),
+        (b"GET / HTTP/1.1\r\n", "modifier1 is 71, not 0"),
+        (packet(told(), modifier1=5), "modifier1 is 5, not 0"),
+        # Half a size, a name beyond the packet, a name alone, and a value beyond the packet.
+        (struct.pack("<BHB", 0, 1, 0) + b"\x01", "longer than the packet"),
+        (struct.pack("<BHB", 0, 2, 0) + b"\x01\x00", "longer than the packet"),
+        (struct.pack("<BHB", 0, 3, 0) + b"\x01\x00A", "has no value: 'A'"),
+        (struct.pack("<BHB", 0, 5, 0) + b"\x01\x00A\x01\x00" + b"B" * 9, "longer than the packet"),
     ],
 )
-def test_no_packet(data: bytes) -> None:
-    with pytest.raises(InvalidUwsgiPacket):
+def test_no_packet(data: bytes, message: str) -> None:
+    with pytest.raises(InvalidUwsgiPacket, match=message):
         next(uwsgi.UwsgiParser(CONFIG, [data], PEER))
 
 
