@@ -135,7 +135,8 @@ class ASGIWorker(LoopWorker):
         # Before SIGABRT, which does not reach code in C that blocks the loop.
         debug = self.log.error_log.isEnabledFor(logging.DEBUG)
         watch = LoopWatch(self.loop, self.log, hung=self.patience * HUNG, slow=debug)
-        await self.lifespan.startup()
+        # The master ends a worker that does not serve after `timeout`.
+        await self.lifespan.startup(self.patience * HUNG)
         self._running = True
         self._listen()
         # A predecessor waits for the first heartbeat.

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from typing import Any
 
 from gunicorn.errors import AppImportError
+from gunicorn.workers.asgiwatch import stack_of
 from gunicorn.workers.cycle import Stopped
 
 
@@ -24,14 +26,21 @@ class Lifespan:
         self._started = False
         self._answer: dict[str, Any] | None = None
 
-    async def startup(self) -> None:
-        """Run the application up to the end of its startup. Raises AppImportError if that fails."""
+    async def startup(self, patience: float) -> None:
+        """Run the application up to the end of its startup. Raises AppImportError if that fails.
+
+        If it takes longer than *patience* seconds (0: any time), log where it waits.
+        """
         if self._mode == "off":
             return
         self._messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._answered = asyncio.Event()
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._run())
+        warning = loop.call_later(patience, self._log_slow, patience) if patience else None
         answer = await self._ask("startup")
+        if warning is not None:
+            warning.cancel()
         if answer.get("type") == "lifespan.startup.complete":
             self._started = True
             return
@@ -59,6 +68,11 @@ class Lifespan:
         self._messages.put_nowait({"type": f"lifespan.{what}"})
         await self._answered.wait()
         return self._answer or {}
+
+    def _log_slow(self, seconds: float) -> None:
+        assert self._task is not None
+        stack = "".join(traceback.format_list(stack_of(self._task)))
+        self._log.error("The lifespan startup has not ended after %.3g s; it waits here:\n%s", seconds, stack)
 
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}

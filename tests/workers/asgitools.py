@@ -31,6 +31,8 @@ async def lifespan(scope, receive, send):
         if kind == "lifespan.startup" and os.path.exists(os.path.join(HERE, "broken")):
             await send({"type": "lifespan.startup.failed", "message": "no database"})
             return
+        while kind == "lifespan.startup" and os.path.exists(os.path.join(HERE, "not yet")):
+            await asyncio.sleep(0.02)
         note(f"{kind} {type(asyncio.get_running_loop()).__module__}")
         scope["state"]["pid"] = os.getpid()
         await send({"type": kind + ".complete"})

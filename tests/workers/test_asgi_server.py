@@ -237,7 +237,8 @@ def test_a_graceful_end() -> None:
         assert "The application failed" not in log and "news" not in log
 
 
-def test_a_blocked_loop_is_seen_and_its_worker_replaced() -> None:
+def test_what_hangs_is_shown_and_its_worker_replaced() -> None:
+    """A loop that is blocked, and a startup that does not end."""
     with Server(APP, conf(timeout=1)) as server, connect(server) as client:
         first = server.get("/").text
         client.send(get("/block"))
@@ -247,6 +248,12 @@ def test_a_blocked_loop_is_seen_and_its_worker_replaced() -> None:
         log = server.log()
         assert log.index("The event loop hangs for") < log.index("has sent no heartbeat")
         assert "The application" not in log and "ASGI callable" not in log
+        second = server.get("/").text
+        server.write("not yet", "")
+        server.signal(signal.SIGHUP)
+        server.wait_log("The lifespan startup has not ended after 0.75 s")
+        server.wait_log("in lifespan\n    await asyncio.sleep(0.02)")
+        assert server.get("/").text == second
 
 
 @pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.matrix)])
