@@ -659,7 +659,21 @@ def test_a_value_is_written_as_python(value: Any, percent: bool, written: str) -
         ("python -m gunicorn a", "gunicorn", {"wsgi_app": "a"}),
         ("uv run gunicorn -b :1 -b :2 a", "gunicorn", {"wsgi_app": "a", "bind": [":1", ":2"]}),
         ("uvicorn a:b --uds /x", "uvicorn", {"bind": "unix:/x"}),
-        ("hypercorn -b :1 a:b", "hypercorn", {"bind": ":1"}),
+        (
+            "uvicorn --root-path /shop --ws-max-size 99 --loop uvloop --no-server-header --factory a:b",
+            "uvicorn",
+            {
+                "wsgi_app": "a:b()",
+                "root_path": "/shop",
+                "websocket_max_message_size": 99,
+                "asgi_loop": "uvloop",
+            },
+        ),
+        (
+            "hypercorn -b :1 -b :2 -k trio --keep-alive 9 --root-path /x a:b",
+            "hypercorn",
+            {"bind": [":1", ":2"], "worker_class": "asgi", "keepalive": 9, "root_path": "/x"},
+        ),
         ("daphne a:b", "daphne", {"bind": "127.0.0.1:8000"}),
         ("waitress-serve --port=81 a:b", "waitress-serve", {"bind": "0.0.0.0:81"}),
         ("uwsgi --http :1 --module a:b", "uwsgi", {"bind": ":1", "wsgi_app": "a:b"}),

@@ -31,7 +31,15 @@ ASGI = ("uvicorn", "daphne", "hypercorn")
 
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::-([^}]*))?\})")
 
-_COUNTS = ("workers", "threads", "timeout", "graceful_timeout", "keepalive", "backlog")
+_COUNTS = (
+    "workers",
+    "threads",
+    "timeout",
+    "graceful_timeout",
+    "keepalive",
+    "backlog",
+    "websocket_max_message_size",
+)
 
 
 class Web(NamedTuple):
@@ -231,32 +239,58 @@ def _address(host: Any, port: Any) -> Any:
     return join([*parts(host), ":", *parts(port)])
 
 
-def _asgi(words: Sequence[Any], short: dict[str, str], port: str) -> dict[str, Any]:
-    flags = ("reload", "factory", "proxy_headers", "no_access_log", "access_log", "use_colors")
-    options, others = _options(words, short, flags)
+# Options of uvicorn, hypercorn and daphne that are settings, in words of their own or in ours.
+_ASGI_SETTINGS = {
+    "loop": "asgi_loop",
+    "lifespan": "asgi_lifespan",
+    "ws_max_size": "websocket_max_message_size",
+    "limit_max_requests": "max_requests",
+    "limit_max_requests_jitter": "max_requests_jitter",
+    "timeout_keep_alive": "keepalive",
+    "keep_alive": "keepalive",
+    "timeout_graceful_shutdown": "graceful_timeout",
+    "ssl_certfile": "certfile",
+    "ssl_keyfile": "keyfile",
+    "app_dir": "chdir",
+}
+_ASGI_SAME = (
+    *("bind", "workers", "root_path", "forwarded_allow_ips", "backlog", "graceful_timeout"),
+    *("max_requests", "max_requests_jitter", "certfile", "keyfile"),
+)
+_ASGI_FLAGS = (
+    *("reload", "factory", "debug", "access_log", "no_access_log", "use_colors", "no_use_colors"),
+    *("proxy_headers", "no_proxy_headers", "server_header", "no_server_header", "date_header"),
+    *("no_date_header", "reset_contextvars"),
+)
+
+
+def _asgi(words: Sequence[Any], short: dict[str, str]) -> dict[str, Any]:
+    options, others = _options(words, short, _ASGI_FLAGS)
     settings: dict[str, Any] = {"wsgi_app": others[0]} if others else {}
+    if others and "factory" in options:
+        settings["wsgi_app"] = join([*(others[0].parts if isinstance(others[0], Text) else others[:1]), "()"])
     settings["worker_class"] = "asgi"
     if "uds" in options:
         settings["bind"] = join(["unix:", options["uds"][-1]])
-    elif "bind" in options:
-        settings["bind"] = options["bind"][-1]
-    elif "fd" not in options:
+    elif "bind" not in options and "fd" not in options:
         host = options.get("host", ["127.0.0.1"])[-1]
-        settings["bind"] = _address(host, options.get("port", [port])[-1])
-    settings.update(_settings(options, {"workers": "workers", "root_path": "# its root path"}))
+        settings["bind"] = _address(host, options.get("port", ["8000"])[-1])
+    settings.update(_settings(options, {**{name: name for name in _ASGI_SAME}, **_ASGI_SETTINGS}))
+    if settings.get("asgi_loop") not in (None, "auto", "asyncio", "uvloop"):
+        del settings["asgi_loop"]
     return settings
 
 
 def _uvicorn(words: Sequence[Any]) -> dict[str, Any]:
-    return _asgi(words, {}, "8000")
+    return _asgi(words, {})
 
 
 def _daphne(words: Sequence[Any]) -> dict[str, Any]:
-    return _asgi(words, {"-b": "host", "-p": "port", "-u": "uds"}, "8000")
+    return _asgi(words, {"-b": "host", "-p": "port", "-u": "uds"})
 
 
 def _hypercorn(words: Sequence[Any]) -> dict[str, Any]:
-    return _asgi(words, {"-b": "bind", "-w": "workers", "-k": "worker_class"}, "8000")
+    return _asgi(words, {"-b": "bind", "-w": "workers", "-k": "loop"})
 
 
 def _waitress(words: Sequence[Any]) -> dict[str, Any]:
