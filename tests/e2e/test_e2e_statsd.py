@@ -14,6 +14,7 @@ import pytest
 from e2e_apps import WEB
 from e2e_companions import companion_server, entry
 from harness import Server, wait_until
+from workertools import conf
 
 
 class Daemon:
@@ -79,9 +80,9 @@ def daemon() -> Iterator[Daemon]:
     made.close()
 
 
-@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
-def test_requests_workers_and_log_lines(daemon: Daemon, worker_class: str) -> None:
-    text = f"workers = 2\nworker_class = {worker_class!r}\nstatsd_prefix = 'shop'\n"
+@pytest.mark.parametrize("kind", ["sync", "gthread", "asgi"])
+def test_requests_workers_and_log_lines(daemon: Daemon, kind: str) -> None:
+    text = conf(kind, workers=2, statsd_prefix="shop")
     with Server(WEB, text, ["--statsd-host", daemon.address], ready="listen") as server:
         daemon.wait_gauge("shop.gunicorn.workers", 2)
         for path, status in (("/", 200), ("/", 200), ("/empty", 204), ("/boom", 500)):

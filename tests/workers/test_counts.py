@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from e2e_companions import companion_server, entry
 from harness import Server, wait_until
-from workertools import APP
+from workertools import ADAPTED, APP
 
 HEAD = "{} HTTP/1.1\r\nHost: x\r\n{}\r\n"
 
@@ -31,11 +31,13 @@ def send(server: Server, request: str, fields: str = "", more: str = "") -> sock
     return client
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado"])
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado", "asgi"])
 def test_each_request_is_counted_once_however_it_ends(kind: str) -> None:
     settings = {"workers": 1, "worker_class": kind, "threads": 4, "max_requests": 0}
     if kind == "sync":
         del settings["threads"]
+    elif kind == "asgi":
+        settings.update(ADAPTED)
     with companion_server(entry("a", "idle"), app_option=APP, **settings) as server:
         server.wait_companion("a")
         before = totals(server)

@@ -59,6 +59,10 @@ def app(environ, start_response):
 ASGI_TOO = pytest.param("asgi", marks=pytest.mark.matrix)
 
 
+#: The settings with which a WSGI application runs under asgi.
+ADAPTED = {"worker_class": "wsgi_in_asgi.AdaptingWorker", "pythonpath": os.path.dirname(__file__)}
+
+
 def make_certificate(directory: Path) -> tuple[str, str]:
     """A self-signed certificate for 127.0.0.1 and its key."""
     cert, key = directory / "cert.pem", directory / "key.pem"
@@ -147,17 +151,11 @@ def conf(kind: str, **settings: object) -> str:
     library = kind.partition("_")[0]
     if library in ("gevent", "tornado") and importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
-    begin = ""
-    settings = {"graceful_timeout": 10, **settings}
-    if kind == "asgi":
-        directory = os.path.dirname(__file__)
-        begin = f"# 'asgi'\nimport sys\nsys.path.append({directory!r})\n"
-        begin += "from wsgi_in_asgi import AdaptingWorker as worker_class\n"
-    else:
-        settings = {"worker_class": kind, **settings}
+    more = ADAPTED if kind == "asgi" else {"worker_class": kind}
+    settings = {"graceful_timeout": 10, **more, **settings}
     if kind == "gthread":
         settings.setdefault("threads", 2)
-    return begin + "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
+    return "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
 
 
 def connect(server: Server, timeout: float = 10.0) -> Client:
