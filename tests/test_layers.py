@@ -60,6 +60,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.companion.keys",
         "gunicorn.companion.leasing",
         "gunicorn.companion.leasing.store",
+        "gunicorn.companion.leasing.timing",
         "gunicorn.companion.placeholders",
         "gunicorn.companion.status",
         "gunicorn.companion.probe",
@@ -118,6 +119,8 @@ MAY_FORK = {
     "gunicorn.companion.output.keeper",
     "gunicorn.companion.probing.prober",
     "gunicorn.companion.probing.commands",
+    "gunicorn.companion.leasing.keeper",
+    "gunicorn.companion.leasing.guard",
     "gunicorn.unix.process",
 }
 MAY_HANDLE_SIGNALS = {"gunicorn.unix.signals"}

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from gunicorn.companion.leasing.store import check_url
 from gunicorn.settings import redact
 from gunicorn.settings.companion import AUTORESTART_WAYS
 from gunicorn.settings.foreign import autorestart_hint
@@ -441,6 +442,25 @@ def check_limit(value: Any) -> float:
 
 def check_names(value: Any) -> tuple[str, ...]:
     return _texts(value, "companions' names")
+
+
+def check_lease(value: Any) -> str | bool | None:
+    """The name of a lease, or True for the companion's own."""
+    if value is None or isinstance(value, bool):
+        return value or None
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ValueError(f"{value!r} is no name of a lease: give a text, or True for its own name")
+    if len(value.encode()) > MAX_NAME:
+        raise ValueError(f"a name of a lease has at most {MAX_NAME} bytes")
+    return value
+
+
+def check_lease_store(value: Any) -> str:
+    """A URL of a store of leases. What is wrong with it is told without its password."""
+    if not isinstance(value, str):
+        raise ValueError(f"expected the URL of a store, not {redact.in_value(value)!r}")
+    check_url(value)
+    return value
 
 
 def check_bind(value: Any) -> tuple[str, ...]:

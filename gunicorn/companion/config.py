@@ -25,6 +25,8 @@ from gunicorn.companion.keys import (
     SHAPE_KEYS,
     Keys,
 )
+from gunicorn.companion.leasing.store import hide_password
+from gunicorn.companion.leasing.timing import Timing
 from gunicorn.errors import all_mistakes
 from gunicorn.settings.foreign import key_hint
 from gunicorn.settings.monitor import MONITOR_TARGET
@@ -79,6 +81,15 @@ class CompanionConfig(Keys):
         """The name that its sockets of `bind` are kept under: all copies share them, or each has its own."""
         own = self.template is not None and placeholders.differs(self.template.bind)
         return self.name if own else self.group
+
+    @property
+    def lease_name(self) -> str | None:
+        """The name of the lease that it needs."""
+        return self.group if self.lease is True else self.lease or None
+
+    @property
+    def lease_timing(self) -> Timing:
+        return Timing.of(self.lease_ttl, self.lease_margin)
 
     @property
     def is_job(self) -> bool:
@@ -159,8 +170,14 @@ def build_companion_configs(cfg: Any, *, outputs: bool = True) -> list[Companion
         if config is not None:
             configs.append(config)
     problems.extend(order_problems(configs, _names(entries, configs), cfg.web_after))
+    problems.extend(
+        f"web_after: {config.name} needs a lease, and web workers would wait for it on all servers but one"
+        for config in configs
+        if config.lease_name is not None and {config.name, *config.labels} & set(cfg.web_after)
+    )
     all_copies = [copy for config in configs for copy in copies(config, config.numprocs)]
     problems.extend(address_problems(all_copies))
+    problems.extend(_shared_lease_problems(all_copies))
     if not getattr(cfg, "companion_log_lines", 1):
         problems.extend(_log_problems(configs))
     if entries and is_monitor(entries[-1]):
@@ -271,10 +288,47 @@ def _combination_problems(label: str, entry: Mapping[Any, Any], values: Mapping[
         for key in ("on_give_up", "retry_after"):
             if values.get(key) is not INVALID and entry.get(key) not in (None, KEYS[key].default):
                 problems.append(f"{label}: {key}: has no effect without start_retries or start_limit")
+    problems.extend(_lease_problems(label, entry, values))
     if entry.get("stop_signals") is not None:
         for key in ("stop_signal", "stop_timeout"):
             if key in entry:
                 problems.append(f"{label}: {key}: stop_signals has the signals and their times, remove one")
+    return problems
+
+
+def _lease_problems(label: str, entry: Mapping[Any, Any], values: Mapping[str, Any]) -> list[str]:
+    """Report what is wrong with the lease of *entry*."""
+    problems = []
+    if not values.get("lease"):
+        keys = [key for key in entry if str(key).startswith("lease_") and key in KNOWN_KEYS]
+        return [f"{label}: {key}: has no effect without lease" for key in keys]
+    if values.get("lease_store") is None and values["lease"] is not INVALID:
+        problems.append(
+            f"{label}: lease: needs a store of leases: set companion_lease_store, such as "
+            "redis://HOST:6379/0, or file:///DIRECTORY for servers on one host"
+        )
+    if values.get("singleton") is False:
+        problems.append(f"{label}: lease: contradicts singleton, which is False: remove one of them")
+    ttl, margin = values.get("lease_ttl"), values.get("lease_margin")
+    if INVALID not in (ttl, margin) and ttl is not None:
+        problem = Timing.of(ttl, margin).problem
+        problems += [f"{label}: {problem}"] if problem else []
+    return problems
+
+
+def _shared_lease_problems(configs: Iterable[CompanionConfig]) -> list[str]:
+    """Report leases of several companions that are to be kept in different ways."""
+    problems = []
+    first: dict[tuple[str | None, str], CompanionConfig] = {}
+    for config in configs:
+        if config.lease_name is not None:
+            other = first.setdefault((config.lease_store, config.lease_name), config)
+            if other.lease_timing != config.lease_timing:
+                problems.append(
+                    f"companion {config.name!r}: lease: {config.lease_name} of "
+                    f"{hide_password(config.lease_store or '')} is also that of {other.name!r}: "
+                    "give both the same lease_ttl and lease_margin"
+                )
     return problems
 
 

@@ -27,6 +27,8 @@ from gunicorn.companion.checks import (
     check_env,
     check_exit_codes,
     check_groups,
+    check_lease,
+    check_lease_store,
     check_limit,
     check_name,
     check_names,
@@ -272,6 +274,35 @@ class Keys:
         check_bind, "addresses to listen on for it: :doc:`programs`", shapes=True, placeholders=True
     )
     singleton: bool = key(check_bool, "False: it may run beside an older process of its own", True)
+    # The process was told its token when it started.
+    lease: str | bool | None = key(
+        check_lease,
+        "the lease that it must hold to run, one in the fleet; True: of its own name; :doc:`fleet`",
+        shapes=True,
+        placeholders=True,
+    )
+    lease_store: str | None = key(
+        optional(check_lease_store),
+        "the URL of the store of leases",
+        shapes=True,
+        setting=settings.CompanionLeaseStore,
+    )
+    lease_ttl: float = key(
+        check_some_time,
+        "seconds after which its lease is free if it is not renewed",
+        setting=settings.CompanionLeaseTtl,
+    )
+    lease_margin: float | None = key(
+        optional(check_time),
+        "seconds before the end of its lease at which it is killed; none: a tenth of ``lease_ttl``, and "
+        "1 at least",
+        setting=settings.CompanionLeaseMargin,
+    )
+    lease_on_loss: str = key(
+        one_of(*settings.LEASE_LOSS_WAYS),
+        '``"keep"``: it runs on when it has lost its lease',
+        setting=settings.CompanionLeaseOnLoss,
+    )
     nice: int | None = key(
         optional(whole(-20, 19)), "its nice value, from -20 to 19; none: that of the server", shapes=True
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.app.start import follow_surroundings
 from gunicorn.companion.child import streams
 from gunicorn.companion.control import ControlServer
+from gunicorn.companion.leasing.handle import LeaseGuard, LeaseKeeper
 from gunicorn.companion.output.capture import Capture
 from gunicorn.companion.probing.handle import ProberHandle
 from gunicorn.companion.process import (
@@ -32,6 +33,7 @@ from gunicorn.companion.spawn import Launch, spawn
 from gunicorn.companion.supervise.changes import Changes, Configs, Follower, digest, scale
 from gunicorn.companion.supervise.commands import Commands
 from gunicorn.companion.supervise.dumps import Dumps
+from gunicorn.companion.supervise.leases import LeaseHelper, Leases, new_owner
 from gunicorn.companion.supervise.memory import Limits
 from gunicorn.companion.supervise.notify_sockets import Notifications, remove_stale
 from gunicorn.companion.supervise.order import Rolling, Stops, WebTier, unmet_by_web
@@ -78,7 +80,8 @@ class CompanionManager:
     *log_format* are about captured output; with 0 lines none is captured. *web_tier* is the place of the web
     workers in the order of starts and stops. *scoreboard* has the web workers; they and companions write
     their stacks into *stacks*. *sockets*: those of `bind` that an earlier manager has opened. *prober* makes
-    the checks of `probe` and `liveness`. *kernel* and *fork* are the operating system.
+    the checks of `probe` and `liveness`; *lease_keeper* and *lease_guard* serve `lease`. *kernel* and *fork*
+    are the operating system.
     """
 
     def __init__(
@@ -112,6 +115,8 @@ class CompanionManager:
         stacks: StackFile | None = None,
         sockets: Sequence[KeptSocket] = (),
         prober: Prober | None = None,
+        lease_keeper: LeaseHelper | None = None,
+        lease_guard: LeaseHelper | None = None,
         kernel: Kernel = KERNEL,
         fork: Callable[[Sequence[Launch]], list[int | OSError]] = spawn,
     ) -> None:
@@ -153,6 +158,18 @@ class CompanionManager:
             self.capture = self._make_capture(log_lines, log_format)
         self.prober: Prober = prober or ProberHandle(log, self.poller)
 
+        self.kept.lease_owner = self.kept.lease_owner or new_owner(os.getppid())
+        self.leases = Leases(
+            self.table,
+            log,
+            keeper=lease_keeper or LeaseKeeper(log, self.poller, self.kept.lease_owner),
+            guard=lease_guard or LeaseGuard(log, self.poller),
+            history=self.kept.history,
+            last_tokens=self.kept.lease_tokens,
+            save=self.kept.write,
+            kernel=kernel,
+        )
+
         rights = Rights(shared, None if self.kept.old is None else old_state)
         self.start_rights = StartRights(run_dir, log, rights, kernel=kernel)
         self.listeners = Listeners(
@@ -178,6 +195,7 @@ class CompanionManager:
             tell=self.tell_master,
             capture=self.capture,
             prober=self.prober,
+            leases=self.leases,
             kernel=kernel,
         )
         self.probes = Probes(
@@ -199,6 +217,7 @@ class CompanionManager:
             notifications=self.notifications,
             kept=self.kept,
             hooks=self.hooks,
+            leases=self.leases,
             web_tier=self.web_tier,
             capture=self.capture,
             watch=watch,
@@ -212,6 +231,7 @@ class CompanionManager:
         self.table.observers = [
             self.kept.history.observe,
             self.sessions.observe,
+            self.leases.observe,
             self.starter.observe,
             self.reporter.observe,
         ]
@@ -334,6 +354,7 @@ class CompanionManager:
         if self.capture is not None:
             self.capture.tick(now)
         self.prober.tick(now)
+        self.leases.tick(now)
         self.dumps.step(now)
         # Most wake-ups are a client's, and concern no companion: look at all of them only if needed.
         if self.table.changed or (self._due is not None and now >= self._due):
@@ -344,6 +365,7 @@ class CompanionManager:
         self.table.changed = False
         self.follower.step(now)
         self.sessions.step(now)
+        self.leases.step(now)
         self.steering.stop_due(now)
         self._restart_in_turn(now)
         self.retry_backoff(now)
@@ -411,6 +433,8 @@ class CompanionManager:
             times.append(now + WAIT_INTERVAL)
         if self.limits.due is not None:
             times.append(self.limits.due)
+        if (lease_at := self.leases.next_deadline(now)) is not None:
+            times.append(lease_at)
         return min(times, default=None)
 
     def timeout(self, now: float) -> float | None:
@@ -424,6 +448,8 @@ class CompanionManager:
             times.append(self.capture.start_at)
         if self.prober.start_at is not None:
             times.append(self.prober.start_at)
+        if self.leases.start_at is not None:
+            times.append(self.leases.start_at)
         if self.dumps.due is not None:
             times.append(self.dumps.due)
         return max(0.0, min(times) - now) if times else None
@@ -476,6 +502,7 @@ class CompanionManager:
             self.control.close()
         self.listeners.close_all()
         if self.finished:
+            self.leases.end()
             self.prober.end()
             self._end_adopted()
             if self.capture is not None:
@@ -495,7 +522,7 @@ class CompanionManager:
                 known = self.sessions.children.read() if self.sessions.children is not None else None
                 children = sorted(known or ())
             helpers = (self.capture, self.prober)
-            helper_pids = {helper.pid for helper in helpers if helper is not None}
+            helper_pids = {helper.pid for helper in helpers if helper is not None} | self.leases.helper_pids
             children = [pid for pid in children if pid not in helper_pids]
             if not children:
                 return
@@ -687,6 +714,7 @@ class CompanionManager:
         if self.capture is not None:
             fds.extend(self.capture.descriptors())
         fds.extend(self.prober.descriptors())
+        fds.extend(self.leases.descriptors())
         if self.control is not None:
             fds.extend(self.control.descriptors())
         fds.extend(self.kept.descriptors())

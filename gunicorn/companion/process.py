@@ -85,6 +85,7 @@ class Event(enum.Enum):
     NOT_READY = "not ready in time"
     HUNG = "silent for too long"
     LEFTOVERS_KILLED = "what it left behind was killed"
+    LEASE_LOST = "lost its lease"
     OVERTIME = "ran for longer than max_runtime"
     RECOVERED = "has run for longer than its failures"
     ESCALATE = "the next stop signal is due"
@@ -190,6 +191,7 @@ class CompanionProcess(Status):
         self.stays_down = False
         self.reason = None
         self.held_by, self.stuck, self.hopeless = (), None, False
+        self.standby = False
         self.wait = 0.0
         self.next_retry_at = self._earliest_start(d.now)
         return ()
@@ -312,6 +314,16 @@ class CompanionProcess(Status):
         self._fail(d.now, Cause.MAX_RUNTIME, reason, self.config.stop_timeout)
         return self._first_signal(d.now)
 
+    def _lease_lost(self, d: Details) -> tuple[Action, ...]:
+        """It has until the timeout of the event, and starts again when it has another lease."""
+        return () if self.pid is None else self._restart(d)
+
+    def _lease_lost_stopping(self, d: Details) -> tuple[Action, ...]:
+        """The end of its lease comes before that of its stop."""
+        if d.timeout is not None and self.stop_deadline is not None:
+            self.stop_deadline = min(self.stop_deadline, d.now + d.timeout)
+        return ()
+
     def _fail(self, now: float, cause: Cause, reason: str, timeout: float) -> None:
         """End it as a stop would; then treat it as if it had exited by itself."""
         self._begin_stop(now + timeout, failing=True)
@@ -347,7 +359,8 @@ class CompanionProcess(Status):
         self.reason = d.reason
         self.cause = d.cause or cause_of_exit(self.last_status or 0, self.config.success_exit_codes)
         self.cause_text = d.reason or self.last_exit
-        good = self.ended_well
+        # Without its lease it did not fail.
+        good = self.ended_well or self.cause is Cause.LEASE
         if self.awaited or (self.state is State.STARTING and not was_running):
             # A job that is done has not failed, even if it was quicker than `startsecs`.
             good = good and not self._comes_back
@@ -507,6 +520,7 @@ class CompanionProcess(Status):
         self.next_retry_at = None
         self.reason = None
         self.held_by, self.stuck, self.hopeless = (), None, False
+        self.standby = False
         if self.session is not None:
             # The leader is gone and its leftovers have had SIGKILL, or an older process ends by its own
             # deadline: just wait.
@@ -612,6 +626,7 @@ class CompanionProcess(Status):
             and self.pid is None
             and self.session is None
             and not self.held_by
+            and not self.standby
             and self.next_retry_at is not None
             and now >= self.next_retry_at
         )
@@ -663,7 +678,7 @@ class CompanionProcess(Status):
         if self.pid is None:
             if self.session is not None:
                 when = _earlier(when, now + (DRAIN_INTERVAL if self.draining else POLL_INTERVAL))
-            elif self.state is State.STARTING and not self.held_by:
+            elif self.state is State.STARTING and not self.held_by and not self.standby:
                 when = _earlier(when, self.next_retry_at)
         elif self.state is State.RUNNING and self.expires_at is not None and self.expires_at > now:
             # Once this has passed, the restart waits for its turn, not for a time.
@@ -711,6 +726,7 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.STARTING, Event.NOT_READY): _P._not_ready,
     (State.STARTING, Event.HUNG): _P._hung_starting,
     (State.STARTING, Event.OVERTIME): _P._overtime,
+    (State.STARTING, Event.LEASE_LOST): _P._lease_lost,
     (State.STARTING, Event.EXITED): _P._exited,
     (State.STARTING, Event.EMPTY): _P._empty,
     (State.STARTING, Event.LEFTOVERS_KILLED): _P._leftovers_killed,
@@ -721,6 +737,7 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.RUNNING, Event.BEAT): _P._beat,
     (State.RUNNING, Event.HUNG): _P._hung,
     (State.RUNNING, Event.OVERTIME): _P._overtime,
+    (State.RUNNING, Event.LEASE_LOST): _P._lease_lost,
     (State.RUNNING, Event.RECOVERED): _P._recovered,
     (State.RUNNING, Event.EXITED): _P._exited,
     (State.BACKOFF, Event.START): _P._start_afresh,
@@ -735,6 +752,7 @@ TRANSITIONS: dict[tuple[State, Event], _Step] = {
     (State.STOPPING, Event.READY): _P._nothing,
     (State.STOPPING, Event.BEAT): _P._nothing,
     (State.STOPPING, Event.HUNG): _P._nothing,
+    (State.STOPPING, Event.LEASE_LOST): _P._lease_lost_stopping,
     (State.STOPPING, Event.EXITED): _P._exited_stopping,
     (State.STOPPING, Event.EMPTY): _P._empty_stopping,
     (State.STOPPING, Event.LEFTOVERS_KILLED): _P._leftovers_killed,

@@ -19,7 +19,7 @@ from socket import socket
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from gunicorn.companion.checks import Target, describe_target
-from gunicorn.companion.child import attributes, descriptors, envfile, mark, streams
+from gunicorn.companion.child import attributes, descriptors, envfile, lease, mark, streams
 from gunicorn.companion.child.attributes import StartFailed
 from gunicorn.companion.child.exit import flush, forget_inherited_exit_handlers, run_to_the_end
 from gunicorn.companion.child.program import CannotRun, execute
@@ -50,6 +50,8 @@ SERVER_VARIABLES = (
     "GUNICORN_COMPANION_RUN_DIR",
     "GUNICORN_COMPANION_STATE",
     "GUNICORN_COMPANION_INDEX",
+    "GUNICORN_LEASE_NAME",
+    "GUNICORN_LEASE_TOKEN",
 )
 
 
@@ -90,6 +92,8 @@ class Launch:
     pipes: Mapping[int, int] = field(default_factory=dict)
     # Identifies the companion's processes outside its session: see `child.mark`.
     mark: str = ""
+    # The lease that it holds.
+    grant: lease.Grant | None = None
     # Closes the server's logs, after `post_fork`, which may write to them.
     close_logs: Callable[[], Any] | None = None
     # In a crash loop: errors whose tracebacks have been printed, and until when (monotonic) they are the same
@@ -182,6 +186,7 @@ def become(launch: Launch, prepared: Prepared) -> None:
     listen_for_dumps(launch)
     set_title(config)
     mark.leave(launch.mark)
+    lease.take(launch.grant)
     attributes.set_limits(config.rlimits)
     unblock_all()
     call_post_fork(launch)
@@ -316,6 +321,9 @@ def variables_of(launch: Launch) -> dict[str, str]:
         found["GUNICORN_COMPANION_INDEX"] = str(config.index)
     if launch.mark:
         found[mark.VARIABLE] = launch.mark
+    if launch.grant is not None:
+        found["GUNICORN_LEASE_NAME"] = launch.grant.name
+        found["GUNICORN_LEASE_TOKEN"] = str(launch.grant.token)
     if launch.notify is not None:
         found["NOTIFY_SOCKET"] = launch.notify
     if config.watchdog is not None:

@@ -10,7 +10,7 @@ import signal
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from gunicorn.companion.checks import MAX_START_LIMIT
 from gunicorn.companion.config import CompanionConfig
@@ -59,6 +59,7 @@ class Cause(str, enum.Enum):
     MAX_RUNTIME = "max_runtime"
     UPGRADE = "upgrade"  # another master takes over
     SERVER = "server"  # it stops
+    LEASE = "lease"  # it was lost, or could not be renewed in time
     DEPENDENCY = "dependency"  # a companion in its `after` is not RUNNING
     START_FAILED = "start failed"  # there was no process
     GAVE_UP = "gave up"
@@ -87,6 +88,14 @@ def cause_of_exit(status: int, success: Collection[int] = (0,)) -> Cause:
     if code in success:
         return Cause.EXIT
     return Cause.CRASH if code > 0 or -code in FAULTS else Cause.KILLED
+
+
+class LeaseStatus(Protocol):
+    """What the manager knows of a lease: `supervise.leases.Lease`."""
+
+    @property
+    def description(self) -> str: ...
+    def as_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(eq=False, repr=False)
@@ -143,6 +152,9 @@ class Status:
     held_by: tuple[str, ...] = ()
     stuck: str | None = None
     hopeless: bool = False
+    # Its lease, if it needs one; and whether nothing but that keeps it from a start.
+    lease: LeaseStatus | None = None
+    standby: bool = False
     # The companions that are being stopped before it.
     stops_after: tuple[str, ...] = ()
     # Its share of `max_lifetime_jitter`, drawn at the fork; `expires_at` follows the configuration.
@@ -302,6 +314,8 @@ class Status:
             return self._describe_running(now)
         if self.held_by:
             return f"waiting for {self.stuck or ', '.join(self.held_by)}"
+        if self.standby and self.lease is not None:
+            return f"standby: {self.lease.description}"
         if self.waiting_for is not None:
             return f"waiting for pid {self.waiting_for}" if self.waiting_for else "waiting for another server"
         if self.session is not None:
@@ -372,6 +386,8 @@ class Status:
             "waiting_for": self.waiting_for or None,
             "after": list(self.held_by),
             "stops_after": list(self.stops_after),
+            "standby": self.standby,
+            "lease": None if self.lease is None else self.lease.as_dict(),
             "stuck": self.stuck,
             "hopeless": self.hopeless,
             "reason": self.settled or self.reason,

@@ -25,6 +25,7 @@ SECTION = COMPANION_PROCESSES
 RELOAD_WAYS = ("changed", "all")
 GIVE_UP_WAYS = ("ignore", "shutdown")
 STOP_ORDERS = ("reverse", "together")
+LEASE_LOSS_WAYS = ("stop", "keep")
 AUTORESTART_WAYS = ("always", "on-failure", "never")
 LOG_FIELDS = ("asctime", "name", "pid", "stream", "message")
 
@@ -426,6 +427,37 @@ class CompanionLogFormat(
 
     It may hold ``%(name)s``, ``%(asctime)s``, ``%(pid)s`` and ``%(stream)s``, and holds ``%(message)s`` once.
     ``json`` writes one object a line, ``raw`` the bytes as they are.
+    """
+
+
+class CompanionLeaseStore(Text, meta="URL", default_text="none"):
+    """The store through which servers agree which of them runs a companion with ``lease``.
+
+    ``redis://``, ``rediss://``, ``sentinel://``, ``postgresql://``, ``etcd://``, ``kubernetes://``,
+    ``file:///DIRECTORY``, or ``MODULE:CALLABLE``. The page about leases has a section for each.
+    """
+
+
+class CompanionLeaseTtl(Seconds, default=15):
+    """The seconds after which a lease that is not renewed is free.
+
+    So long it takes until another server takes over from one that has crashed. It must be more than a third
+    of itself + ``companion_lease_margin`` + 2.
+    """
+
+
+class CompanionLeaseMargin(OptionalSeconds, default_text="a tenth of the ttl, 1 at least"):
+    """The seconds before the end of a lease at which a companion is killed that has not got it renewed.
+
+    The stop signal comes ``stop_timeout`` before that, as far as the ttl allows.
+    """
+
+
+class CompanionLeaseOnLoss(Setting, meta="WHAT", validator=one_of(*LEASE_LOSS_WAYS), default="stop"):
+    """What becomes of a companion that has lost its lease: ``stop``, or ``keep``.
+
+    ``keep`` is for those who prefer two to none: it runs on, which is logged, beside the one that another
+    server may start.
     """
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection
 from types import BuiltinFunctionType
 
-from gunicorn.unix import cgroup, session
+from gunicorn.unix import boottime, cgroup, session
 
 
 class Kernel:
@@ -23,6 +23,10 @@ class Kernel:
     def now(self) -> float:
         """Monotonic seconds."""
         return time.monotonic()
+
+    def boottime(self) -> float:
+        """Seconds since the machine was booted, also those while it was suspended."""
+        return boottime.now()
 
     def wait(self) -> tuple[int, int, float] | None:
         """Collect a child that has ended; None if there is none.

@@ -57,6 +57,17 @@ def map_shared(fd: int, size: int) -> Any:
     return None if address in (None, MAP_FAILED) else (ctypes.c_ubyte * size).from_address(address)
 
 
+def timerfd_create(clock: int, flags: int) -> int:
+    """Return a descriptor that tells when a time has come; -1 if there is none. timerfd_create(2)"""
+    return -1 if _timerfd_create is None else int(_timerfd_create(clock, flags))
+
+
+def timerfd_settime(fd: int, flags: int, interval_and_time: Any) -> None:
+    """Set it; seconds and nanoseconds of both. timerfd_settime(2)"""
+    if _timerfd_settime is not None and fd >= 0:
+        _timerfd_settime(fd, flags, interval_and_time, None)
+
+
 def _load(name: str, result: Any, *arguments: Any) -> Any:
     if not sys.platform.startswith("linux"):
         return None
@@ -73,3 +84,5 @@ _int, _unsigned, _long = ctypes.c_int, ctypes.c_uint, ctypes.c_ulong
 _prctl = _load("prctl", _int, _int, _long, _long, _long, _long)
 _close_range = _load("close_range", _int, _unsigned, _unsigned, _int)
 _mmap = _load("mmap", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, _int, _int, _int, ctypes.c_long)
+_timerfd_create = _load("timerfd_create", _int, _int, _int)
+_timerfd_settime = _load("timerfd_settime", _int, _int, _int, ctypes.c_void_p, ctypes.c_void_p)

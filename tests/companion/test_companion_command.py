@@ -635,6 +635,7 @@ def test_it_loads_little():
     own = [name for name in loaded if name.startswith("gunicorn")]
     parts = (
         "child",
+        "child.lease",
         "child.sdnotify",
         "client",
         "client.arguments",

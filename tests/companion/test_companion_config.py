@@ -46,6 +46,10 @@ def rq(**values):
     return {"name": "rq", "target": "app:run", **values}
 
 
+def leased(**keys):
+    return rq(**{"lease": True, "lease_store": "file:///leases", **keys})
+
+
 def problems(*workers, **settings) -> list[str]:
     with pytest.raises(ValueError) as caught:
         build_companion_configs(make_cfg(*workers, **settings))
@@ -217,6 +221,20 @@ def build(**values) -> CompanionConfig:
             rq(probe={"file": "x", "delay": 60}),
             "companion 'rq': probe: delay: 60 is not less than start_timeout, 60",
         ),
+        (rq(lease=" "), "companion 'rq': lease: ' ' is no name of a lease: give a text, or True"),
+        (rq(lease="a" * 201), "lease: a name of a lease has at most 200 bytes"),
+        (rq(lease=True), "companion 'rq': lease: needs a store of leases: set companion_lease_store"),
+        (rq(lease_ttl=5), "companion 'rq': lease_ttl: has no effect without lease"),
+        (rq(lease="a", lease_store="redis"), "lease_store: 'redis' is no store of leases: expected file://"),
+        (leased(singleton=False), "lease: contradicts singleton, which is False: remove one of them"),
+        (leased(lease_ttl=0), "lease_ttl: 0 leaves no time"),
+        (leased(lease_on_loss="go"), "lease_on_loss: 'go' is none of stop, keep"),
+        (
+            leased(lease_ttl=4),
+            "companion 'rq': lease_ttl, 4, must be more than a third of it until a renewal (1.33) "
+            "+ lease_margin (1) + 2 for the renewal: set lease_ttl to more than 4.5, or a smaller",
+        ),
+        (leased(lease_ttl=30, lease_margin=20), "set lease_ttl to more than 33"),
         (rq(restart_delay=None), "companion 'rq': restart_delay: None is not a number of seconds"),
         (rq(autostart=0), "companion 'rq': autostart: 0 is neither True nor False"),
         (rq(autostart=None), "companion 'rq': autostart: None is neither True nor False"),
@@ -423,6 +441,11 @@ def test_defaults():
         "retry_after": None,
         "max_runtime": None,
         "stop_signals": None,
+        "lease": None,
+        "lease_store": None,
+        "lease_ttl": 15,
+        "lease_margin": None,
+        "lease_on_loss": "stop",
     }
     assert build() == CompanionConfig("rq", "app:run")
     assert CompanionConfig("rq", work, stop_signal="INT").stop_signal == signal.SIGINT
@@ -619,8 +642,14 @@ OTHER_VALUES = {
     "retry_after": 300,
     "max_runtime": 3600,
     "stop_signals": ((15, 60.0), (3, 10.0)),
+    "lease": "shop",
+    "lease_store": "file:///leases",
+    "lease_ttl": 30,
+    "lease_margin": 3,
+    "lease_on_loss": "keep",
 }
 SHAPE = {"target", "command", "cwd", "env", "stdout", "stderr", "bind", "watchdog", "nice"}
+SHAPE |= {"lease", "lease_store"}
 SHAPE |= {"env_file", "umask", "oom_score_adj", "rlimits", "cpu_affinity"}
 # On which no copy depends.
 ONLY_OF_SETS = {"numprocs", "index_start"}
@@ -915,3 +944,43 @@ def test_the_groups_that_the_writer_will_have_count(short_dir):
     kept, replaced = answer_of(code, str(where / "a.log"))
     assert kept == ""
     assert "may not enter" in replaced or "is not writable" in replaced
+
+
+# -- leases ------------------------------------------------------------------------
+
+
+def test_the_name_of_a_lease():
+    store = {"lease_store": "file:///leases"}
+    names = [
+        copy.lease_name for copy in build_companion_configs(make_cfg(rq(numprocs=2, lease=True, **store)))
+    ]
+    assert names == ["rq", "rq"]
+    shards = rq(numprocs=2, lease="shard-%(index)d", **store)
+    assert [copy.lease_name for copy in build_companion_configs(make_cfg(shards))] == ["shard-0", "shard-1"]
+    assert build(lease=False).lease_name is None
+
+
+def test_a_shared_lease_has_one_ttl():
+    found = problems(leased(name="a", lease="shop"), leased(name="b", lease="shop", lease_ttl=30))
+    assert found == [
+        "companion 'b': lease: shop of file:///leases is also that of 'a': give both the same lease_ttl and "
+        "lease_margin"
+    ]
+    build_companion_configs(make_cfg(leased(name="a", lease="shop"), leased(name="b", lease="shop")))
+
+
+def test_web_workers_cannot_come_after_a_lease():
+    cfg = make_cfg(leased())
+    cfg.web_after = ["rq"]
+    with pytest.raises(ValueError, match="web_after: rq needs a lease, and web workers would wait for it on"):
+        build_companion_configs(cfg)
+
+
+def test_the_password_of_a_store_is_not_shown():
+    found = problems(rq(lease=True, lease_store="mysql://user:secret@host/"))
+    assert "secret" not in str(found)
+    found = problems(
+        rq(name="a", lease="shop", lease_store="redis://:secret@host/"),
+        rq(name="b", lease="shop", lease_store="redis://:secret@host/", lease_ttl=30),
+    )
+    assert found and "secret" not in str(found)

@@ -214,5 +214,5 @@ def test_the_import_is_light() -> None:
     from gunicorn.companion import notify
     print(json.dumps([name for name in sys.modules if name.startswith("gunicorn")]))
     """
-    parts = ("", ".companion", ".companion.child", ".companion.child.sdnotify")
+    parts = ("", ".companion", ".companion.child", ".companion.child.lease", ".companion.child.sdnotify")
     assert sorted(answer_of(code)) == [f"gunicorn{part}" for part in parts]

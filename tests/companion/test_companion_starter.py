@@ -63,6 +63,7 @@ def test_an_address_that_was_released_meanwhile_is_no_failed_start(
             start_rights=cast(Any, start_rights),
             listeners=listeners,
             notifications=cast(Any, notifications),
+            leases=cast(Any, SimpleNamespace(may_start=lambda process: True)),
             kept=cast(Any, SimpleNamespace(must_follow_first=False)),
             spare_descriptors=cast(Any, None),
             **others,

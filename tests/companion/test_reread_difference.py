@@ -61,6 +61,11 @@ OTHERS = {
     "retry_after": 7,
     "max_runtime": 7,
     "stop_signals": ((7, 7),),
+    "lease": "shop",
+    "lease_store": "file:///leases",
+    "lease_ttl": 7,
+    "lease_margin": 7,
+    "lease_on_loss": "keep",
 }
 
 

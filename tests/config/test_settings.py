@@ -158,6 +158,10 @@ SETTINGS: dict[str, tuple[list[str], str, Any]] = {
     "companion_stderr": (["--companion-stderr"], "Companion Processes", None),
     "companion_log_lines": (["--companion-log-lines"], "Companion Processes", 1000),
     "companion_log_format": (["--companion-log-format"], "Companion Processes", "%(name)s | %(message)s"),
+    "companion_lease_store": (["--companion-lease-store"], "Companion Processes", None),
+    "companion_lease_ttl": (["--companion-lease-ttl"], "Companion Processes", 15),
+    "companion_lease_margin": (["--companion-lease-margin"], "Companion Processes", None),
+    "companion_lease_on_loss": (["--companion-lease-on-loss"], "Companion Processes", "stop"),
     "companion_manager_shutdown_buffer": (
         ["--companion-manager-shutdown-buffer"],
         "Companion Processes",

@@ -22,6 +22,7 @@ from gunicorn.companion.process import (
     State,
 )
 from gunicorn.companion.supervise import detached
+from gunicorn.companion.supervise.leases import Leases
 from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.order import Stops
 from gunicorn.companion.supervise.probes import Prober, label
@@ -62,6 +63,7 @@ class Sessions:
     after_exit: Callable[[CompanionProcess], object]
     after_give_up: Callable[[CompanionProcess], object]
     tell: Callable[[dict[str, Any]], object]
+    leases: Leases
     capture: Capture | None = None
     prober: Prober | None = None
     kernel: Kernel = KERNEL
@@ -99,6 +101,8 @@ class Sessions:
                 pass
             elif self.prober is not None and self.prober.reaped(pid, status):
                 self._end_left_by_probes()
+            elif self.leases.reaped(pid, status):
+                pass
             elif any(p.draining for p in self.table.values()):
                 # An adopted process, perhaps the last of a session that may finish.
                 self.table.changed = True
@@ -144,9 +148,13 @@ class Sessions:
         self.after_exit(process)
 
     def _cause_of(self, process: CompanionProcess, status: int) -> Cause | None:
-        """Return OOM if the kernel has killed it for memory; what else has ended it shows its status."""
+        """Return OOM if the kernel has killed it for memory, and LEASE if the guard has; what else has ended
+        it shows its status.
+        """
         killed = term_signal(status) == signal.SIGKILL and process.state is not State.STOPPING
-        return Cause.OOM if self._oom_kills.note_end(process.pid or 0, killed) else None
+        if self._oom_kills.note_end(process.pid or 0, killed):
+            return Cause.OOM
+        return Cause.LEASE if killed and self.leases.has_ended(process) else None
 
     # -- actions and deadlines -------------------------------------------------
 
@@ -289,6 +297,7 @@ class Sessions:
         children = self.children.read()
         own_children = {p.pid for p in self.table.values()}
         own_children.update(helper.pid for helper in (self.capture, self.prober) if helper is not None)
+        own_children |= self.leases.helper_pids
         return children is not None and children <= own_children
 
     def _kill(

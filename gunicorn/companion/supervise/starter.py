@@ -21,6 +21,7 @@ from gunicorn.companion.process import WAIT_INTERVAL, Action, Cause, CompanionPr
 from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.spawn import Launch, spawn
 from gunicorn.companion.supervise import detached, order
+from gunicorn.companion.supervise.leases import Leases
 from gunicorn.companion.supervise.notify_sockets import Notifications
 from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.rights import Blocked, StartRights
@@ -103,6 +104,7 @@ class Starter:
     notifications: Notifications
     kept: KeptState
     hooks: Hooks
+    leases: Leases
     watch: SourceWatch | None
     descriptors: Callable[[], list[int]]
     spare_descriptors: Callable[[], AbstractContextManager[None]]
@@ -222,7 +224,8 @@ class Starter:
         except OSError as exc:
             self._fail(process, f"cannot make its run file: {_explain(exc)}")
             return None
-        if run is None:
+        # Only then: a lease is not to be held for a companion that cannot start.
+        if run is None or not self.leases.may_start(process):
             return None
         try:
             listeners = self._open_listeners(process)
@@ -327,6 +330,7 @@ class Starter:
                     self.start_rights.run_dir if process.config.singleton else None, process.name, getpid()
                 )
             ),
+            grant=self.leases.grant(process),
             # Those of a program are closed as it begins.
             close_logs=getattr(self.log, "close_in_child", None) if config.command is None else None,
             repeats={process.exception, process.failures.latest} if process.failures.count else (),

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: MIT
+"""The lease keeper's process: it does all the waiting for stores, so that a slow one holds up nothing.
+
+It is a child of the companion manager and ends with it, without giving anything up: it cannot know whether
+the companions have ended. If it is killed, the manager starts another one, which goes on with what is held.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import gc
+import os
+import random
+import time
+import traceback
+from collections import deque
+from typing import Any, NoReturn
+
+from gunicorn.companion.helpers.child import become_helper
+from gunicorn.companion.helpers.wire import Message, Wire
+from gunicorn.companion.leasing import store as stores
+from gunicorn.companion.leasing.store import Store, StoreError
+from gunicorn.companion.leasing.words import LeaseMemory
+from gunicorn.unix import boottime
+from gunicorn.unix.poller import READABLE, WRITABLE, Poller
+from gunicorn.unix.signals import blocked_signals
+
+# A renewal comes up to this part of its time early, at random: leases that were taken together must not be
+# renewed together for ever.
+JITTER = 0.1
+
+# A call may take this part of the shortest ttl, within these seconds: two must fit between a renewal that
+# fails and the stop of the companion.
+TIMEOUT_PART, SHORTEST_TIMEOUT, LONGEST_TIMEOUT = 1 / 15, 0.25, 5.0
+
+# Seconds from a call that fails to the next one, at most; and between two tries for one lease, at least.
+PAUSE = 1.0
+SHORTEST_PAUSE = 0.05
+
+# Seconds for what is still to be given up at the end.
+_END = 1.5
+
+
+class Want:
+    """A lease that is to be held. ``due`` is of the boot-time clock."""
+
+    def __init__(self, message: Message, memory: LeaseMemory) -> None:
+        self.serial: int = message["want"]
+        self.name: str = message["name"]
+        self.words = memory.slot(message["slot"])
+        # What is held; 0: nothing.
+        self.token: int = message["token"]
+        # The token must be larger: it was used by processes of before.
+        self.above: int = message["above"]
+        self.ttl = 0.0
+        # To be stored with the next call.
+        self.note: str | None = None
+        self.due = 0.0
+        # Who else has it, as the manager was told; None: it was told nothing.
+        self.told: str | None = None
+
+
+class Desk:
+    """Does what is to be done with one store, in a thread of its own.
+
+    *tell* sends the manager a message; *on_end* is called when all is done that was to be done at the end.
+    """
+
+    def __init__(self, url: str, owner: str, memory: LeaseMemory, tell: Any, on_end: Any) -> None:
+        self.url = url
+        self.owner = owner
+        self.memory = memory
+        self.tell = tell
+        self.on_end = on_end
+        self.inbox: deque[Message] = deque()
+        self.wants: dict[int, Want] = {}
+        # What is to be given up: each with the time at which it ends by itself.
+        self.given: list[tuple[float, Want]] = []
+        self.ending = False
+        self._store: Store | None = None
+        self._timeout = LONGEST_TIMEOUT
+        # Whether the store cannot be asked, as the manager was told.
+        self._down = False
+        self._retry_at = 0.0
+        self._woken, self._wake = os.pipe()
+        os.set_blocking(self._woken, False)
+
+    # -- in the main thread ----------------------------------------------------
+
+    def put(self, message: Message) -> None:
+        self.inbox.append(message)
+        os.write(self._wake, b"x")
+
+    # -- in its own ------------------------------------------------------------
+
+    def run(self) -> None:
+        try:
+            while not (self.ending and not self.given):
+                self._take_messages()
+                self._work()
+                self._wait()
+        except BaseException:
+            self.tell({"failed": traceback.format_exc()})
+        self.on_end()
+
+    def _take_messages(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._woken, 65536)
+        while self.inbox:
+            message = self.inbox.popleft()
+            if "want" in message:
+                want = self.wants.get(message["want"])
+                if want is None:
+                    want = self.wants[message["want"]] = Want(message, self.memory)
+                want.ttl = message["ttl"]
+                want.due = 0.0
+                self._use_timeout(want.ttl)
+            elif "give" in message:
+                self._give(message["give"])
+            elif "note" in message and message["note"] in self.wants:
+                self.wants[message["note"]].note = message["text"]
+                self.wants[message["note"]].due = 0.0
+            elif "end" in message:
+                self.ending = True
+
+    def _give(self, serial: int) -> None:
+        want = self.wants.pop(serial, None)
+        if want is not None and want.token:
+            end = want.words.until
+            want.words.until = 0.0
+            self.given.append((end, want))
+
+    def _use_timeout(self, ttl: float) -> None:
+        timeout = min(LONGEST_TIMEOUT, max(SHORTEST_TIMEOUT, ttl * TIMEOUT_PART))
+        if timeout < self._timeout:
+            self._timeout = timeout
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._store is not None:
+            with contextlib.suppress(Exception):
+                self._store.close()
+            self._store = None
+
+    def _work(self) -> None:
+        """Make the calls that are due; after one that fails, the others wait too."""
+        now = boottime.now()
+        self.given = [(end, want) for end, want in self.given if now < end]
+        due = [want for want in self.wants.values() if now >= want.due]
+        if now < self._retry_at or not (due or self.given):
+            return
+        try:
+            if self._store is None:
+                self._store = stores.connect(self.url, self._timeout)
+            while self.given:
+                want = self.given[0][1]
+                self._store.release(want.name, self.owner, want.token, want.note)
+                del self.given[0]
+            # First what would be lost.
+            for want in sorted(due, key=lambda want: not want.token):
+                (self._renew if want.token else self._acquire)(self._store, want)
+        except StoreError as exc:
+            self._fail(str(exc))
+        else:
+            if self._down:
+                self._down = False
+                self.tell({"up": self.url})
+
+    def _fail(self, why: str) -> None:
+        now = boottime.now()
+        for want in self.wants.values():
+            want.words.asked = now
+        shortest = min((want.ttl for want in self.wants.values()), default=PAUSE)
+        self._retry_at = now + min(PAUSE, shortest / 15) * (1 - JITTER * random.random())
+        if not self._down:
+            self._down = True
+            self.tell({"down": self.url, "why": stores.hide_password(why)})
+
+    def _renew(self, store: Store, want: Want) -> None:
+        # Counted from before the call: the store may have got it at once, and the answer may take its time.
+        began = want.words.asked = boottime.now()
+        if store.renew(want.name, self.owner, want.token, want.ttl, want.note):
+            want.note = None
+            want.words.until = began + want.ttl
+            want.due = began + want.ttl / 3 * (1 - JITTER * random.random())
+        else:
+            want.words.until = 0.0
+            want.above, want.token, want.due = want.token, 0, 0.0
+            self.tell({"lost": want.serial})
+
+    def _acquire(self, store: Store, want: Want) -> None:
+        began = want.words.asked = boottime.now()
+        answer = store.acquire(want.name, self.owner, want.ttl)
+        if answer.mine and answer.token <= want.above:
+            # It is still ours from before. What starts now must be told from what may still run.
+            store.release(want.name, self.owner, answer.token, None)
+            began = boottime.now()
+            answer = store.acquire(want.name, self.owner, want.ttl)
+        left = want.ttl if answer.expires_in is None else answer.expires_in
+        if answer.mine:
+            want.token = want.words.token = answer.token
+            want.words.until = began + min(want.ttl, left)
+            want.due = began + min(want.ttl, left) / 3 * (1 - JITTER * random.random())
+            expired = bool(want.told) and began >= want.words.other
+            before = {"before": want.told or "", "expired": expired, "note": answer.note}
+            self.tell({"held": want.serial, "token": answer.token, **before})
+            want.words.other, want.told = 0.0, None
+            return
+        want.words.other = began + left if answer.owner else 0.0
+        want.due = began + max(SHORTEST_PAUSE, min(want.ttl / 3, left))
+        if want.told != answer.owner:
+            want.told = answer.owner
+            self.tell({"refused": want.serial, "owner": answer.owner})
+
+    def _wait(self) -> None:
+        """Wait for the next call that is due, a message, or a lease of another one that becomes free."""
+        if self.ending and not self.given:
+            return
+        now = boottime.now()
+        if self.given and now >= self._retry_at:
+            return
+        times = [max(self._retry_at, want.due) for want in self.wants.values()]
+        times += [self._retry_at for _ in self.given]
+        seconds = max(0.0, min(times, default=now + 3600.0) - now)
+        others = [want for want in self.wants.values() if not want.token]
+        if not others or self._down or self._store is None:
+            stores.sleep(seconds, self._woken)
+            return
+        try:
+            self._store.wait([want.name for want in others], seconds, self._woken)
+        except StoreError as exc:
+            self._fail(str(exc))
+            return
+        if boottime.now() < now + seconds:
+            for want in others:
+                want.due = min(want.due, want.words.asked + SHORTEST_PAUSE)
+
+
+class Keeper:
+    """The loop of the main thread, between the manager and the desks."""
+
+    def __init__(self, wire: Wire, memory: LeaseMemory, owner: str) -> None:
+        self.wire = wire
+        self.memory = memory
+        self.owner = owner
+        self.poller = Poller()
+        self.desks: dict[str, Desk] = {}
+        self.open_desks = 0
+        # The desk of each lease.
+        self._desk_of: dict[int, Desk] = {}
+        self._outbox: deque[Message | None] = deque()
+        self._woken, self._wake = os.pipe()
+        os.set_blocking(self._woken, False)
+        self._end_at: float | None = None
+        self.poller.add(self._woken, lambda events: self._on_wake())
+        self.poller.add(wire.fileno(), lambda events: self._on_message())
+
+    def run(self) -> None:
+        """Until the manager is gone, or says that it ends."""
+        while not self.wire.ended:
+            if self._end_at is not None and (not self.open_desks or time.monotonic() >= self._end_at):
+                return
+            self.poller.wait(None if self._end_at is None else max(0.0, self._end_at - time.monotonic()))
+            if not self.wire.ended:
+                self.wire.flush()
+                self.poller.modify(self.wire.fileno(), READABLE | (WRITABLE if self.wire.has_unsent else 0))
+
+    def _post(self, message: Message | None) -> None:
+        """Called by the threads of desks; None: one has ended."""
+        self._outbox.append(message)
+        os.write(self._wake, b"x")
+
+    def _on_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._woken, 65536)
+        while self._outbox:
+            message = self._outbox.popleft()
+            if message is not None:
+                self.wire.send(message)
+                continue
+            self.open_desks -= 1
+            if self._end_at is None:
+                # It has failed, and the leases of its store with it: the next keeper takes them up.
+                self.wire.flush()
+                os._exit(1)
+
+    def _on_message(self) -> None:
+        for message, _ in self.wire.receive():
+            if "want" in message:
+                self._desk_of[message["want"]] = self._desk(message["store"])
+                self._desk_of[message["want"]].put(message)
+            elif "give" in message and message["give"] in self._desk_of:
+                self._desk_of.pop(message["give"]).put(message)
+            elif "note" in message and message["note"] in self._desk_of:
+                self._desk_of[message["note"]].put(message)
+            elif "end" in message:
+                self._end_at = time.monotonic() + _END
+                for desk in self.desks.values():
+                    desk.put(message)
+
+    def _desk(self, url: str) -> Desk:
+        desk = self.desks.get(url)
+        if desk is None:
+            desk = self.desks[url] = Desk(url, self.owner, self.memory, self._post, lambda: self._post(None))
+            self.open_desks += 1
+            # Not with threading.Thread: gevent, in a configuration file, may have replaced what that needs.
+            _thread.start_new_thread(desk.run, ())
+        return desk
+
+
+def start_lease_keeper(wire: Wire, memory: LeaseMemory, owner: str) -> int:
+    """Fork the lease keeper at the other end of *wire*; return its pid. Raises OSError."""
+    with blocked_signals():
+        # Looked up: gevent may have replaced it.
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _run(wire, memory, owner)
+            finally:
+                os._exit(1)
+    return pid
+
+
+def _run(wire: Wire, memory: LeaseMemory, owner: str) -> NoReturn:
+    """The whole life of the keeper."""
+    become_helper("companion lease keeper", {wire.fileno()})
+    # What it makes from here on may have cycles; the manager's objects are frozen.
+    gc.enable()
+    try:
+        Keeper(wire, memory, owner).run()
+    except BaseException:
+        with contextlib.suppress(Exception):
+            wire.send({"failed": traceback.format_exc()})
+        os._exit(1)
+    os._exit(0)

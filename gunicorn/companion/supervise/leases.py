@@ -1,0 +1,500 @@
+# SPDX-License-Identifier: MIT
+"""Leases of companions: have the keeper hold them, start what holds one, and end what has lost it.
+
+A lease is held for as long as processes of it live, and given up with the last one: whatever starts next has
+another token. The manager trusts no process, only the end of the lease, which the keeper puts off in memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from gunicorn.companion.child.lease import Grant
+from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.helpers.wire import Message
+from gunicorn.companion.leasing.store import hide_password
+from gunicorn.companion.leasing.timing import Timing
+from gunicorn.companion.leasing.words import SLOTS, LeaseMemory
+from gunicorn.companion.process import Cause, CompanionProcess, Event, State
+from gunicorn.companion.status import format_age
+from gunicorn.companion.table import Change, History, ProcessTable
+from gunicorn.unix.kernel import KERNEL, Kernel
+
+# Seconds by which a keeper may be late with what it does every ttl, before it is taken for hung.
+LATE = 1.0
+
+
+class LeaseHelper(Protocol):
+    """The keeper or the guard: see `leasing.handle`."""
+
+    pid: int | None
+    start_at: float | None
+    memory: LeaseMemory
+    on_message: Callable[[Message], None]
+    on_start: Callable[[], None]
+
+    def start(self) -> None: ...
+    def tick(self, now: float) -> None: ...
+    def send(self, message: Message, fds: Sequence[int] = ...) -> None: ...
+    def reaped(self, pid: int, status: int) -> bool: ...
+    def descriptors(self) -> list[int]: ...
+    def kill(self) -> None: ...
+    def end(self) -> None: ...
+
+
+def new_owner(pid: int) -> str:
+    """Return what this server is called in stores: for people, and unique by its last word."""
+    return f"{socket.gethostname()} (pid {pid}) {secrets.token_hex(4)}"
+
+
+def shown(owner: str) -> str:
+    """``web-2 (pid 4711)``"""
+    return owner.rpartition(" ")[0] or owner
+
+
+@dataclass(eq=False)
+class Lease:
+    """What the manager knows of one. Times with ``boot`` in their name are of the boot-time clock."""
+
+    store: str
+    name: str
+    slot: int
+    memory: LeaseMemory
+    kernel: Kernel
+    timing: Timing
+    # The number of the present attempt to hold it; 0: there is none.
+    serial: int = 0
+    # Since when the keeper has been expected to do something.
+    boot_asked: float = 0.0
+    # Of the present holding; 0: it is not held.
+    token: int = 0
+    since: float = 0.0
+    # All its processes are ending: what starts next needs another token.
+    spent: bool = False
+    # Who else has it, as the keeper was told; None: not known. Since when it has been held by nobody.
+    other: str | None = None
+    free_since: float | None = None
+    # The largest token that was used here.
+    last_token: int = 0
+    # What a holder has stored with it.
+    note: str = ""
+    # It was given away by command: others have until then.
+    hold_off: float = 0.0
+    # Since when its store cannot be asked, and why not.
+    down_since: float | None = None
+    down_why: str = ""
+
+    @property
+    def words(self) -> Any:
+        return self.memory.slot(self.slot)
+
+    def left(self) -> float:
+        """Seconds until its end, unless it is renewed; 0 if it is not held."""
+        return float(self.words.left(self.token, self.kernel.boottime())) if self.token else 0.0
+
+    @property
+    def address(self) -> str:
+        """The store for people."""
+        return hide_password(self.store)
+
+    @property
+    def description(self) -> str:
+        """``held by web-2 (pid 4711) for another 9 s``: what a companion waits for."""
+        now = self.kernel.now()
+        if self.hold_off > now and not self.serial:
+            return f"given away by command for {self.hold_off - now:.0f} s"
+        if self.down_since is not None:
+            return f"{self.address} unreachable for {format_age(now - self.down_since)}: {self.down_why}"
+        if self.other:
+            left = max(0.0, self.words.other - self.kernel.boottime())
+            return f"held by {shown(self.other)} for another {left:.0f} s"
+        return f"asking {self.address} for lease {self.name}" if self.other is None else "held by nobody"
+
+    @property
+    def unheld_for(self) -> float | None:
+        """Seconds for which nobody is known to hold it; None while somebody does."""
+        if self.token and self.left():
+            return None
+        now, since = self.kernel.now(), self.free_since
+        if self.other and self.down_since is None:
+            return None
+        if self.other and self.words.other > self.kernel.boottime():
+            return None
+        starts = [each for each in (since, self.down_since) if each is not None]
+        return max(0.0, now - min(starts)) if starts else None
+
+    def as_dict(self) -> dict[str, Any]:
+        held = bool(self.token)
+        left = self.left() if held else max(0.0, self.words.other - self.kernel.boottime())
+        unheld = self.unheld_for
+        return {
+            "name": self.name,
+            "store": self.address,
+            "store_up": self.down_since is None,
+            "held": held and left > 0,
+            "token": self.token or None,
+            "holder": None if held else shown(self.other or "") or None,
+            "expires_in": round(left, 1) if held or self.other else None,
+            "ttl": self.timing.ttl,
+            "margin": self.timing.margin,
+            "unheld_for": None if unheld is None else round(unheld, 1),
+            "trouble": self.down_why or None,
+        }
+
+
+class Living(NamedTuple):
+    """A process that runs, or of whose session something is left."""
+
+    lease: Lease
+    token: int
+    pid: int
+
+    def left(self) -> float:
+        """Seconds until the end of the lease, unless it is renewed; 0 if it is lost."""
+        return self.lease.left() if self.token == self.lease.token else 0.0
+
+
+@dataclass(eq=False, repr=False)
+class Leases:
+    """Keeps the keeper's work in step with *table*; *guard* kills where the manager does not get to it."""
+
+    table: ProcessTable
+    log: Any
+    _: KW_ONLY
+    keeper: LeaseHelper
+    guard: LeaseHelper
+    history: History
+    # By name of a lease the largest token that was used, and what writes that down for the next manager.
+    last_tokens: dict[str, int]
+    save: Callable[[], object]
+    kernel: Kernel = KERNEL
+    _leases: dict[tuple[str, str], Lease] = field(default_factory=dict, init=False)
+    _serials: Iterator[int] = field(default_factory=lambda: itertools.count(1), init=False)
+    _slots: Iterator[int] = field(default_factory=lambda: itertools.cycle(range(SLOTS)), init=False)
+    # By name what its process was started with, until its session is empty.
+    _living: dict[str, Living] = field(default_factory=dict, init=False)
+    # Those among them that were told that it ends.
+    _told: set[str] = field(default_factory=set, init=False)
+    _memory: LeaseMemory | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.keeper.on_message = self._receive
+        self.keeper.on_start = self._begin_all
+        self.guard.on_message = lambda message: None
+        self.guard.on_start = self._watch_all
+
+    # -- leases ------------------------------------------------------------------
+
+    def of(self, config: CompanionConfig) -> Lease | None:
+        """The lease of *config*; None if it has none."""
+        if config.lease_name is None or config.lease_store is None:
+            return None
+        key = config.lease_store, config.lease_name
+        lease = self._leases.get(key)
+        if lease is None:
+            self._memory = self._memory or LeaseMemory()
+            self.keeper.memory = self.guard.memory = self._memory
+            lease = self._leases[key] = Lease(
+                *key, next(self._slots), self._memory, self.kernel, config.lease_timing
+            )
+            lease.last_token = self.last_tokens.get(config.lease_name, 0)
+        return lease
+
+    def all(self) -> Iterable[Lease]:
+        return self._leases.values()
+
+    def may_start(self, process: CompanionProcess) -> bool:
+        """Whether *process* holds its lease, or needs none; otherwise it stands by for it."""
+        lease = self.of(process.config)
+        if lease is None:
+            return True
+        process.lease = lease
+        if lease.token and not lease.spent and _time_until_stop(lease, process, lease.left()) > 0:
+            return True
+        process.standby = True
+        self.table.changed = True
+        return False
+
+    def grant(self, process: CompanionProcess) -> Grant | None:
+        """What *process*, which is about to start, gets of its lease."""
+        lease = self.of(process.config)
+        if lease is None:
+            return None
+        words, token, clock = lease.words, lease.token, self.kernel.boottime
+        return Grant(lease.name, token, lambda: float(words.left(token, clock())))
+
+    def step(self, now: float) -> None:
+        """Tell those to stop whose lease ends; have the keeper hold and give up what has changed."""
+        users: dict[Lease, list[CompanionProcess]] = {lease: [] for lease in self._leases.values()}
+        for process in self.table.values():
+            lease = self.of(process.config)
+            process.lease = lease
+            if lease is None:
+                process.standby = False
+                continue
+            process.standby = process.standby and _waits(process)
+            users.setdefault(lease, []).append(process)
+        if not users:
+            return
+        for lease, found in users.items():
+            self._adjust(lease, found)
+            self._end_what_has_lost(lease, now)
+            self._hold_or_give(lease, found, now)
+            if not (found or lease.serial or self._living_of(lease)):
+                del self._leases[lease.store, lease.name]
+
+    def _adjust(self, lease: Lease, users: Sequence[CompanionProcess]) -> None:
+        """A reread may have changed its times."""
+        timing = users[0].config.lease_timing if users else lease.timing
+        if timing != lease.timing:
+            lease.timing = timing
+            if lease.serial:
+                self._send_want(lease)
+
+    def _living_of(self, lease: Lease) -> list[str]:
+        return [name for name, its in self._living.items() if its.lease is lease]
+
+    def _hold_or_give(self, lease: Lease, users: Sequence[CompanionProcess], now: float) -> None:
+        living = self._living_of(lease)
+        waiting = [process for process in users if process.standby]
+        if lease.serial and not living and (lease.spent or not waiting):
+            self._give(lease)
+        if waiting and not lease.serial and now >= lease.hold_off:
+            lease.serial, lease.other, lease.free_since = next(self._serials), None, now
+            self._use()
+            self._send_want(lease)
+        if lease.token and not lease.spent:
+            for process in waiting:
+                process.standby = _time_until_stop(lease, process, lease.left()) <= 0
+        if lease.serial and self._is_overdue(lease):
+            self.log.error("The lease keeper does nothing for lease %s: another one is started", lease.name)
+            self.keeper.kill()
+            for each in self._leases.values():
+                each.boot_asked = self.kernel.boottime()
+
+    def _use(self) -> None:
+        self.keeper.start()
+        self.guard.start()
+
+    def _is_overdue(self, lease: Lease) -> bool:
+        return self.kernel.boottime() > self._overdue_at(lease)
+
+    def _overdue_at(self, lease: Lease) -> float:
+        return max(float(lease.words.asked), lease.boot_asked) + lease.timing.ttl + LATE
+
+    def _give(self, lease: Lease) -> None:
+        self.keeper.send({"give": lease.serial})
+        if lease.token:
+            self._tell(lease, f"gave up lease {lease.name} (token {lease.token})")
+        lease.serial = lease.token = 0
+        lease.spent = False
+
+    # -- ends --------------------------------------------------------------------
+
+    def _end_what_has_lost(self, lease: Lease, now: float) -> None:
+        for name in self._living_of(lease):
+            process = self.table.get(name)
+            left = self._living[name].left()
+            if process is None or name in self._told or _time_until_stop(lease, process, left) > 0:
+                continue
+            self._told.add(name)
+            reason = _why_lost(lease, left)
+            if process.config.lease_on_loss == "keep":
+                self.log.error("Companion %s runs on without its lease: %s", name, reason)
+                continue
+            lease.spent = True
+            if process.pid is not None and process.state is not State.STOPPING:
+                self._note(process, reason)
+            if process.state in (State.STARTING, State.RUNNING, State.STOPPING):
+                timeout = max(0.0, left - lease.timing.margin)
+                self.table.send(
+                    process, Event.LEASE_LOST, now, cause=Cause.LEASE, reason=reason, timeout=timeout
+                )
+
+    def release(self, lease: Lease) -> None:
+        """Let others have it: until one has taken it, or for its ttl."""
+        lease.hold_off = self.kernel.now() + lease.timing.ttl
+        lease.spent = True
+        self.table.changed = True
+
+    def observe(self, change: Change) -> None:
+        """Keep account of the processes that live, for the guard too."""
+        process = change.process
+        if change.event is Event.FORKED:
+            lease = self.of(process.config)
+            if lease is not None and process.pid is not None:
+                self._living[process.name] = Living(lease, lease.token, process.pid)
+                self._watch(process.name)
+        elif process.name in self._living and process.pid is None and process.session is None:
+            living = self._living.pop(process.name)
+            self._told.discard(process.name)
+            self.guard.send({"drop": living.pid})
+            if not self._living_of(living.lease):
+                living.lease.spent = True
+
+    def has_ended(self, process: CompanionProcess) -> bool:
+        """Whether the guard has killed *process*, which SIGKILL has ended."""
+        living = self._living.get(process.name)
+        if living is None or process.config.lease_on_loss == "keep":
+            return False
+        return living.left() <= living.lease.timing.margin
+
+    # -- keeper and guard ----------------------------------------------------------
+
+    def _send_want(self, lease: Lease) -> None:
+        lease.boot_asked = self.kernel.boottime()
+        self.keeper.send(
+            {
+                "want": lease.serial,
+                "store": lease.store,
+                "name": lease.name,
+                "ttl": lease.timing.ttl,
+                "slot": lease.slot,
+                "token": lease.token,
+                "above": lease.last_token,
+            }
+        )
+
+    def _begin_all(self) -> None:
+        """Another keeper has started: it goes on with what is held."""
+        for lease in self._leases.values():
+            if lease.serial:
+                self._send_want(lease)
+
+    def _watch(self, name: str) -> None:
+        lease, token, pid = self._living[name]
+        if self.table[name].config.lease_on_loss == "keep":
+            return
+        identity = self.kernel.identity(pid)
+        if identity is not None:
+            self.guard.send({"watch": [pid, identity, lease.slot, token, lease.timing.margin / 2]})
+
+    def _watch_all(self) -> None:
+        for name in self._living:
+            if name in self.table:
+                self._watch(name)
+
+    def _receive(self, message: Message) -> None:
+        now = self.kernel.now()
+        self.table.changed = True
+        if "down" in message or "up" in message:
+            url = message.get("down") or message["up"]
+            down = [lease for lease in self._leases.values() if lease.store == url]
+            for lease in down:
+                lease.down_since, lease.down_why = (now, message["why"]) if "down" in message else (None, "")
+            if "down" in message:
+                self.log.error("Store of leases %s: %s", hide_password(url), message["why"])
+            else:
+                self.log.warning("Store of leases %s can be reached again", hide_password(url))
+            return
+        serial = message.get("held") or message.get("lost") or message.get("refused")
+        found = [each for each in self._leases.values() if each.serial == serial]
+        if not found:
+            # It was given up meanwhile.
+            return
+        [lease] = found
+        if "held" in message:
+            self._take(lease, message, now)
+        elif "lost" in message:
+            lease.token, lease.other, lease.free_since = 0, None, now
+        else:
+            lease.other = message["owner"]
+            lease.free_since = None if lease.other else now
+
+    def _take(self, lease: Lease, message: Message, now: float) -> None:
+        lease.token = lease.last_token = self.last_tokens[lease.name] = message["token"]
+        # Before a process has it.
+        self.save()
+        lease.since, lease.note = now, message["note"]
+        lease.other, lease.free_since = None, None
+        before, how = message["before"], "which gave it up"
+        if message["expired"]:
+            how = "which had not renewed it"
+        came = f", from {shown(before)}, {how}" if before else ""
+        self._tell(lease, f"took lease {lease.name} (token {lease.token}){came}")
+
+    def _tell(self, lease: Lease, text: str) -> None:
+        """Log it, and note it in the history of each companion that it concerns."""
+        for process in self.table.values():
+            if process.lease is lease:
+                self.log.info("Companion %s: %s", process.name, text)
+                self._note(process, text)
+
+    def _note(self, process: CompanionProcess, text: str) -> None:
+        self.history.add("lease", process.name, cause=Cause.LEASE, reason=text)
+
+    # -- for the manager's loop ------------------------------------------------------
+
+    def next_deadline(self, now: float) -> float | None:
+        """When `step` has something to do again, by the monotonic clock."""
+        times = []
+        boot = self.kernel.boottime()
+        for name, living in self._living.items():
+            if name not in self._told and name in self.table:
+                until_stop = _time_until_stop(living.lease, self.table[name], living.left())
+                times.append(now + max(0.0, until_stop))
+        for lease in self._leases.values():
+            if lease.serial:
+                times.append(now + max(0.0, self._overdue_at(lease) - boot))
+            elif lease.hold_off > now:
+                times.append(lease.hold_off)
+        return min(times, default=None)
+
+    @property
+    def start_at(self) -> float | None:
+        """When a helper is to be started again."""
+        times = [each.start_at for each in (self.keeper, self.guard) if each.start_at is not None]
+        return min(times, default=None)
+
+    @property
+    def helper_pids(self) -> set[int]:
+        return {each.pid for each in (self.keeper, self.guard) if each.pid is not None}
+
+    def tick(self, now: float) -> None:
+        self.keeper.tick(now)
+        self.guard.tick(now)
+
+    def reaped(self, pid: int, status: int) -> bool:
+        return self.keeper.reaped(pid, status) or self.guard.reaped(pid, status)
+
+    def descriptors(self) -> list[int]:
+        return [*self.keeper.descriptors(), *self.guard.descriptors()]
+
+    def end(self) -> None:
+        """The server ends, and its companions have ended: give up what is held."""
+        for lease in self._leases.values():
+            if lease.serial:
+                self._give(lease)
+        self.keeper.end()
+        self.guard.end()
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """All leases, each with the companions that need it."""
+        return [
+            {**lease.as_dict(), "companions": [p.name for p in self.table.values() if p.lease is lease]}
+            for lease in self._leases.values()
+        ]
+
+
+def _time_until_stop(lease: Lease, process: CompanionProcess, left: float) -> float:
+    return left - lease.timing.margin - lease.timing.grace(process.config.stop_timeout)
+
+
+def _why_lost(lease: Lease, left: float) -> str:
+    if left <= 0 and lease.other:
+        return f"lease {lease.name} was lost to {shown(lease.other)}"
+    if lease.down_since is not None:
+        return f"lease {lease.name} was not renewed: {lease.address}: {lease.down_why}"
+    if left <= 0:
+        return f"lease {lease.name} was lost: {lease.address} has it no more"
+    return f"lease {lease.name} was not renewed in time"
+
+
+def _waits(process: CompanionProcess) -> bool:
+    """Whether nothing but its lease keeps *process* from a start."""
+    return process.state is State.STARTING and process.pid is None and not process.held_by
