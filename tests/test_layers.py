@@ -64,6 +64,7 @@ LAYERS: list[list[str]] = [
         "gunicorn.companion.placeholders",
         "gunicorn.companion.status",
         "gunicorn.companion.probe",
+        "gunicorn.companion.schedule",
         "gunicorn.companion.process",
         "gunicorn.app",
         "gunicorn.app.configfile",

@@ -279,10 +279,10 @@ class Application(BaseApplication):
     def run(self) -> None:
         """Check or print the configuration if requested; otherwise detach if requested, and serve."""
         if self.cfg.print_config or self.cfg.check_config:
-            from gunicorn.app.check import check, derived
+            from gunicorn.app.check import check, derived, next_runs
 
             if self.cfg.print_config:
-                print(self.cfg.shown(derived(self)), flush=True)
+                print(self.cfg.shown(derived(self)), *next_runs(self.cfg), sep="\n", flush=True)
             sys.exit(check(self))
         if self.cfg.spew:
             _spew()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,26 @@ def derived(app: Application) -> dict[str, Any]:
         return {**found, **planned(app)}
     except ValueError:  # a mistake in the companions, which `check` reports
         return found
+
+
+def next_runs(cfg: Config) -> list[str]:
+    """A comment for each companion with a schedule: its next three times."""
+    if not cfg.companion_workers:
+        return []
+    from gunicorn.companion.config import build_companion_configs
+    from gunicorn.companion.schedule import next_times
+
+    try:
+        configs = build_companion_configs(cfg, outputs=False)
+    except ValueError:  # a mistake in the companions, which `check` reports
+        return []
+    found = {
+        config.group: next_times(config.schedule, config.schedule_timezone, time.time(), 3)
+        or [config.schedule]
+        for config in configs
+        if config.schedule is not None
+    }
+    return [f"# companion {group} runs next: {', '.join(times)}" for group, times in found.items()]
 
 
 def _settings(cfg: Config) -> list[str]:

@@ -27,6 +27,7 @@ from gunicorn.companion.keys import (
 )
 from gunicorn.companion.leasing.store import hide_password
 from gunicorn.companion.leasing.timing import Timing
+from gunicorn.companion.schedule import Every, Timetable, timetable
 from gunicorn.errors import all_mistakes
 from gunicorn.settings.foreign import key_hint
 from gunicorn.settings.monitor import MONITOR_TARGET
@@ -95,6 +96,11 @@ class CompanionConfig(Keys):
     def is_job(self) -> bool:
         """Whether it is meant to finish: it may exit for good, and does not say when it is ready."""
         return self.autorestart != "always" and self.ready == "startsecs" and self.probe is None
+
+    @property
+    def times(self) -> Timetable | None:
+        """When it runs; None if it has no schedule."""
+        return None if self.schedule is None else timetable(self.schedule, self.schedule_timezone)
 
     def output(self, key: str) -> OutputFile | None:
         """The file of *key*, ``stdout`` or ``stderr``, as seen from `cwd`; None if it has none of its own."""
@@ -254,6 +260,10 @@ def _build_one(
     if user is not None:
         problems.extend(_output_problems(label, values, user))
     problems.extend(_combination_problems(label, entry, values))
+    if values.get("schedule") is not None:
+        problems.extend(_schedule_problems(label, entry, values))
+        # Settings for all companions that are not for jobs.
+        values.update({key: KEYS[key].default for key in NOT_WITH_SCHEDULE}, autorestart="never")
     if any(value is INVALID for value in values.values()):
         return None
     config = CompanionConfig(**{FIELDS[key]: value for key, value in values.items()})
@@ -289,6 +299,12 @@ def _combination_problems(label: str, entry: Mapping[Any, Any], values: Mapping[
             if values.get(key) is not INVALID and entry.get(key) not in (None, KEYS[key].default):
                 problems.append(f"{label}: {key}: has no effect without start_retries or start_limit")
     problems.extend(_lease_problems(label, entry, values))
+    if values.get("schedule") is None:
+        problems += [
+            f"{label}: {key}: has no effect without schedule"
+            for key, value in entry.items()
+            if str(key).startswith("schedule_") and key in KEYS and value not in (None, KEYS[key].default)
+        ]
     if entry.get("stop_signals") is not None:
         for key in ("stop_signal", "stop_timeout"):
             if key in entry:
@@ -329,6 +345,40 @@ def _shared_lease_problems(configs: Iterable[CompanionConfig]) -> list[str]:
                     f"{hide_password(config.lease_store or '')} is also that of {other.name!r}: "
                     "give both the same lease_ttl and lease_margin"
                 )
+    return problems
+
+
+# Keys that a companion with a schedule cannot have, with what to do instead.
+NOT_WITH_SCHEDULE = {
+    "autorestart": "each time is a run of its own; schedule_retries tries a failed one again",
+    "start_retries": "schedule_retries says how often a failed run is tried again",
+    "start_limit": "schedule_retries says how often a failed run is tried again",
+    "on_give_up": "the next time comes whatever has become of a run",
+    "retry_after": "the next time comes whatever has become of a run",
+    "max_memory": "it would begin a run anew; rlimits bounds memory, and the run fails",
+    "max_lifetime": "it would begin a run anew; max_runtime ends a run",
+    "max_lifetime_jitter": "schedule_jitter is the one of a schedule",
+    "ready": "a run is over when it exits, and nobody waits for it to be ready",
+    "probe": "a run is over when it exits, and nobody waits for it to be ready",
+    "singleton": "no run begins beside another one; schedule_overlap says what happens instead",
+}
+
+
+def _schedule_problems(label: str, entry: Mapping[Any, Any], values: Mapping[str, Any]) -> list[str]:
+    """Report keys that contradict a schedule."""
+    allowed = {key: KEYS[key].default for key in NOT_WITH_SCHEDULE} | {"autorestart": "never"}
+    problems = [
+        f"{label}: {key}: not with schedule: {instead}"
+        for key, instead in NOT_WITH_SCHEDULE.items()
+        if entry.get(key) not in (None, allowed[key])
+    ]
+    schedule, jitter = values["schedule"], values.get("schedule_jitter")
+    if INVALID not in (schedule, jitter) and jitter is not None:
+        times = timetable(schedule, None)
+        if isinstance(times, Every) and jitter >= times.seconds:
+            problems.append(
+                f"{label}: schedule_jitter: {jitter:g} seconds leave nothing of {schedule!r}: give less"
+            )
     return problems
 
 
@@ -383,6 +433,11 @@ def _monitor_problems(cfg: Any, configs: Iterable[CompanionConfig]) -> list[str]
         f"monitor_ready: no companion named {did_you_mean(name, known)}"
         for name in cfg.monitor_ready
         if name not in known
+    ]
+    problems += [
+        f"monitor_ready: {config.name} runs only at its times: leave it out"
+        for config in configs
+        if config.schedule is not None and set(config.labels) & set(cfg.monitor_ready)
     ]
     if cfg.companion_control_socket == "":
         problems.append("monitor: it needs the control socket, and companion_control_socket is empty")

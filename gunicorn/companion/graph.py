@@ -28,6 +28,8 @@ class Ordered(Protocol):
     def stop_after(self) -> tuple[str, ...]: ...
     @property
     def autostart(self) -> bool: ...
+    @property
+    def schedule(self) -> str | None: ...
 
 
 Config = TypeVar("Config", bound=Ordered)
@@ -133,6 +135,7 @@ def order_problems(
         for config in configs
         if not config.autostart and config.name in nodes.of(web_after)
     ]
+    problems += _waits_for_schedules(configs, web_after)
     if cycle := find_cycle(start_graph(configs, web_after)):
         label = "web_after" if cycle[0] == WEB else f"companion {cycle[0]!r}: after"
         problems.append(f"{label}: they wait for each other: {' -> '.join(cycle)}")
@@ -149,6 +152,18 @@ def order_problems(
             f"companion {culprit!r}: stop_after: each is stopped after the next one: {' -> '.join(path)}"
         )
     return problems
+
+
+def _waits_for_schedules(configs: Collection[Ordered], web_after: Collection[str]) -> list[str]:
+    """Report what would wait for the next time of a schedule, which may be far."""
+    nodes = _Nodes(configs)
+    scheduled = {config.group for config in configs if config.schedule is not None}
+    waiting = {f"companion {config.name!r}: after": config.after for config in configs}
+    return [
+        f"{label}: {name!r} runs only at the times of its schedule, and nothing can wait for these"
+        for label, after in {**waiting, "web_after": web_after}.items()
+        for name in sorted(nodes.of(after) & scheduled)
+    ]
 
 
 def find_cycle(graph: Graph) -> list[str]:

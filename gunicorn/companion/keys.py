@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from gunicorn.companion.checks import (
     MAX_INDEX,
+    MAX_START_LIMIT,
     OutputFile,
     Rung,
     StartLimit,
@@ -51,6 +52,7 @@ from gunicorn.companion.checks import (
     whole,
 )
 from gunicorn.companion.probe import Probe, check_probe
+from gunicorn.companion.schedule import check_jitter, check_schedule, check_timezone
 from gunicorn.settings import companion as settings
 from gunicorn.settings.base import Setting
 from gunicorn.settings.validators import check_size
@@ -242,6 +244,32 @@ class Keys:
     )
     max_runtime: float | None = key(
         optional(check_limit), "stop a job that runs for this many seconds, as failed"
+    )
+    schedule: str | None = key(
+        optional(check_schedule),
+        'run it at these times, as a job: ``"30 3 * * *"``, ``"@daily"``, ``"every 15m"``; :doc:`schedules`',
+    )
+    schedule_timezone: str | None = key(
+        optional(check_timezone),
+        "the time zone of its schedule, such as ``Europe/Berlin``; none: that of the host",
+        setting=settings.CompanionScheduleTimezone,
+    )
+    schedule_overlap: str = key(
+        one_of("skip", "queue", "restart"),
+        'what happens when it still runs at its next time: ``"skip"`` that time, ``"queue"`` one run, '
+        '``"restart"`` it',
+        "skip",
+    )
+    schedule_catch_up: bool = key(
+        check_bool, "make up by one run for times that were missed, and for a run that was cut short", False
+    )
+    schedule_jitter: float = key(
+        check_jitter,
+        "start each run up to this many seconds later, at random",
+        setting=settings.CompanionScheduleJitter,
+    )
+    schedule_retries: int = key(
+        whole(0, MAX_START_LIMIT - 1), "try a failed run again so many times, after ``restart_delay``", 0
     )
     ready: str = key(
         one_of("startsecs", "notify"),

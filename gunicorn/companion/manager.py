@@ -41,6 +41,7 @@ from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.probes import Prober, Probes
 from gunicorn.companion.supervise.questions import Questions
 from gunicorn.companion.supervise.rights import StartRights
+from gunicorn.companion.supervise.schedules import Schedules
 from gunicorn.companion.supervise.sessions import Sessions
 from gunicorn.companion.supervise.sharedstate import Rights, SharedState
 from gunicorn.companion.supervise.sockets import KeptSocket, Listeners
@@ -227,6 +228,9 @@ class CompanionManager:
             kernel=kernel,
             fork=fork,
         )
+        self.schedules = Schedules(
+            self.table, log, kept=self.kept, start_rights=self.start_rights, kernel=kernel
+        )
         self.kept.history.tell = self._on_entry
         self.table.observers = [
             self.kept.history.observe,
@@ -234,6 +238,7 @@ class CompanionManager:
             self.leases.observe,
             self.starter.observe,
             self.reporter.observe,
+            self.schedules.observe,
         ]
 
         self.steering = Steering(
@@ -368,6 +373,7 @@ class CompanionManager:
         self.leases.step(now)
         self.steering.stop_due(now)
         self._restart_in_turn(now)
+        self.schedules.step(now, stopping=self.steering.stopping)
         self.retry_backoff(now)
         self._look_at_web()
         self.changes.forget_removed()
@@ -435,6 +441,8 @@ class CompanionManager:
             times.append(self.limits.due)
         if (lease_at := self.leases.next_deadline(now)) is not None:
             times.append(lease_at)
+        if self.schedules.due is not None:
+            times.append(self.schedules.due)
         return min(times, default=None)
 
     def timeout(self, now: float) -> float | None:
@@ -508,6 +516,7 @@ class CompanionManager:
             if self.capture is not None:
                 self.capture.end()
         self.sessions.close()
+        self.schedules.close()
         self.inbox.close()
 
     def _end_adopted(self) -> None:
@@ -690,6 +699,9 @@ class CompanionManager:
             process = self.table.by_pid(change.pid)
             if process is None or process.state not in (State.STARTING, State.RUNNING):
                 continue
+            if process.config.schedule is not None:
+                # Its next run has the new code.
+                continue
             if change.inherited:
                 self.log.warning(
                     "%s has changed, but is in the master's memory: restart the server", change.path
@@ -702,7 +714,7 @@ class CompanionManager:
 
     def _descriptors(self) -> list[int]:
         """Every descriptor of the manager's own, which no child of it is to keep."""
-        fds = self.start_rights.descriptors()
+        fds = [*self.start_rights.descriptors(), *self.schedules.descriptors()]
         fds.extend(self.inbox.pipe)
         fds.extend(self.notifications.descriptors())
         fds.extend(self.listeners.descriptors())

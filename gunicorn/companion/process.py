@@ -383,13 +383,22 @@ class CompanionProcess(Status):
     @property
     def _comes_back(self) -> bool:
         """Whether the latest exit leads to another start."""
+        if self.config.schedule is not None:
+            return (self.failing or not self.ended_well) and self._may_try_again
         if self.config.autorestart == "on-failure":
             # A process that had to be ended has failed, even if it then exited with 0.
             return self.failing or not self.ended_well
         return self.config.autorestart == "always"
 
+    @property
+    def _may_try_again(self) -> bool:
+        """Whether `schedule_retries` leaves another try of this run."""
+        return len(self.tries) <= self.config.schedule_retries
+
     def _try_again(self, d: Details) -> tuple[Action, ...]:
         """Go to BACKOFF; or give up, after `start_retries` failed starts or by `start_limit`."""
+        if self.config.schedule is not None and not self._may_try_again:
+            return self._settle(EXITED)
         retries, limit = self.config.start_retries, self.config.start_limit
         if retries is not None and self.failed_starts >= retries:
             count = self.failed_starts

@@ -117,17 +117,17 @@ class RunFile:
         self.locked: RunFile | None = None
 
     @classmethod
-    def claim(cls, directory: str | None, name: str) -> RunFile | None:
+    def claim(cls, directory: str | None, name: str, suffix: str = SUFFIX) -> RunFile | None:
         """Take the right to start *name*; None while somebody else has it. Raises OSError.
 
         Without a directory the file has no name: its record reports a failed start, but no later manager
-        finds it.
+        finds it. A file with another *suffix* stands for another right.
         """
         if directory is None:
             fd = unnamed_file(name)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return cls(fd, None)
-        path = run_path(directory, name)
+        path = run_path(directory, name, suffix)
         for attempt in itertools.count():
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -212,8 +212,8 @@ class RunFile:
             self.fd = -1
 
 
-def run_path(directory: str, name: str) -> str:
-    return os.path.join(directory, name + SUFFIX)
+def run_path(directory: str, name: str, suffix: str = SUFFIX) -> str:
+    return os.path.join(directory, name + suffix)
 
 
 def unnamed_file(name: str) -> int:

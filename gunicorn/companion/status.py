@@ -8,7 +8,7 @@ import math
 import os
 import signal
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,6 +50,7 @@ class Cause(str, enum.Enum):
     COMMAND = "command"
     MEMORY = "memory"
     LIFETIME = "lifetime"
+    SCHEDULE = "schedule"  # its next run was due
     CODE = "code"  # a file that it has loaded has changed
     RELOAD = "reload"  # of the server, by SIGHUP
     REREAD = "reread"  # by command: its configuration has changed, or is gone
@@ -96,6 +97,22 @@ class LeaseStatus(Protocol):
     @property
     def description(self) -> str: ...
     def as_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass
+class ScheduleStatus:
+    """The schedule of a companion as `status` shows it. *next_at*: monotonic seconds; *clock*: ``03:30``.
+
+    *last*: the latest run that has ended. *kept_elsewhere*: another server keeps the schedule. *facts*:
+    counts for `status`. *runs*: the latest ones.
+    """
+
+    next_at: float | None = None
+    clock: str | None = None
+    last: Mapping[str, Any] | None = None
+    kept_elsewhere: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    runs: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(eq=False, repr=False)
@@ -174,7 +191,9 @@ class Status:
     awaited: bool = False
     # Whether the latest process has done what it should.
     well: bool = False
-    # Starts since somebody asked for one, for `start_limit`.
+    # With a `schedule`: when it runs next, and what its latest runs have come to.
+    timing: ScheduleStatus = field(default_factory=ScheduleStatus)
+    # Starts since somebody asked for one, for `start_limit` and `schedule_retries`.
     tries: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_START_LIMIT))
     # The delay before the latest start, and how many before it have grown.
     delay: float = 0.0
@@ -234,7 +253,7 @@ class Status:
         if self.status_text:
             text += f", {self.status_text}"
         text += self._describe_checks()
-        if self.restart_count:
+        if self.restart_count and self.config.schedule is None:
             text += f", {self.restart_count} restart{'s' if self.restart_count != 1 else ''}"
             if self.cause is not None and self.exited_at is not None:
                 text += f", last: {self._describe_last_end()} {format_age(now - self.exited_at)} ago"
@@ -287,11 +306,33 @@ class Status:
         return round(max(0.0, now - self.watchdog_at + self.config.watchdog), 3)
 
     def _describe_stopped(self, now: float) -> str:
+        if self.config.schedule is not None:
+            return self._describe_schedule(now)
         if self.manual_stop:
             return "stopped manually"
         if self.settled is not None:
             return f"done, {self.verdict}" if self.done else self.outlook(now)
         return "not started" if self.start_count == 0 else "stopped"
+
+    def _describe_schedule(self, now: float) -> str:
+        """Return ``next run in 3h, at 03:30; last run failed 2h ago: exited with status 1``."""
+        timing = self.timing
+        if self.manual_stop:
+            text = "stopped manually, and its schedule with it"
+        elif timing.kept_elsewhere:
+            text = "another server keeps its schedule"
+        elif timing.next_at is None:
+            text = "its schedule waits for the first 'start'"
+        else:
+            text = f"next run in {format_age(math.ceil(timing.next_at - now))}"
+            text += f", at {timing.clock}" if timing.clock else ""
+        last = timing.last
+        if last is None:
+            return text
+        if not last["good"]:
+            return f"{text}; last run failed: {last['how']}"
+        took = last["took"]
+        return f"{text}; last run took {f'{took:.1f}s' if took < 10 else format_age(took)}"
 
     @property
     def why(self) -> str:
@@ -349,6 +390,19 @@ class Status:
             # What is left is killed.
             return None
         return self._rung_at(self.rung + 1), rungs[self.rung + 1][0]
+
+    def _schedule_dict(self, shown: Callable[[float | None], float | None]) -> dict[str, Any] | None:
+        """What ``status`` shows of its schedule; None if it has none."""
+        if self.config.schedule is None:
+            return None
+        return {
+            "times": self.config.schedule,
+            "timezone": self.config.schedule_timezone,
+            "next": None if self.manual_stop else shown(self.timing.next_at),
+            "last": self.timing.last,
+            "kept_elsewhere": self.timing.kept_elsewhere,
+            **self.timing.facts,
+        }
 
     @property
     def last_exit(self) -> str:
@@ -410,6 +464,7 @@ class Status:
             "description": self.description(now),
             "uptime": None if uptime is None else round(uptime, 3),
             "flapping": self.flaps(now),
+            "schedule": self._schedule_dict(shown),
             "watchdog": self.config.watchdog,
             "watchdog_age": self._watchdog_age(now),
             "probes": {

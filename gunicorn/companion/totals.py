@@ -19,7 +19,7 @@ OUTPUT = ("log_bytes", "log_dropped_bytes", "log_dropped_lines")
 KINDS = ("ends", "failures")
 
 # Events that are neither starts, nor ends, nor failures.
-UNCOUNTED = ("liveness fails", "liveness succeeds")
+UNCOUNTED = ("liveness fails", "liveness succeeds", "skipped", "missed", "run failed")
 
 # A companion that is configured no more may come back, and is remembered. Of so many, the one that was
 # counted first is dropped.

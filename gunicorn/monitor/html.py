@@ -82,13 +82,29 @@ def render_companion(companion: Mapping[str, Any], lines: Iterable[Mapping[str, 
         [_moment(end["time"]), end["pid"], format_uptime(end["uptime"] or 0), end["cause"], end["reason"]]
         for end in details.get("ends") or ()
     ]
+    runs = [
+        [_moment(run["started"]), run["why"], _took(run), _how(run)]
+        for run in reversed(details.get("runs_of_schedule") or ())
+    ]
     output = "\n".join(_text(line["line"]) for line in lines)
     content = Markup(
         f"<h1>{_text(name)}</h1><dl class=facts>{rows}</dl>"
+        + (_table("Latest runs", ["When", "Why", "Took", "How"], runs, "") if runs else "")
         + _table("Latest ends", ["When", "Pid", "After", "Cause", "How"], ends, "None yet.")
         + f"<h2>Output</h2><pre class=log tabindex=0>{output or 'Nothing yet.'}</pre>"
     )
     return _page(f"{name} · companion", "All processes", "", content, companion=name)
+
+
+def _took(run: Mapping[str, Any]) -> str:
+    return "" if run["took"] is None else f"{run['took']:.1f} s"
+
+
+def _how(run: Mapping[str, Any]) -> str:
+    """How a run has ended, in words."""
+    if run["good"] is None:
+        return "runs"
+    return "success" if run["good"] else f"failed: {run['how']}"
 
 
 def render_error(text: str, companion: str | None = None) -> str:

@@ -162,6 +162,16 @@ def _count(key: str) -> Callable[[Facts], Iterator[Sample]]:
     return read
 
 
+def _schedule(find: Callable[[Reply], float | None]) -> Callable[[Facts], Iterator[Sample]]:
+    """One figure for each companion with a schedule that this server keeps."""
+
+    def read(companion: Reply) -> float | None:
+        schedule = companion.get("schedule")
+        return find(schedule) if schedule and "count" in schedule else None
+
+    return _each(read)
+
+
 def _count_by_cause(key: str, early: tuple[str, ...]) -> Callable[[Facts], Iterator[Sample]]:
     def read(facts: Facts) -> Iterator[Sample]:
         for companion in facts.status["companions"]:
@@ -369,6 +379,55 @@ METRICS = (
         "gauge",
         "Time since its last sign of life, while the watchdog waits for one.",
         _each(lambda companion: companion.get("watchdog_age")),
+        labels=("companion",),
+    ),
+    Metric(
+        "gunicorn_companion_runs_total",
+        "counter",
+        "Runs of a companion with a schedule, retries included.",
+        _schedule(lambda schedule: schedule["count"]),
+        labels=("companion",),
+    ),
+    Metric(
+        "gunicorn_companion_runs_failed_total",
+        "counter",
+        "Those of them that have failed.",
+        _schedule(lambda schedule: schedule["failed"]),
+        labels=("companion",),
+    ),
+    Metric(
+        "gunicorn_companion_runs_skipped_total",
+        "counter",
+        "Times at which the run before had not ended.",
+        _schedule(lambda schedule: schedule["skipped"]),
+        labels=("companion",),
+    ),
+    Metric(
+        "gunicorn_companion_runs_missed_total",
+        "counter",
+        "Times at which no server ran.",
+        _schedule(lambda schedule: schedule["missed"]),
+        labels=("companion",),
+    ),
+    Metric(
+        "gunicorn_companion_last_success_time_seconds",
+        "gauge",
+        "When its last successful run ended, since the epoch.",
+        _schedule(lambda schedule: schedule["last_success"]),
+        labels=("companion",),
+    ),
+    Metric(
+        "gunicorn_companion_last_run_duration_seconds",
+        "gauge",
+        "How long its latest run took that has ended.",
+        _schedule(lambda schedule: (schedule["last"] or {}).get("took")),
+        labels=("companion",),
+    ),
+    Metric(
+        "gunicorn_companion_next_run_time_seconds",
+        "gauge",
+        "When it runs next, since the epoch.",
+        _schedule(lambda schedule: schedule["next"]),
         labels=("companion",),
     ),
     Metric(

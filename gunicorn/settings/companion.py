@@ -392,6 +392,20 @@ class CompanionMaxLifetimeJitter(Seconds, default=0):
     """Add up to this many seconds at random to ``max_lifetime``; key ``max_lifetime_jitter``."""
 
 
+class CompanionScheduleTimezone(Text, meta="ZONE", default_text="that of the host"):
+    """The time zone of companions with a ``schedule``; key ``schedule_timezone``.
+
+    A name of the IANA's database, such as ``Europe/Berlin`` or ``UTC``.
+    """
+
+
+class CompanionScheduleJitter(Seconds, default=0):
+    """Start each run of a schedule up to this many seconds later, at random; key ``schedule_jitter``.
+
+    So that not all jobs begin in the same second, here and on other hosts.
+    """
+
+
 class CompanionStdout(Setting, meta="FILE", validator=validate_output, default_text="``inherit``"):
     """The file that companions' standard output is appended to; key ``stdout``.
 

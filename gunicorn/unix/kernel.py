@@ -11,7 +11,6 @@ from types import BuiltinFunctionType
 
 from gunicorn.unix import boottime, cgroup, session
 
-
 class Kernel:
     """The real one; a test may pass another to whatever takes a kernel.
 
@@ -27,6 +26,10 @@ class Kernel:
     def boottime(self) -> float:
         """Seconds since the machine was booted, also those while it was suspended."""
         return boottime.now()
+
+    def wall(self) -> float:
+        """The time of day: seconds since the epoch."""
+        return time.time()
 
     def wait(self) -> tuple[int, int, float] | None:
         """Collect a child that has ended; None if there is none.

@@ -48,6 +48,9 @@ LOG.setLevel(logging.CRITICAL)
 # Larger than any pid of this machine: a look into its /proc finds nobody.
 FIRST_PID = 1 << 30
 
+# No schedule has its times closer together.
+SHORTEST_SCHEDULE = 7
+
 
 @dataclass(frozen=True)
 class Nature:
@@ -185,6 +188,12 @@ class SimulatedKernel(Kernel):
                 raise Killed
 
     def now(self) -> float:
+        return self.time
+
+    def wall(self) -> float:
+        return self.time + 1e9
+
+    def boottime(self) -> float:
         return self.time
 
     def wait(self) -> tuple[int, int, float] | None:
@@ -352,6 +361,8 @@ class World:
     forked_at: dict[CompanionProcess, float] = field(default_factory=dict)
     #: Starts since somebody asked for one.
     tries: dict[CompanionProcess, list[float]] = field(default_factory=dict)
+    #: Runs by a schedule, and not by a command, a retry or to make up for another one.
+    runs: dict[str, int] = field(default_factory=dict)
     seen_running: set[str] = field(default_factory=set)
     counts: dict[CompanionProcess, tuple[int, ...]] = field(default_factory=dict)
 
@@ -394,7 +405,7 @@ class World:
     def _let_the_manager_go(self) -> None:
         """What the kernel does for a process that is killed: its descriptors are closed, its locks gone."""
         self.prober.end()
-        for fd in self.manager.start_rights.descriptors():
+        for fd in (*self.manager.start_rights.descriptors(), *self.manager.schedules.descriptors()):
             os.close(fd)
         for name in self.processes:
             self.manager.notifications.close(name)
@@ -409,7 +420,8 @@ class World:
         state = self.shared.read()
         stopped = {name for name, by_command in state["stopped"].items() if by_command}
         self.manager = self._new_manager()
-        self.at_rest = (stopped | state["settled"].keys()) & self.processes.keys()
+        settled = {name for name in state["settled"] if not self.has_schedule(name)}
+        self.at_rest = (stopped | settled) & self.processes.keys()
         for life in self.kernel.lives:
             life.run = None
         self._begin()
@@ -434,6 +446,9 @@ class World:
     @property
     def stopping(self) -> bool:
         return self.manager.steering.stopping
+
+    def has_schedule(self, name: str) -> bool:
+        return name in self.processes and self.processes[name].config.schedule is not None
 
     def ours(self, name: str) -> list[Life]:
         """The processes of *name* that this manager has started."""
@@ -684,12 +699,23 @@ class World:
             self._check_exit(change)
         if state is State.BACKOFF and change.before.state is not State.BACKOFF:
             self._check_backoff(process)
-        if state is State.STOPPED and process.settled is not None:
+        if state is State.STOPPED and process.settled is not None and process.config.schedule is None:
             self.at_rest.add(process.name)
+        if change.event is Event.FORKED and process.config.schedule is not None:
+            self._check_run(process)
         if state is State.RUNNING and change.before.state is State.STARTING:
             assert process.config.probe is None or process.pid in self.prober.passed, "not ready"
         if change.before.state is State.RUNNING and process.restart_pending:
             self._check_turn(process)
+
+    def _check_run(self, process: CompanionProcess) -> None:
+        """A time has one run, whatever becomes of managers."""
+        job = self.manager.schedules._jobs[process.name]
+        if job.asked and not job.late:
+            self.runs[process.name] = self.runs.get(process.name, 0) + 1
+            assert self.runs[process.name] * SHORTEST_SCHEDULE <= self.kernel.time - T0, (
+                "a time with two runs"
+            )
 
     def _check_give_up(self, process: CompanionProcess) -> None:
         config = process.config
@@ -807,6 +833,7 @@ class World:
             tries_again = process.settled == GAVE_UP and config.retry_after is not None and not self.stopping
             assert (due is not None) is tries_again
             meant = process.manual_stop or process.settled or process.removed or not config.autostart
+            meant = meant or config.schedule is not None
             assert meant or self.stopping, "lost"
         elif process.state is State.RUNNING:
             uptime = self.kernel.time - (process.started_at or 0)

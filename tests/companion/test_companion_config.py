@@ -142,6 +142,29 @@ def build(**values) -> CompanionConfig:
         (rq(success_exit_codes=[0, 256]), "success_exit_codes: 256 is not an exit code from 0 to 255"),
         (rq(success_exit_codes="0"), "success_exit_codes: '0' is not an exit code from 0 to 255"),
         (rq(success_exit_codes=True), "success_exit_codes: True is not an exit code"),
+        (
+            rq(schedule="every 5s", schedule_jitter=5),
+            "schedule_jitter: 5 seconds leave nothing of 'every 5s'",
+        ),
+        (rq(schedule="@daily", schedule_jitter=10**9), "schedule_jitter: it is more than a year"),
+        (
+            rq(schedule="@daily", schedule_retries=-1),
+            "schedule_retries: -1 is not a whole number from 0 to 999",
+        ),
+        (rq(schedule="@daily", schedule_overlap="allow"), "schedule_overlap: 'allow' is none of skip, queue"),
+        (rq(schedule="@daily", schedule_catch_up=1), "schedule_catch_up: 1 is neither True nor False"),
+        (rq(schedule_retries=3), "companion 'rq': schedule_retries: has no effect without schedule"),
+        (rq(schedule_timezone="UTC"), "schedule_timezone: has no effect without schedule"),
+        (rq(schedule="@daily", autorestart="always"), "autorestart: not with schedule: each time is a run"),
+        (rq(schedule="@daily", start_limit="5/1h"), "start_limit: not with schedule: schedule_retries says"),
+        (rq(schedule="@daily", max_memory="9M"), "max_memory: not with schedule: it would begin a run anew"),
+        (rq(schedule="@daily", max_lifetime=9), "max_lifetime: not with schedule"),
+        (rq(schedule="@daily", ready="notify"), "ready: not with schedule: a run is over when it exits"),
+        (rq(schedule="@daily", probe={"tcp": "[::1]:7"}), "probe: not with schedule: a run is over"),
+        (
+            rq(schedule="@daily", singleton=False),
+            "singleton: not with schedule: no run begins beside another",
+        ),
         (rq(max_runtime=0), "max_runtime: 0 leaves no time (None turns it off)"),
         (
             rq(stop_signals=[]),
@@ -446,6 +469,12 @@ def test_defaults():
         "lease_ttl": 15,
         "lease_margin": None,
         "lease_on_loss": "stop",
+        "schedule": None,
+        "schedule_timezone": None,
+        "schedule_overlap": "skip",
+        "schedule_catch_up": False,
+        "schedule_jitter": 0,
+        "schedule_retries": 0,
     }
     assert build() == CompanionConfig("rq", "app:run")
     assert CompanionConfig("rq", work, stop_signal="INT").stop_signal == signal.SIGINT
@@ -595,6 +624,19 @@ def test_stop_signals_take_the_place_of_the_signal_and_its_time():
     assert build().later_signals == ()
 
 
+def test_settings_for_all_companions_leave_a_schedule_alone():
+    settings = {"autorestart": "on-failure", "start_retries": 3, "max_memory": "90M", "max_lifetime": 60}
+    (config,) = build_companion_configs(
+        make_cfg(
+            rq(schedule=" @daily ", autorestart="never"),
+            **{f"companion_{key}": value for key, value in settings.items()},
+        )
+    )
+    assert config.schedule == "0 0 * * *"
+    assert [getattr(config, key) for key in settings] == ["never", None, None, None]
+    assert config.is_job
+
+
 # -- hashes ------------------------------------------------------------------------
 
 OTHER_VALUES = {
@@ -647,6 +689,12 @@ OTHER_VALUES = {
     "lease_ttl": 30,
     "lease_margin": 3,
     "lease_on_loss": "keep",
+    "schedule": "30 3 * * *",
+    "schedule_timezone": "UTC",
+    "schedule_overlap": "queue",
+    "schedule_catch_up": True,
+    "schedule_jitter": 60,
+    "schedule_retries": 3,
 }
 SHAPE = {"target", "command", "cwd", "env", "stdout", "stderr", "bind", "watchdog", "nice"}
 SHAPE |= {"lease", "lease_store"}
@@ -698,6 +746,13 @@ def test_another_number_of_copies_changes_none_of_them():
             "companion 'b': stop_after: each is stopped after the next one: b -> a -> b",
         ),
         ({"a": {"group": "jobs"}, "b": {"after": ["@jobs"]}}, ["@jobs"], None),
+        ({"a": {"schedule": "@daily", "after": ["b", "web"]}, "b": {"stop_after": ["a"]}}, [], None),
+        (
+            {"a": {"group": "jobs", "schedule": "@daily"}, "b": {"after": ["@jobs"]}},
+            [],
+            "companion 'b': after: 'a' runs only at the times of its schedule, and nothing can wait",
+        ),
+        ({"a": {"schedule": "@daily"}}, ["a"], "web_after: 'a' runs only at the times of its schedule"),
         ({}, ["migrate"], "web_after: no companion named migrate"),
         ({"migrate": {}}, ["migrat"], "web_after: no companion named migrat: did you mean migrate?"),
         ({"a": {}}, ["web"], "web_after: no companion named web"),

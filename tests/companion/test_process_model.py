@@ -52,6 +52,20 @@ KEYS = st.fixed_dictionaries(
         "stop_signals": st.sampled_from([None, ((15, 3.0), (3, 2.0))]),
     }
 )
+# Of a companion with a schedule, which may lose it; None: there is none.
+TICK = st.fixed_dictionaries(
+    {
+        "schedule": st.sampled_from(["every 7s", "every 7s", "every 11s", None]),
+        "schedule_overlap": st.sampled_from(["skip", "queue", "restart"]),
+        "schedule_catch_up": st.booleans(),
+        "schedule_jitter": st.sampled_from([0, 3]),
+        "schedule_retries": st.sampled_from([0, 2]),
+        "autostart": st.sampled_from([True, True, False]),
+        "autorestart": st.just("never"),
+        "env": st.sampled_from([{}, {"A": "1"}]),
+        "max_runtime": st.sampled_from([None, 5]),
+    }
+)
 # What else shapes the process; no two of them at once, so that not every reread is a restart.
 SHAPES: list[dict[str, Any]] = [
     {},
@@ -93,8 +107,9 @@ def make_configs(
     numprocs: int,
     order: str = "after",
     web: str | None = None,
+    tick: dict[str, Any] | None = None,
 ) -> list[CompanionConfig]:
-    """A single companion, which may be missing, and a set of copies that comes after it."""
+    """A companion that may be missing, a set of copies after it, and one that may have a schedule."""
     common = {"stop_timeout": 5, "reload_timeout": 3, "start_timeout": 10, "max_lifetime_jitter": 5}
     after = () if db is None or order != "after" else ("db",)
     if db is not None and order == "stop_after":
@@ -102,6 +117,10 @@ def make_configs(
     if web == "rq after web":
         after += ("web",)
     singles = [] if db is None else [CompanionConfig("db", "app:db", **common, **db)]
+    if tick is not None:
+        # Without a schedule nothing would start it, even when it is True again.
+        tick = {**tick, "autostart": tick["autostart"] or tick["schedule"] is None}
+        singles.append(CompanionConfig("tick", "app:tick", **common, **tick))
     return expand(*singles, CompanionConfig("rq", "app:rq", numprocs=numprocs, after=after, **common, **rq))
 
 
@@ -116,6 +135,7 @@ class Companions(RuleBasedStateMachine):
         adopts=st.booleans(),
         order=ORDER,
         web=WEB,
+        tick=st.none() | TICK,
         obeys=st.sampled_from([0.0, 2.0]),
     )
     def begin(
@@ -127,11 +147,12 @@ class Companions(RuleBasedStateMachine):
         adopts: bool,
         order: str,
         web: str | None,
+        tick: dict[str, Any] | None,
         obeys: float,
     ) -> None:
         self.order, self.web, self.calm = order, web, replace(CALM, obeys=obeys)
         self.world = World(
-            make_configs(db, rq, numprocs, order, web),
+            make_configs(db, rq, numprocs, order, web, tick),
             nature=nature,
             adopts=adopts,
             web_after=("db",) if web == "web after db" and db is not None else (),
@@ -167,12 +188,14 @@ class Companions(RuleBasedStateMachine):
                 self.world.restart(name, in_turn=True)
         self.world.settle()
 
-    @rule(db=st.none() | KEYS, rq=KEYS, numprocs=COPIES)
-    def reread(self, db: dict[str, Any] | None, rq: dict[str, Any], numprocs: int) -> None:
+    @rule(db=st.none() | KEYS, rq=KEYS, numprocs=COPIES, tick=st.none() | TICK)
+    def reread(
+        self, db: dict[str, Any] | None, rq: dict[str, Any], numprocs: int, tick: dict[str, Any] | None
+    ) -> None:
         if db is None and self.world.web_after:
             # An error of the configuration.
             return
-        self.world.reread(make_configs(db, rq, numprocs, self.order, self.web))
+        self.world.reread(make_configs(db, rq, numprocs, self.order, self.web, tick))
         self.world.settle()
 
     @rule(number=COPIES)
@@ -261,6 +284,14 @@ class Companions(RuleBasedStateMachine):
         for name, process in world.processes.items():
             assert not process.removed, "a removed one that never goes"
             rests = process.manual_stop or process.settled in (EXITED, GAVE_UP)
+            if process.config.schedule is not None:
+                started = world.manager.kept.overrides.stopped.get(name) is False
+                assert (
+                    name in world.seen_running
+                    or process.manual_stop
+                    or not (process.config.autostart or started)
+                ), "a schedule without a run"
+                continue
             ran, may_rest = name in world.seen_running, rests or name in blocked
             if process.config.max_runtime is None:
                 assert ran is not may_rest, process

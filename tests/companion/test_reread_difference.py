@@ -66,6 +66,12 @@ OTHERS = {
     "lease_ttl": 7,
     "lease_margin": 7,
     "lease_on_loss": "keep",
+    "schedule": "every 7s",
+    "schedule_timezone": "UTC",
+    "schedule_overlap": "queue",
+    "schedule_catch_up": True,
+    "schedule_jitter": 7,
+    "schedule_retries": 7,
 }
 
 
@@ -96,7 +102,8 @@ def test_every_key_is_tried_here():
 def test_only_what_shapes_the_process_brings_another_one(key):
     process = running()
     other = replace(process.config, **{key: OTHERS[key]})
-    assert kinds([process], [other]) == {"restarted" if key in SHAPE_KEYS else "updated": ["rq"]}
+    another = key in SHAPE_KEYS or key == "schedule"
+    assert kinds([process], [other]) == {"restarted" if another else "updated": ["rq"]}
     assert kinds([process], [replace(process.config)]) == {"unchanged": ["rq"]}
 
 
@@ -193,3 +200,21 @@ def test_another_number_moves_only_the_difference():
     assert kinds(processes, group(5)) == {"added": ["rq:3", "rq:4"], "unchanged": ["rq:0", "rq:1", "rq:2"]}
     assert kinds(processes, group(1)) == {"removed": ["rq:1", "rq:2"], "unchanged": ["rq:0"]}
     assert kinds(processes, group(None)) == {"added": ["rq"], "removed": ["rq:0", "rq:1", "rq:2"]}
+
+
+@pytest.mark.parametrize(
+    ("process", "values", "kind"),
+    [
+        # A run goes on with what it began with.
+        (running(schedule="@daily"), {"env": {"A": "1"}}, "updated"),
+        (running(schedule="@daily"), {"schedule": "@hourly"}, "updated"),
+        (make(schedule="@daily"), {"schedule": None}, "restarted"),
+        (make(schedule="@daily", autostart=False), {"schedule": None}, "updated"),
+        (running(schedule="@daily"), {"schedule": None}, "restarted"),
+        (make(), {"schedule": "@daily"}, "updated"),
+        (running(), {"schedule": "@daily"}, "restarted"),
+        (stopping(schedule="@daily"), {"schedule": None}, "updated"),
+    ],
+)
+def test_a_schedule_that_comes_changes_or_goes(process, values, kind):
+    assert kinds([process], [replace(process.config, **values)]) == {kind: ["rq"]}

@@ -154,6 +154,8 @@ SETTINGS: dict[str, tuple[list[str], str, Any]] = {
     "companion_max_memory": (["--companion-max-memory"], "Companion Processes", None),
     "companion_max_lifetime": (["--companion-max-lifetime"], "Companion Processes", None),
     "companion_max_lifetime_jitter": (["--companion-max-lifetime-jitter"], "Companion Processes", 0),
+    "companion_schedule_timezone": (["--companion-schedule-timezone"], "Companion Processes", None),
+    "companion_schedule_jitter": (["--companion-schedule-jitter"], "Companion Processes", 0),
     "companion_stdout": (["--companion-stdout"], "Companion Processes", None),
     "companion_stderr": (["--companion-stderr"], "Companion Processes", None),
     "companion_log_lines": (["--companion-log-lines"], "Companion Processes", 1000),

@@ -63,6 +63,19 @@ def companion(name: str = "rq:0", **values: Any) -> dict[str, Any]:
     }
 
 
+def nightly(**last: Any) -> dict[str, Any]:
+    schedule = {
+        "count": 9,
+        "failed": 2,
+        "skipped": 3,
+        "missed": 1,
+        "last_success": 1700000100.5,
+        "last": {"took": 12.5, "good": True, **last},
+        "next": 1700003600.0,
+    }
+    return companion("nightly", state="STOPPED", pid=None, schedule=schedule)
+
+
 def status(*companions: dict[str, Any]) -> dict[str, Any]:
     return {
         "ok": True,
@@ -222,6 +235,16 @@ def test_healthy_is_what_the_exit_code_of_status_says(values: dict[str, Any], he
     assert value(found, "gunicorn_companion_healthy", companion="rq:0") == healthy
 
 
+def test_a_schedule() -> None:
+    found = both(status(nightly(), companion()))
+    names = {"runs_total": 9, "runs_failed_total": 2, "runs_skipped_total": 3, "runs_missed_total": 1}
+    times = {"last_success_time_seconds": 1700000100.5, "next_run_time_seconds": 1700003600.0}
+    for name, expected in {**names, **times, "last_run_duration_seconds": 12.5, "healthy": 1}.items():
+        assert value(found, f"gunicorn_companion_{name}", companion="nightly") == expected
+    failed = both(status(nightly(good=False)))
+    assert value(failed, "gunicorn_companion_healthy", companion="nightly") == 0
+
+
 def test_what_is_not_known_is_left_out() -> None:
     bare = companion(state="STOPPED", pid=None, memory=None, watchdog=None, watchdog_age=None)
     names = {name for name, _ in both(status(bare))}
@@ -249,14 +272,14 @@ def test_label_values_are_escaped(name: str) -> None:
 
 
 def test_every_metric_passes_promtool() -> None:
-    text = render(status(companion()), web(), openmetrics=False)
+    text = render(status(companion(), nightly()), web(), openmetrics=False)
     for metric in METRICS:
         assert f"# TYPE {metric.name} " in text
     lint(text)
 
 
 def test_the_table_declares_the_labels_that_are_shown() -> None:
-    found = both(status(companion()), web())
+    found = both(status(companion(), nightly()), web())
     shown: dict[str, set[str]] = {}
     for name, labels in found:
         shown.setdefault(name, set()).update(label for label, _ in labels)

@@ -51,6 +51,10 @@ def runs_as_it_should(companion: Reply) -> bool:
     state = companion["state"]
     if state in ("STOPPED", "STOPPING") and companion["manual_stop"]:
         return True
+    if schedule := companion.get("schedule"):
+        # It runs as soon as it is started; what has failed has failed until the next run.
+        last = schedule["last"]
+        return state != "BACKOFF" and (last is None or bool(last["good"]))
     if state != "STOPPED":
         return bool(state == "RUNNING") and not companion.get("flapping")
     if companion.get("reason") == "exited":

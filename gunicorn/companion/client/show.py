@@ -128,6 +128,9 @@ def _facts(companion: Reply) -> Iterable[tuple[str, list[str]]]:
     for key, found in companion.get("probes", {}).items():
         yield key, list(_check(found))
     yield "limits", [_limit(name, **limit) for name, limit in details["limits"].items()]
+    if schedule := companion.get("schedule"):
+        yield "schedule", list(_schedule(schedule))
+        yield "runs it had", [_run(run) for run in reversed(details["runs_of_schedule"])]
     count = details["starts_in_the_last_hour"]
     yield "starts", [f"{count} in the last hour"]
     yield "ends", [f"{_moment(entry['time'])}   {entry['description']}" for entry in details["ends"]]
@@ -161,6 +164,26 @@ def _check(found: Reply) -> Iterable[str]:
     result = "good" if found["good"] else f"failed ({found['failures']} in a row): {found['reason']}"
     yield f"{_moment(found['at'])}   {result}, in {found['took'] * 1000:.0f} ms"
     yield from (f"| {line}" for line in found["output"].splitlines()[-LAST_LINES:])
+
+
+def _schedule(schedule: Reply) -> Iterable[str]:
+    """Its times, the next one, and what is counted."""
+    zone = schedule["timezone"]
+    yield schedule["times"] + (f"   {zone}" if zone else "")
+    if schedule["next"] is not None:
+        yield f"next {_moment(schedule['next'])}"
+    if "count" in schedule:
+        counts = ("failed", "skipped", "missed")
+        yield ", ".join([f"{schedule['count']} runs", *(f"{schedule[key]} {key}" for key in counts)])
+
+
+def _run(run: Reply) -> str:
+    """``2026-11-27 03:30:00   took 12.0 s, by its schedule``."""
+    why = f"by its {run['why']}" if run["why"] == "schedule" else f"by {run['why']}"
+    if run["good"] is None:
+        return f"{_moment(run['started'])}   runs, {why}"
+    failed = "" if run["good"] else f"   failed: {run['how']}"
+    return f"{_moment(run['started'])}   took {run['took']:.1f} s, {why}{failed}"
 
 
 def _limit(name: str, limit: float, now: float | None) -> str:

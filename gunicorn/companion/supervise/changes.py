@@ -66,7 +66,9 @@ def difference(processes: Mapping[str, CompanionProcess], configs: Iterable[Comp
             found.added.append(name)
         elif known.config.fingerprint == config.fingerprint:
             found.unchanged.append(name)
-        elif known.config.shape_hash != config.shape_hash and _would_be_another(known):
+        elif _begins_or_ends_schedule(known, config) or (
+            known.config.shape_hash != config.shape_hash and _would_be_another(known)
+        ):
             found.restarted.append(name)
         else:
             found.updated.append(name)
@@ -75,12 +77,22 @@ def difference(processes: Mapping[str, CompanionProcess], configs: Iterable[Comp
 
 def _would_be_another(process: CompanionProcess) -> bool:
     """Whether another shape has something to change now, and not only at the next start."""
+    if process.config.schedule is not None:
+        # A run goes on; the next one has the new shape.
+        return False
     if process.state is State.STARTING:
         return process.pid is not None
     if process.state is State.STOPPED:
         # It ended or failed by itself in its old shape.
         return process.settled is not None
     return process.state in (State.RUNNING, State.BACKOFF)
+
+
+def _begins_or_ends_schedule(process: CompanionProcess, config: CompanionConfig) -> bool:
+    """Whether *config* has a schedule and the present one has not, or the other way round, with an effect."""
+    if (process.config.schedule is None) is (config.schedule is None) or process.manual_stop:
+        return False
+    return process.state is not State.STOPPED or (config.schedule is None and config.autostart)
 
 
 def scale(configs: Iterable[CompanionConfig], scaled: Scaled) -> list[CompanionConfig]:
@@ -222,12 +234,15 @@ class Changes:
                 self._add(config, now)
                 continue
             process, reason = self.table[name], "its configuration has changed"
-            if name in restarted and self._goes_in_turn(process, config):
+            if name in restarted and config.schedule is None and self._goes_in_turn(process, config):
                 self.steering.rolling.change(config, reason, cause)
                 continue
             self.steering.rolling.drop_change(name)
             process.config = config
-            if name in restarted:
+            if name in restarted and config.schedule is not None:
+                # What has run all the time is now started at its times alone.
+                self.table.send(process, Event.STOP, now, cause=cause, reason=reason)
+            elif name in restarted:
                 self.table.send(process, Event.RESTART, now, cause=cause, reason=reason)
             elif name in updated:
                 self._record_limits(process)
@@ -261,7 +276,7 @@ class Changes:
             self.table.send(process, Event.STOP, now)
         process.config = config
         process.removed = False
-        if config.autostart and not process.manual_stop:
+        if config.autostart and config.schedule is None and not process.manual_stop:
             self.table.send(process, Event.START, now)
 
     def _record_limits(self, process: CompanionProcess) -> None:
@@ -330,6 +345,10 @@ class Follower:
             if stopped and not process.manual_stop:
                 self.log.info("Stopping companion %s, as the old master did by command", name)
                 self.steering.stop([process])
+            elif not stopped and process.config.schedule is not None:
+                # The old manager runs it now.
+                process.manual_stop = False
+                self.kept.note(name, stopped=False)
             elif not stopped and process.state is State.STOPPING:
                 # No command could do that; but this one is to run as soon as it can.
                 self.table.send(process, Event.START, at)

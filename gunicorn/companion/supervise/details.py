@@ -43,6 +43,7 @@ def details(
         "limits": _limits(process, None if memory is None else memory["private"], now),
         "starts_in_the_last_hour": sum(start > now - HOUR for start in process.starts),
         "ends": history.ends_of(process.name),
+        "runs_of_schedule": list(process.timing.runs),
     }
 
 

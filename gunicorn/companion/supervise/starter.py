@@ -125,6 +125,8 @@ class Starter:
         for process in self.table.values():
             wanted = process.config.autostart or self.kept.overrides.stopped.get(process.name) is False
             wanted = wanted and not process.manual_stop and process.settled is None
+            # `Schedules` starts the others.
+            wanted = wanted and process.config.schedule is None
             if wanted:
                 self.table.send(process, Event.START, now)
             if self.start_rights.has_older_process(process.name):

@@ -33,6 +33,11 @@ export function details(name, status, { details: own, rates }) {
   return [
     h("div", { class: "title" }, h("h1", null, name), h("p", { class: "big" }, stateOf(companion)), h("p", { class: "do" }, steer(companion, copies))),
     h("dl", { class: "facts" }, facts.filter(([, value]) => value).map(([label, value]) => [h("dt", null, label), h("dd", null, value)])),
+    ...(more.runs_of_schedule?.length ? [h("h2", null, "Latest runs"), table("Latest runs", [
+      ["When", (run) => clock(run.started)], ["Why", (run) => run.why],
+      ["How", (run) => (run.good === null ? "runs" : run.good ? "success" : `failed: ${run.how}`), "text"],
+      ["Took", (run) => (run.took === null ? MISSING : `${number(run.took)} s`), "n"],
+    ], [...more.runs_of_schedule].reverse(), (run) => `${run.started}`)] : []),
     h("h2", null, "Latest ends"),
     more.ends?.length ? table("Latest ends", [
       ["When", (end) => clock(end.time)], ["Cause", (end) => h("b", { class: `cause ${end.cause}` }, end.cause)],

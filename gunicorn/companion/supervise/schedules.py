@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: MIT
+"""Start companions with a `schedule` at their times, and remember their runs.
+
+What is remembered is in a file of the run directory, one for each companion. Its lock is the right to keep
+the schedule: of two managers, over an upgrade or a reload of all, only one starts a run, and the next one
+goes on where the first has stopped. A manager that is killed loses its locks, and its successor finds in the
+files which times are dealt with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+from collections.abc import Callable
+from dataclasses import KW_ONLY, asdict, dataclass, field
+from typing import Any
+
+from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.process import Cause, CompanionProcess, Event, State
+from gunicorn.companion.runfile import MAX_RECORD, RunFile
+from gunicorn.companion.schedule import GRACE, Clock, Due, Moment, clock_time
+from gunicorn.companion.status import ScheduleStatus, format_age
+from gunicorn.companion.supervise.overrides import KeptState
+from gunicorn.companion.supervise.rights import StartRights
+from gunicorn.companion.table import Change, ProcessTable
+from gunicorn.unix.kernel import KERNEL, Kernel
+
+SUFFIX = ".schedule"
+
+# Runs of a companion that are remembered.
+RUNS_KEPT = 20
+# Seconds between two looks at a clock that somebody may set, and after which the machine may have slept.
+LOOK_INTERVAL = 60.0
+# Seconds between two attempts to take over a schedule from another manager.
+TAKE_INTERVAL = 0.5
+
+# The server has ended these runs, and not their time.
+CUT_SHORT = (Cause.SERVER, Cause.RELOAD, Cause.UPGRADE)
+
+
+@dataclass
+class Memory:
+    """What is remembered of a companion. *through*: the times up to it are dealt with, by the wall clock.
+
+    *owed*: a run is due that has not begun. *runs*: the latest ones, the last one last; ``good`` is None
+    while it runs. The others count all runs, and times without one.
+    """
+
+    spec: list[str | None]
+    through: float
+    owed: bool = False
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    count: int = 0
+    failed: int = 0
+    failed_in_a_row: int = 0
+    skipped: int = 0
+    missed: int = 0
+    last_success: float | None = None
+
+    @classmethod
+    def of(cls, file: RunFile, spec: list[str | None], now: float) -> Memory:
+        """What *file* says, which another version of the server may have written."""
+        fresh = cls(spec, now)
+        try:
+            found = json.loads(os.pread(file.fd, MAX_RECORD, 0).partition(b"\n")[0])
+            memory = cls(**{name: found[name] for name in asdict(fresh)})
+        except (OSError, ValueError, TypeError, KeyError):
+            return fresh
+        if memory.spec != spec:
+            # Times of another schedule, and those before the change, do not count.
+            memory.spec, memory.through, memory.owed = spec, now, False
+        return memory
+
+    def write(self, file: RunFile) -> None:
+        """Raises OSError."""
+        data = json.dumps(asdict(self), separators=(",", ":")).encode() + b"\n"
+        os.pwrite(file.fd, data, 0)
+        os.ftruncate(file.fd, len(data))
+
+    def add(self, run: dict[str, Any]) -> None:
+        self.runs = [*self.runs, run][-RUNS_KEPT:]
+        self.count += 1
+
+    def end(self, *, good: bool, took: float, how: str, at: float) -> None:
+        """Note how the last run has ended."""
+        if self.runs:
+            self.runs[-1] |= {"good": good, "took": round(took, 3), "how": how}
+        self.failed += not good
+        self.failed_in_a_row = 0 if good else self.failed_in_a_row + 1
+        if good:
+            self.last_success = round(at, 3)
+
+    @property
+    def last(self) -> dict[str, Any] | None:
+        """The latest run that has ended."""
+        return next((run for run in reversed(self.runs) if run["good"] is not None), None)
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        names = ("count", "failed", "failed_in_a_row", "skipped", "missed", "last_success")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(eq=False)
+class Job:
+    """A companion whose schedule this manager keeps.
+
+    *asked*: the start of the run that is owed was asked for. *late*: that run makes up for missed times.
+    *off*: the schedule does not count. *told*: that the present run lasts beyond its next time.
+    """
+
+    file: RunFile
+    memory: Memory
+    clock: Clock
+    asked: bool = False
+    late: bool = False
+    off: bool = False
+    told: bool = False
+
+
+def _spec(config: CompanionConfig) -> list[str | None]:
+    return [config.schedule, config.schedule_timezone]
+
+
+@dataclass(eq=False, repr=False)
+class Schedules:
+    """Starts the companions of *table* that have a schedule. ``due``: when it must look again."""
+
+    table: ProcessTable
+    log: Any
+    _: KW_ONLY
+    kept: KeptState
+    start_rights: StartRights
+    kernel: Kernel = KERNEL
+    chance: Callable[[], float] = random.random
+    due: float | None = field(default=None, init=False)
+    _jobs: dict[str, Job] = field(default_factory=dict, init=False)
+    _complaint: str | None = field(default=None, init=False)
+
+    def step(self, now: float, *, stopping: bool = False) -> None:
+        """Start what is due; with *stopping* only let go of the schedules of what has stopped."""
+        self.due = None
+        scheduled = [p for p in self.table.values() if p.config.schedule is not None and not p.removed]
+        for name in self._jobs.keys() - {process.name for process in scheduled}:
+            process = self.table.get(name)
+            if process is None or process.state is State.STOPPED or not process.removed:
+                self._jobs.pop(name).file.release()
+        if not scheduled:
+            return
+        moment = self._moment()
+        for process in scheduled:
+            if not stopping:
+                self._step_one(process, now, moment)
+            elif process.state is State.STOPPED:
+                self._let_go(process.name)
+
+    def _moment(self) -> Moment:
+        return Moment(self.kernel.wall(), self.kernel.boottime())
+
+    def _step_one(self, process: CompanionProcess, now: float, moment: Moment) -> None:
+        job = self._jobs.get(process.name) or self._take(process, moment)
+        process.timing = ScheduleStatus(kept_elsewhere=job is None)
+        if job is None:
+            self._look_at(now + TAKE_INTERVAL)
+            return
+        memory = job.memory
+        if memory.spec != _spec(process.config):
+            memory.spec, memory.through = _spec(process.config), moment.wall
+            job.clock = self._make_clock(process.config, memory, moment)
+            self._save(process, job)
+        if not self._is_wanted(process):
+            job.off = True
+            if memory.owed:
+                memory.owed = job.asked = False
+                self._save(process, job)
+        else:
+            if job.off:
+                # Times at which it was stopped are not made up for.
+                job.off = False
+                job.clock.skip_to(moment)
+            if (due := job.clock.look(moment)) is not None:
+                self._on_time(process, job, due, now, moment)
+            if memory.owed and not job.asked and process.state is State.STOPPED:
+                job.asked = True
+                self.table.send(process, Event.START, now)
+            left = job.clock.seconds_left(moment)
+            self._look_at(now + min(left, LOOK_INTERVAL))
+            if left < float("inf"):
+                process.timing.next_at = now + left
+                if job.clock.times.by_wall:
+                    zone = process.config.schedule_timezone
+                    process.timing.clock = clock_time(moment.wall + left, moment.wall, zone)
+        process.timing.last, process.timing.runs = memory.last, memory.runs
+        process.timing.facts = memory.counts
+
+    def _look_at(self, moment: float) -> None:
+        self.due = moment if self.due is None else min(self.due, moment)
+
+    def _is_wanted(self, process: CompanionProcess) -> bool:
+        """Whether its schedule counts: it was not stopped by command, or is yet to be started by one."""
+        stopped = self.kept.overrides.stopped.get(process.name, not process.config.autostart)
+        return not stopped and not process.manual_stop
+
+    def _on_time(self, process: CompanionProcess, job: Job, due: Due, now: float, moment: Moment) -> None:
+        """A time has come: have a run, or say why there is none."""
+        memory, config = job.memory, process.config
+        job.clock.delay = self.chance() * config.schedule_jitter
+        memory.through = job.clock.wall_of_through(moment)
+        at = clock_time(due.at, moment.wall, config.schedule_timezone)
+        if due.is_missed and not config.schedule_catch_up:
+            memory.missed += 1
+            self._tell(process, "missed", f"nothing ran at {at}")
+        elif process.state is State.STOPPED or config.schedule_overlap != "skip":
+            memory.owed, job.late = True, due.is_missed
+        else:
+            memory.skipped += 1
+            if not job.told:
+                # Once for each run that lasts too long: the history is short.
+                self._tell(process, "skipped", f"at {at} the run before had not ended")
+            job.told = True
+        self._save(process, job)
+        if memory.owed and config.schedule_overlap == "restart" and process.state is not State.STOPPED:
+            job.asked = True
+            self.table.send(process, Event.RESTART, now, cause=Cause.SCHEDULE, reason="its next run is due")
+
+    def _tell(self, process: CompanionProcess, event: str, why: str) -> None:
+        self.log.warning("Companion %s: a run was %s: %s", process.name, event, why)
+        self.kept.history.add(event, process.name, cause=Cause.SCHEDULE, reason=why)
+
+    # -- runs ------------------------------------------------------------------------
+
+    def observe(self, change: Change) -> None:
+        """Note the begin and the end of each run."""
+        process = change.process
+        job = self._jobs.get(process.name)
+        if job is None:
+            return
+        if change.event is Event.FORKED:
+            self._begin(process, job)
+        elif change.event is Event.START_FAILED:
+            self._begin(process, job)
+            how = process.reason or "not started"
+            self._end(process, job, good=False, took=0.0, how=how, cause=Cause.START_FAILED)
+        elif change.event is Event.EXITED:
+            self._on_exit(change, job)
+
+    def _begin(self, process: CompanionProcess, job: Job) -> None:
+        why = "command"
+        if job.asked:
+            why = "catch-up" if job.late else "schedule"
+            job.memory.owed = job.asked = job.late = False
+        elif len(process.tries) > 1:
+            why = "retry"
+        job.told = False
+        started = round(self.kernel.wall(), 3)
+        job.memory.add({"started": started, "why": why, "good": None, "took": None, "how": None})
+        self._save(process, job)
+
+    def _on_exit(self, change: Change, job: Job) -> None:
+        process, good = change.process, change.process.ended_well
+        asked = change.before.state is State.STOPPING and not process.failing
+        how = process.cause_text or process.last_exit
+        if asked:
+            how = process.last_exit if good else f"cut short: {process.cause_text}"
+            if not good and process.cause in CUT_SHORT and process.config.schedule_catch_up:
+                job.memory.owed = job.late = True
+        cause = None if asked else process.cause
+        self._end(process, job, good=good, took=process.latest_run, how=how, cause=cause)
+
+    def _end(
+        self, process: CompanionProcess, job: Job, *, good: bool, took: float, how: str, cause: Cause | None
+    ) -> None:
+        """Note an end; with a *cause*, nobody has asked for it."""
+        job.memory.end(good=good, took=took, how=how, at=self.kernel.wall())
+        self._save(process, job)
+        if not good and cause is not None:
+            self.log.error("Companion %s: its run failed after %s: %s", process.name, format_age(took), how)
+            self.kept.history.add("run failed", process.name, cause=cause, reason=how)
+
+    # -- the files -------------------------------------------------------------------
+
+    def _take(self, process: CompanionProcess, moment: Moment) -> Job | None:
+        """Take the schedule of *process*; None while another manager keeps it."""
+        config = process.config
+        try:
+            file = RunFile.claim(self.start_rights.usable_run_dir(), config.name, SUFFIX)
+        except OSError as exc:
+            self._complain(exc)
+            file = RunFile.claim(None, config.name)
+        if file is None:
+            return None
+        memory = Memory.of(file, _spec(config), moment.wall)
+        if memory.runs and memory.runs[-1]["good"] is None:
+            # Its manager was killed, and it with it.
+            memory.end(good=False, took=0.0, how="cut short: its manager was killed", at=moment.wall)
+            memory.owed = memory.owed or config.schedule_catch_up
+        elif memory.owed and moment.wall > memory.through + GRACE and not config.schedule_catch_up:
+            memory.owed = False
+            memory.missed += 1
+            self._tell(process, "missed", "nothing ran in time")
+        job = Job(file, memory, self._make_clock(config, memory, moment), late=memory.owed)
+        self._jobs[config.name] = job
+        self._save(process, job)
+        return job
+
+    def _make_clock(self, config: CompanionConfig, memory: Memory, moment: Moment) -> Clock:
+        assert config.times is not None
+        clock = Clock.since(config.times, memory.through, moment)
+        clock.delay = self.chance() * config.schedule_jitter
+        return clock
+
+    def _save(self, process: CompanionProcess, job: Job) -> None:
+        """Write down what is remembered, before what follows from it is done."""
+        try:
+            if not job.file.in_place:
+                fresh = RunFile.claim(self.start_rights.usable_run_dir(), process.name, SUFFIX)
+                if fresh is not None:
+                    job.file.close()
+                    job.file = fresh
+            job.memory.write(job.file)
+        except OSError as exc:
+            self._complain(exc)
+
+    def _complain(self, exc: OSError) -> None:
+        if self._complaint != exc.strerror:
+            self._complaint = exc.strerror
+            self.log.warning(
+                "The runs of schedules cannot be noted in %s: %s. If the manager is killed, a run may be lost"
+                " or repeated",
+                self.start_rights.run_dir,
+                exc.strerror,
+            )
+
+    def _let_go(self, name: str) -> None:
+        """Leave the schedule of *name* to another manager, and its file where it is."""
+        job = self._jobs.pop(name, None)
+        if job is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(job.file.fd, fcntl.LOCK_UN)
+            job.file.close()
+
+    def descriptors(self) -> list[int]:
+        return [fd for job in self._jobs.values() for fd in job.file.descriptors()]
+
+    def close(self) -> None:
+        for name in list(self._jobs):
+            self._let_go(name)

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""Schedules with real processes: runs, overlap, retries, commands, and managers that come and go."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from e2e_apps import JOBS
+from e2e_companions import companion_server, entry, overlaps, reconfigure, starts
+from harness import Server, wait_until
+
+TARGETS = (
+    JOBS
+    + '''
+def quick():
+    begin()
+
+def waits():
+    """Ends when the test has made a file, which it takes away."""
+    begin()
+    path = os.path.join(HERE, f"{name()}.go")
+    while not os.path.exists(path):
+        time.sleep(0.02)
+    os.unlink(path)
+
+def fails():
+    begin()
+    raise KeyError("price")
+'''
+)
+FILES = {"jobs.py": TARGETS}
+
+
+def schedule_of(server: Server, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = server.companion(name)["schedule"]
+    return found
+
+
+def runs_of(server: Server, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = server.ask("status", name, details=True)["companions"][0]["details"][
+        "runs_of_schedule"
+    ]
+    return found
+
+
+def wait_runs(server: Server, name: str, count: int, key: str = "count") -> None:
+    wait_until(lambda: schedule_of(server, name)[key] >= count, 20, lambda: str(server.companion(name)))
+
+
+def command(server: Server, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run gunicorn-companion, which finds the server's socket itself."""
+    line = [sys.executable, "-m", "gunicorn.companion.ctl", "-s", str(server.control_path()), *words]
+    return subprocess.run(line, capture_output=True, text=True, timeout=60)
+
+
+def reasons(server: Server, name: str) -> list[str]:
+    return [run["why"] for run in runs_of(server, name)]
+
+
+def test_runs_overlap_retries_and_commands() -> None:
+    server = companion_server(
+        entry("tick", "quick", schedule="every 1s", startsecs=5),
+        entry("skip", "waits", schedule="every 1s"),
+        entry("queue", "waits", schedule="every 1s", schedule_overlap="queue"),
+        entry("anew", "waits", schedule="every 1s", schedule_overlap="restart"),
+        entry("bad", "fails", schedule="every 1s", schedule_retries=1, restart_delay=0.05),
+        entry("long", "waits", schedule="every 1s", max_runtime=0.3),
+        entry("yearly", "waits", schedule="0 0 1 1 *", schedule_timezone="Asia/Tokyo"),
+        entry("off", "quick", schedule="every 1s", autostart=False),
+        files_option=FILES,
+    )
+    with server:
+        server.wait_manager()
+        first = server.companion("yearly")
+        assert (first["state"], first["pid"]) == ("STOPPED", None)
+        assert first["description"].endswith("-01-01 00:00 Asia/Tokyo"), first
+        assert server.companion("off")["description"] == "its schedule waits for the first 'start'"
+
+        # The one before still runs: its next time is skipped, or one run waits, or it begins anew.
+        wait_runs(server, "skip", 2, "skipped")
+        wait_runs(server, "queue", 1)
+        assert (len(starts(server, "skip")), len(starts(server, "queue"))) == (1, 1)
+        server.write("skip.go", "")
+        server.write("queue.go", "")
+        wait_runs(server, "skip", 2)
+        wait_runs(server, "queue", 2)
+        wait_runs(server, "anew", 2)
+        assert runs_of(server, "anew")[0]["how"] == "cut short: its next run is due"
+        assert [run["good"] for run in runs_of(server, "queue")[:1]] == [True]
+
+        # A failed run is tried again as often as allowed, and is a failure for `status`.
+        wait_runs(server, "bad", 3)
+        assert reasons(server, "bad")[:3] == ["schedule", "retry", "schedule"]
+        assert runs_of(server, "bad")[0]["how"] == "exited with status 1 (KeyError: 'price')"
+        wait_runs(server, "long", 1, "failed")
+        assert runs_of(server, "long")[0]["how"].startswith("it ran for longer than max_runtime")
+        shown = command(server, "status", "bad", "tick")
+        assert shown.returncode == 3
+        assert "last run failed: exited with status 1 (KeyError: 'price')" in shown.stdout
+        history = [each["event"] for each in server.ask("history")["history"]]
+        assert {"skipped", "run failed"} <= {*history}
+
+        # By command: now; and a stop is one of its schedule, too.
+        started = command(server, "start", "yearly", "off")
+        assert started.returncode == 0, started
+        server.write("yearly.go", "")
+        wait_until(lambda: schedule_of(server, "yearly")["last"], 10, "the run by command has ended")
+        assert reasons(server, "yearly") == ["command"]
+        wait_runs(server, "off", 2)
+        assert reasons(server, "off")[:2] == ["command", "schedule"]
+        assert command(server, "stop", "tick").returncode == 0
+        assert server.companion("tick")["description"].startswith(
+            "stopped manually, and its schedule with it"
+        )
+        assert command(server, "status", "tick").returncode == 0
+        stopped = schedule_of(server, "tick")
+        manager = server.wait_manager()
+
+        # A manager that is killed neither repeats nor loses a run, nor what it knew of the others.
+        os.kill(manager, signal.SIGKILL)
+        server.wait_manager(without=manager)
+        before = len(starts(server, "off"))
+        wait_until(lambda: len(starts(server, "off")) >= before + 2, 20, "it goes on")
+        assert schedule_of(server, "tick")["count"] == stopped["count"] == len(starts(server, "tick"))
+        assert "stopped manually" in server.companion("tick")["description"]
+        assert reasons(server, "yearly") == ["command"]
+        times = [at for _, at in starts(server, "off")]
+        assert len(times) <= times[-1] - times[0] + 2
+        assert runs_of(server, "skip")[0]["why"] == "schedule"
+        assert overlaps(server) == []
+
+
+def remember(server: Server, name: str, schedule: str, ago: float) -> None:
+    """Have an earlier server have dealt with the times of *schedule* up to *ago* seconds before now."""
+    memory = {
+        "spec": [schedule, None],
+        "through": time.time() - ago,
+        "owed": False,
+        "runs": [],
+        **dict.fromkeys(("count", "failed", "failed_in_a_row", "skipped", "missed"), 0),
+        "last_success": None,
+    }
+    server.write(f"memory/{name}.schedule", json.dumps(memory) + "\n")
+
+
+def test_servers_and_masters_that_come_and_go() -> None:
+    hourly = {"schedule": "every 3600s"}
+    companions = [
+        entry("just", "quick", **hourly),
+        entry("missed", "quick", **hourly),
+        entry("caught", "waits", **hourly, schedule_catch_up=True),
+        entry("calm", "quick", **hourly),
+    ]
+    server = companion_server(*companions, files_option=FILES, pidfile="g.pid", companion_run_dir="memory")
+    (server.dir / "memory").mkdir()
+    for name, ago in (("just", 3605), ("missed", 5000), ("caught", 9000), ("calm", 1800)):
+        remember(server, name, "every 3600s", ago)
+    with server:
+        server.wait_manager()
+        # Times that passed while no server ran: one a moment ago, and others that are missed.
+        wait_runs(server, "just", 1)
+        wait_runs(server, "missed", 1, "missed")
+        wait_runs(server, "caught", 1)
+        assert reasons(server, "caught") == ["catch-up"]
+        assert 1700 < (schedule_of(server, "calm")["next"] or 0) - time.time() <= 1800
+
+        # A reload changes what is to come and nothing that runs.
+        pid = server.companion("caught")["pid"]
+        server.write("jobs.py", TARGETS)
+        other = {"caught": {"env": {"A": "1"}}, "calm": {"schedule": "every 1s"}}
+        changed = [{**each, **other.get(each["name"], {})} for each in companions]
+        reconfigure(server, *changed, pidfile="g.pid", companion_run_dir="memory")
+        assert server.ask("reread")["updated"] == ["calm", "caught"]
+        wait_runs(server, "calm", 2)
+        assert server.companion("caught")["pid"] == pid
+
+        # Of two masters only the old one keeps the schedules, until it stops.
+        new = server.upgrade()
+        wait_until(lambda: new.companion("calm")["schedule"]["kept_elsewhere"], 20, "the old one keeps it")
+        assert "another server keeps its schedule" in new.companion("just")["description"]
+        before = len(starts(server, "calm"))
+        wait_until(lambda: len(starts(server, "calm")) > before, 20, "the old master goes on")
+        assert server.stop() == 0
+        server.adopt(new.pid)
+        wait_until(lambda: not schedule_of(server, "calm")["kept_elsewhere"], 20, "the new one keeps it")
+        before = len(starts(server, "calm"))
+        wait_until(lambda: len(starts(server, "calm")) > before, 20, "the new master goes on")
+        # What the upgrade has cut short is made up for; what was done is not done again.
+        wait_runs(server, "caught", 2)
+        assert runs_of(server, "caught")[0]["how"] == "cut short: another master takes over"
+        assert reasons(server, "caught") == ["catch-up", "catch-up"]
+        times = [at for _, at in starts(server, "calm")]
+        assert len(times) <= times[-1] - times[0] + 2
+        assert (len(starts(server, "just")), len(starts(server, "missed"))) == (1, 0)
+
+        # A removed one is stopped in the middle of its run.
+        reconfigure(server, changed[0], pidfile="g.pid", companion_run_dir="memory")
+        assert server.ask("reread")["removed"] == ["calm", "caught", "missed"]
+        wait_until(lambda: [*server.companions()] == ["just"], 20, "they are gone")
+        assert sorted(path.name for path in (server.dir / "memory").glob("*.schedule")) == ["just.schedule"]
+        assert overlaps(server) == []
