@@ -11,6 +11,7 @@ from types import BuiltinFunctionType
 
 from gunicorn.unix import boottime, cgroup, session
 
+
 class Kernel:
     """The real one; a test may pass another to whatever takes a kernel.
 
