@@ -54,6 +54,15 @@ def _time_spent(thread: int) -> float:
         return 0.0
 
 
+def state_of_gil() -> str | None:
+    """Tell whether the global interpreter lock is off; None if this Python cannot do without it."""
+    if "t" not in sys.abiflags:
+        return None
+    if sys._is_gil_enabled():  # type: ignore[attr-defined]
+        return "The GIL is on: an extension module that needs it has turned it on, or PYTHON_GIL or -X gil"
+    return "The GIL is off: threads run in parallel"
+
+
 class ThreadWorker(Worker):
     """Serves requests in `threads` threads and keeps up to `worker_connections` connections."""
 
@@ -118,6 +127,9 @@ class ThreadWorker(Worker):
     # -- the main thread -----------------------------------------------------------------
 
     def run(self) -> None:
+        # Now that the application is loaded, which may turn it on.
+        if (gil := state_of_gil()) is not None:
+            self.log.info("%s", gil)
         if self._is_tls:
             self._tls = listening.ssl_context(self.cfg)
         self._alarm = select.poll()

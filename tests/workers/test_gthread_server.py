@@ -7,13 +7,17 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from harness import Server, descriptors, is_alive, status_field, wait_until
 from workertools import APP, Client, conf, connect, elapsed, get, tls
+
+from gunicorn.workers.gthread import state_of_gil
 
 
 @contextlib.contextmanager
@@ -321,3 +325,31 @@ def test_a_request_that_has_come_is_not_dropped_to_make_room() -> None:
             os.kill(worker, signal.SIGCONT)
             # The place is free when one of them has been answered for the last time.
             assert old.answer().closes and new.answer().status == 200
+
+
+# Not "d", a debug build; nor any build before Python 3.13, which cannot be asked.
+@pytest.mark.parametrize(
+    "flags, enabled, said",
+    [
+        ("", None, None),
+        ("d", None, None),
+        (
+            "t",
+            True,
+            "The GIL is on: an extension module that needs it has turned it on, or PYTHON_GIL or -X gil",
+        ),
+        ("td", False, "The GIL is off: threads run in parallel"),
+    ],
+)
+def test_the_state_of_the_gil(
+    flags: str, enabled: bool | None, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "abiflags", flags)
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: enabled, raising=False)
+    assert state_of_gil() == said
+
+
+def test_a_worker_on_a_free_threaded_build_says_that_the_gil_is_off() -> None:
+    build = "import sys\nsys.abiflags, sys._is_gil_enabled = 't', lambda: False\n"
+    with Server(config=build + conf("gthread", threads=2)) as server:
+        assert "The GIL is off" in server.log()
