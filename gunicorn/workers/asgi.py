@@ -33,7 +33,7 @@ try:
     from uvicorn import Config
     from uvicorn.server import ServerState
 
-    from gunicorn.workers.asgicompanion import CompanionLife, make
+    from gunicorn.workers.asgicompanion import CompanionLife, config_of, make
     from gunicorn.workers.asgiconnection import Conn, read_proxy_header
     from gunicorn.workers.asgilifespan import Lifespan
     from gunicorn.workers.asgiprotocol import HTTP, RARE
@@ -426,6 +426,8 @@ def companion(application: str, **settings: Any) -> partial[None]:
 
     *settings* are those of a web worker, such as ``accesslog`` and ``graceful_timeout``.
     """
+    # A mistake is one of the configuration file, then, and no failure of the companion.
+    config_of(settings)
     # Its arguments tell whether `reread` has to restart it.
     return partial(serve, application, **settings)
 

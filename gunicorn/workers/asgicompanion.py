@@ -45,11 +45,17 @@ class CompanionLife(Worker):
         self.run()
 
 
-def make(worker_class: Any, settings: dict[str, Any]) -> Any:
-    """Make a worker of *worker_class* on the sockets of ``bind``. Raises ValueError without any."""
+def config_of(settings: dict[str, Any]) -> Config:
+    """Return the configuration with *settings*. Raises ValueError or AttributeError for what is none."""
     cfg = Config()
     for name, value in settings.items():
         cfg.set(name, value)
+    return cfg
+
+
+def make(worker_class: Any, settings: dict[str, Any]) -> Any:
+    """Make a worker of *worker_class* on the sockets of ``bind``. Raises ValueError without any."""
+    cfg = config_of(settings)
     worker_class.check_config(cfg, None)
     count = listen_fds()
     if not count:

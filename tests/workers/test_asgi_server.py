@@ -20,6 +20,9 @@ from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_websocket
 from workertools import Client, connect, get
 
+from gunicorn.companion.checks import check_target, describe_target
+from gunicorn.workers.asgi import companion
+
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
 def served(request: pytest.FixtureRequest) -> Iterator[Server]:
@@ -62,8 +65,9 @@ def test_the_scope(served: Server) -> None:
     assert (scope["http_version"], scope["method"], scope["scheme"]) == ("1.1", "GET", "http")
     assert scope["client"][0] == "127.0.0.1" and scope["state"]["pid"] in served.workers()
     assert scope["headers"] == [["host", "test"], ["x-question", "?"]]
-    log = served.wait_log("|?|")
-    assert "before GET /scope ?" in log and "after a=b 200 OK" in log
+    # The hook is the last one.
+    log = served.wait_log("after a=b 200 OK")
+    assert "before GET /scope ?" in log
     length = log.partition("|a=b|?|")[2].partition("\n")[0]
     assert f"127.0.0.1|GET /scope?a=b HTTP/1.1|200|{length}|/scope|a=b|" in log
 
@@ -306,12 +310,19 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert "has no lifespan, and asgi_lifespan is on: RuntimeError: lifespan" in done.stderr
 
 
+def test_a_companion_whose_target_is_a_call() -> None:
+    target = companion("live:app", accesslog="-")
+    assert check_target(target) is target
+    assert describe_target(target) == "gunicorn.workers.asgi:serve(*('live:app',), **{'accesslog': '-'})"
+    with pytest.raises(AttributeError, match="accesslgo"):
+        companion("live:app", accesslgo="-")
+
+
 def test_the_same_in_a_companion() -> None:
     """On its own sockets: it is ready after its lifespan, drains at a restart, and closes WebSockets."""
     config = """
-from gunicorn.workers.asgi import companion
-companion_workers = [{"name": "live", "target": companion("live:app", accesslog="-"), "ready": "notify",
-    "bind": "127.0.0.1:%d", "watchdog": 20}]
+companion_workers = [{"name": "live", "target": "gunicorn.workers.asgi:companion('live:app', accesslog='-')",
+    "ready": "notify", "bind": "127.0.0.1:%d", "watchdog": 20}]
 """
     port = free_port()
     with Server(config=config % port, files={"live.py": APP}) as server:
