@@ -75,11 +75,11 @@ def import_app(module: str) -> Callable[..., Any]:
     module_name = module_name.strip()
     if not module_name:
         raise AppImportError(f"{module!r} names no module; write MODULE:CALLABLE, such as shop.wsgi:app")
-    path, call = _parse_expression(expression.strip() if colon else "application", module)
+    path, call = parse_expression(expression.strip() if colon else "application", module)
     loaded = _import_app_module(module_name)
     found = _look_up(loaded, module_name, path, implied=not colon)
     if call is not None:
-        found = _call_factory(found, f"{module_name}:{'.'.join(path)}", *call)
+        found = call_factory(found, f"{module_name}:{'.'.join(path)}", *call)
         if found is None:
             raise AppImportError(f"the factory {expression!r} of module {module_name!r} returned None")
     elif found is None:
@@ -139,8 +139,8 @@ def load_lazy_imports() -> list[str]:
 _Call = tuple[list[Any], dict[str, Any]]
 
 
-def _parse_expression(expression: str, whole: str) -> tuple[list[str], _Call | None]:
-    """The attribute path in *expression*, and the arguments if it is a call."""
+def parse_expression(expression: str, whole: str) -> tuple[list[str], _Call | None]:
+    """The attribute path in *expression*, and the arguments if it is a call. Raises AppImportError."""
     if all(part.isidentifier() for part in expression.split(".")):
         return expression.split("."), None
     import ast
@@ -204,7 +204,8 @@ def _hint(holder: Any, name: str, implied: bool) -> str:
     return hint + (" (the default attribute is 'application')" if implied else "")
 
 
-def _call_factory(factory: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+def call_factory(factory: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Call *factory*, which *name* names. Raises AppImportError if it does not take the arguments."""
     if not callable(factory):
         raise AppImportError(f"{name} is of type {type(factory).__name__} and cannot be called")
     try:

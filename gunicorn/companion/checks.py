@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gunicorn.companion.leasing.store import check_url
+from gunicorn.errors import AppImportError
+from gunicorn.loading import parse_expression
 from gunicorn.settings import redact
 from gunicorn.settings.companion import AUTORESTART_WAYS
 from gunicorn.settings.foreign import autorestart_hint
@@ -116,9 +118,17 @@ def check_name(value: Any) -> str:
 
 def check_target(value: Any) -> Target:
     if isinstance(value, str):
-        module, colon, attribute = value.partition(":")
-        parts = [*module.split("."), *attribute.split(".")]
-        if not colon or not all(part.isidentifier() for part in parts):
+        module, colon, expression = value.partition(":")
+        try:
+            _, call = parse_expression(expression, value)
+        except AppImportError as error:
+            if "(" in expression:
+                raise ValueError(str(error)) from None
+            colon = ""
+        else:
+            if call == ([], {}):
+                raise ValueError(f"{value!r} is called by the companion itself: leave '()' away")
+        if not colon or not all(part.isidentifier() for part in module.split(".")):
             raise ValueError(f"{value!r} is not of the form 'module:callable'")
         return value
     if not callable(value):

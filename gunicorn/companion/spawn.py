@@ -25,6 +25,8 @@ from gunicorn.companion.child.exit import flush, forget_inherited_exit_handlers,
 from gunicorn.companion.child.program import CannotRun, execute
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.runfile import Record, RunFile, note_exception
+from gunicorn.errors import AppImportError
+from gunicorn.loading import call_factory, parse_expression
 from gunicorn.monitor import inherited
 from gunicorn.settings import redact
 from gunicorn.settings.monitor import MONITOR_TARGET
@@ -439,13 +441,22 @@ def import_target(target: Target) -> Callable[[], Any]:
     """Return the callable itself, imported if *target* is a string. Raises StartFailed if there is none."""
     if not isinstance(target, str):
         return target
-    module_name, _, attributes = target.partition(":")
+    module_name, _, expression = target.partition(":")
+    path, call = parse_expression(expression, target)
     found: Any = importlib.import_module(module_name)
-    for attribute in attributes.split("."):
+    name = ".".join(path)
+    for attribute in path:
         try:
             found = getattr(found, attribute)
         except AttributeError:
-            raise StartFailed(f"module {module_name!r} has no {attributes!r} to run") from None
+            raise StartFailed(f"module {module_name!r} has no {name!r} to run") from None
+    if call is not None:
+        try:
+            found = call_factory(found, f"{module_name}:{name}", *call)
+        except AppImportError as error:
+            raise StartFailed(str(error)) from None
+        if not callable(found):
+            raise StartFailed(f"{target} returns {found!r}, and not what the companion is to call")
     if not callable(found):
         raise StartFailed(f"{target} is not callable")
     return found  # type: ignore[no-any-return]

@@ -147,7 +147,8 @@ class CompanionWorkers(
 
     Each needs a ``name`` (unique; letters, digits, ``.``, ``_``, ``-``) and one of two: ``target``, a
     callable without arguments, or ``"module:callable"``, which the companion itself imports; or ``command``,
-    a program and its arguments as a list, which runs without a shell.
+    a program and its arguments as a list, which runs without a shell. ``"module:factory('slow')"`` is what
+    the factory returns, called with these literals.
 
     All other keys have a default. For most of them a setting below sets it for all companions: the default of
     ``stop_timeout`` is ``companion_stop_timeout``. The page about companions has a table of the keys.

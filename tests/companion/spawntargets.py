@@ -51,6 +51,10 @@ class Shop:
 
     number = 5
 
+    @staticmethod
+    def made(name, number=None):
+        return number or (lambda: print("the", name, "of the shop"))
+
 
 def facts():
     """What this process is, as JSON."""

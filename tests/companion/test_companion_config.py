@@ -91,7 +91,10 @@ def build(**values) -> CompanionConfig:
         (rq(target="app"), "companion 'rq': target: 'app' is not of the form 'module:callable'"),
         (rq(target="app:"), "companion 'rq': target: 'app:' is not of the form"),
         (rq(target=":run"), "companion 'rq': target: ':run' is not of the form"),
-        (rq(target="app:run()"), "companion 'rq': target: 'app:run()' is not of the form"),
+        (rq(target="app:run()"), "target: 'app:run()' is called by the companion itself: leave '()' away"),
+        (rq(target="app:run(x)"), "target: the arguments in 'run(x)' must be literals"),
+        (rq(target="app:run(1"), "target: cannot read 'run(1' in 'app:run(1'"),
+        (rq(target="a b:run(1)"), "target: 'a b:run(1)' is not of the form"),
         (rq(target="app:a:b"), "companion 'rq': target: 'app:a:b' is not of the form"),
         (rq(target="app..x:a"), "companion 'rq': target: 'app..x:a' is not of the form"),
         (rq(target=7), "companion 'rq': target: 7 is neither a callable nor 'module:callable'"),
@@ -549,6 +552,7 @@ def test_paths_may_be_path_objects(tmp_path):
         signal.pause,
         "app:run",
         "shop.jobs:Worker.main",
+        "shop.jobs:Worker.of('slow', count=3)",
     ],
 )
 def test_targets_that_may_be(target):

@@ -615,8 +615,9 @@ def test_the_hook_runs_in_the_companion_before_the_target(run):
     assert run("", before=code).out == "hook rq set()\ntarget\n"
 
 
-def test_a_target_by_name(run):
-    end = run("spawntargets:Shop.Jobs.run")
+@pytest.mark.parametrize("target", ["spawntargets:Shop.Jobs.run", "spawntargets:Shop.made('jobs')"])
+def test_a_target_by_name(run, target):
+    end = run(target)
     assert (end.code, end.out, end.error) == (0, "the jobs of the shop\n", None)
 
 
@@ -641,6 +642,12 @@ def test_a_target_by_name_is_imported_in_the_companion(run, tmp_path):
             "companion rq",
         ),
         ("spawntargets:Shop.number", "spawntargets:Shop.number is not callable", "companion rq"),
+        (
+            "spawntargets:Shop.made('', number=3)",
+            "spawntargets:Shop.made('', number=3) returns 3, and not what the companion is to call",
+            "companion rq",
+        ),
+        ("spawntargets:Shop.made(a=1)", "spawntargets:Shop.made cannot be called with", "companion rq"),
     ],
 )
 def test_a_target_that_is_not_found(run, target, error, err):
