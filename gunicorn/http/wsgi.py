@@ -55,6 +55,8 @@ _DEFAULT_HEADERS_MAX = 64
 
 # With more content, joining it to the head costs more than a second send.
 JOIN_LIMIT = 256 * 1024
+# So much fits into the buffer of a socket whose client has read all before.
+HOLD_LIMIT = 16 * 1024
 
 ExcInfo: TypeAlias = "tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]"
 
@@ -291,6 +293,8 @@ class Response:
         self.must_close = False
         self.response_length: int | None = None
         self.sent = 0
+        #: Takes an answer that is complete, to send it soon.
+        self.hold: Callable[[bytes], object] | None = None
         self.upgrade = False
         self._own_names: tuple[str, ...] = ()  # "server" and "date", if the application sets them
         self._app_closes = False
@@ -473,6 +477,9 @@ class Response:
         data = encode_chunk(arg) if self.chunked else arg
         if not self.headers_sent:
             first = self._take_head()
+            if self.hold is not None and size == length and size <= HOLD_LIMIT:
+                self.hold(first + data)
+                return
             if size <= JOIN_LIMIT:
                 data = first + data
             else:
@@ -544,7 +551,12 @@ class Response:
             raise AssertionError("the application did not call start_response")
         if not self.headers_sent:
             data = self._take_head()
-            self._send(data + LAST_CHUNK if self.chunked else data)
+            if self.chunked:
+                data += LAST_CHUNK
+            if self.hold is not None:
+                self.hold(data)
+            else:
+                self._send(data)
         elif self.chunked:
             self._send(LAST_CHUNK)
         if self.has_body and self.response_length is not None and self.sent < self.response_length:

@@ -51,6 +51,7 @@ class State:
     HEAD: Final = "head"  # a part of a request's head has come
     IDLE: Final = "idle"  # kept alive, nothing of the next request has come
     BUSY: Final = "busy"
+    SENDING: Final = "sending"  # the client has not read a small answer yet
     LINGER: Final = "linger"  # answered for good; what the client still sends is thrown away
 
 

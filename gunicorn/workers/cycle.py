@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from time import monotonic
@@ -72,7 +73,15 @@ class Cycle:
         )
 
     def serve(
-        self, req: Any, sock: Any, addr: Any, server: Any, *, keep: bool, multithread: bool = False
+        self,
+        req: Any,
+        sock: Any,
+        addr: Any,
+        server: Any,
+        *,
+        keep: bool,
+        multithread: bool = False,
+        hold: Callable[[bytes], object] | None = None,
     ) -> Outcome:
         """Have the application answer *req*, which came over *sock* from *addr* to *server*.
 
@@ -111,6 +120,8 @@ class Cycle:
                 worker.retire()
             if not (keep and worker.alive):
                 resp.force_close()
+            else:
+                resp.hold = hold
             self._respond(environ, resp)
             closes = resp.announced_close
             if closes is None:

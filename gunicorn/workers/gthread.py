@@ -2,9 +2,11 @@
 """The threaded worker: threads take turns at waiting, and serve what they find.
 
 The thread that leads waits on the poller and serves what it finds; when that blocks it, another one takes the
-turn. It is woken for bytes, not for requests: the head of a request is gathered without waiting, so that a
-client that sends it slowly occupies no thread, only a place in the poller. The main thread serves nothing. It
-sends heartbeats, handles signals, closes overdue connections, and supervises the turns.
+turn. Under load it finds several requests at once, and serves them as a batch (``threads.batch``).
+
+It is woken for bytes, not for requests: the head of a request is gathered without waiting, so that a client
+that sends it slowly occupies no thread, only a place in the poller. The main thread serves nothing. It sends
+heartbeats, handles signals, closes overdue connections, and supervises the turns.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from gunicorn.workers import connection
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.bodies import BodyIntake
 from gunicorn.workers.connection import IDLE_AT_LEAST, PUNCTUALITY, State, is_readable
-from gunicorn.workers.cycle import CLOSE, KEEP, LINGER, RESET, Outcome, may_leave_http
+from gunicorn.workers.cycle import CLOSE, KEEP, LINGER, RESET, Outcome, may_leave_http, shown
 from gunicorn.workers.retiring import LAST_WAIT, RETIRE_TICK, retire
+from gunicorn.workers.threads.batch import Batch
 from gunicorn.workers.threads.polling import make_poller
 from gunicorn.workers.threads.tconn import DaemonThreads, TConn, Waiting
 from gunicorn.workers.threads.turns import CHECK, Turns
@@ -39,7 +42,8 @@ else:
 __all__ = ["DaemonThreads", "TConn", "ThreadWorker"]
 
 # Also for a client that has its last answer.
-_LAST_WAIT = {**LAST_WAIT, State.LINGER: 1.0}
+_LAST_WAIT = {**LAST_WAIT, State.LINGER: 1.0, State.SENDING: math.inf}
+_AWAITS_REQUEST = (State.NEW, State.HEAD, State.IDLE)
 
 
 def _time_spent(thread: int) -> float:
@@ -78,6 +82,7 @@ class ThreadWorker(Worker):
         self.poller: Any = None
         self.waiting = Waiting(self._put_back)
         self.turns = Turns(alone=cfg.threads <= 1)
+        self.batch = Batch(self._send_held)
         self.conns: dict[int, TConn] = {}
         self._listeners: dict[int, Any] = {}
         self._names: dict[int, Any] = {}
@@ -137,6 +142,8 @@ class ThreadWorker(Worker):
         self._accepting = True
         if self.slot is not None:
             self.slot.watched = True
+        if self.slot is not None or not self._is_tls:
+            # Where a single thread is blocked, the main thread sends the answers that are held.
             self.turns.watched = True
             self.turns.checked = False
         for listener in self.sockets:
@@ -188,6 +195,7 @@ class ThreadWorker(Worker):
             if now >= until:
                 return
             checking = turns.check(now, _time_spent(turns.leader))
+            checking = self.batch.send_overdue(now) or checking
             if self.slot is not None:
                 self.slot.look(idle=not checking)
 
@@ -195,7 +203,7 @@ class ThreadWorker(Worker):
         """End the connections that have waited for too long."""
         for conn in self.waiting.claim_expired(time.monotonic()):
             try:
-                if conn.state != State.LINGER and is_readable(conn.sock):
+                if conn.state not in (State.LINGER, State.SENDING) and is_readable(conn.sock):
                     # It came at the last moment, or while the process stood still; threads are busy, or
                     # just about to see it.
                     conn.deadline = time.monotonic() + self._beat
@@ -257,37 +265,86 @@ class ThreadWorker(Worker):
     def _follow(self) -> None:
         """The life of a thread: wait for a turn, serve, wait."""
         me = threading.get_ident()
-        turns, wait = self.turns, self.poller.wait
+        turns, wait, batch = self.turns, self.poller.wait, self.batch
+        received = batch.received
         while turns.leader == me or turns.take(me):
-            turns.working = False
-            fd = wait()
-            if fd is None:
-                return
+            fd: int | None = None
+            if not received:
+                batch.send()
+                turns.working = False
+                fd = wait()
+                if fd is None:
+                    return
             turns.count += 1
             turns.working = True
             if not turns.checked:
                 turns.checked = True
                 self.wake()
             try:
-                self._attend(fd)
+                if fd is None:
+                    self._serve_received()
+                elif self.poller.has_more() and not self._is_tls:
+                    self._receive_all(fd)
+                else:
+                    self._attend(fd)
             except BaseException:
                 # A thread that ended would be missed by all requests after this one.
                 self.log.exception("An error in a worker thread")
 
     def _attend(self, fd: int) -> None:
         """Handle a report of *fd*: a listener, or a connection that waits."""
+        conn = self._claim(fd)
+        if conn is not None:
+            self.on_client_socket_readable(conn, conn.sock)
+        elif fd in self._listeners:
+            self.accept(self._names[fd], self._listeners[fd])
+
+    def _claim(self, fd: int) -> TConn | None:
+        """Take over the connection of *fd*. None: a listener, or another thread has it, or it was closed."""
         conn = self.waiting.claim(fd)
-        if conn is None:
-            listener = self._listeners.get(fd)
-            if listener is not None:
-                self.accept(self._names[fd], listener)
-                return
+        if conn is None and fd not in self._listeners:
             # It is being served, and more has come; or it was only just put back.
             self.poller.recheck(fd)
             conn = self.waiting.claim(fd)
-        # None: the thread that has it will check, or it was closed.
-        if conn is not None:
-            self.on_client_socket_readable(conn, conn.sock)
+        # None: the thread that has it will check.
+        return conn
+
+    def _receive_all(self, fd: int | None) -> None:
+        """Receive from *fd* and all others that are ready, before the first of them is served."""
+        while fd is not None:
+            conn = self._claim(fd)
+            if conn is not None and conn.state in _AWAITS_REQUEST:
+                self._receive(conn)
+            elif conn is not None:
+                self.on_client_socket_readable(conn, conn.sock)
+            elif fd in self._listeners:
+                self.accept(self._names[fd], self._listeners[fd])
+            fd = self.poller.next_ready()
+        self.batch.start(time.monotonic())
+
+    def _receive(self, conn: TConn) -> None:
+        try:
+            if self._gather(conn):
+                conn.parsed = self._parse(conn)
+                if conn.parsed is not None:
+                    self.batch.received.append(conn)
+        except BaseException:
+            self.log.exception("Closing a connection after an error")
+            self._drop(conn)
+
+    def _serve_received(self) -> None:
+        """Serve the request that was received first."""
+        try:
+            conn = self.batch.received.popleft()
+        except IndexError:
+            return  # another thread was faster
+        conn.holds = self.batch.begin(time.monotonic()) and not self.turns.early
+        try:
+            if self._serve(conn):
+                self._gather_and_serve(conn)
+        except BaseException:
+            self.log.exception("Closing a connection after an error")
+            self._drop(conn)
 
     def accept(self, server: Any, listener: Any) -> None:
         """Accept one connection, and serve it if its request is there."""
@@ -320,7 +377,7 @@ class ThreadWorker(Worker):
                 self.poller.forget(fd)
                 self._paused.add(fd)
             return None
-        conn = TConn(self.cfg, sock, addr, self._names[fd])
+        conn = TConn(self.cfg, sock, addr, self._names[fd], self.batch)
         self.poller.renew(conn.fd)
         self.conns[id(conn)] = conn
         self.count_connections()
@@ -370,8 +427,11 @@ class ThreadWorker(Worker):
     def on_client_socket_readable(self, conn: TConn, client: Any) -> None:
         """Go on with a connection that this thread owns, as far as it can without waiting for the client."""
         try:
+            conn.holds = False
             if conn.state == State.LINGER:
                 self._discard(conn)
+            elif conn.state == State.SENDING:
+                self._send_held(conn)
             elif conn.state != State.HANDSHAKE or self._shake_hands(conn):
                 self._gather_and_serve(conn)
         except BaseException:
@@ -395,22 +455,13 @@ class ThreadWorker(Worker):
 
     def _gather_and_serve(self, conn: TConn) -> None:
         """Receive, and serve each request whose head is complete."""
+        while self._gather(conn) and self._serve(conn):
+            pass
+
+    def _gather(self, conn: TConn) -> bool:
+        """Receive; whether the head of the next request is complete. If not, *conn* waits, or ends."""
         try:
-            while conn.gather():
-                if self.turns.early:
-                    self.turns.pass_on_early(threading.get_ident())
-                answer = self.enqueue_req(conn)
-                # A subclass may return the first value alone.
-                if not (answer[0] if isinstance(answer, tuple) else answer):
-                    return
-                conn.state = State.IDLE
-                if not conn.parser.unreader.pending and not conn.is_tls:
-                    if not conn.received_all or conn.parser.unreader.asked:
-                        # There may be bytes that the poller has already reported.
-                        self.poller.recheck(conn.fd)
-                    conn.deadline = time.monotonic() + self._keepalive
-                    self._park(conn)
-                    return
+            return conn.gather()
         except (BlockingIOError, ssl.SSLWantReadError):
             self._wait_for_more(conn)
         except ssl.SSLWantWriteError:
@@ -423,6 +474,59 @@ class ThreadWorker(Worker):
                 self._drop(conn)
         except (ParseException, OSError) as error:
             self._refuse(conn, error)
+        return False
+
+    def _serve(self, conn: TConn) -> bool:
+        """Serve a request whose head is complete; whether *conn* has more, and is still this thread's."""
+        if self.turns.early:
+            self.turns.pass_on_early(threading.get_ident())
+        answer = self.enqueue_req(conn)
+        # A subclass may return the first value alone.
+        if not (answer[0] if isinstance(answer, tuple) else answer):
+            return False
+        if conn.parser.unreader.pending or conn.is_tls:
+            conn.state = State.IDLE
+            return True
+        self._let_idle(conn)
+        return False
+
+    def _let_idle(self, conn: TConn) -> None:
+        unreader = conn.parser.unreader
+        if not conn.received_all or unreader.asked or unreader.pending:
+            # There may be bytes that the poller has already reported.
+            self.poller.recheck(conn.fd)
+        conn.state = State.IDLE
+        conn.deadline = time.monotonic() + self._keepalive
+        # For what has been received nothing is reported; that the client can be sent to is, at once.
+        self._park(conn, write=bool(unreader.pending))
+
+    def _send_held(self, conn: TConn) -> None:
+        """Send what is left of a complete answer, as far as that is possible without waiting."""
+        data, conn.answer = conn.answer, b""
+        try:
+            sent = conn.sock.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.log.debug("The client %s went away before its answer: %s", shown(conn.client), error)
+            conn.outcome = CLOSE
+            sent = len(data)
+        if sent < len(data):
+            conn.answer = data[sent:]
+            conn.state = State.SENDING
+            # Reported once the client has made room.
+            self.poller.recheck(conn.fd)
+            conn.deadline = time.monotonic() + self._patience
+            self._park(conn, write=True)
+        elif conn.step():
+            self._go_on(conn)
+
+    def _go_on(self, conn: TConn) -> None:
+        """Go on with *conn*, whose answer was held, is sent, and whose request has ended."""
+        if conn.outcome == KEEP:
+            self._let_idle(conn)
+        else:
+            self._end(conn, conn.outcome)
 
     def _wait_for_more(self, conn: TConn) -> None:
         now = time.monotonic()
@@ -448,24 +552,40 @@ class ThreadWorker(Worker):
 
     def handle(self, conn: TConn) -> tuple[bool, TConn]:
         """Parse and serve the next request of *conn*; whether the connection goes on, and *conn*."""
-        req = None
+        req, conn.parsed = conn.parsed or self._parse(conn), None
+        if req is None:
+            return False, conn
         try:
-            req = conn.parser.__next__()
             if self._request_timeout:
                 conn.request, conn.thread, conn.since = req, threading.get_ident(), time.monotonic()
             answer = self.handle_request(req, conn)
             outcome = answer if isinstance(answer, str) else KEEP if answer else CLOSE
-        except StopIteration:
-            outcome = CLOSE
         except Exception as error:
             conn.since = math.inf
             self._refuse(conn, error, req)
             return False, conn
         conn.since = math.inf
+        if conn.is_held:
+            conn.outcome = outcome
+            if outcome != KEEP:
+                self.batch.send()
+            if conn.step():
+                self._go_on(conn)
+            return False, conn
         if outcome == KEEP:
             return True, conn
         self._end(conn, outcome)
         return False, conn
+
+    def _parse(self, conn: TConn) -> Any:
+        """The next request of *conn*, whose head has been received. None: there is none, and *conn* ends."""
+        try:
+            return conn.parser.__next__()
+        except StopIteration:
+            self._end(conn, CLOSE)
+        except Exception as error:
+            self._refuse(conn, error)
+        return None
 
     def handle_request(self, req: Any, conn: TConn) -> Outcome | bool:
         """Have the application answer *req*; returns what becomes of the connection."""
@@ -473,7 +593,10 @@ class ThreadWorker(Worker):
         keep = self._keepalive > 0 and self.has_room()
         if may_leave_http(req):
             return self._serve_without_limits(req, conn, keep)
-        return self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
+        hold = conn.hold if conn.holds else None
+        return self.cycle.serve(
+            req, conn.sock, conn.client, conn.server, keep=keep, multithread=True, hold=hold
+        )
 
     def _serve_without_limits(self, req: Any, conn: TConn, keep: bool) -> Outcome:
         """Serve *req*, which another protocol may follow: WebSocket has long silences."""
@@ -497,6 +620,8 @@ class ThreadWorker(Worker):
             return 0
         if turns.leader and not turns.working:
             return TICK
+        if self.batch.received:
+            return 0
         parked = [conn.sock for conn in self.waiting.snapshot() if conn.state != State.LINGER]
         return 0 if any(map(is_readable, [*self._listeners.values(), *parked])) else TICK
 
@@ -523,7 +648,7 @@ class ThreadWorker(Worker):
         # Bytes that arrived meanwhile were reported while no thread could take them. TLS may have waited to
         # write: the socket is reported at once, and a thread finds out what TLS waits for.
         self.poller.recheck(conn.fd)
-        self._park(conn, write=conn.is_tls)
+        self._park(conn, write=conn.is_tls or conn.state == State.SENDING)
 
     def _refuse(self, conn: TConn, error: BaseException, req: Any = None) -> None:
         """Answer a malformed request as far as the client reads the answer, and close *conn*."""

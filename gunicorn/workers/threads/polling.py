@@ -42,6 +42,9 @@ class Poller(Protocol):
     def has_more(self) -> bool:
         """Whether more is ready than ``wait()`` has given."""
 
+    def next_ready(self) -> int | None:
+        """As ``wait()``, without waiting: None if nothing more is known to be ready."""
+
     def stop(self) -> None:
         """End every wait, now and later."""
 
@@ -121,6 +124,19 @@ class EpollPoller:
     def has_more(self) -> bool:
         return bool(self._ready)
 
+    def next_ready(self) -> int | None:
+        try:
+            fd, events = self._ready.popleft()
+        except IndexError:
+            return None
+        if fd == self._stop_reader:
+            self._ready.append((fd, events))
+            return None
+        if events & _ENDING:
+            # End of input is reported together with the bytes before it, and only once.
+            self.recheck(fd)
+        return fd
+
     def stop(self) -> None:
         # Never read: it ends the wait of every thread.
         os.write(self._stop_writer, b"\0")
@@ -191,6 +207,12 @@ class SelectorPoller:
 
     def has_more(self) -> bool:
         return bool(self._ready)
+
+    def next_ready(self) -> int | None:
+        try:
+            return self._ready.popleft()
+        except IndexError:
+            return None
 
     def stop(self) -> None:
         self._stopped = True

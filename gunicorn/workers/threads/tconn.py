@@ -16,6 +16,8 @@ from gunicorn.http.parse import whole_head
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.policy import RequestPolicy, policy_for
 from gunicorn.workers.connection import State, wrap_accepted
+from gunicorn.workers.cycle import KEEP, Outcome
+from gunicorn.workers.threads.batch import Batch
 
 if TYPE_CHECKING:
     import ssl
@@ -28,8 +30,9 @@ _RECEIVE = 65536
 class TConn:
     """A connection: the bytes of its next request so far, and its deadline for more."""
 
-    def __init__(self, cfg: Any, sock: Any, client: Any, server: Any) -> None:
+    def __init__(self, cfg: Any, sock: Any, client: Any, server: Any, batch: Batch | None = None) -> None:
         self.cfg = cfg
+        self.batch: Any = batch
         self.sock = sock
         self.client = client
         self.server = server
@@ -48,6 +51,33 @@ class TConn:
         self.request: Any = None
         self.since = math.inf
         self.thread = 0
+        #: What is still to be sent of a complete answer, and what becomes of the connection after it.
+        self.answer = b""
+        self.outcome: Outcome = KEEP
+        #: Whether the answer to the next request may be held.
+        self.holds = False
+        #: The next request, if it was parsed together with others.
+        self.parsed: Any = None
+        # While the answer is held: popped once it was sent, and once the request has ended.
+        self._steps: list[bool] = []
+
+    def hold(self, data: bytes) -> None:
+        """Send *data*, a complete answer, together with others."""
+        self.answer = data
+        self._steps = [True, False]
+        self.batch.hold(self)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the answer to the request that is being served was given to ``hold()``."""
+        return bool(self._steps)
+
+    def step(self) -> bool:
+        """Note that a held answer was sent, or that its request has ended; True for the later of both.
+
+        Different threads may come with them. A pop is atomic.
+        """
+        return self._steps.pop()
 
     def init(
         self,
