@@ -292,7 +292,9 @@ class Clock:
         moment = self._by_own_clock(now)
         if moment < self.next_at:
             return None
-        latest = self.times.latest(self.through, moment - self.delay)
+        assert self.next_time is not None
+        # It has come, even if a rounded difference says that it has not.
+        latest = max(self.next_time, self.times.latest(self.through, moment - self.delay))
         # A step of the clock has made nobody wait.
         late = min(moment - latest - self.delay, since)
         self._deal_with(latest)

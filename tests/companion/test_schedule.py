@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 import zoneinfo
@@ -194,7 +195,9 @@ def in_new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("in_new_york")
 def test_the_zone_of_the_host_is_as_good_as_a_named_one() -> None:
     zone = zoneinfo.ZoneInfo("America/New_York")
-    for moment in range(int(wall("2026-01-01")), int(wall("2027-01-01")), 1800):
+    changes = (wall("2026-03-08 06:00"), wall("2026-11-01 05:00"))
+    at_changes = [int(change) + 600 * step for change in changes for step in range(-12, 24)]
+    for moment in [*range(int(wall("2026-01-01")), int(wall("2027-01-01")), 86400), *at_changes]:
         ours, theirs = datetime.fromtimestamp(moment, HOST), datetime.fromtimestamp(moment, zone)
         assert (ours.replace(tzinfo=None), ours.utcoffset()) == (
             theirs.replace(tzinfo=None),
@@ -357,3 +360,15 @@ def test_jitter_delays_a_run_and_nothing_else() -> None:
     host.wait(2 * 60)
     assert host.found == ["27 03:30"]
     assert host.clock.through == wall("2026-11-27 03:30")
+
+
+def test_no_rounding_brings_a_time_again() -> None:
+    chance = random.Random(7)
+    host = Host("every 7s", "2026-11-27 12:00")
+    host.now = Moment(host.now.wall, 0.1)
+    host.clock = Clock.since(host.clock.times, host.now.wall, host.now)
+    for _ in range(2000):
+        host.clock.delay = 3 * chance.random()
+        host.sleep(host.clock.seconds_left(host.now))
+    assert len(host.found) == 2000
+    assert host.clock.through == pytest.approx(0.1 + 2000 * 7)
