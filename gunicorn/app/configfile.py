@@ -100,6 +100,8 @@ def read_file(path: str) -> ConfigSource:
             raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
     module = ModuleType("__config__")
     module.__file__ = path
+    # No loader has found it, and Python 3.15 warns of an empty one when it shows a traceback.
+    del module.__spec__
     previous = sys.modules.get("__config__")
     # Classes in the file look their module up there; dataclasses do.
     sys.modules["__config__"] = module

@@ -64,6 +64,8 @@ FAILURES = {
 }
 
 
+# To show a traceback must cause no warning.
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("how", ["path", "module"])
 @pytest.mark.parametrize("text", FAILURES)
 def test_a_mistake_changes_nothing(start: Any, here: Path, text: str, how: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import resource
 from typing import Any
 
 import pytest
@@ -192,7 +193,11 @@ def test_an_address_that_two_sets_want() -> None:
     [
         ("umask", "027", 0o27),
         ("umask", 0o27, 0o27),
-        ("rlimits", {"nofile": 9, "core": [0, "unlimited"]}, {"nofile": (9, None), "core": (0, -1)}),
+        (
+            "rlimits",
+            {"nofile": 9, "core": [0, "unlimited"]},
+            {"nofile": (9, None), "core": (0, resource.RLIM_INFINITY)},
+        ),
         ("rlimits", {"as": "1G"}, {"as": (2**30, None)}),
         ("cpu_affinity", "0-2,6, 1", (0, 1, 2, 6)),
         ("cpu_affinity", [3, 1], (1, 3)),
