@@ -266,11 +266,12 @@ FRAMEWORKS = {
 
 
 @pytest.mark.matrix
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("name", FRAMEWORKS)
-def test_a_framework(name: str) -> None:
+def test_a_framework(name: str, loop: str) -> None:
     if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
-    config = "worker_class = 'asgi'\nworkers = 1\ngraceful_timeout = 10\n"
+        pytest.fail(f"{name} is not installed: pip install -e '.[frameworks]'")
+    config = f"worker_class = 'asgi'\nworkers = 1\ngraceful_timeout = 10\nasgi_loop = {loop!r}\n"
     with Server(FRAMEWORKS[name], config, ready_path="/items/1") as server:
         assert server.get("/items/7").json() == {"item": 7}
         server.wait_log("item 7", name="notes")
