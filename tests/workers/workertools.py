@@ -155,7 +155,8 @@ def conf(kind: str, **settings: object) -> str:
     settings = {"graceful_timeout": 10, **more, **settings}
     if kind == "gthread":
         settings.setdefault("threads", 2)
-    return "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
+    # Tests ask a server for its kind.
+    return f"# {kind!r}\n" + "\n".join(f"{name} = {value!r}" for name, value in settings.items()) + "\n"
 
 
 def connect(server: Server, timeout: float = 10.0) -> Client:
