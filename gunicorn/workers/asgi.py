@@ -6,10 +6,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import os
 import ssl
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterable, Sequence
@@ -35,7 +33,9 @@ try:
 
     from gunicorn.workers.asgicompanion import CompanionLife, config_of, make
     from gunicorn.workers.asgiconnection import Conn, read_proxy_header
+    from gunicorn.workers.asgiforwarded import Forwarded
     from gunicorn.workers.asgilifespan import Lifespan
+    from gunicorn.workers.asgiloop import CANCEL_SECONDS, close_loop, exit_within, loop_factory
     from gunicorn.workers.asgiprotocol import HTTP, RARE
     from gunicorn.workers.asgirequest import Request
     from gunicorn.workers.asgiwatch import LoopWatch, frames_of, stack_of
@@ -46,9 +46,6 @@ except ImportError as error:
 
 # The part of `timeout` after which the stack of a blocked loop is logged.
 HUNG = 0.75
-
-# How long tasks have to end once they are cancelled.
-CANCEL_SECONDS = 0.25
 
 # How long a worker that ends at once waits for threads of the application.
 QUICK_SECONDS = 1.0
@@ -115,7 +112,7 @@ class ASGIWorker(LoopWorker):
             if self._stopped is None:
                 raise
             raise self._stopped from None
-        self._close_loop()
+        close_loop(self.loop)
 
     def _seconds_left(self) -> float:
         """How long the master waits, up to a little before it kills this worker."""
@@ -150,10 +147,9 @@ class ASGIWorker(LoopWorker):
         cfg, policy = self.cfg, self.cycle.policy
         if cfg.is_ssl:
             self._tls = listening.ssl_context(cfg)
-        schemes = policy.secure_scheme_headers.items()
-        self._schemes = {name.lower().encode("latin-1"): value.encode("latin-1") for name, value in schemes}
+        self.forwarded = Forwarded(policy)
         #: Fields that need a look: by the exact rules, or because they tell of a proxy's client.
-        self.unusual = frozenset((*self._schemes, b"x-forwarded-for", *RARE))
+        self.unusual = self.forwarded.names | RARE
         self.max_fields = policy.limit_request_fields
         #: A head within so many bytes exceeds no limit but that of their number.
         self.small_head = min(policy.max_line, policy.max_field)
@@ -250,17 +246,6 @@ class ASGIWorker(LoopWorker):
             for task in left:
                 task.cancel()
             await asyncio.wait(left, timeout=CANCEL_SECONDS)
-
-    def _close_loop(self) -> None:
-        loop = self.loop
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            loop.run_until_complete(asyncio.wait(tasks, timeout=CANCEL_SECONDS))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        asyncio.set_event_loop(None)
-        loop.close()
 
     def at_work(self) -> Sequence[Any]:
         return [conn for conn in self.conns if conn.state == State.BUSY and not conn.is_websocket]
@@ -391,31 +376,6 @@ class ASGIWorker(LoopWorker):
         if self.slot is not None:
             self.slot.forget(request)
 
-    def apply_forwarded(self, scope: dict[str, Any]) -> None:
-        """Take scheme and client from what a trusted proxy has sent."""
-        hops: list[str] = []
-        for name, value in scope["headers"]:
-            if name in self._schemes:
-                scope["scheme"] = "https" if value == self._schemes[name] else "http"
-            elif name == b"x-forwarded-for":
-                hops += [hop.strip() for hop in value.decode("latin-1").split(",") if hop.strip()]
-        allow = self.cycle.policy.forwarded_allow
-        for hop in reversed(hops):
-            # The last one that is not a proxy of ours; each proxy adds the address that it has seen.
-            client = _address(hop)
-            scope["client"] = client
-            if not allow.allows(client):
-                break
-
-
-def _address(hop: str) -> tuple[str, int]:
-    """The address in an X-Forwarded-For field, which may have a port."""
-    host, _, port = hop.rpartition(":")
-    if hop.startswith("["):
-        host, _, port = hop[1:].partition("]")
-        return host, int(port[1:]) if port[1:].isdecimal() else 0
-    return (host, int(port)) if hop.count(":") == 1 and port.isdecimal() else (hop, 0)
-
 
 class CompanionWorker(CompanionLife, ASGIWorker):
     """Serves an ASGI application in a companion."""
@@ -437,33 +397,6 @@ def serve(application: str, **settings: Any) -> None:
     worker = make(CompanionWorker, settings)
     worker.make_loop()
     worker.start(application)
-
-
-def exit_within(seconds: float, status: Any) -> None:
-    """End the process after *seconds*, if by then it still waits for threads of the application.
-
-    Python waits for those of executors without a limit, and they cannot be cancelled.
-    """
-
-    def end() -> None:
-        time.sleep(seconds)
-        os._exit(status if isinstance(status, int) else 0)
-
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
-        threading.Thread(target=end, daemon=True).start()
-
-
-def loop_factory(name: str) -> Any:
-    """Return what makes a loop of the kind that ``asgi_loop`` names."""
-    if name != "asyncio":
-        try:
-            import uvloop
-
-            return uvloop.new_event_loop
-        except ImportError as error:
-            if name == "uvloop":
-                raise RuntimeError(f"asgi_loop is uvloop, which is not installed ({error})") from error
-    return asyncio.SelectorEventLoop
 
 
 async def _no_app(scope: Any, receive: Any, send: Any) -> None:

@@ -170,7 +170,7 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
         else:
             path = None
         if not usual and self.connection.trusted:
-            worker.apply_forwarded(self.scope)
+            worker.forwarded.apply(self.scope)
         return path
 
     def _check_exactly(self, method: bytes) -> str | None:
