@@ -159,15 +159,12 @@ class CompanionManager:
             self.capture = self._make_capture(log_lines, log_format)
         self.prober: Prober = prober or ProberHandle(log, self.poller)
 
-        self.kept.lease_owner = self.kept.lease_owner or new_owner(os.getppid())
         self.leases = Leases(
             self.table,
             log,
-            keeper=lease_keeper or LeaseKeeper(log, self.poller, self.kept.lease_owner),
+            keeper=lease_keeper or LeaseKeeper(log, self.poller, new_owner(os.getppid())),
             guard=lease_guard or LeaseGuard(log, self.poller),
             history=self.kept.history,
-            last_tokens=self.kept.lease_tokens,
-            save=self.kept.write,
             kernel=kernel,
         )
 

@@ -151,7 +151,7 @@ class FileStore:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise StoreError(
-                        f"{self._path(name)} is locked by another process for {self.timeout:g} s"
+                        f"{self._path(name)} is locked by another process for {self.timeout:.2g} s"
                     ) from None
                 time.sleep(_TRY)
 

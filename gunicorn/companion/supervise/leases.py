@@ -48,7 +48,10 @@ class LeaseHelper(Protocol):
 
 
 def new_owner(pid: int) -> str:
-    """Return what this server is called in stores: for people, and unique by its last word."""
+    """Return what a manager of the master *pid* is called in stores: for people, and unique by its last word.
+
+    So the next manager waits as others do, until what this one may leave behind is dead.
+    """
     return f"{socket.gethostname()} (pid {pid}) {secrets.token_hex(4)}"
 
 
@@ -79,7 +82,7 @@ class Lease:
     # Who else has it, as the keeper was told; None: not known. Since when it has been held by nobody.
     other: str | None = None
     free_since: float | None = None
-    # The largest token that was used here.
+    # The token of the last holding.
     last_token: int = 0
     # What a holder has stored with it.
     note: str = ""
@@ -169,9 +172,6 @@ class Leases:
     keeper: LeaseHelper
     guard: LeaseHelper
     history: History
-    # By name of a lease the largest token that was used, and what writes that down for the next manager.
-    last_tokens: dict[str, int]
-    save: Callable[[], object]
     kernel: Kernel = KERNEL
     _leases: dict[tuple[str, str], Lease] = field(default_factory=dict, init=False)
     _serials: Iterator[int] = field(default_factory=lambda: itertools.count(1), init=False)
@@ -202,7 +202,6 @@ class Leases:
             lease = self._leases[key] = Lease(
                 *key, next(self._slots), self._memory, self.kernel, config.lease_timing
             )
-            lease.last_token = self.last_tokens.get(config.lease_name, 0)
         return lease
 
     def all(self) -> Iterable[Lease]:
@@ -407,9 +406,7 @@ class Leases:
             lease.free_since = None if lease.other else now
 
     def _take(self, lease: Lease, message: Message, now: float) -> None:
-        lease.token = lease.last_token = self.last_tokens[lease.name] = message["token"]
-        # Before a process has it.
-        self.save()
+        lease.token = lease.last_token = message["token"]
         lease.since, lease.note = now, message["note"]
         lease.other, lease.free_since = None, None
         before, how = message["before"], "which gave it up"

@@ -84,23 +84,12 @@ class KeptState:
                 # The first manager of a new master takes over the overrides of the old one. Companions that
                 # have ended or given up there are retried with the new code.
                 found = Overrides.of(old_state.read()).as_state()
-                state = {
-                    **old_state.read(),
-                    **found,
-                    "old": found,
-                    "settled": {},
-                    "totals": {},
-                    "lease_owner": None,
-                }
+                state = {**old_state.read(), **found, "old": found, "settled": {}, "totals": {}}
             if isinstance(seen := state.get("old"), dict):
                 self.old = OldOverrides(old_state, Overrides.of(seen))
         self.overrides = Overrides.of(state)
         self.history = History(state)
         self.totals = Totals(state.get("totals"))
-        # What this server is called in stores of leases; and by lease the largest token that was used.
-        owner, tokens = state.get("lease_owner"), state.get("lease_tokens")
-        self.lease_owner = owner if isinstance(owner, str) else None
-        self.lease_tokens: dict[str, int] = tokens if isinstance(tokens, dict) else {}
         self._settled: Mapping[str, Any] = state.get("settled", {})
         self._table = ProcessTable(())
         self._written: dict[str, Any] = {}
@@ -123,8 +112,6 @@ class KeptState:
         self._overrides_changed = False
         state = {**self.overrides.as_state(), **self.history.as_state(), "totals": self.totals.as_state()}
         state["settled"] = {p.name: its for p in self._table.values() if (its := p.settled_state) is not None}
-        if self.lease_tokens:
-            state.update(lease_owner=self.lease_owner, lease_tokens=dict(self.lease_tokens))
         if self.old is not None:
             state["old"] = self.old.overrides.as_state()
         if state == self._written or self.shared is None or not self._is_ours:
@@ -149,8 +136,6 @@ class KeptState:
             if process.pid is not None:
                 end = {"event": "exit", "time": time.time(), "name": process.name, "cause": process.cause}
                 self.totals.note(end)
-        # Its leases may be ours for a moment more, and must not be its own.
-        self.lease_owner = None
         self.write()
         self._is_ours = False
 
