@@ -485,7 +485,12 @@ def test_bodies_and_connections_taken_over_may_pause(
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"), [("gthread", {"threads": 1}), ("gevent", {"worker_connections": 1})]
+    ("kind", "settings"),
+    [
+        ("gthread", {"threads": 1}),
+        ("gevent", {"worker_connections": 1}),
+        pytest.param("asgi", {"worker_connections": 1}, marks=pytest.mark.matrix),
+    ],
 )
 def test_a_client_that_pauses_in_a_body_makes_room_for_others(kind: str, settings: dict[str, object]) -> None:
     with Server(TAKE, conf(kind, timeout=1, **settings), ready="listen") as server:
