@@ -8,6 +8,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gunicorn.http.errors import (
@@ -38,11 +39,23 @@ RARE = frozenset((b"transfer-encoding", b"expect"))
 # Valid values of Host that clients have sent; they choose them, so keep it small.
 _HOSTS_MAX = 64
 
-_receive = HttpToolsProtocol.data_received
+
+class _Answered:
+    """Stands for the request before the first one, where uvicorn asks whether that is answered."""
+
+    response_complete = True
+
+
+_ANSWERED = _Answered()
 
 
 class HTTP(HttpToolsProtocol):  # type: ignore[misc]
     """HTTP on one connection."""
+
+    #: uvicorn's part of the latest request.
+    cycle: Any
+    #: Its fields; once the head is complete, its trailers.
+    headers: list[tuple[bytes, bytes]]
 
     def __init__(self, worker: Any, conn: Conn) -> None:
         super().__init__(
@@ -59,6 +72,8 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
         self.requests: deque[Request] = deque()
         # How much has been received since the last request was complete.
         self._received = 0
+        # How much of that since there was a head or content in it.
+        self._without_content = 0
         self._in_head = False
         self.url = b""
         # Why what was received last is to be refused.
@@ -98,12 +113,46 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
         if state is State.IDLE or state is State.NEW:
             self._received = 0
         self._received += len(data)
+        body_at = self._body_at
         # Each request has a context of its own. That of the callback may be the one of another request.
-        self.worker.context.copy().run(_receive, self, data)
+        self.worker.context.copy().run(self._feed, data)
         if conn.state is not State.BUSY and not conn.closing:
             if conn.state is not State.HEAD:
                 conn.enter(State.HEAD)
             self._check_size()
+        elif self._body_at != body_at:
+            self._without_content = 0
+        else:
+            # Trailers, or the head of the next request while this one is served.
+            self._without_content += len(data)
+            policy = self.worker.cycle.policy
+            if self._without_content > policy.max_line + policy.max_header_bytes:
+                self._error = LimitRequestHeaders(f"more than {policy.max_header_bytes} bytes behind content")
+                self.send_400_response("")
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            elif self.parser.get_method() != b"CONNECT":
+                self._go_on_without_upgrade(data[upgrade.args[0] :])
+        except HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """Read a request again without its Upgrade, which nobody here understands.
+
+        The parser takes what follows such a head for another protocol, but it is the body, or the next
+        request (RFC 9110 section 7.8). Clients that prefer HTTP/2 send ``Upgrade: h2c`` with any request.
+        """
+        if self.cycle is _ANSWERED:
+            self.cycle = None
+        lines = [self._request_line()]
+        lines += [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
+        self.parser = HttpRequestParser(self)
+        self._feed(b"\r\n".join((*lines, b"", rest)))
 
     def _check_size(self) -> None:
         policy = self.worker.cycle.policy
@@ -121,6 +170,11 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
         self._in_head = False
         worker, conn = self.worker, self.connection
         method = self.parser.get_method()
+        upgrades = self.parser.should_upgrade()
+        if upgrades and method != b"CONNECT" and not self._should_upgrade():
+            # See _go_on_without_upgrade(), which the parser leads to now.
+            self.cycle = self.cycle or _ANSWERED
+            return
         try:
             path = self._check_head(method)
         except ParseException as error:
@@ -140,11 +194,13 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
             self.scope["path"], self.scope["raw_path"] = path, path.encode("ascii")
         request.reply = cycle
         conn.state, conn.since = State.BUSY, request.since
-        if conn.hung_up or not (worker.alive and worker.keepalive) or self.parser.should_upgrade():
+        if conn.hung_up or upgrades or not (worker.alive and worker.keepalive):
             cycle.keep_alive = False
         self._body_at = request.since
         self.requests.append(request)
         worker.begin_request(request)
+        # Trailers come by the same way as fields. Drop them: by the time they come, the fields were checked.
+        self.headers = []
 
     def _check_head(self, method: bytes) -> str | None:
         """Check the head as the other worker classes do. Returns the path if the target is not one.
@@ -166,16 +222,20 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
             and b"_" not in b"".join(fields)
             and self.parser.get_http_version() == "1.1"
         ):
-            path = self._check_exactly(method)
+            path = self._check_exactly()
         else:
             path = None
         if not usual and self.connection.trusted:
             worker.forwarded.apply(self.scope)
         return path
 
-    def _check_exactly(self, method: bytes) -> str | None:
+    def _request_line(self) -> bytes:
+        parser = self.parser
+        return b"%s %s HTTP/%s" % (parser.get_method(), self.url, parser.get_http_version().encode())
+
+    def _check_exactly(self) -> str | None:
         worker, headers = self.worker, self.headers
-        lines = [b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())]
+        lines = [self._request_line()]
         lines += [b"%s: %s" % field for field in headers]
         block = b"\r\n".join((*lines, b"", b""))
         head = exact_head(block, worker.cycle.policy, self.connection.trusted)

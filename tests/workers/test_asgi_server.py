@@ -98,6 +98,31 @@ def test_a_malformed_request_behind_another_waits_for_its_answer(served: Server)
         assert client.is_closed()
 
 
+CHUNKED = b"POST /%b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
+
+
+def test_trailers_are_no_fields(served: Server) -> None:
+    with connect(served) as client:
+        client.send(CHUNKED % b"scope" + b"X-User: admin\r\nA_B: c\r\n\r\n")
+        assert json.loads(client.answer().body)["headers"] == [
+            ["host", "x"],
+            ["transfer-encoding", "chunked"],
+        ]
+        assert client.ask("/scope").status == 200
+
+
+def test_what_is_behind_the_content_has_a_limit(served: Server) -> None:
+    endless = b"X: " + b"x" * 1_200_000
+    with connect(served) as client:
+        client.send(CHUNKED % b"length" + endless)
+        assert client.answer().status == 431
+    with connect(served) as client:
+        # The first one has its answer before.
+        client.send(get("/pieces") + b"GET / HTTP/1.1\r\n" + endless)
+        data = client.buffer + read_until_closed(client.sock)
+        assert data.startswith(b"HTTP/1.1 200 ") and b"\r\n0\r\n\r\nHTTP/1.1 431 " in data
+
+
 def test_websockets(served: Server) -> None:
     with websocket(served) as ws:
         ws.recv()

@@ -476,6 +476,26 @@ def test_expect_is_a_list(served: Server, expect: str) -> None:
     assert Exchange(served, head.replace("100", "200").encode() + b"ab").status == 417
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1\r\nContent-Length: 5\r\n",
+        b"HTTP/1.1\r\nTransfer-Encoding: chunked\r\n",
+        b"HTTP/1.0\r\nContent-Length: 5\r\n",
+    ],
+)
+def test_a_request_that_could_be_upgraded_is_read_like_any_other(served: Server, head: bytes) -> None:
+    """So clients that prefer HTTP/2 ask, whatever the method."""
+    head += b"Host: x\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMA\r\n\r\n"
+    with noted(served) as paths:
+        got = Exchange(
+            served, b"POST /body " + head + (b"5\r\nhello\r\n0\r\n\r\n" if b"chunked" in head else b"hello")
+        )
+    assert (got.status, got.content) == (200, b"hello")
+    assert got.goes_on is (b"1.1" in head and kind_of(served) != "sync")
+    assert paths == ["POST /body"] + ["GET /second"] * got.goes_on
+
+
 @not_tornado  # Tornado's reads a body before it asks the application
 def test_a_body_that_the_client_holds_back_is_not_waited_for(served: Server) -> None:
     with Client(served.connect()) as client:
