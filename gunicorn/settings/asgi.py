@@ -7,7 +7,7 @@ from typing import Any
 
 from gunicorn.settings.base import ASGI, Setting
 from gunicorn.settings.kinds import Count, Seconds
-from gunicorn.settings.validators import one_of, validate_string
+from gunicorn.settings.validators import any_case, validate_string
 
 SECTION = ASGI
 
@@ -26,7 +26,7 @@ class ASGILoop(
     Setting,
     name="asgi_loop",
     flags="--asgi-loop",
-    validator=one_of("auto", "asyncio", "uvloop"),
+    validator=any_case("auto", "asyncio", "uvloop"),
     default="auto",
 ):
     """The event loop: ``asyncio``, ``uvloop``, or ``auto``, which is uvloop where that is installed.
@@ -39,7 +39,7 @@ class ASGILifespan(
     Setting,
     name="asgi_lifespan",
     flags="--asgi-lifespan",
-    validator=one_of("auto", "on", "off"),
+    validator=any_case("auto", "on", "off"),
     default="auto",
 ):
     """Whether a worker runs the application's lifespan: its code for the start and the end.

@@ -13,7 +13,8 @@ from typing import Any
 from gunicorn.settings.base import GUNICORN_27, Setting, auto_int
 from gunicorn.settings.kinds import Count, Flag, Text
 from gunicorn.settings.validators import (
-    one_of,
+    MAX_NUMBER,
+    any_case,
     validate_list_string,
     validate_pos_int,
     validate_seconds,
@@ -59,14 +60,33 @@ def only(default: Any, validate: Callable[[Any], Any], why: str) -> Callable[[An
     return check
 
 
-def validate_protocols(val: Any) -> str:
-    """``h1``; a list that has ``h2`` is refused."""
-    words = validate_list_string(val.split(",") if isinstance(val, str) else val)
-    if not words or not set(words) <= {"h1", "h2"}:
+def validate_protocols(val: Any) -> list[str]:
+    """``h1``, which text without a protocol means, too; a list that has ``h2`` is refused."""
+    given = validate_list_string(val.split(",") if isinstance(val, str) else val)
+    words = [word.lower() for word in given if word] or ["h1"]
+    if not set(words) <= {"h1", "h2"} or len(set(words)) < len(words):
         raise ValueError(f"expected h1, h2 or both, separated by commas, not {val!r}")
     if "h2" in words:
         raise ValueError(_HTTP2)
-    return ",".join(words)
+    return words
+
+
+def validate_cleartext(val: Any) -> str:
+    if isinstance(val, bool):
+        return "prior-knowledge" if val else "off"
+    return any_case("off", "prior-knowledge", "upgrade", "both")(val)
+
+
+def within(least: int, most: int) -> Callable[[Any], int]:
+    """A validator for a whole number from *least* to *most*, the bounds of RFC 9113."""
+
+    def validate(val: Any) -> int:
+        number = validate_pos_int(val)
+        if not least <= number <= most:
+            raise ValueError(f"expected a number from {least} to {most}, not {number}")
+        return number
+
+    return validate
 
 
 def no_hook(val: Any) -> None:
@@ -76,7 +96,7 @@ def no_hook(val: Any) -> None:
 
 class HTTPParser(
     Setting,
-    validator=one_of("auto", "fast", "python"),
+    validator=any_case("auto", "fast", "python"),
     name="http_parser",
     flags="--http-parser",
     default="auto",
@@ -97,18 +117,29 @@ class HTTP2MaxConcurrentStreams(
     Count,
     name="http2_max_concurrent_streams",
     flags="--http2-max-concurrent-streams",
+    validator=within(1, MAX_NUMBER),
     default=100,
 ):
     """Accepted without an effect: the server speaks HTTP/1.1."""
 
 
 class HTTP2InitialWindowSize(
-    Count, name="http2_initial_window_size", flags="--http2-initial-window-size", default=65535
+    Count,
+    name="http2_initial_window_size",
+    flags="--http2-initial-window-size",
+    validator=within(0, 2**31 - 1),
+    default=65535,
 ):
     """Accepted without an effect: the server speaks HTTP/1.1."""
 
 
-class HTTP2MaxFrameSize(Count, name="http2_max_frame_size", flags="--http2-max-frame-size", default=16384):
+class HTTP2MaxFrameSize(
+    Count,
+    name="http2_max_frame_size",
+    flags="--http2-max-frame-size",
+    validator=within(2**14, 2**24 - 1),
+    default=16384,
+):
     """Accepted without an effect: the server speaks HTTP/1.1."""
 
 
@@ -122,7 +153,7 @@ class HTTP2Cleartext(
     Setting,
     name="http2_cleartext",
     flags="--http2-cleartext",
-    validator=only("off", one_of("off", "prior-knowledge", "upgrade", "both"), _HTTP2),
+    validator=only("off", validate_cleartext, _HTTP2),
     default="off",
 ):
     """``off``; other values are refused, because the server speaks HTTP/1.1."""

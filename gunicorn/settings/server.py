@@ -30,12 +30,12 @@ from gunicorn.settings.validators import (
 
 
 def validate_umask(val: Any) -> int:
-    """A mask of permission bits; digits as text are octal, as in a shell."""
-    if isinstance(val, str) and val.strip().isdecimal():
+    """A mask of permission bits; text is read as on the command line."""
+    if isinstance(val, str):
         try:
-            return int(val, 8)
+            val = auto_int(None, val)
         except ValueError:
-            raise ValueError(f"expected a mask in octal, such as 022, not {val!r}") from None
+            raise ValueError(f"expected a mask such as 022, which is octal, not {val!r}") from None
     return validate_pos_int(val)
 
 
@@ -269,8 +269,9 @@ class Umask(
 ):
     """Permission bits removed from files that the server creates (umask).
 
-    On the command line ``022``, ``0o22`` and ``18`` are the same; in a file write ``0o22`` or
-    ``"022"``. It also decides the mode of Unix sockets in ``bind``: with 0 everybody may connect.
+    On the command line, and as text in a file, ``022``, ``0o22`` and ``18`` are the same: decimal unless it
+    begins with a 0. As a number in a file write ``0o22``. The mask also decides the mode of Unix sockets in
+    ``bind``: with 0 everybody may connect.
     """
 
 

@@ -197,6 +197,12 @@ def one_of(*words: str) -> Callable[[Any], str]:
     return validate
 
 
+def any_case(default: str, *others: str) -> Callable[[Any], str]:
+    """A validator for *default* or one of *others*, in any case; None is *default*."""
+    check = one_of(default, *others)
+    return lambda val: default if val is None else check(val.lower() if isinstance(val, str) else val)
+
+
 def or_none(validate: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A validator that takes None beside what *validate* takes."""
     return lambda val: None if val is None else validate(val)
