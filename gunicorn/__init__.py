@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A pre-fork WSGI server that also runs the companion processes of an application."""
 
-version_info = (23, 1, 0)
+version_info = (27, 1, 0)
 
 # The local part names this implementation; PEP 440 ignores it when a
 # requirement such as ``gunicorn>=21.2`` is compared.
