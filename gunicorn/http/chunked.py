@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 
-from .errors import ChunkMissingTerminator, InvalidChunkSize, LimitRequestHeaders
+from .errors import ChunkMissingTerminator, InvalidChunkSize, InvalidHeader, LimitRequestHeaders
 from .grammar import CHUNK_LINE_RE
 from .parse import Headers, parse_fields
 from .policy import DEFAULT_MAX_HEADERFIELD_SIZE, RequestPolicy
@@ -13,6 +13,8 @@ from .policy import DEFAULT_MAX_HEADERFIELD_SIZE, RequestPolicy
 LAST_CHUNK = b"0\r\n\r\n"
 # Extensions mean nothing here: do not read a longer line of them.
 MAX_CHUNK_LINE = 1024
+# RFC 9110 section 6.5.1: framing, routing and credentials come too late in a trailer.
+NO_TRAILERS = frozenset({"AUTHORIZATION", "CONTENT-LENGTH", "HOST", "TE", "TRAILER", "TRANSFER-ENCODING"})
 
 
 class _State(enum.Enum):
@@ -146,6 +148,9 @@ class ChunkedDecoder:
             return
         # Never trusted: no proxy speaks for its client in a trailer.
         self.trailers = parse_fields(bytes(self._trailer_data), self.policy)
+        for name, _ in self.trailers:
+            if name in NO_TRAILERS:
+                raise InvalidHeader(name)
         self._state = _State.COMPLETE
 
 

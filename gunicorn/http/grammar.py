@@ -30,8 +30,8 @@ CONTENT_LENGTH_RE = re.compile(r"[0-9]{1,19}")
 _REG_NAME = r"[0-9A-Za-z\-._~!$&'()*+,;=%]*"
 HOST_RE = re.compile(rf"(?:\[[0-9A-Fa-fvV:.\-_~!$&'()*+,;=%]+\]|{_REG_NAME})(?::[0-9]*)?")
 
-# RFC 9112 section 3.2: characters that can end or confuse a request line. Bytes above 0x7f are
-# no URI either, but clients send raw UTF-8 paths and they are unambiguous.
+# RFC 9112 section 3.2: characters that can end or confuse a request line. Bytes above 0x7f are no URI either,
+# and are refused in HTTP; nginx passes them on in packets of uWSGI's protocol.
 TARGET_BADCHAR_RE = re.compile(r"[\x00-\x20\x7f]")
 ABSOLUTE_FORM_RE = re.compile(r"[Hh][Tt][Tt][Pp][Ss]?://([^/?#]*)(.*)", re.DOTALL)
 

@@ -31,8 +31,8 @@ from .proxyproto import ProxyInfo, split_proxy_header, starts_proxy_header
 Headers = list[tuple[str, str]]
 
 HEAD_END = b"\r\n\r\n"
-# RFC 9112 section 2.2: a server should ignore at least one. An endless row of them is no request.
-MAX_EMPTY_LINES = 2
+# RFC 9112 section 2.2: a server should ignore at least one. A row of them is no request.
+MAX_EMPTY_LINES = 1
 
 _BARE_LF_RE = re.compile(rb"(?<!\r)\n")
 
@@ -47,7 +47,7 @@ _KEYS_MAX = 1024
 _HOSTS: set[str] = set()  # valid values of Host
 _HOSTS_MAX = 64
 
-_FRAMING = frozenset({"HOST", "CONTENT-LENGTH", "TRANSFER-ENCODING", "CONNECTION", "EXPECT"})
+_FRAMING = frozenset({"HOST", "CONTENT-LENGTH", "CONTENT-TYPE", "TRANSFER-ENCODING", "CONNECTION", "EXPECT"})
 
 _V10, _V11 = (1, 0), (1, 1)
 _VERSIONS = {"HTTP/1.0": _V10, "HTTP/1.1": _V11}
@@ -242,7 +242,7 @@ def fast_head(block: bytes, policy: RequestPolicy, trusted: bool = False) -> Req
         return None
     method, target, protocol = parts
     version = _VERSIONS.get(protocol)
-    if version is None or target[:1] != "/" or "#" in target:
+    if version is None or target[:1] != "/" or "#" in target or not target.isascii():
         return None
     if method not in _METHODS and (method == "CONNECT" or not _ORDINARY_METHOD_RE.fullmatch(method)):
         return None
@@ -373,7 +373,7 @@ def parse_request_line(line: bytes, policy: RequestPolicy) -> RequestHead:
     method = check_method(parts[0], policy)
     version = check_version(parts[2], policy)
     target = parts[1]
-    if grammar.TARGET_BADCHAR_RE.search(target):
+    if grammar.TARGET_BADCHAR_RE.search(target) or not target.isascii():
         raise InvalidRequestLine(line)
     path, query, fragment, authority = split_target(method, target)
     head = RequestHead(method, target, path, query, version)
@@ -494,7 +494,7 @@ def _interpret(head: RequestHead, policy: RequestPolicy, trusted: bool) -> None:
     """Set framing, connection and scheme from the fields. Raises ParseException if they are not sound."""
     codings: list[str] | None = None
     connection: list[str] = []
-    has_host = False
+    has_host = has_type = False
     scheme_headers = policy.secure_scheme_headers if trusted else None
     head.scheme = policy.default_scheme
     seen_scheme: str | None = None
@@ -511,11 +511,16 @@ def _interpret(head: RequestHead, policy: RequestPolicy, trusted: bool) -> None:
                 if head.content_length is not None or not grammar.CONTENT_LENGTH_RE.fullmatch(value):
                     raise InvalidHeader("CONTENT-LENGTH")
                 head.content_length = int(value)
+            elif name == "CONTENT-TYPE":
+                # With a second one, a filter in front may judge the body by another type.
+                if has_type:
+                    raise InvalidHeader("CONTENT-TYPE")
+                has_type = True
             elif name == "TRANSFER-ENCODING":
                 codings = (codings or []) + [part.strip(" \t") for part in value.lower().split(",")]
             elif head.version >= (1, 1):  # Expect; RFC 9110 section 10.1.1: ignored from HTTP/1.0
                 # It is a list, though nearly all clients send one member.
-                for expectation in grammar.list_members(value):
+                for expectation in grammar.list_members(value) or [""]:
                     if expectation != "100-continue":
                         raise ExpectationFailed(expectation)
                     head.expect_continue = True

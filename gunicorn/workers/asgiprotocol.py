@@ -216,6 +216,7 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
             and len(fields) == len(headers) <= worker.max_fields
             and self.url[:1] == b"/"
             and b"#" not in self.url
+            and self.url.isascii()
             and fields.get(b"host") in worker.hosts
             and method in _METHODS
             and (usual or RARE.isdisjoint(fields))

@@ -20,6 +20,7 @@ from gunicorn.http.chunked import LAST_CHUNK
 from gunicorn.http.errors import (
     ForbiddenProxyRequest,
     InvalidProxyLine,
+    InvalidRequestLine,
     LimitRequestHeaders,
     NoMoreData,
     ParseException,
@@ -183,6 +184,8 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         for _ in range(MAX_EMPTY_LINES):
             if line == b"\r\n":
                 line = self.rfile.readline(limit)
+        if line == b"\r\n":
+            raise InvalidRequestLine(line)
         if line.rstrip(b"\r\n") and not line.endswith(b"\n") and len(line) < limit:
             raise NoMoreData(line)
         return line

@@ -104,6 +104,10 @@ INVALID: list[tuple[bytes, type[Exception]]] = [
     (b"4\r\nhello\r\n0\r\n\r\n", e.ChunkMissingTerminator),
     (b"0\r\nfoo\r\n\r\n", e.InvalidHeader),
     (b"0\r\nA: \x00\r\n\r\n", e.InvalidHeader),
+    *[
+        (b"0\r\nA: b\r\n" + name + b": 1\r\n\r\n", e.InvalidHeader)
+        for name in (b"Content-Length", b"transfer-encoding", b"HOST", b"Authorization", b"Trailer", b"TE")
+    ],
     (b"0\r\nA : b\r\n\r\n", e.InvalidHeaderName),
     (b"0\r\nA: b\n\r\n\r\n", e.InvalidHeader),
     (b"0\r\nA: b\r\n c\r\n\r\n", e.ObsoleteFolding),

@@ -135,8 +135,16 @@ def test_ordinary_heads_take_the_fast_way() -> None:
 NAMES_SENT = st.sampled_from(["A", "Cookie", "content-type", "X-Y", "x-y", "X.Y", "Connection"])
 
 
+def _one_type(pairs: list[tuple[str, str]]) -> bool:
+    return [name for name, _ in pairs].count("content-type") < 2
+
+
 @settings(max_examples=200, deadline=None)
-@given(pairs=st.lists(st.tuples(NAMES_SENT, st.sampled_from(["", "v", "\xe9", "close, x"])), max_size=5))
+@given(
+    pairs=st.lists(st.tuples(NAMES_SENT, st.sampled_from(["", "v", "\xe9", "close, x"])), max_size=5).filter(
+        _one_type
+    )
+)
 def test_both_ways_give_the_same_environ(pairs: list[tuple[str, str]]) -> None:
     block = "".join([f"{name}: {value}\r\n" for name, value in pairs])
     request = Request(

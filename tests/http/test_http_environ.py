@@ -81,12 +81,11 @@ def test_repeated_headers_are_joined() -> None:
 def test_trailers_stay_out() -> None:
     with Exchange(
         b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
-        b"1\r\nx\r\n0\r\nX-Admin: 1\r\nHost: i\r\n\r\n"
+        b"1\r\nx\r\n0\r\nX-Admin: 1\r\nCookie: i\r\n\r\n"
     ) as exchange:
         assert exchange.environ["wsgi.input"].read() == b"x"
-        assert exchange.req.trailers == [("X-ADMIN", "1"), ("HOST", "i")]
-        assert "HTTP_X_ADMIN" not in exchange.environ
-        assert exchange.environ["HTTP_HOST"] == "h"
+        assert exchange.req.trailers == [("X-ADMIN", "1"), ("COOKIE", "i")]
+        assert not {"HTTP_X_ADMIN", "HTTP_COOKIE"} & exchange.environ.keys()
         assert "CONTENT_LENGTH" not in exchange.environ
 
 
@@ -98,7 +97,7 @@ def test_trailers_stay_out() -> None:
         ("/a%2Fb", "/a/b", ""),
         ("/%zz%4", "/%zz%4", ""),
         ("/a%00b", "/a\0b", ""),
-        ("/\xc3\xa9%C3%A9", "/\xc3\xa9\xc3\xa9", ""),
+        ("/%C3%A9", "/\xc3\xa9", ""),
         ("/a?b?c%20#d", "/a", "b?c%20"),
         ("http://other/p?q", "/p", "q"),
     ],
