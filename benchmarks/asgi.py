@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: MIT
-"""The class asgi against uvicorn alone: processor time of the worker for each request or message.
+"""The cases of ``-k asgi``: processor time for each request or message, beside uvicorn alone and Gunicorn 27.
 
-``python -m benchmarks.asgi [hello] [fastapi] [websocket]``. The two take turns, and no head comes twice.
+All three serve at the same time and take turns. No head comes twice.
 """
 
 from __future__ import annotations
 
-import os
+import fnmatch
 import socket
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from websockets.sync.client import connect as connect_websocket
+from benchmarks import machine, servers
+from benchmarks.peers import OURS, Environments, title
+from benchmarks.results import Measured, Row, make_row
+from benchmarks.stats import Target, rotations
 
-ROUNDS = 7
-_TICK = os.sysconf("SC_CLK_TCK")
+GROUP = "asgi"
+UVICORN, GUNICORN = "uvicorn", "gunicorn27"
 
 APPS = {
-    "hello": """
+    "asgi-hello": """
 async def app(scope, receive, send):
     if scope["type"] != "http":
         raise RuntimeError(scope["type"])
@@ -31,7 +30,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"Hello, world!"})
 """,
-    "fastapi": """
+    "asgi-fastapi": """
 from fastapi import FastAPI
 
 app = FastAPI()
@@ -40,7 +39,7 @@ app = FastAPI()
 async def item(item: int, q: str = "") -> dict[str, object]:
     return {"id": item, "name": q, "tags": ["a", "b"]}
 """,
-    "websocket": """
+    "asgi-websocket": """
 async def app(scope, receive, send):
     if scope["type"] != "websocket":
         raise RuntimeError(scope["type"])
@@ -68,82 +67,77 @@ def requests(port: int, count: int) -> None:
 
 
 def messages(port: int, count: int) -> None:
+    from websockets.sync.client import connect as connect_websocket
+
     with connect_websocket(f"ws://127.0.0.1:{port}/", compression=None, proxy=None) as ws:
         for number in range(count):
             ws.send(f"message {number}")
             ws.recv()
 
 
-CASES: dict[str, tuple[Callable[[int, int], None], int]] = {
-    "hello": (requests, 20_000),
-    "fastapi": (requests, 5_000),
-    "websocket": (messages, 10_000),
+TITLES = {
+    "asgi-hello": "asgi, an application of four lines, 1 keep-alive connection, 13 bytes",
+    "asgi-fastapi": "asgi, a FastAPI view with two parameters, which answers with JSON",
+    "asgi-websocket": "asgi, the echo of a short message over a WebSocket",
+}
+WORK: dict[str, tuple[Callable[[int, int], None], int]] = {
+    "asgi-hello": (requests, 20_000),
+    "asgi-fastapi": (requests, 5_000),
+    "asgi-websocket": (messages, 10_000),
 }
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
+def chosen(patterns: Sequence[str]) -> list[str]:
+    return [n for n in TITLES if not patterns or any(fnmatch.fnmatch(n, p) for p in patterns)]
+
+
+def run(name: str, environments: Environments, runs: int) -> Row:
+    work, count = WORK[name]
+    labels = [OURS, *environments.available([UVICORN, GUNICORN])]
+    measured = {title(label): Measured() for label in labels}
+    with ExitStack() as stack:
+        ports = {label: servers.free_port() for label in labels}
+        pids = {
+            label: stack.enter_context(serving(environments, label, ports[label], APPS[name]))
+            for label in labels
+        }
+        for turn, order in enumerate(rotations(labels, runs + 1)):
+            for label in order:
+                members = machine.descendants(pids[label])
+                before = machine.cpu_seconds(members)
+                work(ports[label], count)
+                if turn:  # the first one warms up
+                    spent = (machine.cpu_seconds(members) - before) / count * 1e6
+                    measured[title(label)].values.append(spent)
+    targets = {title(label): Target("<=", 1) for label in labels[1:]}
+    return make_row(GROUP, name, TITLES[name], "µs of CPU", measured, targets)
 
 
 @contextmanager
-def serving(command: list[str], port: int, directory: str, forks: bool) -> Iterator[int]:
-    """Run a server; yields the pid of the process that serves."""
-    process = subprocess.Popen([sys.executable, "-m", *command, "app:app"], cwd=directory)
-    try:
-        until = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.05)
-        pid = process.pid
-        if forks:
-            pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
-        yield pid
-    finally:
-        process.terminate()
-        process.wait()
+def serving(environments: Environments, label: str, port: int, app: str) -> Iterator[int]:
+    """Run the server of *label*, with one worker. Yields its pid once it answers."""
+    program = "uvicorn" if label == UVICORN else "gunicorn"
+    options = {
+        "uvicorn": ["--port", str(port), "--no-access-log", "--log-level", "error"],
+        "gunicorn": ["-k", "asgi", "--bind", f"127.0.0.1:{port}", "--log-level", "error"],
+    }
+    command = [str(environments.bin(label) / program), *options[program], "app:app"]
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as name:
+        directory = Path(name)
+        (directory / "app.py").write_text(app)
+        env = {**servers.environment(directory), "PYTHONPATH": str(directory)}
+        process = machine.start_process(command, directory, env)
+        try:
+            servers.wait_for_port(process, port, directory)
+            machine.wait_until(lambda: responds(port), servers.BOOT_LIMIT, "a response")
+            yield process.pid
+        finally:
+            machine.end_process(process)
 
 
-def processor_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
-
-
-def compare(case: str) -> str:
-    work, count = CASES[case]
-    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        Path(directory, "app.py").write_text(APPS[case])
-        ports = {"asgi": free_port(), "uvicorn": free_port()}
-        commands = {
-            "asgi": ["gunicorn", "-k", "asgi", "--log-level", "error", "-b", f"127.0.0.1:{ports['asgi']}"],
-            "uvicorn": [
-                *("uvicorn", "--port", str(ports["uvicorn"]), "--no-access-log", "--log-level", "error")
-            ],
-        }
-        pids = {
-            name: stack.enter_context(serving(command, ports[name], directory, name == "asgi"))
-            for name, command in commands.items()
-        }
-        spent: dict[str, list[float]] = {name: [] for name in ports}
-        for turn in range(ROUNDS + 1):
-            for name, port in ports.items():
-                before = processor_seconds(pids[name])
-                work(port, count)
-                if turn:  # the first one warms up
-                    spent[name].append((processor_seconds(pids[name]) - before) / count * 1e6)
-    medians = {name: statistics.median(found) for name, found in spent.items()}
-    return (
-        f"{case:10} asgi {medians['asgi']:6.1f} us, uvicorn {medians['uvicorn']:6.1f} us, "
-        f"ratio {medians['asgi'] / medians['uvicorn']:.2f}"
-    )
-
-
-if __name__ == "__main__":
-    for case in sys.argv[1:] or CASES:
-        print(compare(case), flush=True)
+def responds(port: int) -> bool:
+    """Whether there is a response of any kind: an application of WebSockets has none for a request."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 30) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        return bool(sock.recv(100))
+    return False

@@ -10,6 +10,7 @@ from benchmarks.svg import Bar, Group, chart
 
 TITLES = {
     "http": "HTTP: requests a second, more is better; latency, less is better",
+    "asgi": "ASGI: less is better",
     "companions": "Companions: less is better",
     "memory": "Memory: less is better",
     "startup": "Starting: less is better",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import charts, load, machine, report, resident, startup, supervision, web
+from benchmarks import asgi, charts, load, machine, report, resident, startup, supervision, web
 from benchmarks.peers import OURS, PEERS, ROOT, Environments, default_cache, title
 from benchmarks.results import Report, Row
 
@@ -32,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Peers are installed with pip, each in an environment of its own. The server has a core to "
         "itself where there is more than one.",
     )
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help="http, companions, memory, startup or all")
+    parser.add_argument(
+        "groups", nargs="*", metavar="GROUP", help="http, asgi, companions, memory, startup or all"
+    )
     parser.add_argument(
         "--runs", type=_positive(int), metavar="N", help="runs of each contestant (default: 5)"
     )
@@ -150,6 +152,11 @@ def memory_jobs(environments: Environments, patterns: list[str], runs: int, seco
         yield resident.GROUP, name, functools.partial(one_row, resident.run, name, environments, runs)
 
 
+def asgi_jobs(environments: Environments, patterns: list[str], runs: int, seconds: float) -> Iterable[Job]:
+    for name in asgi.chosen(patterns):
+        yield asgi.GROUP, name, functools.partial(one_row, asgi.run, name, environments, runs)
+
+
 def startup_jobs(environments: Environments, patterns: list[str], runs: int, seconds: float) -> Iterable[Job]:
     for name in startup.chosen(patterns):
         yield startup.GROUP, name, functools.partial(one_row, startup.run, name, environments, runs)
@@ -161,6 +168,7 @@ def one_row(run: Callable[..., Row], *arguments: Any) -> list[Row]:
 
 GROUPS: dict[str, Callable[[Environments, list[str], int, float], Iterable[Job]]] = {
     "http": http_jobs,
+    "asgi": asgi_jobs,
     "companions": companion_jobs,
     "memory": memory_jobs,
     "startup": startup_jobs,

@@ -22,6 +22,8 @@ OURS = "ours"
 INSTALL_LIMIT = 600.0
 # Whose views are measured under each server.
 FRAMEWORKS = ("flask", "django")
+# What servers of ASGI need, and whose view they run.
+ASGI = ("uvicorn>=0.38", "httptools", "uvloop", "websockets", "fastapi")
 
 
 class NotAvailable(Exception):
@@ -42,17 +44,18 @@ class Peer:
 PEERS = {
     peer.label: peer
     for peer in (
-        Peer(OURS, "this server", ("setuptools>=61.2", "wheel", "gevent", *FRAMEWORKS), "gunicorn"),
+        Peer(OURS, "this server", ("setuptools>=61.2", "wheel", "gevent", *FRAMEWORKS, *ASGI), "gunicorn"),
         Peer(
             "gunicorn27",
             "Gunicorn 27.0.1",
-            ("gunicorn==27.0.1", "gevent", "packaging", *FRAMEWORKS),
+            ("gunicorn==27.0.1", "gevent", "packaging", *FRAMEWORKS, "uvloop", "fastapi"),
             "gunicorn",
         ),
         Peer("gunicorn23", "Gunicorn 23.0.0", ("gunicorn==23.0.0", "gevent", *FRAMEWORKS), "gunicorn"),
         Peer("waitress", "waitress", ("waitress", *FRAMEWORKS), "waitress"),
         Peer("uwsgi", "uWSGI", ("uwsgi", *FRAMEWORKS), "uWSGI"),
         Peer("granian", "Granian", ("granian", *FRAMEWORKS), "granian"),
+        Peer("uvicorn", "uvicorn", ASGI, "uvicorn"),
         Peer("supervisor", "supervisord", ("supervisor",), "supervisor"),
         Peer("circus", "circus", ("circus",), "circus"),
     )

@@ -136,12 +136,14 @@ def _rst_summary(report: Report) -> list[str]:
 
 HEADINGS = {
     "http": "HTTP",
+    "asgi": "ASGI",
     "startup": "Starting",
     "memory": "Memory",
     "companions": "Companions",
 }
 ALTS = {
     "http": "Bars: requests a second, or latency, of each server in each case.",
+    "asgi": "Bars: processor time of a request or message in each server.",
     "startup": "Bars: the time that each server takes to start.",
     "memory": "Bars: private memory of each process.",
     "companions": "Bars: this server beside bare forks, supervisord and circus in each case.",

@@ -10,11 +10,11 @@ import sys
 import pytest
 from harness import ROOT
 
-from benchmarks import cli, peers, resident, startup, supervision, web
+from benchmarks import asgi, cli, peers, resident, startup, supervision, web
 from benchmarks.results import Row
 
 CASES = {case.name: case for case in web.cases()}
-ALL_NAMES = [*CASES, *supervision.TITLES, *startup.TITLES, *resident.TITLES]
+ALL_NAMES = [*CASES, *supervision.TITLES, *startup.TITLES, *resident.TITLES, *asgi.TITLES]
 
 
 def test_each_case_has_a_name_of_its_own() -> None:
