@@ -361,7 +361,6 @@ NOT_WITH_SCHEDULE = {
     "ready": "a run is over when it exits, and nobody waits for it to be ready",
     "probe": "a run is over when it exits, and nobody waits for it to be ready",
     "singleton": "no run begins beside another one; schedule_overlap says what happens instead",
-    "lease": "servers do not share the runs of a schedule yet",
 }
 
 

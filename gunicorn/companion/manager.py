@@ -226,8 +226,14 @@ class CompanionManager:
             fork=fork,
         )
         self.schedules = Schedules(
-            self.table, log, kept=self.kept, start_rights=self.start_rights, kernel=kernel
+            self.table,
+            log,
+            kept=self.kept,
+            start_rights=self.start_rights,
+            leases=self.leases,
+            kernel=kernel,
         )
+        self.starter.may_run = self.schedules.may_run
         self.kept.history.tell = self._on_entry
         self.table.observers = [
             self.kept.history.observe,

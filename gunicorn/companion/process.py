@@ -316,7 +316,10 @@ class CompanionProcess(Status):
 
     def _lease_lost(self, d: Details) -> tuple[Action, ...]:
         """It has until the timeout of the event, and starts again when it has another lease."""
-        return () if self.pid is None else self._restart(d)
+        if self.pid is None:
+            return ()
+        # Whether the run of a schedule is made again, who gets the lease finds out.
+        return self._restart(d) if self.config.schedule is None else self._stop(d)
 
     def _lease_lost_stopping(self, d: Details) -> tuple[Action, ...]:
         """The end of its lease comes before that of its stop."""

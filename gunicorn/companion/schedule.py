@@ -9,10 +9,11 @@ nobody sets it.
 from __future__ import annotations
 
 import functools
+import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any, NamedTuple, Protocol
 
@@ -312,6 +313,47 @@ class Clock:
     def wall_of_through(self, now: Moment) -> float:
         """``through`` by the wall clock, to go on from it after a boot."""
         return self.through if self.times.by_wall else now.wall - (now.boot - self.through)
+
+
+# -- runs of a fleet ----------------------------------------------------------------
+
+
+@dataclass
+class Note:
+    """What a server stores with the lease: the *state* of the run at *through*, and who makes it.
+
+    The state is ``begun``, ``done`` or ``cut`` (short).
+    """
+
+    through: float
+    state: str
+    by: str
+
+    @classmethod
+    def of(cls, text: str) -> Note | None:
+        """What *text* says; None if it is none of ours."""
+        try:
+            found = json.loads(text)
+            return cls(float(found["through"]), str(found["state"]), str(found["by"]))
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def text(self) -> str:
+        return json.dumps(asdict(self))
+
+    def deals_with(self, time: float, times: Timetable, now: float, *, by: str, catch_up: bool) -> bool:
+        """Whether *by*, which holds the lease now and has made no run for *time*, need not make it.
+
+        Who still makes a run has the lease: a run that has only begun was cut short.
+        """
+        if self.through > now + LARGEST_STEP:
+            # That server's clock was wrong.
+            return False
+        following = times.next_after(self.through)
+        if following is not None and following <= time:
+            return False
+        not_begun = self.state == "begun" and self.by == by and self.through == time
+        return not (not_begun or (catch_up and self.state != "done"))
 
 
 def next_times(schedule: str, zone: str | None, now: float, count: int) -> list[str]:

@@ -18,6 +18,7 @@ from gunicorn.companion.schedule import (
     HOST,
     Clock,
     Moment,
+    Note,
     check_schedule,
     check_timezone,
     clock_time,
@@ -372,3 +373,46 @@ def test_no_rounding_brings_a_time_again() -> None:
         host.sleep(host.clock.seconds_left(host.now))
     assert len(host.found) == 2000
     assert host.clock.through == pytest.approx(0.1 + 2000 * 7)
+
+
+# -- runs of a fleet ---------------------------------------------------------------------
+
+T = wall("2026-11-27 03:30")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "note", "catch_up", "dealt_with"),
+    [
+        # Another server has made the run of this time, or of a later one.
+        (NIGHT, Note(T, "done", "b"), True, True),
+        (NIGHT, Note(T + DAY, "done", "b"), True, True),
+        # The run of last night says nothing about this one.
+        (NIGHT, Note(T - DAY, "done", "b"), False, False),
+        (NIGHT, Note(T - DAY, "begun", "b"), False, False),
+        # Its server died in the middle, or has cut it short.
+        (NIGHT, Note(T, "begun", "b"), False, True),
+        (NIGHT, Note(T, "begun", "b"), True, False),
+        (NIGHT, Note(T, "cut", "b"), False, True),
+        (NIGHT, Note(T, "cut", "b"), True, False),
+        # This server has noted it, lost the lease before it began, and has it again.
+        (NIGHT, Note(T, "begun", "a"), False, False),
+        (NIGHT, Note(T, "cut", "a"), False, True),
+        # The clock of the other one is wrong by a month, or by a minute.
+        (NIGHT, Note(T + 30 * DAY, "done", "b"), False, False),
+        ("every 15m", Note(T - 840, "done", "b"), False, True),
+        ("every 15m", Note(T - 900, "done", "b"), False, False),
+        ("every 15m", Note(T + 60, "done", "b"), False, True),
+    ],
+)
+def test_a_server_that_gets_the_lease(schedule: str, note: Note, catch_up: bool, dealt_with: bool) -> None:
+    found = Note.of(note.text())
+    assert found == note
+    times = timetable(schedule, "UTC")
+    # A day is more than a step of the clock.
+    now = T + 22 * HOUR
+    assert found.deals_with(T, times, now, by="a", catch_up=catch_up) is dealt_with
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"through": "x", "state": "done", "by": ""}'])
+def test_a_note_of_something_else(text: str) -> None:
+    assert Note.of(text) is None

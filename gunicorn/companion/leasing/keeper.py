@@ -181,6 +181,8 @@ class Desk:
         # Counted from before the call: the store may have got it at once, and the answer may take its time.
         began = want.words.asked = boottime.now()
         if store.renew(want.name, self.owner, want.token, want.ttl, want.note):
+            if want.note is not None:
+                self.tell({"noted": want.serial})
             want.note = None
             want.words.until = began + want.ttl
             want.due = began + want.ttl / 3 * (1 - JITTER * random.random())

@@ -84,8 +84,9 @@ class Lease:
     free_since: float | None = None
     # The token of the last holding.
     last_token: int = 0
-    # What a holder has stored with it.
+    # What a holder has stored with it, or is to; and whether it is stored.
     note: str = ""
+    noted: bool = True
     # It was given away by command: others have until then.
     hold_off: float = 0.0
     # Since when its store cannot be asked, and why not.
@@ -315,6 +316,11 @@ class Leases:
                     process, Event.LEASE_LOST, now, cause=Cause.LEASE, reason=reason, timeout=timeout
                 )
 
+    def store(self, lease: Lease, note: str) -> None:
+        """Store *note* with *lease*, which is held; ``noted`` is True when the store has it."""
+        lease.note, lease.noted = note, False
+        self.keeper.send({"note": lease.serial, "text": note})
+
     def release(self, lease: Lease) -> None:
         """Let others have it: until one has taken it, or for its ttl."""
         lease.hold_off = self.kernel.now() + lease.timing.ttl
@@ -364,6 +370,8 @@ class Leases:
         for lease in self._leases.values():
             if lease.serial:
                 self._send_want(lease)
+                if lease.token and not lease.noted:
+                    self.store(lease, lease.note)
 
     def _watch(self, name: str) -> None:
         lease, token, pid = self._living[name]
@@ -391,7 +399,8 @@ class Leases:
             else:
                 self.log.warning("Store of leases %s can be reached again", hide_password(url))
             return
-        serial = message.get("held") or message.get("lost") or message.get("refused")
+        serials = (message.get(word) for word in ("held", "lost", "refused", "noted"))
+        serial = next(filter(None, serials), None)
         found = [each for each in self._leases.values() if each.serial == serial]
         if not found:
             # It was given up meanwhile.
@@ -399,6 +408,8 @@ class Leases:
         [lease] = found
         if "held" in message:
             self._take(lease, message, now)
+        elif "noted" in message:
+            lease.noted = True
         elif "lost" in message:
             lease.token, lease.other, lease.free_since = 0, None, now
         else:
@@ -407,7 +418,7 @@ class Leases:
 
     def _take(self, lease: Lease, message: Message, now: float) -> None:
         lease.token = lease.last_token = message["token"]
-        lease.since, lease.note = now, message["note"]
+        lease.since, lease.note, lease.noted = now, message["note"], True
         lease.other, lease.free_since = None, None
         before, how = message["before"], "which gave it up"
         if message["expired"]:

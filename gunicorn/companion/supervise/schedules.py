@@ -5,6 +5,9 @@ What is remembered is in a file of the run directory, one for each companion. It
 the schedule: of two managers, over an upgrade or a reload of all, only one starts a run, and the next one
 goes on where the first has stopped. A manager that is killed loses its locks, and its successor finds in the
 files which times are dealt with.
+
+With a `lease`, all servers of a fleet ask for it at each time. The first one notes the time in the store
+before it starts the run; the others find that note when they get the lease, and have nothing to do.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import fcntl
 import json
 import os
 import random
+import secrets
 from collections.abc import Callable
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any
@@ -21,8 +25,9 @@ from typing import Any
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.process import Cause, CompanionProcess, Event, State
 from gunicorn.companion.runfile import MAX_RECORD, RunFile
-from gunicorn.companion.schedule import GRACE, Clock, Due, Moment, clock_time
+from gunicorn.companion.schedule import GRACE, Clock, Due, Moment, Note, clock_time
 from gunicorn.companion.status import ScheduleStatus, format_age
+from gunicorn.companion.supervise.leases import Leases
 from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.rights import StartRights
 from gunicorn.companion.table import Change, ProcessTable
@@ -38,7 +43,7 @@ LOOK_INTERVAL = 60.0
 TAKE_INTERVAL = 0.5
 
 # The server has ended these runs, and not their time.
-CUT_SHORT = (Cause.SERVER, Cause.RELOAD, Cause.UPGRADE)
+CUT_SHORT = (Cause.SERVER, Cause.RELOAD, Cause.UPGRADE, Cause.LEASE)
 
 
 @dataclass
@@ -59,6 +64,8 @@ class Memory:
     skipped: int = 0
     missed: int = 0
     last_success: float | None = None
+    # Unique, for the notes of a fleet.
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @classmethod
     def of(cls, file: RunFile, spec: list[str | None], now: float) -> Memory:
@@ -109,7 +116,8 @@ class Job:
     """A companion whose schedule this manager keeps.
 
     *asked*: the start of the run that is owed was asked for. *late*: that run makes up for missed times.
-    *off*: the schedule does not count. *told*: that the present run lasts beyond its next time.
+    *off*: the schedule does not count. *noted*: the token of the lease with which the run was noted. *told*:
+    that the present run lasts beyond its next time.
     """
 
     file: RunFile
@@ -118,6 +126,7 @@ class Job:
     asked: bool = False
     late: bool = False
     off: bool = False
+    noted: int = 0
     told: bool = False
 
 
@@ -134,6 +143,7 @@ class Schedules:
     _: KW_ONLY
     kept: KeptState
     start_rights: StartRights
+    leases: Leases
     kernel: Kernel = KERNEL
     chance: Callable[[], float] = random.random
     due: float | None = field(default=None, init=False)
@@ -211,9 +221,11 @@ class Schedules:
         memory.through = job.clock.wall_of_through(moment)
         at = clock_time(due.at, moment.wall, config.schedule_timezone)
         if due.is_missed and not config.schedule_catch_up:
-            memory.missed += 1
-            self._tell(process, "missed", f"nothing ran at {at}")
-        elif process.state is State.STOPPED or config.schedule_overlap != "skip":
+            # With a lease, other servers may have run.
+            if config.lease_name is None:
+                memory.missed += 1
+                self._tell(process, "missed", f"nothing ran at {at}")
+        elif process.state is State.STOPPED or memory.owed or config.schedule_overlap != "skip":
             memory.owed, job.late = True, due.is_missed
         else:
             memory.skipped += 1
@@ -229,6 +241,61 @@ class Schedules:
     def _tell(self, process: CompanionProcess, event: str, why: str) -> None:
         self.log.warning("Companion %s: a run was %s: %s", process.name, event, why)
         self.kept.history.add(event, process.name, cause=Cause.SCHEDULE, reason=why)
+
+    # -- runs of a fleet -----------------------------------------------------------------
+
+    def may_run(self, process: CompanionProcess) -> bool:
+        """Whether *process*, which holds its lease or needs none, is to be forked now.
+
+        A run by its schedule must be noted in the store, so that no other server makes it, too.
+        """
+        job, lease = self._jobs.get(process.name), self.leases.of(process.config)
+        if job is None or lease is None or not job.asked:
+            return True
+        if job.noted == lease.token:
+            process.standby = not lease.noted
+            return lease.noted
+        moment = self._moment()
+        note = Note.of(lease.note)
+        if note is not None and note.deals_with(
+            job.memory.through,
+            job.clock.times,
+            moment.wall,
+            by=job.memory.id,
+            catch_up=process.config.schedule_catch_up,
+        ):
+            self._have_no_run(process, job, moment, note.through)
+            return False
+        if moment.wall > job.memory.through + GRACE and not process.config.schedule_catch_up:
+            job.memory.missed += 1
+            self._tell(process, "missed", "no server had its lease in time")
+            self._have_no_run(process, job, moment, job.memory.through)
+            return False
+        job.noted = lease.token
+        # The lease is kept for it meanwhile.
+        process.standby = True
+        self.leases.store(lease, self._note(job, "begun"))
+        return False
+
+    def _have_no_run(self, process: CompanionProcess, job: Job, moment: Moment, through: float) -> None:
+        """Go on from the time *through*, which is dealt with."""
+        memory = job.memory
+        memory.owed = job.asked = job.late = False
+        if through > memory.through or not job.clock.times.by_wall:
+            memory.through = through
+            job.clock = self._make_clock(process.config, memory, moment)
+            job.clock.seen = moment
+        self._save(process, job)
+        self.table.send(process, Event.STOP, self.kernel.now())
+
+    def _note(self, job: Job, state: str) -> str:
+        return Note(job.memory.through, state, job.memory.id).text()
+
+    def _note_end(self, process: CompanionProcess, job: Job, state: str) -> None:
+        """Note in the store what has become of the run, for the server that gets the lease next."""
+        lease = self.leases.of(process.config)
+        if lease is not None and job.noted == lease.token != 0:
+            self.leases.store(lease, self._note(job, state))
 
     # -- runs ------------------------------------------------------------------------
 
@@ -261,12 +328,15 @@ class Schedules:
 
     def _on_exit(self, change: Change, job: Job) -> None:
         process, good = change.process, change.process.ended_well
+        how, state = process.cause_text or process.last_exit, "done"
         asked = change.before.state is State.STOPPING and not process.failing
-        how = process.cause_text or process.last_exit
-        if asked:
-            how = process.last_exit if good else f"cut short: {process.cause_text}"
-            if not good and process.cause in CUT_SHORT and process.config.schedule_catch_up:
+        if not good and process.cause in CUT_SHORT:
+            state = "cut"
+            if process.config.schedule_catch_up:
                 job.memory.owed = job.late = True
+        if asked or state == "cut":
+            how = process.last_exit if good else f"cut short: {process.cause_text}"
+        self._note_end(process, job, state)
         cause = None if asked else process.cause
         self._end(process, job, good=good, took=process.latest_run, how=how, cause=cause)
 

@@ -113,6 +113,8 @@ class Starter:
     web_tier: order.WebTier = field(default_factory=order.WebTier)
     kernel: Kernel = KERNEL
     fork: Callable[[Sequence[Launch]], list[int | OSError]] = spawn
+    # Whether the run of a companion with a schedule is still to be made, by this server.
+    may_run: Callable[[CompanionProcess], bool] = lambda process: True
     nofile: tuple[int, int] | None = None
     # What dead managers have left, as of a moment.
     _left: dict[int, str] = field(default_factory=dict, init=False)
@@ -227,7 +229,7 @@ class Starter:
             self._fail(process, f"cannot make its run file: {_explain(exc)}")
             return None
         # Only then: a lease is not to be held for a companion that cannot start.
-        if run is None or not self.leases.may_start(process):
+        if run is None or not self.leases.may_start(process) or not self.may_run(process):
             return None
         try:
             listeners = self._open_listeners(process)
