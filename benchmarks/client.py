@@ -85,6 +85,7 @@ class Client:
         self.selector = selector
         self.sock: socket.socket | None = None
         self.answer = Answer()
+        self.request = b""
         self.unsent = memoryview(b"")
         self.due = 0.0
 
@@ -92,7 +93,8 @@ class Client:
         """Send the next request; its time counts from *due*."""
         self.due = due
         self.answer = Answer()
-        self.unsent = memoryview(next(self.requests))
+        self.request = next(self.requests)
+        self.unsent = memoryview(self.request)
         if self.sock is None:
             self.sock = socket.create_connection(("127.0.0.1", self.port), 10)
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -146,15 +148,22 @@ class Run:
     """A load of *seconds* on *connections*, paced where there is a *rate*."""
 
     def __init__(
-        self, port: int, requests: Sequence[bytes], connections: int, seconds: float, rate: float | None
+        self,
+        port: int,
+        requests: Sequence[bytes],
+        connections: int,
+        seconds: float,
+        rate: float | None,
+        timed: bytes = b"",
     ):
         self.selector = selectors.DefaultSelector()
         in_turn = cycle(requests)
         self.clients = [Client(port, in_turn, self.selector) for _ in range(connections)]
         self.seconds = seconds
         self.rate = rate
+        self.timed = timed
         self.latencies: list[float] = []
-        self.failed = 0
+        self.answered = self.failed = 0
         self.last = 0.0
 
     def __call__(self) -> dict[str, float]:
@@ -167,7 +176,7 @@ class Run:
         if not self.latencies:
             raise SystemExit("no request was answered")
         return {
-            "requests": len(self.latencies),
+            "requests": self.answered,
             "seconds": self.last - start,
             "p50": percentile(self.latencies, 0.5),
             "p99": percentile(self.latencies, 0.99),
@@ -215,7 +224,9 @@ class Run:
                 continue
             self.last = time.perf_counter()
             if good:
-                self.latencies.append(self.last - client.due)
+                self.answered += 1
+                if self.timed in client.request:
+                    self.latencies.append(self.last - client.due)
             else:
                 self.failed += 1
             done.append(client)
@@ -235,9 +246,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--rate", type=float, help="requests a second; default: as many as are answered")
+    parser.add_argument("--timed", default="", help="time only requests with this text in them")
     options = parser.parse_args(argv)
     requests = read_requests(options.file)
-    run = Run(options.port, requests, options.connections, options.seconds, options.rate)
+    timed = options.timed.encode()
+    run = Run(options.port, requests, options.connections, options.seconds, options.rate, timed)
     json.dump(run(), sys.stdout)
 
 

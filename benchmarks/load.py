@@ -55,7 +55,8 @@ PROXIED = {
 class Request:
     """A kind of request. No two heads in a row are alike: only a load generator repeats itself.
 
-    In the path and in the values of headers ``{number}``, ``{page}``, ``{id}`` and ``{address}`` vary.
+    In the path and in the values of headers ``{number}``, ``{page}``, ``{id}`` and ``{address}`` vary;
+    ``{pace}`` is "slow" in one of twenty, "quick" in the others.
     """
 
     path: str = "/books/{number}?page={page}"
@@ -106,7 +107,14 @@ def page(n: int) -> int:
 def fill(text: str, n: int) -> str:
     """*text* as request *n* has it."""
     unique = str(uuid.UUID(int=(n + 1) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128)))
-    values = {"number": number(n), "page": page(n), "id": unique, "address": f"198.51.100.{n % 254 + 1}"}
+    pace = "slow" if n % 20 == 0 else "quick"
+    values = {
+        "pace": pace,
+        "number": number(n),
+        "page": page(n),
+        "id": unique,
+        "address": f"198.51.100.{n % 254 + 1}",
+    }
     for name, value in values.items():
         text = text.replace("{" + name + "}", str(value))
     return text
@@ -137,31 +145,37 @@ def has_wrk() -> bool:
     return shutil.which("wrk") is not None
 
 
-def closed_loop(port: int, request: Request, connections: int, seconds: float) -> Sample:
+def closed_loop(port: int, request: Request, connections: int, seconds: float, tls: bool = False) -> Sample:
     """As many requests as the server answers, each connection with one at a time."""
     if not has_wrk():
+        if tls:
+            raise RuntimeError("only wrk speaks TLS")
         return run_client(port, request, connections, seconds)
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as name:
-        return _run_wrk(Path(name), port, request, connections, seconds)
+        return _run_wrk(Path(name), port, request, connections, seconds, "https" if tls else "http")
 
 
-def open_loop(port: int, request: Request, connections: int, seconds: float, rate: float) -> Sample:
+def open_loop(
+    port: int, request: Request, connections: int, seconds: float, rate: float, timed: str = ""
+) -> Sample:
     """*rate* requests a second whether the server keeps up or not.
 
     The time of a request counts from when it was due: one that had to wait because those before it were
-    slow is not made to look quick.
+    slow is not made to look quick. Only requests with *timed* in them are timed.
     """
-    return run_client(port, request, connections, seconds, rate)
+    return run_client(port, request, connections, seconds, rate, timed)
 
 
-def _run_wrk(directory: Path, port: int, request: Request, connections: int, seconds: float) -> Sample:
+def _run_wrk(
+    directory: Path, port: int, request: Request, connections: int, seconds: float, scheme: str
+) -> Sample:
     script, requests = directory / "load.lua", directory / "requests"
     request.write(requests, f"127.0.0.1:{port}")
     script.write_text(WRK_SCRIPT.format(file=requests))
     # It knows whole seconds alone.
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s"]
     done = subprocess.run(
-        [*command, "-s", str(script), f"http://127.0.0.1:{port}/"],
+        [*command, "-s", str(script), f"{scheme}://127.0.0.1:{port}/"],
         capture_output=True,
         text=True,
         timeout=seconds + 60,
@@ -173,7 +187,12 @@ def _run_wrk(directory: Path, port: int, request: Request, connections: int, sec
 
 
 def run_client(
-    port: int, request: Request, connections: int, seconds: float, rate: float | None = None
+    port: int,
+    request: Request,
+    connections: int,
+    seconds: float,
+    rate: float | None = None,
+    timed: str = "",
 ) -> Sample:
     """The own generator, in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as name:
@@ -182,7 +201,7 @@ def run_client(
         command = [sys.executable, "-m", "benchmarks.client", str(port), str(file)]
         command += ["--connections", str(connections), "--seconds", str(seconds)]
         if rate is not None:
-            command += ["--rate", str(rate)]
+            command += ["--rate", str(rate), "--timed", timed]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + 90)
     if done.returncode != 0:
         raise RuntimeError(f"the load generator failed: {done.stderr.strip()[-300:]}")

@@ -136,6 +136,16 @@ def private_bytes(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
+def proportional_bytes(pids: Iterable[int]) -> int:
+    """The memory that *pids* have together: what several share counts once, if no other process shares it."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
 def switches(pid: int) -> int:
     """How often the threads of *pid* went to sleep and were woken, so far."""
     total = 0

@@ -46,9 +46,7 @@ APPLICATION = textwrap.dedent(
 
     def target():
         gc.collect()
-        with open("probe.new", "w") as probe:
-            probe.write(str(os.getpid()))
-        os.rename("probe.new", "probe.pid")
+        open(f"probe.{{os.getpid()}}", "w").close()
         signal.pause()
     """
 )
@@ -97,15 +95,15 @@ def measure(megabytes: int = 60, python: str = sys.executable, tree: Path = ROOT
 
 def private_memory(command: Sequence[str], directory: Path, tree: Path = ROOT) -> int:
     """Run *command* until its target has reported, and give the target's private memory in bytes."""
-    probe = directory / "probe.pid"
-    probe.unlink(missing_ok=True)
+    for probe in directory.glob("probe.*"):
+        probe.unlink()
     with running(command, directory, tree) as process:
         deadline = time.monotonic() + DEADLINE
-        while not probe.exists():
+        while not (found := list(directory.glob("probe.*"))):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command} did not get to its target:\n{(directory / 'log').read_text()}")
             time.sleep(0.02)
-        lines = Path(f"/proc/{int(probe.read_text())}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{found[0].suffix[1:]}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 

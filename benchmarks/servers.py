@@ -30,6 +30,10 @@ class Setup:
     app: str = "webapps:hello"
     worker: str = "gthread"
     access_log: bool = False
+    threads: int = THREADS
+    #: More than one have all cores, which they share with the load.
+    workers: int = 1
+    tls: bool = False
     # Options for ours and Gunicorn alone.
     extra: tuple[str, ...] = ()
 
@@ -62,22 +66,39 @@ def command(environments: Environments, label: str, port: int, setup: Setup, dir
     if label in YARDSTICKS:
         return [sys.executable, str(APPS / YARDSTICKS[label]), str(port)]
     bin_directory = environments.bin(label)
-    app, address = setup.app, f"127.0.0.1:{port}"
+    app, address, threads = setup.app, f"127.0.0.1:{port}", str(setup.threads)
+    cert, key = str(directory / "cert.pem"), str(directory / "key.pem")
     if label == "waitress":
-        return [str(bin_directory / "waitress-serve"), f"--threads={THREADS}", f"--listen={address}", app]
+        return [str(bin_directory / "waitress-serve"), f"--threads={threads}", f"--listen={address}", app]
     if label == "uwsgi":
-        line = [str(bin_directory / "uwsgi"), "--http-socket", address, "--master", "--need-app"]
-        line += ["--processes", "1", "--threads", str(THREADS), "--module", app, "--disable-logging"]
+        line = [str(bin_directory / "uwsgi"), "--master", "--need-app", "--module", app]
+        line += ["--https-socket", f"{address},{cert},{key}"] if setup.tls else ["--http-socket", address]
+        line += ["--processes", str(setup.workers), "--threads", threads]
+        line += ["--logto", str(directory / "access.log")] if setup.access_log else ["--disable-logging"]
         # It closes after each answer, and unless told to does not say so.
         return [*line, "--buffer-size", "16384", "--die-on-term", "--add-header", "Connection: close"]
     if label == "granian":
         line = [str(bin_directory / "granian"), "--interface", "wsgi", "--host", "127.0.0.1"]
-        line += ["--port", str(port), "--workers", "1", "--blocking-threads", str(THREADS), "--no-ws"]
-        return [*line, "--log-level", "warning", app]
-    line = [str(bin_directory / "gunicorn"), "--bind", address, "--workers", "1"]
+        line += [
+            "--port",
+            str(port),
+            "--workers",
+            str(setup.workers),
+            "--blocking-threads",
+            threads,
+            "--no-ws",
+        ]
+        if setup.tls:
+            line += ["--ssl-certificate", cert, "--ssl-keyfile", key]
+        # Its access log goes where its other output goes.
+        level = "info" if setup.access_log else "warning"
+        return [*line, "--access-log" if setup.access_log else "--no-access-log", "--log-level", level, app]
+    line = [str(bin_directory / "gunicorn"), "--bind", address, "--workers", str(setup.workers)]
     line += ["--worker-class", setup.worker]
     if setup.worker == "gthread":
-        line += ["--threads", str(THREADS)]
+        line += ["--threads", threads]
+    if setup.tls:
+        line += ["--certfile", cert, "--keyfile", key]
     if setup.access_log:
         line += ["--access-logfile", str(directory / "access.log")]
     return [*line, *setup.extra, app]
@@ -92,7 +113,9 @@ def running(environments: Environments, label: str, setup: Setup) -> Iterator[Se
         line = command(environments, label, port, setup, directory)
         if setup.app == "webapps:send_file":
             (directory / "file").write_bytes(b"0123456789abcdef" * (10 * (1 << 20) // 16))
-        process = machine.start_process(line, directory, environment(directory))
+        if setup.tls:
+            make_certificate(directory)
+        process = machine.start_process(line, directory, environment(directory), pinned=setup.workers == 1)
         try:
             wait_for_port(process, port, directory)
             yield Server(label, port, process, directory)
@@ -100,6 +123,17 @@ def running(environments: Environments, label: str, setup: Setup) -> Iterator[Se
             machine.end_process(process)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def make_certificate(directory: Path) -> None:
+    """A self-signed one for a day. Raises RuntimeError without the command ``openssl``."""
+    names = "-keyout", str(directory / "key.pem"), "-out", str(directory / "cert.pem")
+    kind = "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"
+    line = ["openssl", "req", "-x509", *kind, "-days", "1", "-subj", "/CN=localhost", *names]
+    try:
+        subprocess.run(line, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        raise RuntimeError(f"no certificate could be made: {exc}") from None
 
 
 def environment(directory: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ import fnmatch
 import http.client
 import json
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from benchmarks.load import Request, Sample
 from benchmarks.peers import Environments, title
 from benchmarks.results import Measured, Row, make_row
 from benchmarks.servers import Server, Setup
-from benchmarks.stats import Target, rotations
+from benchmarks.stats import ITSELF, Target, rotations
 
 GROUP = "http"
 MEGABYTE = 1 << 20
@@ -60,6 +61,8 @@ class Case:
     stretch: float = 1
     targets: Mapping[str, Target] = field(default_factory=dict)
     note: str = ""
+    # Only requests with this text in them are timed.
+    timed: str = ""
 
 
 def at_least(bound: float) -> Target:
@@ -71,11 +74,16 @@ def at_most(bound: float) -> Target:
 
 
 def entries(setup: Setup, peers: Sequence[str]) -> tuple[Contestant, ...]:
-    """Ours and *peers*, all set up alike."""
-    return tuple(Contestant(title(label), label, setup) for label in ("ours", *peers))
+    """Ours and *peers*, all set up alike; Granian also with a single thread, its default."""
+    found = [Contestant(title(label), label, setup) for label in ("ours", *peers)]
+    if "granian" in peers:
+        found.append(Contestant(GRANIAN_ALONE, "granian", replace(setup, threads=1)))
+    return tuple(found)
 
 
-G27 = title("gunicorn27")
+G27, GRANIAN, UWSGI = title("gunicorn27"), title("granian"), title("uwsgi")
+GRANIAN_ALONE = f"{GRANIAN}, 1 thread"
+OTHERS = ("gunicorn27", "waitress", "uwsgi", "granian")
 HELLO = Request()
 FORM = Request(
     method="POST",
@@ -129,6 +137,8 @@ def cases() -> list[Case]:
     """Every case, in the order in which they are run."""
     octets = "application/octet-stream"
     gthread = Setup()
+    flask = replace(gthread, app="flaskapp:app")
+    applications = {G27: at_least(2), GRANIAN: at_least(1), GRANIAN_ALONE: at_least(1)}
     idle = replace(gthread, extra=("--worker-connections", "2000", "--keep-alive", "75"))
     companions = tuple(f"--companion-worker=idle-{n}=webapps:pause" for n in range(3))
     found = [
@@ -142,8 +152,9 @@ def cases() -> list[Case]:
             targets={
                 G27: at_least(5),
                 title("waitress"): at_least(1),
-                title("uwsgi"): at_least(1),
-                title("granian"): at_least(1),
+                UWSGI: at_least(1),
+                GRANIAN: at_least(0.8),
+                GRANIAN_ALONE: at_least(0.8),
             },
         ),
         _hello(
@@ -192,20 +203,93 @@ def cases() -> list[Case]:
         Case(
             "gthread-flask",
             "gthread, a JSON view of Flask",
-            entries(replace(gthread, app="flaskapp:app"), ("gunicorn27", "waitress", "uwsgi", "granian")),
-            Request(),
+            entries(flask, OTHERS),
+            HELLO,
             _is_book,
             "application/json",
-            targets={G27: at_least(1.5)},
+            targets=applications,
         ),
         Case(
             "gthread-django",
             "gthread, a JSON view of Django",
-            entries(replace(gthread, app="djangoapp:app"), ("gunicorn27", "waitress", "uwsgi", "granian")),
-            Request(),
+            entries(replace(gthread, app="djangoapp:app"), OTHERS),
+            HELLO,
             _is_book,
             "application/json",
-            targets={G27: at_least(1.5)},
+            targets=applications,
+        ),
+        Case(
+            "gthread-flask-latency",
+            "the view of Flask with 1 connection: mean latency",
+            entries(flask, OTHERS),
+            HELLO,
+            _is_book,
+            "application/json",
+            connections=1,
+            unit=LATENCY,
+            targets={UWSGI: at_most(1), GRANIAN: at_most(1), GRANIAN_ALONE: at_most(1)},
+        ),
+        Case(
+            "gthread-flask-200",
+            "the view of Flask with 200 connections",
+            entries(flask, OTHERS),
+            HELLO,
+            _is_book,
+            "application/json",
+            connections=200,
+            targets=applications,
+        ),
+        Case(
+            "gthread-flask-access-log",
+            "the view of Flask with the access log on",
+            entries(replace(flask, access_log=True), ("gunicorn27", "uwsgi", "granian")),
+            HELLO,
+            _is_book,
+            "application/json",
+            targets=applications,
+        ),
+        Case(
+            "gthread-flask-tls",
+            "the view of Flask over TLS",
+            entries(replace(flask, tls=True), ("gunicorn27", "uwsgi", "granian")),
+            HELLO,
+            _is_book,
+            "application/json",
+            targets=applications,
+        ),
+        Case(
+            "gthread-flask-4",
+            "the view of Flask, 4 workers on all cores",
+            entries(replace(flask, workers=4), OTHERS),
+            HELLO,
+            _is_book,
+            "application/json",
+            targets=applications,
+            note="the load has no core to itself",
+        ),
+        _hello(
+            "gthread-sleep",
+            "gthread, 8 threads, a view that waits for 5 ms: 1,600 a second would be the most",
+            entries(replace(gthread, app="webapps:sleep"), OTHERS),
+            targets={ITSELF: at_least(0.97 * 1600)},
+        ),
+        _hello(
+            "gthread-compute",
+            "gthread, a view that computes for 2 ms",
+            entries(replace(gthread, app="webapps:compute"), OTHERS),
+            targets={G27: at_least(1), GRANIAN: at_least(1)},
+        ),
+        Case(
+            "gthread-mixture",
+            "gthread, 5 % of the views wait for 50 ms: p99 of the others, at 70 % of Gunicorn's rate",
+            entries(replace(gthread, app="webapps:mixture"), OTHERS),
+            replace(HELLO, path="/{pace}/{number}?page={page}"),
+            _always(b"Hello, world!\n"),
+            "text/plain",
+            unit=P99,
+            stretch=2,
+            targets={GRANIAN: at_most(1)},
+            timed="/quick/",
         ),
         Case(
             "gthread-file",
@@ -333,9 +417,13 @@ def measure(
         for _ in range(2):
             before = server.cpu_seconds()
             if rate is not None:
-                sample = load.open_loop(server.port, case.request, case.connections, seconds, rate)
+                sample = load.open_loop(
+                    server.port, case.request, case.connections, seconds, rate, case.timed
+                )
             else:
-                sample = load.closed_loop(server.port, case.request, case.connections, seconds)
+                sample = load.closed_loop(
+                    server.port, case.request, case.connections, seconds, contestant.setup.tls
+                )
             cpu = (server.cpu_seconds() - before) / max(1, sample.requests) * 1e6
             # Without a single answer it is the machine that stood still, and no ratio comes of it.
             if sample.requests:
@@ -367,11 +455,21 @@ def idle_connections(port: int, request: Request, count: int) -> Iterator[None]:
         yield
 
 
+def connected(port: int, tls: bool) -> socket.socket:
+    """A connection to the server; with *tls* nobody is asked who has signed its certificate."""
+    sock = socket.create_connection(("127.0.0.1", port), servers.BOOT_LIMIT)
+    if not tls:
+        return sock
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(sock)
+
+
 def check(case: Case, server: Server, times: int = 20) -> None:
     """Ask on several connections, and twice on each that is kept. Raises WrongAnswer."""
     size = len(case.request.body)
     for n in range(times if size < MEGABYTE else 2):
-        with socket.create_connection(("127.0.0.1", server.port), servers.BOOT_LIMIT) as sock:
+        with connected(server.port, case.contestants[0].setup.tls) as sock:
             if ask(case, 2 * n, sock):
                 ask(case, 2 * n + 1, sock)
 

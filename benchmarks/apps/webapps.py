@@ -24,6 +24,27 @@ def hello(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     return [HELLO]
 
 
+def sleep(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Wait for 5 ms, as for a database: other threads can go on."""
+    time.sleep(0.005)
+    return hello(environ, start_response)
+
+
+def compute(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Use the processor for 2 ms."""
+    end = time.thread_time() + 0.002
+    while time.thread_time() < end:
+        sum(range(500))
+    return hello(environ, start_response)
+
+
+def mixture(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer at once, but for paths that ask for 50 ms."""
+    if environ["PATH_INFO"].startswith("/slow/"):
+        time.sleep(0.05)
+    return hello(environ, start_response)
+
+
 def form(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     """Read a JSON body and answer with a JSON body, as an endpoint of an API does."""
     sent = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))

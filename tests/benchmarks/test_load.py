@@ -147,6 +147,23 @@ def test_the_open_loop_asks_as_often_as_it_was_told() -> None:
     assert figures["requests"] == 50 and figures["failed"] == 0
 
 
+def test_only_requests_with_the_text_are_timed() -> None:
+    """Slow answers to the others do not show, though they are answered."""
+
+    def slow_for_some(connection: socket.socket) -> None:
+        while request := connection.recv(4096):
+            threading.Event().wait(0 if b"/quick" in request else 0.1)
+            connection.sendall(HELLO)
+
+    requests = [b"GET /quick HTTP/1.1\r\n\r\n"] * 4 + [b"GET /slow HTTP/1.1\r\n\r\n"]
+    with serving(slow_for_some) as port:
+        timed, all_of_them = (client.Run(port, requests, 8, 0.5, 50, text)() for text in (b"/quick", b""))
+    assert timed["requests"] == all_of_them["requests"] == 25
+    assert timed["p50"] < all_of_them["p99"] and all_of_them["p99"] >= 0.1
+    with serving(slow_for_some) as port, pytest.raises(SystemExit):
+        client.Run(port, requests, 8, 0.5, 50, b"/none")()
+
+
 def test_answers_that_are_errors_are_failures() -> None:
     answered = 0
 
