@@ -67,7 +67,6 @@ class ASGIWorker(LoopWorker):
         self.hosts: set[bytes] = set()
         self._tls: Any = None
         self._stopped: Stopped | None = None
-        self._begun_to_end = False
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from harness import Server, read_until_closed
+from load import Clients
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_websocket
@@ -154,26 +155,13 @@ def websocket(server: Server, path: str = "/echo", **options: Any) -> ClientConn
     return connect_websocket(f"ws://{server.address}{path}", proxy=None, **options)
 
 
-class Listeners:
+class Listeners(Clients):
     """Clients with WebSockets and with streams, who note each end that is not in order."""
 
     def __init__(self, server: Server) -> None:
-        self.server = server
-        self.problems: list[str] = []
         self.ends: Counter[str] = Counter()
-        self._done = threading.Event()
         turns = [self._talk] * 3 + [self._read] * 3
-        self._threads = [threading.Thread(target=self._run, args=(turn,)) for turn in turns]
-
-    def __enter__(self) -> Listeners:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join(30)
+        super().__init__(server, [partial(self._run, turn) for turn in turns])
 
     def _run(self, turn: Callable[[], str]) -> None:
         while not self._done.is_set():

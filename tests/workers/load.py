@@ -5,27 +5,30 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 
 from harness import Server, children_of, wait_until
 from workertools import Client, connect
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class Load:
-    """Clients that ask all the time: on new connections, and on one kept until the server closes it."""
 
-    def __init__(self, server: Server, fresh: int = 2, kept: int = 2) -> None:
+class Clients:
+    """Threads that each run one of *works* until the end."""
+
+    def __init__(self, server: Server, works: Iterable[Callable[[], object]]) -> None:
         self.server = server
         self.problems: list[str] = []
-        self.answers = 0
-        self.pids: set[bytes] = set()
         self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(self._fresh,)) for _ in range(fresh)]
-        self._threads += [threading.Thread(target=self._run, args=(self._kept,)) for _ in range(kept)]
+        self._threads = [threading.Thread(target=work) for work in works]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -35,8 +38,17 @@ class Load:
         for thread in self._threads:
             thread.join(30)
 
-    def _run(self, turn: object) -> None:
-        assert callable(turn)
+
+class Load(Clients):
+    """Clients that ask all the time: on new connections, and on one kept until the server closes it."""
+
+    def __init__(self, server: Server, fresh: int = 2, kept: int = 2) -> None:
+        self.answers = 0
+        self.pids: set[bytes] = set()
+        turns = [self._fresh] * fresh + [self._kept] * kept
+        super().__init__(server, [partial(self._run, turn) for turn in turns])
+
+    def _run(self, turn: Callable[[], None]) -> None:
         while not self._done.is_set():
             try:
                 turn()
@@ -80,3 +92,14 @@ def under_load(server: Server) -> Iterator[Load]:
 
 def pids_below(master: int) -> set[bytes]:
     return {str(pid).encode() for pid in children_of(master)}
+
+
+def upgrade(server: Server, load: Load) -> None:
+    """Start a new master on the same sockets, end the old one, and go on with the new one."""
+    server.signal(signal.SIGUSR2)
+    new = wait_until(server.new_master, 20, "a new master")
+    assert new is not None
+    wait_until(lambda: load.pids & pids_below(new), 20, "it serves")
+    assert server.stop() == 0
+    server.adopt(new)
+    wait_until(lambda: server.log("g.pid").strip() == str(new), 10, "promoted")

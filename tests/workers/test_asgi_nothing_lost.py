@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import pytest
 from asgitools import APP, Listeners, conf
 from harness import Server, wait_until
-from load import Load, pids_below, under_load
+from load import Load, under_load, upgrade
 
 pytestmark = [
     pytest.mark.matrix,
@@ -53,13 +53,7 @@ def test_reloads(loop: str) -> None:
 def test_upgrades(loop: str) -> None:
     with busy(loop, pidfile="g.pid") as (server, load):
         for _ in range(ROUNDS or 10):
-            server.signal(signal.SIGUSR2)
-            new = wait_until(server.new_master, 20, "a new master")
-            assert new is not None
-            wait_until(lambda new=new: load.pids & pids_below(new), 20, "it serves")  # type: ignore[misc]
-            assert server.stop() == 0
-            server.adopt(new)
-            wait_until(lambda new=new: server.log("g.pid").strip() == str(new), 10, "promoted")  # type: ignore[misc]
+            upgrade(server, load)
 
 
 def test_recycling(loop: str) -> None:

@@ -14,7 +14,7 @@ import time
 
 import pytest
 from harness import Server, wait_until
-from load import Load, pids_below, under_load
+from load import Load, under_load, upgrade
 from workertools import APP, ASGI_TOO, conf
 
 ROUNDS = int(os.environ.get("NOTHING_LOST_ROUNDS", "0"))
@@ -33,16 +33,9 @@ def test_reloading(worker: str) -> None:
 
 @ALL
 def test_upgrading(worker: str) -> None:
-    """A new master on the same sockets, and the old one ended, again and again."""
     with Server(APP, conf(worker, workers=2, pidfile="g.pid")) as server, under_load(server) as load:
         for _ in range(ROUNDS or 2):
-            server.signal(signal.SIGUSR2)
-            new = wait_until(server.new_master, 20, "a new master")
-            assert new is not None
-            wait_until(lambda new=new: load.pids & pids_below(new), 20, "it serves")  # type: ignore[misc]
-            assert server.stop() == 0
-            server.adopt(new)
-            wait_until(lambda new=new: server.log("g.pid").strip() == str(new), 10, "promoted")  # type: ignore[misc]
+            upgrade(server, load)
 
 
 @ALL
