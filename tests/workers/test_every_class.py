@@ -10,7 +10,7 @@ import time
 
 import pytest
 from harness import Background, Server, descriptors, status_field, wait_until
-from workertools import APP, ASGI_TOO, conf, connect, dial, elapsed, get, silence
+from workertools import APP, ASGI_TOO, conf, connect, dial, elapsed, get, side_by_side, silence
 
 KEEPING = pytest.mark.parametrize("kind", ["gthread", "gevent", "gevent_pywsgi", "tornado", ASGI_TOO])
 
@@ -49,7 +49,7 @@ def test_idle_connections_at_max_requests_delay_no_client(kind: str) -> None:
         assert len(pids) == 3
 
 
-@KEEPING
+@side_by_side("gthread", "gevent", "gevent_pywsgi", "tornado")
 def test_a_long_request_outlives_the_retirement_and_delays_no_client(kind: str) -> None:
     """It is longer than `timeout`, its worker is the only one, and the place of that is taken at its end."""
     settings = {"max_requests": 1, "timeout": 2, "graceful_timeout": 20, "keepalive": 30, "threads": 2}
@@ -62,7 +62,7 @@ def test_a_long_request_outlives_the_retirement_and_delays_no_client(kind: str) 
             assert elapsed(lambda: server.get("/")) < 1.5
             wait_until(lambda: server.get("/").text != first)
             silence(2.5)
-            assert elapsed(lambda: server.get("/")) < 1
+            assert elapsed(lambda: server.get("/")) < 1.5
             server.write("done", "")
             answer = client.answer()
             assert answer.status == 200 and answer.body == first.encode()
@@ -143,7 +143,7 @@ def test_a_request_beyond_its_time_is_shown_and_its_worker_replaced(kind: str) -
         assert answer.status == 200 and answer.closes and answer.body == first.encode()
 
 
-@KEEPING
+@side_by_side("gthread", "gevent", "gevent_pywsgi", "tornado")
 def test_a_head_has_a_deadline(kind: str) -> None:
     with Server(APP, conf(kind, timeout=2)) as server, contextlib.ExitStack() as stack:
         silent, *stalled = [stack.enter_context(connect(server)) for _ in range(3)]
@@ -167,24 +167,16 @@ def ssl_context(config, default):
 """
 
 
-@pytest.mark.parametrize(
-    ("kind", "more"),
-    [
-        ("gthread", ""),
-        ("gevent", ""),
-        ("gevent_pywsgi", OWN_CONTEXT),
-        ("tornado", ""),
-        pytest.param("asgi", "", marks=pytest.mark.matrix),
-    ],
-)
-def test_tls(kind: str, more: str, certificate: dict[str, str]) -> None:
+@side_by_side("gthread", "gevent", "gevent_pywsgi", "tornado")
+def test_tls(kind: str, certificate: dict[str, str]) -> None:
+    more = OWN_CONTEXT if kind == "gevent_pywsgi" else ""
     config = conf(kind, timeout=2, keepalive=30, **certificate) + more
     with Server(APP, config, ready="listen") as server, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(connect(server)) for _ in range(10)]
         for client in silent[::2]:
             client.send(b"\x16\x03\x01\x02\x00\x01\x00")  # the start of a hello
         with dial(server, True) as client:
-            assert elapsed(client.ask) < 0.5
+            assert elapsed(client.ask) < 1.5
             assert client.ask("/scheme").body == b"https"
             for size in (10, 200_000, 3):
                 client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
@@ -204,7 +196,7 @@ def test_tls(kind: str, more: str, certificate: dict[str, str]) -> None:
 # -- requests and signals ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado", ASGI_TOO])
+@side_by_side("sync", "gthread", "gevent", "gevent_pywsgi", "tornado")
 def test_a_body_that_is_not_read(kind: str) -> None:
     """The connection goes on behind it, or is closed; neither the answer nor anybody else suffers."""
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 92160\r\n\r\n"
@@ -361,8 +353,8 @@ def post_worker_init(worker):
         assert "Traceback" not in server.log() and "failed" not in server.log()
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "gevent_pywsgi", "tornado", ASGI_TOO])
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGQUIT, signal.SIGTERM])
+@side_by_side("sync", "gthread", "gevent", "gevent_pywsgi", "tornado")
 def test_signals_to_the_whole_process_group_let_workers_end_in_order(kind: str, sig: int) -> None:
     """Ctrl-C: the master's own signal comes on top."""
     app = """
@@ -445,13 +437,8 @@ UPGRADE = "Connection: upgrade\r\nUpgrade: x\r\n"
 HALF = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfirst"
 
 
-PLAIN_AND_TLS = pytest.mark.parametrize(
-    ("kind", "secure"),
-    [("gthread", False), ("gthread", True), ("gevent", False), ("gevent", True), ("gevent_pywsgi", False)],
-)
-
-
-@PLAIN_AND_TLS
+@pytest.mark.parametrize("secure", [False, True])
+@side_by_side("gthread", "gevent", "gevent_pywsgi", asgi=False)
 def test_bodies_and_connections_taken_over_may_pause(
     kind: str, secure: bool, certificate: dict[str, str]
 ) -> None:
@@ -521,8 +508,8 @@ def test_a_plain_worker_waits_for_a_body_as_long_as_the_master_waits_for_it() ->
         assert server.workers() == [worker] and "CRITICAL" not in server.log()
 
 
-@pytest.mark.parametrize("kind", ["gthread", "gevent", "tornado", ASGI_TOO])
 @pytest.mark.parametrize("secure", [False, True])
+@side_by_side("gthread", "gevent", "tornado")
 def test_a_pause_of_the_process_costs_no_request(
     kind: str, secure: bool, certificate: dict[str, str]
 ) -> None:

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import inspect
 import os
 import socket
 import ssl
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,35 @@ def app(environ, start_response):
 
 #: For tests of every class that take long.
 ASGI_TOO = pytest.param("asgi", marks=pytest.mark.matrix)
+
+
+def side_by_side(*kinds: str, asgi: bool = True) -> Callable[[Callable[..., None]], Any]:
+    """Run a test with each of these classes at the same time: for tests that wait more than they compute.
+
+    The test has a parameter *kind*. `-m matrix` runs it under asgi too, unless *asgi* is false.
+    """
+
+    def decorate(test: Callable[..., None]) -> Any:
+        @functools.wraps(test)
+        def together(kinds: tuple[str, ...], **fixtures: Any) -> None:
+            with ThreadPoolExecutor(len(kinds)) as pool:
+                runs = {kind: pool.submit(test, kind=kind, **fixtures) for kind in kinds}
+            errors = {kind: error for kind, run in runs.items() if (error := run.exception())}
+            # A class whose library is not installed hides no failure of another one.
+            for kind, error in sorted(
+                errors.items(), key=lambda item: isinstance(item[1], pytest.skip.Exception)
+            ):
+                print("under", kind)
+                raise error
+
+        signature = inspect.signature(test)
+        names = ["kinds", *(name for name in signature.parameters if name != "kind")]
+        parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+        together.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        cases = [kinds, *([pytest.param(("asgi",), marks=pytest.mark.matrix)] if asgi else [])]
+        return pytest.mark.parametrize("kinds", cases, ids="+".join)(together)
+
+    return decorate
 
 
 #: The settings with which a WSGI application runs under asgi.
