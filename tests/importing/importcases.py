@@ -37,6 +37,7 @@ UNITS = {
     "shop": ["shop-rq@.service"],
     "template": ["rq@.service"],
     "timer": ["backup.service", "backup.timer"],
+    "timers": ["report.service", "report.timer", "sweep.service", "sweep.timer", "odd.service", "odd.timer"],
     "web": ["web.service", "web-worker.service"],
 }
 

@@ -17,12 +17,13 @@ from harness import ROOT
 from importcases import CASES, DATA, VARIABLES, expected, translated
 
 from gunicorn.app.wsgiapp import WSGIApplication
-from gunicorn.companion import ctl, keys
+from gunicorn.companion import config, ctl, keys
 from gunicorn.companion.client import completion
 from gunicorn.companion.importing import (
     circus,
     compose,
     execline,
+    oncalendar,
     pm2,
     procfile,
     supervisord,
@@ -32,6 +33,7 @@ from gunicorn.companion.importing import (
 )
 from gunicorn.companion.importing.command import ORIGINS, recognise, translate
 from gunicorn.companion.importing.found import (
+    NOT_WITH_SCHEDULE,
     RELOAD_TIMEOUT,
     RESTART_DELAY_MAX,
     Env,
@@ -46,6 +48,7 @@ from gunicorn.companion.importing.found import (
 from gunicorn.companion.importing.webservers import recognise as recognise_web
 from gunicorn.companion.importing.webservers import replace_web_servers
 from gunicorn.companion.importing.writer import PLACEHOLDER_KEYS, literal, write
+from gunicorn.companion.schedule import check_schedule
 
 ORIGIN_MODULES: dict[str, Any] = {
     "supervisord": supervisord,
@@ -295,6 +298,7 @@ PM2 = {
     "autorestart": "false",
     "stop_exit_codes": "[3]",
     "namespace": '"jobs"',
+    "cron_restart": '"0 3 * * *", "autorestart": false',
 }
 
 
@@ -952,3 +956,45 @@ def test_other_commands_load_none_of_it() -> None:
 
     code = "import sys, gunicorn.companion.ctl; print([name for name in sys.modules if 'importing' in name])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+# -- timers ------------------------------------------------------------------------------------
+
+
+def test_the_keys_that_a_schedule_excludes_are_those_of_the_server() -> None:
+    assert set(NOT_WITH_SCHEDULE) == set(config.NOT_WITH_SCHEDULE)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("daily", "0 0 * * *"),
+        ("weekly", "0 0 * * 1"),
+        ("quarterly UTC", "0 0 1 1,4,7,10 * UTC"),
+        ("03:30", "30 3 * * *"),
+        ("*-*-* 03:30:00", "30 3 * * *"),
+        ("*:0/15", "*/15 * * * *"),
+        ("00/2:00", "0 */2 * * *"),
+        ("Mon..Fri *-*-* 09:00", "0 9 * * 1-5"),
+        ("sat,sun 10:00", "0 10 * * 6,0"),
+        ("fri..sun 10:00", "0 10 * * 5-7"),
+        ("Mon", "0 0 * * 1"),
+        ("*-02-29", "0 0 29 2 *"),
+        ("12-24 18:00", "0 18 24 12 *"),
+        ("*-*-1,15 04:05", "5 4 1,15 * *"),
+        ("*-*-01 00:00:00 Europe/Berlin", "0 0 1 * * Europe/Berlin"),
+        ("2026-*-* 3:00", None),
+        ("Mon *-*-01 4:00", None),
+        ("*-*-* *:0/10:30", None),
+        ("*-*-* 04:00:15", None),
+        ("*-*~1", None),
+        ("fri..mon 3:00", None),
+        ("now", None),
+        ("", None),
+    ],
+)
+def test_a_time_of_a_timer_in_five_fields(text: str, expected: str | None) -> None:
+    found = oncalendar.to_cron(text)
+    assert (None if found is None else " ".join(filter(None, found))) == expected
+    if found is not None:
+        assert check_schedule(found.fields) == found.fields

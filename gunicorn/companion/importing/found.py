@@ -19,6 +19,21 @@ MAX_SIZE = 2**20
 # Characters of a name that are kept. A companion may have some more, for the number of a second one.
 LONGEST_NAME = 190
 
+#: Keys that a companion with a schedule cannot have.
+NOT_WITH_SCHEDULE = (
+    "autorestart",
+    "start_retries",
+    "start_limit",
+    "on_give_up",
+    "retry_after",
+    "max_memory",
+    "max_lifetime",
+    "max_lifetime_jitter",
+    "ready",
+    "probe",
+    "singleton",
+)
+
 OTHER_USER = (
     "companions run as the server's user (setting ``user``); another one needs a server that runs as root, "
     "and a command that begins with ``setpriv --reuid NAME --init-groups``"
@@ -145,6 +160,18 @@ class Program(Commented):
         # Until then it is not RUNNING.
         self.set("startsecs", 86400, "longer than it takes, so that others wait for its end")
 
+    def set_schedule(self, schedule: str, reason: str = "") -> None:
+        """Make it a job that runs at its times."""
+        values = self.values
+        if "max_lifetime" in values:
+            values.setdefault("max_runtime", values["max_lifetime"])
+        if "max_memory" in values:
+            self.note(f"a memory limit of {values['max_memory']}: rlimits bounds that of a run")
+        for key in (*NOT_WITH_SCHEDULE, "startsecs"):
+            values.pop(key, None)
+            self.reasons.pop(key, None)
+        self.set("schedule", schedule, reason)
+
     def copies(self, number: int) -> None:
         """Let so many copies run; one needs no number, and none waits for a command."""
         if number > 1:
@@ -201,7 +228,11 @@ class Found:
 
     def drop_waits(self) -> None:
         """Let nobody wait for a program that is not started by itself, as it would wait for ever."""
-        idle = {program.name for program in self.programs if not program.values.get("autostart", True)}
+        idle = {
+            program.name
+            for program in self.programs
+            if not program.values.get("autostart", True) or "schedule" in program.values
+        }
         for program in self.programs:
             after = program.values.get("after", [])
             for name in idle.intersection(after):
@@ -227,7 +258,9 @@ class Found:
         waited = [
             program.name
             for program in self.programs
-            if program.values.get("autostart", True) and program.values.get("autorestart") != "never"
+            if program.values.get("autostart", True)
+            and program.values.get("autorestart") != "never"
+            and "schedule" not in program.values
         ]
         by_step: dict[Any, list[str]] = {}
         for name in waited:

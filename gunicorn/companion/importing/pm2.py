@@ -18,6 +18,7 @@ from gunicorn.companion.importing.found import (
     clean,
     leftover,
     one_line,
+    plain,
 )
 
 TITLE = "pm2"
@@ -53,6 +54,8 @@ HERE = {
     "autorestart": "``autorestart``: false is ``never``",
     "stop_exit_codes": "``success_exit_codes``, with ``on-failure``",
     "namespace": "``group``",
+    "cron_restart": "with ``autorestart`` false ``schedule``; else a companion with a ``schedule`` that runs "
+    "``gunicorn-companion restart NAME``",
 }
 
 #: Keys without a counterpart, with what to do.
@@ -64,8 +67,6 @@ INSTEAD = {
     "ignore_watch": "the setting ``reload``",
     "watch_options": "the setting ``reload``",
     "watch_delay": "the setting ``reload``",
-    "cron_restart": "``max_lifetime`` restarts it after that many seconds; at a time of day: crontab, with "
-    "``gunicorn-companion restart NAME``",
     "pid_file": "``gunicorn-companion pid NAME``",
     "treekill": "always so: children that are left are killed",
     "kill_signal": "``stop_signal``",
@@ -156,6 +157,18 @@ class _Reader:
                 raise SourceError(self.source.path, None, f"apps[{self.number}]: {key}: {reason}") from None
         self._command()
         self._outputs()
+        self._schedule()
+
+    def _schedule(self) -> None:
+        when = self.app.get("cron_restart")
+        if not when:
+            return
+        if self.app.get("autorestart", True):
+            self.program.instead(f"cron_restart = {json.dumps(when)}", plain(HERE["cron_restart"]))
+        else:
+            self.program.set_schedule(str(when))
+            self.program.set("schedule_overlap", "restart")
+            self.program.note("guess: it runs at these times; pm2 also ran it when it was started")
 
     def _get(self, key: str) -> Any:
         return next((self.app[each] for each in self.app if _ALIASES.get(each, each) == key), None)
@@ -248,6 +261,10 @@ class _Reader:
     def _set_autorestart(self, value: Any) -> None:
         if not value:
             self.program.set("autorestart", "never")
+
+    def _set_cron_restart(self, value: Any) -> None:
+        if value and len(str(value).split()) != 5:
+            raise ValueError(f"{value!r} is not five fields of cron")
 
     def _set_stop_exit_codes(self, value: Any) -> None:
         codes = [values.whole(code) for code in (value if isinstance(value, list) else [value])]

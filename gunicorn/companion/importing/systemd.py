@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from gunicorn.companion.importing import execline, inifile, values
+from gunicorn.companion.importing import execline, inifile, oncalendar, values
 from gunicorn.companion.importing.found import (
     OTHER_USER,
     Found,
@@ -136,7 +136,10 @@ UNIT = {
     "Before": "``after`` of the other one",
     "OnFailure": "the hook ``companion_give_up``",
     "StartLimitAction": '``"on_give_up": "shutdown"`` stops the server',
-    "OnCalendar": "there are no schedules: leave the timer with systemd",
+    "OnCalendar": "``schedule`` of the service, where five fields of cron can say it",
+    "OnUnitActiveSec": "``schedule``: ``every 15m``",
+    "Persistent": "``schedule_catch_up``",
+    "RandomizedDelaySec": "``schedule_jitter``",
     "ListenStream": "``bind`` of the service of the same name",
 }
 _DESCRIPTIVE = ("Description", "Documentation", "WantedBy", "RequiredBy", "Alias", "DefaultDependencies")
@@ -150,7 +153,9 @@ def translate_all(sources: Sequence[Source]) -> Found:
     for unit, (source, sections) in units.items():
         stem, _, kind = unit.rpartition(".")
         by_name = {section.name: section for section in sections}
-        if kind in ("timer", "target", "path", "mount", "slice"):
+        if kind == "timer" and f"{stem}.service" in units:
+            pass  # a key of the service
+        elif kind in ("timer", "target", "path", "mount", "slice"):
             _no_service(source, sections, found)
         elif kind == "socket":
             if f"{stem}.service" not in units and f"{stem}@.service" not in units:
@@ -165,19 +170,17 @@ def translate_all(sources: Sequence[Source]) -> Found:
             reader.run(socket[1] if socket else ())
     for unit, program in programs.items():
         _relations(units[unit][1], program, programs, set(units))
+        timer = units.get(f"{unit.rpartition('.')[0]}.timer")
+        if timer is not None:
+            _timer(program, os.path.basename(timer[0].path), timer[1])
     return found
 
 
 def _no_service(source: Source, sections: Iterable[Section], found: Found) -> None:
     block = found.block(source.path)
     stem = os.path.basename(source.path).rpartition(".")[0]
-    for section in sections:
-        for entry in section.entries:
-            if section.name == "Timer":
-                block.instead(
-                    f"{entry.key}={entry.value}",
-                    f"there are no schedules; leave the timer and {stem}.service with systemd",
-                )
+    if any(section.name == "Timer" for section in sections):
+        block.note(f"a timer without its service: give {stem}.service, too")
     if not block.notes:
         block.note("nothing to run; leave it with systemd")
 
@@ -212,10 +215,33 @@ def _relations(
                 leftover(program, entry.key, entry.value, UNIT, ())
     if after:
         program.set("after", list(dict.fromkeys([*program.values.get("after", []), *after])))
-    if f"{os.path.basename(program.source).rpartition('.')[0]}.timer" in units:
+
+
+def _timer(program: Program, unit: str, sections: Iterable[Section]) -> None:
+    """Have *program* run at the times of its timer."""
+    given: dict[str, list[str]] = {}
+    for section in sections:
+        for entry in section.entries:
+            if section.name == "Timer":
+                given.setdefault(entry.key, []).append(entry.value)
+    calendar, rhythm = given.get("OnCalendar", []), given.get("OnUnitActiveSec", [])
+    if len(calendar) == 1 and not rhythm and (times := oncalendar.to_cron(calendar[0])) is not None:
+        program.set_schedule(times.fields, f"OnCalendar={calendar[0]}")
+        if times.zone:
+            program.set("schedule_timezone", times.zone)
+    elif len(rhythm) == 1 and not calendar and (seconds := values.some_seconds(rhythm[0])) >= 1:
+        program.set_schedule(f"every {seconds:.0f}s", f"OnUnitActiveSec={rhythm[0]}")
+    else:
+        shown = ", ".join(f"{key}={value}" for key, found in given.items() for value in found)
+        program.note(f"{unit}: {shown}: five fields of cron cannot say it")
         program.set(
             "autostart", False, "its timer starts it: leave that with systemd, or start it by command"
         )
+        return
+    if given.get("Persistent", ["no"])[-1].lower() in ("yes", "true", "on", "1"):
+        program.set("schedule_catch_up", True)
+    if delay := given.get("RandomizedDelaySec"):
+        program.set("schedule_jitter", values.some_seconds(delay[-1]))
 
 
 # Keys that confine a service; there are too many to name each.

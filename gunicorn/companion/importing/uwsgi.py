@@ -65,9 +65,9 @@ HERE = {
     "static-map": "``static``, a dictionary; it needs ``gunicorn[static]``",
     "static-map2": "``static``, with the prefix added to the directory",
     "check-static": "``static``, with the prefix ``/``",
-    "cron": "no schedules: a line for ``crontab -e``",
-    "cron2": "no schedules: a line for ``crontab -e``",
-    "unique-cron": "no schedules: a line for ``crontab -e``; ``flock -n`` keeps it from running twice",
+    "cron": "a companion with a ``schedule``; no run begins while another one still runs",
+    "cron2": "the same",
+    "unique-cron": "the same",
     "ini": "give the other file too: ``gunicorn-companion import A.ini B.ini``",
 }
 
@@ -224,7 +224,7 @@ def _entry(section: Section, entry: Entry, found: Found, web: Block) -> None:
     elif key == "mules":
         web.note(f"mules = {value}: they wait for messages; use a job queue with a companion: RQ, Celery")
     elif key in ("cron", "cron2", "unique-cron"):
-        _cron(section, entry, web)
+        _cron(found, section, entry)
     elif key == "ini":
         web.note(f"ini = {value}: not read here; give that file too")
     elif key not in INSTEAD and f"%({entry.key})" in " ".join(each.value for each in section.entries):
@@ -277,14 +277,14 @@ def _daemon2(found: Found, section: Section, entry: Entry) -> None:
             program.instead(f"{name}={value}", "not known, and left out")
 
 
-def _cron(section: Section, entry: Entry, web: Block) -> None:
-    """A line for crontab of ``minute hour day month weekday command``."""
+def _cron(found: Found, section: Section, entry: Entry) -> None:
+    """``minute hour day month weekday command``, with -1 for each, and -5 for each fifth."""
     text = entry.value
-    fields: list[str] = []
+    options: dict[str, str] = {}
     if _key(entry) == "cron2":
-        options, _, command = text.partition(" ")
-        named = dict(part.partition("=")[::2] for part in options.split(","))
-        fields = [named.get(name, "-1") for name in ("minute", "hour", "day", "month", "week")]
+        named, _, command = text.partition(" ")
+        options = dict(part.partition("=")[::2] for part in named.split(","))
+        fields = [options.get(name, "-1") for name in ("minute", "hour", "day", "month", "week")]
     else:
         words = text.split(None, 5)
         fields, command = words[:5], words[5] if len(words) > 5 else ""
@@ -293,11 +293,11 @@ def _cron(section: Section, entry: Entry, web: Block) -> None:
     when = " ".join(
         "*" if field == "-1" else f"*/{field[1:]}" if field.startswith("-") else field for field in fields
     )
-    if _key(entry) == "unique-cron":
-        command = f"flock -n ~/.{_name(command)}.lock {command}"
-    # A % would end the line there.
-    command = command.replace("%", r"\%")
-    web.note(f"{entry.key}: there are no schedules; in crontab -e write: {when} {command}")
+    program = _add(found, section, entry, _name(command))
+    _run(program, section, command)
+    program.set_schedule(when)
+    if options.get("harakiri", "").isdecimal():
+        program.set("max_runtime", int(options["harakiri"]))
 
 
 def _web(section: Section, web: Block) -> None:

@@ -9,10 +9,29 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from gunicorn.companion.importing.found import Env, Expression, Found, Mark, Program, Text
+from gunicorn.companion.importing.found import (
+    NOT_WITH_SCHEDULE,
+    Env,
+    Expression,
+    Found,
+    Mark,
+    Program,
+    Text,
+)
 
 # In these keys %(index)d and its kind are replaced, so that a plain % is written twice.
-PLACEHOLDER_KEYS = ("command", "cwd", "env", "env_file", "stdout", "stderr", "bind", "probe", "liveness")
+PLACEHOLDER_KEYS = (
+    "command",
+    "cwd",
+    "env",
+    "env_file",
+    "stdout",
+    "stderr",
+    "bind",
+    "probe",
+    "liveness",
+    "lease",
+)
 WIDTH = 100
 # These come first, in this order.
 FIRST = (
@@ -93,7 +112,12 @@ def _spread_defaults(parts: list[Found]) -> None:
     together = len({part.origin for part in with_programs}) == 1
     for part in with_programs:
         for key, value in part.defaults.items():
-            lacking = [program for program in part.programs if key not in program.values]
+            lacking = [
+                program
+                for program in part.programs
+                if key not in program.values
+                and not (key in NOT_WITH_SCHEDULE and "schedule" in program.values)
+            ]
             if together and len(lacking) > 1:
                 part.settings[f"companion_{key}"] = (value, f"the default of {part.origin}")
                 continue
