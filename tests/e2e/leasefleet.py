@@ -10,12 +10,13 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from e2e_companions import config_text
 from harness import Server, descendants_of, short_tmpdir, wait_until
-from proctools import cmdline_of
+from proctools import cmdline_of, read_proc
 
 from gunicorn.unix import boottime
 
@@ -39,6 +40,14 @@ WITHOUT_GUARD = """
 import gunicorn.companion.leasing.guard
 gunicorn.companion.leasing.guard.Guard._kill = lambda self, over: self.watched.clear()
 """
+# libfaketime 0.9.10 knows neither this clock nor clock_nanosleep(2).
+WITH_FAKETIME = """
+import select, time
+from gunicorn.unix import boottime
+boottime.CLOCK = time.CLOCK_BOOTTIME = time.CLOCK_MONOTONIC
+time.sleep = lambda seconds: select.select([], [], [], seconds)
+"""
+FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 
 
 class Life(NamedTuple):
@@ -51,24 +60,51 @@ class Life(NamedTuple):
 
 
 class Fleet:
-    """*count* servers with the store *url*; by default a directory of their own."""
+    """*count* servers with the store *url*, or one each; by default a directory of their own."""
 
     def __init__(
-        self, count: int, url: str = "", seed: int = 1, *, guard: bool = True, **settings: Any
+        self,
+        count: int,
+        url: str | Sequence[str] = "",
+        seed: int = 1,
+        *,
+        guard: bool = True,
+        steps: bool = False,
+        **settings: Any,
     ) -> None:
         self.draw = random.Random(seed)
         self.dir = short_tmpdir()
-        self.url = url or f"file://{self.dir}/leases"
+        self.urls = [url or f"file://{self.dir}/leases"] * count if isinstance(url, str) else list(url)
+        # Whether the clocks of the servers can be set: see `Faults.step`.
+        self.steps = steps
         self.guard = guard
         self.settings: dict[str, Any] = {"companion_lease_ttl": 5, "companion_lease_margin": 1, **settings}
         self.ttl: float = self.settings["companion_lease_ttl"]
         self.history: list[str] = []
-        self.servers = [self._new_server() for _ in range(count)]
+        self.servers = [self._new_server(index) for index in range(count)]
 
-    def _new_server(self) -> Server:
-        return Server(config=self.config(), files={"jobs.py": JOBS}, ready="listen")
+    def _new_server(self, index: int) -> Server:
+        return Server(
+            config=self.config(index), files={"jobs.py": JOBS}, ready="listen", env=self.environment(index)
+        )
 
-    def config(self, drain: float = 0.0) -> str:
+    def environment(self, index: int) -> dict[str, str | None]:
+        if not self.steps:
+            return {}
+        clock = self.clock(index)
+        clock.write_text("+0")
+        return {
+            "LD_PRELOAD": FAKETIME,
+            "FAKETIME_TIMESTAMP_FILE": str(clock),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def clock(self, index: int) -> Path:
+        """What is added to the clock on the wall of that server."""
+        return self.dir / f"clock{index}"
+
+    def config(self, index: int, drain: float = 0.0) -> str:
         job = {
             "name": "one",
             "target": "jobs:run",
@@ -78,13 +114,14 @@ class Fleet:
             "reload_timeout": 1,
         }
         settings = {
-            "companion_lease_store": self.url,
+            "companion_lease_store": self.urls[index],
             "companion_restart_delay": 0.1,
             "companion_startsecs": 0,
             "graceful_timeout": 2,
             **self.settings,
         }
-        return config_text(job, extra="" if self.guard else WITHOUT_GUARD, **settings)
+        extra = ("" if self.guard else WITHOUT_GUARD) + (WITH_FAKETIME if self.steps else "")
+        return config_text(job, extra=extra, **settings)
 
     def end(self) -> None:
         for server in self.servers:
@@ -154,7 +191,12 @@ class Faults(Fleet):
     """Random faults. *store_faults* are those of the store: each is called, and what it returns ends it."""
 
     def __init__(
-        self, count: int, url: str = "", seed: int = 1, store_faults: Any = (), **settings: Any
+        self,
+        count: int,
+        url: str | Sequence[str] = "",
+        seed: int = 1,
+        store_faults: Any = (),
+        **settings: Any,
     ) -> None:
         super().__init__(count, url, seed, **settings)
         self.store_faults = store_faults
@@ -173,6 +215,7 @@ class Faults(Fleet):
             *stops,
             *both,
             *deploys,
+            *([self.step] if self.steps else []),
             *(lambda f=f: self.store_fault(f) for f in self.store_faults),
         ]
 
@@ -193,6 +236,9 @@ class Faults(Fleet):
 
     def kill(self, kind: str) -> None:
         server = self.some_server()
+        if kind == "lease guard" and self.is_stopped(server, "manager"):
+            # Nobody is there to start another one, and so nobody to end the companion in time.
+            return
         self.note(f"kill {kind} of {server.pid}")
         if kind == "master":
             server.kill()
@@ -200,14 +246,22 @@ class Faults(Fleet):
         else:
             self.signal(server, kind, signal.SIGKILL)
 
+    def is_stopped(self, server: Server, kind: str) -> bool:
+        pid = self.process(server, kind)
+        proc = read_proc(pid) if pid is not None else None
+        return proc is not None and proc.state == "T"
+
     def start_anew(self, server: Server) -> None:
         index = self.servers.index(server)
-        fresh = Server(directory=server.dir, ready=None)
+        fresh = Server(directory=server.dir, ready=None, env=self.environment(index))
         # The harness removes only what it owns.
         self.servers[index] = fresh.start()
 
     def stop(self, *kinds: str) -> None:
         server, seconds = self.some_server(), self.draw.uniform(0.1, 1.6) * self.ttl
+        if "manager" in kinds and self.process(server, "lease guard") is None:
+            # It is about to start another one.
+            return
         self.note(f"stop {kinds} of {server.pid} for {seconds:.1f} s")
         for kind in kinds:
             pid = self.signal(server, kind, signal.SIGSTOP)
@@ -232,7 +286,7 @@ class Faults(Fleet):
         server = self.some_server()
         drain = self.draw.choice([0.0, 0.3, 1000.0])
         self.note(f"reload {server.pid}, drain {drain}")
-        server.write("gunicorn.conf.py", self.config(drain))
+        server.write("gunicorn.conf.py", self.config(self.servers.index(server), drain))
         server.signal(signal.SIGHUP)
 
     def upgrade(self) -> None:
@@ -246,6 +300,13 @@ class Faults(Fleet):
             server.signal(signal.SIGTERM)
             wait_until(lambda: server.proc is None or server.proc.poll() is not None, 20, "gone")
             server.adopt(new)
+
+    def step(self) -> None:
+        """Set a clock; it stays so until the server is started anew."""
+        server = self.some_server()
+        offset = self.draw.choice(["+0", "+20", "-20", "+3600", "-3600", "+86400"])
+        self.note(f"clock of {server.pid} {offset}")
+        self.clock(self.servers.index(server)).write_text(offset)
 
     def restart(self) -> None:
         server = self.some_server()

@@ -11,7 +11,7 @@ import fcntl
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -115,7 +115,7 @@ def hold_the_lock(faults: Faults) -> Callable[[], Callable[[], object]]:
     """The file of the lease is locked: the file system hangs."""
 
     def lock() -> Callable[[], object]:
-        fd = os.open(faults.url.removeprefix("file://") + "/shop.lease", os.O_RDWR)
+        fd = os.open(faults.urls[0].removeprefix("file://") + "/shop.lease", os.O_RDWR)
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return lambda: os.close(fd)
@@ -123,7 +123,7 @@ def hold_the_lock(faults: Faults) -> Callable[[], Callable[[], object]]:
     return lock
 
 
-def run_faults(store_faults: Callable[[Faults], Any], url: str = "", **settings: Any) -> None:
+def run_faults(store_faults: Callable[[Faults], Any], url: str | Sequence[str] = "", **settings: Any) -> None:
     faults = Faults(3, url, SEED, **settings)
     faults.store_faults = store_faults(faults)
     try:
