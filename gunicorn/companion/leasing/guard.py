@@ -96,18 +96,19 @@ class Guard:
                 del self.watched[watched.pid]
             else:
                 ours.append(watched)
+                if session.is_alive(watched.pid, watched.identity):
+                    # Before a look at all processes, which takes its time on a busy machine. Just after its
+                    # fork it is not in its session yet.
+                    session.send(watched.pid, signal.SIGKILL)
         try:
             members = session.members({watched.pid for watched in ours})
         except OSError:
             return
         for watched in ours:
-            pids = set(members.get(watched.pid, ()))
-            if session.is_alive(watched.pid, watched.identity):
-                # Just after its fork it is not in its session yet.
-                pids.add(watched.pid)
+            pids = members.get(watched.pid, ())
             for pid in pids:
                 session.send(pid, signal.SIGKILL)
-            if not pids:
+            if not pids and not session.is_alive(watched.pid, watched.identity):
                 del self.watched[watched.pid]
 
 
