@@ -42,6 +42,14 @@ class StoreServer:
     def ports(self) -> Sequence[int]:
         return [self.port]
 
+    def __enter__(self) -> StoreServer:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.resume()
+        self.stop()
+
     def start(self) -> None:
         with open(self.directory / "log", "ab") as log:
             self.processes = [

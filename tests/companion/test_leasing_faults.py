@@ -28,10 +28,8 @@ TTL = 60.0
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest, short_dir: Path) -> Iterator[StoreServer]:
-    server: StoreServer = request.param(short_dir)
-    server.start()
-    yield server
-    server.stop()
+    with request.param(short_dir) as server:
+        yield server
 
 
 @pytest.fixture
@@ -193,9 +191,8 @@ def test_nobody_holds_it_beside_another(server: StoreServer, request: pytest.Fix
 def forgetful(short_dir: Path) -> Iterator[Redis]:
     server = Redis(short_dir)
     server.durable = False
-    server.start()
-    yield server
-    server.stop()
+    with server:
+        yield server
 
 
 def test_a_redis_that_forgets_gives_nothing_away(forgetful: Redis) -> None:

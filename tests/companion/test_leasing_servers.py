@@ -28,10 +28,8 @@ TIMEOUT = 10.0
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest, short_dir: Path) -> Iterator[StoreServer]:
-    server: StoreServer = request.param(short_dir)
-    server.start()
-    yield server
-    server.stop()
+    with request.param(short_dir) as server:
+        yield server
 
 
 def url_of(server: StoreServer) -> str:
@@ -224,27 +222,30 @@ class Mute:
             each.close()
 
 
-@pytest.mark.parametrize("dripping", [False, True], ids=["silent", "dripping"])
-def test_a_server_that_hangs_holds_up_no_call(dripping: bool, tmp_path: Path) -> None:
-    mute = Mute(dripping)
+def test_a_server_that_hangs_holds_up_no_call(tmp_path: Path) -> None:
+    mutes = [Mute(dripping=False), Mute(dripping=True)]
     urls = [
-        f"redis://:secret@127.0.0.1:{mute.port}/0",
-        f"sentinel://127.0.0.1:{mute.port}/shop",
-        f"postgresql://a:secret@127.0.0.1:{mute.port}/b",
-        f"etcd://127.0.0.1:{mute.port}",
-        f"etcd://127.0.0.1:{mute.port}?tls=1",
-        f"kubernetes://shop?server=http://127.0.0.1:{mute.port}&account={tmp_path}/none",
+        url
+        for mute in mutes
+        for url in (
+            f"redis://:secret@127.0.0.1:{mute.port}/0",
+            f"sentinel://127.0.0.1:{mute.port}/shop",
+            f"postgresql://a:secret@127.0.0.1:{mute.port}/b",
+            f"etcd://127.0.0.1:{mute.port}",
+            f"etcd://127.0.0.1:{mute.port}?tls=1",
+            f"kubernetes://shop?server=http://127.0.0.1:{mute.port}&account={tmp_path}/none",
+        )
     ]
-    errors = {}
+    errors: dict[str, list[tuple[str, float]]] = {url: [] for url in urls}
 
     def ask(url: str) -> None:
-        client = store.connect(url, 0.4)
+        client = store.connect(url, 0.3)
         for _ in range(2):
             began = time.monotonic()
             try:
                 client.acquire("a", A, TTL)
             except StoreError as exc:
-                errors.setdefault(url, []).append((str(exc), time.monotonic() - began))
+                errors[url].append((str(exc), time.monotonic() - began))
         client.close()
 
     threads = [threading.Thread(target=ask, args=[url]) for url in urls]
@@ -252,13 +253,14 @@ def test_a_server_that_hangs_holds_up_no_call(dripping: bool, tmp_path: Path) ->
         thread.start()
     for thread in threads:
         thread.join()
-    mute.close()
-    assert {url: len(errors.get(url, ())) for url in urls} == dict.fromkeys(urls, 2)
+    for mute in mutes:
+        mute.close()
     for url, found in errors.items():
+        assert len(found) == 2, url
         for error, seconds in found:
             assert "secret" not in error
-            # Where it can be told that the answer makes no sense, it is told at once.
-            assert seconds < 5, (url, error)
+            # A dripping server would take a hundred.
+            assert seconds < 10, (url, error)
 
 
 @pytest.mark.parametrize(
