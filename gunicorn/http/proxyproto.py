@@ -82,7 +82,8 @@ def parse_v1(line: str) -> ProxyInfo | None:
         raise InvalidProxyLine(line)
     if fields[1] == "UNKNOWN":
         return None
-    if len(fields) != 6 or fields[1] not in ("TCP4", "TCP6"):
+    # Python would read a zone, and anything may be in its name.
+    if len(fields) != 6 or fields[1] not in ("TCP4", "TCP6") or "%" in line:
         raise InvalidProxyLine(line)
     import ipaddress
 

@@ -80,6 +80,7 @@ INVALID = [
     b"PROXY TCP4 ::1 ::1 1 2\r\n",
     b"PROXY TCP6 1.1.1.1 1.1.1.2 1 2\r\n",
     b"PROXY TCP4 1.1.1.1 1.1.1.300 1 2\r\n",
+    b"PROXY TCP6 fe80::1%\x1b[31m ::1 1 2\r\n",
     b"PROXY TCP4 1.1.1.1 1.1.1.2 1 65536\r\n",
     b"PROXY TCP4 1.1.1.1 1.1.1.2 +1 2\r\n",
     b"PROXY TCP4 1.1.1.1 1.1.1.2 01 2\r\n",
