@@ -17,7 +17,14 @@ author = "the project's contributors"
 project_copyright = "the project's contributors, MIT licence"
 version = release = __version__
 
-extensions = ["companion_keys", "import_tables", "metrics_table", "module_map", "settings_page"]
+extensions = [
+    "companion_keys",
+    "gunicorn_27",
+    "import_tables",
+    "metrics_table",
+    "module_map",
+    "settings_page",
+]
 exclude_patterns = ["_build"]
 highlight_language = "none"
 nitpicky = True

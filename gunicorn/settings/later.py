@@ -107,9 +107,9 @@ class HTTPParser(
 class HTTPProtocols(
     Setting, validator=validate_protocols, name="http_protocols", flags="--http-protocols", default="h1"
 ):
-    """The protocols to offer: ``h1`` alone, that is HTTP/1.1.
+    """``h1``, that is HTTP/1.1; a list with ``h2`` is refused.
 
-    ``h2`` is refused. A proxy in front can speak HTTP/2 to clients, and Hypercorn, as a companion, too.
+    A proxy in front can speak HTTP/2 to clients, and so can Hypercorn, as a companion.
     """
 
 
@@ -156,14 +156,16 @@ class HTTP2Cleartext(
     validator=only("off", validate_cleartext, _HTTP2),
     default="off",
 ):
-    """``off``; other values are refused, because the server speaks HTTP/1.1."""
+    """``off``; other values are refused: see ``http_protocols``."""
 
 
 class ControlSocket(Text, meta="PATH", default_text="none"):
     """Accepted without an effect: ``gunicorn-companion`` uses ``companion_control_socket``."""
 
 
-class ControlSocketMode(Setting, type=auto_int, validator=validate_pos_int, meta="INT", default=0o600):
+class ControlSocketMode(
+    Setting, type=auto_int, validator=validate_pos_int, meta="INT", default=0o600, default_text="``0o600``"
+):
     """Accepted without an effect: see ``companion_control_socket_mode``."""
 
 
