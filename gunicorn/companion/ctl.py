@@ -202,6 +202,12 @@ class _Version(argparse.Action):
 # -- commands that load what others do without ---------------------------------
 
 
+def _show_leases(connection: Connection, options: Any) -> int:
+    from gunicorn.companion.client.leases import lease
+
+    return lease(connection, options)
+
+
 def _show_metrics(connection: Connection, options: Any) -> int:
     from gunicorn.companion.client.metrics import show_metrics
 
@@ -321,6 +327,13 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
         "Without it, or without a terminal, the same tables are printed again and again.",
         arguments.top,
         _show_top,
+    ),
+    "lease": (
+        "show the leases of companions and who holds them; 'lease release NAME' gives one away",
+        "What runs with it is stopped, and asks for the lease again after 3 seconds. "
+        "Exit status 3: one has been held by nobody for longer than two ttl.",
+        arguments.lease,
+        _show_leases,
     ),
     "dump": (
         "print what all threads of companions or web workers do now: their Python stacks",

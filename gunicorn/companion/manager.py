@@ -294,6 +294,7 @@ class CompanionManager:
             after_command=self._after_command,
             web=WebWorkers(scoreboard, server=self.server, questions=self.questions),
             questions=self.questions,
+            leases=self.leases,
             capture=self.capture,
             dumps=self.dumps,
             kernel=kernel,

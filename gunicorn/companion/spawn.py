@@ -94,8 +94,9 @@ class Launch:
     pipes: Mapping[int, int] = field(default_factory=dict)
     # Identifies the companion's processes outside its session: see `child.mark`.
     mark: str = ""
-    # The lease that it holds.
+    # The lease that it holds; and a pipe, by which the manager lets it go on when the guard knows it.
     grant: lease.Grant | None = None
+    gate: tuple[int, int] | None = None
     # Closes the server's logs, after `post_fork`, which may write to them.
     close_logs: Callable[[], Any] | None = None
     # In a crash loop: errors whose tracebacks have been printed, and until when (monotonic) they are the same
@@ -190,6 +191,7 @@ def become(launch: Launch, prepared: Prepared) -> None:
     mark.leave(launch.mark)
     lease.take(launch.grant)
     attributes.set_limits(config.rlimits)
+    wait_for_guard(launch)
     unblock_all()
     call_post_fork(launch)
     if config.command is not None:
@@ -243,6 +245,8 @@ def close_descriptors(launch: Launch) -> None:
     """Close the manager's own descriptors; exec closes the others that a program must not have."""
     kept = {launch.run.fd, *launch.pipes.values(), *(listener.fileno() for listener in launch.listeners)}
     descriptors.close_all(set(launch.close) - kept)
+    if launch.gate is not None:
+        os.close(launch.gate[1])
     # It was one of them.
     spare.ONE.fds.clear()
     descriptors.release()
@@ -387,6 +391,19 @@ def set_title(config: CompanionConfig) -> None:
     """Show the companion's name in process listings; a program has a name of its own."""
     if config.command is None:
         set_process_title(f"companion [{config.name}]")
+
+
+def wait_for_guard(launch: Launch) -> None:
+    """Wait until the manager has told the lease guard of this process.
+
+    If the manager is stopped just after the fork, nobody would end it.
+    """
+    if launch.gate is not None:
+        go_on = os.read(launch.gate[0], 1)
+        os.close(launch.gate[0])
+        if not go_on:
+            # The manager is gone.
+            os._exit(0)
 
 
 def call_post_fork(launch: Launch) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 from gunicorn.monitor import access, html, inherited, openmetrics
-from gunicorn.monitor.collect import Refused, Source, Unavailable
+from gunicorn.monitor.collect import STANDBY, Refused, Source, Unavailable
 from gunicorn.monitor.live import Live
 from gunicorn.monitor.stream import Stream, TooManyStreams
 
@@ -182,7 +182,9 @@ class Monitor:
             if not chosen:
                 missing.append(f"there is no companion {name}")
             missing += [
-                f"companion {each} is {state}" for each, state in chosen.items() if state != "RUNNING"
+                f"companion {each} is {state}"
+                for each, state in chosen.items()
+                if state not in ("RUNNING", STANDBY)
             ]
         return missing
 

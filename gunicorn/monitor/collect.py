@@ -11,11 +11,15 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from gunicorn.companion.client.commands import stands_by
 from gunicorn.companion.client.connection import Connection, Failure, connect, refusal
 from gunicorn.companion.control import LineReader
 from gunicorn.monitor import inherited, timeline
 from gunicorn.monitor.problems import problems
 from gunicorn.monitor.stream import STILL_HERE, event
+
+# In the place of a state: another server runs the companion.
+STANDBY = "standby"
 
 Reply = dict[str, Any]
 
@@ -124,9 +128,12 @@ class Source:
         return found
 
     def states(self, patience: float) -> dict[str, str]:
-        """Return the state of each companion by name."""
+        """Return the state of each companion by name; `STANDBY` of one that waits for its lease alone."""
         status = self.ask(patience, cmd="status")
-        return {companion["name"]: companion["state"] for companion in status["companions"]}
+        return {
+            companion["name"]: STANDBY if stands_by(companion) else companion["state"]
+            for companion in status["companions"]
+        }
 
     def companion(self, name: str) -> Reply | None:
         """Return all that is known of one companion; None if the name means none, or several."""

@@ -172,6 +172,11 @@ def _schedule(find: Callable[[Reply], float | None]) -> Callable[[Facts], Iterat
     return _each(read)
 
 
+def _lease(find: Callable[[Reply], float | None]) -> Callable[[Facts], Iterator[Sample]]:
+    """One figure for each companion that needs a lease."""
+    return _each(lambda companion: find(companion["lease"]) if companion.get("lease") else None)
+
+
 def _count_by_cause(key: str, early: tuple[str, ...]) -> Callable[[Facts], Iterator[Sample]]:
     def read(facts: Facts) -> Iterator[Sample]:
         for companion in facts.status["companions"]:
@@ -309,6 +314,27 @@ METRICS = (
         "gauge",
         "When its present process was started, since the epoch.",
         _each(_started),
+        labels=("companion",),
+    ),
+    Metric(
+        "gunicorn_companion_lease_held",
+        "gauge",
+        "1 if this server holds the lease of the companion. Alarm when the sum over all servers is not 1.",
+        _lease(lambda lease: int(lease["held"])),
+        labels=("companion",),
+    ),
+    Metric(
+        "gunicorn_companion_lease_transitions_total",
+        "counter",
+        "Times that this server has taken or lost the lease of the companion.",
+        _lease(lambda lease: lease["transitions"]),
+        labels=("companion",),
+    ),
+    Metric(
+        "gunicorn_companion_lease_store_up",
+        "gauge",
+        "0 while the store of the companion's lease cannot be asked.",
+        _lease(lambda lease: int(lease["store_up"])),
         labels=("companion",),
     ),
     Metric(

@@ -10,6 +10,7 @@ import re
 
 _ROTATION = 'stdout and stderr may be dictionaries: {"file": "rq.log", "max_bytes": "50M", "backups": 10}'
 _NO_LISTENERS = "there are no event listeners; `gunicorn-companion events` prints what happens"
+_LEASE = "one in a fleet of servers has a lease, by companion_lease_store"
 _NO_USER = "companions run as the server's user; change it in the command: setpriv --reuid NAME PROGRAM"
 
 #: Keys of supervisord and others, with our key.
@@ -106,6 +107,10 @@ OTHER_KEYS = {
     "exp_backoff_restart_delay": "restart_delay is the first delay, restart_delay_max the longest (seconds)",
     "startlimitburst": 'start_limit has both: "5/60s"',
     "startlimitintervalsec": 'start_limit has both: "5/60s"',
+    "leader_elect": _LEASE,
+    "leader-elect": _LEASE,
+    "legion": _LEASE,
+    "lock": _LEASE,
     "gid": _NO_USER,
     "timeout": "start_timeout, stop_timeout or watchdog",
     "uid": _NO_USER,

@@ -146,6 +146,73 @@ def told(pss: float, private: float, saved: float) -> dict[str, int]:
     return {key: int(size * MIB) for key, size in sizes.items()}
 
 
+LEASE = {
+    "name": "shop",
+    "store": "redis://queue/0",
+    "store_up": True,
+    "held": False,
+    "token": None,
+    "holder": "web-2 (pid 4711)",
+    "expires_in": 9.4,
+    "ttl": 15,
+    "unheld_for": None,
+    "trouble": None,
+    "companions": ["rq", "db"],
+}
+
+
+@pytest.mark.parametrize(
+    ("lease", "code"),
+    [
+        ({}, 0),
+        # Nobody holds it: for a moment, or for long.
+        ({"holder": None, "unheld_for": 30}, 0),
+        ({"holder": None, "unheld_for": 30.1}, 3),
+        ({"holder": None, "unheld_for": 31, "store_up": False, "trouble": "refused"}, 3),
+    ],
+)
+def test_one_that_stands_by_is_well_while_somebody_holds_its_lease(fake, ask, lease, code):
+    server = fake("rq")
+    lease = {**LEASE, **lease}
+    server.companions["rq"].update(
+        state="STARTING", pid=None, standby=True, lease=lease, description="standby: held by web-2"
+    )
+    assert ask("status")[0] == code
+    server.on["lease"] = lambda request: {"ok": True, "leases": [lease]}
+    found, out, _ = ask("lease")
+    assert found == code
+    head, row = out.splitlines()
+    assert head.split() == ["LEASE", "HOLDER", "TOKEN", "ENDS", "IN", "COMPANIONS", "STORE"]
+    holder = lease["holder"] or "-"
+    assert row.startswith("shop") and holder in row and "rq, db" in row and "redis://queue/0" in row
+    assert ("refused" in row) is not lease["store_up"]
+
+
+def test_a_start_is_over_when_somebody_else_holds_the_lease(fake, ask):
+    server = fake("rq")
+    asking = {**LEASE, "holder": None}
+    stands_by = {"pid": None, "standby": True, "description": "standby: held by web-2"}
+
+    def start(request):
+        server.now("rq", "STARTING", **stands_by, lease=asking)
+        server.later(0.05, "rq", "STARTING", lease=LEASE)
+        return {"ok": True, "message": "rq is starting"}
+
+    server.on["start"] = start
+    assert ask("start", "rq") == (0, "rq: standby: held by web-2\n", "")
+    assert ask("wait", "rq") == (0, "rq: standby: held by web-2\n", "")
+
+
+def test_a_lease_is_given_away(fake, ask):
+    server = fake("rq")
+    server.on["lease"] = lambda request: (
+        {"ok": True, "message": "lease shop is given away"} if request["release"] == "shop" else error("no")
+    )
+    assert ask("lease", "release", "shop") == (0, "lease shop is given away\n", "")
+    assert ask("lease", "release", "other")[0] == 1
+    assert "which lease?" in ask("lease", "release")[2]
+
+
 def test_memory_in_columns_and_in_a_sentence(fake, ask):
     server = fake("db", "rq:0", "rq:1")
     for name, memory in (("db", told(30, 28.5, 100)), ("rq:0", told(8.25, 1, 120)), ("rq:1", None)):

@@ -47,6 +47,7 @@ def companion(name: str = "rq:0", **values: Any) -> dict[str, Any]:
             "probe": {"good": True, "took": 0.25},
             "liveness": {"good": False, "took": 3},
         },
+        "lease": {"held": True, "transitions": 5, "store_up": False},
         "memory": {"rss": 9, "pss": 3000, "private": 1000, "saved": 2000},
         "counters": {
             "since": 1699990000.5,

@@ -201,6 +201,13 @@ def shutdown(parser: ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="until the server is gone")
 
 
+def lease(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "do", metavar="release", nargs="?", choices=("release",), help="give it to another server"
+    )
+    parser.add_argument("name", metavar="LEASE|NAME", nargs="?", help="a lease, or a companion that has one")
+
+
 def pid(parser: ArgumentParser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"companions {NAMES}; none: the manager")
 

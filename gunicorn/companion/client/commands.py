@@ -51,6 +51,10 @@ def runs_as_it_should(companion: Reply) -> bool:
     state = companion["state"]
     if state in ("STOPPED", "STOPPING") and companion["manual_stop"]:
         return True
+    if stands_by(companion):
+        # Another server runs it, or soon will.
+        unheld = companion["lease"]["unheld_for"]
+        return unheld is None or unheld <= 2 * companion["lease"]["ttl"]
     if schedule := companion.get("schedule"):
         # It runs as soon as it is started; what has failed has failed until the next run.
         last = schedule["last"]
@@ -62,6 +66,11 @@ def runs_as_it_should(companion: Reply) -> bool:
         return is_done(companion)
     # Giving up is a failure, even after a manual start.
     return not companion["autostart"] and companion.get("reason") != "gave up"
+
+
+def stands_by(companion: Reply) -> bool:
+    """Whether nothing but its lease keeps it from a start."""
+    return bool(companion.get("standby")) and companion.get("lease") is not None
 
 
 def describe_refusal(server: Mapping[str, Any]) -> str | None:
@@ -88,6 +97,8 @@ def is_done(companion: Reply) -> bool:
 def has_come_to(companion: Reply, wanted: str) -> bool:
     """Whether it has reached the state *wanted*; a finished job counts as RUNNING."""
     if wanted in (DONE, "RUNNING") and is_done(companion):
+        return True
+    if wanted == "RUNNING" and stands_by(companion) and companion["lease"]["holder"]:
         return True
     return bool(companion["state"] == wanted)
 
@@ -208,6 +219,9 @@ def settle(
 def _has_settled(companion: Reply | None) -> bool:
     if companion is None:
         return True
+    if stands_by(companion):
+        # It may get the lease in a moment.
+        return bool(companion["lease"]["holder"]) or not companion["lease"]["store_up"]
     if companion["state"] == "STARTING":
         # Stuck: a companion in its `after` fails or is stopped.
         return bool(companion.get("stuck"))
@@ -226,6 +240,8 @@ def _tell(options: Namespace, name: str, companion: Reply | None, wanted: str, d
     if changed and (wanted == "STOPPED" if companion is None else has_come_to(companion, wanted)):
         if not options.json:
             finished = companion is not None and companion["state"] != wanted
+            if companion is not None and stands_by(companion):
+                done, finished = describe(companion), False
             print(f"{name}: {'done' if finished else done}")
         return True
     complain(f"{name}: {_state_of(companion)}")
@@ -287,7 +303,8 @@ def wait(connection: Connection, options: Namespace) -> int:
         print(json.dumps({"ok": True, "companions": list(found.values())}, indent=2))
     else:
         for name, companion in found.items():
-            print(f"{name}: {DONE if is_done(companion) and options.state == 'RUNNING' else options.state}")
+            reached = DONE if is_done(companion) and options.state == "RUNNING" else options.state
+            print(f"{name}: {describe(companion) if stands_by(companion) else reached}")
     return OK
 
 

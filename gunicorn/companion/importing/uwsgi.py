@@ -33,7 +33,7 @@ HERE = {
     "``throttle`` ``restart_delay``, ``freq`` ``start_retries``",
     "smart-attach-daemon": "a companion, in the foreground; it ends with the server",
     "smart-attach-daemon2": "the same",
-    "legion-attach-daemon": "a companion; which host runs it is not decided here",
+    "legion-attach-daemon": "a companion; ``lease`` has one host run it",
     "mule": "a companion: ``python FILE``; without a file there is nothing to run",
     "mules": "nothing to run: a mule without a file waits for messages",
     "env": "``raw_env``, for web workers and companions",
@@ -204,7 +204,9 @@ def _entry(section: Section, entry: Entry, found: Found, web: Block) -> None:
         program = _add(found, section, entry, _name(value))
         _run(program, section, value)
         if key.startswith("legion"):
-            program.note("guess: it runs on each host; there only on the lord of the legion")
+            program.note(
+                "guess: it runs on each host; there only on the lord of the legion, as with the key lease"
+            )
     elif key == "smart-attach-daemon":
         pidfile, _, command = value.partition(" ")
         _smart(_add(found, section, entry, _name(command)), section, pidfile, command)

@@ -15,11 +15,12 @@ from gunicorn.companion.checks import WEB, check_numprocs, did_you_mean, parse_s
 from gunicorn.companion.child import stacks
 from gunicorn.companion.control import error
 from gunicorn.companion.output.capture import Capture
-from gunicorn.companion.process import CompanionProcess, State
+from gunicorn.companion.process import Cause, CompanionProcess, State
 from gunicorn.companion.supervise import memory as memory_of
 from gunicorn.companion.supervise.changes import Changes
 from gunicorn.companion.supervise.details import details
 from gunicorn.companion.supervise.dumps import Dumps
+from gunicorn.companion.supervise.leases import Leases
 from gunicorn.companion.supervise.memory import Belonging
 from gunicorn.companion.supervise.questions import Questions
 from gunicorn.companion.supervise.steering import Steering
@@ -52,6 +53,7 @@ class Commands:
     after_command: Callable[[], None]
     web: WebWorkers
     questions: Questions
+    leases: Leases
     capture: Capture | None = None
     dumps: Dumps | None = None
     kernel: Kernel = KERNEL
@@ -163,6 +165,28 @@ class Commands:
             names = {name} if gone else {process.name for process in self._named(request)}
             entries = [entry for entry in entries if entry["name"] in names]
         return {"ok": True, "history": entries}
+
+    def _lease(self, request: Request) -> Reply:
+        """The leases; with ``release``, the name of one or of a companion, give that away."""
+        name = request.get("release")
+        if name is None:
+            return {"ok": True, "leases": self.leases.as_dicts()}
+        found = [lease for lease in self.leases.all() if lease.name == name]
+        if not found and isinstance(name, str) and name in self.table:
+            found = [its for its in [self.leases.of(self.table[name].config)] if its is not None]
+        if not found:
+            known = [lease.name for lease in self.leases.all()]
+            raise LookupError(f"no lease named {did_you_mean(str(name), known)}")
+        held = [lease for lease in found if lease.token]
+        if not held:
+            raise ValueError(f"lease {name} is not held by this server")
+        for lease in held:
+            self.leases.release(lease)
+            for process in self.table.values():
+                if process.lease is lease and process.pid is not None:
+                    self.steering.restart(process.name, Cause.COMMAND, f"lease {lease.name} is given away")
+        self.after_command()
+        return {"ok": True, "message": f"lease {name} is given away"}
 
     def _events(self, request: Request) -> Reply:
         names = _list_of_names(request)
@@ -350,6 +374,7 @@ COMMANDS: dict[str, Callable[[Commands, Request], Reply]] = {
     "upgrade": Commands._whole_server,
     "shutdown": Commands._whole_server,
     "dump": Commands._dump,
+    "lease": Commands._lease,
     "pid": Commands._pid,
     "version": Commands._version,
 }

@@ -28,6 +28,9 @@ from gunicorn.unix.kernel import KERNEL, Kernel
 # Seconds by which a keeper may be late with what it does every ttl, before it is taken for hung.
 LATE = 1.0
 
+# Seconds that others have to take what was given away by command.
+HOLD_OFF = 3.0
+
 
 class LeaseHelper(Protocol):
     """The keeper or the guard: see `leasing.handle`."""
@@ -84,6 +87,8 @@ class Lease:
     free_since: float | None = None
     # The token of the last holding.
     last_token: int = 0
+    # How often it was taken or lost here.
+    transitions: int = 0
     # What a holder has stored with it, or is to; and whether it is stored.
     note: str = ""
     noted: bool = True
@@ -122,15 +127,8 @@ class Lease:
     @property
     def unheld_for(self) -> float | None:
         """Seconds for which nobody is known to hold it; None while somebody does."""
-        if self.token and self.left():
-            return None
-        now, since = self.kernel.now(), self.free_since
-        if self.other and self.down_since is None:
-            return None
-        if self.other and self.words.other > self.kernel.boottime():
-            return None
-        starts = [each for each in (since, self.down_since) if each is not None]
-        return max(0.0, now - min(starts)) if starts else None
+        since = self.down_since or (None if self.other else self.free_since)
+        return None if self.left() or since is None else self.kernel.now() - since
 
     def as_dict(self) -> dict[str, Any]:
         held = bool(self.token)
@@ -148,6 +146,7 @@ class Lease:
             "margin": self.timing.margin,
             "unheld_for": None if unheld is None else round(unheld, 1),
             "trouble": self.down_why or None,
+            "transitions": self.transitions,
         }
 
 
@@ -290,6 +289,7 @@ class Leases:
     def _give(self, lease: Lease) -> None:
         self.keeper.send({"give": lease.serial})
         if lease.token:
+            lease.transitions += 1
             self._tell(lease, f"gave up lease {lease.name} (token {lease.token})")
         lease.serial = lease.token = 0
         lease.spent = False
@@ -322,8 +322,8 @@ class Leases:
         self.keeper.send({"note": lease.serial, "text": note})
 
     def release(self, lease: Lease) -> None:
-        """Let others have it: until one has taken it, or for its ttl."""
-        lease.hold_off = self.kernel.now() + lease.timing.ttl
+        """Let others have it, who look at least once a second."""
+        lease.hold_off = self.kernel.now() + min(lease.timing.ttl, HOLD_OFF)
         lease.spent = True
         self.table.changed = True
 
@@ -412,12 +412,14 @@ class Leases:
             lease.noted = True
         elif "lost" in message:
             lease.token, lease.other, lease.free_since = 0, None, now
+            lease.transitions += 1
         else:
             lease.other = message["owner"]
             lease.free_since = None if lease.other else now
 
     def _take(self, lease: Lease, message: Message, now: float) -> None:
         lease.token = lease.last_token = message["token"]
+        lease.transitions += 1
         lease.since, lease.note, lease.noted = now, message["note"], True
         lease.other, lease.free_since = None, None
         before, how = message["before"], "which gave it up"

@@ -7,11 +7,11 @@ import contextlib
 import errno
 import functools
 import itertools
+import os
 import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field
-from os import getpid
 from socket import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -79,12 +79,15 @@ class Hooks:
 
 
 class _Prepared(NamedTuple):
-    """The right to start, the sockets of `bind`, the address of the notify socket, the pipes of output."""
+    """The right to start, the sockets of `bind`, the address of the notify socket, the pipes of output, and
+    that of `Launch.gate`.
+    """
 
     run: RunFile
     listeners: list[socket]
     notify: str | None
     pipes: Mapping[int, int]
+    gate: tuple[int, int] | None
 
 
 @dataclass(eq=False, repr=False)
@@ -198,8 +201,10 @@ class Starter:
             # The hook may have stopped it.
             if process.state is State.STARTING:
                 self._fork([(process, launch)])
-            elif self.capture is not None:
-                self.capture.discard(launch.pipes)
+            else:
+                _open_gate(launch, b"")
+                if self.capture is not None:
+                    self.capture.discard(launch.pipes)
 
     def _fork(self, launches: Sequence[tuple[CompanionProcess, Launch]]) -> None:
         """Fork them all, and only then record the outcomes.
@@ -213,11 +218,13 @@ class Starter:
             if isinstance(outcome, OSError):
                 if self.capture is not None:
                     self.capture.discard(launch.pipes)
+                _open_gate(launch, b"")
                 self._fail(process, f"cannot fork: {outcome.strerror}")
                 continue
             if self.capture is not None:
                 self.capture.started(process.config, outcome, launch.pipes)
             self.table.send(process, Event.FORKED, self.kernel.now(), pid=outcome)
+            _open_gate(launch, b"x")
             log = self.log.debug if process.failures.persist else self.log.info
             log("Starting companion %s (pid %d)", process.name, outcome)
 
@@ -239,7 +246,8 @@ class Starter:
             run_dir = None if run.path is None else self.start_rights.run_dir
             notify = self.notifications.open(process, run_dir)
             pipes = {} if self.capture is None else self.capture.open(process.config)
-            return _Prepared(run, listeners, notify, pipes)
+            gate = None if process.config.lease_name is None else os.pipe()
+            return _Prepared(run, listeners, notify, pipes, gate)
         except OSError as exc:
             self._fail(process, _explain(exc))
             return None
@@ -331,10 +339,11 @@ class Starter:
             # No later manager stops leftovers of a companion that may run beside its older process.
             mark=str(
                 Mark.of(
-                    self.start_rights.run_dir if process.config.singleton else None, process.name, getpid()
+                    self.start_rights.run_dir if process.config.singleton else None, process.name, os.getpid()
                 )
             ),
             grant=self.leases.grant(process),
+            gate=prepared.gate,
             # Those of a program are closed as it begins.
             close_logs=getattr(self.log, "close_in_child", None) if config.command is None else None,
             repeats={process.exception, process.failures.latest} if process.failures.count else (),
@@ -371,6 +380,17 @@ class Starter:
         # A released companion may start elsewhere at once, and must know of a stop by command.
         self.kept.write_overrides()
         self.start_rights.release(process.name)
+
+
+def _open_gate(launch: Launch, word: bytes) -> None:
+    """Let the child go on with *word*; without one there is no child."""
+    if launch.gate is not None:
+        reading, writing = launch.gate
+        # The child may be dead; the reading end is still open here.
+        if word:
+            os.write(writing, word)
+        os.close(reading)
+        os.close(writing)
 
 
 def _explain(exc: OSError) -> str:
