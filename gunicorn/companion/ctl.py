@@ -253,7 +253,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
     "start": (
         "start companions that are stopped or waiting for a restart",
         "Returns when they are RUNNING or done; exit status 1: one waits for a companion that is stopped.",
-        arguments.some,
+        arguments.start,
         client.steer,
     ),
     "stop": (

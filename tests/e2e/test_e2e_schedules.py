@@ -138,6 +138,14 @@ def test_runs_overlap_retries_and_commands() -> None:
         times = [at for _, at in starts(server, "off")]
         assert len(times) <= times[-1] - times[0] + 2
         assert runs_of(server, "skip")[0]["why"] == "schedule"
+
+        # What is not named itself is not run now: its schedule counts again.
+        assert server.ask("restart", "y*")["at_its_time"] == ["yearly"]
+        resumed = command(server, "start", "--later", "tick")
+        assert (resumed.returncode, resumed.stdout) == (0, "tick: at its next time\n")
+        wait_runs(server, "tick", stopped["count"] + 1)
+        assert {*reasons(server, "tick")} == {"schedule"}
+        assert reasons(server, "yearly") == ["command"]
         assert overlaps(server) == []
 
 

@@ -77,6 +77,16 @@ def status(parser: ArgumentParser) -> None:
     )
 
 
+def start(parser: ArgumentParser) -> None:
+    some(parser)
+    parser.add_argument(
+        "--later",
+        action="store_true",
+        help="those with a schedule: not now, but from their next time on; "
+        "always so with a group, a pattern or all",
+    )
+
+
 def restart(parser: ArgumentParser) -> None:
     some(parser)
     parser.add_argument(

@@ -119,6 +119,8 @@ def steer(connection: Connection, options: Namespace) -> int:
     """Start, stop or restart companions, then wait until each has settled."""
     rolling = bool(getattr(options, "rolling", False))
     request = {"cmd": options.command, **({"rolling": True} if rolling else {})}
+    if getattr(options, "later", False) or (options.command != "stop" and EVERY in options.names):
+        request["later"] = True
     names = _expand(connection, options.names)
     if options.command == "stop" and len(names) > 1:
         # Together, in their order. An older server stops them one by one.
@@ -148,7 +150,11 @@ def _send_each(
         if options.json:
             print(json.dumps(reply))
         already = reply.get("already", ())
-        for each in reply.get("names") or ([name] if reply.get("ok") else []):
+        for each in reply.get("at_its_time", ()):
+            # Nothing to wait for.
+            if not (options.json or options.no_wait):
+                print(f"{each}: at its next time")
+        for each in reply.get("names") or ([name] if reply.get("ok") and "at_its_time" not in reply else []):
             accepted.setdefault(each, each in already)
         if options.no_wait and not options.json and reply.get("message"):
             print(reply["message"])

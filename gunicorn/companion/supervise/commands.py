@@ -288,7 +288,19 @@ class Commands:
         if self.steering.stopping:
             return error(self.steering.why_nothing_starts)
         there = [process.name for process in processes if process.state is already]
-        return self._summary(request, {process.name: method(process.name) for process in processes}, there)
+        later = [process for process in processes if self._waits_for_its_time(process, request)]
+        outcomes = {
+            process.name: (self.steering.resume if process in later else method)(process.name)
+            for process in processes
+        }
+        return self._summary(request, outcomes, there, [process.name for process in later])
+
+    @staticmethod
+    def _waits_for_its_time(process: CompanionProcess, request: Request) -> bool:
+        """Whether it has a schedule, and is not itself meant to run now."""
+        config = process.config
+        meant = request["name"] in (config.name, config.group) and not request.get("later")
+        return config.schedule is not None and not meant
 
     def _stop(self, request: Request) -> Reply:
         processes = list(dict.fromkeys([*self._named(request), *self._stopped_with(request)]))
@@ -296,7 +308,11 @@ class Commands:
         return self._summary(request, self.steering.stop(processes), there)
 
     def _summary(
-        self, request: Request, outcomes: Mapping[str, tuple[bool, str]], already: list[str]
+        self,
+        request: Request,
+        outcomes: Mapping[str, tuple[bool, str]],
+        already: list[str],
+        later: Collection[str] = (),
     ) -> Reply:
         self.after_command()
         accepted = [name for name, (good, _) in outcomes.items() if good]
@@ -304,7 +320,9 @@ class Commands:
         if len(accepted) < len(outcomes):
             reply.update(error("; ".join(text for good, text in outcomes.values() if not good)))
         if [*outcomes] != [request["name"]]:
-            reply["names"] = accepted
+            reply["names"] = [name for name in accepted if name not in later]
+        if later:
+            reply["at_its_time"] = list(later)
         if already:
             reply["already"] = already
         return reply

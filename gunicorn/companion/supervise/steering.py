@@ -61,6 +61,14 @@ class Steering:
         self.table.send(process, Event.START, self.kernel.now())
         return True, f"{name} is starting"
 
+    def resume(self, name: str) -> Outcome:
+        """Let the schedule of a companion count again; it is not run now."""
+        process = self.table[name]
+        self._take_stop_back(process)
+        self._note_start(process)
+        process.manual_stop = False
+        return True, f"{name} runs at its next time"
+
     def stop(self, processes: Iterable[CompanionProcess]) -> dict[str, Outcome]:
         """Stop *processes* and keep them stopped, each after those that come after it."""
         stopped = {process.name: process.state is State.STOPPED for process in processes}
