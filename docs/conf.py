@@ -32,7 +32,7 @@ nitpicky = True
 html_theme = "alabaster"
 html_title = f"{project} {release}"
 html_theme_options = {
-    "description": "A WSGI server that also runs your application's other processes",
+    "description": "A WSGI and ASGI server that also runs your application's other processes",
     "fixed_sidebar": True,
     "page_width": "1080px",
 }

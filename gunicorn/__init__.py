@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A pre-fork WSGI server that also runs the companion processes of an application."""
+"""A pre-fork server for WSGI and ASGI that also runs the companion processes of an application."""
 
 version_info = (27, 1, 0)
 
