@@ -25,18 +25,23 @@ def extension() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_says_in_a_sentence_what_it_is_about(extension: ModuleType, path: Path) -> None:
-    text = extension.summary(path)
-    assert 10 < len(text) <= 120 and text.endswith("."), text
+@pytest.fixture(scope="module")
+def summaries(extension: ModuleType) -> dict[Path, str]:
+    return {path: extension.summary(path) for path in MODULES}
 
 
-def test_every_module_is_on_the_map(extension: ModuleType) -> None:
+def test_a_module_says_in_a_sentence_what_it_is_about(summaries: dict[Path, str]) -> None:
+    found = {str(path.relative_to(ROOT)): text for path, text in summaries.items()}
+    wrong = {name: text for name, text in found.items() if not (10 < len(text) <= 120 and text.endswith("."))}
+    assert wrong == {}
+
+
+def test_every_module_is_on_the_map(extension: ModuleType, summaries: dict[Path, str]) -> None:
     text = extension.table()
-    for path in MODULES:
+    for path, summary in summaries.items():
         directory, _, name = str(path.relative_to(ROOT)).rpartition("/")
         section = text.partition(f"\n``{directory}/``\n")[2].partition("\n``gunicorn/")[0]
-        assert name == "__init__.py" or f"\n``{name}``\n   {extension.summary(path)}\n" in section
+        assert name == "__init__.py" or f"\n``{name}``\n   {summary}\n" in section
     assert ".. include:: modules.inc" in PAGE.read_text()
 
 
