@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from harness import Server
 
 from gunicorn.app.check import check
 from gunicorn.config import KNOWN_SETTINGS
+from gunicorn.settings.base import SERVER_HOOKS
 
 SWITCH = "True", "False", "None", "'true'", "'False'", "' TRUE '"
 COUNT = "0", "1", "5", "'5'", "' 5 '", "'0x10'", "'1_000'"
@@ -140,26 +142,11 @@ OLD: dict[str, tuple[str | None, str, tuple[str, ...]]] = {
     "suppress_ragged_eofs": ("--suppress-ragged-eofs", "True", SWITCH),
     "do_handshake_on_connect": ("--do-handshake-on-connect", "False", SWITCH),
     "ciphers": ("--ciphers", "None", ("'ECDHE+AESGCM'",)),
+    "ssl_context": (None, "lambda config, factory: factory()", ()),
     **{
-        f"{name}": (None, f"lambda {', '.join('abcd'[:count])}: None", ())
-        for name, count in {
-            "on_starting": 1,
-            "on_reload": 1,
-            "when_ready": 1,
-            "pre_fork": 2,
-            "post_fork": 2,
-            "post_worker_init": 1,
-            "worker_int": 1,
-            "worker_abort": 1,
-            "pre_exec": 1,
-            "pre_request": 2,
-            "post_request": 4,
-            "child_exit": 2,
-            "worker_exit": 2,
-            "nworkers_changed": 3,
-            "on_exit": 1,
-            "ssl_context": 2,
-        }.items()
+        str(cls.name): (None, f"lambda {', '.join(signature(cls.default).parameters)}: None", ())
+        for cls in KNOWN_SETTINGS
+        if cls.section == SERVER_HOOKS and cls.name != "ssl_context" and cls.default is not None
     },
 }
 
