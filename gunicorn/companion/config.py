@@ -345,6 +345,14 @@ def _shared_lease_problems(configs: Iterable[CompanionConfig]) -> list[str]:
                     f"{hide_password(config.lease_store or '')} is also that of {other.name!r}: "
                     "give both the same lease_ttl and lease_margin"
                 )
+            if other is not config and (config.schedule or other.schedule):
+                one_each = (
+                    "write %(index)d into it" if other.group == config.group else "give it another name"
+                )
+                problems.append(
+                    f"companion {config.name!r}: lease: {config.lease_name} is also that of {other.name!r}, "
+                    f"and a schedule needs one for itself: {one_each}"
+                )
     return problems
 
 

@@ -103,7 +103,7 @@ class LeaseStatus(Protocol):
 class ScheduleStatus:
     """The schedule of a companion as `status` shows it. *next_at*: monotonic seconds; *clock*: ``03:30``.
 
-    *last*: the latest run that has ended. *kept_elsewhere*: another server keeps the schedule. *facts*:
+    *last*: the latest run that has ended. *kept_elsewhere*: another manager does. *facts*:
     counts for `status`. *runs*: the latest ones.
     """
 
@@ -320,7 +320,7 @@ class Status:
         if self.manual_stop:
             text = "stopped manually, and its schedule with it"
         elif timing.kept_elsewhere:
-            text = "another server keeps its schedule"
+            text = "another manager keeps its schedule"
         elif timing.next_at is None:
             text = "its schedule waits for the first 'start'"
         else:

@@ -628,6 +628,18 @@ def test_stop_signals_take_the_place_of_the_signal_and_its_time():
     assert build().later_signals == ()
 
 
+def test_each_schedule_has_a_lease_for_itself():
+    store = {"companion_lease_store": "file:///tmp"}
+    nightly = rq(schedule="@daily", lease="nightly", numprocs=2)
+    assert problems(nightly, **store) == [
+        "companion 'rq:1': lease: nightly is also that of 'rq:0', and a schedule needs one for itself: "
+        "write %(index)d into it"
+    ]
+    build_companion_configs(make_cfg(rq(schedule="@daily", lease="n-%(index)d", numprocs=2), **store))
+    (found,) = problems(rq(lease="x"), rq(name="b", schedule="@daily", lease="x"), **store)
+    assert found.endswith("is also that of 'rq', and a schedule needs one for itself: give it another name")
+
+
 def test_settings_for_all_companions_leave_a_schedule_alone():
     settings = {"autorestart": "on-failure", "start_retries": 3, "max_memory": "90M", "max_lifetime": 60}
     (config,) = build_companion_configs(

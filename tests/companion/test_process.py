@@ -7,7 +7,7 @@ import itertools
 import signal
 
 import pytest
-from processtools import T0, backoff, make, restarting, running, starting, stopping
+from processtools import T0, backoff, end, make, restarting, running, start_again, starting, stopping
 
 from gunicorn.companion.process import (
     LONGEST_WAIT,
@@ -16,6 +16,7 @@ from gunicorn.companion.process import (
     TRANSITIONS,
     WAIT_INTERVAL,
     Action,
+    Cause,
     Event,
     State,
     TransitionError,
@@ -426,3 +427,51 @@ def test_status_shows_names_of_signals():
     assert shown["last_exit_code"] is None
     assert shown["state"] == "BACKOFF"
     assert shown["exit_count"] == 1
+
+
+# -- schedules -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_a_failed_run_is_tried_again_so_often(retries):
+    process = running(schedule="@daily", schedule_retries=retries, autorestart="never")
+    for pid in range(43, 43 + retries):
+        end(process, (process.started_at or 0) + 2)
+        assert process.state is State.BACKOFF
+        start_again(process, pid)
+    end(process, (process.started_at or 0) + 2)
+    assert (process.state, process.done) == (State.STOPPED, False)
+    # The next time begins anew.
+    process.handle(Event.START, T0 + 1000)
+    process.handle(Event.FORKED, T0 + 1000, pid=99)
+    end(process, T0 + 1001)
+    assert process.state is (State.BACKOFF if retries else State.STOPPED)
+
+
+def test_a_run_that_ends_well_is_not_tried_again():
+    process = running(schedule="@daily", schedule_retries=3, autorestart="never")
+    end(process, T0 + 2, status=0)
+    assert (process.state, process.done) == (State.STOPPED, True)
+
+
+def test_a_run_that_takes_too_long_has_failed_even_with_exit_code_0():
+    process = running(schedule="@daily", schedule_retries=1, max_runtime=5, autorestart="never")
+    process.handle(Event.OVERTIME, T0 + 5)
+    end(process, T0 + 6, status=0)
+    assert process.state is State.BACKOFF
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_run_without_a_process_has_failed(retries):
+    process = make(schedule="@daily", schedule_retries=retries, autorestart="never", start_limit=None)
+    process.handle(Event.START, T0)
+    process.handle(Event.START_FAILED, T0, reason="cannot fork")
+    assert process.state is (State.BACKOFF if retries else State.STOPPED)
+    assert not process.done
+
+
+def test_a_run_that_loses_its_lease_is_stopped_for_good():
+    process = running(schedule="@daily", schedule_retries=1, autorestart="never")
+    process.handle(Event.LEASE_LOST, T0 + 5, cause=Cause.LEASE, reason="lost", timeout=1.0)
+    end(process, T0 + 6)
+    assert (process.state, process.manual_stop) == (State.STOPPED, False)

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,6 +109,9 @@ def test_runs_overlap_retries_and_commands() -> None:
         shown = command(server, "status", "bad", "tick")
         assert shown.returncode == 3
         assert "last run failed: exited with status 1 (KeyError: 'price')" in shown.stdout
+        page = command(server, "status", "bad").stdout
+        assert re.search(r"schedule +every 1s\n +next \d{4}-", page)
+        assert re.search(r"took \d\.\d s, by retry   failed: exited with status 1 \(KeyError", page)
         history = [each["event"] for each in server.ask("history")["history"]]
         assert {"skipped", "run failed"} <= {*history}
 
@@ -197,7 +201,7 @@ def test_servers_and_masters_that_come_and_go() -> None:
         # Of two masters only the old one keeps the schedules, until it stops.
         new = server.upgrade()
         wait_until(lambda: new.companion("calm")["schedule"]["kept_elsewhere"], 20, "the old one keeps it")
-        assert "another server keeps its schedule" in new.companion("just")["description"]
+        assert "another manager keeps its schedule" in new.companion("just")["description"]
         before = len(starts(server, "calm"))
         wait_until(lambda: len(starts(server, "calm")) > before, 20, "the old master goes on")
         assert server.stop() == 0

@@ -130,7 +130,7 @@ def _facts(companion: Reply) -> Iterable[tuple[str, list[str]]]:
     yield "limits", [_limit(name, **limit) for name, limit in details["limits"].items()]
     if schedule := companion.get("schedule"):
         yield "schedule", list(_schedule(schedule))
-        yield "runs it had", [_run(run) for run in reversed(details["runs_of_schedule"])]
+        yield "latest runs", [_run(run) for run in reversed(details["runs_of_schedule"])]
     count = details["starts_in_the_last_hour"]
     yield "starts", [f"{count} in the last hour"]
     yield "ends", [f"{_moment(entry['time'])}   {entry['description']}" for entry in details["ends"]]
