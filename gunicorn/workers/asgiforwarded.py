@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -15,6 +16,10 @@ class Forwarded:
         self._allow = policy.forwarded_allow
         #: The fields that ``apply()`` looks at.
         self.names = frozenset((*self._schemes, b"x-forwarded-for"))
+
+    def may_disagree(self, fields: Mapping[bytes, bytes]) -> bool:
+        """Whether several of the *fields* tell a scheme."""
+        return len(self._schemes.keys() & fields.keys()) > 1
 
     def apply(self, scope: dict[str, Any]) -> None:
         """Take scheme and client from what a trusted proxy has sent."""

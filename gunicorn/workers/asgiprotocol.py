@@ -219,7 +219,7 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
             and self.url.isascii()
             and fields.get(b"host") in worker.hosts
             and method in _METHODS
-            and (usual or RARE.isdisjoint(fields))
+            and (usual or (RARE.isdisjoint(fields) and not worker.forwarded.may_disagree(fields)))
             and b"_" not in b"".join(fields)
             and self.parser.get_http_version() == "1.1"
         ):

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from gunicorn import sock as listening
-from gunicorn.http.errors import RequestTimeout
+from gunicorn.http.errors import InvalidRequestLine, RequestTimeout
 from gunicorn.http.parse import RequestHead, checked_head
 from gunicorn.workers.base import TICK
 from gunicorn.workers.connection import State, has_input, wrap_accepted
@@ -327,6 +327,8 @@ class TornadoWorker(LoopWorker):
     def _check(self, start_line: Any, headers: Any, conn: Conn) -> RequestHead:
         policy = self.cycle.policy
         trusted = policy.forwarded_allow.allows(conn.address)
+        if not start_line.path.isascii():
+            raise InvalidRequestLine(start_line.path)
         head = checked_head(tuple(start_line), list(headers.get_all()), policy, trusted)
         if head.authority is not None:
             headers["Host"] = head.authority

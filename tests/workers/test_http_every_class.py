@@ -345,6 +345,8 @@ BAD = [
     b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
     b"GET foo HTTP/1.1\r\nHost: a\r\n\r\n",
     b"get / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nContent-Type: a/b\r\nContent-Type: a/b\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Ssl: on\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Proto: http\r\n\r\n",
     b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab",
@@ -374,6 +376,12 @@ def test_what_is_no_request_is_a_400_and_never_served(served: Server, request_: 
     assert got.status == 400 and not got.goes_on
     assert [path for path in paths if path != "POST /body"] == []
     assert not any("Traceback" in line or "ERROR" in line for line in log), log
+
+
+def test_fields_of_a_proxy_that_disagree_behind_one_that_is_sound(served: Server) -> None:
+    sound = b"GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-Proto: https\r\n"
+    assert Exchange(served, sound + b"\r\n").status == 200
+    assert Exchange(served, sound + b"X-Forwarded-Ssl: off\r\n\r\n").status == 400
 
 
 @pytest.mark.parametrize("served", ["gthread", "gevent_pywsgi"], indirect=True)
