@@ -176,7 +176,7 @@ def _square(n):
 
 def pool():
     jobs.begin()
-    for method in ("fork", "spawn"):
+    for method in ("fork", "spawn", "forkserver"):
         with multiprocessing.get_context(method).Pool(2) as workers:
             jobs.mark("squares", str(workers.map(_square, range(4))))
 
@@ -227,7 +227,7 @@ def test_programs_of_every_kind() -> None:
         assert not [pid for pid in below if is_alive(pid)]
         assert server.wait_companion("closes_everything", "BACKOFF")["last_exit_code"] == 1
         assert server.wait_companion("pool", "BACKOFF")["last_exit_code"] == 0
-        assert server.log("pool.squares") == "[0, 1, 4, 9]\n" * 2
+        assert server.log("pool.squares") == "[0, 1, 4, 9]\n" * 3
         server.wait_log("1", name="odd_output.printed")
         assert server.wait_companion("odd_output")["exit_count"] == 0
         assert server.manager() == manager
