@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import tempfile
 import time
 from typing import Any
 
+import pytest
 from e2e_apps import JOBS
 from e2e_companions import companion_server, entry, overlaps, reconfigure, starts
 from harness import Server, wait_until
@@ -277,3 +279,45 @@ def test_of_two_servers_one_makes_each_run() -> None:
         wait_until(lambda: len(starts(other, "tick")) > before, 20, "it goes on")
         assert [len(all_starts(name)) for name in ("once", "cut", "redone")] == [1, 1, 2]
         assert overlaps(other) == []
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(400)
+def test_no_time_has_two_runs_whatever_is_killed() -> None:
+    """Three servers, whose managers are killed at random moments; each run notes when it begins."""
+    chance = random.Random(int(os.environ.get("SCHEDULE_SEED", "1")))
+    rounds = int(os.environ.get("SCHEDULE_ROUNDS", "40"))
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(tempfile.TemporaryDirectory())
+        settings = {
+            "companion_lease_store": f"file://{store}",
+            "companion_lease_ttl": 4,
+            "companion_lease_margin": 0.5,
+        }
+        companions = [
+            entry("tick", "quick", schedule="every 2s", lease=True),
+            entry("alone", "quick", schedule="every 2s"),
+        ]
+        servers = [
+            stack.enter_context(
+                companion_server(*companions, files_option=FILES, companion_run_dir="memory", **settings)
+            )
+            for _ in range(3)
+        ]
+        begun = time.time()
+        for _ in range(rounds):
+            server = chance.choice(servers)
+            manager = server.wait_manager(30)
+            time.sleep(chance.uniform(0, 2))
+            os.kill(manager, signal.SIGKILL)
+        for server in servers:
+            server.wait_manager(30)
+        wait_until(lambda: starts(servers[0], "alone")[-1][1] > time.time() - 1, 20, "it still runs")
+        took = time.time() - begun
+        fleet = sorted(at for server in servers for _, at in starts(server, "tick"))
+        print(f"{took:.0f} s, {len(fleet)} runs of the fleet, {[len(starts(s, 'alone')) for s in servers]}")
+        assert took / 2 * 0.5 <= len(fleet) <= took / 2 + 2
+        assert all(later - earlier > 0.5 for earlier, later in itertools.pairwise(fleet))
+        for server in servers:
+            assert took / 2 * 0.7 <= len(starts(server, "alone")) <= took / 2 + 2
+        assert all(overlaps(server) == [] for server in servers)
