@@ -128,6 +128,16 @@ class Job:
     off: bool = False
     noted: int = 0
     told: bool = False
+    # The next time for people, and what it was made of: that takes a while.
+    _shown: tuple[float, float] | None = None
+    _text: str | None = None
+
+    def next_clock(self, now: Moment, config: CompanionConfig) -> str | None:
+        """``03:30``; None if the wall clock does not matter."""
+        if self.clock.times.by_wall and self._shown != (self.clock.next_at, now.wall // LOOK_INTERVAL):
+            self._shown = self.clock.next_at, now.wall // LOOK_INTERVAL
+            self._text = clock_time(self.clock.next_at, now.wall, config.schedule_timezone)
+        return self._text if self.clock.times.by_wall else None
 
 
 def _spec(config: CompanionConfig) -> list[str | None]:
@@ -172,8 +182,8 @@ class Schedules:
 
     def _step_one(self, process: CompanionProcess, now: float, moment: Moment) -> None:
         job = self._jobs.get(process.name) or self._take(process, moment)
-        process.timing = ScheduleStatus(kept_elsewhere=job is None)
         if job is None:
+            process.timing = ScheduleStatus(kept_elsewhere=True)
             self._look_at(now + TAKE_INTERVAL)
             return
         memory = job.memory
@@ -183,6 +193,7 @@ class Schedules:
             self._save(process, job)
         if not self._is_wanted(process):
             job.off = True
+            process.timing.next_at = None
             if memory.owed:
                 memory.owed = job.asked = False
                 self._save(process, job)
@@ -191,6 +202,8 @@ class Schedules:
                 # Times at which it was stopped are not made up for.
                 job.off = False
                 job.clock.skip_to(moment)
+                memory.through = moment.wall
+                self._save(process, job)
             if (due := job.clock.look(moment)) is not None:
                 self._on_time(process, job, due, now, moment)
             if memory.owed and not job.asked and process.state is State.STOPPED:
@@ -200,11 +213,7 @@ class Schedules:
             self._look_at(now + min(left, LOOK_INTERVAL))
             if left < float("inf"):
                 process.timing.next_at = now + left
-                if job.clock.times.by_wall:
-                    zone = process.config.schedule_timezone
-                    process.timing.clock = clock_time(moment.wall + left, moment.wall, zone)
-        process.timing.last, process.timing.runs = memory.last, memory.runs
-        process.timing.facts = memory.counts
+                process.timing.clock = job.next_clock(moment, process.config)
 
     def _look_at(self, moment: float) -> None:
         self.due = moment if self.due is None else min(self.due, moment)
@@ -383,14 +392,16 @@ class Schedules:
         return clock
 
     def _save(self, process: CompanionProcess, job: Job) -> None:
-        """Write down what is remembered, before what follows from it is done."""
+        """Write down what is remembered, before what follows from it is done; show it."""
+        memory = job.memory
+        process.timing = ScheduleStatus(last=memory.last, runs=memory.runs, facts=memory.counts)
         try:
             if not job.file.in_place:
                 fresh = RunFile.claim(self.start_rights.usable_run_dir(), process.name, SUFFIX)
                 if fresh is not None:
                     job.file.close()
                     job.file = fresh
-            job.memory.write(job.file)
+            memory.write(job.file)
         except OSError as exc:
             self._complain(exc)
 
