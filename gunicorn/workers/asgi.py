@@ -36,7 +36,7 @@ try:
     from gunicorn.workers.asgiforwarded import Forwarded
     from gunicorn.workers.asgilifespan import Lifespan
     from gunicorn.workers.asgiloop import CANCEL_SECONDS, close_loop, exit_within, loop_factory
-    from gunicorn.workers.asgiprotocol import HTTP, RARE
+    from gunicorn.workers.asgiprotocol import HTTP, RARE, log_library
     from gunicorn.workers.asgirequest import Request
     from gunicorn.workers.asgiwatch import LoopWatch, frames_of, stack_of
 except ImportError as error:
@@ -165,11 +165,7 @@ class ASGIWorker(LoopWorker):
         )
         self.uvicorn.load()
         self.server_state = ServerState()
-        library = logging.getLogger("uvicorn.error")
-        library.handlers = list(self.log.error_log.handlers)
-        # What it warns of is logged here, too. Below that it logs what WebSockets receive and send.
-        library.setLevel(max(self.log.error_log.level, logging.ERROR))
-        library.propagate = False
+        log_library(self.log.error_log)
         if self.slot is not None:
             self.slot.write_later = partial(self.loop.call_later, self.slot.WRITE_INTERVAL, self.slot.write)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from functools import partial
 from time import monotonic
@@ -330,6 +331,26 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
         if not cycle.more_body or cycle.waiting_for_100_continue or self.flow.read_paused:
             return 0.0
         return now - self._body_at
+
+
+def log_library(log: logging.Logger) -> None:
+    """Have uvicorn log its errors to *log*.
+
+    What it warns of is logged here, too. Below that it logs what WebSockets receive and send.
+    """
+    library = logging.getLogger("uvicorn.error")
+    library.handlers = list(log.handlers)
+    library.setLevel(max(log.level, logging.ERROR))
+    library.propagate = False
+
+    def mistakes_of_clients(record: logging.LogRecord) -> bool:
+        if record.exc_info is None or not isinstance(record.exc_info[1], UnicodeDecodeError):
+            return True
+        record.exc_info = None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        return log.isEnabledFor(logging.WARNING)
+
+    library.filters = [mistakes_of_clients]
 
 
 def _encoded(text: str) -> bytes:

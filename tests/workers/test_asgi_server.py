@@ -185,6 +185,9 @@ def test_frames_that_end_a_websocket(served: Server, sent: bytes, code: int | No
         data = client.buffer + read_until_closed(client.sock)
     assert data[:1] == b"\x88"
     assert (int.from_bytes(data[2:4], "big") if data[1] else None) == code
+    if code == 1007:
+        # In a line: it is the client's mistake.
+        assert "UnicodeDecodeError" not in served.wait_log("[WARNING] Invalid UTF-8")
 
 
 def test_frames_in_pieces(served: Server) -> None:
