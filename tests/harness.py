@@ -34,6 +34,7 @@ from typing import Any
 from proctools import (
     LINUX,
     become_subreaper,
+    child_procs,
     children_of,
     cmdline_of,
     descendants_of,
@@ -546,13 +547,12 @@ class Server:
 
     def managers(self) -> list[int]:
         """The children that lead a session of their own."""
-        found = [(pid, read_proc(pid)) for pid in self.children()]
-        return [pid for pid, proc in found if proc is not None and proc.session == pid and proc.alive]
+        return [proc.pid for proc in child_procs(self.pid) if proc.session == proc.pid]
 
     def workers(self) -> list[int]:
         """The pids of the HTTP workers, oldest first."""
-        others = {*self.managers(), self.new_master()}
-        return [pid for pid in self.children() if pid not in others]
+        procs, new_master = child_procs(self.pid), self.new_master()
+        return [proc.pid for proc in procs if proc.session != proc.pid and proc.pid != new_master]
 
     def wait_workers(self, count: int, timeout: float = 10.0, without: Sequence[int] = ()) -> list[int]:
         """The workers, once there are exactly *count* of them and none of *without*."""
