@@ -223,7 +223,7 @@ class TornadoWorker(LoopWorker):
         conn.enter(State.NEW if conn.state in (State.NEW, State.HANDSHAKE) else State.IDLE)
         last, conn.reply, reply.conn = conn.reply, reply, conn
         if last is not None and last.closes:
-            # The response has announced the close, but the library keeps the connection open.
+            # The library may keep the connection open, and it reads what came before it closed one.
             conn.ended = True
             conn.hang_up()
         return conn
@@ -287,6 +287,7 @@ class TornadoWorker(LoopWorker):
         """
         started = time.monotonic()
         head = reply.head = self._check(start_line, headers, conn)
+        reply.closes = head.should_close
         if head.fragment or (head.authority is not None and head.method != "CONNECT"):
             # RFC 9112 section 3.2.2. The library would take the whole target for the path.
             query = head.target.partition("#")[0].partition("?")[1:]

@@ -213,8 +213,9 @@ class Reply(HTTPConnection):  # type: ignore[misc]
         is_tunnel = (
             self.head.method == "CONNECT" and 200 <= start_line.code < 300 and not self.stream.closed()
         )
-        if is_tunnel or (start_line.code != 101 and (not self._worker.alive or self.conn.hung_up)):
-            # The library decided when the request came; the worker has been told to end since then.
+        ends = self.closes or not self._worker.alive or self.conn.hung_up
+        if is_tunnel or (ends and start_line.code != 101):
+            # The library decided when the request came; the worker may have been told to end since then.
             headers["Connection"] = "close"
             self.closes = True
         self.status = f"{start_line.code} {start_line.reason}"

@@ -135,7 +135,7 @@ class Container(WSGIContainer):  # type: ignore[misc]
         assert answer.status is not None and answer.status_code is not None
         status_line = ResponseStartLine("HTTP/1.1", answer.status_code, answer.status[4:])
         headers = answer.tornado_headers()
-        reply.closes = headers.get("Connection") == "close"
+        reply.closes |= headers.get("Connection") == "close"
         sent = reply.write_headers(status_line, headers, b"".join(answer.parts) or None)
         if answer.is_short:
             await sent

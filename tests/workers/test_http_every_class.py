@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 from harness import Server, read_until_closed, readable, wait_until
 from test_http_parse import INVALID, VALID
-from workertools import Client, conf, connect
+from workertools import Client, conf, connect, get
 
 APP = '''
 import builtins, json, os, time
@@ -392,6 +392,33 @@ def test_heads_are_read_by_the_same_rules(served: Server) -> None:
     assert len(expected) > 100
     found = {data: Exchange(served, data, second=False).status for data in expected}
     assert found == expected
+
+
+@pytest.mark.parametrize("head", ["1.0", "1.1\r\nConnection: close", "1.1\r\nConnection: x, Close"])
+def test_nothing_is_served_behind_a_request_that_ends_the_connection(served: Server, head: str) -> None:
+    """Its client would get no answer, and ask once more."""
+    with noted(served) as paths:
+        got = Exchange(served, f"GET /first HTTP/{head}\r\nHost: x\r\n\r\n".encode())
+    assert (got.status, got.headers["connection"], got.goes_on) == (200, "close", False)
+    assert paths == ["GET /first"]
+
+
+#: What the libraries of these classes let pass.
+LENIENT = {"tornado": {"bare LF in value"}, "asgi": {"two spaces", "two empty lines before"}}
+
+
+def test_what_the_parser_refuses_no_class_serves(served: Server) -> None:
+    passed = set()
+    for name, data, settings, *_ in INVALID:
+        if settings:
+            continue
+        with noted(served) as paths, served.connect() as sock:
+            with contextlib.suppress(OSError):
+                sock.sendall(data + get("/second", close=True))
+            read_until_closed(sock)
+        if paths:
+            passed.add(name)
+    assert passed == LENIENT.get(kind_of(served), set())
 
 
 @not_asgi
