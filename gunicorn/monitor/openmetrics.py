@@ -172,6 +172,11 @@ def _schedule(find: Callable[[Reply], float | None]) -> Callable[[Facts], Iterat
     return _each(read)
 
 
+def _holds_lease(companion: Reply) -> float | None:
+    lease = companion.get("lease")
+    return int(lease["held"]) if lease and not companion.get("schedule") else None
+
+
 def _lease(find: Callable[[Reply], float | None]) -> Callable[[Facts], Iterator[Sample]]:
     """One figure for each companion that needs a lease."""
     return _each(lambda companion: find(companion["lease"]) if companion.get("lease") else None)
@@ -319,8 +324,9 @@ METRICS = (
     Metric(
         "gunicorn_companion_lease_held",
         "gauge",
-        "1 if this server holds the lease of the companion. Alarm when the sum over all servers is not 1.",
-        _lease(lambda lease: int(lease["held"])),
+        "1 if this server holds the lease of the companion. Alarm when the sum over all servers is not 1."
+        " Not shown with a schedule, where nobody holds it between two runs.",
+        _each(_holds_lease),
         labels=("companion",),
     ),
     Metric(

@@ -157,3 +157,17 @@ def test_the_page_of_a_companion_names_its_groups() -> None:
     page = render_companion({**COMPANION, "groups": ["workers", "night"]}, [])
     assert "<dt>Groups</dt><dd>workers, night</dd>" in page
     assert "Groups" not in render_companion({**COMPANION, "groups": []}, [])
+
+
+def test_the_page_of_a_companion_shows_the_runs_of_its_schedule() -> None:
+    runs = [
+        {"started": 1700000000.0, "why": "schedule", "good": False, "took": 12.34, "how": "exited <1>"},
+        {"started": 1700000060.0, "why": "retry", "good": True, "took": 3.0, "how": "exited with status 0"},
+        {"started": 1700000120.0, "why": "command", "good": None, "took": None, "how": None},
+    ]
+    page = render_companion({**COMPANION, "details": {"runs_of_schedule": runs}}, [])
+    rows = page[page.index("Latest runs") : page.index("Latest ends")]
+    assert rows.index("command") < rows.index("retry") < rows.index("schedule")
+    for text in ("12.3 s", "failed: exited &lt;1&gt;", "success", "runs"):
+        assert text in rows
+    assert "Latest runs" not in render_companion(COMPANION, [])

@@ -242,6 +242,11 @@ def test_a_schedule() -> None:
     times = {"last_success_time_seconds": 1700000100.5, "next_run_time_seconds": 1700003600.0}
     for name, expected in {**names, **times, "last_run_duration_seconds": 12.5, "healthy": 1}.items():
         assert value(found, f"gunicorn_companion_{name}", companion="nightly") == expected
+    # Between two runs nobody holds its lease.
+    assert not any(
+        name.endswith("lease_held") and ("companion", "nightly") in labels for name, labels in found
+    )
+    assert value(found, "gunicorn_companion_lease_held", companion="rq:0") == 1
     failed = both(status(nightly(good=False)))
     assert value(failed, "gunicorn_companion_healthy", companion="nightly") == 0
 

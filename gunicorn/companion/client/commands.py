@@ -58,7 +58,7 @@ def runs_as_it_should(companion: Reply) -> bool:
     if schedule := companion.get("schedule"):
         # It runs as soon as it is started; what has failed has failed until the next run.
         last = schedule["last"]
-        return state != "BACKOFF" and (last is None or bool(last["good"]))
+        return state != "BACKOFF" and not companion.get("stuck") and (last is None or bool(last["good"]))
     if state != "STOPPED":
         return bool(state == "RUNNING") and not companion.get("flapping")
     if companion.get("reason") == "exited":

@@ -319,6 +319,7 @@ class Schedules:
         elif change.event is Event.START_FAILED:
             self._begin(process, job)
             how = process.reason or "not started"
+            self._note_end(process, job, "done")
             self._end(process, job, good=False, took=0.0, how=how, cause=Cause.START_FAILED)
         elif change.event is Event.EXITED:
             self._on_exit(change, job)
