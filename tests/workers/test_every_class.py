@@ -248,7 +248,7 @@ def app(environ, start_response):
 """
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "tornado", ASGI_TOO])
+@side_by_side("sync", "gthread", "gevent", "tornado")
 def test_without_descriptors_clients_wait_and_one_line_is_logged(kind: str) -> None:
     with Server(FULL, conf(kind)) as server, connect(server) as first:
         assert first.ask("/full").status == 200
@@ -260,7 +260,7 @@ def test_without_descriptors_clients_wait_and_one_line_is_logged(kind: str) -> N
         assert server.log().count("No connection can be accepted") == 1
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "tornado", ASGI_TOO])
+@side_by_side("sync", "gthread", "gevent", "tornado")
 def test_nothing_is_logged_in_a_signal_handler(kind: str) -> None:
     """It may have interrupted a log call that holds the lock."""
     watch = """
@@ -400,7 +400,7 @@ def worker_exit(server, worker):
         assert log.count("worker interrupted") == (0 if sig == signal.SIGTERM else 2)
 
 
-@pytest.mark.parametrize("kind", ["sync", "gevent", "gevent_pywsgi", "tornado", ASGI_TOO])
+@side_by_side("sync", "gevent", "gevent_pywsgi", "tornado")
 def test_an_abort_ends_the_worker_whatever_its_application_does(kind: str) -> None:
     """It is raised within the request, which must not take it for a failure of its own."""
     with Server(APP, conf(kind)) as server, connect(server) as client:
