@@ -76,7 +76,12 @@ def held_until_released(one: Store, other: Store) -> None:
     refused = other.acquire("a", B, TTL)
     assert (refused.mine, refused.owner, refused.token) == (False, A, first.token)
     assert TTL - 30 < refused.expires_in <= TTL
-    assert one.renew("a", A, first.token, TTL, None)
+    # Another ttl is no other holding.
+    assert one.renew("a", A, first.token, 2 * TTL, None)
+    longer = other.acquire("a", B, TTL)
+    assert (longer.owner, longer.token) == (A, first.token)
+    assert longer.expires_in > TTL
+    assert one.renew("a", A, first.token, 2 * TTL, None)
     # Neither another owner nor another token changes it.
     for owner, token in ((B, first.token), (A, first.token - 1), (A, first.token + 1)):
         if (owner, token) != (A, first.token + 1):

@@ -107,8 +107,8 @@ class EtcdClient:
         if not granted:
             return False
         changes = [] if note is None else [_put_note(name, note)]
-        if granted != math.ceil(ttl):
-            # The ttl was changed; that of a lease of etcd can't be.
+        if granted < ttl:
+            # A longer one was configured since; that of a lease of etcd can't be changed.
             lease = self._grant(ttl)
             changes.append(
                 {"request_put": {"key": _encode(PREFIX + name), "value": _encode(owner), "lease": lease}}
