@@ -80,7 +80,11 @@ class StoreServer:
             process.send_signal(sig)
         self.resume()
         for process in self.processes:
-            process.wait(20)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                kill_all([process.pid])
+                process.wait(10)
         self.processes = []
 
     def pause(self) -> None:

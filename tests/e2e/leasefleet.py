@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from e2e_companions import config_text
-from harness import Server, descendants_of, short_tmpdir, wait_until
+from harness import Server, descendants_of, is_alive, short_tmpdir, wait_until
 from proctools import cmdline_of, read_proc
 
 from gunicorn.unix import boottime
@@ -222,6 +222,7 @@ class Faults(Fleet):
     def go(self) -> None:
         """One fault, mostly where the companion runs."""
         self.end_faults(time.monotonic())
+        self.start_dead()
         if not self.bag:
             self.bag = self.draw.sample(self.all_faults(), len(self.all_faults()))
         self.bag.pop()()
@@ -241,7 +242,8 @@ class Faults(Fleet):
             return
         self.note(f"kill {kind} of {server.pid}")
         if kind == "master":
-            server.kill()
+            with contextlib.suppress(ProcessLookupError):
+                server.kill()
             self.start_anew(server)
         else:
             self.signal(server, kind, signal.SIGKILL)
@@ -256,6 +258,12 @@ class Faults(Fleet):
         fresh = Server(directory=server.dir, ready=None, env=self.environment(index))
         # The harness removes only what it owns.
         self.servers[index] = fresh.start()
+
+    def start_dead(self) -> None:
+        """Start anew what a signal has ended before it could handle it."""
+        for server in list(self.servers):
+            if not is_alive(server.pid):
+                self.start_anew(server)
 
     def stop(self, *kinds: str) -> None:
         server, seconds = self.some_server(), self.draw.uniform(0.1, 1.6) * self.ttl
@@ -315,7 +323,8 @@ class Faults(Fleet):
             server.ask("restart", "one", timeout=1.0)
 
     def store_fault(self, fault: Any) -> None:
-        seconds = self.draw.uniform(0.1, 1.6) * self.ttl
+        # There are several, one after the other; and a store that is always away tries nothing.
+        seconds = self.draw.uniform(0.05, self.draw.choice([0.3, 1.2])) * self.ttl
         self.note(f"store: {getattr(fault, '__name__', fault)} for {seconds:.1f} s")
         self.ends.append((time.monotonic() + seconds, fault()))
 
@@ -327,9 +336,7 @@ class Faults(Fleet):
         for _ in range(count):
             self.go()
         self.end_faults(float("inf"))
-        for server in self.servers:
-            if server.proc is not None and server.proc.poll() is not None and server.pid == server.proc.pid:
-                self.start_anew(server)
+        self.start_dead()
         began = time.monotonic()
         self.wait_life(timeout=self.ttl + 20)
         self.check()
