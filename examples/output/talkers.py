@@ -20,4 +20,4 @@ def fail() -> None:
 def chatter() -> None:
     for number in itertools.count():
         print(f"{number}: " + "blah " * (number % 20))
-        time.sleep(0.005)
+        time.sleep(0.002)

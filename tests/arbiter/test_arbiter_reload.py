@@ -80,14 +80,14 @@ def test_the_loop_goes_on_while_old_workers_drain() -> None:
 
 
 def test_a_draining_worker_needs_no_heartbeat() -> None:
-    settings = {"workers": 1, "timeout": 2, "graceful_timeout": 5}
+    settings = {"workers": 1, "timeout": 2, "graceful_timeout": 4}
     with TinyServer(mode="drains", **settings) as server:
         [old] = server.running(1)
         reload(server, raw_env=["TINY="], **settings)
         server.wait_events("term")
         told_at = time.monotonic()
         server.running(1, without=[old])
-        assert time.monotonic() - told_at > 4
+        assert time.monotonic() - told_at > 3
         assert not server.events("abort")
 
 
