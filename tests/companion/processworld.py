@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from leaseworld import SimulatedGuard, SimulatedKeeper, Store, alive
 from processtools import T0, failure
 
 from gunicorn.companion.checks import Rung
@@ -86,6 +87,10 @@ class Life:
     reaped: bool = False
     rest_alive: bool = False
     rest_reaped: bool = True
+    # SIGKILL has been sent to it, and takes its time.
+    doomed: bool = False
+    # Of its lease.
+    token: int = 0
     # The stop signals that it has had, and those that it was to have.
     asked: list[int] = field(default_factory=list)
     rungs: tuple[Rung, ...] = ()
@@ -241,11 +246,19 @@ class SimulatedKernel(Kernel):
         if life is None:
             return False
         self.check_signal(life, signum)
+        self.send_by_others(pid, signum)
+        return True
+
+    def send_by_others(self, pid: int, signum: int) -> None:
+        """SIGKILL, which not the manager sends."""
+        life = self.life(pid)
+        if life is None:
+            return
+        life.doomed = True
         if pid == life.rest:
             self.at(self.time + life.nature.kill_takes, lambda: self.end_rest(life))
         else:
             self.at(self.time + life.nature.kill_takes, lambda: self.die(life, int(signal.SIGKILL)))
-        return True
 
     def ask_to_stop(self, pid: int, signum: int, as_group: bool = False) -> None:
         self._called()
@@ -370,6 +383,10 @@ class World:
         self.run_dir = tempfile.mkdtemp(prefix="world")
         self.shared = SharedState.create()
         self.kernel.check_signal = self._check_signal
+        self.store = Store(self.kernel)
+        self.store.on_rival = self._check_rival
+        # By lease the largest token of a process.
+        self.used_tokens: dict[str, int] = {}
         self.manager = self._new_manager()
         self._begin()
         self.settle()
@@ -383,6 +400,7 @@ class World:
 
     def _new_manager(self) -> CompanionManager:
         self.prober = SimulatedProber(self.kernel)
+        self.keeper = SimulatedKeeper(self.kernel, self.store)
         manager = CompanionManager(
             self.configs,
             self.log,
@@ -391,6 +409,8 @@ class World:
             run_dir=self.run_dir,
             shared=self.shared,
             prober=self.prober,
+            lease_keeper=self.keeper,
+            lease_guard=SimulatedGuard(self.kernel),
             web_tier=WebTier(self.web_after, waiting=not self.web_started),
             kernel=self.kernel,
             fork=self._fork_all,
@@ -405,6 +425,7 @@ class World:
     def _let_the_manager_go(self) -> None:
         """What the kernel does for a process that is killed: its descriptors are closed, its locks gone."""
         self.prober.end()
+        self.keeper.end()
         for fd in (*self.manager.start_rights.descriptors(), *self.manager.schedules.descriptors()):
             os.close(fd)
         for name in self.processes:
@@ -482,9 +503,29 @@ class World:
         self.forked_at[process] = now
         life = self._make_life(name, self.nature, self.kernel.manager)
         life.run = launch.run
+        self._check_lease_of(life, launch)
         life.run.write(self._record(life, launch.config))
         self._foretell(life, launch.config)
         return life.pid
+
+    def _check_lease_of(self, life: Life, launch: Launch) -> None:
+        """A process starts with a lease that is held, and with another token than all before it."""
+        lease = launch.config.lease_name
+        if lease is None:
+            assert launch.grant is None
+            return
+        assert launch.grant is not None
+        owner, token, _ = self.store.get(lease)
+        assert (owner, token) == (self.keeper.owner, launch.grant.token), "started without its lease"
+        used = self.used_tokens.get(lease, 0)
+        shared = any(each.token == token and not each.empty for each in self.kernel.lives)
+        assert token > used or (token == used and shared), "an old token"
+        self.used_tokens[lease], life.token = token, token
+
+    def _check_rival(self, lease: str) -> None:
+        names = [name for name, process in self.processes.items() if process.config.lease_name == lease]
+        lives = [life for life in alive(self.kernel.lives, names) if life.token]
+        assert not lives, f"the rival takes {lease}, and {lives} live"
 
     def _make_life(self, name: str, nature: Nature, parent: int) -> Life:
         life = Life(name, next(self.kernel.pids), nature, parent, rest_alive=nature.leftovers)
@@ -840,6 +881,9 @@ class World:
             assert config.watchdog is None or due is not None
             waits = config.max_lifetime is not None and due is None
             assert not waits or process.name in self.manager.rolling or self.stopping
+        elif process.standby:
+            assert process.config.lease_name is not None and process.state is State.STARTING
+            assert self.manager.leases.next_deadline(self.kernel.time) is not None
         elif process.state is State.STARTING and process.pid is None and process.held_by:
             assert {*process.held_by} <= {*config.after}, "held by what is not its matter any more"
             assert not any(map(self.is_met, process.held_by))

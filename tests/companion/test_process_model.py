@@ -50,6 +50,8 @@ KEYS = st.fixed_dictionaries(
         "retry_after": st.sampled_from([None, 4, 15]),
         "max_runtime": st.sampled_from([None, None, 5]),
         "stop_signals": st.sampled_from([None, ((15, 3.0), (3, 2.0))]),
+        "lease": st.sampled_from([None, True, "shop"]),
+        "lease_ttl": st.sampled_from([6, 12]),
     }
 )
 # Of a companion with a schedule, which may lose it; None: there is none.
@@ -110,7 +112,8 @@ def make_configs(
     tick: dict[str, Any] | None = None,
 ) -> list[CompanionConfig]:
     """A companion that may be missing, a set of copies after it, and one that may have a schedule."""
-    common = {"stop_timeout": 5, "reload_timeout": 3, "start_timeout": 10, "max_lifetime_jitter": 5}
+    common: dict[str, Any] = {"lease_store": "file:///nowhere", "lease_margin": 1}
+    common |= {"stop_timeout": 5, "reload_timeout": 3, "start_timeout": 10, "max_lifetime_jitter": 5}
     after = () if db is None or order != "after" else ("db",)
     if db is not None and order == "stop_after":
         db = {**db, "stop_after": ("rq",)}
@@ -248,6 +251,20 @@ class Companions(RuleBasedStateMachine):
         """In the middle of what it does next."""
         self.world.kernel.calls_left = calls
 
+    # -- leases --
+
+    @rule(up=st.booleans())
+    def the_store_goes_down_and_up(self, up: bool) -> None:
+        self.world.store.up = up
+
+    @rule(wants=st.booleans())
+    def a_rival_comes_and_goes(self, wants: bool) -> None:
+        self.world.store.rival = wants
+
+    @rule()
+    def the_keeper_hangs(self) -> None:
+        self.world.keeper.hangs = True
+
     # -- clocks --
 
     @rule(seconds=TIME)
@@ -275,6 +292,7 @@ class Companions(RuleBasedStateMachine):
         """Once nothing is wrong any more, whatever should run does so in time, and every turn has come."""
         world = self.world
         world.nature, world.kernel.calls_left = self.calm, None
+        world.store.up, world.store.rival, world.keeper.hangs = True, False, False
         world.be_ready(True)
         # What was born before has its nature; a while for that to show.
         world.advance(60)

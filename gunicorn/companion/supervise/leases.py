@@ -281,7 +281,7 @@ class Leases:
         self.guard.start()
 
     def _is_overdue(self, lease: Lease) -> bool:
-        return self.kernel.boottime() > self._overdue_at(lease)
+        return self.kernel.boottime() >= self._overdue_at(lease)
 
     def _overdue_at(self, lease: Lease) -> float:
         return max(float(lease.words.asked), lease.boot_asked) + lease.timing.ttl + LATE
