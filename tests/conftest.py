@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,19 @@ def _nothing_left() -> Iterator[None]:
         harness.kill_all(left)
         harness.reap_zombies(frozenset(harness._owned_pids))
         pytest.fail(f"processes left behind: {shown}")
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left() -> Iterator[None]:
+    """Fail a test that leaves a thread running: later ones fork."""
+    before = set(threading.enumerate())
+    yield
+    left = set(threading.enumerate()) - before
+    deadline = time.monotonic() + 2
+    for thread in left:
+        thread.join(max(0, deadline - time.monotonic()))
+    names = [thread.name for thread in left if thread.is_alive()]
+    assert not names, f"threads left behind: {', '.join(names)}"
 
 
 @pytest.fixture

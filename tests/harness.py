@@ -14,6 +14,7 @@ import http.client
 import json
 import os
 import random
+import re
 import select
 import shutil
 import socket
@@ -79,6 +80,8 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
+#: In the log of a server: what Python warns of in a file of ours.
+OUR_WARNING = re.compile(rf"^{re.escape(str(ROOT))}/gunicorn/.*Warning: .*", re.MULTILINE)
 DEFAULT_APP = """
 import os
 
@@ -324,6 +327,7 @@ class Server:
             TMPDIR=str(self.tmp_dir),
             PYTHONPATH=str(ROOT),
             PYTHONDONTWRITEBYTECODE="1",
+            PYTHONWARNINGS="default::DeprecationWarning,default::PendingDeprecationWarning",
             # setproctitle would write over the memory that /proc/<pid>/environ shows, which we read.
             SPT_NOENV="1",
             GUNICORN_TEST_MARKER=self.marker,
@@ -514,6 +518,7 @@ class Server:
         """No process of the tree; after a clean stop no temporary file, socket file or pid file either."""
         wait_until(lambda: not self.tree(), timeout, lambda: f"left over: {self._describe(self.tree())}")
         self._reap()
+        assert not (warned := OUR_WARNING.findall(self.log())), warned
         if not self._killed and self.owns_directory:
             assert not list(self.tmp_dir.iterdir()), f"temporary files left: {list(self.tmp_dir.iterdir())}"
             sockets = [path for path in self.dir.rglob("*") if path.is_socket()]

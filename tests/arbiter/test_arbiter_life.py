@@ -243,7 +243,8 @@ def test_threads_in_the_master_are_named_once() -> None:
     def when_ready(server):
         threading.Thread(target=time.sleep, args=(3600,), name="metrics-sender", daemon=True).start()
     """
-    with TinyServer(hook, workers=2) as server:
+    # Python may warn of the same.
+    with TinyServer(hook, workers=2, env={"PYTHONWARNINGS": None}) as server:
         server.running(2)
         warnings = [line for line in server.log().splitlines() if "metrics-sender" in line]
         assert len(warnings) == 1 and "WARNING" in warnings[0]

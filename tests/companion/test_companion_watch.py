@@ -24,11 +24,16 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def watch(path: Path) -> Iterator[SourceWatch]:
+    reloaders: list[Reloader] = []
+
     def make(callback: Callable[[str], Any]) -> Reloader:
-        return Reloader([str(path)], interval=0.02, callback=callback)
+        reloaders.append(Reloader([str(path)], interval=0.02, callback=callback))
+        return reloaders[-1]
 
     watch = SourceWatch(make)
     yield watch
+    for reloader in reloaders:
+        reloader.stop()
     watch.close()
 
 

@@ -248,7 +248,9 @@ def test_threads_in_the_master_are_named_in_one_warning() -> None:
         "\nimport threading\n"
         "threading.Thread(target=time.sleep, args=(1000,), daemon=True, name='thread-of-the-app').start()\n"
     )
-    with companion_server(entry("a", "idle"), app_option=app, preload_app=True, workers=2) as server:
+    # Python may warn of the same.
+    options = {"app_option": app, "env_option": {"PYTHONWARNINGS": None}}
+    with companion_server(entry("a", "idle"), preload_app=True, workers=2, **options) as server:
         server.wait_companion("a")
         server.wait_workers(2)
         lines = [line for line in server.log().splitlines() if "thread-of-the-app" in line]
