@@ -25,6 +25,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,20 +101,27 @@ def conf(**settings: Any) -> str:
 # -- network -----------------------------------------------------------------------------------------------
 
 
+#: Those given last, which may not be bound yet.
+_given_ports: deque[int] = deque(maxlen=1000)
+
+
 def free_port() -> int:
     """A port without a listener, outside the range that the kernel gives to outgoing connections.
 
-    Until the server binds it, only another call of this function could give it away, and each draws at random
+    Until the server binds it, only a call in another process could give it away, and each draws at random
     from thousands.
     """
     draw = random.SystemRandom()
     for _ in range(200):
         port = draw.randrange(20000, 32000)
+        if port in _given_ports:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given_ports.append(port)
             return port
     raise RuntimeError("no free port")
 

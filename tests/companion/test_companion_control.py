@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -808,6 +809,8 @@ def test_a_directory_that_is_not_writable_is_said_so(short_dir):
 
 
 def test_the_descriptors_are_all_told(served):
+    # Close what other tests have left.
+    gc.collect()
     before = set(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else set()
     clients = [served.connect() for _ in range(3)]
     served.settle()

@@ -331,7 +331,9 @@ def test_several_addresses_are_handed_over_in_their_order() -> None:
         assert numbers[:6] == [0, 1, 2, 3, 4, 5] and len(numbers) <= 8
         assert stat.S_ISSOCK(os.stat(server.dir / "a.sock").st_mode)
         # Another companion inherits none of them.
-        files = descriptors(server.wait_companion("other")["pid"])
+        other = server.wait_companion("other")["pid"]
+        server.wait_log(str(other), name="other.starts")
+        files = descriptors(other)
         others = [name for number, name in files.items() if number > 2 and "other.lock" not in name]
         assert others == [], files
         assert is_alive(pid)
