@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from processtools import failure
+from processtools import T0, failure
 from processworld import CALM, Nature, World, expand
 
 from gunicorn.companion.checks import StartLimit
@@ -26,6 +26,7 @@ from gunicorn.companion.child.sdnotify import Notice
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.probe import Probe
 from gunicorn.companion.process import EXITED, GAVE_UP, Cause, State
+from gunicorn.companion.schedule import Note
 from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.starter import STARTS_AT_ONCE
 
@@ -584,3 +585,64 @@ def test_a_removed_companion_that_waits_for_its_stop_cannot_be_started(
     assert not world.ask("restart", name="db")["ok"]
     world.advance(20)
     assert world.processes == {}
+
+
+class StoreOfOne:
+    """The lease of a companion with a schedule, which is always to be had, and the notes in its store."""
+
+    def __init__(self, world: World, note: str = "") -> None:
+        self.world, self.note, self.noted, self.token = world, note, True, 1
+        self.notes: list[Note] = []
+
+    def of(self, config: CompanionConfig) -> StoreOfOne:
+        return self
+
+    def store(self, lease: StoreOfOne, note: str) -> None:
+        self.note = note
+        found = Note.of(note)
+        assert found is not None
+        self.notes.append(found)
+        if found.state != "begun":
+            # What starts next has another token.
+            self.token += 1
+        self.world.manager.table.changed = True
+
+    @property
+    def states(self) -> list[tuple[float, str]]:
+        return [(round(note.through - 1e9 - T0), note.state) for note in self.notes]
+
+
+@pytest.mark.parametrize(
+    ("overlap", "expected"),
+    [
+        # A run of 10 s: the time at 14 is skipped with it, or waits for it, for as long as it takes.
+        ("skip", [(7, "begun"), (14, "done"), (21, "begun"), (28, "done")]),
+        ("queue", [(7, "begun"), (7, "done"), (14, "begun"), (14, "done"), (21, "begun")]),
+    ],
+)
+def test_what_is_noted_for_other_servers(
+    make_world: Callable[..., World], overlap: str, expected: list[tuple[float, str]]
+) -> None:
+    config = CompanionConfig(
+        "tick", "app:tick", schedule="every 7s", schedule_overlap=overlap, autorestart="never"
+    )
+    world = make_world(config, nature=Nature(dies=10.0, status=0))
+    store = StoreOfOne(world)
+    world.manager.schedules.leases = store  # type: ignore[assignment]
+    world.advance(34)
+    assert store.states[: len(expected)] == expected
+
+
+def test_a_time_that_another_server_has_dealt_with_has_no_run(make_world: Callable[..., World]) -> None:
+    world = make_world(
+        CompanionConfig("tick", "app:tick", schedule="every 7s", autorestart="never"),
+        nature=Nature(dies=0.5, status=0),
+    )
+    begun = world.kernel.wall()
+    world.manager.schedules.leases = StoreOfOne(world, Note(begun + 6, "done", "b").text())  # type: ignore
+    world.advance(12)
+    tick = world.processes["tick"]
+    assert (tick.state, tick.start_count) == (State.STOPPED, 0)
+    # It goes on with the rhythm of the other one.
+    world.advance(2)
+    assert tick.start_count == 1

@@ -92,8 +92,8 @@ class Memory:
         self.count += 1
 
     def end(self, *, good: bool, took: float, how: str, at: float) -> None:
-        """Note how the last run has ended."""
-        if self.runs:
+        """Note how the last run has ended; nothing if its begin was not noted here."""
+        if self.runs and self.runs[-1]["good"] is None:
             self.runs[-1] |= {"good": good, "took": round(took, 3), "how": how}
         self.failed += not good
         self.failed_in_a_row = 0 if good else self.failed_in_a_row + 1
@@ -116,8 +116,8 @@ class Job:
     """A companion whose schedule this manager keeps.
 
     *asked*: the start of the run that is owed was asked for. *late*: that run makes up for missed times.
-    *off*: the schedule does not count. *noted*: the token of the lease with which the run was noted. *told*:
-    that the present run lasts beyond its next time.
+    *off*: the schedule does not count. *noted*: the token of the lease with which the run of *time* was
+    noted. *told*: that the present run lasts beyond its next time.
     """
 
     file: RunFile
@@ -127,6 +127,7 @@ class Job:
     late: bool = False
     off: bool = False
     noted: int = 0
+    time: float = 0.0
     told: bool = False
     # The next time for people, and what it was made of: that takes a while.
     _shown: tuple[float, float] | None = None
@@ -275,15 +276,17 @@ class Schedules:
         ):
             self._have_no_run(process, job, moment, note.through)
             return False
-        if moment.wall > job.memory.through + GRACE and not process.config.schedule_catch_up:
+        config, late = process.config, moment.wall > job.memory.through + GRACE
+        # With another overlap it may have waited for the run before.
+        if late and not config.schedule_catch_up and config.schedule_overlap == "skip":
             job.memory.missed += 1
             self._tell(process, "missed", "no server had its lease in time")
             self._have_no_run(process, job, moment, job.memory.through)
             return False
-        job.noted = lease.token
+        job.noted, job.time = lease.token, job.memory.through
         # The lease is kept for it meanwhile.
         process.standby = True
-        self.leases.store(lease, self._note(job, "begun"))
+        self.leases.store(lease, Note(job.time, "begun", job.memory.id).text())
         return False
 
     def _have_no_run(self, process: CompanionProcess, job: Job, moment: Moment, through: float) -> None:
@@ -297,14 +300,14 @@ class Schedules:
         self._save(process, job)
         self.table.send(process, Event.STOP, self.kernel.now())
 
-    def _note(self, job: Job, state: str) -> str:
-        return Note(job.memory.through, state, job.memory.id).text()
-
     def _note_end(self, process: CompanionProcess, job: Job, state: str) -> None:
         """Note in the store what has become of the run, for the server that gets the lease next."""
         lease = self.leases.of(process.config)
         if lease is not None and job.noted == lease.token != 0:
-            self.leases.store(lease, self._note(job, state))
+            # Times that were skipped meanwhile are dealt with, too; one that waits is not.
+            skips = process.config.schedule_overlap == "skip"
+            through = job.memory.through if skips else job.time
+            self.leases.store(lease, Note(through, state, job.memory.id).text())
 
     # -- runs ------------------------------------------------------------------------
 
@@ -342,7 +345,7 @@ class Schedules:
         asked = change.before.state is State.STOPPING and not process.failing
         if not good and process.cause in CUT_SHORT:
             state = "cut"
-            if process.config.schedule_catch_up:
+            if process.config.schedule_catch_up and process.state is not State.BACKOFF:
                 job.memory.owed = job.late = True
         if asked or state == "cut":
             how = process.last_exit if good else f"cut short: {process.cause_text}"
