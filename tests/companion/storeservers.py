@@ -117,7 +117,13 @@ class Redis(StoreServer):
     def url(self, port: int | None = None) -> str:
         return f"redis://lease:{quote(PASSWORD, safe='')}@127.0.0.1:{port or self.port}/1"
 
-    def unlimited_url(self, port: int | None = None) -> str:
+
+class ForgetfulRedis(Redis):
+    """It keeps nothing on disk, and tells since when it has been up."""
+
+    durable = False
+
+    def url(self, port: int | None = None) -> str:
         return f"redis://127.0.0.1:{port or self.port}/1"
 
 

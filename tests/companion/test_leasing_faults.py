@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 from faultproxy import DOWN, UP, FaultProxy
 from harness import wait_until
-from storeservers import SERVERS, Redis, StoreServer
+from storeservers import SERVERS, ForgetfulRedis, StoreServer
 
 from gunicorn.companion.leasing import store
 from gunicorn.companion.leasing.store import StoreError
@@ -188,15 +188,13 @@ def test_nobody_holds_it_beside_another(server: StoreServer, request: pytest.Fix
 
 
 @pytest.fixture
-def forgetful(short_dir: Path) -> Iterator[Redis]:
-    server = Redis(short_dir)
-    server.durable = False
-    with server:
+def forgetful(short_dir: Path) -> Iterator[StoreServer]:
+    with ForgetfulRedis(short_dir) as server:
         yield server
 
 
-def test_a_redis_that_forgets_gives_nothing_away(forgetful: Redis) -> None:
-    url = forgetful.unlimited_url()
+def test_a_redis_that_forgets_gives_nothing_away(forgetful: StoreServer) -> None:
+    url = forgetful.url()
     one, other = store.connect(url, 10), store.connect(url, 10)
     began = time.monotonic()
     ttl = 6.0

@@ -237,8 +237,8 @@ class Faults(Fleet):
 
     def kill(self, kind: str) -> None:
         server = self.some_server()
-        if kind == "lease guard" and self.is_stopped(server, "manager"):
-            # Nobody is there to start another one, and so nobody to end the companion in time.
+        if kind == "lease guard" and not self.works(server, "manager"):
+            # One of the two must be there to end the companion in time.
             return
         self.note(f"kill {kind} of {server.pid}")
         if kind == "master":
@@ -248,10 +248,10 @@ class Faults(Fleet):
         else:
             self.signal(server, kind, signal.SIGKILL)
 
-    def is_stopped(self, server: Server, kind: str) -> bool:
+    def works(self, server: Server, kind: str) -> bool:
         pid = self.process(server, kind)
         proc = read_proc(pid) if pid is not None else None
-        return proc is not None and proc.state == "T"
+        return proc is not None and proc.state != "T"
 
     def start_anew(self, server: Server) -> None:
         index = self.servers.index(server)
@@ -267,9 +267,9 @@ class Faults(Fleet):
 
     def stop(self, *kinds: str) -> None:
         server, seconds = self.some_server(), self.draw.uniform(0.1, 1.6) * self.ttl
-        if "manager" in kinds and self.process(server, "lease guard") is None:
-            # It is about to start another one.
-            return
+        for one, other in itertools.permutations(("manager", "lease guard")):
+            if one in kinds and not self.works(server, other):
+                return
         self.note(f"stop {kinds} of {server.pid} for {seconds:.1f} s")
         for kind in kinds:
             pid = self.signal(server, kind, signal.SIGSTOP)

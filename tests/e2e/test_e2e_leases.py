@@ -138,14 +138,20 @@ def hold_the_lock(faults: Faults) -> Callable[[], Callable[[], object]]:
     return lock
 
 
-def run_faults(store_faults: Callable[[Faults], Any], url: str | Sequence[str] = "", **settings: Any) -> None:
+def run_faults(
+    store_faults: Callable[[Faults], Any],
+    url: str | Sequence[str] = "",
+    *,
+    within: float = 2.0,
+    **settings: Any,
+) -> None:
     faults = Faults(3, url, SEED, **settings)
     faults.store_faults = store_faults(faults)
     try:
         seconds = faults.run(COUNT)
         print(f"{len(faults.lives())} lives; one ran {seconds:.2f} s after the last fault")
         assert len(faults.lives()) > COUNT // 12
-        assert seconds < faults.ttl + 2
+        assert seconds < faults.ttl + within
     except BaseException:
         print(faults.describe())
         raise
