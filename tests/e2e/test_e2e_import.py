@@ -82,6 +82,10 @@ def test_all_programs_of_all_files_run(monkeypatch: pytest.MonkeyPatch) -> None:
     server.write("gunicorn.conf.py", text)
     server.env |= {"NOTES": str(place / "notes"), "TELL": TELL, "PATH": f"{place}/bin:/usr/bin:/bin"}
     with server:
+        server.wait_manager(30)
+        for companion in companions:
+            if "schedule" in companion:
+                assert server.ask("start", companion["name"])["ok"]
         wait_until(lambda: not laggards(server), 30, lambda: f"all to run; not yet: {laggards(server)}")
         found = server.companions()
         assert {name.partition(":")[0] for name in found} == {each["name"] for each in companions}
