@@ -74,6 +74,7 @@ def render_companion(companion: Mapping[str, Any], lines: Iterable[Mapping[str, 
         ("Memory", _size(memory.get("private"))),
         ("Saved by sharing", _size(memory.get("saved"))),
         ("Limits", "; ".join(_limit(*limit) for limit in (details.get("limits") or {}).items()) or None),
+        ("Lease", (companion.get("lease") or {}).get("summary")),
         ("Addresses", ", ".join(details.get("addresses") or ()) or None),
         ("Starts in the last hour", details.get("starts_in_the_last_hour")),
     ]

@@ -44,6 +44,8 @@ def _of_companions(companions: Any) -> Iterator[tuple[str, str, str]]:
             yield BAD, name, f"has failed {companion['failures']} times in a row, last: {last}"
         elif companion["state"] in ("BACKOFF", "STOPPED") or companion.get("hopeless"):
             yield BAD, name, text
+        elif companion.get("standby"):
+            yield BAD, name, f"runs on no server: {text}"
         elif companion.get("failures") or companion.get("stuck"):
             yield WARN, name, f"{companion['state'].lower()}: {text}"
 

@@ -74,6 +74,7 @@ def test_a_renewal_wakes_nobody(make_world) -> None:
 def test_a_store_that_is_down_ends_it_in_time(make_world) -> None:
     world = make_world(lease_ttl=15, nature=Nature(obeys=None))
     [life] = world.ours("rq")
+    assert world.processes["rq"].lease.summary == "shop, token 1, for another 13 s"
     _, _, end = world.store.get("shop")
     world.store.up = False
     while not life.asked:
@@ -84,6 +85,7 @@ def test_a_store_that_is_down_ends_it_in_time(make_world) -> None:
     assert world.kernel.time <= end - 1.5 + 0.2
     rq = world.processes["rq"]
     assert (rq.cause, rq.standby) == (Cause.LEASE, True)
+    assert rq.lease.summary.startswith("shop, file:///nowhere unreachable for ")
     assert rq.description(world.kernel.time).startswith("standby: file:///nowhere unreachable for ")
     world.advance(40)
     assert rq.lease.unheld_for > 40

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from harness import short_tmpdir
 
-from gunicorn.monitor.collect import Refused, Source, Unavailable
+from gunicorn.monitor.collect import STANDBY, Refused, Source, Unavailable
 from gunicorn.monitor.live import Live
 
 STATUS = {
@@ -78,6 +78,16 @@ def test_the_status_and_what_web_says(manager: Manager) -> None:
     assert source.status()["web"] == web
     # For the charts.
     assert [entry[1:] for entry in source.memory] == [(5, 6), (5, 6)]
+
+
+def test_one_that_stands_by_for_its_lease_is_no_reason_not_to_be_ready(manager: Manager) -> None:
+    def one(name: str, **more: Any) -> dict[str, Any]:
+        return {"name": name, "state": "STARTING", **more}
+
+    found = [one("a", standby=True, lease={}), one("b", standby=False, lease={}), one("c", lease=None)]
+    manager.answer = lambda request: {"ok": True, "companions": found}
+    states = Source(str(manager.path)).states(5)
+    assert states == {"a": STANDBY, "b": "STARTING", "c": "STARTING"}
 
 
 def test_refusals_silence_and_nobody(manager: Manager) -> None:

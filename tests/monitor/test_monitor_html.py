@@ -54,6 +54,12 @@ def status(**changes: Any) -> dict[str, Any]:
     return found
 
 
+def standby(unheld_for: float) -> dict[str, Any]:
+    lease = {"ttl": 15, "unheld_for": unheld_for, "summary": "shop, unreachable"}
+    text = "standby: unreachable"
+    return {"state": "STARTING", "pid": None, "standby": True, "lease": lease, "description": text}
+
+
 class Tags(HTMLParser):
     """Counts elements, and that each is closed where it should be."""
 
@@ -97,6 +103,10 @@ def test_the_page_is_well_formed_and_its_names_are_text() -> None:
         assert "alert(&#x27;1&#x27;)" in text
 
 
+def test_the_lease_of_a_companion_is_shown() -> None:
+    assert "<dt>Lease</dt><dd>shop, unreachable</dd>" in render_companion({**COMPANION, **standby(1)}, [])
+
+
 def test_a_page_with_nothing_on_it() -> None:
     text = render_index({"server": None, "companions": None, "web": None, "memory": None, "problems": []})
     assert "All is well" in text and "There are none." in text
@@ -108,6 +118,8 @@ def test_a_page_with_nothing_on_it() -> None:
     [
         ({}, None),
         ({"companion": {"state": "STOPPED", "pid": None, "manual_stop": True}}, None),
+        ({"companion": standby(29)}, None),
+        ({"companion": standby(31)}, "bad rq:0 runs on no server: standby: unreachable"),
         ({"companion": {"state": "STARTING"}}, None),
         ({"companion": {"state": "BACKOFF", "pid": None, "description": "retrying"}}, "bad rq:0 retrying"),
         (

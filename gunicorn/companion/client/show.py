@@ -8,7 +8,12 @@ import time
 from argparse import Namespace
 from collections.abc import Iterable
 
-from gunicorn.companion.client.commands import EVERY, describe, describe_refusal, runs_as_it_should
+from gunicorn.companion.client.commands import (
+    EVERY,
+    describe,
+    describe_refusal,
+    runs_as_it_should,
+)
 from gunicorn.companion.client.connection import NOT_RUNNING, OK, Connection, Reply, connect
 from gunicorn.companion.client.logs import Lines, next_line
 
@@ -125,6 +130,8 @@ def _facts(companion: Reply) -> Iterable[tuple[str, list[str]]]:
     if details["descriptors"]:
         yield "descriptors", ["{open} open, {sockets} of them sockets".format(**details["descriptors"])]
     yield "listens on", details["addresses"]
+    if lease := companion.get("lease"):
+        yield "lease", [lease["summary"]]
     for key, found in companion.get("probes", {}).items():
         yield key, list(_check(found))
     yield "limits", [_limit(name, **limit) for name, limit in details["limits"].items()]

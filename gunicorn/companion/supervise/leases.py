@@ -125,6 +125,14 @@ class Lease:
         return f"asking {self.address} for lease {self.name}" if self.other is None else "held by nobody"
 
     @property
+    def summary(self) -> str:
+        """``shop-scheduler, token 12, for another 9 s``; without it ``shop-scheduler, held by web-2 …``."""
+        if not self.token:
+            return f"{self.name}, {self.description}"
+        trouble = "" if self.down_since is None else f"; {self.address}: {self.down_why}"
+        return f"{self.name}, token {self.token}, for another {self.left():.0f} s{trouble}"
+
+    @property
     def unheld_for(self) -> float | None:
         """Seconds for which nobody is known to hold it; None while somebody does."""
         since = self.down_since or (None if self.other else self.free_since)
@@ -136,6 +144,7 @@ class Lease:
         unheld = self.unheld_for
         return {
             "name": self.name,
+            "summary": self.summary,
             "store": self.address,
             "store_up": self.down_since is None,
             "held": held and left > 0,

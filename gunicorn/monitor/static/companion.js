@@ -24,6 +24,7 @@ export function details(name, status, { details: own, rates }) {
     ["CPU", companion.pid && percent(rates.of(name))],
     ["Memory", companion.memory && `${size(companion.memory.private)} private, ${size(companion.memory.saved)} saved by sharing`],
     ["Limits", Object.entries(more.limits ?? {}).map(limit).join(" · ")],
+    ["Lease", companion.lease?.summary],
     ["Addresses", (more.addresses ?? []).join(", ")],
     ["Descriptors", more.descriptors && `${more.descriptors.open} open, ${more.descriptors.sockets} of them sockets`],
     ["Restarts", `${count(companion.restart_count)}${more.starts_in_the_last_hour == null ? "" : `, ${count(more.starts_in_the_last_hour)} starts in the last hour`}`],
