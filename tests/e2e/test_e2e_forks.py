@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from e2e_companions import companion_server, entry
@@ -28,13 +29,14 @@ if not hasattr(os, "counts_threads"):
 
 
 @pytest.mark.parametrize("develop", [False, True], ids=["preload", "reload"])
-def test_every_process_that_forks_has_one_thread(develop: bool) -> None:
+def test_every_process_that_forks_has_one_thread(develop: bool, tmp_path: Path) -> None:
     program = {"name": "program", "command": ["sleep", "1000"], "probe": {"command": ["true"], "every": 0.2}}
     with companion_server(
-        entry("target", "idle", stdout="target.log"),
+        entry("target", "idle", stdout="target.log", lease="target"),
         program,
         extra=COUNTS_THREADS + QUICK_RELOADS,
-        # Those that might have a thread: all that send, watch, read or answer besides serving.
+        companion_lease_store=f"file://{tmp_path}",
+        # What might have a thread: all that sends, watches or answers besides serving.
         preload_app=not develop,
         reload=develop,
         statsd_host=f"127.0.0.1:{free_port()}",
@@ -68,7 +70,7 @@ def test_every_process_that_forks_has_one_thread(develop: bool) -> None:
     counts = {pid: [forker for forker, _ in forks].count(pid) for pid, _ in forks}
     # Two workers, one in the place of the killed one, two after the reload; the manager.
     assert counts[server.pid] >= 6 + (not develop)
-    # Three companions, the log keeper, the prober.
-    assert counts[manager] >= 5
+    # Three companions, the log keeper, the prober, the keeper and the guard of leases.
+    assert counts[manager] >= 7
     # The prober, too, and the new master.
     assert len(counts) >= 3 + (not develop)
