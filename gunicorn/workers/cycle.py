@@ -303,12 +303,17 @@ def _send_error(sock: Any, status: int, reason: str, text: str, head_only: bool 
 
 
 def may_leave_http(req: Any) -> bool:
-    """Whether the client has asked for another protocol to follow on its connection."""
+    """Whether the client has asked for another protocol to follow on its connection.
+
+    Not with content: the limits for a body hold, which a client could evade by the header alone.
+    """
     head = req.head
     if head is not None and head.fields is not None:
         # Nearly always, and cheaper than the properties of the request.
-        return "HTTP_UPGRADE" in head.fields or head.method == "CONNECT"
-    return req.method == "CONNECT" or bool(req.wants_upgrade)
+        asks = "HTTP_UPGRADE" in head.fields or head.method == "CONNECT"
+    else:
+        asks = req.method == "CONNECT" or bool(req.wants_upgrade)
+    return asks and (head is None or not (head.content_length or head.chunked))
 
 
 def _is_head(req: Any) -> bool:

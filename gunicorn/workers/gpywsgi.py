@@ -143,6 +143,8 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     _orig_status: Any
     # The application's response, checked, with its framing; None before start_response.
     _answer: Response | None = None
+    # Whether another protocol may follow on the connection.
+    _leaves_http = False
     # Whether the application has answered on the socket itself; what it sent is unknown here.
     _taken_over = False
     # The content of a page for an error.
@@ -330,7 +332,8 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         sock = self.socket if head.expect_continue else None
         self.wsgi_input = _Input(self.rfile, head.content_length, sock, head.chunked)
         # The next protocol, such as WebSocket, has no length.
-        upgrades = "HTTP_UPGRADE" in environ and not (head.content_length or head.chunked)
+        has_content = head.content_length or head.chunked
+        upgrades = "HTTP_UPGRADE" in environ and not has_content
         environ["wsgi.input"] = self.rfile if upgrades else self.wsgi_input
         environ["wsgi.input_terminated"] = not upgrades
         self._served += 1
@@ -343,7 +346,8 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         worker.nr += 1
         if worker.nr >= worker.max_requests:
             worker.retire()
-        if "HTTP_UPGRADE" in environ or self.command == "CONNECT":
+        self._leaves_http = upgrades or (self.command == "CONNECT" and not has_content)
+        if self._leaves_http:
             # The next protocol may be silent for long.
             set_patience(self.socket, None)
         return environ
@@ -458,12 +462,11 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             raise error
         cycle, answer = self.server.worker.cycle, self._answer
         where = f"{self.command} {self.path}"
-        leaves_http = self.command == "CONNECT" or "HTTP_UPGRADE" in self.environ
         if isinstance(error, StopIteration) and not self.headers_sent:
             self._taken_over = True
-            cycle.log_taken_over(error, where, leaves_http)
+            cycle.log_taken_over(error, where, self._leaves_http)
             return
-        taken = answer is None and leaves_http
+        taken = answer is None and self._leaves_http
         from_client = is_of_connection(error) or (taken and is_end_of(self.socket, error))
         if not isinstance(error, gevent.GreenletExit):
             cycle.log_failure(error, from_client, where, self.client_address)

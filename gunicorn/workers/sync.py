@@ -360,7 +360,9 @@ class SyncWorker(Worker):
         elif not connection.begin_close(client, more_expected=outcome == LINGER):
             return
         elif self.alive:
-            connection.linger(client)
+            # The request may have taken nearly all of the time until the master misses a heartbeat.
+            self.notify()
+            connection.linger(client, min(connection.LINGER_SECONDS, self.timeout or math.inf))
         else:
             # Later, for all such clients at once: others wait for their answers.
             if len(self._lingering) == _MOST_WAITING:
