@@ -219,3 +219,5 @@ def test_a_redis_that_forgets_gives_nothing_away(forgetful: StoreServer) -> None
     # The other one is free when its holder has had time to renew.
     wait_until(lambda: other.acquire("b", B, ttl).mine, 20, "it is up for a ttl")
     assert time.monotonic() > began + ttl - 1
+    one.close()
+    other.close()

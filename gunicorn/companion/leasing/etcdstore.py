@@ -172,7 +172,7 @@ class EtcdClient:
         with contextlib.suppress(StoreError):
             self._ask("lease/revoke", {"ID": lease})
 
-    def _rest(self, lease: str) -> float | None:
+    def _rest(self, lease: str) -> float:
         rest = int(self._ask("lease/timetolive", {"ID": lease}).get("TTL", -1))
         return max(0.0, float(rest))
 
