@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -164,8 +165,9 @@ def in_function(server: Server, name: str) -> dict[str, Any] | None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    names = ["computes", "threads", "in_c", "parent", "receives", "resets", "own", "many"]
+    names = ["parent", "receives", "resets", "own", "many"]
     jobs = [job(name, startsecs=0.3) for name in names]
+    jobs += [job(name, startsecs=0.3, autostart=False) for name in ("computes", "threads", "in_c")]
     program = {"name": "program", "command": ["sleep", "1000"], "startsecs": 0}
     with companion_server(*jobs, program, files_option={"dumped.py": JOBS}) as server:
         server.notes_starts = False
@@ -176,23 +178,41 @@ def server() -> Iterator[Server]:
         server.checked = False
 
 
+@contextlib.contextmanager
+def computing(server: Server, *names: str) -> Iterator[None]:
+    """Let these compute only as long as a test looks at them: they would take the processor from others."""
+    for name in names:
+        assert server.ask("start", name)["ok"]
+    for name in names:
+        server.wait_companion(name)
+        # It has begun: one that has threads has started all of them.
+        begun = " in join\n" if name == "threads" else f" in {name}\n"
+        wait_until(lambda name=name, begun=begun: begun in str(dump_of(server, name)["stacks"]))  # type: ignore[misc]
+    yield
+    for name in names:
+        assert server.ask("stop", name)["ok"]
+        server.wait_companion(name, "STOPPED")
+
+
 def test_threads_that_compute_are_not_disturbed(server: Server) -> None:
     """A look at frames of running threads would have crashed Python within a few times."""
-    pids = {name: server.companion(name)["pid"] for name in ("computes", "threads")}
-    for _ in range(10):
-        assert " in computes\n" in stacks_of(server, "computes")
-        text = stacks_of(server, "threads")
-        assert text.count(" in computes\n") == 3
-        assert " in join\n" in text
-    assert {name: server.companion(name)["pid"] for name in pids} == pids
+    with computing(server, "computes", "threads"):
+        pids = {name: server.companion(name)["pid"] for name in ("computes", "threads")}
+        for _ in range(10):
+            assert " in computes\n" in stacks_of(server, "computes")
+            text = stacks_of(server, "threads")
+            assert text.count(" in computes\n") == 3
+            assert " in join\n" in text
+        assert {name: server.companion(name)["pid"] for name in pids} == pids
 
 
 def test_a_companion_that_computes_in_c(server: Server) -> None:
-    text = stacks_of(server, "in_c")
-    assert re.search(r"Current thread .*\n  File .*/dumped.py\", line \d+ in in_c\n", text), text
-    # Below that is only what all companions begin with.
-    assert text.rstrip().endswith(" in _run_child")
-    assert " in run_manager" not in text
+    with computing(server, "in_c"):
+        text = stacks_of(server, "in_c")
+        assert re.search(r"Current thread .*\n  File .*/dumped.py\", line \d+ in in_c\n", text), text
+        # Below that is only what all companions begin with.
+        assert text.rstrip().endswith(" in _run_child")
+        assert " in run_manager" not in text
 
 
 def test_a_companion_that_waits_in_the_kernel_goes_on_waiting(server: Server) -> None:
@@ -220,16 +240,18 @@ def test_many_threads_with_many_frames(server: Server) -> None:
 
 
 def test_several_clients_at_once(server: Server) -> None:
-    found: list[str] = []
-    names = ["computes", "receives", "in_c", "parent", "many"]
-    asking = [
-        threading.Thread(target=lambda n=name: found.append(n if first(server, n) else "")) for name in names
-    ]
-    for thread in asking:
-        thread.start()
-    for thread in asking:
-        thread.join()
-    assert sorted(found) == sorted(names)
+    with computing(server, "computes", "in_c"):
+        found: list[str] = []
+        names = ["computes", "receives", "in_c", "parent", "many"]
+        asking = [
+            threading.Thread(target=lambda n=name: found.append(n if first(server, n) else ""))
+            for name in names
+        ]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+        assert sorted(found) == sorted(names)
 
 
 def first(server: Server, name: str) -> bool:
@@ -253,14 +275,15 @@ def test_processes_that_do_not_listen_live_on(server: Server, what: str, mistake
 
 
 def test_a_stopped_companion(server: Server) -> None:
-    pid = server.companion("computes")["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        wait_until(lambda: (proc := read_proc(pid)) is not None and proc.state == "T", 5, "stopped")
-        assert dump_of(server, "computes")["error"] == "it is stopped (SIGSTOP)"
-    finally:
-        os.kill(pid, signal.SIGCONT)
-    assert " in computes\n" in stacks_of(server, "computes")
+    with computing(server, "computes"):
+        pid = server.companion("computes")["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: (proc := read_proc(pid)) is not None and proc.state == "T", 5, "stopped")
+            assert dump_of(server, "computes")["error"] == "it is stopped (SIGSTOP)"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert " in computes\n" in stacks_of(server, "computes")
 
 
 def test_processes_of_others_are_refused(server: Server) -> None:

