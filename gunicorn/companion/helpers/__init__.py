@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Helper processes of the manager, whatever they do: the log keeper and the prober are two."""
+"""Helper processes of the manager, whatever they do: log keeper, prober, lease keeper and lease guard."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Turn a fork of the manager into a helper of it: the log keeper, or the prober."""
+"""Turn a fork of the manager into a helper of it, such as the log keeper."""
 
 from __future__ import annotations
 

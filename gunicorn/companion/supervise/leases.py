@@ -8,8 +8,7 @@ another token. The manager trusts no process, only the end of the lease, which t
 from __future__ import annotations
 
 import itertools
-import secrets
-import socket
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -55,7 +54,7 @@ def new_owner(pid: int) -> str:
 
     So the next manager waits as others do, until what this one may leave behind is dead.
     """
-    return f"{socket.gethostname()} (pid {pid}) {secrets.token_hex(4)}"
+    return f"{os.uname().nodename} (pid {pid}) {os.urandom(4).hex()}"
 
 
 def shown(owner: str) -> str:
@@ -77,6 +76,8 @@ class Lease:
     serial: int = 0
     # Since when the keeper has been expected to do something.
     boot_asked: float = 0.0
+    # The companions with a process that was started with it.
+    living: set[str] = field(default_factory=set)
     # Of the present holding; 0: it is not held.
     token: int = 0
     since: float = 0.0
@@ -240,6 +241,8 @@ class Leases:
         """Tell those to stop whose lease ends; have the keeper hold and give up what has changed."""
         users: dict[Lease, list[CompanionProcess]] = {lease: [] for lease in self._leases.values()}
         for process in self.table.values():
+            if process.config.lease is None and process.lease is None and not process.standby:
+                continue
             lease = self.of(process.config)
             process.lease = lease
             if lease is None:
@@ -253,7 +256,7 @@ class Leases:
             self._adjust(lease, found)
             self._end_what_has_lost(lease, now)
             self._hold_or_give(lease, found, now)
-            if not (found or lease.serial or self._living_of(lease)):
+            if not (found or lease.serial or lease.living):
                 del self._leases[lease.store, lease.name]
 
     def _adjust(self, lease: Lease, users: Sequence[CompanionProcess]) -> None:
@@ -264,11 +267,8 @@ class Leases:
             if lease.serial:
                 self._send_want(lease)
 
-    def _living_of(self, lease: Lease) -> list[str]:
-        return [name for name, its in self._living.items() if its.lease is lease]
-
     def _hold_or_give(self, lease: Lease, users: Sequence[CompanionProcess], now: float) -> None:
-        living = self._living_of(lease)
+        living = lease.living
         waiting = [process for process in users if process.standby]
         if lease.serial and not living and (lease.spent or not waiting):
             self._give(lease)
@@ -306,7 +306,7 @@ class Leases:
     # -- ends --------------------------------------------------------------------
 
     def _end_what_has_lost(self, lease: Lease, now: float) -> None:
-        for name in self._living_of(lease):
+        for name in sorted(lease.living):
             process = self.table.get(name)
             left = self._living[name].left()
             if process is None or name in self._told or _time_until_stop(lease, process, left) > 0:
@@ -343,12 +343,14 @@ class Leases:
             lease = self.of(process.config)
             if lease is not None and process.pid is not None:
                 self._living[process.name] = Living(lease, lease.token, process.pid)
+                lease.living.add(process.name)
                 self._watch(process.name)
         elif process.name in self._living and process.pid is None and process.session is None:
             living = self._living.pop(process.name)
+            living.lease.living.discard(process.name)
             self._told.discard(process.name)
             self.guard.send({"drop": living.pid})
-            if not self._living_of(living.lease):
+            if not living.lease.living:
                 living.lease.spent = True
 
     def has_ended(self, process: CompanionProcess) -> bool:
