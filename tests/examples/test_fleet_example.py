@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from harness import ROOT, free_port, wait_until
 from proctools import PROGRAMS_REQUIRED, die_with_parent
-from storeservers import Redis
+from storeservers import ForgetfulRedis
 
 from gunicorn.companion.leasing import store
 
@@ -26,8 +26,8 @@ if not PROGRAMS_REQUIRED:
 def test_the_scheduler_moves(short_dir: Path) -> None:
     shutil.copytree(ROOT / "examples" / "fleet", short_dir / "fleet")
     (short_dir / "redis").mkdir()
-    with Redis(short_dir / "redis") as redis:
-        url = redis.unlimited_url()
+    with ForgetfulRedis(short_dir / "redis") as redis:
+        url = redis.url()
         make_free(url, "fleet-scheduler")
         port = free_port()
         with open(short_dir / "log", "wb") as log:
