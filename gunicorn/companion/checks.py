@@ -23,7 +23,6 @@ from gunicorn.loading import parse_expression
 from gunicorn.settings import redact
 from gunicorn.settings.companion import AUTORESTART_WAYS
 from gunicorn.settings.foreign import autorestart_hint
-from gunicorn.settings.server import validate_umask
 from gunicorn.settings.validators import MAX_NUMBER, MAX_SECONDS, parse_address, parse_size
 
 Target = Callable[[], Any] | str
@@ -291,8 +290,14 @@ def whole(least: int, most: int) -> Callable[[Any], int]:
 
 
 def check_umask(value: Any) -> int:
-    mask = -1 if isinstance(value, bool) or not isinstance(value, (int, str)) else validate_umask(value)
-    if not 0 <= mask <= 0o777:
+    """A mask of permission bits; text is octal, with or without ``0o``."""
+    mask = value
+    if isinstance(value, str):
+        try:
+            mask = int(value, 8)
+        except ValueError:
+            raise ValueError(f"expected a mask in octal, such as 022, not {value!r}") from None
+    if isinstance(mask, bool) or not isinstance(mask, int) or not 0 <= mask <= 0o777:
         raise ValueError(f"{value!r} is no mask of permissions: write it in octal, 0o027 or '027'")
     return mask
 

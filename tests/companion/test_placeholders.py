@@ -192,6 +192,7 @@ def test_an_address_that_two_sets_want() -> None:
     ("key", "given", "found"),
     [
         ("umask", "027", 0o27),
+        ("umask", "27", 0o27),
         ("umask", 0o27, 0o27),
         (
             "rlimits",
