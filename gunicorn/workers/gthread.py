@@ -82,7 +82,7 @@ class ThreadWorker(Worker):
         self.poller: Any = None
         self.waiting = Waiting(self._put_back)
         self.turns = Turns(alone=cfg.threads <= 1)
-        self.batch = Batch(self._send_held)
+        self.batch = Batch(self._send_held, self._may_hold)
         self.conns: dict[int, TConn] = {}
         self._listeners: dict[int, Any] = {}
         self._names: dict[int, Any] = {}
@@ -267,7 +267,8 @@ class ThreadWorker(Worker):
         me = threading.get_ident()
         turns, wait, batch = self.turns, self.poller.wait, self.batch
         received = batch.received
-        while turns.leader == me or turns.take(me):
+        # Where another thread leads by now, it may have begun to wait before this one received something.
+        while turns.leader == me or turns.take(me, has_work=bool(received)):
             fd: int | None = None
             if not received:
                 batch.send()
@@ -290,6 +291,12 @@ class ThreadWorker(Worker):
             except BaseException:
                 # A thread that ended would be missed by all requests after this one.
                 self.log.exception("An error in a worker thread")
+
+    def _may_hold(self) -> bool:
+        """Whether an answer of this thread may wait. Only the leader and the main thread send what is held,
+        and a view may have lasted until another thread leads, or until the checks have ended.
+        """
+        return self.turns.is_checked_leader(threading.get_ident())
 
     def _attend(self, fd: int) -> None:
         """Handle a report of *fd*: a listener, or a connection that waits."""

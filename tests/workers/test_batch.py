@@ -68,6 +68,15 @@ def test_after_a_slow_view_answers_are_sent_at_once_for_a_while() -> None:
     assert batch.begin(now)
 
 
+def test_an_answer_that_nobody_would_send_in_time_is_sent_at_once() -> None:
+    sent, leads = Sent(), [True, False]
+    batch = Batch(sent.append, lambda: leads.pop(0))
+    batch.hold("a")
+    assert not sent
+    batch.hold("b")
+    assert sent == ["a", "b"]
+
+
 APP = """
 import os
 import socket
@@ -92,6 +101,9 @@ def app(environ, start_response):
         wait_for(path[6:])
     elif path.startswith("/after/"):
         body = Closing(body, path[7:])
+    elif path.startswith("/both/"):
+        wait_for(path[6:])
+        body = Closing(body, path[6:] + ".end")
     elif path == "/large":
         body = [b"x" * 15000]
     elif path == "/buffer":
@@ -175,6 +187,21 @@ def test_an_answer_leaves_though_the_next_view_blocks(threads: int) -> None:
             assert third.answer().body == b"/last"
         # All of them go on.
         assert [client.ask().status for client in (first, second, third)] == [200] * 3
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_answer_of_a_slow_view_leaves_once_it_is_made(threads: int) -> None:
+    with batching(threads, 2) as (server, (first, second)):
+        with at_once(server):
+            first.send(get("/quick"))
+            second.send(get("/both/slow"))
+        assert first.answer().body == b"/quick"
+        # Meanwhile the main thread has ended its checks, and another thread, if there is one, waits.
+        assert not readable(second.sock, 0.1)
+        release(server, "slow")
+        assert second.answer().body == b"/both/slow"
+        release(server, "slow.end")
+        assert [client.ask().status for client in (first, second)] == [200] * 2
 
 
 def test_an_answer_leaves_though_its_own_request_goes_on() -> None:

@@ -130,6 +130,15 @@ def test_a_thread_that_is_ready_takes_the_place_of_a_leader_at_work() -> None:
     assert not turns.pass_on(A)
 
 
+def test_a_thread_that_has_work_does_not_stand_by_while_the_leader_waits() -> None:
+    turns = leading()
+    assert turns.is_checked_leader(A)
+    assert turns.take(B, has_work=True)
+    assert turns.is_checked_leader(B) and not turns.is_checked_leader(A)
+    turns.checked = False
+    assert not turns.is_checked_leader(B)
+
+
 @pytest.mark.parametrize("leads", [True, False])
 def test_stop_ends_all_waiting(leads: bool) -> None:
     turns = leading()

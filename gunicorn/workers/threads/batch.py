@@ -20,12 +20,13 @@ CAUTIOUS_FOR = 64
 
 
 class Batch:
-    """*send* is called with each connection whose answer was held, in any thread.
+    """*send* is called with each connection whose answer was held, in any thread; *may_wait* says whether an
+    answer of the current thread may be held: whether anyone will send it in time.
 
     Each change is one of a deque, which is atomic, so that it needs no lock.
     """
 
-    def __init__(self, send: Callable[[Any], object]) -> None:
+    def __init__(self, send: Callable[[Any], object], may_wait: Callable[[], bool] = lambda: True) -> None:
         #: Connections whose next request was parsed.
         self.received: deque[Any] = deque()
         self._held: deque[Any] = deque()
@@ -33,6 +34,7 @@ class Batch:
         self._begun = self._held_since = 0.0
         self._cautious = 0
         self._send = send
+        self._may_wait = may_wait
 
     def start(self, now: float) -> None:
         """Note that requests were received, and the first one is about to begin."""
@@ -54,6 +56,9 @@ class Batch:
         if not self._held:
             self._held_since = self._begun
         self._held.append(conn)
+        # Not sooner: a thread that leads from now on sees it.
+        if not self._may_wait():
+            self.send()
 
     def send_overdue(self, now: float) -> bool:
         """Send what is held if the first of it has been held for long enough; whether anything is left."""

@@ -53,11 +53,18 @@ class Turns:
         self._seen = 0
         self._since = self._spent = self._last_check = 0.0
 
-    def take(self, me: int) -> bool:
-        """Wait until it is the turn of *me*; False once ``stop()`` was called."""
+    def is_checked_leader(self, me: int) -> bool:
+        """Whether *me* leads, and the main thread checks on it."""
+        return self.checked and self.leader == me
+
+    def take(self, me: int, has_work: bool = False) -> bool:
+        """Wait until it is the turn of *me*; False once ``stop()`` was called.
+
+        *has_work*: there is something that the leader did not know of when it began to wait.
+        """
         with self._lock:
-            if self.leader and self.working and not self._stopped:
-                # The leader is busy, so *me*, which runs anyway, takes its place.
+            if self.leader and (self.working or has_work) and not self._stopped:
+                # The leader is busy or waits, so *me*, which runs anyway, takes its place.
                 self.leader = me
                 return True
         self._baton.acquire()
