@@ -108,9 +108,14 @@ def test_runs_overlap_retries_and_commands() -> None:
         assert runs_of(server, "bad")[0]["how"] == "exited with status 1 (KeyError: 'price')"
         wait_runs(server, "long", 1, "failed")
         assert runs_of(server, "long")[0]["how"].startswith("it ran for longer than max_runtime")
-        shown = command(server, "status", "bad", "tick")
-        assert shown.returncode == 3
-        assert "last run failed: exited with status 1 (KeyError: 'price')" in shown.stdout
+        # Between two runs; before a retry it is in BACKOFF.
+        failed = "last run failed: exited with status 1 (KeyError: 'price')"
+        wait_until(
+            lambda: failed in command(server, "status", "bad", "tick").stdout, 20, "its last run failed"
+        )
+        assert command(server, "status", "bad").returncode == 3
+        page = command(server, "status", "yearly").stdout
+        assert re.search(r" next \d{4}-01-01 00:00:00 Asia/Tokyo\n +0 runs", page), page
         page = command(server, "status", "bad").stdout
         assert re.search(r"schedule +every 1s\n +next \d{4}-", page)
         assert re.search(r"took \d\.\d s, by retry   failed: exited with status 1 \(KeyError", page)
@@ -144,6 +149,10 @@ def test_runs_overlap_retries_and_commands() -> None:
         times = [at for _, at in starts(server, "off")]
         assert len(times) <= times[-1] - times[0] + 2
         assert runs_of(server, "skip")[0]["why"] == "schedule"
+
+        # A stop between two runs ends the schedule; the next one changes nothing.
+        assert "already" not in server.ask("stop", "yearly")
+        assert server.ask("stop", "yearly")["already"] == ["yearly"]
 
         # What is not named itself is not run now: its schedule counts again.
         assert server.ask("restart", "y*")["at_its_time"] == ["yearly"]

@@ -143,8 +143,14 @@ def _facts(companion: Reply) -> Iterable[tuple[str, list[str]]]:
     yield "ends", [f"{_moment(entry['time'])}   {entry['description']}" for entry in details["ends"]]
 
 
-def _moment(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+def _moment(seconds: float, zone: str | None = None) -> str:
+    """``2026-11-27 03:30:00``, by the clock of the host, or of *zone* and with its name."""
+    if zone is None:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    from datetime import datetime
+    from zoneinfo import ZoneInfo
+
+    return f"{datetime.fromtimestamp(seconds, ZoneInfo(zone)):%Y-%m-%d %H:%M:%S} {zone}"
 
 
 def _tree(processes: list[Reply]) -> Iterable[str]:
@@ -176,12 +182,13 @@ def _check(found: Reply) -> Iterable[str]:
 def _schedule(schedule: Reply) -> Iterable[str]:
     """Its times, the next one, and what is counted."""
     zone = schedule["timezone"]
-    yield schedule["times"] + (f"   {zone}" if zone else "")
+    yield schedule["times"]
     if schedule["next"] is not None:
-        yield f"next {_moment(schedule['next'])}"
+        yield f"next {_moment(schedule['next'], zone)}"
     if "count" in schedule:
         counts = ("failed", "skipped", "missed")
-        yield ", ".join([f"{schedule['count']} runs", *(f"{schedule[key]} {key}" for key in counts)])
+        runs = "1 run" if schedule["count"] == 1 else f"{schedule['count']} runs"
+        yield ", ".join([runs, *(f"{schedule[key]} {key}" for key in counts)])
 
 
 def _run(run: Reply) -> str:

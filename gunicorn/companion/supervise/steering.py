@@ -71,7 +71,7 @@ class Steering:
 
     def stop(self, processes: Iterable[CompanionProcess]) -> dict[str, Outcome]:
         """Stop *processes* and keep them stopped, each after those that come after it."""
-        stopped = {process.name: process.state is State.STOPPED for process in processes}
+        stopped = {process.name: self.is_stopped(process) for process in processes}
         for name in stopped:
             self.stops.ask(name, Stop(manual=True))
             self.kept.note(name, stopped=True)
@@ -111,6 +111,11 @@ class Steering:
         if process.pid is not None:
             return f"{process.name} is already starting"
         return f"{process.name} is {process.description(self.kernel.now())}"
+
+    @staticmethod
+    def is_stopped(process: CompanionProcess) -> bool:
+        """Whether a stop changes nothing. Between two runs of a schedule it ends the schedule."""
+        return process.state is State.STOPPED and (process.config.schedule is None or process.manual_stop)
 
     def _is_stopped(self, name: str, already: bool) -> str:
         process = self.table[name]
