@@ -214,6 +214,8 @@ def _describe(entry: Entry) -> str:
     if entry["event"] == "start":
         return f"pid {entry['pid']}"
     reason, text = str(entry["cause"]), entry["reason"] or ""
+    if entry["event"] in ("lease", "missed", "skipped"):
+        return text
     if text.startswith(reason):
         # ``killed by SIGKILL``, ``gave up after …``
         reason = text

@@ -179,7 +179,10 @@ class Commands:
             raise LookupError(f"no lease named {did_you_mean(str(name), known)}")
         held = [lease for lease in found if lease.token]
         if not held:
-            raise ValueError(f"lease {name} is not held by this server")
+            others = "; ".join(
+                f"lease {lease.name} is not held by this server: {lease.description}" for lease in found
+            )
+            raise ValueError(f"{others}; 'lease release' works on the server that holds it")
         for lease in held:
             self.leases.release(lease)
             for process in self.table.values():
@@ -304,7 +307,7 @@ class Commands:
 
     def _stop(self, request: Request) -> Reply:
         processes = list(dict.fromkeys([*self._named(request), *self._stopped_with(request)]))
-        there = [process.name for process in processes if process.state is State.STOPPED]
+        there = [process.name for process in processes if self.steering.is_stopped(process)]
         return self._summary(request, self.steering.stop(processes), there)
 
     def _summary(

@@ -318,6 +318,7 @@ class Leases:
                 continue
             lease.spent = True
             if process.pid is not None and process.state is not State.STOPPING:
+                self.log.warning("Companion %s is stopped: %s", name, reason)
                 self._note(process, reason)
             if process.state in (State.STARTING, State.RUNNING, State.STOPPING):
                 timeout = max(0.0, left - lease.timing.margin)
