@@ -51,3 +51,6 @@ def on_one_line(message: str) -> str:
 
 class AppImportError(Exception):
     """The application that the configuration names was not found."""
+
+    # The lines of a traceback, if its text does not say where the application failed.
+    trace = ""

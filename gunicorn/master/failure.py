@@ -48,8 +48,9 @@ def explain(status: int, *, booted: bool, told: Failure | None, timeout: float, 
 def of_exception(exc: BaseException) -> Failure:
     """Return what to report of *exc*."""
     if isinstance(exc, AppImportError | ConfigError):
-        # What is wrong is in their text; their traces show our code only.
-        return Failure(one_line(exc))
+        # What is wrong is in their text; their own traces show our code only.
+        trace = exc.trace if isinstance(exc, AppImportError) else ""
+        return Failure(one_line(exc), "\n".join(trace.splitlines()[-LAST_LINES:]))
     if isinstance(exc, SystemExit):
         return Failure(one_line(exc), _where(exc))
     return Failure(_with_type(exc), last_lines(exc))

@@ -45,8 +45,12 @@ class Lifespan:
             self._started = True
             return
         if answer:
-            reason = answer.get("message") or "the application gives no reason"
-            raise AppImportError(f"the lifespan startup failed: {reason}") from self._error
+            reason = str(answer.get("message") or "").strip() or "the application gives no reason"
+            # Starlette sends a whole traceback, whose last line says what is wrong.
+            *trace, last = reason.splitlines()
+            failed = AppImportError(f"the lifespan startup failed: {last}")
+            failed.trace = "\n".join(trace)
+            raise failed from self._error
         reason = _reason(self._error)
         if self._mode == "on":
             raise AppImportError(f"the application has no lifespan, and asgi_lifespan is on: {reason}")

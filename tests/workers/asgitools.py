@@ -30,7 +30,7 @@ async def lifespan(scope, receive, send):
     while True:
         kind = (await receive())["type"]
         if kind == "lifespan.startup" and os.path.exists(os.path.join(HERE, "broken")):
-            await send({"type": "lifespan.startup.failed", "message": "no database"})
+            await send({"type": "lifespan.startup.failed", "message": "Traceback …\\nno database"})
             return
         while kind == "lifespan.startup" and os.path.exists(os.path.join(HERE, "not yet")):
             await asyncio.sleep(0.02)

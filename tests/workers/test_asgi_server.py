@@ -260,7 +260,9 @@ def test_a_graceful_end() -> None:
         server.write("broken", "")
         second = server.get("/").text
         server.signal(signal.SIGHUP)
-        server.wait_log("the lifespan startup failed: no database")
+        server.wait_log(
+            "refused, the old configuration stays: the lifespan startup failed: no database\nTraceback"
+        )
         assert server.get("/").text == second
         assert server.stop() == 0
         assert server.log("notes").count("lifespan.shutdown") == 2
