@@ -283,7 +283,8 @@ def connect(path: str | None, timeout: float | None) -> Connection:
                 return found
             problem = (
                 "no running companion manager found in $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/gunicorn, "
-                "~/.gunicorn or /run/*/; is the server running, as this user? (-s names its socket)"
+                "~/.gunicorn or /run/*/; is the server running, as this user, and has it companions "
+                "or monitor? (-s names its socket)"
             )
         except BlockingIOError:
             problem = f"{path or 'the server'}: too many other clients are waiting"
