@@ -87,7 +87,9 @@ class WorkerProcess(Master):
                 self._report(worker, exc)
         except AppImportError as exc:
             if not self._report(worker, exc):
-                self.log.error("The application cannot be loaded: %s", exc)
+                self.log.error(
+                    "The application cannot be loaded: %s", "\n".join(filter(None, [str(exc), exc.trace]))
+                )
             self.log.debug("Where it failed:", exc_info=True)
             status = self.APP_LOAD_ERROR
         except BaseException as exc:

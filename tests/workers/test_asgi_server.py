@@ -265,6 +265,12 @@ def test_a_graceful_end() -> None:
         )
         assert server.get("/").text == second
         assert server.stop() == 0
+        server.ready = None
+        server.start()
+        assert server.wait_exit() == 4
+        server.wait_log(
+            "The application cannot be loaded: the lifespan startup failed: no database\nTraceback"
+        )
         assert server.log("notes").count("lifespan.shutdown") == 2
         log = server.log()
         assert "went away during 'GET /push'" in log
