@@ -330,7 +330,8 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None], Callable[[Connecti
     ),
     "lease": (
         "show the leases of companions and who holds them; 'lease release NAME' gives one away",
-        "What runs with it is stopped, and asks for the lease again after 3 seconds. "
+        "Only the server that holds it can do so: what runs with it is stopped, and asks for the lease again "
+        "after 3 seconds. "
         "Exit status 3: one has been held by nobody for longer than two ttl.",
         arguments.lease,
         _show_leases,
