@@ -43,6 +43,8 @@ __all__ = ["DaemonThreads", "TConn", "ThreadWorker"]
 
 # Also for a client that has its last answer.
 _LAST_WAIT = {**LAST_WAIT, State.LINGER: 1.0, State.SENDING: math.inf}
+# How long the main thread waits, at most, for each turn at the interpreter while it sends what is held.
+_SWITCH_INTERVAL = 0.0001
 _AWAITS_REQUEST = (State.NEW, State.HEAD, State.IDLE)
 
 
@@ -195,9 +197,24 @@ class ThreadWorker(Worker):
             if now >= until:
                 return
             checking = turns.check(now, _time_spent(turns.leader))
-            checking = self.batch.send_overdue(now) or checking
+            checking = self._send_overdue(now) or checking
             if self.slot is not None:
                 self.slot.look(idle=not checking)
+
+    def _send_overdue(self, now: float) -> bool:
+        """Send the answers that are held for too long; whether anything is left.
+
+        Each system call gives the interpreter away, and a thread that computes gives it back after the switch
+        interval only: with five milliseconds each, the last answer would wait for long.
+        """
+        if not self.batch.is_overdue(now):
+            return self.batch.send_overdue(now)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(interval, _SWITCH_INTERVAL))
+        try:
+            return self.batch.send_overdue(now)
+        finally:
+            sys.setswitchinterval(interval)
 
     def murder_keepalived(self) -> None:
         """End the connections that have waited for too long."""
@@ -600,7 +617,8 @@ class ThreadWorker(Worker):
         keep = self._keepalive > 0 and self.has_room()
         if may_leave_http(req):
             return self._serve_without_limits(req, conn, keep)
-        hold = conn.hold if conn.holds else None
+        # The hook may use the socket, and finds there what it expects: the answer was sent.
+        hold = conn.hold if conn.holds and self.cycle.post_request is None else None
         return self.cycle.serve(
             req, conn.sock, conn.client, conn.server, keep=keep, multithread=True, hold=hold
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from harness import Server, descriptors, readable, wait_until
 from workertools import Client, conf, get
 
+from gunicorn.workers.gthread import ThreadWorker
 from gunicorn.workers.threads.batch import CAUTIOUS_FOR, LONGEST_HOLD, Batch
 
 QUICK, SLOW = LONGEST_HOLD / 2, LONGEST_HOLD * 2
@@ -75,6 +77,17 @@ def test_an_answer_that_nobody_would_send_in_time_is_sent_at_once() -> None:
     assert not sent
     batch.hold("b")
     assert sent == ["a", "b"]
+
+
+def test_the_main_thread_is_quick_to_send_what_is_held_while_others_compute() -> None:
+    before, seen = sys.getswitchinterval(), []
+    worker = object.__new__(ThreadWorker)
+    worker.batch = Batch(lambda conn: seen.append(sys.getswitchinterval()))
+    for name in "ab":
+        worker.batch.hold(name)
+    assert not worker._send_overdue(10)
+    assert len(seen) == 2 and max(seen) < before / 10
+    assert sys.getswitchinterval() == before
 
 
 APP = """

@@ -62,9 +62,13 @@ class Batch:
 
     def send_overdue(self, now: float) -> bool:
         """Send what is held if the first of it has been held for long enough; whether anything is left."""
-        if self._held and now - self._held_since > LONGEST_HOLD:
+        if self.is_overdue(now):
             self.send()
         return bool(self._held)
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether the first answer that is held has been held for long enough."""
+        return bool(self._held) and now - self._held_since > LONGEST_HOLD
 
     def send(self) -> None:
         """Send the answers that are held."""
