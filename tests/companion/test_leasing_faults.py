@@ -206,7 +206,7 @@ def test_a_redis_that_forgets_gives_nothing_away(forgetful: StoreServer) -> None
     began = time.monotonic()
     refused = other.acquire("a", B, ttl)
     assert not refused.mine
-    assert refused.owner.startswith("unknown (the server has just started) ")
+    assert refused.owner.startswith("unknown (the store has just started) ")
     assert 0 < refused.expires_in <= ttl + 1
     # Who has it brings it back.
     assert one.renew("a", A, first.token, ttl, None)

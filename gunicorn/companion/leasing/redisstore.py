@@ -59,7 +59,7 @@ end
 -- A server that has just started may have forgotten a holder. Its uptime is in whole seconds.
 local wait = lease.run ~= this_run and up and ttl + 1000 - up * 1000 or 0
 if wait > 0 then
-    local who = 'unknown (the server has just started) ' .. this_run
+    local who = 'unknown (the store has just started) ' .. this_run
     return {0, who, number(lease.token), number(wait), lease.note}
 end
 local token = number(math.max(lease.token + 1, now))
