@@ -153,6 +153,7 @@ def test_runs_overlap_retries_and_commands() -> None:
         # A stop between two runs ends the schedule; the next one changes nothing.
         assert "already" not in server.ask("stop", "yearly")
         assert server.ask("stop", "yearly")["already"] == ["yearly"]
+        assert re.search(r"0 0 1 1 \*   Asia/Tokyo\n", command(server, "status", "yearly").stdout)
 
         # What is not named itself is not run now: its schedule counts again.
         assert server.ask("restart", "y*")["at_its_time"] == ["yearly"]

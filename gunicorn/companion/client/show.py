@@ -182,7 +182,8 @@ def _check(found: Reply) -> Iterable[str]:
 def _schedule(schedule: Reply) -> Iterable[str]:
     """Its times, the next one, and what is counted."""
     zone = schedule["timezone"]
-    yield schedule["times"]
+    # Behind the next time, or without one here.
+    yield schedule["times"] + (f"   {zone}" if zone and schedule["next"] is None else "")
     if schedule["next"] is not None:
         yield f"next {_moment(schedule['next'], zone)}"
     if "count" in schedule:
