@@ -110,14 +110,16 @@ def test_runs_overlap_retries_and_commands() -> None:
         assert runs_of(server, "long")[0]["how"].startswith("it ran for longer than max_runtime")
         # Between two runs; before a retry it is in BACKOFF.
         failed = "last run failed: exited with status 1 (KeyError: 'price')"
-        wait_until(
-            lambda: failed in command(server, "status", "bad", "tick").stdout, 20, "its last run failed"
-        )
-        assert command(server, "status", "bad").returncode == 3
+
+        def tells() -> bool:
+            done = command(server, "status", "bad")
+            return failed in done.stdout and done.returncode == 3
+
+        wait_until(tells, 20, "its last run failed")
         page = command(server, "status", "yearly").stdout
         assert re.search(r" next \d{4}-01-01 00:00:00 Asia/Tokyo\n +0 runs", page), page
         page = command(server, "status", "bad").stdout
-        assert re.search(r"schedule +every 1s\n +next \d{4}-", page)
+        assert re.search(r"schedule +every 1s\n +next ", page), page
         assert re.search(r"took \d\.\d s, by retry   failed: exited with status 1 \(KeyError", page)
         history = [each["event"] for each in server.ask("history")["history"]]
         assert {"skipped", "run failed"} <= {*history}
