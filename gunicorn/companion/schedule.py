@@ -335,7 +335,7 @@ class Note:
         try:
             found = json.loads(text)
             return cls(float(found["through"]), str(found["state"]), str(found["by"]))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return None
 
     def text(self) -> str:

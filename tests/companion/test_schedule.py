@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import sys
 import time
 import zoneinfo
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.schedule import (
     GRACE,
     HOST,
@@ -26,6 +31,7 @@ from gunicorn.companion.schedule import (
     timetable,
     zone_of,
 )
+from gunicorn.companion.supervise.schedules import Memory
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -416,3 +422,40 @@ def test_a_server_that_gets_the_lease(schedule: str, note: Note, catch_up: bool,
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"through": "x", "state": "done", "by": ""}'])
 def test_a_note_of_something_else(text: str) -> None:
     assert Note.of(text) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, '{"through": 1%s}' % ("0" * 400), "[]", "1", "", '{"through": []}']
+)
+def test_a_note_that_is_none_of_ours(text: str) -> None:
+    assert Note.of(text) is None
+
+
+_SOUND = asdict(Memory(["every 1s", None], 100.0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 200_000,
+        "[]",
+        *(
+            json.dumps({**_SOUND, **changed})
+            for changed in (
+                {"through": "x"},
+                {"through": math.inf},
+                {"through": math.nan},
+                {"runs": 1},
+                {"runs": [1]},
+                {"count": None},
+                {"last_success": []},
+                {"id": 1},
+            )
+        ),
+    ],
+)
+def test_a_memory_that_is_garbage_is_begun_anew(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.schedule").write_text(text)
+    with (tmp_path / "a.schedule").open() as file:
+        found = Memory.of(RunFile(file.fileno(), None), ["every 1s", None], 200.0)
+    assert (found.through, found.count, found.runs, found.last_success) == (200.0, 0, [], None)

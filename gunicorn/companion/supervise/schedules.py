@@ -34,6 +34,8 @@ from gunicorn.companion.table import Change, ProcessTable
 from gunicorn.unix.kernel import KERNEL, Kernel
 
 SUFFIX = ".schedule"
+#: No time of a run comes near it: the year 5138.
+_FAR = 1e11
 
 # Runs of a companion that are remembered.
 RUNS_KEPT = 20
@@ -74,12 +76,26 @@ class Memory:
         try:
             found = json.loads(os.pread(file.fd, MAX_RECORD, 0).partition(b"\n")[0])
             memory = cls(**{name: found[name] for name in asdict(fresh)})
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return fresh
+        if not memory.is_sound():
             return fresh
         if memory.spec != spec:
             # Times of another schedule, and those before the change, do not count.
             memory.spec, memory.through, memory.owed = spec, now, False
         return memory
+
+    def is_sound(self) -> bool:
+        """Whether the values are of their types, in a file that others may have written."""
+        numbers = (self.through, 0.0 if self.last_success is None else self.last_success)
+        counts = (self.count, self.failed, self.failed_in_a_row, self.skipped, self.missed)
+        return (
+            all(isinstance(number, float | int) and abs(number) < _FAR for number in numbers)
+            and all(isinstance(count, int) for count in counts)
+            and isinstance(self.id, str)
+            and isinstance(self.runs, list)
+            and all(isinstance(run, dict) for run in self.runs)
+        )
 
     def write(self, file: RunFile) -> None:
         """Raises OSError."""
