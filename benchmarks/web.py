@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from benchmarks import load, machine, servers
@@ -138,7 +139,14 @@ def cases() -> list[Case]:
     octets = "application/octet-stream"
     gthread = Setup()
     flask = replace(gthread, app="flaskapp:app")
-    applications = {G27: at_least(2), GRANIAN: at_least(1), GRANIAN_ALONE: at_least(1)}
+    with_log_and_tls = ("gunicorn27", "uwsgi", "granian")
+    book = partial(
+        Case,
+        request=HELLO,
+        body=_is_book,
+        content_type="application/json",
+        targets={G27: at_least(2), GRANIAN: at_least(1), GRANIAN_ALONE: at_least(1)},
+    )
     idle = replace(gthread, extra=("--worker-connections", "2000", "--keep-alive", "75"))
     companions = tuple(f"--companion-worker=idle-{n}=webapps:pause" for n in range(3))
     found = [
@@ -200,71 +208,40 @@ def cases() -> list[Case]:
             "application/json",
             targets={G27: at_least(3)},
         ),
-        Case(
-            "gthread-flask",
-            "gthread, a JSON view of Flask",
-            entries(flask, OTHERS),
-            HELLO,
-            _is_book,
-            "application/json",
-            targets=applications,
-        ),
-        Case(
+        book("gthread-flask", "gthread, a JSON view of Flask", entries(flask, OTHERS)),
+        book(
             "gthread-django",
             "gthread, a JSON view of Django",
             entries(replace(gthread, app="djangoapp:app"), OTHERS),
-            HELLO,
-            _is_book,
-            "application/json",
-            targets=applications,
         ),
-        Case(
+        book(
             "gthread-flask-latency",
             "the view of Flask with 1 connection: mean latency",
             entries(flask, OTHERS),
-            HELLO,
-            _is_book,
-            "application/json",
             connections=1,
             unit=LATENCY,
             targets={UWSGI: at_most(1), GRANIAN: at_most(1), GRANIAN_ALONE: at_most(1)},
         ),
-        Case(
+        book(
             "gthread-flask-200",
             "the view of Flask with 200 connections",
             entries(flask, OTHERS),
-            HELLO,
-            _is_book,
-            "application/json",
             connections=200,
-            targets=applications,
         ),
-        Case(
+        book(
             "gthread-flask-access-log",
             "the view of Flask with the access log on",
-            entries(replace(flask, access_log=True), ("gunicorn27", "uwsgi", "granian")),
-            HELLO,
-            _is_book,
-            "application/json",
-            targets=applications,
+            entries(replace(flask, access_log=True), with_log_and_tls),
         ),
-        Case(
+        book(
             "gthread-flask-tls",
             "the view of Flask over TLS",
-            entries(replace(flask, tls=True), ("gunicorn27", "uwsgi", "granian")),
-            HELLO,
-            _is_book,
-            "application/json",
-            targets=applications,
+            entries(replace(flask, tls=True), with_log_and_tls),
         ),
-        Case(
+        book(
             "gthread-flask-4",
             "the view of Flask, 4 workers on all cores",
             entries(replace(flask, workers=4), OTHERS),
-            HELLO,
-            _is_book,
-            "application/json",
-            targets=applications,
             note="the load has no core to itself",
         ),
         _hello(

@@ -362,7 +362,7 @@ class ThreadWorker(Worker):
             conn = self.batch.received.popleft()
         except IndexError:
             return  # another thread was faster
-        conn.holds = self.batch.begin(time.monotonic()) and not self.turns.early
+        conn.may_wait = self.batch.begin(time.monotonic()) and not self.turns.early
         try:
             if self._serve(conn):
                 self._gather_and_serve(conn)
@@ -451,7 +451,7 @@ class ThreadWorker(Worker):
     def on_client_socket_readable(self, conn: TConn, client: Any) -> None:
         """Go on with a connection that this thread owns, as far as it can without waiting for the client."""
         try:
-            conn.holds = False
+            conn.may_wait = False
             if conn.state == State.LINGER:
                 self._discard(conn)
             elif conn.state == State.SENDING:
@@ -593,9 +593,9 @@ class ThreadWorker(Worker):
             conn.outcome = outcome
             if outcome != KEEP:
                 self.batch.send()
-            if conn.step():
-                self._go_on(conn)
-            return False, conn
+            if not conn.step():
+                # Whoever sends the answer goes on.
+                return False, conn
         if outcome == KEEP:
             return True, conn
         self._end(conn, outcome)
@@ -618,7 +618,7 @@ class ThreadWorker(Worker):
         if may_leave_http(req):
             return self._serve_without_limits(req, conn, keep)
         # The hook may use the socket, and finds there what it expects: the answer was sent.
-        hold = conn.hold if conn.holds and self.cycle.post_request is None else None
+        hold = conn.hold if not conn.is_tls and self.cycle.post_request is None else None
         return self.cycle.serve(
             req, conn.sock, conn.client, conn.server, keep=keep, multithread=True, hold=hold
         )

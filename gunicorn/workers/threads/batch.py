@@ -51,13 +51,13 @@ class Batch:
             return False
         return True
 
-    def hold(self, conn: Any) -> None:
-        """Keep the answer of *conn*, whose request began last, for a moment."""
+    def hold(self, conn: Any, may_wait: bool) -> None:
+        """Send the answer of *conn*, whose request began last, at once or in a moment if it *may_wait*."""
         if not self._held:
             self._held_since = self._begun
         self._held.append(conn)
         # Not sooner: a thread that leads from now on sees it.
-        if not self._may_wait():
+        if not (may_wait and self._may_wait()):
             self.send()
 
     def send_overdue(self, now: float) -> bool:

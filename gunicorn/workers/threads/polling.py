@@ -109,26 +109,21 @@ class EpollPoller:
     def wait(self) -> int | None:
         while True:
             try:
-                fd, events = self._ready.popleft()
+                return self._take()
             except IndexError:
                 self._ready.extend(self._epoll.poll(-1, _BATCH))
-                continue
-            if fd == self._stop_reader:
-                self._ready.append((fd, events))
-                return None
-            if events & _ENDING:
-                # End of input is reported together with the bytes before it, and only once.
-                self.recheck(fd)
-            return fd
 
     def has_more(self) -> bool:
         return bool(self._ready)
 
     def next_ready(self) -> int | None:
         try:
-            fd, events = self._ready.popleft()
+            return self._take()
         except IndexError:
             return None
+
+    def _take(self) -> int | None:
+        fd, events = self._ready.popleft()
         if fd == self._stop_reader:
             self._ready.append((fd, events))
             return None

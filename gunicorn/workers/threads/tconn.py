@@ -54,18 +54,18 @@ class TConn:
         #: What is still to be sent of a complete answer, and what becomes of the connection after it.
         self.answer = b""
         self.outcome: Outcome = KEEP
-        #: Whether the answer to the next request may be held.
-        self.holds = False
+        #: Whether the answer to the request that is being served may wait for others.
+        self.may_wait = False
         #: The next request, if it was parsed together with others.
         self.parsed: Any = None
         # While the answer is held: popped once it was sent, and once the request has ended.
         self._steps: list[bool] = []
 
     def hold(self, data: bytes) -> None:
-        """Send *data*, a complete answer, together with others."""
+        """Send *data*, a complete answer, together with others or at once, without waiting for the client."""
         self.answer = data
         self._steps = [True, False]
-        self.batch.hold(self)
+        self.batch.hold(self, self.may_wait)
 
     @property
     def is_held(self) -> bool:
