@@ -53,6 +53,10 @@ class Client:
     def sendall(self, data: bytes) -> None:
         self.answered += data.endswith(webapps.HELLO)
 
+    def send(self, data: bytes, flags: int = 0) -> int:
+        self.sendall(data)
+        return len(data)
+
     def fileno(self) -> int:
         return self.descriptor
 
@@ -90,7 +94,7 @@ def serve_kept(cfg: Config, client: Client, count: int, scoreboard: bool) -> Non
         worker.slot.watched = True
         worker.slot.limit = 60.0  # under valgrind a quick request may take longer than a millisecond
     worker.poller = make_poller()
-    conn = TConn(cfg, client, CLIENT, SERVER)
+    conn = TConn(cfg, client, CLIENT, SERVER, worker.batch)
     conn.init(None, worker.cycle.policy)
     worker.conns[id(conn)] = conn
     conn.deadline = time.monotonic() + 3600

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import tornado
 from harness import Server, read_until_closed, readable, wait_until
 from test_http_parse import INVALID, VALID
 from workertools import Client, conf, connect, get
@@ -404,7 +405,9 @@ def test_nothing_is_served_behind_a_request_that_ends_the_connection(served: Ser
 
 
 #: What the libraries of these classes let pass.
-LENIENT = {"tornado": {"bare LF in value"}, "asgi": {"two spaces", "two empty lines before"}}
+# Before 6.6, Tornado puts a space in the place of a fold, as it may (RFC 9112 section 5.2).
+FOLDS = {"folding"} if tornado.version_info < (6, 6) else set()
+LENIENT = {"tornado": {"bare LF in value"} | FOLDS, "asgi": {"two spaces", "two empty lines before"}}
 
 
 def test_what_the_parser_refuses_no_class_serves(served: Server) -> None:
