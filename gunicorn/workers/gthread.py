@@ -198,6 +198,9 @@ class ThreadWorker(Worker):
                 return
             checking = turns.check(now, _time_spent(turns.leader))
             checking = self._send_overdue(now) or checking
+            if self.batch.received and not turns.leader:
+                # All others may wait in the poller, where they do not see that there is work.
+                self.poller.nudge()
             if self.slot is not None:
                 self.slot.look(idle=not checking)
 

@@ -185,3 +185,17 @@ def test_stop_ends_all_waits_and_those_to_come(poller: Any) -> None:
     waiters = [Waiter(poller) for _ in range(3)]
     finish(poller, *waiters)
     assert poller.wait() is None
+
+
+def test_a_nudge_lets_a_thread_return_that_waits(poller: Any) -> None:
+    found: list[int | None] = []
+
+    def wait() -> None:
+        found.append(poller.wait())
+
+    for count in (1, 2):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        poller.nudge()
+        thread.join(5)
+        assert len(found) == count and found[-1] is not None

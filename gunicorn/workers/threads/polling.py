@@ -45,6 +45,9 @@ class Poller(Protocol):
     def next_ready(self) -> int | None:
         """As ``wait()``, without waiting: None if nothing more is known to be ready."""
 
+    def nudge(self) -> None:
+        """Let a thread that waits return with a descriptor that nobody has."""
+
     def stop(self) -> None:
         """End every wait, now and later."""
 
@@ -132,6 +135,10 @@ class EpollPoller:
             self.recheck(fd)
         return fd
 
+    def nudge(self) -> None:
+        # It can always be written to, which is reported once.
+        self._watch(self._stop_writer, select.EPOLLOUT | select.EPOLLONESHOT)
+
     def stop(self) -> None:
         # Never read: it ends the wait of every thread.
         os.write(self._stop_writer, b"\0")
@@ -208,6 +215,10 @@ class SelectorPoller:
             return self._ready.popleft()
         except IndexError:
             return None
+
+    def nudge(self) -> None:
+        self._ready.append(self._wake_reader)
+        self._wake()
 
     def stop(self) -> None:
         self._stopped = True
