@@ -118,11 +118,8 @@ MAY_FORK = {
     "gunicorn.companion.server.handle",
     "gunicorn.master.succession",
     "gunicorn.companion.spawn",
-    "gunicorn.companion.output.keeper",
-    "gunicorn.companion.probing.prober",
+    "gunicorn.companion.helpers.child",
     "gunicorn.companion.probing.commands",
-    "gunicorn.companion.leasing.keeper",
-    "gunicorn.companion.leasing.guard",
     "gunicorn.unix.process",
 }
 MAY_HANDLE_SIGNALS = {"gunicorn.unix.signals"}

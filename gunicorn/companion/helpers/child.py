@@ -10,10 +10,12 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Collection
+import traceback
+from collections.abc import Callable, Collection
 
+from gunicorn.companion.helpers.wire import Message, Wire
 from gunicorn.unix.process import set_process_title
-from gunicorn.unix.signals import disregard, reset_to_default, unblock_all
+from gunicorn.unix.signals import blocked_signals, disregard, reset_to_default, unblock_all
 
 # Nobody but the manager tells a helper anything, and only SIGKILL ends it.
 _DISREGARDED = (
@@ -25,6 +27,28 @@ _DISREGARDED = (
     signal.SIGUSR2,
     signal.SIGPIPE,
 )
+
+
+def fork_helper(title: str, wire: Wire, life: Callable[[], object], kept: Collection[int] = ()) -> int:
+    """Fork a helper at the other end of *wire* that ends with *life*; return its pid. Raises OSError.
+
+    Of the manager's descriptors it has *kept*. It tells the manager of an exception that ends it.
+    """
+    with blocked_signals():
+        # Looked up: gevent may have replaced it.
+        pid = os.fork()
+        if pid == 0:
+            try:
+                become_helper(title, {wire.fileno(), *kept})
+                life()
+                os._exit(0)
+            except BaseException:
+                failed: Message = {"failed": traceback.format_exc()}
+                with contextlib.suppress(Exception):
+                    wire.send(failed)
+            finally:
+                os._exit(1)
+    return pid
 
 
 def become_helper(title: str, kept: Collection[int]) -> None:

@@ -8,18 +8,14 @@ are companions with leases.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
-import traceback
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from gunicorn.companion.helpers.child import become_helper
-from gunicorn.companion.helpers.wire import Message, Wire
+from gunicorn.companion.helpers.child import fork_helper
+from gunicorn.companion.helpers.wire import Wire
 from gunicorn.companion.leasing.words import LeaseMemory
 from gunicorn.unix import boottime, session, spare
 from gunicorn.unix.poller import Poller
-from gunicorn.unix.signals import blocked_signals
 
 # Seconds between two looks at a session that was killed, or that could not be looked at.
 _AGAIN = 0.05
@@ -114,27 +110,10 @@ class Guard:
 
 def start_guard(wire: Wire, memory: LeaseMemory) -> int:
     """Fork the lease guard at the other end of *wire*; return its pid. Raises OSError."""
-    with blocked_signals():
-        # Looked up: gevent may have replaced it.
-        pid = os.fork()
-        if pid == 0:
-            try:
-                _run(wire, memory)
-            finally:
-                os._exit(1)
-    return pid
 
-
-def _run(wire: Wire, memory: LeaseMemory) -> NoReturn:
-    """The whole life of the guard."""
-    become_helper("companion lease guard", {wire.fileno()})
-    # They were the manager's.
-    spare.ONE.fds.clear()
-    try:
+    def life() -> None:
+        # They were the manager's.
+        spare.ONE.fds.clear()
         Guard(wire, memory).run()
-    except BaseException:
-        with contextlib.suppress(Exception):
-            failed: Message = {"failed": traceback.format_exc()}
-            wire.send(failed)
-        os._exit(1)
-    os._exit(0)
+
+    return fork_helper("companion lease guard", wire, life)

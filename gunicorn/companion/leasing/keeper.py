@@ -15,16 +15,15 @@ import random
 import time
 import traceback
 from collections import deque
-from typing import Any, NoReturn
+from typing import Any
 
-from gunicorn.companion.helpers.child import become_helper
+from gunicorn.companion.helpers.child import fork_helper
 from gunicorn.companion.helpers.wire import Message, Wire
 from gunicorn.companion.leasing import store as stores
 from gunicorn.companion.leasing.store import Store, StoreError
 from gunicorn.companion.leasing.words import LeaseMemory
 from gunicorn.unix import boottime
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
-from gunicorn.unix.signals import blocked_signals
 
 # A renewal comes up to this part of its time early, at random: leases that were taken together must not be
 # renewed together for ever.
@@ -313,26 +312,10 @@ class Keeper:
 
 def start_lease_keeper(wire: Wire, memory: LeaseMemory, owner: str) -> int:
     """Fork the lease keeper at the other end of *wire*; return its pid. Raises OSError."""
-    with blocked_signals():
-        # Looked up: gevent may have replaced it.
-        pid = os.fork()
-        if pid == 0:
-            try:
-                _run(wire, memory, owner)
-            finally:
-                os._exit(1)
-    return pid
 
-
-def _run(wire: Wire, memory: LeaseMemory, owner: str) -> NoReturn:
-    """The whole life of the keeper."""
-    become_helper("companion lease keeper", {wire.fileno()})
-    # What it makes from here on may have cycles; the manager's objects are frozen.
-    gc.enable()
-    try:
+    def life() -> None:
+        # What it makes from here on may have cycles; the manager's objects are frozen.
+        gc.enable()
         Keeper(wire, memory, owner).run()
-    except BaseException:
-        with contextlib.suppress(Exception):
-            wire.send({"failed": traceback.format_exc()})
-        os._exit(1)
-    os._exit(0)
+
+    return fork_helper("companion lease keeper", wire, life)

@@ -15,12 +15,11 @@ import socket
 import stat
 import termios
 import time
-import traceback
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from gunicorn.companion.checks import OutputFile
-from gunicorn.companion.helpers.child import become_helper
+from gunicorn.companion.helpers.child import fork_helper
 from gunicorn.companion.helpers.wire import Message, Wire
 from gunicorn.companion.output.files import FileSink, open_output
 from gunicorn.companion.output.followers import Followers
@@ -37,7 +36,6 @@ from gunicorn.companion.output.ring import (
 )
 from gunicorn.companion.output.sinks import Channel, Piece, Sink, StreamSink
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
-from gunicorn.unix.signals import blocked_signals
 
 # What one read takes at most: what a pipe holds.
 _READ = 64 * 1024
@@ -411,26 +409,11 @@ class Keeper:
 
 def start_keeper(wire: Wire, rings: RingFile, feeds: list[Feed], line_format: str, most_lines: int) -> int:
     """Fork the log keeper at the other end of *wire*; return its pid. Raises OSError."""
-    with blocked_signals():
-        # Looked up: gevent may have replaced it.
-        pid = os.fork()
-        if pid == 0:
-            try:
-                _run(wire, rings, feeds, line_format, most_lines)
-            finally:
-                os._exit(1)
-    return pid
 
-
-def _run(wire: Wire, rings: RingFile, feeds: list[Feed], line_format: str, most_lines: int) -> NoReturn:
-    """The whole life of the keeper."""
-    kept = {wire.fileno(), rings.fd, *(fd for feed in feeds for fd in feed.pipes.values())}
-    become_helper("companion log keeper", kept)
-    try:
+    def life() -> None:
         keeper = Keeper(wire, rings, line_format, most_lines)
         keeper.recover(feeds)
         keeper.run()
-    except BaseException:
-        wire.send({"failed": traceback.format_exc()})
-        os._exit(1)
-    os._exit(0)
+
+    kept = [rings.fd, *(fd for feed in feeds for fd in feed.pipes.values())]
+    return fork_helper("companion log keeper", wire, life, kept)

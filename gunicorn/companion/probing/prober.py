@@ -7,16 +7,14 @@ it hold up the prober for long: see `STUCK`.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import signal
 import time
-import traceback
 from collections.abc import Mapping
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
-from gunicorn.companion.helpers.child import become_helper
+from gunicorn.companion.helpers.child import fork_helper
 from gunicorn.companion.helpers.wire import Wire
 from gunicorn.companion.probe import Probe, parse_tcp, parse_url
 from gunicorn.companion.probing.commands import Command, Commands, Program
@@ -24,7 +22,7 @@ from gunicorn.companion.probing.connections import Connection, Outcome, Request
 from gunicorn.companion.probing.log import LogLines
 from gunicorn.settings import redact
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
-from gunicorn.unix.signals import SignalInbox, blocked_signals, reset_to_default
+from gunicorn.unix.signals import SignalInbox, reset_to_default
 
 # Seconds from the first check of a start to the second. The pauses double up to `every`: nobody wants to wait
 # ten seconds for what is ready after one.
@@ -296,27 +294,11 @@ def shown(text: str) -> str:
 
 def start_prober(wire: Wire, nofile: tuple[int, int] | None) -> int:
     """Fork the prober at the other end of *wire*; return its pid. Raises OSError."""
-    with blocked_signals():
-        # Looked up: gevent may have replaced it.
-        pid = os.fork()
-        if pid == 0:
-            try:
-                _run(wire, nofile)
-            finally:
-                os._exit(1)
-    return pid
 
-
-def _run(wire: Wire, nofile: tuple[int, int] | None) -> NoReturn:
-    """The whole life of the prober."""
-    become_helper("companion prober", {wire.fileno()})
-    reset_to_default([signal.SIGALRM])
-    # What it makes from here on may have cycles; the manager's objects are frozen.
-    gc.enable()
-    try:
+    def life() -> None:
+        reset_to_default([signal.SIGALRM])
+        # What it makes from here on may have cycles; the manager's objects are frozen.
+        gc.enable()
         Prober(wire, nofile).run()
-    except BaseException:
-        with contextlib.suppress(Exception):
-            wire.send({"failed": traceback.format_exc()})
-        os._exit(1)
-    os._exit(0)
+
+    return fork_helper("companion prober", wire, life)
