@@ -6,8 +6,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from gunicorn.companion.helpers.wire import Message, Wire
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
@@ -15,6 +15,22 @@ from gunicorn.unix.process import describe_status
 
 # One that dies at once is not started again in a tight loop.
 _START_INTERVAL = 1.0
+
+
+class HelperHandle(Protocol):
+    """What the manager's parts ask of the handle of a helper, or of a test's: see `ServingHelper`."""
+
+    pid: int | None
+    start_at: float | None
+    on_message: Callable[[Message], None]
+    on_start: Callable[[], None]
+
+    def start(self) -> None: ...
+    def tick(self, now: float) -> None: ...
+    def send(self, message: Message, fds: Sequence[int] = ...) -> None: ...
+    def reaped(self, pid: int, status: int) -> bool: ...
+    def descriptors(self) -> list[int]: ...
+    def end(self) -> None: ...
 
 
 class Helper:
@@ -150,3 +166,18 @@ class Helper:
     def descriptors(self) -> list[int]:
         """All that no companion is to keep."""
         return [] if self.wire is None else [self.wire.fileno()]
+
+
+class ServingHelper(Helper):
+    """A helper of one part of the manager, which sets *on_message*, and *on_start*: another one has started,
+    which knows of nothing yet.
+    """
+
+    on_message: Callable[[Message], None]
+    on_start: Callable[[], None]
+
+    def begun(self) -> None:
+        self.on_start()
+
+    def hear(self, message: Message) -> None:
+        self.on_message(message)

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from typing import Any
 
-from gunicorn.companion.helpers.handle import Helper
-from gunicorn.companion.helpers.wire import Message, Wire
+from gunicorn.companion.helpers.handle import ServingHelper
+from gunicorn.companion.helpers.wire import Wire
 from gunicorn.companion.leasing.guard import start_guard
 from gunicorn.companion.leasing.keeper import start_lease_keeper
 from gunicorn.companion.leasing.words import LeaseMemory
@@ -19,18 +18,10 @@ from gunicorn.unix.poller import Poller
 _END = 2.0
 
 
-class _LeaseHelper(Helper):
-    """Either of them. ``on_start`` is called when there is one, which knows no leases yet."""
+class _LeaseHelper(ServingHelper):
+    """Either of them."""
 
     memory: LeaseMemory
-    on_message: Callable[[Message], None]
-    on_start: Callable[[], None]
-
-    def begun(self) -> None:
-        self.on_start()
-
-    def hear(self, message: Message) -> None:
-        self.on_message(message)
 
     def kill(self) -> None:
         """End one that hangs; another one follows."""

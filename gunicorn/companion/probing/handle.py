@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 
-from gunicorn.companion.helpers.handle import Helper
-from gunicorn.companion.helpers.wire import Message, Wire
+from gunicorn.companion.helpers.handle import ServingHelper
+from gunicorn.companion.helpers.wire import Wire
 from gunicorn.companion.probing.prober import STUCK, start_prober
 from gunicorn.unix import session
 from gunicorn.unix.process import describe_status, term_signal
@@ -16,23 +15,15 @@ from gunicorn.unix.process import describe_status, term_signal
 _END = 1.0
 
 
-class ProberHandle(Helper):
-    """Starts the prober. ``on_start`` is called when there is one, which knows no jobs yet."""
+class ProberHandle(ServingHelper):
+    """Starts the prober."""
 
     title = "prober of companions"
     # Of the companions, and so of commands: see `Starter.nofile`.
     nofile: tuple[int, int] | None = None
-    on_message: Callable[[Message], None]
-    on_start: Callable[[], None]
 
     def fork(self, wire: Wire) -> int:
         return start_prober(wire, self.nofile)
-
-    def begun(self) -> None:
-        self.on_start()
-
-    def hear(self, message: Message) -> None:
-        self.on_message(message)
 
     def describe_end(self, status: int) -> str:
         if term_signal(status) == signal.SIGALRM:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from gunicorn.companion.child.lease import Grant
 from gunicorn.companion.config import CompanionConfig
+from gunicorn.companion.helpers.handle import HelperHandle
 from gunicorn.companion.helpers.wire import Message
 from gunicorn.companion.leasing.store import hide_password
 from gunicorn.companion.leasing.timing import Timing
@@ -31,22 +32,12 @@ LATE = 1.0
 HOLD_OFF = 3.0
 
 
-class LeaseHelper(Protocol):
+class LeaseHelper(HelperHandle, Protocol):
     """The keeper or the guard: see `leasing.handle`."""
 
-    pid: int | None
-    start_at: float | None
     memory: LeaseMemory
-    on_message: Callable[[Message], None]
-    on_start: Callable[[], None]
 
-    def start(self) -> None: ...
-    def tick(self, now: float) -> None: ...
-    def send(self, message: Message, fds: Sequence[int] = ...) -> None: ...
-    def reaped(self, pid: int, status: int) -> bool: ...
-    def descriptors(self) -> list[int]: ...
     def kill(self) -> None: ...
-    def end(self) -> None: ...
 
 
 def new_owner(pid: int) -> str:

@@ -8,11 +8,11 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from gunicorn.companion.child.mark import VARIABLE, Mark
+from gunicorn.companion.helpers.handle import HelperHandle
 from gunicorn.companion.helpers.wire import Message
 from gunicorn.companion.output.capture import Capture
 from gunicorn.companion.probe import Findings, Probe, Result
@@ -29,22 +29,12 @@ LATE_NOTE = 1.0
 ALL_LINES = 1_000_000
 
 
-class Prober(Protocol):
+class Prober(HelperHandle, Protocol):
     """What makes the checks: `probing.handle.ProberHandle`, or that of a test."""
 
-    pid: int | None
-    start_at: float | None
     nofile: tuple[int, int] | None
-    on_message: Callable[[Message], None]
-    on_start: Callable[[], None]
 
-    def start(self) -> None: ...
-    def tick(self, now: float) -> None: ...
-    def send(self, message: Message, fds: Sequence[int] = ...) -> None: ...
-    def reaped(self, pid: int, status: int) -> bool: ...
-    def descriptors(self) -> list[int]: ...
     def stop(self) -> None: ...
-    def end(self) -> None: ...
 
 
 class Job(NamedTuple):
