@@ -83,8 +83,8 @@ class Store:
         self.kernel.at(self.kernel.time + TRY, self._try_as_rival)
 
 
-class Helper:
-    """What keeper and guard have in common."""
+class SimulatedHelper:
+    """What all helpers have in common."""
 
     pid = start_at = None
     memory: LeaseMemory
@@ -114,7 +114,7 @@ class Helper:
         self.ended = True
 
 
-class SimulatedKeeper(Helper):
+class SimulatedKeeper(SimulatedHelper):
     """Asks the store, which takes a moment. While it hangs it does nothing."""
 
     serials = itertools.count(1)
@@ -200,7 +200,7 @@ class SimulatedKeeper(Helper):
         self._later(serial, min(0.5, left))
 
 
-class SimulatedGuard(Helper):
+class SimulatedGuard(SimulatedHelper):
     """Kills at its time, also when its manager is gone."""
 
     def __init__(self, kernel: Clock) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from leaseworld import SimulatedGuard, SimulatedKeeper, Store, alive
+from leaseworld import SimulatedGuard, SimulatedHelper, SimulatedKeeper, Store, alive
 from processtools import T0, failure
 
 from gunicorn.companion.checks import Rung
@@ -293,24 +293,17 @@ class SimulatedKernel(Kernel):
         """There is no descriptor."""
 
 
-class SimulatedProber:
+class SimulatedProber(SimulatedHelper):
     """Finds a process ready when its nature says so, and alive if it works; a check takes no time."""
 
-    pid = start_at = nofile = None
+    kernel: SimulatedKernel
+    nofile = None
 
     def __init__(self, kernel: SimulatedKernel) -> None:
-        self.kernel = kernel
+        super().__init__(kernel)
         self.jobs: dict[int, dict[str, Any]] = {}
         # The pids of those that were found ready.
         self.passed: set[int] = set()
-        self.started = False
-        self.on_message: Callable[[dict[str, Any]], None] = lambda message: None
-        self.on_start: Callable[[], None] = lambda: None
-
-    def start(self) -> None:
-        if not self.started:
-            self.started = True
-            self.on_start()
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         if "stop" in message:
@@ -331,15 +324,6 @@ class SimulatedProber:
         self.kernel.at(now + job["probe"].every, lambda: self._check(job, begun))
         found = {"good": good, "reason": "" if good else "no", "output": "", "took": 0.0, "quick": False}
         self.on_message({"result": job["job"], **found})
-
-    def tick(self, now: float) -> None:
-        """It does not end by itself."""
-
-    def reaped(self, pid: int, status: int) -> bool:
-        return False
-
-    def descriptors(self) -> list[int]:
-        return []
 
     def stop(self) -> None:
         assert not self.jobs
