@@ -239,6 +239,15 @@ def test_servers_and_masters_that_come_and_go() -> None:
         assert overlaps(server) == []
 
 
+def keeping_leases_in(directory: str) -> dict[str, Any]:
+    """Settings of servers that share leases."""
+    return {
+        "companion_lease_store": f"file://{directory}",
+        "companion_lease_ttl": 4,
+        "companion_lease_margin": 0.5,
+    }
+
+
 def test_of_two_servers_one_makes_each_run() -> None:
     hourly: dict[str, Any] = {"schedule": "every 3600s", "lease": True}
     companions = [
@@ -249,11 +258,7 @@ def test_of_two_servers_one_makes_each_run() -> None:
     ]
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(tempfile.TemporaryDirectory())
-        settings = {
-            "companion_lease_store": f"file://{store}",
-            "companion_lease_ttl": 4,
-            "companion_lease_margin": 0.5,
-        }
+        settings = keeping_leases_in(store)
         servers = []
         for _ in range(2):
             server = companion_server(*companions, files_option=FILES, companion_run_dir="memory", **settings)
@@ -302,11 +307,7 @@ def test_no_time_has_two_runs_whatever_is_killed() -> None:
     rounds = int(os.environ.get("SCHEDULE_ROUNDS", "40"))
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(tempfile.TemporaryDirectory())
-        settings = {
-            "companion_lease_store": f"file://{store}",
-            "companion_lease_ttl": 4,
-            "companion_lease_margin": 0.5,
-        }
+        settings = keeping_leases_in(store)
         companions = [
             entry("tick", "quick", schedule="every 2s", lease=True),
             entry("alone", "quick", schedule="every 2s"),
