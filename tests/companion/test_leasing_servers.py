@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import kubernetesserver
 import pytest
 from harness import wait_until
-from storeservers import PASSWORD, SERVERS, StoreServer
+from storeservers import PASSWORD, SERVERS, StoreServer, has_psycopg
 
 from gunicorn.companion.leasing import store
 from gunicorn.companion.leasing.store import Store, StoreError
@@ -241,6 +242,7 @@ def test_a_server_that_hangs_holds_up_no_call(tmp_path: Path) -> None:
             f"kubernetes://shop?server=http://127.0.0.1:{mute.port}&account={tmp_path}/none",
         )
     ]
+    urls = [url for url in urls if has_psycopg() or not url.startswith("postgresql")]
     errors: dict[str, list[tuple[str, float]]] = {url: [] for url in urls}
 
     def ask(url: str) -> None:
@@ -298,9 +300,18 @@ def test_a_server_that_hangs_holds_up_no_call(tmp_path: Path) -> None:
     ],
 )
 def test_what_their_urls_may_be(url: str, problem: str | None) -> None:
+    if url.startswith("postgresql") and not has_psycopg():
+        pytest.skip("psycopg finds no libpq")
     if problem is None:
         store.check_url(url)
         return
     with pytest.raises(ValueError, match=problem) as caught:
         store.check_url(url)
     assert "secret" not in str(caught.value)
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.delitem(sys.modules, "gunicorn.companion.leasing.postgresqlstore", raising=False)
+    with pytest.raises(ValueError, match=r"pip install 'gunicorn\[postgresql\]', and libpq5 of your system"):
+        store.check_url("postgresql://db.internal/shop")

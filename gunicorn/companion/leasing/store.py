@@ -24,7 +24,8 @@ STORES = {
     "redis": ("redisstore", "redis"),
     "rediss": ("redisstore", "redis"),
     "sentinel": ("redisstore", "redis"),
-    "postgresql": ("postgresqlstore", "postgresql"),
+    # psycopg itself needs the system's library.
+    "postgresql": ("postgresqlstore", "postgresql", ", and libpq5 of your system or psycopg[binary]"),
     "etcd": ("etcdstore", ""),
     "kubernetes": ("kubernetesstore", ""),
 }
@@ -128,12 +129,13 @@ def _module(url: str) -> Any:
             + ", ".join(f"{name}://" for name in STORES)
             + " or MODULE:CALLABLE"
         )
-    module, extra = STORES[scheme]
+    module, extra, *more = STORES[scheme]
     try:
         return importlib.import_module(f"gunicorn.companion.leasing.{module}")
     except ImportError as exc:
         raise ValueError(
-            f"{scheme}:// needs more than is installed ({exc}): pip install 'gunicorn[{extra}]'"
+            f"{scheme}:// needs more than is installed ({exc}): "
+            f"pip install 'gunicorn[{extra}]'{''.join(more)}"
         ) from None
 
 
