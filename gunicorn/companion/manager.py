@@ -33,7 +33,8 @@ from gunicorn.companion.spawn import Launch, spawn
 from gunicorn.companion.supervise.changes import Changes, Configs, Follower, digest, scale
 from gunicorn.companion.supervise.commands import Commands
 from gunicorn.companion.supervise.dumps import Dumps
-from gunicorn.companion.supervise.leases import LeaseHelper, Leases, new_owner
+from gunicorn.companion.supervise.lease import new_owner
+from gunicorn.companion.supervise.leases import LeaseHelper, Leases
 from gunicorn.companion.supervise.memory import Limits
 from gunicorn.companion.supervise.notify_sockets import Notifications, remove_stale
 from gunicorn.companion.supervise.order import Rolling, Stops, WebTier, unmet_by_web

@@ -92,7 +92,7 @@ def cause_of_exit(status: int, success: Collection[int] = (0,)) -> Cause:
 
 
 class LeaseStatus(Protocol):
-    """What the manager knows of a lease: `supervise.leases.Lease`."""
+    """What the manager knows of a lease: `supervise.lease.Lease`."""
 
     @property
     def description(self) -> str: ...

@@ -8,20 +8,18 @@ another token. The manager trusts no process, only the end of the lease, which t
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from gunicorn.companion.child.lease import Grant
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.helpers.handle import HelperHandle
 from gunicorn.companion.helpers.wire import Message
 from gunicorn.companion.leasing.store import hide_password
-from gunicorn.companion.leasing.timing import Timing
 from gunicorn.companion.leasing.words import SLOTS, LeaseMemory
 from gunicorn.companion.process import Cause, CompanionProcess, Event, State
-from gunicorn.companion.status import format_age
+from gunicorn.companion.supervise.lease import Lease, Living, shown, time_until_stop, why_lost
 from gunicorn.companion.table import Change, History, ProcessTable
 from gunicorn.unix.kernel import KERNEL, Kernel
 
@@ -38,129 +36,6 @@ class LeaseHelper(HelperHandle, Protocol):
     memory: LeaseMemory
 
     def kill(self) -> None: ...
-
-
-def new_owner(pid: int) -> str:
-    """Return what a manager of the master *pid* is called in stores: for people, and unique by its last word.
-
-    So the next manager waits as others do, until what this one may leave behind is dead.
-    """
-    return f"{os.uname().nodename} (pid {pid}) {os.urandom(4).hex()}"
-
-
-def shown(owner: str) -> str:
-    """``web-2 (pid 4711)``"""
-    return owner.rpartition(" ")[0] or owner
-
-
-@dataclass(eq=False)
-class Lease:
-    """What the manager knows of one. Times with ``boot`` in their name are of the boot-time clock."""
-
-    store: str
-    name: str
-    slot: int
-    memory: LeaseMemory
-    kernel: Kernel
-    timing: Timing
-    # The number of the present attempt to hold it; 0: there is none.
-    serial: int = 0
-    # Since when the keeper has been expected to do something.
-    boot_asked: float = 0.0
-    # The companions with a process that was started with it.
-    living: set[str] = field(default_factory=set)
-    # Of the present holding; 0: it is not held.
-    token: int = 0
-    since: float = 0.0
-    # All its processes are ending: what starts next needs another token.
-    spent: bool = False
-    # Who else has it, as the keeper was told; None: not known. Since when it has been held by nobody.
-    other: str | None = None
-    free_since: float | None = None
-    # The token of the last holding.
-    last_token: int = 0
-    # How often it was taken or lost here.
-    transitions: int = 0
-    # What a holder has stored with it, or is to; and whether it is stored.
-    note: str = ""
-    noted: bool = True
-    # It was given away by command: others have until then.
-    hold_off: float = 0.0
-    # Since when its store cannot be asked, and why not.
-    down_since: float | None = None
-    down_why: str = ""
-
-    @property
-    def words(self) -> Any:
-        return self.memory.slot(self.slot)
-
-    def left(self) -> float:
-        """Seconds until its end, unless it is renewed; 0 if it is not held."""
-        return float(self.words.left(self.token, self.kernel.boottime())) if self.token else 0.0
-
-    @property
-    def address(self) -> str:
-        """The store for people."""
-        return hide_password(self.store)
-
-    @property
-    def description(self) -> str:
-        """``held by web-2 (pid 4711) for another 9 s``: what a companion waits for."""
-        now = self.kernel.now()
-        if self.hold_off > now and not self.serial:
-            return f"given away by command for {self.hold_off - now:.0f} s"
-        if self.down_since is not None:
-            return f"{self.address} unreachable for {format_age(now - self.down_since)}: {self.down_why}"
-        if self.other:
-            left = max(0.0, self.words.other - self.kernel.boottime())
-            return f"held by {shown(self.other)} for another {left:.0f} s"
-        return f"asking {self.address} for lease {self.name}" if self.other is None else "held by nobody"
-
-    @property
-    def summary(self) -> str:
-        """``shop-scheduler, token 12, for another 9 s``; without it ``shop-scheduler, held by web-2 …``."""
-        if not self.token:
-            return f"{self.name}, {self.description}"
-        trouble = "" if self.down_since is None else f"; {self.address}: {self.down_why}"
-        return f"{self.name}, token {self.token}, for another {self.left():.0f} s{trouble}"
-
-    @property
-    def unheld_for(self) -> float | None:
-        """Seconds for which nobody is known to hold it; None while somebody does."""
-        since = self.down_since or (None if self.other else self.free_since)
-        return None if self.left() or since is None else self.kernel.now() - since
-
-    def as_dict(self) -> dict[str, Any]:
-        held = bool(self.token)
-        left = self.left() if held else max(0.0, self.words.other - self.kernel.boottime())
-        unheld = self.unheld_for
-        return {
-            "name": self.name,
-            "summary": self.summary,
-            "store": self.address,
-            "store_up": self.down_since is None,
-            "held": held and left > 0,
-            "token": self.token or None,
-            "holder": None if held else shown(self.other or "") or None,
-            "expires_in": round(left, 1) if held or self.other else None,
-            "ttl": self.timing.ttl,
-            "margin": self.timing.margin,
-            "unheld_for": None if unheld is None else round(unheld, 1),
-            "trouble": self.down_why or None,
-            "transitions": self.transitions,
-        }
-
-
-class Living(NamedTuple):
-    """A process that runs, or of whose session something is left."""
-
-    lease: Lease
-    token: int
-    pid: int
-
-    def left(self) -> float:
-        """Seconds until the end of the lease, unless it is renewed; 0 if it is lost."""
-        return self.lease.left() if self.token == self.lease.token else 0.0
 
 
 @dataclass(eq=False, repr=False)
@@ -214,7 +89,7 @@ class Leases:
         if lease is None:
             return True
         process.lease = lease
-        if lease.token and not lease.spent and _time_until_stop(lease, process, lease.left()) > 0:
+        if lease.token and not lease.spent and time_until_stop(lease, process, lease.left()) > 0:
             return True
         process.standby = True
         self.table.changed = True
@@ -269,7 +144,7 @@ class Leases:
             self._send_want(lease)
         if lease.token and not lease.spent:
             for process in waiting:
-                process.standby = _time_until_stop(lease, process, lease.left()) <= 0
+                process.standby = time_until_stop(lease, process, lease.left()) <= 0
         if lease.serial and self._is_overdue(lease):
             self.log.error("The lease keeper does nothing for lease %s: another one is started", lease.name)
             self.keeper.kill()
@@ -300,10 +175,10 @@ class Leases:
         for name in sorted(lease.living):
             process = self.table.get(name)
             left = self._living[name].left()
-            if process is None or name in self._told or _time_until_stop(lease, process, left) > 0:
+            if process is None or name in self._told or time_until_stop(lease, process, left) > 0:
                 continue
             self._told.add(name)
-            reason = _why_lost(lease, left)
+            reason = why_lost(lease, left)
             if process.config.lease_on_loss == "keep":
                 self.log.error("Companion %s runs on without its lease: %s", name, reason)
                 continue
@@ -449,7 +324,7 @@ class Leases:
         boot = self.kernel.boottime()
         for name, living in self._living.items():
             if name not in self._told and name in self.table:
-                until_stop = _time_until_stop(living.lease, self.table[name], living.left())
+                until_stop = time_until_stop(living.lease, self.table[name], living.left())
                 times.append(now + max(0.0, until_stop))
         for lease in self._leases.values():
             if lease.serial:
@@ -492,20 +367,6 @@ class Leases:
             {**lease.as_dict(), "companions": [p.name for p in self.table.values() if p.lease is lease]}
             for lease in self._leases.values()
         ]
-
-
-def _time_until_stop(lease: Lease, process: CompanionProcess, left: float) -> float:
-    return left - lease.timing.margin - lease.timing.grace(process.config.stop_timeout)
-
-
-def _why_lost(lease: Lease, left: float) -> str:
-    if left <= 0 and lease.other:
-        return f"lease {lease.name} was lost to {shown(lease.other)}"
-    if lease.down_since is not None:
-        return f"lease {lease.name} was not renewed: {lease.address}: {lease.down_why}"
-    if left <= 0:
-        return f"lease {lease.name} was lost: {lease.address} has it no more"
-    return f"lease {lease.name} was not renewed in time"
 
 
 def _waits(process: CompanionProcess) -> bool:
