@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from gunicorn.unix.unpatched import threads_are_greenlets
+
 COMPILED_EXT_RE = re.compile(r"\.py[co]\Z")
 
 # What changes when a file is written or replaced. The size is for file systems with coarse times.
@@ -251,8 +253,7 @@ def _why_not_native() -> str:
     """Why native events cannot be used; "" if they can."""
     if importlib.util.find_spec("watchfiles") is None:
         return "the package watchfiles is not installed (it is the extra 'reload')"
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
+    if threads_are_greenlets():
         return "a wait for native events would hold up all greenlets"
     return ""
 

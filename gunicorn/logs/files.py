@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from gunicorn.errors import ConfigError
 from gunicorn.unix import trust
 from gunicorn.unix.trust import Owner
+from gunicorn.unix.unpatched import original
 
 # Standard output and error as before the capture, for a reload that ends it.
 _uncaptured: dict[int, int] = {}
@@ -256,9 +257,8 @@ def _poll_for(fd: int) -> Any:
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode) or (stat.S_ISCHR(mode) and not os.isatty(fd)):
         return None
-    monkey = sys.modules.get("gevent.monkey")
     # gevent's would switch to another greenlet.
-    poll = (select.poll if monkey is None else monkey.get_original("select", "poll"))()
+    poll = original("select", "poll")()
     poll.register(fd, select.POLLOUT)
     return poll
 

@@ -22,6 +22,8 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
+from gunicorn.unix.unpatched import original
+
 # A client that has read the answer closes; one that only sends is cut off. No number of bytes is the bound:
 # nginx looks for an answer only when it can send no more, and it sends a buffered upload as fast as we read.
 LINGER_SECONDS = 2.0
@@ -120,6 +122,11 @@ TRANSIENT = frozenset(
     if hasattr(errno, name)
 )
 
+# The standard library's own, even where gevent has patched it. Its poll() lets greenlets run, which a signal
+# handler must not do; and its sockets keep no timeouts of the kernel.
+_Poll = original("select", "poll")
+_Socket = original("socket", "socket")
+
 # Plain numbers: attributes of an enumeration are slower to look up.
 _family = _socket.socket.family.__get__
 _kind = _socket.socket.type.__get__
@@ -127,15 +134,19 @@ _proto = _socket.socket.proto.__get__
 
 
 def accept(listener: Any) -> tuple[Any, Any]:
-    """As ``listener.accept()``, without most of what the standard library adds to the system call."""
+    """As ``listener.accept()``, without most of what the standard library adds to the system call.
+
+    The socket is one of the standard library, and blocks.
+    """
     sock = getattr(listener, "sock", listener)
-    kind = type(sock)
-    # gevent puts a class of its own in the place of `socket.socket`, with other insides.
-    if kind is not socket.socket or not issubclass(kind, _socket.socket):
-        accepted: tuple[Any, Any] = listener.accept()
-        return accepted
+    if not isinstance(sock, _socket.socket):
+        sock = sock._sock  # below gevent's
     fd, addr = sock._accept()
-    return socket.socket(_family(sock), _kind(sock), _proto(sock), fileno=fd), addr
+    client = _Socket(_family(sock), _kind(sock), _proto(sock), fileno=fd)
+    if _socket.getdefaulttimeout() is not None:
+        # An application sets it for the connections that it makes itself.
+        client.settimeout(None)
+    return client, addr
 
 
 class AcceptErrors:
@@ -186,7 +197,7 @@ def is_readable(sock: Any) -> bool:
     fd = sock.fileno()
     if fd < 0:
         return False
-    poll = select.poll()
+    poll = _Poll()
     poll.register(fd, select.POLLIN)
     return any(events & select.POLLIN for _, events in poll.poll(0))
 

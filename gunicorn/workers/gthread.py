@@ -18,11 +18,11 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import sock as listening
 from gunicorn.http.errors import NoMoreData, ParseException, RequestTimeout
+from gunicorn.unix.unpatched import threads_are_greenlets
 from gunicorn.workers import connection
 from gunicorn.workers.base import TICK, Worker
 from gunicorn.workers.bodies import BodyIntake
@@ -50,14 +50,17 @@ _AWAITS_REQUEST = (State.NEW, State.HEAD, State.IDLE)
 
 def _time_spent(thread: int) -> float:
     """The time of the processor that *thread* has had, in seconds; 0 if that is unknown."""
-    # A library may have put its own in the place of threads. Their numbers would be taken for addresses.
-    are_threads = isinstance(threading.get_ident, BuiltinFunctionType)
-    if not thread or not are_threads or not hasattr(time, "pthread_getcpuclockid"):
+    if not thread or not hasattr(time, "pthread_getcpuclockid"):
         return 0.0
     try:
         return time.clock_gettime(time.pthread_getcpuclockid(thread))
     except OSError:
         return 0.0
+
+
+def _set_patience(sock: Any, seconds: float) -> None:
+    """Let *sock*, one of gevent's, wait at most *seconds* for its client; 0: for ever."""
+    sock.patience = seconds or None
 
 
 def state_of_gil() -> str | None:
@@ -83,7 +86,6 @@ class ThreadWorker(Worker):
         self.tpool: Any = None
         self.poller: Any = None
         self.waiting = Waiting(self._put_back)
-        self.turns = Turns(alone=cfg.threads <= 1)
         self.batch = Batch(self._send_held, self._may_hold)
         self.conns: dict[int, TConn] = {}
         self._listeners: dict[int, Any] = {}
@@ -93,15 +95,12 @@ class ThreadWorker(Worker):
         self._accept_errors = connection.AcceptErrors(self.log)
         # Of several workers each takes one at a time, so that a burst is spread over them.
         self._accepts_bursts: bool = cfg.workers == 1
-        self._accept_lock = threading.Lock()
+        self._warned_of_gevent = False
         self._tls: ssl.SSLContext | None = None
         self._keepalive = float(cfg.keepalive)
         self._patience = float(cfg.timeout) or math.inf
         self._is_tls: bool = cfg.is_ssl
         self._request_timeout = float(cfg.request_timeout)
-        flags = 0 if self._is_tls else socket.MSG_DONTWAIT
-        patience = 0.0 if self._is_tls else self._patience
-        self._receive_body = BodyIntake(self._left_for_body, patience, flags).receive
         # The master waits for twice `timeout`.
         self._beat = min(TICK, self.timeout / 2 or TICK)
 
@@ -122,7 +121,6 @@ class ThreadWorker(Worker):
 
     def init_process(self) -> None:
         self.tpool = self.get_thread_pool()
-        self.poller = make_poller()
         super().init_process()
 
     def get_thread_pool(self) -> Any:
@@ -139,12 +137,13 @@ class ThreadWorker(Worker):
             self.log.info("%s", gil)
         if self._is_tls:
             self._tls = listening.ssl_context(self.cfg)
+        self._prepare_threads()
         self._alarm = select.poll()
         self._alarm.register(self.PIPE[0], select.POLLIN)
         self._accepting = True
         if self.slot is not None:
             self.slot.watched = True
-        if self.slot is not None or not self._is_tls:
+        if self.slot is not None or not self._is_timed:
             # Where a single thread is blocked, the main thread sends the answers that are held.
             self.turns.watched = True
             self.turns.checked = False
@@ -168,12 +167,39 @@ class ThreadWorker(Worker):
         self.poller.stop()
         self.tpool.shutdown(False)
 
+    def _prepare_threads(self) -> None:
+        """Make what threads share; not before the application is loaded, which may have gevent patch them."""
+        self._greenlets = threads_are_greenlets()
+        if self._greenlets:
+            self._warn_of_gevent("its threads are greenlets, and a view that computes holds up all of them")
+        # The kernel keeps no timeouts for TLS, nor for gevent's sockets.
+        self._is_timed = self._is_tls or self._greenlets
+        flags = 0 if self._is_timed else socket.MSG_DONTWAIT
+        patience = 0.0 if self._is_timed else self._patience
+        self._receive_body = BodyIntake(self._left_for_body, patience, flags).receive
+        self._get_ident = threading.get_ident
+        self._accept_lock = threading.Lock()
+        self.turns = Turns(alone=self.cfg.threads <= 1)
+        self.poller = make_poller()
+
+    def _warn_of_gevent(self, consequence: str) -> None:
+        self._warned_of_gevent = True
+        self.log.warning(
+            "gevent's monkey.patch_all() was called under the worker class gthread: %s. Remove the call, or"
+            " use the class gevent",
+            consequence,
+        )
+
     def _tick(self, until: float) -> None:
         """Send a heartbeat, close overdue connections, and wait for a wake-up, a deadline or *until*."""
         self.notify()
         self.murder_keepalived()
         if self._request_timeout:
             self._look_for_slow_requests()
+        if not self._warned_of_gevent and threads_are_greenlets():
+            self._warn_of_gevent(
+                "the worker's threads have begun before, and those of the application may hang"
+            )
         now = time.monotonic()
         due = self.waiting.nearest()
         if self.alive:
@@ -196,7 +222,8 @@ class ThreadWorker(Worker):
             now = time.monotonic()
             if now >= until:
                 return
-            checking = turns.check(now, _time_spent(turns.leader))
+            # The number of a greenlet would be taken for an address.
+            checking = turns.check(now, 0.0 if self._greenlets else _time_spent(turns.leader))
             checking = self._send_overdue(now) or checking
             if self.batch.received and not turns.leader:
                 # All others may wait in the poller, where they do not see that there is work.
@@ -284,7 +311,7 @@ class ThreadWorker(Worker):
 
     def _follow(self) -> None:
         """The life of a thread: wait for a turn, serve, wait."""
-        me = threading.get_ident()
+        me = self._get_ident()
         turns, wait, batch = self.turns, self.poller.wait, self.batch
         received = batch.received
         # Where another thread leads by now, it may have begun to wait before this one received something.
@@ -304,7 +331,7 @@ class ThreadWorker(Worker):
             try:
                 if fd is None:
                     self._serve_received()
-                elif self.poller.has_more() and not self._is_tls:
+                elif self.poller.has_more() and not self._is_timed:
                     self._receive_all(fd)
                 else:
                     self._attend(fd)
@@ -316,7 +343,7 @@ class ThreadWorker(Worker):
         """Whether an answer of this thread may wait. Only the leader and the main thread send what is held,
         and a view may have lasted until another thread leads, or until the checks have ended.
         """
-        return self.turns.is_checked_leader(threading.get_ident())
+        return self.turns.is_checked_leader(self._get_ident())
 
     def _attend(self, fd: int) -> None:
         """Handle a report of *fd*: a listener, or a connection that waits."""
@@ -404,7 +431,11 @@ class ThreadWorker(Worker):
                 self.poller.forget(fd)
                 self._paused.add(fd)
             return None
+        if self._greenlets:
+            sock = self._make_cooperative(sock)
         conn = TConn(self.cfg, sock, addr, self._names[fd], self.batch)
+        if self._greenlets:
+            conn.set_timed()
         self.poller.renew(conn.fd)
         self.conns[id(conn)] = conn
         self.count_connections()
@@ -422,6 +453,14 @@ class ThreadWorker(Worker):
             self._drop(conn)
             return None
         return conn
+
+    def _make_cooperative(self, sock: Any) -> Any:
+        """Return *sock* as one of gevent's: while a greenlet waits for the client, the others run."""
+        from gunicorn.workers.gsocket import ClientSocket
+
+        client = ClientSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        _set_patience(client, self._patience if self._patience < math.inf else 0)
+        return client
 
     def _make_room(self) -> bool:
         """Close the connection that has idled the longest, for a new one; False if none idles.
@@ -506,12 +545,12 @@ class ThreadWorker(Worker):
     def _serve(self, conn: TConn) -> bool:
         """Serve a request whose head is complete; whether *conn* has more, and is still this thread's."""
         if self.turns.early:
-            self.turns.pass_on_early(threading.get_ident())
+            self.turns.pass_on_early(self._get_ident())
         answer = self.enqueue_req(conn)
         # A subclass may return the first value alone.
         if not (answer[0] if isinstance(answer, tuple) else answer):
             return False
-        if conn.parser.unreader.pending or conn.is_tls:
+        if conn.parser.unreader.pending or conn.is_timed:
             conn.state = State.IDLE
             return True
         self._let_idle(conn)
@@ -569,9 +608,10 @@ class ThreadWorker(Worker):
 
     def enqueue_req(self, conn: TConn) -> Any:
         """Serve the request that has arrived on *conn*, in this thread."""
-        if not conn.is_tls:
+        if not conn.is_timed:
             return self.handle(conn)
-        conn.sock.settimeout(self._patience if self._patience < math.inf else None)
+        # gevent's has its patience; a timeout would limit the time of a whole answer.
+        conn.sock.settimeout(self._patience if self._is_tls and self._patience < math.inf else None)
         answer = self.handle(conn)
         if conn.sock.fileno() >= 0:
             conn.sock.settimeout(0)
@@ -584,7 +624,7 @@ class ThreadWorker(Worker):
             return False, conn
         try:
             if self._request_timeout:
-                conn.request, conn.thread, conn.since = req, threading.get_ident(), time.monotonic()
+                conn.request, conn.thread, conn.since = req, self._get_ident(), time.monotonic()
             answer = self.handle_request(req, conn)
             outcome = answer if isinstance(answer, str) else KEEP if answer else CLOSE
         except Exception as error:
@@ -621,20 +661,21 @@ class ThreadWorker(Worker):
         if may_leave_http(req):
             return self._serve_without_limits(req, conn, keep)
         # The hook may use the socket, and finds there what it expects: the answer was sent.
-        hold = conn.hold if not conn.is_tls and self.cycle.post_request is None else None
+        hold = conn.hold if not conn.is_timed and self.cycle.post_request is None else None
         return self.cycle.serve(
             req, conn.sock, conn.client, conn.server, keep=keep, multithread=True, hold=hold
         )
 
     def _serve_without_limits(self, req: Any, conn: TConn, keep: bool) -> Outcome:
         """Serve *req*, which another protocol may follow: WebSocket has long silences."""
-        if conn.is_tls:
+        limit_sends = _set_patience if self._greenlets else connection.set_send_timeout
+        if self._is_tls:
             conn.sock.settimeout(None)
         elif self._patience < math.inf:
-            connection.set_send_timeout(conn.sock, 0)
+            limit_sends(conn.sock, 0)
         outcome = self.cycle.serve(req, conn.sock, conn.client, conn.server, keep=keep, multithread=True)
-        if outcome == KEEP and not conn.is_tls and self._patience < math.inf:
-            connection.set_send_timeout(conn.sock, self._patience)
+        if outcome == KEEP and not self._is_tls and self._patience < math.inf:
+            limit_sends(conn.sock, self._patience)
         return outcome
 
     def _left_for_body(self) -> float:
@@ -676,7 +717,7 @@ class ThreadWorker(Worker):
         # Bytes that arrived meanwhile were reported while no thread could take them. TLS may have waited to
         # write: the socket is reported at once, and a thread finds out what TLS waits for.
         self.poller.recheck(conn.fd)
-        self._park(conn, write=conn.is_tls or conn.state == State.SENDING)
+        self._park(conn, write=conn.is_timed or conn.state == State.SENDING)
 
     def _refuse(self, conn: TConn, error: BaseException, req: Any = None) -> None:
         """Answer a malformed request as far as the client reads the answer, and close *conn*."""

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from gunicorn.workers.base import Worker
-from gunicorn.workers.connection import AcceptErrors, Connection, hang_up_longest_idle
+from gunicorn.workers.connection import AcceptErrors, Connection, accept, hang_up_longest_idle
 
 # How many connections one wake-up accepts, so that the loop does not neglect the others.
 BURST = 16
@@ -92,7 +92,7 @@ class LoopWorker(Worker):
     def take(self, listener: Any) -> bool:
         """Begin to serve a connection from the accept queue; False if there is none."""
         try:
-            client, peer = listener.accept()
+            client, peer = accept(listener)
         except BlockingIOError:
             return False
         except OSError as error:

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import signal
 
 import pytest
-from e2e_apps import WEB
-from harness import Background, Server, conf, is_alive, load, wait_until
+from harness import Background, Server, conf, is_alive, load, read_until_closed, wait_until
 from workertools import connect, elapsed
 
 ASGI = """
@@ -290,10 +290,41 @@ def test_a_subclass_as_users_write_them(kind: str) -> None:
         assert kind != "Threads" or "my own start" in server.log()
 
 
-@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
-def test_a_configuration_that_patches_with_gevent_serves_in_every_class(worker_class: str) -> None:
+PATCH = "from gevent import monkey\nmonkey.patch_all()\n"
+#: Its threads need each other, or the loop of gevent.
+PATCHED = """
+import queue, threading, time
+
+def app(environ, start_response):
+    done = queue.Queue()
+    threading.Thread(target=lambda: done.put(time.sleep(0.01))).start()
+    done.get(timeout=5)
+    size = str(len(environ["wsgi.input"].read())).encode()
+    start_response("200 OK", [("Content-Length", str(len(size)))])
+    return [size]
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"), [("sync", "configuration"), ("gthread", "configuration"), ("gthread", "application")]
+)
+def test_what_gevent_has_patched_is_served_in_every_class(kind: str, where: str) -> None:
     pytest.importorskip("gevent")
-    text = f"from gevent import monkey\nmonkey.patch_all()\nworker_class = {worker_class!r}\n"
-    with Server(WEB, text) as server:
-        assert [server.get("/").status for _ in range(3)] == [200] * 3
-        assert "TypeError" not in server.log()
+    app, text = (PATCHED, PATCH) if where == "configuration" else (PATCH + PATCHED, "")
+    threads = 2 if kind == "gthread" else 1
+    with Server(app, text + conf(worker_class=kind, threads=threads), ready="listen") as server:
+        with contextlib.ExitStack() as stack:
+            if kind == "gthread":
+                # Clients that send nothing, or half of a head, hold no thread.
+                silent = [stack.enter_context(server.connect()) for _ in range(4)]
+                for sock in silent[:2]:
+                    sock.sendall(b"GET / HTTP/1.1\r\n")
+            assert [server.get("/").text for _ in range(3)] == ["0"] * 3
+            client = stack.enter_context(server.connect())
+            client.sendall(b"POST / HTTP/1.0\r\nContent-Length: 3\r\n\r\n")
+            assert kind == "sync" or server.get("/").status == 200
+            client.sendall(b"abc")
+            assert read_until_closed(client).endswith(b"3")
+        assert server.stop() == 0
+        assert "Traceback" not in server.log() and "Error" not in server.log()
+        assert server.log().count("monkey.patch_all() was called") == (kind == "gthread")

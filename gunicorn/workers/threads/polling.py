@@ -14,7 +14,9 @@ import selectors
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
+
+from gunicorn.unix.unpatched import original, threads_are_greenlets
 
 
 class Poller(Protocol):
@@ -55,7 +57,10 @@ class Poller(Protocol):
 # How many events are fetched at once; the next leader goes on with them.
 _BATCH = 64
 
-if hasattr(select, "epoll"):
+# gevent removes it.
+_epoll: Any = original("select", "epoll")
+
+if _epoll is not None:
     _READ_EDGE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
     _WRITE_EDGE = select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
     _ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -65,7 +70,7 @@ class EpollPoller:
     """Connections stay in the kernel's set, edge-triggered: once it watches one, that costs nothing more."""
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
+        self._epoll = _epoll()
         self._stop_reader, self._stop_writer = os.pipe()
         self._epoll.register(self._stop_reader, select.EPOLLIN)
         # The events that the kernel watches for each number; 0 if it may have unreported bytes.
@@ -226,5 +231,5 @@ class SelectorPoller:
 
 
 def make_poller() -> Poller:
-    """The best that the system has."""
-    return EpollPoller() if hasattr(select, "epoll") else SelectorPoller()
+    """The best that the system has. Greenlets wait by the loop of gevent, which patches selectors."""
+    return SelectorPoller() if _epoll is None or threads_are_greenlets() else EpollPoller()

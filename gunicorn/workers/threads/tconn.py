@@ -43,7 +43,8 @@ class TConn:
         self.timeout: float | None = None
         self.parser: Any = None
         self.initialized = False
-        self.is_tls = False
+        #: Whether Python keeps the timeouts of the socket, and not the kernel: with TLS, and under gevent.
+        self.is_timed = False
         self.gatherer: Any = None
         #: Whether ``gather()`` has received all that had arrived.
         self.received_all = True
@@ -90,10 +91,14 @@ class TConn:
             return
         self.initialized = True
         if self.cfg.is_ssl:
-            self.is_tls = True
-            self.sock.settimeout(0)
+            self.set_timed()
             self.sock = wrap_accepted(context or listening.ssl_context(self.cfg), self.sock, self.cfg)
         self.parser = parser_class(self.cfg, self.sock, self.client, policy=policy or policy_for(self.cfg))
+
+    def set_timed(self) -> None:
+        """Have Python keep the timeouts of the socket, which waits for nothing between two requests."""
+        self.is_timed = True
+        self.sock.settimeout(0)
 
     def set_timeout(self) -> None:
         """Let the connection idle for `keepalive` seconds from now."""
@@ -111,7 +116,7 @@ class TConn:
         while True:
             if unreader.pending:
                 data = unreader.read()
-            elif self.is_tls:
+            elif self.is_timed:
                 data = self.sock.recv(_RECEIVE)
             else:
                 data = self.sock.recv(_RECEIVE, socket.MSG_DONTWAIT)
