@@ -338,6 +338,25 @@ def make_directory(path: str, owner: Owner) -> None:
         os.umask(umask)
 
 
+def make_directories(path: str) -> None:
+    """Create *path* and what is missing above it, as os.makedirs does. Raises OSError."""
+    if os.geteuid() != 0:
+        os.makedirs(path, exist_ok=True)
+        return
+    try:
+        _make_one(path)
+    except FileNotFoundError:
+        make_directories(os.path.dirname(os.path.abspath(path)))
+        _make_one(path)
+
+
+def _make_one(path: str) -> None:
+    with place_of(path) as place:
+        place.check_before_making()
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(place.name, dir_fd=place.fd)
+
+
 def _give_empty_directory(place: Place, owner: Owner) -> None:
     if owner[0] == 0:
         return

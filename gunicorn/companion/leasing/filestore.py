@@ -8,17 +8,28 @@ not changed for the ttl, by the clock of the server that looks at it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import math
 import os
+import stat
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-from gunicorn.companion.leasing.store import LONGEST_NOTE, Answer, StoreError, sleep, split_url
-from gunicorn.unix import boottime
+from gunicorn.companion.leasing.store import (
+    LARGEST_TOKEN,
+    LONGEST_NOTE,
+    Answer,
+    LeaseError,
+    StoreError,
+    sleep,
+    split_url,
+)
+from gunicorn.unix import boottime, trust
 
 # Each file has two records: one is written while the other one stays, for the case that the writer is killed.
 # A note of non-ASCII characters may take six times its bytes.
@@ -38,6 +49,16 @@ class Record(NamedTuple):
     ttl: float = 0.0
     note: str = ""
 
+    def is_sound(self) -> bool:
+        """Whether each value has its type: others may write the file."""
+        return (
+            all(type(number) is int and 0 <= number <= LARGEST_TOKEN for number in (self.changes, self.token))
+            and isinstance(self.owner, str)
+            and type(self.ttl) in (int, float)
+            and 0 <= self.ttl < math.inf
+            and isinstance(self.note, str)
+        )
+
 
 class Seen(NamedTuple):
     """A record, and when this server first saw it."""
@@ -49,7 +70,8 @@ class Seen(NamedTuple):
 def check(url: str) -> None:
     """Raise ValueError with what to change."""
     parts = split_url(url)
-    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or parts.query:
+    path = unquote(parts.path)
+    if parts.netloc not in ("", "localhost") or not path.startswith("/") or "\0" in path or parts.query:
         raise ValueError(
             f"{url!r} names no directory: write file:///PATH, with three slashes and an absolute path"
         )
@@ -114,13 +136,13 @@ class FileStore:
     def _may_be_free(self, name: str) -> bool:
         """Look without the lock: `acquire` decides."""
         try:
-            fd = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._open(name, os.O_RDONLY)
         except OSError:
             return True
         try:
             found = self._look(name, fd)
-        except OSError as exc:
-            raise self._error(exc) from None
+        except OSError:
+            return True
         finally:
             os.close(fd)
         return not found.record.owner or _left(found) <= 0
@@ -128,19 +150,27 @@ class FileStore:
     def _path(self, name: str) -> str:
         return os.path.join(self.directory, quote(name, safe="@ ") + ".lease")
 
+    def _open(self, name: str, flags: int) -> int:
+        """Somebody else may own the directory: follow no link, and wait for no pipe."""
+        # Servers of one group may share the files.
+        fd = trust.open_file(self._path(name), flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o660)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "it is not a file", self._path(name))
+        return fd
+
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[int]:
         try:
-            os.makedirs(self.directory, exist_ok=True)
-            # Servers of one group may share them.
-            fd = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+            trust.make_directories(self.directory)
+            fd = self._open(name, os.O_RDWR | os.O_CREAT)
             try:
                 self._lock(name, fd)
                 yield fd
             finally:
                 os.close(fd)
         except OSError as exc:
-            raise self._error(exc) from None
+            raise self._error(name, exc) from None
 
     def _lock(self, name: str, fd: int) -> None:
         deadline = time.monotonic() + self.timeout
@@ -150,7 +180,7 @@ class FileStore:
                 return
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise StoreError(
+                    raise LeaseError(
                         f"{self._path(name)} is locked by another process for {self.timeout:.2g} s"
                     ) from None
                 time.sleep(_TRY)
@@ -168,15 +198,20 @@ class FileStore:
         body = json.dumps(record).encode()
         data = b"%08x %s\n" % (zlib.crc32(body), body)
         if len(data) > _RECORD:
-            raise StoreError(f"the note of lease {name} is longer than {LONGEST_NOTE} bytes")
+            raise LeaseError(f"the note of lease {name} is longer than {LONGEST_NOTE} bytes")
         if os.pwrite(fd, data, record.changes % 2 * _RECORD) != len(data):
-            raise StoreError(f"{self._path(name)}: no space left")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if durable:
             os.fsync(fd)
         self._seen[name] = Seen(record, boottime.now())
 
-    def _error(self, exc: OSError) -> StoreError:
-        return StoreError(f"{exc.filename or self.directory}: {exc.strerror}")
+    def _error(self, name: str, exc: OSError) -> StoreError:
+        why = "it is a symbolic link" if exc.errno == errno.ELOOP else exc.strerror
+        # Where the directory can be used, it is this file that is wrong.
+        kind = LeaseError if os.access(self.directory, os.W_OK | os.X_OK) else StoreError
+        # A name within an open directory is no help.
+        path = exc.filename if os.path.isabs(exc.filename or "") else self._path(name)
+        return kind(f"{path}: {why}")
 
 
 def _left(seen: Seen) -> float:
@@ -190,11 +225,12 @@ def _read(fd: int) -> Record:
 
 
 def _parse(data: bytes) -> Record:
-    """Return a record; an empty one if it is not whole."""
+    """Return a record; an empty one if it is not whole, or none of ours."""
     line = data.partition(b"\n")[0]
     checksum, _, body = line.partition(b" ")
-    found: Any = None
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
         if int(checksum, 16) == zlib.crc32(body):
-            found = json.loads(body)
-    return Record() if found is None else Record(*found)
+            record = Record(*json.loads(body))
+            if record.is_sound():
+                return record
+    return Record()

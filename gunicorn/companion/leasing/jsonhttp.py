@@ -50,9 +50,12 @@ class JsonHTTP:
                 self._next_address()
                 if self._cut or not left:
                     raise StoreError(_sentence(exc)) from exc
-            except ValueError as exc:
+            except ValueError:
                 self.close()
-                raise StoreError(f"its answer is no JSON: {exc}") from exc
+                # What is wrong may be a header with a token, which must not be shown.
+                raise StoreError(
+                    "the request can't be sent: its host, password or token has forbidden characters"
+                ) from None
         raise AssertionError("tries is at least 1")
 
     def close(self) -> None:
@@ -84,11 +87,18 @@ class JsonHTTP:
             )
         self._connection.request(method, path, data, dict(headers))
         response = self._connection.getresponse()
-        answer = json.loads(response.read(_MOST) or b"{}")
+        text = response.read(_MOST) or b"{}"
+        try:
+            answer = json.loads(text)
+        except (ValueError, RecursionError) as exc:
+            self.close()
+            raise StoreError(f"its answer is no JSON: {exc}") from exc
         return response.status, answer if isinstance(answer, dict) else {}
 
 
 def _sentence(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return f"its answer is no HTTP: {type(error).__name__}"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate was not accepted: {error.verify_message}"
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()

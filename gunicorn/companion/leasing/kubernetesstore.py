@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
 from gunicorn.companion.leasing.jsonhttp import JsonHTTP
 from gunicorn.companion.leasing.remote import RemoteStore
-from gunicorn.companion.leasing.store import Answer, Store, StoreError
+from gunicorn.companion.leasing.store import Answer, LeaseError, Store, StoreError, split_url
 from gunicorn.unix import boottime
 
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -48,7 +48,7 @@ def check(url: str) -> None:
         raise ValueError(f"{parts.netloc!r} is not the name of a namespace")
     if parts.path.strip("/"):
         raise ValueError("leave out the path: the name of the lease is that of the object")
-    if "server" in options and urlsplit(options["server"]).scheme not in ("http", "https"):
+    if "server" in options and split_url(options["server"]).scheme not in ("http", "https"):
         raise ValueError("its server must be a URL, as in ?server=http://127.0.0.1:8001")
 
 
@@ -81,7 +81,7 @@ class KubernetesClient:
 
     def acquire(self, name: str, owner: str, ttl: float) -> Answer:
         if not _NAME.fullmatch(name):
-            raise StoreError(
+            raise LeaseError(
                 f"{name!r} can't be the name of a lease in Kubernetes: "
                 "use at most 63 small letters, digits and hyphens"
             )
@@ -114,7 +114,7 @@ class KubernetesClient:
     def any_free(self, names: Sequence[str]) -> bool:
         selector = ",".join(f"{key}={value}" for key, value in LABEL.items())
         answer = self._ask("GET", f"{self._path}?labelSelector={quote(selector)}")
-        found = {lease["metadata"]["name"]: lease for lease in answer.get("items", ())}
+        found = {lease["metadata"]["name"]: lease for lease in (answer or {}).get("items", ())}
         # Look at all of them, to notice which have not changed.
         return bool([name for name in names if name not in found or self._is_free(name, found[name])])
 
@@ -156,7 +156,7 @@ class KubernetesClient:
                 return False
             changed = {**lease, "spec": {**lease["spec"], **spec}}
             if note is not None:
-                annotations = {**lease["metadata"].get("annotations", {}), NOTE: note}
+                annotations = {**(lease["metadata"].get("annotations") or {}), NOTE: note}
                 changed["metadata"] = {**lease["metadata"], "annotations": annotations}
             if self._write("PUT", name, name, changed):
                 return True
@@ -167,8 +167,10 @@ class KubernetesClient:
     def _get(self, name: str) -> Lease | None:
         self._leases.pop(name, None)
         answer = self._ask("GET", f"{self._path}/{name}", allowed=404)
-        if "metadata" not in answer or answer.get("kind") == "Status":
+        if answer is None:
             return None
+        if not isinstance(answer.get("metadata"), dict) or not isinstance(answer.get("spec"), dict):
+            raise LeaseError("what the API server answers is no lease")
         self._leases[name] = answer
         return answer
 
@@ -176,19 +178,26 @@ class KubernetesClient:
         """False when another change came first."""
         self._leases.pop(name, None)
         answer = self._ask(method, f"{self._path}/{path}".rstrip("/"), lease, allowed=409)
-        if answer.get("kind") == "Status":
+        if answer is None:
             return False
+        if (_owner(answer), _token(answer)) != (_owner(lease), _token(lease)):
+            raise LeaseError("the API server answers with another lease than the one that it was given")
         self._leases[name] = answer
         return True
 
-    def _ask(self, method: str, path: str, body: object = None, allowed: int = 200) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, body: object = None, allowed: int = 0) -> dict[str, Any] | None:
+        """Return the answer; None if its status is *allowed*."""
         status, answer = self._http.ask(method, path, body, self._authorization())
-        if status in (200, 201, allowed):
+        if status == allowed:
+            return None
+        if status in (200, 201):
             return answer
         message = answer.get("message", "")
         if status in (401, 403):
             message += "; its role must allow get, list, create and update of leases in coordination.k8s.io"
-        raise StoreError(f"the API server said {status}: {message}")
+        # The role may name some leases; a request may be wrong for one.
+        kind = LeaseError if status in (400, 403, 422) else StoreError
+        raise kind(f"the API server said {status}: {message}")
 
     def _authorization(self) -> dict[str, str]:
         if not self._has_account:

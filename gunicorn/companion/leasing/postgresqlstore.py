@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 
 from gunicorn.companion.leasing.remote import RemoteStore
-from gunicorn.companion.leasing.store import Answer, Store, StoreError, hide_password
+from gunicorn.companion.leasing.store import Answer, LeaseError, Store, StoreError, hide_password
 
 CREATE = """CREATE TABLE IF NOT EXISTS gunicorn_lease (
     name text PRIMARY KEY,
@@ -135,7 +135,9 @@ class PostgreSQLClient:
                 return self._execute(statement, **values)
             if isinstance(exc, (psycopg.errors.QueryCanceled, psycopg.errors.ConnectionTimeout)):
                 raise StoreError(f"no answer within {self._timeout:g}s") from exc
-            raise StoreError(_sentence(exc)) from exc
+            # A token that has become too large, for instance.
+            kind = LeaseError if isinstance(exc, psycopg.DataError) else StoreError
+            raise kind(_sentence(exc)) from exc
 
     def _run(self, statement: str, values: dict[str, object] | None = None) -> list[Any]:
         if self._connection is None:
@@ -144,6 +146,8 @@ class PostgreSQLClient:
                 autocommit=True,
                 # Sends a statement whole, with its values in it.
                 cursor_factory=psycopg.ClientCursor,
+                # Otherwise a database in SQL_ASCII gives bytes.
+                client_encoding="UTF8",
                 connect_timeout=max(2, math.ceil(self._timeout)),
                 fallback_application_name="gunicorn",
             )

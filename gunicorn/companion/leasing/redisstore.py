@@ -24,7 +24,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from gunicorn.companion.leasing.remote import RemoteStore, addresses
-from gunicorn.companion.leasing.store import Answer, Store, StoreError, split_url
+from gunicorn.companion.leasing.store import Answer, LeaseError, Store, StoreError, split_url
 
 PREFIX = "gunicorn:lease:"
 
@@ -171,7 +171,7 @@ class RedisClient:
 
     def renew(self, name: str, owner: str, token: int, ttl: float, note: str | None) -> bool:
         given = [] if note is None else [note]
-        return bool(self._run(_RENEW, [name], owner, token, round(ttl * 1000), *given))
+        return bool(self._run(_RENEW, [name], owner, token, round(ttl * 1000), *given) == 1)
 
     def release(self, name: str, owner: str, token: int, note: str | None) -> None:
         self._run(_RELEASE, [name], owner, token, *([] if note is None else [note]))
@@ -194,4 +194,7 @@ class RedisClient:
         except redis.TimeoutError as exc:
             raise StoreError(f"no answer within {self._timeout:g}s") from exc
         except redis.RedisError as exc:
-            raise StoreError(str(exc)) from exc
+            # A key of this name that is something else.
+            kind = LeaseError if "WRONGTYPE" in str(exc) else StoreError
+            # What follows is the client as Python shows it.
+            raise kind(str(exc).partition(" : <")[0]) from exc

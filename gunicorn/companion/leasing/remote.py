@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from gunicorn.companion.leasing.store import Answer, StoreError, split_url
+from gunicorn.companion.leasing.store import Answer, LeaseError, StoreError, split_url
 from gunicorn.unix import boottime
 
 
@@ -85,7 +85,8 @@ class RemoteStore:
                 if names and self._call(lambda client: client.any_free(names)):
                     return
             except StoreError:
-                # The next call tells it.
+                # The next call tells it, in a moment: this one may be forbidden alone.
+                poller.poll(pause * 1000)
                 return
 
     def close(self) -> None:
@@ -95,13 +96,23 @@ class RemoteStore:
 
     def _call(self, function: Callable[[Client], Any]) -> Any:
         if self._thread is None:
-            self._thread = _ClientThread(self._make())
+            try:
+                self._thread = _ClientThread(self._make())
+            except (OSError, ValueError, RuntimeError) as exc:
+                # A file of its URL was removed, for instance.
+                raise StoreError(f"{type(exc).__name__}: {exc}") from exc
         try:
             return self._thread.call(function, self._timeout)
+        except StoreError:
+            raise
         except queue.Empty:
             self._thread.cut()
             self.close()
             raise StoreError(f"no answer within {self._timeout:g}s") from None
+        except Exception as exc:
+            # Whatever answers there, a client stumbles over it.
+            self.close()
+            raise LeaseError(f"its answer makes no sense: {type(exc).__name__}: {exc}") from exc
 
 
 class _ClientThread:

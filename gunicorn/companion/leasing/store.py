@@ -8,10 +8,11 @@ companion writes to can refuse one that has lost its lease and does not know it 
 from __future__ import annotations
 
 import importlib
+import operator
 import re
 import select
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from urllib.parse import SplitResult, urlsplit
 
@@ -38,8 +39,20 @@ LONGEST_NOTE = 4096
 POLL_INTERVAL = 1.0
 
 
+# The largest token: more than a bigint of SQL can hold would be of no use.
+LARGEST_TOKEN = 2**63 - 1
+
+# Of what a store says, so many characters go into a message; and a wait is no longer than these seconds.
+_MOST_SHOWN = 300
+_LONGEST_WAIT = 1e9
+
+
 class StoreError(Exception):
     """The store can't be asked, or refuses: one sentence, without a password."""
+
+
+class LeaseError(StoreError):
+    """The same for one lease alone: the others of this store go on."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +120,41 @@ def hide_password(url: str) -> str:
     return redact.in_text(url)
 
 
+def shorten(text: str) -> str:
+    """Return what a store says as one short line, without a password and control characters."""
+    line = " ".join(hide_password(text[: 10 * _MOST_SHOWN]).split())
+    line = "".join(char if char.isprintable() else "?" for char in line)
+    return line if len(line) <= _MOST_SHOWN else line[:_MOST_SHOWN] + "..."
+
+
+def checked(found: Any, above: int) -> Answer:
+    """Return the answer *found* of a store. Raises LeaseError if it makes no sense.
+
+    A token of ours must be larger than *above*.
+    """
+    try:
+        token = operator.index(found.token)
+        left = None if found.expires_in is None else float(found.expires_in)
+        answer = Answer(bool(found.mine), shorten(found.owner), token, left, found.note)
+        if len(answer.note) > 2 * LONGEST_NOTE:
+            raise ValueError
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        raise LeaseError(f"its answer makes no sense: {shorten(repr(found))}") from None
+    if answer.mine and not above < token <= LARGEST_TOKEN:
+        raise LeaseError(f"it gave token {token}, which must be more than {above} and less than 2**63")
+    if left is not None:
+        # Not a number is no time.
+        answer = replace(answer, expires_in=min(left, _LONGEST_WAIT) if left > 0 else 0.0)
+    return answer
+
+
 def split_url(url: str) -> SplitResult:
     """Take a URL apart; ValueError, which does not show it, if that is impossible."""
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018 (computed here, and may fail)
+        # A label that is empty or too long can't be looked up.
+        (parts.hostname or "").encode("idna")
     except ValueError as exc:
         raise ValueError(f"is no valid URL of a store: {exc}") from None
     return parts
