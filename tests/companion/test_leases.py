@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -201,3 +202,57 @@ def test_without_leases_nothing_is_started() -> None:
         assert world.manager.leases._memory is None
     finally:
         world.close()
+
+
+def told_of_lease(world: World) -> list[str]:
+    return [entry["reason"] for entry in world.ask("history")["history"] if entry["event"] == "lease"]
+
+
+def test_what_is_given_up_and_what_was_lost_is_told_apart(make_world) -> None:
+    world = make_world(lease_ttl=15, nature=Nature(obeys=None))
+    world.stop("rq")
+    world.advance(6)
+    assert told_of_lease(world)[-1] == "gave up lease shop (token 1)"
+    world.start("rq")
+    world.advance(2)
+    world.store.up = False
+    world.advance(20)
+    # It was killed at the margin, and nobody could be told.
+    assert re.fullmatch(
+        r"gives up lease shop \(token 2\), which ends in [12] s at the latest: no", told_of_lease(world)[-1]
+    )
+    world.store.up = True
+    world.advance(2)
+    [life] = world.ours("rq")
+    world.keeper.hangs = True
+    world.kernel.time += 100
+    world.kernel.fire_timers()
+    world.settle()
+    assert not life.alive
+    assert told_of_lease(world)[-1] == "lost lease shop (token 3): it was not renewed in time"
+
+
+def test_a_lease_may_be_wrong_alone(make_world) -> None:
+    world = make_world(others=(CompanionConfig("db", "app:db", lease="db", lease_store="file:///nowhere"),))
+    rq, db = world.processes["rq"].lease, world.processes["db"].lease
+    world.keeper.on_message({"wrong": rq.serial, "why": "it is a directory"})
+    world.advance(1)
+    assert rq.summary.endswith("; file:///nowhere: it is a directory")
+    assert (rq.as_dict()["store_up"], db.as_dict()["store_up"]) == (False, True)
+    rq.token = 0
+    assert rq.description == "lease shop unusable for 1s: it is a directory"
+    world.keeper.on_message({"right": rq.serial})
+    assert rq.down_since is None
+
+
+def test_another_keeper_finds_out_anew_whether_the_store_is_up(make_world) -> None:
+    world = make_world(lease_ttl=15)
+    world.store.up = False
+    world.advance(6)
+    lease = world.processes["rq"].lease
+    assert lease.down_since is not None
+    world.store.up = True
+    world.keeper.kill()
+    world.advance(1)
+    assert lease.down_since is None
+    assert lease.left() > 10

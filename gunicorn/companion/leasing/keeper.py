@@ -14,13 +14,15 @@ import os
 import random
 import time
 import traceback
+import zlib
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn.companion.helpers.child import fork_helper
 from gunicorn.companion.helpers.wire import Message, Wire
 from gunicorn.companion.leasing import store as stores
-from gunicorn.companion.leasing.store import Store, StoreError
+from gunicorn.companion.leasing.store import LeaseError, Store, StoreError
 from gunicorn.companion.leasing.words import LeaseMemory
 from gunicorn.unix import boottime
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
@@ -58,6 +60,8 @@ class Want:
         self.due = 0.0
         # Who else has it, as the manager was told; None: it was told nothing.
         self.told: str | None = None
+        # Whether the manager was told that the store refuses this one.
+        self.refused = False
 
 
 class Desk:
@@ -79,8 +83,8 @@ class Desk:
         self.ending = False
         self._store: Store | None = None
         self._timeout = LONGEST_TIMEOUT
-        # Whether the store cannot be asked, as the manager was told.
-        self._down = False
+        # Why the store cannot be asked, as the manager was told; "" if it can.
+        self._down = ""
         self._retry_at = 0.0
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._woken, False)
@@ -101,6 +105,7 @@ class Desk:
                 self._wait()
         except BaseException:
             self.tell({"failed": traceback.format_exc()})
+        self._disconnect()
         self.on_end()
 
     def _take_messages(self) -> None:
@@ -112,6 +117,8 @@ class Desk:
                 want = self.wants.get(message["want"])
                 if want is None:
                     want = self.wants[message["want"]] = Want(message, self.memory)
+                    if self._down:
+                        self.tell({"down": self.url, "why": self._down})
                 want.ttl = message["ttl"]
                 want.due = 0.0
                 self._use_timeout(want.ttl)
@@ -127,7 +134,7 @@ class Desk:
         want = self.wants.pop(serial, None)
         if want is not None and want.token:
             end = want.words.until
-            want.words.until = 0.0
+            want.words.until = want.due = 0.0
             self.given.append((end, want))
 
     def _use_timeout(self, ttl: float) -> None:
@@ -146,35 +153,59 @@ class Desk:
         """Make the calls that are due; after one that fails, the others wait too."""
         now = boottime.now()
         self.given = [(end, want) for end, want in self.given if now < end]
+        given = [(end, want) for end, want in self.given if now >= want.due]
         due = [want for want in self.wants.values() if now >= want.due]
-        if now < self._retry_at or not (due or self.given):
+        if now < self._retry_at or not (due or given):
             return
         try:
             if self._store is None:
                 self._store = stores.connect(self.url, self._timeout)
-            while self.given:
-                want = self.given[0][1]
-                self._store.release(want.name, self.owner, want.token, want.note)
-                del self.given[0]
+            for end, want in given:
+                if self._call(self._release, self._store, want):
+                    self.given.remove((end, want))
             # First what would be lost.
             for want in sorted(due, key=lambda want: not want.token):
-                (self._renew if want.token else self._acquire)(self._store, want)
+                self._call(self._renew if want.token else self._acquire, self._store, want)
         except StoreError as exc:
             self._fail(str(exc))
         else:
             if self._down:
-                self._down = False
+                self._down = ""
                 self.tell({"up": self.url})
+
+    def _call(self, function: Callable[[Store, Want], None], store: Store, want: Want) -> bool:
+        """Whether the store did it. What is wrong with one lease holds up no other."""
+        try:
+            function(store, want)
+        except LeaseError as exc:
+            want.due = self._next_try()
+            if not want.refused:
+                want.refused = True
+                self.tell({"wrong": want.serial, "why": stores.shorten(str(exc))})
+            return False
+        if want.refused:
+            want.refused = False
+            self.tell({"right": want.serial})
+        return True
+
+    def _next_try(self) -> float:
+        """When to try again what has failed."""
+        shortest = min((want.ttl for want in self.wants.values()), default=PAUSE)
+        return boottime.now() + min(PAUSE, shortest / 15) * (1 - JITTER * random.random())
 
     def _fail(self, why: str) -> None:
         now = boottime.now()
         for want in self.wants.values():
             want.words.asked = now
-        shortest = min((want.ttl for want in self.wants.values()), default=PAUSE)
-        self._retry_at = now + min(PAUSE, shortest / 15) * (1 - JITTER * random.random())
+            # When the store is up again, nothing is known of each.
+            want.refused = False
+        self._retry_at = self._next_try()
         if not self._down:
-            self._down = True
-            self.tell({"down": self.url, "why": stores.hide_password(why)})
+            self._down = stores.shorten(why) or "?"
+            self.tell({"down": self.url, "why": self._down})
+
+    def _release(self, store: Store, want: Want) -> None:
+        store.release(want.name, self.owner, want.token, want.note)
 
     def _renew(self, store: Store, want: Want) -> None:
         # Counted from before the call: the store may have got it at once, and the answer may take its time.
@@ -192,12 +223,12 @@ class Desk:
 
     def _acquire(self, store: Store, want: Want) -> None:
         began = want.words.asked = boottime.now()
-        answer = store.acquire(want.name, self.owner, want.ttl)
+        answer = stores.checked(store.acquire(want.name, self.owner, want.ttl), 0)
         if answer.mine and answer.token <= want.above:
             # It is still ours from before. What starts now must be told from what may still run.
             store.release(want.name, self.owner, answer.token, None)
             began = boottime.now()
-            answer = store.acquire(want.name, self.owner, want.ttl)
+            answer = stores.checked(store.acquire(want.name, self.owner, want.ttl), want.above)
         left = want.ttl if answer.expires_in is None else answer.expires_in
         if answer.mine:
             want.token = want.words.token = answer.token
@@ -219,10 +250,8 @@ class Desk:
         if self.ending and not self.given:
             return
         now = boottime.now()
-        if self.given and now >= self._retry_at:
-            return
-        times = [max(self._retry_at, want.due) for want in self.wants.values()]
-        times += [self._retry_at for _ in self.given]
+        wants = [*self.wants.values(), *(want for _, want in self.given)]
+        times = [max(self._retry_at, want.due) for want in wants]
         seconds = max(0.0, min(times, default=now + 3600.0) - now)
         others = [want for want in self.wants.values() if not want.token]
         if not others or self._down or self._store is None:
@@ -303,7 +332,9 @@ class Keeper:
     def _desk(self, url: str) -> Desk:
         desk = self.desks.get(url)
         if desk is None:
-            desk = self.desks[url] = Desk(url, self.owner, self.memory, self._post, lambda: self._post(None))
+            # Two URLs may name one store, where nobody may take what this server holds by the other one.
+            owner = f"{self.owner}.{zlib.crc32(url.encode()):x}"
+            desk = self.desks[url] = Desk(url, owner, self.memory, self._post, lambda: self._post(None))
             self.open_desks += 1
             # Not with threading.Thread: gevent, in a configuration file, may have replaced what that needs.
             _thread.start_new_thread(desk.run, ())

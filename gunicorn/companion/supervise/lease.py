@@ -64,6 +64,8 @@ class Lease:
     # Since when its store cannot be asked, and why not.
     down_since: float | None = None
     down_why: str = ""
+    # Whether that is so for this lease alone.
+    down_alone: bool = False
 
     @property
     def words(self) -> Any:
@@ -72,6 +74,11 @@ class Lease:
     def left(self) -> float:
         """Seconds until its end, unless it is renewed; 0 if it is not held."""
         return float(self.words.left(self.token, self.kernel.boottime())) if self.token else 0.0
+
+    def set_down(self, why: str | None, now: float, *, alone: bool = False) -> None:
+        """Note that it cannot be asked for, and *why*; None: it can."""
+        self.down_since = None if why is None else now if self.down_since is None else self.down_since
+        self.down_why, self.down_alone = why or "", alone
 
     @property
     def address(self) -> str:
@@ -85,7 +92,8 @@ class Lease:
         if self.hold_off > now and not self.serial:
             return f"given away by command for {self.hold_off - now:.0f} s"
         if self.down_since is not None:
-            return f"{self.address} unreachable for {format_age(now - self.down_since)}: {self.down_why}"
+            what = f"lease {self.name} unusable" if self.down_alone else f"{self.address} unreachable"
+            return f"{what} for {format_age(now - self.down_since)}: {self.down_why}"
         if self.other:
             left = max(0.0, self.words.other - self.kernel.boottime())
             return f"held by {shown(self.other)} for another {left:.0f} s"
@@ -98,6 +106,17 @@ class Lease:
             return f"{self.name}, {self.description}"
         trouble = "" if self.down_since is None else f"; {self.address}: {self.down_why}"
         return f"{self.name}, token {self.token}, for another {self.left():.0f} s{trouble}"
+
+    @property
+    def end_of_holding(self) -> str:
+        """``gave up lease shop (token 12)``, or what else becomes of a holding that is over."""
+        which, left = f"lease {self.name} (token {self.token})", self.left()
+        if not left:
+            return f"lost {which}: it was not renewed in time"
+        if self.down_since is not None or left < self.timing.ttl / 2:
+            why = self.down_why or "its renewal is late"
+            return f"gives up {which}, which ends in {left:.0f} s at the latest: {why}"
+        return f"gave up {which}"
 
     @property
     def unheld_for(self) -> float | None:

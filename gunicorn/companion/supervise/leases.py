@@ -162,10 +162,11 @@ class Leases:
         return max(float(lease.words.asked), lease.boot_asked) + lease.timing.ttl + LATE
 
     def _give(self, lease: Lease) -> None:
-        self.keeper.send({"give": lease.serial})
         if lease.token:
             lease.transitions += 1
-            self._tell(lease, f"gave up lease {lease.name} (token {lease.token})")
+            # Before the keeper ends it.
+            self._tell(lease, lease.end_of_holding)
+        self.keeper.send({"give": lease.serial})
         lease.serial = lease.token = 0
         lease.spent = False
 
@@ -246,6 +247,8 @@ class Leases:
     def _begin_all(self) -> None:
         """Another keeper has started: it goes on with what is held."""
         for lease in self._leases.values():
+            # It tells what is wrong once more.
+            lease.down_since, lease.down_why = None, ""
             if lease.serial:
                 self._send_want(lease)
                 if lease.token and not lease.noted:
@@ -271,13 +274,13 @@ class Leases:
             url = message.get("down") or message["up"]
             down = [lease for lease in self._leases.values() if lease.store == url]
             for lease in down:
-                lease.down_since, lease.down_why = (now, message["why"]) if "down" in message else (None, "")
+                lease.set_down(message.get("why"), now)
             if "down" in message:
                 self.log.error("Store of leases %s: %s", hide_password(url), message["why"])
             else:
                 self.log.warning("Store of leases %s can be reached again", hide_password(url))
             return
-        serials = (message.get(word) for word in ("held", "lost", "refused", "noted"))
+        serials = (message.get(word) for word in ("held", "lost", "refused", "noted", "wrong", "right"))
         serial = next(filter(None, serials), None)
         found = [each for each in self._leases.values() if each.serial == serial]
         if not found:
@@ -288,6 +291,12 @@ class Leases:
             self._take(lease, message, now)
         elif "noted" in message:
             lease.noted = True
+        elif "wrong" in message:
+            lease.set_down(message["why"], now, alone=True)
+            self.log.error("Lease %s in %s: %s", lease.name, lease.address, message["why"])
+        elif "right" in message:
+            lease.set_down(None, now)
+            self.log.warning("Lease %s in %s can be used again", lease.name, lease.address)
         elif "lost" in message:
             lease.token, lease.other, lease.free_since = 0, None, now
             lease.transitions += 1
