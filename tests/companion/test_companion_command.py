@@ -443,6 +443,7 @@ def test_a_manager_that_just_starts_is_waited_for(run, short_dir, stale):
     ("answer", "text"),
     [
         (b"220 mail.example ESMTP\n", "the answer is not JSON; is it a companion socket?"),
+        (b"[" * 100_000 + b"\n", "the answer is not JSON; is it a companion socket?"),
         (b"[]\n", "the answer is not an object; is it a companion socket?"),
         (b"", "the server closed the connection"),
         (b'{"ok": true', "the server closed the connection"),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from gunicorn.companion.supervise.overrides import OldOverrides, Overrides
-from gunicorn.companion.supervise.sharedstate import _HEAD, _PLACES, SharedState
+from gunicorn.companion.supervise.sharedstate import _HEAD, _PLACES, SharedState, _checksum
 
 
 @pytest.fixture
@@ -78,6 +78,13 @@ def test_too_much_is_refused_and_changes_nothing(shared: SharedState) -> None:
     shared.write({"n": 1})
     with pytest.raises(OSError, match="too large"):
         shared.write({"n": "x" * 20_000_000})
+    assert shared.read() == {"n": 1}
+
+
+def test_a_state_that_is_nested_too_deep_is_none(shared: SharedState) -> None:
+    shared.write({"n": 1})
+    text = b'{"n":' * 100_000
+    os.pwrite(shared.fd, _HEAD.pack(2, len(text), _checksum(2, text)) + text, _PLACES[0])
     assert shared.read() == {"n": 1}
 
 

@@ -71,5 +71,7 @@ def test_a_path_that_is_too_long_for_a_pipe(watch: SourceWatch, tmp_path: Path, 
 
 
 def test_nonsense_is_dropped(watch: SourceWatch) -> None:
+    os.write(watch._write, b"[" * 20000 + b"\n")
+    assert list(watch.receive()) == []
     os.write(watch._write, b'nonsense\n{"pid": 1}\n[]\n7\n{"pid": 2, "path": "x", "inherited": false}\n')
     assert list(watch.receive()) == [Change(2, "x", False)]

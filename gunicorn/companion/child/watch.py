@@ -53,7 +53,7 @@ class SourceWatch:
             while chunk := os.read(self._read, 65536):
                 data += chunk
         for line in data.splitlines():
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
                 yield Change(**json.loads(line))
 
     def close(self) -> None:

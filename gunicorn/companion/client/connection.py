@@ -81,7 +81,7 @@ class Connection:
             raise Failure(f"{self.path}: {exc.strerror}") from None
         try:
             reply = json.loads(self.line())
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Failure(f"{self.path}: the answer is not JSON; is it a companion socket?") from None
         if not isinstance(reply, dict):
             raise Failure(f"{self.path}: the answer is not an object; is it a companion socket?")
@@ -207,7 +207,7 @@ class Changes:
             # From the answer on no event is missed.
             answer = self._sock.recv(64 * 1024).partition(b"\n")[0]
             accepted = json.loads(answer)["ok"] is True
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             accepted = False
         if not accepted:
             self.close()

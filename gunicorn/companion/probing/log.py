@@ -94,8 +94,10 @@ class LogLines:
     def _look_at(self, message: bytes) -> None:
         try:
             entry = json.loads(message)
-        except ValueError:
+        except (ValueError, RecursionError):
             # The rest of one that was too long.
+            return
+        if not isinstance(entry, dict):
             return
         if entry.get("pid") != self.pid or entry.get("time", 0.0) < self.since:
             return

@@ -54,7 +54,7 @@ class SharedState:
         return state
 
     def _read(self, place: int) -> tuple[int, dict[str, Any]]:
-        with contextlib.suppress(OSError, ValueError, struct.error):
+        with contextlib.suppress(OSError, ValueError, RecursionError, struct.error):
             number, length, checksum = _HEAD.unpack(os.pread(self.fd, _HEAD.size, place))
             text = os.pread(self.fd, min(length, _ROOM), place + _HEAD.size)
             if _checksum(number, text) == checksum:
