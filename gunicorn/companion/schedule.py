@@ -44,6 +44,9 @@ LARGEST_STEP = 3 * 3600.0
 # With a star as hour or minute a schedule goes by the new time if the clock was set back by more than this.
 SMALL_STEP = 60.0
 
+# No time of a run comes near it: the year 5138.
+_FAR = 1e11
+
 # How far to look back for the latest time that has passed: further only if there is none.
 _BACK = (2 * 3600, 2 * 86400, 62 * 86400)
 
@@ -315,6 +318,12 @@ class Clock:
         return self.through if self.times.by_wall else now.wall - (now.boot - self.through)
 
 
+def is_time(value: object) -> bool:
+    """Whether *value*, which others may have written, can be seconds since the epoch."""
+    # Not a number is in no range.
+    return type(value) in (int, float) and 0 <= value < _FAR  # type: ignore[operator]
+
+
 # -- runs of a fleet ----------------------------------------------------------------
 
 
@@ -334,9 +343,10 @@ class Note:
         """What *text* says; None if it is none of ours."""
         try:
             found = json.loads(text)
-            return cls(float(found["through"]), str(found["state"]), str(found["by"]))
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            through, state, by = found["through"], str(found["state"]), str(found["by"])
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
+        return cls(float(through), state, by) if is_time(through) else None
 
     def text(self) -> str:
         return json.dumps(asdict(self))

@@ -419,19 +419,34 @@ def test_a_server_that_gets_the_lease(schedule: str, note: Note, catch_up: bool,
     assert found.deals_with(T, times, now, by="a", catch_up=catch_up) is dealt_with
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"through": "x", "state": "done", "by": ""}'])
-def test_a_note_of_something_else(text: str) -> None:
-    assert Note.of(text) is None
+_THROUGHS = ('"x"', "[]", "true", "1" + "0" * 400, "NaN", "1e400", "-1e400", "-1e300", "-1e11")
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 200_000, '{"through": 1%s}' % ("0" * 400), "[]", "1", "", '{"through": []}']
+    "text",
+    [
+        *("", "{}", "[]", "null", "1", "[" * 200_000),
+        *(f'{{"through": {through}, "state": "done", "by": ""}}' for through in _THROUGHS),
+    ],
+    ids=lambda text: text[:20],
 )
 def test_a_note_that_is_none_of_ours(text: str) -> None:
     assert Note.of(text) is None
 
 
-_SOUND = asdict(Memory(["every 1s", None], 100.0))
+_RUN = {"started": 90.0, "why": "schedule", "good": None, "took": None, "how": None}
+_SOUND = asdict(Memory(["every 1s", None], 100.0, runs=[_RUN]))
+
+
+def read_memory(text: str, directory: Path) -> Memory:
+    (directory / "a.schedule").write_text(text)
+    with (directory / "a.schedule").open() as file:
+        return Memory.of(RunFile(file.fileno(), None), ["every 1s", None], 200.0)
+
+
+def test_a_memory_is_read_again(tmp_path: Path) -> None:
+    for run in (_RUN, {**_RUN, "good": False, "took": 1, "how": "exited with status 1"}):
+        assert read_memory(json.dumps({**_SOUND, "runs": [run]}), tmp_path).runs == [run]
 
 
 @pytest.mark.parametrize(
@@ -445,8 +460,14 @@ _SOUND = asdict(Memory(["every 1s", None], 100.0))
                 {"through": "x"},
                 {"through": math.inf},
                 {"through": math.nan},
+                {"through": -1e11},
                 {"runs": 1},
                 {"runs": [1]},
+                {"runs": [{}]},
+                {"runs": [{**_RUN, "good": "yes"}]},
+                {"runs": [{**_RUN, "started": math.inf}]},
+                {"runs": [{**_RUN, "took": "long"}]},
+                {"runs": [{**_RUN, "how": 1}]},
                 {"count": None},
                 {"last_success": []},
                 {"id": 1},
@@ -455,7 +476,5 @@ _SOUND = asdict(Memory(["every 1s", None], 100.0))
     ],
 )
 def test_a_memory_that_is_garbage_is_begun_anew(text: str, tmp_path: Path) -> None:
-    (tmp_path / "a.schedule").write_text(text)
-    with (tmp_path / "a.schedule").open() as file:
-        found = Memory.of(RunFile(file.fileno(), None), ["every 1s", None], 200.0)
+    found = read_memory(text, tmp_path)
     assert (found.through, found.count, found.runs, found.last_success) == (200.0, 0, [], None)

@@ -25,7 +25,7 @@ from typing import Any
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.process import Cause, CompanionProcess, Event, State
 from gunicorn.companion.runfile import MAX_RECORD, RunFile
-from gunicorn.companion.schedule import GRACE, Clock, Due, Moment, Note, clock_time
+from gunicorn.companion.schedule import GRACE, Clock, Due, Moment, Note, clock_time, is_time
 from gunicorn.companion.status import ScheduleStatus, format_age
 from gunicorn.companion.supervise.leases import Leases
 from gunicorn.companion.supervise.overrides import KeptState
@@ -34,8 +34,6 @@ from gunicorn.companion.table import Change, ProcessTable
 from gunicorn.unix.kernel import KERNEL, Kernel
 
 SUFFIX = ".schedule"
-#: No time of a run comes near it: the year 5138.
-_FAR = 1e11
 
 # Runs of a companion that are remembered.
 RUNS_KEPT = 20
@@ -87,14 +85,14 @@ class Memory:
 
     def is_sound(self) -> bool:
         """Whether the values are of their types, in a file that others may have written."""
-        numbers = (self.through, 0.0 if self.last_success is None else self.last_success)
+        times = (self.through, 0.0 if self.last_success is None else self.last_success)
         counts = (self.count, self.failed, self.failed_in_a_row, self.skipped, self.missed)
         return (
-            all(isinstance(number, float | int) and abs(number) < _FAR for number in numbers)
+            all(map(is_time, times))
             and all(isinstance(count, int) for count in counts)
             and isinstance(self.id, str)
             and isinstance(self.runs, list)
-            and all(isinstance(run, dict) for run in self.runs)
+            and all(map(_is_sound_run, self.runs))
         )
 
     def write(self, file: RunFile) -> None:
@@ -125,6 +123,18 @@ class Memory:
     def counts(self) -> dict[str, Any]:
         names = ("count", "failed", "failed_in_a_row", "skipped", "missed", "last_success")
         return {name: getattr(self, name) for name in names}
+
+
+def _is_sound_run(run: Any) -> bool:
+    return (
+        isinstance(run, dict)
+        and {"good", "took", "how"} <= run.keys()
+        and is_time(run.get("started"))
+        and isinstance(run.get("why"), str)
+        and isinstance(run["good"], bool | None)
+        and (run["took"] is None or is_time(run["took"]))
+        and isinstance(run["how"], str | None)
+    )
 
 
 @dataclass(eq=False)
