@@ -256,3 +256,37 @@ def test_another_keeper_finds_out_anew_whether_the_store_is_up(make_world) -> No
     world.advance(1)
     assert lease.down_since is None
     assert lease.left() > 10
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"one": "shop"}, {"two": "shop"}),
+        ({"one": "shop"}, {"one": "other", "two": "shop"}),
+        ({"one": "shop", "two": "other"}, {"one": "other", "two": "shop"}),
+        ({"one": "shop", "two": "shop"}, {"one": "shop", "three": "shop"}),
+    ],
+    ids=["renamed", "given another", "exchanged", "one of two renamed"],
+)
+def test_what_takes_a_lease_over_by_a_reload_waits(before: dict[str, str], after: dict[str, str]) -> None:
+    keys: dict[str, Any] = {"lease_store": "file:///nowhere", "reload_timeout": 3}
+
+    def configs(leases: dict[str, str]) -> list[CompanionConfig]:
+        return expand(
+            *(CompanionConfig(each, "app:run", lease=lease, **keys) for each, lease in leases.items())
+        )
+
+    world = World(configs(before), nature=Nature(obeys=2.0))
+    try:
+        world.advance(2)
+        old = {name: world.ours(name)[0] for name in before if after.get(name) != before[name]}
+        world.reread(configs(after))
+        for _ in range(60):
+            world.advance(0.1)
+            for name, lease in after.items():
+                new = [life for life in world.ours(name) if life is not old.get(name)]
+                others = [life for each, life in old.items() if each != name and before[each] == lease]
+                assert before.get(name) == lease or not new or all(life.empty for life in others)
+        assert all(world.processes[name].state is State.RUNNING for name in after)
+    finally:
+        world.close()

@@ -68,6 +68,10 @@ class Lease:
     down_alone: bool = False
 
     @property
+    def key(self) -> tuple[str, str]:
+        return self.store, self.name
+
+    @property
     def words(self) -> Any:
         return self.memory.slot(self.slot)
 

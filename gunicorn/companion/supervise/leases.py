@@ -68,9 +68,9 @@ class Leases:
 
     def of(self, config: CompanionConfig) -> Lease | None:
         """The lease of *config*; None if it has none."""
-        if config.lease_name is None or config.lease_store is None:
+        key = self._key(config)
+        if key is None:
             return None
-        key = config.lease_store, config.lease_name
         lease = self._leases.get(key)
         if lease is None:
             self._memory = self._memory or LeaseMemory()
@@ -79,6 +79,12 @@ class Leases:
                 *key, next(self._slots), self._memory, self.kernel, config.lease_timing
             )
         return lease
+
+    @staticmethod
+    def _key(config: CompanionConfig) -> tuple[str, str] | None:
+        if config.lease_name is None or config.lease_store is None:
+            return None
+        return config.lease_store, config.lease_name
 
     def all(self) -> Iterable[Lease]:
         return self._leases.values()
@@ -89,11 +95,19 @@ class Leases:
         if lease is None:
             return True
         process.lease = lease
-        if lease.token and not lease.spent and time_until_stop(lease, process, lease.left()) > 0:
+        if self._is_usable(lease, process):
             return True
         process.standby = True
         self.table.changed = True
         return False
+
+    def _is_usable(self, lease: Lease, process: CompanionProcess) -> bool:
+        """Whether *process* may start with the present holding of *lease*."""
+        if not lease.token or lease.spent or time_until_stop(lease, process, lease.left()) <= 0:
+            return False
+        # One that a reload has removed, renamed, or given another lease, must have ended.
+        users = [self.table.get(name) for name in lease.living]
+        return all(user and not user.removed and self._key(user.config) == lease.key for user in users)
 
     def grant(self, process: CompanionProcess) -> Grant | None:
         """What *process*, which is about to start, gets of its lease."""
@@ -123,7 +137,7 @@ class Leases:
             self._end_what_has_lost(lease, now)
             self._hold_or_give(lease, found, now)
             if not (found or lease.serial or lease.living):
-                del self._leases[lease.store, lease.name]
+                del self._leases[lease.key]
 
     def _adjust(self, lease: Lease, users: Sequence[CompanionProcess]) -> None:
         """A reread may have changed its times."""
@@ -142,9 +156,8 @@ class Leases:
             lease.serial, lease.other, lease.free_since = next(self._serials), None, now
             self._use()
             self._send_want(lease)
-        if lease.token and not lease.spent:
-            for process in waiting:
-                process.standby = time_until_stop(lease, process, lease.left()) <= 0
+        for process in waiting:
+            process.standby = not self._is_usable(lease, process)
         if lease.serial and self._is_overdue(lease):
             self.log.error("The lease keeper does nothing for lease %s: another one is started", lease.name)
             self.keeper.kill()
