@@ -251,6 +251,12 @@ def cases() -> list[Case]:
             targets={ITSELF: at_least(0.97 * 1600)},
         ),
         _hello(
+            "gthread-query",
+            "gthread, 8 threads, a view that waits for 1 ms",
+            entries(replace(gthread, app="webapps:query"), OTHERS),
+            targets={G27: at_least(1), GRANIAN: at_least(0.9)},
+        ),
+        _hello(
             "gthread-compute",
             "gthread, a view that computes for 2 ms",
             entries(replace(gthread, app="webapps:compute"), OTHERS),

@@ -30,6 +30,12 @@ def sleep(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     return hello(environ, start_response)
 
 
+def query(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Wait for 1 ms, as for a query that a database answers from memory."""
+    time.sleep(0.001)
+    return hello(environ, start_response)
+
+
 def compute(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     """Use the processor for 2 ms."""
     end = time.thread_time() + 0.002

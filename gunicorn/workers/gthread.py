@@ -33,6 +33,7 @@ from gunicorn.workers.threads.batch import Batch
 from gunicorn.workers.threads.polling import make_poller
 from gunicorn.workers.threads.tconn import DaemonThreads, TConn, Waiting
 from gunicorn.workers.threads.turns import CHECK, Turns
+from gunicorn.workers.threads.waits import SAMPLE, Stretch
 
 if TYPE_CHECKING:
     import ssl
@@ -180,6 +181,10 @@ class ThreadWorker(Worker):
         self._get_ident = threading.get_ident
         self._accept_lock = threading.Lock()
         self.turns = Turns(alone=self.cfg.threads <= 1)
+        has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+        if self._greenlets or (self.cfg.threads > 1 and not has_gil):
+            # A greenlet cannot be checked as a thread can. Without the GIL views that compute gain, too.
+            self.turns.parallel = math.inf
         self.poller = make_poller()
 
     def _warn_of_gevent(self, consequence: str) -> None:
@@ -222,10 +227,9 @@ class ThreadWorker(Worker):
             now = time.monotonic()
             if now >= until:
                 return
-            # The number of a greenlet would be taken for an address.
-            checking = turns.check(now, 0.0 if self._greenlets else _time_spent(turns.leader))
+            checking = turns.check(now, _time_spent(turns.leader))
             checking = self._send_overdue(now) or checking
-            if self.batch.received and not turns.leader:
+            if not turns.leader and (self.batch.received or self.poller.has_more()):
                 # All others may wait in the poller, where they do not see that there is work.
                 self.poller.nudge()
             if self.slot is not None:
@@ -312,32 +316,69 @@ class ThreadWorker(Worker):
     def _follow(self) -> None:
         """The life of a thread: wait for a turn, serve, wait."""
         me = self._get_ident()
-        turns, wait, batch = self.turns, self.poller.wait, self.batch
-        received = batch.received
+        turns, received = self.turns, self.batch.received
         # Where another thread leads by now, it may have begun to wait before this one received something.
-        while turns.leader == me or turns.take(me, has_work=bool(received)):
+        while turns.take(me, has_work=bool(received)):
+            try:
+                if turns.parallel:
+                    self._serve_next()
+                else:
+                    self._lead(me)
+            except BaseException:
+                # A thread that ended would be missed by all requests after this one.
+                self.log.exception("An error in a worker thread")
+
+    def _lead(self, me: int) -> None:
+        """Wait for what arrives and serve it, as long as this thread leads."""
+        turns, batch = self.turns, self.batch
+        received = batch.received
+        stretch, served = None, 0
+        while turns.leader == me and not turns.parallel:
+            if stretch is not None and (served >= SAMPLE or not received):
+                turns.end_sample(served, *stretch.end())
+                stretch = None
+                continue
             fd: int | None = None
             if not received:
                 batch.send()
                 turns.working = False
-                fd = wait()
+                fd = self.poller.wait()
                 if fd is None:
                     return
+            if stretch is None and turns.begins_sample():
+                stretch, served = Stretch(), 0
+            served += 1
             turns.count += 1
             turns.working = True
-            if not turns.checked:
-                turns.checked = True
-                self.wake()
-            try:
-                if fd is None:
-                    self._serve_received()
-                elif self.poller.has_more() and not self._is_timed:
-                    self._receive_all(fd)
-                else:
-                    self._attend(fd)
-            except BaseException:
-                # A thread that ended would be missed by all requests after this one.
-                self.log.exception("An error in a worker thread")
+            self._have_checked()
+            if fd is None:
+                self._serve_received()
+            elif self.poller.has_more() and not self._is_timed:
+                self._receive_all(fd)
+            else:
+                self._attend(fd)
+        if stretch is not None:
+            turns.end_sample(served, *stretch.end())
+
+    def _serve_next(self) -> None:
+        """Serve one request beside the other threads."""
+        fd: int | None = None
+        if not self.batch.received:
+            fd = self.poller.wait(most=1)
+            if fd is None:
+                return
+        self.turns.serve_one_in_parallel()
+        self._have_checked()
+        if fd is None:
+            self._serve_received()
+        else:
+            self._attend(fd)
+
+    def _have_checked(self) -> None:
+        """Let the main thread check the turns from now on."""
+        if not self.turns.checked:
+            self.turns.checked = True
+            self.wake()
 
     def _may_hold(self) -> bool:
         """Whether an answer of this thread may wait. Only the leader and the main thread send what is held,
@@ -392,7 +433,7 @@ class ThreadWorker(Worker):
             conn = self.batch.received.popleft()
         except IndexError:
             return  # another thread was faster
-        conn.may_wait = self.batch.begin(time.monotonic()) and not self.turns.early
+        conn.may_wait = self.batch.begin(time.monotonic())
         try:
             if self._serve(conn):
                 self._gather_and_serve(conn)
@@ -544,8 +585,6 @@ class ThreadWorker(Worker):
 
     def _serve(self, conn: TConn) -> bool:
         """Serve a request whose head is complete; whether *conn* has more, and is still this thread's."""
-        if self.turns.early:
-            self.turns.pass_on_early(self._get_ident())
         answer = self.enqueue_req(conn)
         # A subclass may return the first value alone.
         if not (answer[0] if isinstance(answer, tuple) else answer):

@@ -349,7 +349,10 @@ def test_the_state_of_the_gil(
     assert state_of_gil() == said
 
 
-def test_a_worker_on_a_free_threaded_build_says_that_the_gil_is_off() -> None:
+def test_all_threads_of_a_free_threaded_build_serve_in_parallel() -> None:
     build = "import sys\nsys.abiflags, sys._is_gil_enabled = 't', lambda: False\n"
-    with Server(config=build + conf("gthread", threads=2)) as server:
+    hook = "def pre_request(worker, request): worker.log.info('parallel: %s', worker.turns.parallel)\n"
+    with Server(config=build + conf("gthread", threads=2) + hook) as server:
+        assert server.get("/").status == 200
         assert "The GIL is off" in server.log()
+        assert "parallel: inf" in server.log()

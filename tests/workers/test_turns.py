@@ -9,6 +9,7 @@ import pytest
 from proctools import wait_until
 
 from gunicorn.workers.threads.turns import BLOCKED, CHECK, COMPUTING, IDLE, Turns
+from gunicorn.workers.threads.waits import SAMPLE, WORTH
 
 A, B, C = 1, 2, 3
 
@@ -97,29 +98,92 @@ def block(turns: Turns, now: float) -> float:
     return now
 
 
-def test_blocked_requests_in_a_row_pass_turns_on_early_for_longer_and_longer() -> None:
+def serve_in_parallel(turns: Turns) -> int:
+    served = 0
+    while turns.parallel:
+        assert turns.take(B) and not turns.leader
+        turns.serve_one_in_parallel()
+        served += 1
+    assert turns.take(A) and turns.leader == A
+    return served
+
+
+def test_requests_that_block_one_after_the_other_are_served_in_parallel_for_longer_and_longer() -> None:
     turns, now = leading(), 0.0
     now = block(turns, now)
-    assert turns.early == 0
+    assert not turns.parallel
     lengths = []
     for _ in range(10):
         now = block(turns, now)
-        lengths.append(turns.early)
-        serve(turns, turns.early)
+        lengths.append(serve_in_parallel(turns))
     assert lengths[:3] == [lengths[0], 2 * lengths[0], 4 * lengths[0]]
     assert lengths[-1] == lengths[-2]
     serve(turns, 10 * lengths[-1])
     block(turns, now)
-    assert turns.early == 0
+    assert not turns.parallel
 
 
-def test_a_turn_is_passed_on_before_a_request_is_served() -> None:
+def test_requests_of_which_many_wait_are_served_in_parallel() -> None:
+    turns, lengths = leading(), []
+    for _ in range(3):
+        serve(turns, SAMPLE)
+        assert turns.begins_sample()
+        turns.end_sample(SAMPLE, SAMPLE * WORTH, SAMPLE)
+        assert turns.take(A) and not turns.leader
+        lengths.append(serve_in_parallel(turns))
+    assert lengths == [lengths[0], 2 * lengths[0], 4 * lengths[0]]
+    turns.end_sample(SAMPLE, 0, 0)
+    serve(turns, 1000)
+    turns.end_sample(SAMPLE, SAMPLE * WORTH, SAMPLE)
+    assert turns.take(A) and not turns.leader
+    assert serve_in_parallel(turns) == lengths[0]
+
+
+def test_what_is_lost_while_the_main_thread_is_late_says_nothing() -> None:
     turns = leading()
-    turns.early = 2
-    turns.pass_on_early(B)  # does not lead
-    assert (turns.leader, turns.early) == (A, 2)
-    turns.pass_on_early(A)
-    assert (turns.leader, turns.early) == (0, 1)
+    for late in (True, False):
+        assert turns.begins_sample()
+        turns.check(10.0)
+        if not late:
+            assert turns.begins_sample()
+        turns.end_sample(SAMPLE, 1.0, SAMPLE)
+        assert bool(turns.parallel) is not late
+
+
+def test_a_thread_that_is_alone_is_not_measured() -> None:
+    assert leading().begins_sample()
+    assert not leading(alone=True).begins_sample()
+
+
+def test_all_threads_serve_in_parallel_and_then_one_leads() -> None:
+    turns = leading()
+    served: list[int] = []
+    lock = threading.Lock()
+
+    def follow(me: int) -> None:
+        while turns.take(me):
+            if not turns.parallel:
+                return
+            with lock:
+                served.append(me)
+            # The others are all awake before one serves the next request.
+            wait_until(lambda: len(set(served)) == 5)
+            turns.serve_one_in_parallel()
+
+    threads = [threading.Thread(target=follow, args=(me,)) for me in range(10, 15)]
+    for thread in threads:
+        thread.start()
+    try:
+        serve(turns)
+        turns.end_sample(SAMPLE, 1.0, SAMPLE)
+        # The leader joins them, and with that wakes them.
+        assert turns.take(A) and turns.leader != A
+        wait_until(lambda: turns.leader)
+        assert turns.leader in range(10, 15)
+    finally:
+        turns.stop()
+        for thread in threads:
+            thread.join()
 
 
 def test_a_thread_that_is_ready_takes_the_place_of_a_leader_at_work() -> None:

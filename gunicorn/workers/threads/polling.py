@@ -18,6 +18,9 @@ from typing import Any, Protocol
 
 from gunicorn.unix.unpatched import original, threads_are_greenlets
 
+# How many events are fetched at once; the next leader goes on with them.
+_BATCH = 64
+
 
 class Poller(Protocol):
     def watch(self, fd: int, *, write: bool = False) -> None:
@@ -38,8 +41,11 @@ class Poller(Protocol):
     def forget(self, fd: int) -> None:
         """Watch *fd* no longer; before it is closed."""
 
-    def wait(self) -> int | None:
-        """The next descriptor that is ready; None once ``stop()`` was called."""
+    def wait(self, most: int = _BATCH) -> int | None:
+        """The next descriptor that is ready; None once ``stop()`` was called.
+
+        *most*: of how many others that are ready this thread is to know; they wait for its next call.
+        """
 
     def has_more(self) -> bool:
         """Whether more is ready than ``wait()`` has given."""
@@ -53,9 +59,6 @@ class Poller(Protocol):
     def stop(self) -> None:
         """End every wait, now and later."""
 
-
-# How many events are fetched at once; the next leader goes on with them.
-_BATCH = 64
 
 # gevent removes it.
 _epoll: Any = original("select", "epoll")
@@ -114,12 +117,12 @@ class EpollPoller:
             with suppress(OSError, ValueError):
                 self._epoll.unregister(fd)
 
-    def wait(self) -> int | None:
+    def wait(self, most: int = _BATCH) -> int | None:
         while True:
             try:
                 return self._take()
             except IndexError:
-                self._ready.extend(self._epoll.poll(-1, _BATCH))
+                self._ready.extend(self._epoll.poll(-1, most))
 
     def has_more(self) -> bool:
         return bool(self._ready)
@@ -185,7 +188,7 @@ class SelectorPoller:
         with suppress(BlockingIOError):
             os.write(self._wake_writer, b"\0")
 
-    def wait(self) -> int | None:
+    def wait(self, most: int = _BATCH) -> int | None:
         with self._turn:
             while not self._stopped:
                 if self._ready:

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Decide which thread of a worker leads and which stand by. No clock, no sockets.
+"""Decide how the threads of a worker share the work: one leads, or all serve in parallel. No clock.
 
 The leader waits for what arrives and serves it, one request after the other. While it is quick it keeps its
 turn and no thread is woken for a request: that would cost more than most requests do. Only when a request
 blocks it does a thread that stands by take the turn over. The main thread, which serves nothing, ensures
 that: it checks every ``CHECK`` seconds as long as there is work.
 
-An application that blocks often would block the leader often. After two blocked requests in a row the turn is
-therefore passed on before each of the next requests is served; of twice as many if another one blocks soon
-after them.
+An application that waits often, for a database say, would hold up what has arrived behind each wait. Where
+that is seen all threads serve in parallel: each waits for one event and serves it. After a number of requests
+one leads again, and where requests still wait, the next time in parallel is twice as long.
 """
 
 from __future__ import annotations
 
 import threading
+
+from gunicorn.workers.threads.waits import Samples
 
 #: How long a request may take before another thread goes on with those after it; twice that at most.
 CHECK = 0.002
@@ -24,7 +26,7 @@ COMPUTING = 0.05
 #: For how long there is nothing to do before the checks end: the next request often comes soon.
 IDLE = 0.02
 
-#: If one request in fewer than this blocks, passing on all turns is cheaper; for how many requests at first,
+#: If one request in fewer than this blocks, serving in parallel is cheaper; for how many requests at first,
 #: and at most.
 _RARELY, _FEWEST, _MOST = 64, 64, 8192
 
@@ -34,46 +36,58 @@ class Turns:
 
     def __init__(self, alone: bool = False) -> None:
         self.leader = 0
-        #: Kept by the leader: how often it has begun to serve, and whether it does.
+        #: How often a thread has begun to serve, and whether the leader does.
         self.count = 0
         self.working = False
-        #: Whether the main thread checks. A leader that begins to work has it woken if it does not.
+        #: Whether the main thread checks. A thread that begins to work has it woken if it does not.
         self.checked = alone
-        #: For how many requests to come the turn is passed on before they are served.
-        self.early = 0
+        #: For how many requests to come all threads serve in parallel.
+        self.parallel: float = 0
         self._alone = alone
         #: Whether the main thread is to check even where no thread could take the turn over.
         self.watched = False
-        self._early_before = 0  # where `early` began the last time
-        self._blocked_at = -_MOST
+        self._parallel_before = 0  # where `parallel` began the last time
+        self._waited_at = -_MOST  # the count when a request was last seen to wait
         self._stopped = False
         self._lock = threading.Lock()  # for the changes of ``leader`` below
         # Locked as long as a thread leads; those that stand by wait for it.
         self._baton = threading.Lock()
         self._seen = 0
         self._since = self._spent = self._last_check = 0.0
+        self._samples = Samples()
 
     def is_checked_leader(self, me: int) -> bool:
         """Whether *me* leads, and the main thread checks on it."""
         return self.checked and self.leader == me
 
     def take(self, me: int, has_work: bool = False) -> bool:
-        """Wait until it is the turn of *me*; False once ``stop()`` was called.
+        """Wait until it is the turn of *me*, as leader or in parallel; False once ``stop()`` was called.
 
         *has_work*: there is something that the leader did not know of when it began to wait.
         """
         with self._lock:
-            if self.leader and (self.working or has_work) and not self._stopped:
+            if self.leader == me and not self.parallel:
+                return True
+            if self.parallel or self._stopped:
+                return self._join(me)
+            if self.leader and (self.working or has_work):
                 # The leader is busy or waits, so *me*, which runs anyway, takes its place.
                 self.leader = me
                 return True
         self._baton.acquire()
         with self._lock:
-            if self._stopped:
-                self._release()
-                return False
+            if self.parallel or self._stopped:
+                return self._join(me)
             self.leader = me
             return True
+
+    def _join(self, me: int) -> bool:
+        """Serve in parallel, or end, and wake the next thread to do the same."""
+        if self.leader == me:
+            self.leader = 0
+        self.working = False
+        self._release()
+        return not self._stopped
 
     def pass_on(self, leader: int) -> bool:
         """Let another thread lead in place of *leader*; False if *leader* does not lead."""
@@ -84,10 +98,37 @@ class Turns:
             self._release()
             return True
 
-    def pass_on_early(self, me: int) -> None:
-        """Pass the turn on before a request is served, where `early` says so."""
-        if self.pass_on(me):
-            self.early -= 1
+    def serve_one_in_parallel(self) -> None:
+        """Note that a thread serves a request in parallel."""
+        self.count += 1
+        if self.parallel > 0:
+            self.parallel -= 1
+            self._waited_at = self.count
+
+    # -- whether requests wait ---------------------------------------------------------------
+
+    def begins_sample(self) -> bool:
+        """Whether the leader is to measure the requests that it serves next."""
+        return not self._alone and self._samples.is_due(self.count)
+
+    def end_sample(self, requests: int, lost: float, waits: int) -> None:
+        """Note that *requests* of the leader have lost so many seconds in so many *waits*."""
+        if self._samples.add(self.count, requests, lost, waits):
+            self._serve_in_parallel()
+
+    def _note_blocked(self) -> None:
+        """Note that a request has blocked the leader. One alone may just have lacked the processor."""
+        if self.count - self._waited_at < _RARELY:
+            self._serve_in_parallel()
+        else:
+            self._parallel_before = 0
+        self._waited_at = self.count
+
+    def _serve_in_parallel(self) -> None:
+        before = self._parallel_before if self.count - self._waited_at < _RARELY else 0
+        self.parallel = self._parallel_before = min(2 * before, _MOST) or _FEWEST
+
+    # -- the main thread ---------------------------------------------------------------------
 
     def check(self, now: float, spent: float = 0.0) -> bool:
         """Called by the main thread: pass the turn on if the leader is blocked. False if checks may end.
@@ -95,6 +136,8 @@ class Turns:
         *spent*: how much time of the processor the leader has had, ever, where that is known.
         """
         late = now - self._last_check > 2 * CHECK
+        if late:
+            self._samples.spoil()
         self._last_check = now
         if self._alone and not self.watched:
             return False
@@ -111,23 +154,15 @@ class Turns:
             self._since = now
             if self._alone:
                 self.checked = False
-            elif self.pass_on(self.leader):
+            elif self.leader:
                 self._note_blocked()
+                self.pass_on(self.leader)
         return self.checked
 
     def _is_blocked(self, now: float, spent: float, late: bool) -> bool:
         waited = now - self._since
         idle = waited - max(0.0, spent - self._spent)
         return waited > COMPUTING or idle > (BLOCKED if late else CHECK / 2)
-
-    def _note_blocked(self) -> None:
-        """Decide for how many requests to pass the turn on early. One alone may just have lacked the
-        processor.
-        """
-        apart = self.count - self._blocked_at
-        self._blocked_at = self.count
-        often = apart < self._early_before + _RARELY
-        self.early = self._early_before = (min(2 * self._early_before, _MOST) or _FEWEST) if often else 0
 
     def stop(self) -> None:
         """End all waiting, now and later."""
