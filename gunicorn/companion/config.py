@@ -25,7 +25,7 @@ from gunicorn.companion.keys import (
     SHAPE_KEYS,
     Keys,
 )
-from gunicorn.companion.leasing.store import hide_password
+from gunicorn.companion.leasing.store import check_name, hide_password
 from gunicorn.companion.leasing.timing import Timing
 from gunicorn.companion.schedule import Every, Timetable, timetable
 from gunicorn.errors import all_mistakes
@@ -333,11 +333,16 @@ def _lease_problems(label: str, entry: Mapping[Any, Any], values: Mapping[str, A
 
 
 def _shared_lease_problems(configs: Iterable[CompanionConfig]) -> list[str]:
-    """Report leases of several companions that are to be kept in different ways."""
+    """Report leases that their store can't have, or that companions are to keep in different ways."""
     problems = []
     first: dict[tuple[str | None, str], CompanionConfig] = {}
     for config in configs:
         if config.lease_name is not None:
+            try:
+                if config.lease_store is not None:
+                    check_name(config.lease_store, config.lease_name)
+            except ValueError as exc:
+                problems.append(f"companion {config.name!r}: lease: {exc}")
             other = first.setdefault((config.lease_store, config.lease_name), config)
             if other.lease_timing != config.lease_timing:
                 problems.append(

@@ -640,6 +640,18 @@ def test_each_schedule_has_a_lease_for_itself():
     assert found.endswith("is also that of 'rq', and a schedule needs one for itself: give it another name")
 
 
+def test_a_lease_has_a_name_that_its_store_can_have():
+    files, cluster = {"companion_lease_store": "file:///tmp"}, {"companion_lease_store": "kubernetes://shop"}
+    (found,) = problems(rq(lease="/" * 100), **files)
+    assert found.endswith("is too long for the name of a file: give the lease a shorter name")
+    build_companion_configs(make_cfg(rq(lease="Shop_1"), **files))
+    build_companion_configs(make_cfg(rq(lease="shop-%(index)d", numprocs=2), **cluster))
+    assert problems(rq(lease="Shop_1"), **cluster) == [
+        "companion 'rq': lease: 'Shop_1' can't be the name of a lease in Kubernetes: "
+        "use at most 63 small letters, digits and hyphens"
+    ]
+
+
 def test_settings_for_all_companions_leave_a_schedule_alone():
     settings = {"autorestart": "on-failure", "start_retries": 3, "max_memory": "90M", "max_lifetime": 60}
     (config,) = build_companion_configs(

@@ -324,10 +324,9 @@ class Keeping:
         self.end = ended.wait
         threading.Thread(target=self.desk.run, daemon=True).start()
 
-    def want(self, serial: int, name: str) -> None:
-        self.desk.put(
-            {"want": serial, "name": name, "slot": serial, "token": 0, "above": 0, "ttl": 1.5, "store": ""}
-        )
+    def want(self, serial: int, name: str, ttl: float = 1.5) -> None:
+        want = {"want": serial, "name": name, "slot": serial, "token": 0, "above": 0}
+        self.desk.put({**want, "ttl": ttl, "store": ""})
 
     def heard(self, word: str, value: object) -> bool:
         return any(message.get(word) == value for message in self.told)
@@ -365,6 +364,14 @@ def test_one_lease_that_cannot_be_had_holds_up_no_other(leases: Path, keep: Call
     assert keeping.heard("held", 1)
     assert [message for message in keeping.told if "down" in message or "up" in message] == []
     assert sum("wrong" in message for message in keeping.told) == 1
+
+
+def test_the_longest_ttl(leases: Path, keep: Callable[[str], Keeping]) -> None:
+    keeping = keep(f"file://{leases}")
+    keeping.want(1, "a", 1e10)
+    wait_until(lambda: keeping.heard("held", 1), 10, lambda: str(keeping.told))
+    keeping.want(2, "b")
+    wait_until(lambda: keeping.heard("held", 2), 10, lambda: str(keeping.told))
 
 
 def test_nonsense_ends_no_keeper(keep: Callable[[str], Keeping]) -> None:

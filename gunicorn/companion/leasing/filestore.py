@@ -35,6 +35,9 @@ from gunicorn.unix import boottime, trust
 # A note of non-ASCII characters may take six times its bytes.
 _RECORD = 8 * LONGEST_NOTE
 
+# NAME_MAX of Linux.
+_LONGEST_FILE_NAME = 255
+
 # Seconds between two looks at files of others, and between two tries for a lock.
 _LOOK = 0.5
 _TRY = 0.02
@@ -75,6 +78,17 @@ def check(url: str) -> None:
         raise ValueError(
             f"{url!r} names no directory: write file:///PATH, with three slashes and an absolute path"
         )
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError with what to change."""
+    if len(_file_name(name)) > _LONGEST_FILE_NAME:
+        raise ValueError(f"{name!r} is too long for the name of a file: give the lease a shorter name")
+
+
+def _file_name(name: str) -> str:
+    """Of ASCII alone."""
+    return quote(name, safe="@ ") + ".lease"
 
 
 def connect(url: str, timeout: float) -> FileStore:
@@ -148,7 +162,7 @@ class FileStore:
         return not found.record.owner or _left(found) <= 0
 
     def _path(self, name: str) -> str:
-        return os.path.join(self.directory, quote(name, safe="@ ") + ".lease")
+        return os.path.join(self.directory, _file_name(name))
 
     def _open(self, name: str, flags: int) -> int:
         """Somebody else may own the directory: follow no link, and wait for no pipe."""

@@ -39,6 +39,9 @@ TIMEOUT_PART, SHORTEST_TIMEOUT, LONGEST_TIMEOUT = 1 / 15, 0.25, 5.0
 PAUSE = 1.0
 SHORTEST_PAUSE = 0.05
 
+# Seconds between two looks at what is due, at most.
+_LONGEST_WAIT = 3600.0
+
 # Seconds for what is still to be given up at the end.
 _END = 1.5
 
@@ -252,7 +255,8 @@ class Desk:
         now = boottime.now()
         wants = [*self.wants.values(), *(want for _, want in self.given)]
         times = [max(self._retry_at, want.due) for want in wants]
-        seconds = max(0.0, min(times, default=now + 3600.0) - now)
+        # poll(2) has a longest time.
+        seconds = max(0.0, min([*times, now + _LONGEST_WAIT]) - now)
         others = [want for want in self.wants.values() if not want.token]
         if not others or self._down or self._store is None:
             stores.sleep(seconds, self._woken)

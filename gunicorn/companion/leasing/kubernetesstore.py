@@ -52,6 +52,15 @@ def check(url: str) -> None:
         raise ValueError("its server must be a URL, as in ?server=http://127.0.0.1:8001")
 
 
+def check_name(name: str) -> None:
+    """Raise ValueError with what to change."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} can't be the name of a lease in Kubernetes: "
+            "use at most 63 small letters, digits and hyphens"
+        )
+
+
 def _options(parts: SplitResult) -> dict[str, str]:
     return dict(parse_qsl(parts.query, keep_blank_values=True))
 
@@ -80,11 +89,6 @@ class KubernetesClient:
         self._unchanged: dict[str, tuple[object, float]] = {}
 
     def acquire(self, name: str, owner: str, ttl: float) -> Answer:
-        if not _NAME.fullmatch(name):
-            raise LeaseError(
-                f"{name!r} can't be the name of a lease in Kubernetes: "
-                "use at most 63 small letters, digits and hyphens"
-            )
         lease = self._get(name)
         if lease is None:
             new = {

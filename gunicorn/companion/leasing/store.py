@@ -115,6 +115,14 @@ def check_url(url: str) -> None:
         _module(url).check(url)
 
 
+def check_name(url: str, name: str) -> None:
+    """Raise ValueError if the store at *url*, which was checked, can have no lease of this name."""
+    if not _is_own(url):
+        check = getattr(_module(url), "check_name", None)
+        if check is not None:
+            check(name)
+
+
 def hide_password(url: str) -> str:
     """*url* for people."""
     return redact.in_text(url)
