@@ -29,6 +29,7 @@ from gunicorn.master.succession import Succession
 from gunicorn.settings.http import check_protocol
 from gunicorn.unix.process import describe_end
 from gunicorn.unix.signals import Interrupted, SignalInbox, blocked_signals, in_turn, signal_name, unblock_all
+from gunicorn.unix.unreadoutput import discard_unread_output
 
 # Seconds between checks of the heartbeats and of the old master.
 TICK = 1.0
@@ -190,7 +191,9 @@ class Arbiter(Shutdown, Succession):
     def init_signals(self) -> None:
         """Record signals from now on; the loop handles each in its turn."""
         if self.inbox is None:
-            self.inbox = SignalInbox([*self.SIGNALS, signal.SIGCHLD])
+            # A hook that prints may hold up the loop that would handle them.
+            at_once = dict.fromkeys(STOPS, discard_unread_output)
+            self.inbox = SignalInbox([*self.SIGNALS, signal.SIGCHLD], at_once)
         self.inbox.install()
         # Also for the children: they inherit the mask, and a watchdog's SIGABRT must reach them.
         unblock_all()

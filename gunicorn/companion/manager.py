@@ -56,6 +56,7 @@ from gunicorn.unix.kernel import KERNEL, Kernel
 from gunicorn.unix.libc import become_subreaper
 from gunicorn.unix.poller import Poller
 from gunicorn.unix.signals import SignalInbox, signal_name, unblock_all
+from gunicorn.unix.unreadoutput import discard_unread_output
 
 if TYPE_CHECKING:
     from gunicorn.companion.child.stacks import StackFile
@@ -144,7 +145,9 @@ class CompanionManager:
         self.kept.restore(self.table)
 
         self.poller = Poller()
-        self.inbox = SignalInbox([getattr(signal, "SIG" + name) for name in SIGNALS])
+        # A hook that prints must not hold up the stop.
+        at_once = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT), discard_unread_output)
+        self.inbox = SignalInbox([getattr(signal, "SIG" + name) for name in SIGNALS], at_once)
         self.control: ControlServer | None = None
         if control_path is not None:
             self.control = ControlServer(control_path, control_mode, self._answer, self.poller, log)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn import sock
 from gunicorn.master.reload import Reloading
+from gunicorn.unix.unreadoutput import discard_unread_output, flush_output
 
 if TYPE_CHECKING:
     from gunicorn.companion.server.handle import ManagerHandle
@@ -65,6 +66,7 @@ class Shutdown(Reloading):
 
     def end(self, graceful: bool, exit_status: int) -> None:
         """Stop everything, even if that fails half-way, and end the process."""
+        discard_unread_output()
         self.upgrade.report(self._halt_reason or "it was stopped before it served")
         try:
             self.stop(graceful)
@@ -85,6 +87,7 @@ class Shutdown(Reloading):
             if self.pidfile is not None:
                 self.pidfile.unlink()
             self.unit.leave(time.monotonic())
+            flush_output()
         sys.exit(exit_status)
 
     def stop(self, graceful: bool = True) -> None:

@@ -58,8 +58,12 @@ class SignalInbox:
     ``install()`` and ``drain()`` belong to the main thread, ``wake()`` to any.
     """
 
-    def __init__(self, signals: Iterable[int]) -> None:
+    def __init__(
+        self, signals: Iterable[int], at_once: Mapping[Any, Callable[[], object]] | None = None
+    ) -> None:
         self.signals = tuple(signals)
+        # What the handler of a signal calls, because the process may not get back to its queue.
+        self._at_once = at_once or {}
         self.queue: list[int] = []
         self.pipe: tuple[int, int] | tuple[()] = ()
         # The first of these raises Interrupted; set while nobody reads the queue.
@@ -90,8 +94,11 @@ class SignalInbox:
         """The handler: record and wake. Within `interrupting` it raises Interrupted, once."""
         self.queue.append(signum)
         self.wake()
+        is_own = os.getpid() == self._pid
+        if signum in self._at_once and is_own:
+            self._at_once[signum]()
         # Record it anyway: the interrupted code may catch everything.
-        if signum in self.interrupts and os.getpid() == self._pid:
+        if signum in self.interrupts and is_own:
             self.interrupts = frozenset()
             raise Interrupted(signum)
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 
 import pytest
@@ -62,5 +64,46 @@ def test_the_lines_left_out_are_counted_and_said() -> None:
         count = int(text.partition("nobody read them: ")[2].partition("]")[0])
         assert kept + count in (200, 201)
         assert "/again" in text.partition("]\n")[2]
+    finally:
+        os.close(reading)
+
+
+HOOKS = """
+def note(name):
+    open(f"{name}-begun", "w").close()
+    print("x" * 100_000)
+    open(f"{name}-done", "w").close()
+
+def child_exit(server, worker):
+    note("child_exit")
+
+def companion_exit(manager, companion):
+    note("companion_exit")
+
+def on_exit(server):
+    note("on_exit")
+"""
+
+
+def test_hooks_that_print_what_nobody_reads_hold_up_no_stop() -> None:
+    """Neither in the master nor in the companion manager."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writing, b"x" * 4096):
+            pass
+    os.set_blocking(writing, True)
+    server = Server(config=HOOKS + conf(companion_workers=[{"name": "job", "command": ["sleep", "60"]}]))
+    server.popen_options.update(stdout=writing, stderr=writing)
+    try:
+        with server:
+            os.close(writing)
+            server.wait_companion("job", "RUNNING")
+            os.kill(server.workers()[0], signal.SIGKILL)
+            wait_until((server.dir / "child_exit-begun").exists)
+            # The manager has ten seconds more than its companions until it is killed; the master has no limit.
+            assert server.stop(timeout=8) == 0
+            done = {path.name for path in server.dir.glob("*-done")}
+            assert done == {"child_exit-done", "companion_exit-done", "on_exit-done"}
     finally:
         os.close(reading)
