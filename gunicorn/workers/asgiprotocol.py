@@ -8,6 +8,7 @@ from collections import deque
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -21,7 +22,7 @@ from gunicorn.http.errors import (
     ParseException,
 )
 from gunicorn.http.parse import exact_head
-from gunicorn.workers.asgirequest import Request, WebSocketRequest
+from gunicorn.workers.asgirequest import HTTPRequest, Request, WebSocketRequest
 from gunicorn.workers.connection import State
 
 try:
@@ -53,7 +54,7 @@ _ANSWERED = _Answered()
 class HTTP(HttpToolsProtocol):  # type: ignore[misc]
     """HTTP on one connection."""
 
-    #: uvicorn's part of the latest request.
+    #: The latest request.
     cycle: Any
     #: Its fields; once the head is complete, its trailers.
     headers: list[tuple[bytes, bytes]]
@@ -70,13 +71,14 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
         if WebSocketsSansIOProtocol is not None:
             self.ws_protocol_class = partial(WebSocket, self)
         #: Requests without a complete response, the oldest first.
-        self.requests: deque[Request] = deque()
+        self.requests: deque[HTTPRequest] = deque()
         # How much has been received since the last request was complete.
         self._received = 0
         # How much of that since there was a head or content in it.
         self._without_content = 0
         self._in_head = False
         self.url = b""
+        self._root = self.root_path.encode("ascii")
         # Why what was received last is to be refused.
         self._error: ClientAnswer | None = None
         # The same, once it waits for the response to a request before.
@@ -169,73 +171,90 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        worker, conn = self.worker, self.connection
-        method = self.parser.get_method()
-        upgrades = self.parser.should_upgrade()
+        worker, conn, scope, parser = self.worker, self.connection, self.scope, self.parser
+        method, version = parser.get_method(), parser.get_http_version()
+        upgrades = parser.should_upgrade()
         if upgrades and method != b"CONNECT" and not self._should_upgrade():
             # See _go_on_without_upgrade(), which the parser leads to now.
             self.cycle = self.cycle or _ANSWERED
             return
         try:
-            path = self._check_head(method)
+            path, query = self._check_head(method, version)
         except ParseException as error:
             self._error = error
             raise
-        request = Request(worker, conn, self.scope, self.url)
-        if path is not None:
-            # uvicorn would refuse the other forms of a target.
-            self.url = b"/"
-        before = self.cycle
-        self.app = request
-        HttpToolsProtocol.on_headers_complete(self)
-        cycle = self.cycle
-        if cycle is before:
-            return  # of a WebSocket
-        if path is not None:
-            self.scope["path"], self.scope["raw_path"] = path, path.encode("ascii")
-        request.reply = cycle
+        scope["method"] = method.decode("ascii")
+        if version != "1.1":
+            scope["http_version"] = version
+        if upgrades and self._should_upgrade():
+            return  # handle_websocket_upgrade() is next
+        scope["query_string"] = query
+        if path.startswith(b"/"):
+            scope["raw_path"] = self._root + path
+            text = path.decode("ascii")
+            scope["path"] = self.root_path + (unquote(text) if "%" in text else text)
+        else:
+            # The target of CONNECT, or the asterisk of OPTIONS.
+            scope["raw_path"], scope["path"] = path, path.decode("ascii")
+        keep_alive = (
+            version != "1.0"
+            and parser.should_keep_alive()
+            and not (conn.hung_up or upgrades)
+            and worker.alive
+            and worker.keepalive > 0
+        )
+        self.cycle = request = HTTPRequest(self, keep_alive)
         conn.state, conn.since = State.BUSY, request.since
-        if conn.hung_up or upgrades or not (worker.alive and worker.keepalive):
-            cycle.keep_alive = False
         self._body_at = request.since
         self.requests.append(request)
         worker.begin_request(request)
         # Trailers come by the same way as fields. Drop them: by the time they come, the fields were checked.
         self.headers = []
+        if self.requests[0] is request:
+            self._start(request)
+        else:
+            # The client does not wait for answers.
+            self.flow.pause_reading()
 
-    def _check_head(self, method: bytes) -> str | None:
-        """Check the head as the other worker classes do. Returns the path if the target is not one.
+    def _start(self, request: HTTPRequest) -> None:
+        """Have the application serve *request*."""
+        request.task = task = self.loop.create_task(request.run(request.scope, request.receive))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def _check_head(self, method: bytes, version: str) -> tuple[bytes, bytes]:
+        """Check the head as the other worker classes do. Returns path and query as the client has sent them.
 
         Raises ParseException.
         """
-        worker = self.worker
+        worker, url = self.worker, self.url
         headers = self.headers
         fields = dict(headers)
         usual = worker.unusual.isdisjoint(fields)
-        if not (
+        if (
             self._received <= worker.small_head
             and len(fields) == len(headers) <= worker.max_fields
-            and self.url[:1] == b"/"
-            and b"#" not in self.url
-            and self.url.isascii()
+            and url[:1] == b"/"
+            and b"#" not in url
+            and url.isascii()
             and fields.get(b"host") in worker.hosts
             and method in _METHODS
             and (usual or (RARE.isdisjoint(fields) and not worker.forwarded.may_disagree(fields)))
             and b"_" not in b"".join(fields)
-            and self.parser.get_http_version() == "1.1"
+            and version == "1.1"
         ):
-            path = self._check_exactly()
+            path, _, query = url.partition(b"?")
         else:
-            path = None
+            path, query = self._check_exactly()
         if not usual and self.connection.trusted:
             worker.forwarded.apply(self.scope)
-        return path
+        return path, query
 
     def _request_line(self) -> bytes:
         parser = self.parser
         return b"%s %s HTTP/%s" % (parser.get_method(), self.url, parser.get_http_version().encode())
 
-    def _check_exactly(self) -> str | None:
+    def _check_exactly(self) -> tuple[bytes, bytes]:
         worker, headers = self.worker, self.headers
         lines = [self._request_line()]
         lines += [b"%s: %s" % field for field in headers]
@@ -252,7 +271,7 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
         for name, value in headers:
             if name == b"host" and len(worker.hosts) < _HOSTS_MAX and len(value) < 256:
                 worker.hosts.add(value)
-        return None if head.path.startswith("/") else head.path
+        return head.path.encode("ascii"), head.query.encode("ascii")
 
     def on_body(self, body: bytes) -> None:
         self._body_at = monotonic()
@@ -266,13 +285,11 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
             self.worker.end_request(self.requests.popleft())
         if conn.closing:
             return
-        if self.pipeline:
-            self.worker.context.copy().run(super().on_response_complete)
-            return
-        # Without uvicorn's timer for each request: the worker looks for idle connections.
         if self.flow.read_paused:
             self.flow.resume_reading()
-        if self._refused is not None:
+        if self.requests:
+            self.worker.context.copy().run(self._start, self.requests[0])
+        elif self._refused is not None:
             self._refuse(self._refused)
         else:
             conn.state = State.HEAD if self._in_head else State.IDLE
@@ -296,8 +313,7 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
             # It has begun, and its body is malformed or does not come.
             request = self.requests.pop()
             self.worker.forget_request(request)
-            cycle.disconnected = True
-            cycle.message_event.set()
+            request.disconnect()
         if cycle is None or cycle.response_complete or not cycle.response_started:
             self.worker.handle_error(request or self._refused_request(), conn, conn.peer, error)
         conn.close()
@@ -369,8 +385,7 @@ if WebSocketsSansIOProtocol is not None:
             self.worker = http.worker
             self.connection = http.connection
             self._http_scope = http.scope
-            self.http_request = WebSocketRequest(self.worker, self.connection, http.scope, http.url)
-            self.http_request.reply = self
+            self.http_request = WebSocketRequest(self, http)
             self.app = self.http_request
 
         def connection_made(self, transport: Any) -> None:

@@ -14,19 +14,16 @@ from gunicorn.workers.cycle import Stopped, answer_for
 if TYPE_CHECKING:
     from gunicorn.workers.asgiconnection import Conn
 
+# Of the requests for whose content nobody waits, which are most.
+_UNUSED_EVENT = asyncio.Event()
+
 
 class Request:
-    """One request, and what was answered. uvicorn calls it as the application."""
+    """One request, and what was answered."""
 
     # Defaults of the class, because each attribute that is set takes time.
 
-    #: uvicorn's part of it: keeps what the client sends.
-    reply: Any = None
-    #: uvicorn's own way to send.
-    pass_on: Any = None
     task: asyncio.Task[Any] | None = None
-    #: The response.
-    head: Head | None = None
     status_code: int | None = None
     fields: Any = ()
     sent = 0
@@ -98,14 +95,12 @@ class Request:
 
     # -- the application --------------------------------------------------------------------
 
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        self.task = asyncio.current_task()
-        self.pass_on = send
+    async def run(self, scope: dict[str, Any], receive: Any) -> None:
+        """Call the application, and answer for it if it fails."""
         try:
             await self.worker.wsgi(scope, receive, self.send)
         except Stopped as error:
-            # uvicorn would take it for an error of the application.
-            self.reply.disconnected = True
+            self.disconnect()
             self.worker.stop_loop(error)
         except asyncio.CancelledError:
             if self.timed_out:
@@ -119,78 +114,23 @@ class Request:
                 await self._fail(*answer_for(None))
 
     async def send(self, message: dict[str, Any]) -> None:
-        """Send a part of the response: the head once the first part of the content is there, too.
-
-        A coroutine, because a thread of the application may call it, for the loop to run it: only the
-        loop's own thread may touch the transport.
-        """
-        reply = self.reply
-        if reply.flow.write_paused:
-            await reply.flow.drain()
-        if reply.disconnected:
-            return
-        kind = message["type"]
-        if kind == "http.response.start" and self.head is None:
-            self._start(message["status"], message.get("headers", ()))
-        elif kind == "http.response.body" and self.head is not None and not reply.response_complete:
-            self._write(message.get("body", b""), message.get("more_body", False))
-        else:
-            raise RuntimeError(f"the application sends {kind!r} where it is not expected")
-
-    def _start(self, status: int, fields: Any) -> None:
-        reply, worker = self.reply, self.worker
-        # A client that is still sending the body might have to send all of it.
-        keeps = reply.keep_alive and not (reply.more_body or self.conn.hung_up) and worker.alive
-        old = self.scope["http_version"] != "1.1"
-        self.head = Head(self.scope["method"], old, status, fields, keeps, worker.default_lines)
-        self.status_code, self.fields = status, fields
-        # From now on the client need not send a body that waits for "100 Continue".
-        reply.waiting_for_100_continue = False
-
-    def _write(self, body: Any, more: bool) -> None:
-        reply, head, conn = self.reply, self.head, self.conn
-        assert head is not None
-        data = head.content(body, more)
-        if not reply.response_started:
-            reply.response_started = True
-            if len(data) < COPIED:
-                data = b"".join((head.data, data))
-            else:
-                conn.write(head.data)
-        if data:
-            conn.write(data)
-        if head.framing != NONE:
-            self.sent += len(body)
-        if not more:
-            reply.response_complete = True
-            reply.message_event.set()
-            if not head.keeps:
-                conn.close()
-            conn.protocol.on_response_complete()
-
-    @property
-    def is_answered(self) -> bool:
-        return bool(self.reply.response_complete)
-
-    @property
-    def is_gone(self) -> bool:
-        return bool(self.reply.disconnected)
+        raise NotImplementedError
 
     async def _fail(self, status: int, reason: str, text: str) -> None:
         """Answer for the application, or cut off what it has begun to answer."""
-        if self.head is not None and self.reply.response_started:
-            # The client sees that the content is not whole.
-            if self.head.framing == TO_THE_END:
-                self.conn.reset()
-            else:
-                self.conn.close()
-            return
-        page = error_response(status, reason, text).partition(b"\r\n\r\n")[2]
-        self.reply.keep_alive = False
-        fields = [(b"content-type", b"text/html; charset=utf-8"), (b"content-length", b"%d" % len(page))]
-        self._start(status, fields)
-        if not self.is_gone:
-            self._write(page, False)
+        raise NotImplementedError
+
+    def disconnect(self) -> None:
+        """From now on there is no client to answer."""
+        raise NotImplementedError
+
+    @property
+    def is_answered(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def is_gone(self) -> bool:
+        raise NotImplementedError
 
     def _log_error(self, error: BaseException | None) -> None:
         log, where = self.worker.log, ascii(f"{self.method} {self.uri}")
@@ -214,8 +154,145 @@ class Request:
         return Response(self)
 
 
+class HTTPRequest(Request):
+    """A request of HTTP: receives its content, and sends its response.
+
+    uvicorn's protocol has it in the place of its own RequestResponseCycle, and changes disconnected, body,
+    more_body and message_event.
+    """
+
+    disconnected = False
+    more_body = True
+    message_event = _UNUSED_EVENT
+    #: Whether the application has been told that its content is complete.
+    _told_end = False
+    #: The response.
+    head: Head | None = None
+    response_started = False
+    response_complete = False
+
+    def __init__(self, http: Any, keep_alive: bool) -> None:
+        super().__init__(http.worker, http.connection, http.scope, http.url)
+        self.flow = http.flow
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = http.expect_100_continue
+        self.body = bytearray()
+
+    async def receive(self) -> dict[str, Any]:
+        """Wait for content, or for the end of the request."""
+        if self.waiting_for_100_continue:
+            self.waiting_for_100_continue = False
+            self.conn.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not (self.disconnected or self.response_complete):
+            self.flow.resume_reading()
+            if self.body or not (self.more_body or self._told_end):
+                content, self.body = bytes(self.body), bytearray()
+                self._told_end = not self.more_body
+                return {"type": "http.request", "body": content, "more_body": self.more_body}
+            if self.message_event is _UNUSED_EVENT:
+                self.message_event = asyncio.Event()
+            self.message_event.clear()
+            await self.message_event.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        """Send a part of the response: the head once the first part of the content is there, too.
+
+        A coroutine, because a thread of the application may call it, for the loop to run it: only the
+        loop's own thread may touch the transport.
+        """
+        if self.flow.write_paused:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        kind = message["type"]
+        if kind == "http.response.start" and self.head is None:
+            self._start(message["status"], message.get("headers", ()))
+        elif kind == "http.response.body" and self.head is not None and not self.response_complete:
+            self._write(message.get("body", b""), message.get("more_body", False))
+        else:
+            raise RuntimeError(f"the application sends {kind!r} where it is not expected")
+
+    def _start(self, status: int, fields: Any) -> None:
+        worker = self.worker
+        # A client that is still sending the body might have to send all of it.
+        keeps = self.keep_alive and not (self.more_body or self.conn.hung_up) and worker.alive
+        old = self.scope["http_version"] != "1.1"
+        self.head = Head(self.scope["method"], old, status, fields, keeps, worker.default_lines)
+        self.status_code, self.fields = status, fields
+        # From now on the client need not send a body that waits for "100 Continue".
+        self.waiting_for_100_continue = False
+
+    def _write(self, body: Any, more: bool) -> None:
+        head, conn = self.head, self.conn
+        assert head is not None
+        data = head.content(body, more)
+        if not self.response_started:
+            self.response_started = True
+            if len(data) < COPIED:
+                data = b"".join((head.data, data))
+            else:
+                conn.write(head.data)
+        if data:
+            conn.write(data)
+        if head.framing != NONE:
+            self.sent += len(body)
+        if not more:
+            self.response_complete = True
+            self.message_event.set()
+            if not head.keeps:
+                conn.close()
+            conn.protocol.on_response_complete()
+
+    @property
+    def is_answered(self) -> bool:
+        return self.response_complete
+
+    @property
+    def is_gone(self) -> bool:
+        return self.disconnected
+
+    async def _fail(self, status: int, reason: str, text: str) -> None:
+        if self.head is not None and self.response_started:
+            # The client sees that the content is not whole.
+            if self.head.framing == TO_THE_END:
+                self.conn.reset()
+            else:
+                self.conn.close()
+            return
+        page = error_response(status, reason, text).partition(b"\r\n\r\n")[2]
+        self.keep_alive = False
+        fields = [(b"content-type", b"text/html; charset=utf-8"), (b"content-length", b"%d" % len(page))]
+        self._start(status, fields)
+        if not self.disconnected:
+            self._write(page, False)
+
+    def disconnect(self) -> None:
+        self.disconnected = True
+        self.message_event.set()
+
+    def lost(self) -> None:
+        self.disconnect()
+        super().lost()
+
+
 class WebSocketRequest(Request):
-    """The handshake of a WebSocket. What follows is no request any more."""
+    """The handshake of a WebSocket. What follows is no request any more.
+
+    uvicorn calls it as the application.
+    """
+
+    #: uvicorn's own way to send.
+    pass_on: Any = None
+
+    def __init__(self, websocket: Any, http: Any) -> None:
+        super().__init__(http.worker, http.connection, http.scope, http.url)
+        self.websocket = websocket
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        self.task = asyncio.current_task()
+        self.pass_on = send
+        await self.run(scope, receive)
 
     async def send(self, message: dict[str, Any]) -> None:
         if self.status_code is None:
@@ -232,6 +309,9 @@ class WebSocketRequest(Request):
         elif kind == "websocket.http.response.start":
             self.answered(message["status"], message.get("headers") or ())
 
+    def disconnect(self) -> None:
+        self.websocket.disconnected = True
+
     def answered(self, status: int, fields: Any = ()) -> None:
         self.status_code, self.fields = status, fields
         self.worker.end_request(self)
@@ -243,16 +323,16 @@ class WebSocketRequest(Request):
     @property
     def is_gone(self) -> bool:
         # An application that pushes learns only by an error that the server has closed.
-        return self.conn.closing or bool(self.reply.disconnected)
+        return self.conn.closing or bool(self.websocket.disconnected)
 
     async def _fail(self, status: int, reason: str, text: str) -> None:
         if self.status_code is not None:
             # The application is done: uvicorn closes.
-            if not self.is_gone and not self.reply.close_sent:
+            if not self.is_gone and not self.websocket.close_sent:
                 await self.pass_on({"type": "websocket.close", "code": 1011})
             return
         self.answered(status)
-        self.reply.send_500_response()
+        self.websocket.send_500_response()
 
 
 class Response:
