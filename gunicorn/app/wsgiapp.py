@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.base import Application, WSGICallable
 from gunicorn.errors import ConfigError
+from gunicorn.unix.exit import end_fork
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -70,7 +71,15 @@ class WSGIApplication(Application):
 
 def run(prog: str | None = None) -> None:
     """The console script; *prog* is its name in ``--help``."""
-    WSGIApplication("%(prog)s [OPTIONS] [MODULE:CALLABLE]", prog=prog).run()
+    app = WSGIApplication("%(prog)s [OPTIONS] [MODULE:CALLABLE]", prog=prog)
+    pid = os.getpid()
+    try:
+        app.run()
+    except SystemExit as exc:
+        # In a worker. Python would not free all that is frozen, but would write to most of it.
+        if os.getpid() != pid and app.cfg.preload_app and app.cfg.gc_freeze:
+            end_fork(exc)
+        raise
 
 
 if __name__ == "__main__":

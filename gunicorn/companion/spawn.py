@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from gunicorn.companion.checks import Target, describe_target
 from gunicorn.companion.child import attributes, descriptors, envfile, lease, mark, streams
 from gunicorn.companion.child.attributes import StartFailed
-from gunicorn.companion.child.exit import flush, forget_inherited_exit_handlers, run_to_the_end
+from gunicorn.companion.child.exit import forget_inherited_exit_handlers, run_to_the_end
 from gunicorn.companion.child.program import CannotRun, execute
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.runfile import Record, RunFile, note_exception
@@ -31,6 +31,7 @@ from gunicorn.monitor import inherited
 from gunicorn.settings import redact
 from gunicorn.settings.monitor import MONITOR_TARGET
 from gunicorn.unix import libc, spare
+from gunicorn.unix.exit import flush
 from gunicorn.unix.process import leave, set_process_title
 from gunicorn.unix.session import identity, own_identity
 from gunicorn.unix.signals import blocked_signals, reset_to_default, unblock_all

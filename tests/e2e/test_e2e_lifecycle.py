@@ -246,3 +246,34 @@ def test_workers_run_as_the_user_that_is_set() -> None:
         found = server.get("/process").json()
         assert (found["uid"], found["gid"]) == (nobody.pw_uid, nobody.pw_gid)
         assert os.stat(f"/proc/{server.pid}").st_uid == 0
+
+
+EXITS = """
+import atexit, sys
+
+notes = os.open("notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+# At its end Python forgets a module's names before it frees the objects.
+def note(what, write=os.write, fd=notes, getpid=os.getpid):
+    write(fd, b"%s %d\\n" % (what, getpid()))
+
+class Held:
+    def __del__(self, note=note):
+        note(b"freed")
+
+sys.held = Held()
+atexit.register(note, b"handled")
+"""
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "not frozen"])
+def test_workers_run_exit_handlers_and_free_nothing_that_is_frozen(frozen: bool) -> None:
+    with Server(DEFAULT_APP + EXITS, f"workers = 2\npreload_app = True\ngc_freeze = {frozen}") as server:
+        workers = server.wait_workers(2)
+        for pid in workers:
+            wait_until(lambda pid=pid: server.get().text == str(pid))
+        assert server.stop() == 0
+        notes = server.log("notes").splitlines()
+    theirs = {note for note in notes if not note.endswith(f" {server.pid}")}
+    done = ["handled"] if frozen else ["handled", "freed"]
+    assert theirs == {f"{what} {pid}" for what in done for pid in workers}

@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
 import signal
 import sys
-import threading
 import traceback
 import weakref
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+from gunicorn.unix.exit import code_of, finalize
 
 
 def run_to_the_end(
@@ -31,7 +31,7 @@ def run_to_the_end(
             return 1
         target()
     except SystemExit as exc:
-        code = _exit_code(exc)
+        code = code_of(exc)
         if code and not isinstance(exc.code, int):
             report(exc)
     except KeyboardInterrupt:
@@ -41,23 +41,13 @@ def run_to_the_end(
         if report(exc) is not True or sys.excepthook is not sys.__excepthook__:
             _excepthook()
         code = 1
-    return _finalize(code)
-
-
-def _exit_code(exc: SystemExit) -> int:
-    """Like the interpreter: None is 0, a number is itself, anything else is printed and 1."""
-    if exc.code is None:
-        return 0
-    if isinstance(exc.code, int):
-        return exc.code & 0xFF
-    print(exc.code, file=sys.stderr)
-    return 1
+    return finalize(code)
 
 
 def _interrupted() -> NoReturn:
     """Like the interpreter: the parent sees a death by SIGINT, not an exit code."""
     _excepthook()
-    _finalize(130)
+    finalize(130)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGINT)
     os._exit(130)
@@ -75,29 +65,6 @@ def _excepthook() -> None:
         # It must not hide the exception, or keep the exit handlers from running.
         traceback.print_exc()
         sys.__excepthook__(kind, value, value.__traceback__)
-
-
-def _finalize(code: int) -> int:
-    """Join the threads, run the exit handlers, flush: what the interpreter does at its end."""
-    with contextlib.suppress(SystemExit):
-        try:
-            threading._shutdown()  # type: ignore[attr-defined]
-        except KeyboardInterrupt:
-            code = 130
-        # Every handler that raises is reported by the call itself.
-        atexit._run_exitfuncs()
-    return code if flush() else code or 120  # the interpreter's own code for output that was lost
-
-
-def flush() -> bool:
-    """Flush the buffers; False if that fails."""
-    good = True
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except Exception:
-            good = good and stream is None
-    return good
 
 
 def forget_inherited_exit_handlers() -> None:
