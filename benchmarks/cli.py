@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import asgi, charts, load, machine, report, resident, startup, supervision, web
+from benchmarks import asgi, charts, deploys, load, machine, report, resident, startup, supervision, web
 from benchmarks.peers import OURS, PEERS, ROOT, Environments, default_cache, title
 from benchmarks.results import Report, Row
 
@@ -160,6 +160,18 @@ def asgi_jobs(environments: Environments, patterns: list[str], runs: int, second
 def startup_jobs(environments: Environments, patterns: list[str], runs: int, seconds: float) -> Iterable[Job]:
     for name in startup.chosen(patterns):
         yield startup.GROUP, name, functools.partial(one_row, startup.run, name, environments, runs)
+    names = deploys.chosen(patterns)
+    for name in (deploys.APPLICATION, deploys.EACH):
+        if name in names:
+            run = functools.partial(one_row, deploys.run_application, name, environments, runs)
+            yield startup.GROUP, name, run
+    together = [name for name in names if name in deploys.TOGETHER]
+    if together:
+        yield (
+            startup.GROUP,
+            ", ".join(together),
+            lambda: deploys.run_together(environments, together, runs),
+        )
 
 
 def one_row(run: Callable[..., Row], *arguments: Any) -> list[Row]:

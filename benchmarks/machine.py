@@ -31,30 +31,27 @@ def cores() -> tuple[set[int], set[int]] | None:
 ALLOWED: set[int] = set(os.sched_getaffinity(0)) if CAN_PIN else set()
 
 
-@contextlib.contextmanager
-def on_server_core() -> Iterator[None]:
+def on_server_core() -> contextlib.AbstractContextManager[None]:
     """Whatever is started in here runs on the server's core: affinity is inherited."""
     both = cores()
-    if both is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, both[0])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+    return contextlib.nullcontext() if both is None else _on(both[0])
+
+
+def on_all_cores() -> contextlib.AbstractContextManager[None]:
+    """Whatever is started in here runs on any core."""
+    return contextlib.nullcontext() if cores() is None else _on(ALLOWED)
+
+
+def on_load_cores() -> contextlib.AbstractContextManager[None]:
+    """This process, and by inheritance the load generators, leave the server's core alone."""
+    both = cores()
+    return contextlib.nullcontext() if both is None else _on(both[1])
 
 
 @contextlib.contextmanager
-def on_load_cores() -> Iterator[None]:
-    """This process, and by inheritance the load generators, leave the server's core alone."""
-    both = cores()
-    if both is None:
-        yield
-        return
+def _on(chosen: set[int]) -> Iterator[None]:
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, both[1])
+    os.sched_setaffinity(0, chosen)
     try:
         yield
     finally:
@@ -159,8 +156,11 @@ def switches(pid: int) -> int:
 def start_process(
     command: Sequence[str], directory: Path, env: dict[str, str], *, pinned: bool = True
 ) -> subprocess.Popen[bytes]:
-    """*command*, leader of a session of its own, with its output in the directory's ``log``."""
-    with open(directory / "log", "ab") as log, on_server_core() if pinned else contextlib.nullcontext():
+    """*command*, leader of a session of its own, with its output in the directory's ``log``.
+
+    It runs on the server's core, or on any if it is not *pinned*.
+    """
+    with open(directory / "log", "ab") as log, on_server_core() if pinned else on_all_cores():
         return subprocess.Popen(
             command,
             cwd=directory,

@@ -186,19 +186,7 @@ class Lineup:
         return [str(self.environments.bin(OURS) / "gunicorn")]
 
     def supervisord(self, directory: Path, count: int) -> list[str]:
-        (directory / "supervisord.conf").write_text(
-            "[supervisord]\nnodaemon=true\n"
-            f"logfile={directory}/supervisord.log\npidfile={directory}/pid\nchildlogdir={directory}\n"
-            f"minfds={count * 4 + 1024}\n"
-            f"[unix_http_server]\nfile={directory}/control\n"
-            "[rpcinterface:supervisor]\n"
-            "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
-            f"[supervisorctl]\nserverurl=unix://{directory}/control\n"
-            f"[program:c]\ncommand={program(directory)}\nnumprocs={count}\n"
-            "process_name=%(program_name)s%(process_num)04d\nautorestart=true\nstartsecs=0\n"
-            "redirect_stderr=true\nstdout_logfile=NONE\n"
-        )
-        config = str(directory / "supervisord.conf")
+        config = write_supervisord(directory, str(program(directory)), count)
         return [str(self.environments.bin("supervisor") / "supervisord"), "-c", config]
 
     def circus(self, directory: Path, count: int) -> list[str]:
@@ -208,6 +196,24 @@ class Lineup:
             "warmup_delay = 0\n"
         )
         return [str(self.environments.bin("circus") / "circusd"), str(directory / "circus.ini")]
+
+
+def write_supervisord(directory: Path, command: str, count: int) -> str:
+    """Write the configuration of *count* programs, with a control socket; return its path."""
+    path = directory / "supervisord.conf"
+    path.write_text(
+        "[supervisord]\nnodaemon=true\n"
+        f"logfile={directory}/supervisord.log\npidfile={directory}/pid\nchildlogdir={directory}\n"
+        f"minfds={count * 4 + 1024}\n"
+        f"[unix_http_server]\nfile={directory}/control\n"
+        "[rpcinterface:supervisor]\n"
+        "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
+        f"[supervisorctl]\nserverurl=unix://{directory}/control\n"
+        f"[program:c]\ncommand={command}\nnumprocs={count}\n"
+        "process_name=%(program_name)s%(process_num)04d\nautorestart=true\nstartsecs=0\n"
+        "redirect_stderr=true\nstdout_logfile=NONE\n"
+    )
+    return str(path)
 
 
 def program(directory: Path) -> Path:

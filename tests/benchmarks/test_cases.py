@@ -10,12 +10,12 @@ import sys
 import pytest
 from harness import ROOT
 
-from benchmarks import asgi, cli, peers, resident, startup, supervision, web
+from benchmarks import asgi, cli, deploys, peers, resident, startup, supervision, web
 from benchmarks.results import Row
 from benchmarks.stats import ITSELF
 
 CASES = {case.name: case for case in web.cases()}
-ALL_NAMES = [*CASES, *supervision.TITLES, *startup.TITLES, *resident.TITLES, *asgi.TITLES]
+ALL_NAMES = [*CASES, *supervision.TITLES, *startup.TITLES, *deploys.TITLES, *resident.TITLES, *asgi.TITLES]
 
 
 def test_each_case_has_a_name_of_its_own() -> None:
@@ -76,7 +76,12 @@ def test_a_body_that_is_not_even_of_its_type_is_wrong() -> None:
         ),
         (["all"], "restart,version", ["restart", "version"]),
         (["companions"], "status*", ["status-1000, status-command"]),
-        (["startup", "startup"], "*", ["version", "first-answer"]),
+        (["startup", "startup"], "version,*-answer", ["version", "first-answer"]),
+        (
+            ["startup"],
+            "start-*",
+            ["start-application", "start-application-each", "start-together, start-programs"],
+        ),
         (["http"], "nothing", []),
     ],
 )
