@@ -24,7 +24,6 @@ from gunicorn.glogging import Logger
 from gunicorn.scoreboard import Scoreboard
 from gunicorn.workers.gthread import ThreadWorker
 from gunicorn.workers.sync import SyncWorker
-from gunicorn.workers.threads.polling import make_poller
 from gunicorn.workers.threads.tconn import TConn
 
 SERVER, CLIENT = ("127.0.0.1", 8000), ("127.0.0.1", 50000)
@@ -93,14 +92,14 @@ def serve_kept(cfg: Config, client: Client, count: int, scoreboard: bool) -> Non
     if worker.slot is not None:
         worker.slot.watched = True
         worker.slot.limit = 60.0  # under valgrind a quick request may take longer than a millisecond
-    worker.poller = make_poller()
-    conn = TConn(cfg, client, CLIENT, SERVER, worker.batch)
+    worker._prepare_threads()
+    conn = TConn(cfg, client, CLIENT, SERVER, worker.team.batch)
     conn.init(None, worker.cycle.policy)
     worker.conns[id(conn)] = conn
     conn.deadline = time.monotonic() + 3600
     worker.waiting.park(conn)
     for _ in range(count):
-        worker._attend(conn.fd)
+        worker.attend(conn.fd)
 
 
 def serve_each(cfg: Config, client: Client, count: int, scoreboard: bool) -> None:

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The threaded worker: threads take turns at waiting, and serve what they find.
+"""The threaded worker: its threads (``threads.team``) serve what the poller reports.
 
-The thread that leads waits on the poller and serves what it finds; when that blocks it, another one takes the
-turn. Under load it finds several requests at once, and serves them as a batch (``threads.batch``).
-
-It is woken for bytes, not for requests: the head of a request is gathered without waiting, so that a client
-that sends it slowly occupies no thread, only a place in the poller. The main thread serves nothing. It sends
-heartbeats, handles signals, closes overdue connections, and supervises the turns.
+They are woken for bytes, not for requests: the head of a request is gathered without waiting, so that a
+client that sends it slowly occupies no thread, only a place in the poller. The main thread serves nothing. It
+sends heartbeats, handles signals, closes overdue connections, and checks on the threads.
 """
 
 from __future__ import annotations
@@ -29,11 +26,9 @@ from gunicorn.workers.bodies import BodyIntake
 from gunicorn.workers.connection import IDLE_AT_LEAST, PUNCTUALITY, State, is_readable
 from gunicorn.workers.cycle import CLOSE, KEEP, LINGER, RESET, Outcome, may_leave_http, shown
 from gunicorn.workers.retiring import LAST_WAIT, RETIRE_TICK, retire
-from gunicorn.workers.threads.batch import Batch
-from gunicorn.workers.threads.polling import make_poller
 from gunicorn.workers.threads.tconn import DaemonThreads, TConn, Waiting
-from gunicorn.workers.threads.turns import CHECK, Turns
-from gunicorn.workers.threads.waits import SAMPLE, Stretch
+from gunicorn.workers.threads.team import Team
+from gunicorn.workers.threads.turns import CHECK
 
 if TYPE_CHECKING:
     import ssl
@@ -44,24 +39,7 @@ __all__ = ["DaemonThreads", "TConn", "ThreadWorker"]
 
 # Also for a client that has its last answer.
 _LAST_WAIT = {**LAST_WAIT, State.LINGER: 1.0, State.SENDING: math.inf}
-# How long the main thread waits, at most, for each turn at the interpreter while it sends what is held.
-_SWITCH_INTERVAL = 0.0001
 _AWAITS_REQUEST = (State.NEW, State.HEAD, State.IDLE)
-
-
-def _time_spent(thread: int) -> float:
-    """The time of the processor that *thread* has had, in seconds; 0 if that is unknown."""
-    if not thread or not hasattr(time, "pthread_getcpuclockid"):
-        return 0.0
-    try:
-        return time.clock_gettime(time.pthread_getcpuclockid(thread))
-    except OSError:
-        return 0.0
-
-
-def _set_patience(sock: Any, seconds: float) -> None:
-    """Let *sock*, one of gevent's, wait at most *seconds* for its client; 0: for ever."""
-    sock.patience = seconds or None
 
 
 def state_of_gil() -> str | None:
@@ -71,6 +49,11 @@ def state_of_gil() -> str | None:
     if sys._is_gil_enabled():  # type: ignore[attr-defined]
         return "The GIL is on: an extension module that needs it has turned it on, or PYTHON_GIL or -X gil"
     return "The GIL is off: threads run in parallel"
+
+
+def _set_patience(sock: Any, seconds: float) -> None:
+    """Let *sock*, one of gevent's, wait at most *seconds* for its client; 0: for ever."""
+    sock.patience = seconds or None
 
 
 class ThreadWorker(Worker):
@@ -87,7 +70,6 @@ class ThreadWorker(Worker):
         self.tpool: Any = None
         self.poller: Any = None
         self.waiting = Waiting(self._put_back)
-        self.batch = Batch(self._send_held, self._may_hold)
         self.conns: dict[int, TConn] = {}
         self._listeners: dict[int, Any] = {}
         self._names: dict[int, Any] = {}
@@ -146,15 +128,14 @@ class ThreadWorker(Worker):
             self.slot.watched = True
         if self.slot is not None or not self._is_timed:
             # Where a single thread is blocked, the main thread sends the answers that are held.
-            self.turns.watched = True
-            self.turns.checked = False
+            self.team.watch()
         for listener in self.sockets:
             listener.setblocking(False)
             self._listeners[listener.fileno()] = listener
             self._names[listener.fileno()] = listener.getsockname()
             self.poller.watch_listener(listener.fileno())
         for _ in range(max(1, self.cfg.threads)):
-            self.tpool.submit(self._follow)
+            self.tpool.submit(self.team.follow)
         while self.alive and self.is_parent_alive():
             self._tick(math.inf)
             if self._paused and (self.has_room() or self._make_room()):
@@ -164,8 +145,7 @@ class ThreadWorker(Worker):
             self._tick(time.monotonic() + seconds)
         for conn in self.waiting.claim_expired(math.inf):
             self._drop(conn)
-        self.turns.stop()
-        self.poller.stop()
+        self.team.stop()
         self.tpool.shutdown(False)
 
     def _prepare_threads(self) -> None:
@@ -178,14 +158,13 @@ class ThreadWorker(Worker):
         flags = 0 if self._is_timed else socket.MSG_DONTWAIT
         patience = 0.0 if self._is_timed else self._patience
         self._receive_body = BodyIntake(self._left_for_body, patience, flags).receive
-        self._get_ident = threading.get_ident
         self._accept_lock = threading.Lock()
-        self.turns = Turns(alone=self.cfg.threads <= 1)
         has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
-        if self._greenlets or (self.cfg.threads > 1 and not has_gil):
-            # A greenlet cannot be checked as a thread can. Without the GIL views that compute gain, too.
-            self.turns.parallel = math.inf
-        self.poller = make_poller()
+        threads = max(1, self.cfg.threads)
+        # A greenlet cannot be checked as a thread can. Without the GIL views that compute gain, too.
+        parallel = self._greenlets or (threads > 1 and not has_gil)
+        self.team = Team(self, threads, batches=not self._is_timed, parallel=parallel)
+        self.poller = self.team.poller
 
     def _warn_of_gevent(self, consequence: str) -> None:
         self._warned_of_gevent = True
@@ -213,8 +192,7 @@ class ThreadWorker(Worker):
 
     def _wait_and_check(self, until: float) -> None:
         """Wait for a wake-up or *until*, and check the turns as long as there is work."""
-        turns = self.turns
-        checking = turns.checked
+        checking = self.team.turns.checked
         while True:
             left = until - time.monotonic()
             if checking and left > CHECK:
@@ -227,28 +205,9 @@ class ThreadWorker(Worker):
             now = time.monotonic()
             if now >= until:
                 return
-            checking = turns.check(now, _time_spent(turns.leader))
-            checking = self._send_overdue(now) or checking
-            if not turns.leader and (self.batch.received or self.poller.has_more()):
-                # All others may wait in the poller, where they do not see that there is work.
-                self.poller.nudge()
+            checking = self.team.check(now)
             if self.slot is not None:
                 self.slot.look(idle=not checking)
-
-    def _send_overdue(self, now: float) -> bool:
-        """Send the answers that are held for too long; whether anything is left.
-
-        Each system call gives the interpreter away, and a thread that computes gives it back after the switch
-        interval only: with five milliseconds each, the last answer would wait for long.
-        """
-        if not self.batch.is_overdue(now):
-            return self.batch.send_overdue(now)
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(min(interval, _SWITCH_INTERVAL))
-        try:
-            return self.batch.send_overdue(now)
-        finally:
-            sys.setswitchinterval(interval)
 
     def murder_keepalived(self) -> None:
         """End the connections that have waited for too long."""
@@ -313,82 +272,11 @@ class ThreadWorker(Worker):
 
     # -- the threads ---------------------------------------------------------------------
 
-    def _follow(self) -> None:
-        """The life of a thread: wait for a turn, serve, wait."""
-        me = self._get_ident()
-        turns, received = self.turns, self.batch.received
-        # Where another thread leads by now, it may have begun to wait before this one received something.
-        while turns.take(me, has_work=bool(received)):
-            try:
-                if turns.parallel:
-                    self._serve_next()
-                else:
-                    self._lead(me)
-            except BaseException:
-                # A thread that ended would be missed by all requests after this one.
-                self.log.exception("An error in a worker thread")
+    def attend(self, fd: int) -> None:
+        """Handle a report of *fd*, a listener or a connection that waits, and serve what has arrived."""
+        self._attend(fd, self._claim(fd))
 
-    def _lead(self, me: int) -> None:
-        """Wait for what arrives and serve it, as long as this thread leads."""
-        turns, batch = self.turns, self.batch
-        received = batch.received
-        stretch, served = None, 0
-        while turns.leader == me and not turns.parallel:
-            if stretch is not None and (served >= SAMPLE or not received):
-                turns.end_sample(served, *stretch.end())
-                stretch = None
-                continue
-            fd: int | None = None
-            if not received:
-                batch.send()
-                turns.working = False
-                fd = self.poller.wait()
-                if fd is None:
-                    return
-            if stretch is None and turns.begins_sample():
-                stretch, served = Stretch(), 0
-            served += 1
-            turns.count += 1
-            turns.working = True
-            self._have_checked()
-            if fd is None:
-                self._serve_received()
-            elif self.poller.has_more() and not self._is_timed:
-                self._receive_all(fd)
-            else:
-                self._attend(fd)
-        if stretch is not None:
-            turns.end_sample(served, *stretch.end())
-
-    def _serve_next(self) -> None:
-        """Serve one request beside the other threads."""
-        fd: int | None = None
-        if not self.batch.received:
-            fd = self.poller.wait(most=1)
-            if fd is None:
-                return
-        self.turns.serve_one_in_parallel()
-        self._have_checked()
-        if fd is None:
-            self._serve_received()
-        else:
-            self._attend(fd)
-
-    def _have_checked(self) -> None:
-        """Let the main thread check the turns from now on."""
-        if not self.turns.checked:
-            self.turns.checked = True
-            self.wake()
-
-    def _may_hold(self) -> bool:
-        """Whether an answer of this thread may wait. Only the leader and the main thread send what is held,
-        and a view may have lasted until another thread leads, or until the checks have ended.
-        """
-        return self.turns.is_checked_leader(self._get_ident())
-
-    def _attend(self, fd: int) -> None:
-        """Handle a report of *fd*: a listener, or a connection that waits."""
-        conn = self._claim(fd)
+    def _attend(self, fd: int, conn: TConn | None) -> None:
         if conn is not None:
             self.on_client_socket_readable(conn, conn.sock)
         elif fd in self._listeners:
@@ -404,36 +292,23 @@ class ThreadWorker(Worker):
         # None: the thread that has it will check.
         return conn
 
-    def _receive_all(self, fd: int | None) -> None:
-        """Receive from *fd* and all others that are ready, before the first of them is served."""
-        while fd is not None:
-            conn = self._claim(fd)
-            if conn is not None and conn.state in _AWAITS_REQUEST:
-                self._receive(conn)
-            elif conn is not None:
-                self.on_client_socket_readable(conn, conn.sock)
-            elif fd in self._listeners:
-                self.accept(self._names[fd], self._listeners[fd])
-            fd = self.poller.next_ready()
-        self.batch.start(time.monotonic())
-
-    def _receive(self, conn: TConn) -> None:
+    def receive(self, fd: int) -> TConn | None:
+        """As ``attend()``, but only parse the next request of a connection: return that for ``serve()``."""
+        conn = self._claim(fd)
+        if conn is None or conn.state not in _AWAITS_REQUEST:
+            self._attend(fd, conn)
+            return None
         try:
-            if self._gather(conn):
-                conn.parsed = self._parse(conn)
-                if conn.parsed is not None:
-                    self.batch.received.append(conn)
+            if self._gather(conn) and (req := self._parse(conn)) is not None:
+                conn.parsed = req
+                return conn
         except BaseException:
             self.log.exception("Closing a connection after an error")
             self._drop(conn)
+        return None
 
-    def _serve_received(self) -> None:
-        """Serve the request that was received first."""
-        try:
-            conn = self.batch.received.popleft()
-        except IndexError:
-            return  # another thread was faster
-        conn.may_wait = self.batch.begin(time.monotonic())
+    def serve(self, conn: TConn) -> None:
+        """Serve the request of *conn* that was parsed, and those that have arrived after it."""
         try:
             if self._serve(conn):
                 self._gather_and_serve(conn)
@@ -474,7 +349,7 @@ class ThreadWorker(Worker):
             return None
         if self._greenlets:
             sock = self._make_cooperative(sock)
-        conn = TConn(self.cfg, sock, addr, self._names[fd], self.batch)
+        conn = TConn(self.cfg, sock, addr, self._names[fd], self.team.batch)
         if self._greenlets:
             conn.set_timed()
         self.poller.renew(conn.fd)
@@ -538,7 +413,7 @@ class ThreadWorker(Worker):
             if conn.state == State.LINGER:
                 self._discard(conn)
             elif conn.state == State.SENDING:
-                self._send_held(conn)
+                self.send_held(conn)
             elif conn.state != State.HANDSHAKE or self._shake_hands(conn):
                 self._gather_and_serve(conn)
         except BaseException:
@@ -605,7 +480,7 @@ class ThreadWorker(Worker):
         # For what has been received nothing is reported; that the client can be sent to is, at once.
         self._park(conn, write=bool(unreader.pending))
 
-    def _send_held(self, conn: TConn) -> None:
+    def send_held(self, conn: TConn) -> None:
         """Send what is left of a complete answer, as far as that is possible without waiting."""
         data, conn.answer = conn.answer, b""
         try:
@@ -663,7 +538,7 @@ class ThreadWorker(Worker):
             return False, conn
         try:
             if self._request_timeout:
-                conn.request, conn.thread, conn.since = req, self._get_ident(), time.monotonic()
+                conn.request, conn.thread, conn.since = req, self.team.get_ident(), time.monotonic()
             answer = self.handle_request(req, conn)
             outcome = answer if isinstance(answer, str) else KEEP if answer else CLOSE
         except Exception as error:
@@ -674,7 +549,7 @@ class ThreadWorker(Worker):
         if conn.is_held:
             conn.outcome = outcome
             if outcome != KEEP:
-                self.batch.send()
+                self.team.batch.send()
             if not conn.step():
                 # Whoever sends the answer goes on.
                 return False, conn
@@ -723,12 +598,11 @@ class ThreadWorker(Worker):
         It may wait as long as no client needs a thread. Waiting threads check at different times, so that
         the first one to give up frees a thread before the others check again.
         """
-        turns = self.turns
         if not self.alive:
             return 0
-        if turns.leader and not turns.working:
+        if self.team.has_free_thread:
             return TICK
-        if self.batch.received:
+        if self.team.batch.received:
             return 0
         parked = [conn.sock for conn in self.waiting.snapshot() if conn.state != State.LINGER]
         return 0 if any(map(is_readable, [*self._listeners.values(), *parked])) else TICK

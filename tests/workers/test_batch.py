@@ -14,8 +14,8 @@ import pytest
 from harness import Server, readable, wait_until
 from workertools import Client, conf, get
 
-from gunicorn.workers.gthread import ThreadWorker
 from gunicorn.workers.threads.batch import CAUTIOUS_FOR, LONGEST_HOLD, Batch
+from gunicorn.workers.threads.team import Team
 
 QUICK, SLOW = LONGEST_HOLD / 2, LONGEST_HOLD * 2
 
@@ -90,11 +90,11 @@ def test_an_answer_that_nobody_would_send_in_time_is_sent_at_once() -> None:
 
 def test_the_main_thread_is_quick_to_send_what_is_held_while_others_compute() -> None:
     before, seen = sys.getswitchinterval(), []
-    worker = object.__new__(ThreadWorker)
-    worker.batch = Batch(lambda conn: seen.append(sys.getswitchinterval()))
+    team = object.__new__(Team)
+    team.batch = Batch(lambda conn: seen.append(sys.getswitchinterval()))
     for name in "ab":
-        worker.batch.hold(name, True)
-    assert not worker._send_overdue(10)
+        team.batch.hold(name, True)
+    assert not team._send_overdue(10)
     assert len(seen) == 2 and max(seen) < before / 10
     assert sys.getswitchinterval() == before
 

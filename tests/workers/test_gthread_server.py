@@ -351,7 +351,7 @@ def test_the_state_of_the_gil(
 
 def test_all_threads_of_a_free_threaded_build_serve_in_parallel() -> None:
     build = "import sys\nsys.abiflags, sys._is_gil_enabled = 't', lambda: False\n"
-    hook = "def pre_request(worker, request): worker.log.info('parallel: %s', worker.turns.parallel)\n"
+    hook = "def pre_request(worker, request): worker.log.info('parallel: %s', worker.team.turns.parallel)\n"
     with Server(config=build + conf("gthread", threads=2) + hook) as server:
         assert server.get("/").status == 200
         assert "The GIL is off" in server.log()
