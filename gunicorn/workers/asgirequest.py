@@ -323,7 +323,7 @@ class WebSocketRequest(Request):
     @property
     def is_gone(self) -> bool:
         # An application that pushes learns only by an error that the server has closed.
-        return self.conn.closing or bool(self.websocket.disconnected)
+        return self.conn.closing
 
     async def _fail(self, status: int, reason: str, text: str) -> None:
         if self.status_code is not None:
