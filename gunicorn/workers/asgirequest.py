@@ -253,6 +253,9 @@ class HTTPRequest(Request):
         return self.disconnected
 
     async def _fail(self, status: int, reason: str, text: str) -> None:
+        if self.response_complete:
+            # Leave the connection alone: it may serve another request by now.
+            return
         if self.head is not None and self.response_started:
             # The client sees that the content is not whole.
             if self.head.framing == TO_THE_END:

@@ -21,6 +21,7 @@ import asyncio, contextvars, json, os, time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 seen = contextvars.ContextVar("seen", default=0)
+second = asyncio.Event()
 
 def note(text):
     with open(os.path.join(HERE, "notes"), "a") as f:
@@ -114,6 +115,15 @@ async def app(scope, receive, send):
         while not os.path.exists(os.path.join(HERE, "enough")):
             await asyncio.sleep(0.05)
         note("later")
+    elif path == "/fails-later":
+        await answer(send, b"now")
+        await second.wait()
+        await send({"type": "http.response.body"})
+    elif path == "/second":
+        second.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await answer(send, b"second")
     elif path == "/block":
         time.sleep(3600)
     elif path == "/hang":

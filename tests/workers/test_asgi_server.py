@@ -221,6 +221,14 @@ def test_an_application_without_an_answer_is_a_500(served: Server) -> None:
     served.wait_log("The application has not answered 'GET /nothing'")
 
 
+def test_what_fails_behind_its_answer_does_not_end_the_connection(served: Server) -> None:
+    with connect(served) as client:
+        assert client.ask("/fails-later").body == b"now"
+        # This one is under way when the first one sends something behind its end.
+        assert client.ask("/second").body == b"second"
+    served.wait_log("The application failed on 'GET /fails-later'")
+
+
 def test_send_does_its_work_in_the_loop_when_it_is_awaited(served: Server) -> None:
     """Threads and tasks may call it; in another thread than the loop's, uvloop's transports crash."""
     with connect(served) as client:
