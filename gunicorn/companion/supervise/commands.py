@@ -189,7 +189,7 @@ class Commands:
                 if process.lease is lease and process.pid is not None:
                     self.steering.restart(process.name, Cause.COMMAND, f"lease {lease.name} is given away")
         self.after_command()
-        return {"ok": True, "message": f"lease {name} is given away"}
+        return {"ok": True, "message": f"lease {held[0].name} is given away"}
 
     def _events(self, request: Request) -> Reply:
         names = _list_of_names(request)
