@@ -290,3 +290,12 @@ def test_what_takes_a_lease_over_by_a_reload_waits(before: dict[str, str], after
         assert all(world.processes[name].state is State.RUNNING for name in after)
     finally:
         world.close()
+
+
+def test_a_store_that_is_down_is_told_once(make_world) -> None:
+    world = make_world()
+    told: list[str] = []
+    world.manager.leases.log.error = lambda text, *values: told.append(text % values)
+    for why in ("no answer", "no answer", "refused"):
+        world.keeper.on_message({"down": "file:///nowhere", "why": why})
+    assert told == [f"Store of leases file:///nowhere: {why}" for why in ("no answer", "refused")]

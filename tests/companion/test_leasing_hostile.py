@@ -164,6 +164,25 @@ def test_a_disk_that_is_full_is_told_and_spoils_nothing(leases: Path) -> None:
     assert connect(leases).acquire("a", B, TTL).owner == A
 
 
+def test_a_disk_that_becomes_full_later_has_room_for_what_is_held(leases: Path) -> None:
+    files = connect(leases)
+    files.acquire("a", A, TTL)
+    fd = os.open(leases / "a.lease", os.O_RDWR)
+    places = [os.pread(fd, 8, place) for place in (0, 8 * LONGEST_NOTE)]
+    os.close(fd)
+    # Neither is a hole.
+    assert all(place.strip(b"\0") for place in places)
+
+
+def test_tokens_grow_though_somebody_has_removed_the_file(leases: Path) -> None:
+    files = connect(leases)
+    for token in (1, 2):
+        assert files.acquire("a", A, TTL).token == token
+        files.release("a", A, token, None)
+    (leases / "a.lease").unlink()
+    assert files.acquire("a", A, TTL).token == 3
+
+
 def test_a_path_with_a_zero_byte_is_none() -> None:
     with pytest.raises(ValueError, match="names no directory"):
         store.check_url("file:///tmp/%00")
@@ -284,9 +303,12 @@ def test_a_host_that_no_resolver_takes_is_a_mistake_of_the_url() -> None:
     ("found", "why"),
     [
         (None, "its answer makes no sense: None"),
-        (Answer(True, A, -1), "it gave token -1, which must be more than 7 and less than"),
-        (Answer(True, A, 7), "it gave token 7, which must be more than 7"),
+        (Answer(True, A, -1), "it gave token -1, and not a new one from 1 to"),
+        (Answer(True, A, 0), "it gave token 0"),
+        (Answer(True, A, 7), "it gave token 7"),
         (Answer(True, A, 2**63), "it gave token 9223372036854775808"),
+        # It has lost its data.
+        (Answer(True, A, 6), None),
         (Answer(True, A, 8.5), "makes no sense"),  # type: ignore[arg-type]
         (Answer(False, A, 1, "soon"), "makes no sense"),  # type: ignore[arg-type]
         (Answer(False, A, 1, 1.0, b"note"), None),  # type: ignore[arg-type]

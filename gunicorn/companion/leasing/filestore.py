@@ -103,6 +103,8 @@ class FileStore:
         self.directory = directory
         self.timeout = timeout
         self._seen: dict[str, Seen] = {}
+        # The last token that was given of each lease.
+        self._tokens: dict[str, int] = {}
 
     def acquire(self, name: str, owner: str, ttl: float) -> Answer:
         with self._locked(name) as file:
@@ -110,7 +112,12 @@ class FileStore:
             record, left = found.record, _left(found)
             if record.owner not in ("", owner) and left > 0:
                 return Answer(False, record.owner, record.token, left, record.note)
-            token = record.token if record.owner == owner else record.token + 1
+            if not record.changes:
+                # The room for both records, on a disk that becomes full.
+                record = self._write(name, file, record, durable=False)
+            # Somebody may have removed the file, and tokens must grow.
+            next_token = max(record.token, self._tokens.get(name, 0)) + 1
+            token = self._tokens[name] = record.token if record.owner == owner else next_token
             self._write(name, file, record._replace(owner=owner, token=token, ttl=ttl), durable=True)
             return Answer(True, owner, token, ttl, record.note)
 
@@ -206,8 +213,8 @@ class FileStore:
             seen = self._seen[name] = Seen(record, boottime.now())
         return seen
 
-    def _write(self, name: str, fd: int, record: Record, *, durable: bool) -> None:
-        """*durable*: also if the host crashes; a renewal that is lost then does no harm."""
+    def _write(self, name: str, fd: int, record: Record, *, durable: bool) -> Record:
+        """Return what is written. *durable*: also if the host crashes; a lost renewal does no harm."""
         record = record._replace(changes=record.changes + 1)
         body = json.dumps(record).encode()
         data = b"%08x %s\n" % (zlib.crc32(body), body)
@@ -218,6 +225,7 @@ class FileStore:
         if durable:
             os.fsync(fd)
         self._seen[name] = Seen(record, boottime.now())
+        return record
 
     def _error(self, name: str, exc: OSError) -> StoreError:
         why = "it is a symbolic link" if exc.errno == errno.ELOOP else exc.strerror

@@ -135,10 +135,10 @@ def shorten(text: str) -> str:
     return line if len(line) <= _MOST_SHOWN else line[:_MOST_SHOWN] + "..."
 
 
-def checked(found: Any, above: int) -> Answer:
+def checked(found: Any, used: int) -> Answer:
     """Return the answer *found* of a store. Raises LeaseError if it makes no sense.
 
-    A token of ours must be larger than *above*.
+    A token of ours must not be *used*. A smaller one shows that the store has lost its data.
     """
     try:
         token = operator.index(found.token)
@@ -148,8 +148,8 @@ def checked(found: Any, above: int) -> Answer:
             raise ValueError
     except (AttributeError, TypeError, ValueError, OverflowError):
         raise LeaseError(f"its answer makes no sense: {shorten(repr(found))}") from None
-    if answer.mine and not above < token <= LARGEST_TOKEN:
-        raise LeaseError(f"it gave token {token}, which must be more than {above} and less than 2**63")
+    if answer.mine and not (0 < token <= LARGEST_TOKEN and token != used):
+        raise LeaseError(f"it gave token {token}, and not a new one from 1 to 2**63 - 1")
     if left is not None:
         # Not a number is no time.
         answer = replace(answer, expires_in=min(left, _LONGEST_WAIT) if left > 0 else 0.0)

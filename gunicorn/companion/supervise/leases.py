@@ -286,8 +286,12 @@ class Leases:
         if "down" in message or "up" in message:
             url = message.get("down") or message["up"]
             down = [lease for lease in self._leases.values() if lease.store == url]
+            # A lease that is asked for meanwhile has the keeper tell it again.
+            known = all(lease.down_why == message.get("why") for lease in down)
             for lease in down:
                 lease.set_down(message.get("why"), now)
+            if known:
+                return
             if "down" in message:
                 self.log.error("Store of leases %s: %s", hide_password(url), message["why"])
             else:
