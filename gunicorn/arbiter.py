@@ -34,7 +34,7 @@ from gunicorn.unix.unreadoutput import discard_unread_output
 # Seconds between checks of the heartbeats and of the old master.
 TICK = 1.0
 # While old workers wait for new ones to boot.
-BOOT_TICK = 0.1
+BOOT_TICK = 0.05
 
 
 # They overtake signals that came before them.
@@ -290,7 +290,8 @@ class Arbiter(Shutdown, Succession):
             if plan.spawn:
                 waits.append(self._pacing.pause(now))
             if plan.waiting:
-                waits.append(BOOT_TICK)
+                proof = pool.next_proof(self._all_records(), now)
+                waits.append(BOOT_TICK if proof is None else min(BOOT_TICK, proof - now))
         return max(0.0, min(waits))
 
     def situation(self, now: float) -> Situation:

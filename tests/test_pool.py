@@ -22,6 +22,7 @@ from gunicorn.master.pool import (
     halt_reason,
     match_addresses,
     next_kill,
+    next_proof,
     overdue,
     plan,
 )
@@ -352,6 +353,24 @@ def test_workers_that_leave_in_order_have_shown_themselves() -> None:
         assert not trial.worker_ended(booted=True, failed=False, needed=3)
     assert trial.is_passed(workers("oooob"), 3, 1.0)
     assert not Trial().is_passed(workers("oooob"), 3, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("pool", "booted_at", "expected"),
+    [
+        ("bb", [1.0, 1.2], 1.0 + PROBATION),
+        # Proven already; not booted; of the configuration before.
+        ("bb", [0.0, 1.2], 1.2 + PROBATION),
+        ("nb", [0.5, 1.2], 1.2 + PROBATION),
+        ("ob", [0.5, 1.2], 1.2 + PROBATION),
+        ("on", [0.5, 1.0], None),
+    ],
+)
+def test_when_the_next_has_proven_itself(pool: str, booted_at: list[float], expected: float | None) -> None:
+    records = workers(pool)
+    for record, moment in zip(records, booted_at, strict=True):
+        record.booted_at = moment
+    assert next_proof(records, 0.9) == expected
 
 
 def test_who_is_about_to_end_has_proven_nothing() -> None:

@@ -130,6 +130,12 @@ def proven(record: WorkerRecord, now: float) -> bool:
     return record.booted and (record.leaving or (now - record.booted_at >= PROBATION and not record.ending))
 
 
+def next_proof(records: Iterable[WorkerRecord], now: float) -> float | None:
+    """When the next of those that have booted will have proven itself; None if there is none to wait for."""
+    proofs = (record.booted_at + PROBATION for record in records if record.booted and not record.outdated)
+    return min((proof for proof in proofs if proof > now), default=None)
+
+
 def _count_proven(new: Sequence[WorkerRecord], old: Sequence[WorkerRecord], now: float) -> int:
     # A class that never sends a heartbeat never shows that it has booted.
     silent = bool(old) and not any(record.booted for record in old)

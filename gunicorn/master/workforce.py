@@ -107,10 +107,12 @@ class Workforce(WorkerProcess):
 
     def _note_boot(self, record: pool.WorkerRecord) -> None:
         if not record.booted:
-            record.booted = self._last_beat(record.pid) not in (None, record.first_beat)
-            if not record.booted:
+            beat = self._last_beat(record.pid)
+            if beat is None or beat == record.first_beat:
                 return
-            record.booted_at = time.monotonic()
+            record.booted = True
+            # The clock of another class's heartbeat may be another one.
+            record.booted_at = min(max(record.spawned_at, beat), time.monotonic())
             self._served = True
             if not record.outdated and (count := self._failed_starts.end()):
                 self.log.info("A worker has booted again, after %d that could not", count)
