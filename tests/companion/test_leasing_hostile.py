@@ -311,7 +311,7 @@ def test_a_host_that_no_resolver_takes_is_a_mistake_of_the_url() -> None:
         (Answer(True, A, 6), None),
         (Answer(True, A, 8.5), "makes no sense"),  # type: ignore[arg-type]
         (Answer(False, A, 1, "soon"), "makes no sense"),  # type: ignore[arg-type]
-        (Answer(False, A, 1, 1.0, b"note"), None),  # type: ignore[arg-type]
+        (Answer(False, A, 1, 1.0, b"note"), "makes no sense"),  # type: ignore[arg-type]
         (Answer(False, A, 1, 1.0, "x" * 100_000), "makes no sense"),
         (Answer(True, A, 2**63 - 1), None),
     ],

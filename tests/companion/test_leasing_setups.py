@@ -18,7 +18,7 @@ from proctools import program
 from storeservers import Etcd, Kubernetes, PostgreSQL, Redis, StoreServer
 
 from gunicorn.companion.leasing import store
-from gunicorn.companion.leasing.store import StoreError
+from gunicorn.companion.leasing.store import LeaseError, StoreError
 
 pytestmark = pytest.mark.matrix
 
@@ -218,6 +218,36 @@ def test_postgresql_gives_up_a_statement_that_waits(short_dir: Path, started: li
     with psycopg.connect(server.url(server.ports()[-1]), autocommit=True) as connection:
         assert connection.execute("SHOW statement_timeout").fetchone() == ("0",)
     client.close()
+
+
+def test_postgresql_in_other_encodings_and_out_of_tokens(short_dir: Path, started: list[StoreServer]) -> None:
+    import psycopg
+
+    server = PostgreSQL(short_dir)
+    started.append(server)
+    server.start()
+    ascii_url = server.url().replace("/postgres", "/plain")
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE plain ENCODING 'SQL_ASCII' TEMPLATE template0")
+    for url in (ascii_url, f"{ascii_url}?client_encoding=latin1"):
+        client = store.connect(url, 10)
+        answer = store.checked(client.acquire("größer", A, TTL), 0)
+        assert answer.mine and answer.note in ("", "ü")
+        client.release("größer", A, answer.token, "ü")
+        client.close()
+    one = store.connect(server.url(), 10)
+    token = one.acquire("a", A, TTL).token
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("UPDATE gunicorn_lease SET owner = '', token = 9223372036854775807")
+        with pytest.raises(LeaseError, match="bigint out of range"):
+            one.acquire("a", A, TTL)
+        assert one.acquire("b", A, TTL).mine
+        # A statement that the server ends.
+        connection.execute("UPDATE gunicorn_lease SET owner = %s, token = %s WHERE name = 'a'", (A, token))
+        ends = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        connection.execute(f"{ends} AND backend_type = 'client backend'")
+        assert one.renew("a", A, token, TTL, None)
+    one.close()
 
 
 class SecureEtcd(Etcd):

@@ -85,8 +85,7 @@ class RemoteStore:
                 if names and self._call(lambda client: client.any_free(names)):
                     return
             except StoreError:
-                # The next call tells it, in a moment: this one may be forbidden alone.
-                poller.poll(pause * 1000)
+                # The next call tells it.
                 return
 
     def close(self) -> None:

@@ -144,8 +144,8 @@ def checked(found: Any, used: int) -> Answer:
         token = operator.index(found.token)
         left = None if found.expires_in is None else float(found.expires_in)
         answer = Answer(bool(found.mine), shorten(found.owner), token, left, found.note)
-        if len(answer.note) > 2 * LONGEST_NOTE:
-            raise ValueError
+        if not isinstance(answer.note, str) or len(answer.note) > 2 * LONGEST_NOTE:
+            raise TypeError
     except (AttributeError, TypeError, ValueError, OverflowError):
         raise LeaseError(f"its answer makes no sense: {shorten(repr(found))}") from None
     if answer.mine and not (0 < token <= LARGEST_TOKEN and token != used):
