@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -394,6 +395,40 @@ def test_the_longest_ttl(leases: Path, keep: Callable[[str], Keeping]) -> None:
     wait_until(lambda: keeping.heard("held", 1), 10, lambda: str(keeping.told))
     keeping.want(2, "b")
     wait_until(lambda: keeping.heard("held", 2), 10, lambda: str(keeping.told))
+
+
+class Hasty:
+    """A store that a user has written, which always finds a lease to be free, and waits for nothing."""
+
+    calls: list[str]
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+
+    def acquire(self, name: str, owner: str, ttl: float) -> Answer:
+        self.calls.append(name)
+        if name == "bad":
+            raise LeaseError("no")
+        return Answer(False, B, 1, ttl)
+
+    def wait(self, names: list[str], seconds: float, wake: int) -> None:
+        self.calls.append("wait " + " ".join(names))
+
+
+def test_a_store_that_waits_for_nothing_is_not_asked_in_a_tight_loop(
+    keep: Callable[[str], Keeping], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    made = importlib.import_module("test_leasing_hostile").Hasty
+    made.calls = calls = []
+    keeping = keep("test_leasing_hostile:Hasty")
+    keeping.want(1, "bad", 60)
+    keeping.want(2, "good", 60)
+    wait_until(lambda: calls.count("good") > 4, 10, lambda: str(calls))
+    found = calls[:]
+    assert sum(call.startswith("wait") for call in found) < 3 * found.count("good")
+    # What is wrong is not waited for, only tried again after a second.
+    assert found.count("bad") < found.count("good") and "wait bad good" not in found
 
 
 def test_nonsense_ends_no_keeper(keep: Callable[[str], Keeping]) -> None:

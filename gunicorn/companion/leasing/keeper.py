@@ -257,7 +257,7 @@ class Desk:
         times = [max(self._retry_at, want.due) for want in wants]
         # poll(2) has a longest time.
         seconds = max(0.0, min([*times, now + _LONGEST_WAIT]) - now)
-        others = [want for want in self.wants.values() if not want.token]
+        others = [want for want in self.wants.values() if not (want.token or want.refused)]
         if not others or self._down or self._store is None:
             stores.sleep(seconds, self._woken)
             return
@@ -269,6 +269,8 @@ class Desk:
         if boottime.now() < now + seconds:
             for want in others:
                 want.due = min(want.due, want.words.asked + SHORTEST_PAUSE)
+            # A store may find one free again and again.
+            stores.sleep(now + SHORTEST_PAUSE - boottime.now(), self._woken)
 
 
 class Keeper:
