@@ -150,6 +150,10 @@ def test_root_makes_no_directory_through_a_link_of_others(leases: Path) -> None:
     assert os.listdir(leases.parent) == ["leases"]
 
 
+def spoil(path: Path) -> None:
+    path.write_bytes(os.urandom(path.stat().st_size))
+
+
 def test_a_disk_that_is_full_is_told_and_spoils_nothing(leases: Path) -> None:
     files = connect(leases)
     files.acquire("a", A, TTL)
@@ -175,13 +179,23 @@ def test_a_disk_that_becomes_full_later_has_room_for_what_is_held(leases: Path) 
     assert all(place.strip(b"\0") for place in places)
 
 
-def test_tokens_grow_though_somebody_has_removed_the_file(leases: Path) -> None:
-    files = connect(leases)
-    for token in (1, 2):
-        assert files.acquire("a", A, TTL).token == token
-        files.release("a", A, token, None)
-    (leases / "a.lease").unlink()
-    assert files.acquire("a", A, TTL).token == 3
+@pytest.mark.parametrize(
+    "spoil", [Path.unlink, lambda path: path.write_bytes(b""), spoil], ids=["removed", "emptied", "spoilt"]
+)
+def test_a_file_that_is_removed_frees_no_lease(leases: Path, spoil: Callable[[Path], object]) -> None:
+    one, other = connect(leases), connect(leases)
+    assert one.acquire("a", A, TTL).token == 1
+    assert other.acquire("a", B, TTL).owner == A
+    spoil(leases / "a.lease")
+    assert other.acquire("a", B, TTL).owner == A
+    assert one.renew("a", A, 1, TTL, "note")
+    spoil(leases / "a.lease")
+    one.release("a", A, 1, None)
+    spoil(leases / "a.lease")
+    # Only one of them knows that it is free.
+    assert other.acquire("a", B, TTL).owner == A
+    spoil(leases / "a.lease")
+    assert one.acquire("a", A, TTL) == Answer(True, A, 2, TTL, "note")
 
 
 def test_a_path_with_a_zero_byte_is_none() -> None:

@@ -103,8 +103,6 @@ class FileStore:
         self.directory = directory
         self.timeout = timeout
         self._seen: dict[str, Seen] = {}
-        # The last token that was given of each lease.
-        self._tokens: dict[str, int] = {}
 
     def acquire(self, name: str, owner: str, ttl: float) -> Answer:
         with self._locked(name) as file:
@@ -112,12 +110,10 @@ class FileStore:
             record, left = found.record, _left(found)
             if record.owner not in ("", owner) and left > 0:
                 return Answer(False, record.owner, record.token, left, record.note)
-            if not record.changes:
+            if not os.fstat(file).st_size:
                 # The room for both records, on a disk that becomes full.
                 record = self._write(name, file, record, durable=False)
-            # Somebody may have removed the file, and tokens must grow.
-            next_token = max(record.token, self._tokens.get(name, 0)) + 1
-            token = self._tokens[name] = record.token if record.owner == owner else next_token
+            token = record.token if record.owner == owner else record.token + 1
             self._write(name, file, record._replace(owner=owner, token=token, ttl=ttl), durable=True)
             return Answer(True, owner, token, ttl, record.note)
 
@@ -209,6 +205,9 @@ class FileStore:
     def _look(self, name: str, fd: int) -> Seen:
         record = _read(fd)
         seen = self._seen.get(name)
+        if seen is not None and not record.changes:
+            # Somebody has removed or emptied the file: what it said still counts.
+            return seen
         if seen is None or seen.record != record:
             seen = self._seen[name] = Seen(record, boottime.now())
         return seen
