@@ -44,6 +44,8 @@ class Store:
         # Whether the rival wants each lease that is free; then it holds it for long.
         self.rival = False
         self.leases: dict[str, tuple[str, int, float]] = {}
+        # By lease what its holders have stored with it.
+        self.notes: dict[str, str] = {}
         # Called with the name of a lease that the rival takes.
         self.on_rival: Callable[[str], object] = lambda name: None
         self._try_as_rival()
@@ -51,6 +53,11 @@ class Store:
     def get(self, name: str) -> tuple[str, int, float]:
         owner, token, end = self.leases.get(name, ("", 0, 0.0))
         return (owner, token, end) if end > self.kernel.time else ("", token, 0.0)
+
+    @property
+    def rivals(self) -> list[str]:
+        """The leases that the rival holds."""
+        return [name for name in self.leases if self.get(name)[0] == RIVAL]
 
     def acquire(self, name: str, owner: str, ttl: float) -> tuple[bool, str, int, float]:
         holder, token, end = self.get(name)
@@ -142,9 +149,13 @@ class SimulatedKeeper(SimulatedHelper):
             serial = message["want"]
             self.wants[serial] = {**message}
             self._later(serial, TAKES)
+        elif "note" in message and message["note"] in self.wants:
+            self.wants[message["note"]]["note"] = message["text"]
+            self._later(message["note"], TAKES)
         elif "give" in message:
             want = self.wants.pop(message["give"], None)
             if want is not None and not self.hangs and want["token"]:
+                self._store_note(want)
                 self.memory.slot(want["slot"]).until = 0.0
                 self.store.release(want["name"], self.owner, want["token"])
 
@@ -171,9 +182,18 @@ class SimulatedKeeper(SimulatedHelper):
         else:
             self._acquire(serial, want, words, now)
 
+    def _store_note(self, want: dict[str, Any]) -> bool:
+        """Whether *want* had a note to store."""
+        note = want.pop("note", None)
+        if note is not None:
+            self.store.notes[want["name"]] = note
+        return note is not None
+
     def _renew(self, serial: int, want: dict[str, Any], words: Any, now: float) -> None:
         if self.store.renew(want["name"], self.owner, want["token"], want["ttl"]):
             words.until = now + want["ttl"]
+            if self._store_note(want):
+                self.on_message({"noted": serial})
             self._later(serial, want["ttl"] / 3)
             return
         words.until = 0.0
@@ -189,8 +209,9 @@ class SimulatedKeeper(SimulatedHelper):
         if mine:
             want["token"] = words.token = token
             words.until, words.other = now + left, 0.0
-            before = {"before": self.told.pop(serial, ""), "expired": False, "note": ""}
-            self.on_message({"held": serial, "token": token, **before})
+            before = {"before": self.told.pop(serial, ""), "expired": False}
+            note = self.store.notes.get(want["name"], "")
+            self.on_message({"held": serial, "token": token, "note": note, **before})
             self._later(serial, want["ttl"] / 3)
             return
         words.other = now + left

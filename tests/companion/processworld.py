@@ -15,7 +15,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,6 +91,8 @@ class Life:
     doomed: bool = False
     # Of its lease.
     token: int = 0
+    # As it was started; otherwise another manager does not find it in the run files.
+    singleton: bool = True
     # The stop signals that it has had, and those that it was to have.
     asked: list[int] = field(default_factory=list)
     rungs: tuple[Rung, ...] = ()
@@ -350,11 +352,18 @@ class World:
     web_there: bool = True
     # Whether descendants that lose their parent become the manager's children.
     adopts: bool = False
+    stop_order: str = "reverse"
+    suspended: bool = False
     kernel: SimulatedKernel = field(default_factory=SimulatedKernel)
     log: logging.Logger = LOG
     launches: list[Launch] = field(default_factory=list)
     #: Those that were stopped by hand, and those that have settled: nobody may fork them unasked.
     at_rest: set[str] = field(default_factory=set)
+    #: Those among them that only wait for a first start, with `autostart` of False.
+    unstarted: set[str] = field(default_factory=set)
+    #: Those that have given up with an `on_give_up` of "shutdown", and those that the master was told of.
+    ends_server: list[str] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
     forked_at: dict[CompanionProcess, float] = field(default_factory=dict)
     #: Starts since somebody asked for one.
     tries: dict[CompanionProcess, list[float]] = field(default_factory=dict)
@@ -362,6 +371,10 @@ class World:
     runs: dict[str, int] = field(default_factory=dict)
     seen_running: set[str] = field(default_factory=set)
     counts: dict[CompanionProcess, tuple[int, ...]] = field(default_factory=dict)
+    #: What the manager has kept for the next one, and the version of that.
+    kept: dict[str, Any] = field(default_factory=dict)
+    kept_version: bytes = b""
+    checks: int = 0
 
     def __post_init__(self) -> None:
         self.run_dir = tempfile.mkdtemp(prefix="world")
@@ -372,6 +385,7 @@ class World:
         # By lease the largest token of a process.
         self.used_tokens: dict[str, int] = {}
         self.manager = self._new_manager()
+        self._note_unstarted()
         self._begin()
         self.settle()
 
@@ -396,10 +410,12 @@ class World:
             lease_keeper=self.keeper,
             lease_guard=SimulatedGuard(self.kernel),
             web_tier=WebTier(self.web_after, waiting=not self.web_started),
+            stop_order=self.stop_order,
             kernel=self.kernel,
             fork=self._fork_all,
         )
         manager.tell_master = self._hear  # type: ignore[method-assign]
+        manager.sessions.tell = self._hear
         manager.table.observers.insert(0, self._observe)
         manager.sessions.left = lambda run_dir: {}
         if self.adopts:
@@ -427,9 +443,26 @@ class World:
         self.manager = self._new_manager()
         settled = {name for name in state["settled"] if not self.has_schedule(name)}
         self.at_rest = (stopped | settled) & self.processes.keys()
+        self._note_unstarted(state["stopped"])
         for life in self.kernel.lives:
             life.run = None
         self._begin()
+
+    def _note_unstarted(self, stopped: Mapping[str, bool] | None = None) -> None:
+        """Note which of the first companions of a manager it must not start."""
+        self.unstarted = {
+            name
+            for name, process in self.processes.items()
+            if not process.config.autostart
+            and process.config.schedule is None
+            and (stopped or {}).get(name, True)
+        }
+        self.at_rest |= self.unstarted
+
+    def _wake(self, name: str) -> None:
+        """Somebody asks for a start of *name*."""
+        self.at_rest.discard(name)
+        self.unstarted.discard(name)
 
     def _begin(self) -> None:
         with self._mortal():
@@ -475,7 +508,9 @@ class World:
         name = launch.config.name
         process = self.processes[name]
         self.launches.append(launch)
-        assert self.everybody(name) == [], "two of one name"
+        assert self.ours(name) == [], "two of one name"
+        older = [life for life in self.everybody(name) if life.singleton]
+        assert not (older and launch.config.singleton), "two of one name"
         assert not self.stopping, "started during the end"
         assert name not in self.at_rest, "nobody has asked for this start"
         assert not process.removed
@@ -486,7 +521,7 @@ class World:
         assert now - self.forked_at.get(process, 0) > MIN_START_INTERVAL - 1e-6, "a fork loop"
         self.forked_at[process] = now
         life = self._make_life(name, self.nature, self.kernel.manager)
-        life.run = launch.run
+        life.run, life.singleton = launch.run, launch.config.singleton
         self._check_lease_of(life, launch)
         life.run.write(self._record(life, launch.config))
         self._foretell(life, launch.config)
@@ -507,7 +542,10 @@ class World:
         self.used_tokens[lease], life.token = token, token
 
     def _check_rival(self, lease: str) -> None:
+        if self.suspended:
+            return
         names = [name for name, process in self.processes.items() if process.config.lease_name == lease]
+        names = [name for name in names if self.processes[name].config.lease_on_loss != "keep"]
         lives = [life for life in alive(self.kernel.lives, names) if life.token]
         assert not lives, f"the rival takes {lease}, and {lives} live"
 
@@ -589,6 +627,21 @@ class World:
         self.kernel.time = end
         self.settle()
 
+    def suspend(self, seconds: float) -> None:
+        """Nobody here has the processor for a while; then all that was due meanwhile is due at once.
+
+        On another machine the rival may take a lease whose end has come. What has lost it does nothing more:
+        the guard kills it before anybody else has a turn.
+        """
+        self.kernel.time += seconds
+        self.suspended = True
+        with self._mortal():
+            self.kernel.fire_timers()
+        self.suspended = False
+        for name in self.store.rivals:
+            self._check_rival(name)
+        self.settle()
+
     # -- commands --------------------------------------------------------------------
 
     def ask(self, cmd: str, **request: Any) -> Any:
@@ -601,7 +654,7 @@ class World:
 
     def start(self, name: str) -> None:
         if self.processes[name].state is not State.STOPPING:
-            self.at_rest.discard(name)
+            self._wake(name)
         self.ask("start", name=name)
 
     def stop(self, name: str) -> None:
@@ -610,7 +663,7 @@ class World:
 
     def restart(self, name: str, *, in_turn: bool = False) -> None:
         if self.processes[name].state is not State.STOPPING:
-            self.at_rest.discard(name)
+            self._wake(name)
         self.ask("restart", name=name, rolling=in_turn)
 
     def reread(self, configs: Iterable[CompanionConfig]) -> None:
@@ -620,24 +673,42 @@ class World:
             # Killed, and the next manager begins with what the master has.
             self.configs = before
             return
-        for name in (*found["added"], *found["restarted"]):
+        # One that has settled begins anew with a schedule.
+        scheduled = [config.name for config in self.configs if config.schedule is not None]
+        for name in (*found["restarted"], *scheduled):
             self._is_wanted(name)
+        for config in scale(self.configs, dict(self.manager.kept.overrides.scaled)):
+            if config.name in found["added"]:
+                self._is_added(config.name, config)
         self.ask("reread")
         wanted = {config.name for config in scale(self.configs, dict(self.manager.kept.overrides.scaled))}
         assert {name for name, p in self.processes.items() if not p.removed} == wanted
 
+    def is_set(self, group: str) -> bool:
+        copies = [p for p in self.processes.values() if p.config.group == group and not p.removed]
+        return any(process.config.index is not None for process in copies)
+
     def scale(self, group: str, number: int) -> None:
-        first = min(p.config.index_start for p in self.processes.values() if p.config.group == group)
-        for index in range(first, first + number):
+        if not self.is_set(group):
+            return
+        copies = [process for process in self.processes.values() if process.config.group == group]
+        one = next((self.manager.rolling.config_of(p) for p in copies if not p.removed), copies[0].config)
+        for index in range(one.index_start, one.index_start + number):
             name = f"{group}:{index}"
             if name not in self.processes or self.processes[name].removed:
-                self._is_wanted(name)
+                self._is_added(name, one)
         self.ask("scale", name=group, numprocs=number)
 
     def _is_wanted(self, name: str) -> None:
         process = self.processes.get(name)
         if process is None or not process.manual_stop:
-            self.at_rest.discard(name)
+            self._wake(name)
+
+    def _is_added(self, name: str, config: CompanionConfig) -> None:
+        self._is_wanted(name)
+        if not config.autostart and config.schedule is None:
+            self.unstarted.add(name)
+            self.at_rest.add(name)
 
     def grow(self, name: str) -> None:
         """A process exceeds its memory."""
@@ -683,6 +754,8 @@ class World:
         self.manager._on_message({"web_ready": self.web_ready})
 
     def _hear(self, message: dict[str, Any], fd: int | None = None) -> None:
+        if "gave_up" in message:
+            self.given_up.append(message["gave_up"])
         if "web_may_start" in message:
             assert not self.web_started
             assert all(map(self.serves, self.web_after)), "web workers start too early"
@@ -691,7 +764,8 @@ class World:
         if "web_may_stop" in message:
             assert self.stopping and not self.web_told
             users = [name for name, process in self.processes.items() if "web" in process.config.after]
-            assert not any(map(self.ours, users)), "web workers stop while a companion needs them"
+            needed = self.stop_order == "reverse" and any(map(self.ours, users))
+            assert not needed, "web workers stop while a companion needs them"
             self.web_told = True
             self.kernel.at(self.kernel.time + self.web_stops_in, self._web_is_gone)
 
@@ -710,6 +784,9 @@ class World:
         process, state = change.process, change.process.state
         if change.event in (Event.FORKED, Event.START_FAILED):
             self.tries.setdefault(process, []).append(change.now)
+        elif change.event is Event.RESTART and state is State.STARTING:
+            # The start that is pending is the one asked for.
+            self.tries[process] = []
         for action in change.actions:
             if action is Action.KILL:
                 assert not process.draining, "killed while it may finish"
@@ -717,6 +794,7 @@ class World:
                 assert self.ours(process.name) == [], "released while something of it lives"
             elif action is Action.GIVE_UP:
                 assert process.settled == GAVE_UP
+                self.ends_server.extend([process.name] * (process.config.on_give_up == "shutdown"))
                 self._check_give_up(process)
         if state is State.STARTING and change.before.state is not State.STARTING:
             self._check_start(change)
@@ -792,10 +870,10 @@ class World:
             return
         life.rungs = process.config.rungs
         life.asked.append(signum)
-        if self.stopping and not process.failing:
+        if self.stopping and not process.failing and self.stop_order == "reverse":
             own, group = process.config, process.config.group
-            needed_by = [p.name for p in self.processes.values() if group in p.config.after]
-            needed_by += [p.name for p in self.processes.values() if p.config.group in own.stop_after]
+            needed_by = [p.name for p in self.processes.values() if {*own.labels} & {*p.config.after}]
+            needed_by += [p.name for p in self.processes.values() if {*p.config.labels} & {*own.stop_after}]
             assert not any(map(self.ours, needed_by)), "told to stop while another companion needs it"
             if group in self.web_after or "web" in own.stop_after:
                 assert not self.web_there, "told to stop while web workers need it"
@@ -803,7 +881,7 @@ class World:
     def is_met(self, name: str) -> bool:
         if name == "web":
             return self.web_ready
-        found = [p for p in self.processes.values() if name in (p.name, p.config.group)]
+        found = [p for p in self.processes.values() if name in p.config.labels]
         return bool(found) and all(p.has_been_running for p in found)
 
     def check(self) -> None:
@@ -821,9 +899,13 @@ class World:
             self._check_counts(process)
             if process.state is State.RUNNING:
                 self.seen_running.add(name)
+        for process in list(self.processes.values())[self.checks % 5 :: 5]:
+            # Not all of them each time, because it takes long.
             shown = process.status_dict(self.kernel.time, 0.0)
             assert shown["description"]
             assert shown["state"] == process.state.value
+        self.checks += 1
+        assert self.given_up == self.ends_server
         ours_alone = [life for life in self.kernel.lives if life.parent == self.kernel.manager]
         assert {life.name for life in ours_alone if not life.empty} <= self.processes.keys()
         self._check_kept()
@@ -843,7 +925,9 @@ class World:
 
     def _check_kept(self) -> None:
         """The next manager would know what has been asked, and what has settled."""
-        state = self.shared.read()
+        if self.shared.version() != self.kept_version:
+            self.kept_version, self.kept = self.shared.version(), self.shared.read()
+        state = self.kept
         for name, process in self.processes.items():
             if name not in self.manager.steering.stops:
                 assert state["stopped"].get(name, False) is process.manual_stop, f"{process} by command"
@@ -857,7 +941,7 @@ class World:
             tries_again = process.settled == GAVE_UP and config.retry_after is not None and not self.stopping
             assert (due is not None) is tries_again
             meant = process.manual_stop or process.settled or process.removed or not config.autostart
-            meant = meant or config.schedule is not None
+            meant = meant or config.schedule is not None or process.name in self.unstarted
             assert meant or self.stopping, "lost"
         elif process.state is State.RUNNING:
             uptime = self.kernel.time - (process.started_at or 0)

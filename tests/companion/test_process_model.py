@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,6 +27,7 @@ from gunicorn.companion.child.sdnotify import Notice
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.probe import Probe
 from gunicorn.companion.process import EXITED, GAVE_UP, Cause, State
+from gunicorn.companion.runfile import RunFile
 from gunicorn.companion.schedule import Note
 from gunicorn.companion.supervise.overrides import KeptState
 from gunicorn.companion.supervise.starter import STARTS_AT_ONCE
@@ -53,6 +55,14 @@ KEYS = st.fixed_dictionaries(
         "stop_signals": st.sampled_from([None, ((15, 3.0), (3, 2.0))]),
         "lease": st.sampled_from([None, True, "shop"]),
         "lease_ttl": st.sampled_from([6, 12]),
+        "lease_margin": st.sampled_from([1, None]),
+        "lease_on_loss": st.sampled_from(["stop", "stop", "keep"]),
+        "autostart": st.sampled_from([True, True, True, False]),
+        "start_timeout": st.sampled_from([10, 3]),
+        "reload_timeout": st.sampled_from([3, 8]),
+        "max_lifetime_jitter": st.sampled_from([5, 0]),
+        "on_give_up": st.sampled_from(["ignore", "shutdown"]),
+        "singleton": st.sampled_from([True, True, True, False]),
     }
 )
 # Of a companion with a schedule, which may lose it; None: there is none.
@@ -67,6 +77,9 @@ TICK = st.fixed_dictionaries(
         "autorestart": st.just("never"),
         "env": st.sampled_from([{}, {"A": "1"}]),
         "max_runtime": st.sampled_from([None, 5]),
+        "lease": st.sampled_from([None, True]),
+        "lease_ttl": st.sampled_from([6, 12]),
+        "lease_on_loss": st.sampled_from(["stop", "keep"]),
     }
 )
 # What else shapes the process; no two of them at once, so that not every reread is a restart.
@@ -77,6 +90,9 @@ SHAPES: list[dict[str, Any]] = [
     {"oom_score_adj": 500},
     {"rlimits": {"core": (0, None)}},
     {"cpu_affinity": (0,)},
+    {"nice": 5},
+    {"cwd": "/"},
+    {"stdout": "/dev/null"},
 ]
 KEYS = st.builds(lambda keys, shape: {**keys, **shape}, KEYS, st.sampled_from(SHAPES))
 STATUS = st.sampled_from([0, failure(), failure(3), int(signal.SIGKILL), int(signal.SIGTERM)])
@@ -97,34 +113,48 @@ NATURE = st.builds(
 WHO = st.integers(0, 20)
 TIME = st.sampled_from([0.0, 0.01, 0.05, 0.3, 1.0, 2.5, 6.0, 20.0])
 COPIES = st.sampled_from([3, 1, 2, 4])
+# None: it is no set.
+NUMPROCS = st.sampled_from([3, 1, 2, 4, None])
 
 
 # By which key the two companions below have their order; and where in it the web workers are.
-ORDER = st.sampled_from(["after", "stop_after"])
+ORDER = st.sampled_from(["after", "stop_after", "after a group", "tick after"])
 WEB = st.sampled_from([None, "web after db", "rq after web"])
 
 
 def make_configs(
     db: dict[str, Any] | None,
     rq: dict[str, Any],
-    numprocs: int,
+    numprocs: int | None,
     order: str = "after",
     web: str | None = None,
     tick: dict[str, Any] | None = None,
 ) -> list[CompanionConfig]:
     """A companion that may be missing, a set of copies after it, and one that may have a schedule."""
-    common: dict[str, Any] = {"lease_store": "file:///nowhere", "lease_margin": 1}
-    common |= {"stop_timeout": 5, "reload_timeout": 3, "start_timeout": 10, "max_lifetime_jitter": 5}
-    after = () if db is None or order != "after" else ("db",)
+    common: dict[str, Any] = {"lease_store": "file:///nowhere", "stop_timeout": 5}
+    after: tuple[str, ...] = ()
     if db is not None and order == "stop_after":
         db = {**db, "stop_after": ("rq",)}
+    elif db is not None and order == "after a group":
+        db, after = {**db, "groups": ("stores",)}, ("@stores",)
+    elif db is not None:
+        after = ("db",)
     if web == "rq after web":
         after += ("web",)
+    if db is not None and db["lease"] == rq["lease"] == "shop":
+        # A lease has one time, whoever uses it.
+        rq = {**rq, "lease_ttl": db["lease_ttl"], "lease_margin": db["lease_margin"]}
+    # A lease contradicts a `singleton` of False.
+    rq = {**rq, "singleton": rq["singleton"] or bool(rq["lease"])}
+    db = db and {**db, "singleton": db["singleton"] or bool(db["lease"])}
     singles = [] if db is None else [CompanionConfig("db", "app:db", **common, **db)]
     if tick is not None:
         # Without a schedule nothing would start it, even when it is True again.
         tick = {**tick, "autostart": tick["autostart"] or tick["schedule"] is None}
-        singles.append(CompanionConfig("tick", "app:tick", **common, **tick))
+        its = after if order == "tick after" else ()
+        singles.append(CompanionConfig("tick", "app:tick", after=its, **common, **tick))
+    if numprocs is None:
+        rq = {**rq, "index_start": 0}
     return expand(*singles, CompanionConfig("rq", "app:rq", numprocs=numprocs, after=after, **common, **rq))
 
 
@@ -134,26 +164,32 @@ class Companions(RuleBasedStateMachine):
     @initialize(
         db=st.none() | KEYS,
         rq=KEYS,
-        numprocs=COPIES,
+        numprocs=NUMPROCS,
         nature=NATURE,
         adopts=st.booleans(),
         order=ORDER,
         web=WEB,
         tick=st.none() | TICK,
         obeys=st.sampled_from([0.0, 2.0]),
+        stop_order=st.sampled_from(["reverse", "reverse", "together"]),
+        luck=st.integers(0, 99),
     )
     def begin(
         self,
         db: dict[str, Any] | None,
         rq: dict[str, Any],
-        numprocs: int,
+        numprocs: int | None,
         nature: Nature,
         adopts: bool,
         order: str,
         web: str | None,
         tick: dict[str, Any] | None,
         obeys: float,
+        stop_order: str,
+        luck: int,
     ) -> None:
+        # For jitter.
+        random.seed(luck)
         self.order, self.web, self.calm = order, web, replace(CALM, obeys=obeys)
         self.world = World(
             make_configs(db, rq, numprocs, order, web, tick),
@@ -161,6 +197,7 @@ class Companions(RuleBasedStateMachine):
             adopts=adopts,
             web_after=("db",) if web == "web after db" and db is not None else (),
             web_stops_in=obeys,
+            stop_order=stop_order,
         )
 
     def name(self, who: int) -> str:
@@ -192,9 +229,9 @@ class Companions(RuleBasedStateMachine):
                 self.world.restart(name, in_turn=True)
         self.world.settle()
 
-    @rule(db=st.none() | KEYS, rq=KEYS, numprocs=COPIES, tick=st.none() | TICK)
+    @rule(db=st.none() | KEYS, rq=KEYS, numprocs=NUMPROCS, tick=st.none() | TICK)
     def reread(
-        self, db: dict[str, Any] | None, rq: dict[str, Any], numprocs: int, tick: dict[str, Any] | None
+        self, db: dict[str, Any] | None, rq: dict[str, Any], numprocs: int | None, tick: dict[str, Any] | None
     ) -> None:
         if db is None and self.world.web_after:
             # An error of the configuration.
@@ -206,7 +243,8 @@ class Companions(RuleBasedStateMachine):
     def scale(self, number: int) -> None:
         self.world.scale("rq", number)
         self.world.settle()
-        assert self.world.configured("rq") == number
+        if self.world.is_set("rq"):
+            assert self.world.configured("rq") == number
 
     @rule(ready=st.booleans())
     def web_workers_come_and_go(self, ready: bool) -> None:
@@ -275,9 +313,7 @@ class Companions(RuleBasedStateMachine):
     @rule(seconds=TIME)
     @precondition(lambda self: bool(self.world.processes))
     def be_suspended(self, seconds: float) -> None:
-        """Nobody had the processor for a while; then all of it is due at once."""
-        self.world.kernel.time += seconds
-        self.world.settle()
+        self.world.suspend(seconds)
 
     # -- the end --
 
@@ -300,19 +336,27 @@ class Companions(RuleBasedStateMachine):
         world.seen_running.clear()
         world.advance(60)
         blocked = {p.name for p in world.processes.values() if p.held_by}
+        # What comes after a companion that fails for ever may wait for it just now.
+        unsteady = {
+            label
+            for process in world.processes.values()
+            if process.config.max_runtime is not None
+            for label in process.config.labels
+        }
         for name, process in world.processes.items():
             assert not process.removed, "a removed one that never goes"
-            rests = process.manual_stop or process.settled in (EXITED, GAVE_UP)
+            rests = process.manual_stop or process.settled in (EXITED, GAVE_UP) or name in world.unstarted
             if process.config.schedule is not None:
                 started = world.manager.kept.overrides.stopped.get(name) is False
                 assert (
                     name in world.seen_running
                     or process.manual_stop
+                    or name in blocked
                     or not (process.config.autostart or started)
                 ), "a schedule without a run"
                 continue
             ran, may_rest = name in world.seen_running, rests or name in blocked
-            if process.config.max_runtime is None:
+            if not unsteady & {process.name, *process.config.after}:
                 assert ran is not may_rest, process
             else:
                 # It fails for ever, and may give up now as before.
@@ -333,7 +377,7 @@ class Companions(RuleBasedStateMachine):
         assert world.web_told and not world.web_there
         assert all(p.state is State.STOPPED for p in world.processes.values())
         assert world.manager.finished
-        assert all(life.empty for life in world.kernel.lives)
+        assert all(life.empty for life in world.kernel.lives if life.singleton)
         assert world.manager.timeout(world.kernel.time) is None
 
 
@@ -482,6 +526,7 @@ def test_a_command_to_the_old_master_is_followed_before_a_start(
     """It may come between the last look at the old manager's state and the start."""
     world = make_world(CompanionConfig("rq", "app:rq", autostart=False))
     rq = world.processes["rq"]
+    world.at_rest.clear()
     world.manager.start_process("rq")
     with monkeypatch.context() as context:
         context.setattr(KeptState, "must_follow_first", True)
@@ -585,6 +630,60 @@ def test_a_removed_companion_that_waits_for_its_stop_cannot_be_started(
     assert not world.ask("restart", name="db")["ok"]
     world.advance(20)
     assert world.processes == {}
+
+
+def test_what_slept_beyond_its_lease_is_killed_at_once(make_world: Callable[..., World]) -> None:
+    config = CompanionConfig("rq", "app:rq", lease=True, lease_store="file:///nowhere", lease_ttl=6)
+    world = make_world(config)
+    # The rival's next attempt comes before the next renewal.
+    world.advance(2.2)
+    [life] = world.ours("rq")
+    world.store.rival = True
+    world.suspend(20)
+    assert world.store.rivals == ["rq"]
+    assert life.doomed
+    assert world.ours("rq") == []
+    world.store.rival = False
+    world.advance(10)
+    assert world.processes["rq"].state is State.RUNNING
+
+
+def test_a_job_that_has_ended_begins_anew_with_a_schedule(make_world: Callable[..., World]) -> None:
+    job = CompanionConfig("rq", "app:rq", autorestart="never")
+    world = make_world(job, nature=Nature(dies=0.1, status=0))
+    world.advance(2)
+    assert world.processes["rq"].settled == EXITED
+    world.kill_the_manager()
+    world.reread([replace(job, schedule="every 7s")])
+    world.advance(10)
+    assert world.processes["rq"].start_count == 1
+
+
+def test_a_restart_for_its_lifetime_waits_while_what_it_needs_fails(make_world: Callable[..., World]) -> None:
+    world = make_world(
+        CompanionConfig("db", "app:db", max_runtime=5),
+        CompanionConfig("rq", "app:rq", after=("db",), max_lifetime=14.5, max_lifetime_jitter=0),
+        nature=Nature(obeys=2.0),
+    )
+    rq = world.processes["rq"]
+    # It starts at 1 and stops at 15.5, until 17.5. At 17 the time of `db` is over.
+    world.advance(18)
+    assert (rq.state, rq.held_by) == (State.STARTING, ("db",))
+    world.advance(14)
+    assert (rq.state, rq.start_count) == (State.RUNNING, 2)
+
+
+def test_a_companion_that_may_run_twice_no_more_waits_for_another_server(
+    make_world: Callable[..., World],
+) -> None:
+    config = CompanionConfig("rq", "app:rq", singleton=False)
+    world = make_world(config)
+    world.advance(2)
+    world.reread([replace(config, singleton=True)])
+    assert world.processes["rq"].start_count == 1
+    world.restart("rq")
+    world.advance(2)
+    assert RunFile.claim(world.run_dir, "rq") is None
 
 
 class StoreOfOne:

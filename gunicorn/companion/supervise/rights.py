@@ -73,6 +73,9 @@ class StartRights:
     def claim(self, name: str, now: float, *, singleton: bool = True) -> RunFile | Blocked:
         """Return the locked, empty run file of *name*, or what is in the way. Raises OSError."""
         run = self._held_in_place(name)
+        if singleton and run is not None and self._can_have_name(name, run):
+            self.release(name)
+            run = None
         if run is not None and name not in self.older and run.read() is None:
             # It was granted before, and its last process has ended.
             return run if run.clear() else self._without_room(name, run)
@@ -97,6 +100,13 @@ class StartRights:
             return other
         self._waiting.discard(name)
         return run if run.clear() else self._without_room(name, run)
+
+    def _can_have_name(self, name: str, run: RunFile) -> bool:
+        """Whether *run*, which nothing uses, has no name because `singleton` was False, or for lack of a
+        directory that there is now.
+        """
+        unused = name not in self.older and run.read() is None
+        return unused and run.path is None and run.locked is None and self.usable_run_dir() is not None
 
     def _held_in_place(self, name: str) -> RunFile | None:
         """The run file of *name* that is held, in the directory again if that is possible."""
