@@ -276,6 +276,8 @@ class Changes:
             self.table.send(process, Event.STOP, now)
         process.config = config
         process.removed = False
+        # The companion that had the name before has settled, and not this one.
+        process.settled = None
         if config.autostart and config.schedule is None and not process.manual_stop:
             self.table.send(process, Event.START, now)
 
