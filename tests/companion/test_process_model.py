@@ -687,7 +687,7 @@ def test_a_companion_that_may_run_twice_no_more_waits_for_another_server(
 
 
 def test_a_name_that_comes_back_has_not_given_up(make_world: Callable[..., World]) -> None:
-    config = CompanionConfig("rq", "app:rq", start_limit=StartLimit(1, 3))
+    config = CompanionConfig("rq", "app:rq", restart_delay=1, start_limit=StartLimit(1, 3))
     world = make_world(config, nature=Nature(dies=0.0, leftovers=True, kill_takes=0.4))
     rq = world.processes["rq"]
     assert (rq.state, rq.settled) == (State.STOPPING, GAVE_UP)
