@@ -106,6 +106,7 @@ class Request:
             if self.timed_out:
                 await self._fail(503, "Service Unavailable", "The request took too long.")
         except BaseException as error:
+            self.worker.cycle.end_fork(error)
             self._log_error(error)
             await self._fail(*answer_for(None))
         else:
@@ -215,6 +216,8 @@ class HTTPRequest(Request):
 
     def _start(self, status: int, fields: Any) -> None:
         worker = self.worker
+        if not worker.alive:
+            worker.cycle.end_fork(None)
         # A client that is still sending the body might have to send all of it.
         keeps = self.keep_alive and not (self.more_body or self.conn.hung_up) and worker.alive
         old = self.scope["http_version"] != "1.1"

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -32,6 +33,10 @@ TICK = 1.0
 
 # How long a worker may take to obey a signal to end at once, before the next such signal counts.
 SETTLED = 1.0
+
+
+# Those that end a worker.
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT)
 
 
 class Worker:
@@ -132,6 +137,7 @@ class Worker:
         os.set_inheritable(self.tmp.fileno(), False)
         self.log.close_on_exec()
         self.init_signals()
+        self._handle_forks()
         if self.cfg.reload:
             self._make_reloader()
         self.load_wsgi()
@@ -219,6 +225,30 @@ class Worker:
             signal.siginterrupt(signum, False)
         if self.PIPE:
             signal.set_wakeup_fd(self.PIPE[1], warn_on_full_buffer=False)
+
+    def _handle_forks(self) -> None:
+        """Have a signal to end just end a process that the application forks, because it is no worker.
+
+        Our handlers would have it ignore SIGTERM, and `multiprocessing` wait for it for ever. Until they are
+        gone signals are blocked.
+        """
+        masks = threading.local()
+
+        def block() -> None:
+            masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+        def unblock() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+        def part() -> None:
+            self.alive = False
+            handlers = {signum: signal.getsignal(signum) for signum in _ENDING}
+            reset_to_default(
+                [s for s, handler in handlers.items() if getattr(handler, "__self__", None) is self]
+            )
+            unblock()
+
+        os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=part)
 
     def wake(self) -> None:
         """End the current or the next wait of ``run()``; for other threads than the main one."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,7 @@ from gunicorn.http.head import error_response
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.policy import RequestPolicy, policy_for
 from gunicorn.settings.hooks import own_hook
+from gunicorn.unix.process import leave
 
 if TYPE_CHECKING:
     import ssl
@@ -60,6 +62,7 @@ class Cycle:
         self.cfg = cfg
         self.log = worker.log
         self.slot: Slot | None = getattr(worker, "slot", None)
+        self._pid = os.getpid()
         self.policy = policy_for(cfg)
         self.parser_class = parser_class_for(self.policy)
         self.pre_request = own_hook(cfg, "pre_request")
@@ -175,6 +178,7 @@ class Cycle:
         result = worker.wsgi(environ, resp.start_response)
         try:
             if not worker.alive:
+                self.end_fork(None)
                 # The worker was told to stop while the application ran.
                 resp.force_close()
             if isinstance(result, wsgi.FileWrapper):
@@ -224,12 +228,28 @@ class Cycle:
 
     def log_failure(self, error: BaseException, from_client: bool, where: str, addr: Any) -> None:
         """Log why the request *where* (method and target) failed."""
+        self.end_fork(error)
         if not from_client:
             self.log.error("The application failed on %s", ascii(where), exc_info=_exc_info(error))
         elif is_disconnect(error):
             self.log.debug("The client %s went away during %s: %s", shown(addr), ascii(where), error)
         else:
             self.log.warning("%s from %s failed: %s", ascii(where), shown(addr), _reason(error))
+
+    def end_fork(self, error: BaseException | None) -> None:
+        """End this process if the application has forked it, and it is back from there, maybe by *error*.
+
+        As a second worker it would answer the same clients, and take connections of the first one.
+        """
+        if os.getpid() == self._pid:
+            return
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            self.log.error(
+                "The application has forked this process, and has not ended it: it exits",
+                exc_info=None if error is None else _exc_info(error),
+            )
+        leave(code if isinstance(code, int) else int(code is not None))
 
     def log_taken_over(self, error: StopIteration, where: str, expected: bool) -> None:
         """Log that the application answered on its own and raised StopIteration, unless *expected*.

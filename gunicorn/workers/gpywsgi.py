@@ -437,6 +437,8 @@ class PyWSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     def finalize_headers(self) -> None:
         super().finalize_headers()
         worker, answer = self.server.worker, self._answer
+        if not worker.alive:
+            worker.cycle.end_fork(None)
         headers: list[tuple[bytes, bytes]] = list(self.response_headers)
         if not (worker.alive and worker.keeps_alive()) or getattr(self.wsgi_input, "is_held_back", False):
             self.close_connection = True

@@ -146,6 +146,8 @@ class Container(WSGIContainer):  # type: ignore[misc]
     def _steps(self, environ: dict[str, Any], answer: Answer) -> Iterator[None]:
         """Run the application; pause after each block of content."""
         result = self.wsgi_application(environ, answer.start_response)
+        if not self._worker.alive:
+            self._worker.cycle.end_fork(None)
         try:
             for item in result:
                 if answer.sent == answer.response_length or not answer.has_body:
@@ -170,6 +172,8 @@ class Container(WSGIContainer):  # type: ignore[misc]
             except Stopped:
                 raise
             except BaseException as error:
+                # Here: the loop of a fork shares its descriptors with that of the worker.
+                self._worker.cycle.end_fork(error)
                 return error
 
         loop = IOLoop.current()

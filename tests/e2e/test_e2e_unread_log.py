@@ -101,7 +101,7 @@ def test_hooks_that_print_what_nobody_reads_hold_up_no_stop() -> None:
             server.wait_companion("job", "RUNNING")
             os.kill(server.workers()[0], signal.SIGKILL)
             wait_until((server.dir / "child_exit-begun").exists)
-            # The manager has ten seconds more than its companions until it is killed; the master has no limit.
+            # The manager is killed ten seconds after its companions; the master has no limit.
             assert server.stop(timeout=8) == 0
             done = {path.name for path in server.dir.glob("*-done")}
             assert done == {"child_exit-done", "companion_exit-done", "on_exit-done"}

@@ -554,3 +554,47 @@ def test_no_client_holds_up_the_end_of_a_plain_worker(
         wait_until(lambda: server.workers() and str(descriptors(server.workers()[0])).count("socket:") == 2)
         assert elapsed(server.stop) < 5
         assert "SIGKILL" not in server.log()
+
+
+# -- processes that the application forks -----------------------------------------------------------------
+
+FORKS = """
+import multiprocessing, os, sys, time
+
+def fork(end):
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(reading, 1)
+        if end == "exit":
+            sys.exit(3)
+        if end == "raise":
+            raise RuntimeError("in the fork")
+        return "the fork"
+    os.write(writing, b"x")
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def terminate():
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    child.terminate()
+    child.join(10)
+    return child.exitcode
+
+def app(environ, start_response):
+    end = environ["QUERY_STRING"]
+    body = str(terminate() if end == "terminate" else fork(end) if end else os.getpid()).encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+@side_by_side("sync", "gthread", "gevent", "gevent_pywsgi", "tornado", asgi=False)
+def test_a_process_that_the_application_forks_is_no_second_worker(kind: str) -> None:
+    """It ends when it comes back to the server, by an exception or with a response; or by SIGTERM."""
+    with Server(FORKS, conf(kind, threads=4 if kind == "gthread" else 1)) as server:
+        worker = server.get("/").text
+        ends = {end: server.get(f"/?{end}").text for end in ("exit", "raise", "return", "terminate")}
+        assert ends == {"exit": "3", "raise": "1", "return": "1", "terminate": "-15"}
+        assert {server.get("/").text for _ in range(10)} == {worker}
+        assert server.log().count("has forked this process") == 2
