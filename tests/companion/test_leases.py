@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -299,3 +301,36 @@ def test_a_store_that_is_down_is_told_once(make_world) -> None:
     for why in ("no answer", "no answer", "refused"):
         world.keeper.on_message({"down": "file:///nowhere", "why": why})
     assert told == [f"Store of leases file:///nowhere: {why}" for why in ("no answer", "refused")]
+
+
+def test_the_guard_learns_of_other_times_and_ways_by_a_reload(make_world) -> None:
+    def reread(**keys: Any) -> None:
+        world.reread([replace(world.configs[0], **keys)])
+        world.advance(1)
+
+    world = make_world(lease_on_loss="keep", lease_ttl=15)
+    [life] = world.ours("rq")
+    assert world.manager.leases.guard.watched == {}
+    reread(lease_on_loss="stop")
+    assert world.manager.leases.guard.watched[life.pid][4] == 0.75
+    reread(lease_margin=4)
+    assert world.manager.leases.guard.watched[life.pid][4] == 2
+    reread(lease_on_loss="keep")
+    assert world.manager.leases.guard.watched == {}
+    # It has run on; and now it is to stop.
+    world.store.up = False
+    world.advance(20)
+    assert life.alive and world.ours("rq") == [life]
+    reread(lease_on_loss="stop")
+    assert not life.alive
+    assert world.processes["rq"].cause is Cause.LEASE
+
+
+def test_no_two_leases_share_their_memory(make_world) -> None:
+    world = make_world()
+    used = world.processes["rq"].lease.slot
+    world.manager.leases._slots = itertools.cycle([used, 7])
+    others = [CompanionConfig(name, "app:db", lease=name, lease_store="file:///nowhere") for name in "db"]
+    world.reread([*world.configs, *others[:1]])
+    world.advance(1)
+    assert world.processes["d"].lease.slot == 7

@@ -54,8 +54,10 @@ class Leases:
     _slots: Iterator[int] = field(default_factory=lambda: itertools.cycle(range(SLOTS)), init=False)
     # By name what its process was started with, until its session is empty.
     _living: dict[str, Living] = field(default_factory=dict, init=False)
-    # Those among them that were told that it ends.
-    _told: set[str] = field(default_factory=set, init=False)
+    # Those among them of which it was told that it ends, each with the `lease_on_loss` that it had.
+    _told: dict[str, str] = field(default_factory=dict, init=False)
+    # How many seconds before that the guard kills each; it does not know the others.
+    _early: dict[str, float] = field(default_factory=dict, init=False)
     _memory: LeaseMemory | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -76,9 +78,14 @@ class Leases:
             self._memory = self._memory or LeaseMemory()
             self.keeper.memory = self.guard.memory = self._memory
             lease = self._leases[key] = Lease(
-                *key, next(self._slots), self._memory, self.kernel, config.lease_timing
+                *key, self._free_slot(), self._memory, self.kernel, config.lease_timing
             )
         return lease
+
+    def _free_slot(self) -> int:
+        """Not the one that has just become free: the keeper may write to it once more."""
+        used = {lease.slot for lease in self._leases.values()}
+        return next(slot for slot in self._slots if slot not in used or len(used) >= SLOTS)
 
     @staticmethod
     def _key(config: CompanionConfig) -> tuple[str, str] | None:
@@ -146,6 +153,8 @@ class Leases:
             lease.timing = timing
             if lease.serial:
                 self._send_want(lease)
+        for name in lease.living & self.table.keys():
+            self._watch(name)
 
     def _hold_or_give(self, lease: Lease, users: Sequence[CompanionProcess], now: float) -> None:
         living = lease.living
@@ -189,11 +198,14 @@ class Leases:
         for name in sorted(lease.living):
             process = self.table.get(name)
             left = self._living[name].left()
-            if process is None or name in self._told or time_until_stop(lease, process, left) > 0:
+            if process is None or time_until_stop(lease, process, left) > 0:
                 continue
-            self._told.add(name)
+            way = process.config.lease_on_loss
+            if self._told.get(name) == way:
+                continue
+            self._told[name] = way
             reason = why_lost(lease, left)
-            if process.config.lease_on_loss == "keep":
+            if way == "keep":
                 self.log.error("Companion %s runs on without its lease: %s", name, reason)
                 continue
             lease.spent = True
@@ -229,7 +241,8 @@ class Leases:
         elif process.name in self._living and process.pid is None and process.session is None:
             living = self._living.pop(process.name)
             living.lease.living.discard(process.name)
-            self._told.discard(process.name)
+            self._told.pop(process.name, None)
+            self._early.pop(process.name, None)
             self.guard.send({"drop": living.pid})
             if not living.lease.living:
                 living.lease.spent = True
@@ -268,14 +281,21 @@ class Leases:
                     self.store(lease, lease.note)
 
     def _watch(self, name: str) -> None:
+        """Tell the guard when to kill *name*, unless it knows."""
         lease, token, pid = self._living[name]
         if self.table[name].config.lease_on_loss == "keep":
+            if self._early.pop(name, None) is not None:
+                self.guard.send({"drop": pid})
             return
-        identity = self.kernel.identity(pid)
+        early = lease.timing.margin / 2
+        identity = None if self._early.get(name) == early else self.kernel.identity(pid)
         if identity is not None:
-            self.guard.send({"watch": [pid, identity, lease.slot, token, lease.timing.margin / 2]})
+            self._early[name] = early
+            self.guard.send({"watch": [pid, identity, lease.slot, token, early]})
 
     def _watch_all(self) -> None:
+        """Another guard has started."""
+        self._early.clear()
         for name in self._living:
             if name in self.table:
                 self._watch(name)
