@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import resource
 import sys
 import time
 import zoneinfo
@@ -442,6 +443,18 @@ def read_memory(text: str, directory: Path) -> Memory:
     (directory / "a.schedule").write_text(text)
     with (directory / "a.schedule").open() as file:
         return Memory.of(RunFile(file.fileno(), None), ["every 1s", None], 200.0)
+
+
+def test_a_disk_that_is_full_is_no_success(tmp_path: Path) -> None:
+    memory = Memory(["every 1s", None], 100.0, runs=[_RUN] * 20)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (tmp_path / "a.schedule").open("w+") as file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            with pytest.raises(OSError, match="No space left on device"):
+                memory.write(RunFile(file.fileno(), None))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_memory_is_read_again(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ before it starts the run; the others find that note when they get the lease, and
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -98,7 +99,8 @@ class Memory:
     def write(self, file: RunFile) -> None:
         """Raises OSError."""
         data = json.dumps(asdict(self), separators=(",", ":")).encode() + b"\n"
-        os.pwrite(file.fd, data, 0)
+        if os.pwrite(file.fd, data, 0) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.ftruncate(file.fd, len(data))
 
     def add(self, run: dict[str, Any]) -> None:
