@@ -169,6 +169,10 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
         self._in_head = True
         HttpToolsProtocol.on_message_begin(self)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # uvicorn looks for Expect here; _check_exactly() does it.
+        self.headers.append((name.lower(), value))
+
     def on_headers_complete(self) -> None:
         self._in_head = False
         worker, conn, scope, parser = self.worker, self.connection, self.scope, self.parser
@@ -324,7 +328,7 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
         if not self.url:
             return None
         self.scope.setdefault("method", self.parser.get_method().decode("ascii"))
-        return Request(self.worker, self.connection, self.scope, self.url)
+        return Request(self)
 
     def give_up(self, error: ClientAnswer) -> None:
         """The client has stopped sending, or taking what is sent."""

@@ -31,11 +31,11 @@ class Request:
     counted = False
     timed_out = False
 
-    def __init__(self, worker: Any, conn: Conn, scope: dict[str, Any], uri: bytes) -> None:
-        self.worker = worker
-        self.conn = conn
-        self.scope = scope
-        self.uri_bytes = uri
+    def __init__(self, http: Any) -> None:
+        self.worker = http.worker
+        self.conn: Conn = http.connection
+        self.scope: dict[str, Any] = http.scope
+        self.uri_bytes: bytes = http.url
         self.since = monotonic()
 
     # -- for hooks, log and scoreboard ---------------------------------------------------
@@ -173,7 +173,7 @@ class HTTPRequest(Request):
     response_complete = False
 
     def __init__(self, http: Any, keep_alive: bool) -> None:
-        super().__init__(http.worker, http.connection, http.scope, http.url)
+        Request.__init__(self, http)  # cheaper than super()
         self.flow = http.flow
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = http.expect_100_continue
@@ -292,7 +292,7 @@ class WebSocketRequest(Request):
     pass_on: Any = None
 
     def __init__(self, websocket: Any, http: Any) -> None:
-        super().__init__(http.worker, http.connection, http.scope, http.url)
+        super().__init__(http)
         self.websocket = websocket
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
