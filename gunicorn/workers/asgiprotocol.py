@@ -33,6 +33,8 @@ except ImportError:
 if TYPE_CHECKING:
     from gunicorn.workers.asgiconnection import Conn
 
+CRLF = b"\r\n"
+
 _METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 
 # With one of these fields, a head is read by the exact rules.
@@ -115,6 +117,13 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
         state = conn.state
         if state is State.IDLE or state is State.NEW:
             self._received = 0
+        if state is not State.BUSY and not self._in_head and (self._received or data[0] in CRLF):
+            # One empty line may precede a request (RFC 9112 section 2.2). The parser skips all of them.
+            before = CRLF[: self._received] + data[: len(data) - len(data.lstrip(CRLF))]
+            if before != CRLF and not before == data == b"\r":
+                self.url = b""
+                self._refuse(InvalidRequestLine(data[:120]))
+                return
         self._received += len(data)
         body_at = self._body_at
         # Each request has a context of its own. That of the callback may be the one of another request.

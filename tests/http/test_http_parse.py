@@ -445,6 +445,7 @@ INVALID: list[tuple[str, bytes, dict[str, Any], type[Exception], int]] = [
         )
         for target in (b"/\xc3\xa9", b"/\xe9", b"/?\xe9", b"http://h/\xe9")
     ],
+    ("bare LF before", b"\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", {}, e.InvalidRequestLine, 400),
     ("two empty lines before", b"\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", {}, e.InvalidRequestLine, 400),
     ("two types", LINE + b"Content-Type: a/b\r\nA: b\r\nContent-Type: a/b\r\n\r\n", {}, e.InvalidHeader, 400),
     ("no expectation", LINE + b"Expect:\r\n\r\n", {}, e.ExpectationFailed, 417),
