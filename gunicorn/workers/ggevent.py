@@ -464,7 +464,10 @@ def _is_hub() -> bool:
 
 def _accept(listener: Any) -> tuple[Any, Any]:
     fd, addr = listener._accept()
-    return ClientSocket(listener.family, listener.type, listener.proto, fileno=fd), addr
+    client = ClientSocket(listener.family, listener.type, listener.proto, fileno=fd)
+    # An application sets a default for the connections that it makes itself.
+    client.timeout = None
+    return client, addr
 
 
 def _make_cooperative(listener: Any) -> None:

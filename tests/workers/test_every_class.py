@@ -420,6 +420,9 @@ def test_an_abort_ends_the_worker_whatever_its_application_does(kind: str) -> No
 TAKE = """
 import socket
 
+# For the connections that the application makes, and not for those of clients.
+socket.setdefaulttimeout(0.3)
+
 FLOOD = 30_000_000
 
 def app(environ, start_response):
