@@ -303,6 +303,16 @@ def test_a_store_that_is_down_is_told_once(make_world) -> None:
     assert told == [f"Store of leases file:///nowhere: {why}" for why in ("no answer", "refused")]
 
 
+def test_a_lease_that_a_reload_leaves_without_a_companion_is_told(make_world) -> None:
+    world = make_world()
+    told: list[str] = []
+    world.manager.leases.log.info = lambda text, *values: told.append(text % values)
+    world.reread([replace(world.configs[0], lease="other")])
+    world.advance(6)
+    assert "No companion needs lease shop any more: gave up lease shop (token 1)" in told
+    assert "Companion rq: took lease other (token 1)" in told
+
+
 def test_the_guard_learns_of_other_times_and_ways_by_a_reload(make_world) -> None:
     def reread(**keys: Any) -> None:
         world.reread([replace(world.configs[0], **keys)])

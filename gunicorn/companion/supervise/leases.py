@@ -354,10 +354,13 @@ class Leases:
 
     def _tell(self, lease: Lease, text: str) -> None:
         """Log it, and note it in the history of each companion that it concerns."""
-        for process in self.table.values():
-            if process.lease is lease:
-                self.log.info("Companion %s: %s", process.name, text)
-                self._note(process, text)
+        concerned = [process for process in self.table.values() if process.lease is lease]
+        for process in concerned:
+            self.log.info("Companion %s: %s", process.name, text)
+            self._note(process, text)
+        if not concerned:
+            # A reload has changed that.
+            self.log.info("No companion needs lease %s any more: %s", lease.name, text)
 
     def _note(self, process: CompanionProcess, text: str) -> None:
         self.history.add("lease", process.name, cause=Cause.LEASE, reason=text)
