@@ -121,9 +121,11 @@ class Arbiter(Shutdown, Succession):
         self.proc_name = self.cfg.proc_name
         self.log.debug("The configuration is:\n%s", self.cfg)
         self.set_environment(self.cfg.env)
-        # A reload is for the code on disk, which the master's memory would hide from its children.
-        if self.cfg.preload_app and not self.cfg.reload:
+        # With `reload` it would hide the code on disk from the children. While the server runs it could end
+        # the master or hold it up, and leave modules there that the next attempt takes for new ones.
+        if self.cfg.preload_app and not self.cfg.reload and not self._started:
             self.app.wsgi()
+            self.preloaded = True
         if self._num_workers != self.cfg.workers:
             self.num_workers = self.cfg.workers
 

@@ -41,6 +41,8 @@ class Master:
         self.pidfile: Pidfile | None = None
         self.proc_name = ""
         self.started_at = 0.0
+        # Whether the application is in the memory of this process.
+        self.preloaded = False
         # Whether the sockets came from a service manager.
         self.systemd = False
         self.unit = Unit(self)

@@ -31,8 +31,7 @@ def answer(arbiter: Arbiter, cmd: str, **wanted: Any) -> Reply:
 def _reload(arbiter: Arbiter) -> Reply:
     _refuse_beside_another(arbiter)
     arbiter.signal(signal.SIGHUP)
-    stays = arbiter.cfg.preload_app and not arbiter.cfg.reload
-    but = ", but its preloaded application stays: `upgrade` brings new code" if stays else ""
+    but = ", but its preloaded application stays: `upgrade` brings new code" if arbiter.preloaded else ""
     # Several that wait are one.
     return {"message": f"the server reloads{but}", "number": arbiter.reload_number + 1}
 

@@ -104,8 +104,13 @@ class Reloading(Upkeep):
             self.restore_signal_handlers()
         self._try(switch)
         self._warn_of_settings()
-        if self.cfg.preload_app and not self.cfg.reload:
+        if self.preloaded:
             self.log.info("The preloaded application stays; SIGUSR2 or a restart brings new code")
+        elif self.cfg.preload_app and not self.cfg.reload:
+            self.log.warning(
+                "preload_app is on, but only a new master preloads: SIGUSR2 or a restart brings one."
+                " Until then each worker loads the application"
+            )
         try:
             self._hook("on_reload", self)
         except SystemExit as exc:

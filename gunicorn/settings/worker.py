@@ -227,7 +227,8 @@ class PreloadApp(Flag, section=SERVER_MECHANICS, flags="--preload"):
 
     They then share its memory and start at once. They also share connections, threads and open files that
     the application creates while it is loaded; create these again in ``post_fork``. The price: a reload by
-    HUP does not bring new code, because the master has the old one in memory; USR2 or a restart does.
+    HUP does not bring new code, because the master has the old one in memory; USR2 or a restart does. You
+    also need one of them after you have turned ``preload_app`` on or off.
     """
 
 

@@ -123,7 +123,7 @@ class GeventWorker(AsyncWorker):
             gevent.monkey.patch_all()
 
     def _warn_if_late(self) -> None:
-        if self.cfg.preload_app:
+        if self.app.callable is not None:
             self.log.warning(
                 "The application was preloaded before gevent could patch the standard library; the"
                 " unpatched parts it uses block the whole worker. Turn preload_app off, or"

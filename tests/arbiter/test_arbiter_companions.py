@@ -375,7 +375,7 @@ def test_a_command_that_fails_ends_nothing(arbiter: Arbiter, other_end: Link) ->
 
 @pytest.mark.parametrize(("preload", "text"), [(False, ""), (True, ", but its preloaded application stays")])
 def test_a_reload_says_what_it_leaves(arbiter: Arbiter, preload: bool, text: str) -> None:
-    arbiter.cfg.set("preload_app", preload)
+    arbiter.preloaded = preload
     assert arbiter.command("reload")["message"].partition(": ")[0] == "the server reloads" + text
 
 

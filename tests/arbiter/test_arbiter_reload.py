@@ -399,6 +399,17 @@ def test_what_nobody_notices_is_told_at_the_start_and_by_a_reload() -> None:
         assert server.log().count("The preloaded application stays") == 1
 
 
+def test_a_reload_that_turns_preload_app_on_loads_nothing_in_the_master() -> None:
+    app = APP + "import os\nwith open('loaded', 'a') as file: print(os.getpid(), file=file)\n"
+    with TinyServer(app=app, workers=1) as server:
+        first = server.running(1)
+        reload(server, workers=1, preload_app=True)
+        second = server.running(1, without=first)
+        assert server.log("loaded").split() == [str(pid) for pid in (*first, *second)]
+        assert "preload_app is on, but only a new master preloads" in server.log()
+        assert "preloaded application stays" not in server.log()
+
+
 def test_listeners_that_stay_follow_the_configuration(short_dir: Path) -> None:
     cert, key = make_certificate(short_dir)
     with TinyServer(workers=1) as server:
