@@ -455,6 +455,7 @@ class World:
             for name, process in self.processes.items()
             if not process.config.autostart
             and process.config.schedule is None
+            and process.settled is None
             and (stopped or {}).get(name, True)
         }
         self.at_rest |= self.unstarted
