@@ -13,7 +13,7 @@ from gunicorn.app import configfile
 from gunicorn.app.start import Start, apply_environ, as_at_start
 from gunicorn.config import Config
 from gunicorn.errors import AppImportError, ConfigError, all_mistakes
-from gunicorn.loading import asked_to_exit, check_protocol
+from gunicorn.loading import asked_to_exit, check_protocol, collecting_seldom
 from gunicorn.master import handoff
 from gunicorn.settings.server import ConfigFile
 from gunicorn.unix.process import open_standard_streams
@@ -73,7 +73,8 @@ class BaseApplication:
     def wsgi(self) -> WSGICallable:
         """The WSGI callable, loaded on the first call."""
         if self.callable is None:
-            self.callable = self.load()
+            with collecting_seldom():
+                self.callable = self.load()
             check_protocol(self.callable, self.cfg.settings["worker_class"].get())
         if not self.cfg.static:
             return self.callable

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gunicorn.app.base import BaseApplication
 from gunicorn.errors import AppImportError
 from gunicorn.loading import check_protocol, getcwd, import_app, is_asgi, load_class, load_entry_point
 
@@ -302,3 +304,38 @@ def test_getcwd_keeps_symbolic_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert getcwd() == str(tmp_path / "release")
     monkeypatch.setenv("PWD", "/no/such/directory")
     assert getcwd() == str(tmp_path / "release")
+
+
+@pytest.mark.parametrize(
+    ("before", "own", "meanwhile", "after"),
+    [
+        ((700, 10, 10), None, 10_000, 700),
+        # Whoever collects more seldom still, never, or as the application says, goes on so.
+        ((50_000, 10, 10), None, 50_000, 50_000),
+        ((0, 10, 10), None, 0, 0),
+        ((700, 10, 10), 5_000, 10_000, 5_000),
+        ((700, 10, 10), 0, 10_000, 0),
+    ],
+)
+def test_garbage_is_collected_more_seldom_while_an_application_loads(
+    before: tuple[int, int, int], own: int | None, meanwhile: int, after: int
+) -> None:
+    found = []
+
+    class Shop(BaseApplication):
+        def load_config(self) -> None:
+            pass
+
+        def load(self) -> Any:
+            found.append(gc.get_threshold()[0])
+            if own is not None:
+                gc.set_threshold(own)
+            return lambda environ, start_response: []
+
+    kept = gc.get_threshold()
+    try:
+        gc.set_threshold(*before)
+        Shop().wsgi()
+        assert (found, gc.get_threshold()[0]) == ([meanwhile], after)
+    finally:
+        gc.set_threshold(*kept)
