@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import re
 import resource
-import socket
+import socketserver
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -206,36 +207,21 @@ def test_a_path_with_a_zero_byte_is_none() -> None:
 # -- servers -------------------------------------------------------------------------
 
 
-class Nonsense:
-    """A server that sends *answer* whenever it is asked something."""
+@contextlib.contextmanager
+def nonsense(answer: bytes) -> Iterator[int]:
+    """The port of a server that sends *answer* whenever it is asked something."""
 
-    def __init__(self, answer: bytes) -> None:
-        self.answer = answer
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self.listener.getsockname()[1]
-        threading.Thread(target=self.serve, daemon=True).start()
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                while self.request.recv(65536):
+                    self.request.sendall(answer)
 
-    def serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            with connection:
-                connection.settimeout(5)
-                try:
-                    while connection.recv(65536):
-                        connection.sendall(self.answer)
-                except OSError:
-                    continue
-
-    def __enter__(self) -> Nonsense:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        # Closing alone does not wake who accepts.
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
 
 
 def http(body: str) -> bytes:
@@ -288,8 +274,8 @@ REDIS, POSTGRESQL = "redis://127.0.0.1:{}/0", "postgresql://a:secret@127.0.0.1:{
 def test_an_answer_that_makes_no_sense_is_one_line(url: str, answer: bytes, why: str) -> None:
     if url is POSTGRESQL and not has_psycopg():
         pytest.skip("psycopg finds no libpq")
-    with Nonsense(answer) as server:
-        client = store.connect(url.format(server.port), 5)
+    with nonsense(answer) as port:
+        client = store.connect(url.format(port), 5)
         with pytest.raises(StoreError) as caught:
             checked(client.acquire("a", A, TTL), 0)
         client.close()
@@ -446,8 +432,8 @@ def test_a_store_that_waits_for_nothing_is_not_asked_in_a_tight_loop(
 
 
 def test_nonsense_ends_no_keeper(keep: Callable[[str], Keeping]) -> None:
-    with Nonsense(http("{}")) as server:
-        keeping = keep(ETCD.format(server.port))
+    with nonsense(http("{}")) as port:
+        keeping = keep(ETCD.format(port))
         keeping.want(1, "a")
         wait_until(lambda: keeping.heard("wrong", 1), 10, lambda: str(keeping.told))
 
