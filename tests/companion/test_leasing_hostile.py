@@ -407,7 +407,7 @@ class Hasty:
 
     def acquire(self, name: str, owner: str, ttl: float) -> Answer:
         self.calls.append(name)
-        if name == "bad":
+        if name.startswith("bad"):
             raise LeaseError("no")
         return Answer(False, B, 1, ttl)
 
@@ -415,12 +415,18 @@ class Hasty:
         self.calls.append("wait " + " ".join(names))
 
 
-def test_a_store_that_waits_for_nothing_is_not_asked_in_a_tight_loop(
-    keep: Callable[[str], Keeping], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Those of a `Hasty`, as the keeper imports it."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    made = importlib.import_module("test_leasing_hostile").Hasty
-    made.calls = calls = []
+    made: list[str] = []
+    importlib.import_module("test_leasing_hostile").Hasty.calls = made
+    return made
+
+
+def test_a_store_that_waits_for_nothing_is_not_asked_in_a_tight_loop(
+    keep: Callable[[str], Keeping], calls: list[str]
+) -> None:
     keeping = keep("test_leasing_hostile:Hasty")
     keeping.want(1, "bad", 60)
     keeping.want(2, "good", 60)
@@ -429,6 +435,18 @@ def test_a_store_that_waits_for_nothing_is_not_asked_in_a_tight_loop(
     assert sum(call.startswith("wait") for call in found) < 3 * found.count("good")
     # What is wrong is not waited for, only tried again after a second.
     assert found.count("bad") < found.count("good") and "wait bad good" not in found
+
+
+def test_of_what_was_refused_one_is_tried_in_each_round(
+    keep: Callable[[str], Keeping], calls: list[str]
+) -> None:
+    keeping = keep("test_leasing_hostile:Hasty")
+    for serial, name in enumerate(("good", "bad1", "bad2", "bad3"), 1):
+        keeping.want(serial, name)
+    wait_until(lambda: all(calls.count(f"bad{each}") > 3 for each in (1, 2, 3)), 10, lambda: str(calls))
+    first = max(calls.index(f"bad{each}") for each in (1, 2, 3))
+    rounds = " ".join(calls[first + 1 :]).split("wait")
+    assert all(each.count("bad") <= 1 for each in rounds), rounds
 
 
 def test_nonsense_ends_no_keeper(keep: Callable[[str], Keeping]) -> None:

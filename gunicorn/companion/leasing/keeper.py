@@ -166,8 +166,10 @@ class Desk:
             for end, want in given:
                 if self._call(self._release, self._store, want):
                     self.given.remove((end, want))
-            # First what would be lost.
-            for want in sorted(due, key=lambda want: not want.token):
+            # First what would be lost. What was refused may take its time, as a lock does: one in each round.
+            usual = sorted((want for want in due if not want.refused), key=lambda want: not want.token)
+            refused = sorted((want for want in due if want.refused), key=lambda want: want.due)
+            for want in [*usual, *refused[:1]]:
                 self._call(self._renew if want.token else self._acquire, self._store, want)
         except StoreError as exc:
             self._fail(str(exc))
