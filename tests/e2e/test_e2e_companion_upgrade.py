@@ -470,3 +470,45 @@ def test_reload_and_stop_beside_another_master_touch_only_their_own() -> None:
         server.signal(signal.SIGINT)
         server.signal(signal.SIGINT)
         assert server.wait_exit() == 0
+
+
+def test_a_new_master_that_fails_leaves_all_as_it_was() -> None:
+    """Whether its workers do not boot, it does not load itself, or it is killed."""
+    server = companion_server(
+        entry("one", "idle"), entry("site", "idle", bind=["unix:site.socket"]), pidfile="g.pid", workers=2
+    )
+    with server:
+        names = ("one", "site")
+        good = (server.dir / "app.py").read_text()
+
+        def state() -> list[object]:
+            companions = [server.wait_companion(name)["pid"] for name in names]
+            socket_file = (server.dir / "site.socket").stat().st_ino
+            return [server.wait_workers(2), companions, socket_file, server.read_int("g.pid")]
+
+        def fails(said: str) -> None:
+            wait_until(lambda: not server.new_master(), 20, "the new master gone")
+            server.wait_log(said)
+            wait_until(lambda: not (server.dir / "g.pid.2").exists(), 10)
+            assert state() == before and server.get().status == 200
+            assert os.listdir(server.run_dir) == files
+
+        before, files = state(), os.listdir(server.run_dir)
+        server.write("app.py", "raise RuntimeError('broken')")
+        server.signal(signal.SIGUSR2)
+        fails("The new master exited with status 3; this one keeps running")
+        reconfigure(server, pidfile="g.pid", preload_app=True)
+        server.signal(signal.SIGUSR2)
+        fails("The new master exited with status 1; this one keeps running")
+        server.write("app.py", good)
+        reconfigure(server, *(entry(name, "idle") for name in (*names, "more")), pidfile="g.pid")
+        new = server.upgrade()
+        more = new.wait_companion("more")["pid"]
+        os.kill(new.pid, signal.SIGKILL)
+        fails("The new master was killed by SIGKILL; this one keeps running")
+        wait_until(lambda: not is_alive(more), 10, "its companion gone")
+        new = server.upgrade()
+        new.wait_companion("more", without=[more])
+        take_over(server, new)
+        settled(server, *names, "more")
+        assert overlaps(server) == []
