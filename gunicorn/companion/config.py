@@ -27,7 +27,7 @@ from gunicorn.companion.keys import (
 )
 from gunicorn.companion.leasing.store import check_name, hide_password
 from gunicorn.companion.leasing.timing import Timing
-from gunicorn.companion.schedule import Every, Timetable, timetable
+from gunicorn.companion.schedule import Every, Timetable, host_zone_is_usable, timetable
 from gunicorn.errors import all_mistakes
 from gunicorn.settings.foreign import key_hint
 from gunicorn.settings.monitor import MONITOR_TARGET
@@ -386,6 +386,12 @@ def _schedule_problems(label: str, entry: Mapping[Any, Any], values: Mapping[str
         if entry.get(key) not in (None, allowed[key])
     ]
     schedule, jitter = values["schedule"], values.get("schedule_jitter")
+    by_wall = schedule is not INVALID and timetable(schedule, None).by_wall
+    if by_wall and values.get("schedule_timezone") is None and not host_zone_is_usable():
+        problems.append(
+            f"{label}: schedule: the time zone of this host, TZ={os.environ.get('TZ')!r}, is a day or more "
+            "from UTC: set schedule_timezone, or TZ, as in TZ=Europe/Berlin"
+        )
     if INVALID not in (schedule, jitter) and jitter is not None:
         times = timetable(schedule, None)
         if isinstance(times, Every) and jitter >= times.seconds:

@@ -146,6 +146,15 @@ class HostZone(tzinfo):
 HOST = HostZone()
 
 
+def host_zone_is_usable() -> bool:
+    """Whether Python can count in the time zone of this machine: the C library takes any TZ."""
+    try:
+        datetime.now(HOST).utcoffset()
+    except ValueError:
+        return False
+    return True
+
+
 # -- what may be configured ---------------------------------------------------------
 
 

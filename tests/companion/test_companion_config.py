@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import signal
+import time
 
 import pytest
 from companiontools import answer_of, make_cfg
@@ -638,6 +639,20 @@ def test_each_schedule_has_a_lease_for_itself():
     build_companion_configs(make_cfg(rq(schedule="@daily", lease="n-%(index)d", numprocs=2), **store))
     (found,) = problems(rq(lease="x"), rq(name="b", schedule="@daily", lease="x"), **store)
     assert found.endswith("is also that of 'rq', and a schedule needs one for itself: give it another name")
+
+
+def test_a_schedule_needs_a_time_zone_that_python_knows(monkeypatch):
+    monkeypatch.setenv("TZ", "UTC+25")
+    time.tzset()
+    try:
+        (found,) = problems(rq(schedule="@daily"))
+        build_companion_configs(make_cfg(rq(schedule="@daily", schedule_timezone="UTC")))
+        build_companion_configs(make_cfg(rq(schedule="every 15m")))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert "TZ='UTC+25', is a day or more from UTC: set schedule_timezone" in found
+    build_companion_configs(make_cfg(rq(schedule="@daily")))
 
 
 def test_a_lease_has_a_name_that_its_store_can_have():
