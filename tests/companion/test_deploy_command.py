@@ -101,6 +101,19 @@ def test_a_reload_that_replaces_the_manager_waits_for_all(whole, ask):
     )
 
 
+def test_a_reload_tells_what_has_given_up_before(whole, ask):
+    server = whole("one", "two")
+    why = "gave up after 1 failed start: exited with status 3"
+    server.server.companions["two"].update(state="STOPPED", reason="gave up", description=why)
+    server.answers("reload", RELOADS, applied(companions={"unchanged": ["one", "two"]}))
+    assert ask("reload", "--wait") == (
+        3,
+        "the server reloads\nall web workers are new\n",
+        f"gunicorn-companion: two: STOPPED, {why}; `start two` tries it again\n"
+        "gunicorn-companion: done, but not all companions run\n",
+    )
+
+
 def test_a_copy_whose_turn_never_comes_is_not_taken_for_a_new_one(whole, ask):
     server = whole("rq:0", "rq:1", "rq:2")
     for copy in ("rq:1", "rq:2"):

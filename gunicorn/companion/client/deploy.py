@@ -13,7 +13,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 
-from gunicorn.companion.client.commands import deadline_of, settle
+from gunicorn.companion.client.commands import deadline_of, describe, settle
 from gunicorn.companion.client.connection import (
     NOT_RUNNING,
     OK,
@@ -188,6 +188,11 @@ def _settled(
         except (Closed, NoServer):
             # Its manager was killed, perhaps; the next one answers soon.
             server.wait_until(lambda about: True)
+    for one in status["companions"]:
+        # Perhaps by an earlier deploy, and this one has not changed it.
+        if one["name"] not in goals and one["state"] == "STOPPED" and one.get("reason") == "gave up":
+            complain(f"{one['name']}: STOPPED, {describe(one)}; `start {one['name']}` tries it again")
+            good = False
     if good:
         return _finish(options, OK, "done", **more)
     # Not 1: nothing was taken back.
