@@ -194,6 +194,8 @@ class HTTPRequest(Request):
                 self.message_event = asyncio.Event()
             self.message_event.clear()
             await self.message_event.wait()
+        # An application that goes on receiving, or sending, may wait nowhere else: let the others run.
+        await asyncio.sleep(0)
         return {"type": "http.disconnect"}
 
     async def send(self, message: dict[str, Any]) -> None:
@@ -205,12 +207,16 @@ class HTTPRequest(Request):
         if self.flow.write_paused:
             await self.flow.drain()
         if self.disconnected:
+            await asyncio.sleep(0)
             return
         kind = message["type"]
         if kind == "http.response.start" and self.head is None:
             self._start(message["status"], message.get("headers", ()))
         elif kind == "http.response.body" and self.head is not None and not self.response_complete:
-            self._write(message.get("body", b""), message.get("more_body", False))
+            more = message.get("more_body", False)
+            self._write(message.get("body", b""), more)
+            if more and self.head.framing == NONE:
+                await asyncio.sleep(0)
         else:
             raise RuntimeError(f"the application sends {kind!r} where it is not expected")
 

@@ -115,6 +115,19 @@ async def app(scope, receive, send):
         while not os.path.exists(os.path.join(HERE, "enough")):
             await asyncio.sleep(0.05)
         note("later")
+    elif path == "/deaf":
+        try:
+            while True:
+                await receive()
+        finally:
+            note("no longer deaf")
+    elif path == "/endless":
+        await send({"type": "http.response.start", "status": 200})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"x" * 10_000, "more_body": True})
+        finally:
+            note(f"{scope['method']} has ended")
     elif path == "/fails-later":
         await answer(send, b"now")
         await second.wait()

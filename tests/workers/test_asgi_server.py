@@ -221,6 +221,27 @@ def test_an_application_without_an_answer_is_a_500(served: Server) -> None:
     served.wait_log("The application has not answered 'GET /nothing'")
 
 
+@pytest.mark.parametrize(
+    ("request_", "note"),
+    [
+        (get("/deaf"), "no longer deaf"),
+        (get("/endless"), "GET has ended"),
+        (get("/endless").replace(b"GET", b"HEAD"), "HEAD has ended"),
+    ],
+)
+def test_an_application_that_waits_for_nothing_else_lets_others_run(
+    served: Server, request_: bytes, note: str
+) -> None:
+    with connect(served) as client:
+        client.send(request_)
+        if b"/endless" in request_:
+            assert client.sock.recv(100)
+        with connect(served) as other:
+            assert other.ask("/").status == 200
+    # It is cancelled when its client has gone.
+    served.wait_log(note, name="notes")
+
+
 def test_what_fails_behind_its_answer_does_not_end_the_connection(served: Server) -> None:
     with connect(served) as client:
         assert client.ask("/fails-later").body == b"now"
