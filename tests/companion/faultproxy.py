@@ -24,7 +24,7 @@ class FaultProxy:
         self.refusing = False
         # Pieces that arrived late.
         self.late = 0
-        self.closed = False
+        self.closed = threading.Event()
         self.connections: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -48,7 +48,8 @@ class FaultProxy:
             self._end_connections()
 
     def close(self) -> None:
-        self.closed = True
+        # What is delayed arrives at once.
+        self.closed.set()
         with contextlib.suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
@@ -61,7 +62,7 @@ class FaultProxy:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
-        while not self.closed:
+        while not self.closed.is_set():
             try:
                 client, _ = self.listener.accept()
             except OSError:
@@ -96,7 +97,7 @@ class FaultProxy:
         while True:
             due, data = pieces.get()
             if due:
-                time.sleep(max(0.0, due - time.monotonic()))
+                self.closed.wait(max(0.0, due - time.monotonic()))
             try:
                 if not data:
                     target.shutdown(socket.SHUT_WR)
