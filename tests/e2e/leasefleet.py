@@ -40,8 +40,8 @@ WITHOUT_GUARD = """
 import gunicorn.companion.leasing.guard
 gunicorn.companion.leasing.guard.Guard._kill = lambda self, over: self.watched.clear()
 """
-# libfaketime 0.9.10 knows neither this clock nor clock_nanosleep(2), and it moves the alarms of the clock that
-# it leaves alone: the guard's would ring an hour late. So that system call (of x86-64) passes by it.
+# libfaketime 0.9.10 knows neither this clock nor clock_nanosleep(2), and it moves the alarms of the clock
+# that it leaves alone: the guard's would ring an hour late. So that system call (of x86-64) passes by it.
 WITH_FAKETIME = """
 import ctypes, select, time
 from gunicorn.unix import boottime, libc
