@@ -26,7 +26,7 @@ from gunicorn.companion.child.program import CannotRun, execute
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.runfile import Record, RunFile, note_exception
 from gunicorn.errors import AppImportError
-from gunicorn.loading import call_factory, parse_expression
+from gunicorn.loading import call_factory, collecting_seldom, parse_expression
 from gunicorn.monitor import inherited
 from gunicorn.settings import redact
 from gunicorn.settings.monitor import MONITOR_TARGET
@@ -461,7 +461,8 @@ def import_target(target: Target) -> Callable[[], Any]:
         return target
     module_name, _, expression = target.partition(":")
     path, call = parse_expression(expression, target)
-    found: Any = importlib.import_module(module_name)
+    with collecting_seldom():
+        found: Any = importlib.import_module(module_name)
     name = ".".join(path)
     for attribute in path:
         try:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.companion.spawn import import_target
 from gunicorn.errors import AppImportError
 from gunicorn.loading import check_protocol, getcwd, import_app, is_asgi, load_class, load_entry_point
 
@@ -339,3 +340,15 @@ def test_garbage_is_collected_more_seldom_while_an_application_loads(
         assert (found, gc.get_threshold()[0]) == ([meanwhile], after)
     finally:
         gc.set_threshold(*kept)
+
+
+def test_the_module_of_a_companion_is_loaded_likewise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shopjobs.py").write_text(
+        "import gc\nfound = gc.get_threshold()[0]\ndef run(): return found\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = gc.get_threshold()
+    assert import_target("shopjobs:run")() == 10_000
+    assert gc.get_threshold() == before
