@@ -228,7 +228,7 @@ class ASGIWorker(LoopWorker):
         for conn in list(self.conns):
             conn.abort()
         await self._end_tasks()
-        await self.lifespan.shutdown()
+        await self.lifespan.shutdown(max(self._seconds_left(), CANCEL_SECONDS))
 
     async def _end_tasks(self) -> None:
         """Wait for what applications do after their responses, as long as the master waits."""

@@ -37,7 +37,7 @@ class Lifespan:
         self._answered = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._run())
-        warning = loop.call_later(patience, self._log_slow, patience) if patience else None
+        warning = loop.call_later(patience, self._log_slow, "startup", patience) if patience else None
         answer = await self._ask("startup")
         if warning is not None:
             warning.cancel()
@@ -57,11 +57,18 @@ class Lifespan:
         self._log.debug("The application has no lifespan: %s", reason)
         self._task = None
 
-    async def shutdown(self) -> None:
-        """Run the application's code for the end, if its startup was complete."""
+    async def shutdown(self, patience: float) -> None:
+        """Run the application's code for the end, if its startup was complete.
+
+        If it takes longer than *patience* seconds, log where it waits, and return.
+        """
         if self._task is None or self._task.done():
             return
-        answer = await self._ask("shutdown")
+        try:
+            answer = await asyncio.wait_for(self._ask("shutdown"), patience)
+        except asyncio.TimeoutError:
+            self._log_slow("shutdown", patience)
+            return
         if answer.get("type") == "lifespan.shutdown.failed":
             self._log.error("The lifespan shutdown failed: %s", answer.get("message") or "no reason given")
 
@@ -73,10 +80,12 @@ class Lifespan:
         await self._answered.wait()
         return self._answer or {}
 
-    def _log_slow(self, seconds: float) -> None:
+    def _log_slow(self, what: str, seconds: float) -> None:
         assert self._task is not None
         stack = "".join(traceback.format_list(stack_of(self._task)))
-        self._log.error("The lifespan startup has not ended after %.3g s; it waits here:\n%s", seconds, stack)
+        self._log.error(
+            "The lifespan %s has not ended after %.3g s; it waits here:\n%s", what, seconds, stack
+        )
 
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}

@@ -35,6 +35,8 @@ async def lifespan(scope, receive, send):
             return
         while kind == "lifespan.startup" and os.path.exists(os.path.join(HERE, "not yet")):
             await asyncio.sleep(0.02)
+        while kind == "lifespan.shutdown" and os.path.exists(os.path.join(HERE, "not over")):
+            await asyncio.sleep(0.03)
         note(f"{kind} {type(asyncio.get_running_loop()).__module__}")
         scope["state"]["pid"] = os.getpid()
         await send({"type": kind + ".complete"})

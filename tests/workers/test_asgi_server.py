@@ -307,8 +307,8 @@ def test_a_graceful_end() -> None:
 
 
 def test_what_hangs_is_shown_and_its_worker_replaced() -> None:
-    """A loop that is blocked, and a startup that does not end."""
-    with Server(APP, conf(timeout=1)) as server, connect(server) as client:
+    """A loop that is blocked, and a startup and a shutdown that do not end."""
+    with Server(APP, conf(timeout=1, graceful_timeout=1)) as server, connect(server) as client:
         first = server.get("/").text
         client.send(get("/block"))
         log = server.wait_log("The event loop hangs for")
@@ -323,6 +323,10 @@ def test_what_hangs_is_shown_and_its_worker_replaced() -> None:
         server.wait_log("The lifespan startup has not ended after 0.75 s")
         server.wait_log("in lifespan\n    await asyncio.sleep(0.02)")
         assert server.get("/").text == second
+        server.write("not over", "")
+        assert server.stop() == 0
+        server.wait_log("The lifespan shutdown has not ended after")
+        server.wait_log("in lifespan\n    await asyncio.sleep(0.03)")
 
 
 @pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.matrix)])
