@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""uvicorn's protocols for HTTP and WebSocket, with the checks, limits and counts of this server."""
+"""uvicorn's protocol for HTTP, with the checks, limits and counts of this server."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from gunicorn.http.errors import (
     ParseException,
 )
 from gunicorn.http.parse import exact_head
-from gunicorn.workers.asgirequest import HTTPRequest, Request, WebSocketRequest
+from gunicorn.workers.asgirequest import HTTPRequest, Request
 from gunicorn.workers.connection import State
 
 try:
-    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+    from gunicorn.workers.asgiwebsocket import WebSocket
 except ImportError:
-    WebSocketsSansIOProtocol = None
+    WebSocket = None  # type: ignore[assignment,misc]
 
 if TYPE_CHECKING:
     from gunicorn.workers.asgiconnection import Conn
@@ -70,7 +70,7 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
         )
         self.worker = worker
         self.connection = conn
-        if WebSocketsSansIOProtocol is not None:
+        if WebSocket is not None:
             self.ws_protocol_class = partial(WebSocket, self)
         #: Requests without a complete response, the oldest first.
         self.requests: deque[HTTPRequest] = deque()
@@ -384,44 +384,3 @@ def log_library(log: logging.Logger) -> None:
 
 def _encoded(text: str) -> bytes:
     return text.encode("latin-1")
-
-
-if WebSocketsSansIOProtocol is not None:
-
-    class WebSocket(WebSocketsSansIOProtocol):  # type: ignore[misc]
-        """A WebSocket on a connection that began with HTTP."""
-
-        more_expected = True
-
-        def __init__(self, http: HTTP, config: Any, server_state: Any, app_state: Any) -> None:
-            super().__init__(config, server_state, app_state, http.loop)
-            self.worker = http.worker
-            self.connection = http.connection
-            self._http_scope = http.scope
-            self.http_request = WebSocketRequest(self, http)
-            self.app = self.http_request
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            scope = self._http_scope
-            self.client = scope["client"]
-            self.scheme = "wss" if scope["scheme"] in ("https", "wss") else "ws"
-            self.connection.state = State.BUSY
-            self.connection.is_websocket = True
-            self.worker.begin_request(self.http_request)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self.connection.closing = True
-            super().connection_lost(exc)
-            self.worker.forget(self.connection)
-            request = self.http_request
-            if request.status_code is None and request.task is None:
-                # It was no handshake, and the library has answered.
-                request.answered(self.response.status_code)
-            request.lost()
-
-        def give_up(self, error: ClientAnswer) -> None:
-            self.connection.abort()
-
-        def waits_since(self, now: float) -> float:
-            return 0.0

@@ -288,65 +288,6 @@ class HTTPRequest(Request):
         super().lost()
 
 
-class WebSocketRequest(Request):
-    """The handshake of a WebSocket. What follows is no request any more.
-
-    uvicorn calls it as the application.
-    """
-
-    #: uvicorn's own way to send.
-    pass_on: Any = None
-
-    def __init__(self, websocket: Any, http: Any) -> None:
-        super().__init__(http)
-        self.websocket = websocket
-
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        self.task = asyncio.current_task()
-        self.pass_on = send
-        await self.run(scope, receive)
-
-    async def send(self, message: dict[str, Any]) -> None:
-        if self.status_code is None:
-            self._note(message)
-        await self.pass_on(message)
-
-    def _note(self, message: dict[str, Any]) -> None:
-        """Take note of the answer to the handshake."""
-        kind = message["type"]
-        if kind == "websocket.accept":
-            self.answered(101, message.get("headers") or ())
-        elif kind == "websocket.close":
-            self.answered(403)
-        elif kind == "websocket.http.response.start":
-            self.answered(message["status"], message.get("headers") or ())
-
-    def disconnect(self) -> None:
-        self.websocket.disconnected = True
-
-    def answered(self, status: int, fields: Any = ()) -> None:
-        self.status_code, self.fields = status, fields
-        self.worker.end_request(self)
-
-    @property
-    def is_answered(self) -> bool:
-        return self.status_code is not None
-
-    @property
-    def is_gone(self) -> bool:
-        # An application that pushes learns only by an error that the server has closed.
-        return self.conn.closing
-
-    async def _fail(self, status: int, reason: str, text: str) -> None:
-        if self.status_code is not None:
-            # The application is done: uvicorn closes.
-            if not self.is_gone and not self.websocket.close_sent:
-                await self.pass_on({"type": "websocket.close", "code": 1011})
-            return
-        self.answered(status)
-        self.websocket.send_500_response()
-
-
 class Response:
     """What was answered, as hooks and the access log take it from a WSGI response."""
 
