@@ -75,6 +75,8 @@ class BaseApplication:
         if self.callable is None:
             with collecting_seldom():
                 self.callable = self.load()
+            # It may have closed them.
+            open_standard_streams()
             check_protocol(self.callable, self.cfg.settings["worker_class"].get())
         if not self.cfg.static:
             return self.callable

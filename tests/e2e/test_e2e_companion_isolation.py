@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from e2e_apps import WEB
 from e2e_companions import companion_server, entry, keeper_of, reconfigure, starts
 from e2e_users import reachable_for_all
 from harness import Server, descriptors, free_port, wait_until
@@ -133,13 +134,17 @@ def test_a_companion_holds_nothing_that_the_server_logs_to(capture: bool) -> Non
             assert "the hook of a" in server.log("error.log")
 
 
-def test_closed_standard_streams_become_dev_null() -> None:
+@pytest.mark.parametrize("closed_by", ["shell", "application"])
+def test_closed_standard_streams_become_dev_null(closed_by: str) -> None:
+    by_shell = closed_by == "shell"
     server = companion_server(
         {"name": "a", "target": "logs:run"},
         {"name": "b", "command": ["sleep", "999"]},
         files_option={"logs.py": LOGS},
-        prefix_option=["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"],
+        prefix_option=["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"] if by_shell else [],
         errorlog="error.log",
+        app_option=WEB if by_shell else f"import os\nos.closerange(0, 3)\n{WEB}",
+        preload_app=True,
     )
     server.notes_starts = False
     with server:
