@@ -210,6 +210,12 @@ def set_handler(signum: int, handler: Handler, *, restart: bool) -> None:
     signal.siginterrupt(signum, not restart)
 
 
+def handlers_of(signals: Iterable[int]) -> dict[int, Handler]:
+    """Return the current handler of each signal."""
+    get_handler = _without_enums(signal.getsignal)
+    return {signum: get_handler(signum) for signum in signals}
+
+
 def disregard(signals: Iterable[int], *, for_good: bool = False) -> None:
     """Ignore *signals* from now on; with *for_good*, even when the interpreter is gone.
 

@@ -21,7 +21,7 @@ from gunicorn.glogging import reopen_logs
 from gunicorn.http.policy import policy_for
 from gunicorn.loading import asked_to_exit, getcwd
 from gunicorn.unix.process import set_owner_process
-from gunicorn.unix.signals import reset_to_default
+from gunicorn.unix.signals import Handler, handlers_of, reset_to_default, signal_name
 from gunicorn.workers.cycle import Cycle, Stopped
 from gunicorn.workers.workertmp import WorkerTmp
 
@@ -140,7 +140,9 @@ class Worker:
         self._handle_forks()
         if self.cfg.reload:
             self._make_reloader()
+        handlers = handlers_of(_ENDING)
         self.load_wsgi()
+        self._warn_of_handlers(handlers)
         if self.reloader is not None:
             self.reloader.start()
         self.cfg.post_worker_init(self)
@@ -242,13 +244,24 @@ class Worker:
 
         def part() -> None:
             self.alive = False
-            handlers = {signum: signal.getsignal(signum) for signum in _ENDING}
+            handlers = handlers_of(_ENDING).items()
             reset_to_default(
-                [s for s, handler in handlers.items() if getattr(handler, "__self__", None) is self]
+                [signum for signum, handler in handlers if getattr(handler, "__self__", 0) is self]
             )
             unblock()
 
         os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=part)
+
+    def _warn_of_handlers(self, before: dict[int, Handler]) -> None:
+        """Warn of handlers that the application has replaced while it was loaded."""
+        replaced = [signum for signum, handler in handlers_of(_ENDING).items() if handler != before[signum]]
+        if replaced:
+            self.log.warning(
+                "The application handles %s itself: if it does not call the handler that was there before,"
+                " worker %s ends only when it is killed",
+                ", ".join(map(signal_name, replaced)),
+                self.pid,
+            )
 
     def wake(self) -> None:
         """End the current or the next wait of ``run()``; for other threads than the main one."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import textwrap
 import time
 
 import pytest
@@ -601,3 +602,15 @@ def test_a_process_that_the_application_forks_is_no_second_worker(kind: str) -> 
         assert ends == {"exit": "3", "raise": "1", "return": "1", "terminate": "-15"}
         assert {server.get("/").text for _ in range(10)} == {worker}
         assert server.log().count("has forked this process") == 2
+
+
+def test_a_handler_that_the_application_has_replaced_is_named() -> None:
+    app = """
+    import signal
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda sig, frame: before(sig, frame))
+    """
+    with Server(textwrap.dedent(app) + APP, conf("sync")) as server:
+        assert server.log().count("The application handles SIGTERM itself") == 1
+        assert server.stop() == 0
+        assert "SIGKILL" not in server.log()
