@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import ssl
 import sys
 import time
@@ -243,6 +244,11 @@ class GeventWorker(AsyncWorker):
         return True
 
     # -- signals -------------------------------------------------------------------------
+
+    def _handle_forks(self) -> None:
+        super()._handle_forks()
+        # The library does so only after the fork, and would wait for ever for a child that has ended by then.
+        os.register_at_fork(before=lambda: gevent.get_hub().loop.install_sigchld())
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         self.alive = False

@@ -272,3 +272,23 @@ def test_a_foreign_handler() -> None:
         started = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - started < 2.5
+
+
+@BOTH
+def test_the_end_of_a_fork_is_noticed_however_soon_it_comes(kind: str) -> None:
+    app = """
+    import os
+
+    # It has ended before the library begins to watch for it.
+    os.register_at_fork(after_in_parent=lambda: os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT))
+
+    def app(environ, start_response):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(7)
+        body = str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode()
+        start_response("200 OK", [("Content-Length", str(len(body)))])
+        return [body]
+    """
+    with Server(app, conf(kind), ready="listen") as server:
+        assert [server.get("/").text for _ in range(2)] == ["7", "7"]
