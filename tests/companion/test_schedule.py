@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import random
 import resource
 import sys
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +35,7 @@ from gunicorn.companion.schedule import (
     timetable,
     zone_of,
 )
-from gunicorn.companion.supervise.schedules import Memory
+from gunicorn.companion.supervise.schedules import Memory, Schedules
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -493,3 +496,17 @@ def test_a_memory_is_read_again(tmp_path: Path) -> None:
 def test_a_memory_that_is_garbage_is_begun_anew(text: str, tmp_path: Path) -> None:
     found = read_memory(text, tmp_path)
     assert (found.through, found.count, found.runs, found.last_success) == (200.0, 0, [], None)
+
+
+def test_each_reason_why_runs_cannot_be_noted_is_told_once() -> None:
+    told: list[str] = []
+    log: Any = SimpleNamespace(warning=lambda text, *values: told.append(text % values))
+    rights: Any = SimpleNamespace(run_dir="/run/shop")
+    nothing: Any = None
+    schedules = Schedules(nothing, log, kept=nothing, start_rights=rights, leases=nothing)
+    for name, number in (("a", errno.ENOSPC), ("b", errno.EISDIR), ("c", errno.ENOSPC), ("b", errno.EISDIR)):
+        schedules._complain(name, OSError(number, os.strerror(number)))
+    assert [text.partition(". If")[0] for text in told] == [
+        "The runs of companion a cannot be noted in /run/shop/a.schedule: No space left on device",
+        "The runs of companion b cannot be noted in /run/shop/b.schedule: Is a directory",
+    ]

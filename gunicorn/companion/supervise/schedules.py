@@ -25,7 +25,7 @@ from typing import Any
 
 from gunicorn.companion.config import CompanionConfig
 from gunicorn.companion.process import Cause, CompanionProcess, Event, State
-from gunicorn.companion.runfile import MAX_RECORD, RunFile
+from gunicorn.companion.runfile import MAX_RECORD, RunFile, run_path
 from gunicorn.companion.schedule import GRACE, Clock, Due, Moment, Note, clock_time, is_time
 from gunicorn.companion.status import ScheduleStatus, format_age
 from gunicorn.companion.supervise.leases import Leases
@@ -187,7 +187,8 @@ class Schedules:
     chance: Callable[[], float] = random.random
     due: float | None = field(default=None, init=False)
     _jobs: dict[str, Job] = field(default_factory=dict, init=False)
-    _complaint: str | None = field(default=None, init=False)
+    # Why runs could not be noted, as the log has it.
+    _complaints: set[str | None] = field(default_factory=set, init=False)
 
     def step(self, now: float, *, stopping: bool = False) -> None:
         """Start what is due; with *stopping* only let go of the schedules of what has stopped."""
@@ -399,7 +400,7 @@ class Schedules:
         try:
             file = RunFile.claim(self.start_rights.usable_run_dir(), config.name, SUFFIX)
         except OSError as exc:
-            self._complain(exc)
+            self._complain(config.name, exc)
             file = RunFile.claim(None, config.name)
         if file is None:
             return None
@@ -435,15 +436,18 @@ class Schedules:
                     job.file = fresh
             memory.write(job.file)
         except OSError as exc:
-            self._complain(exc)
+            self._complain(process.name, exc)
 
-    def _complain(self, exc: OSError) -> None:
-        if self._complaint != exc.strerror:
-            self._complaint = exc.strerror
+    def _complain(self, name: str, exc: OSError) -> None:
+        """Log each reason once: it may be that of many companions, at each of their times."""
+        if exc.strerror not in self._complaints:
+            self._complaints.add(exc.strerror)
+            directory = self.start_rights.run_dir
             self.log.warning(
-                "The runs of schedules cannot be noted in %s: %s. If the manager is killed, a run may be lost"
-                " or repeated",
-                self.start_rights.run_dir,
+                "The runs of companion %s cannot be noted in %s: %s. If the manager is killed, a run may be "
+                "lost or repeated",
+                name,
+                directory if directory is None else run_path(directory, name, SUFFIX),
                 exc.strerror,
             )
 
