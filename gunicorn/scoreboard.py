@@ -250,7 +250,8 @@ class Slot:
     def forget(self, request: Any) -> None:
         """Note that *request* is not being served any more."""
         since = self.running.pop(request, None)
-        if not self.watched or since == self.since[0]:
+        # Who looks may have stopped doing so, as nothing has begun.
+        if not self.watched or since == self.since[0] or self._words[_RUNNING]:
             self.settle()
 
     def settle(self) -> None:

@@ -84,14 +84,19 @@ def test_a_duration_is_counted_in_its_bucket(
     assert found["workers"][0]["seconds"] == seconds
 
 
-def test_the_oldest_request_is_shown_until_it_ends() -> None:
+@pytest.mark.parametrize("watched", [False, True])
+def test_the_oldest_request_is_shown_until_it_ends(watched: bool) -> None:
     board = Scoreboard.create(4)
     slot = begun(board)
+    slot.watched = watched
     first, second, third = Request("/first"), Request("/second", "POST"), Request("/third")
-    since = time.monotonic()
+    since = time.monotonic() - 1
     for each in (first, second, third):
         slot.begin(each, since)
         since += 0.001
+    if watched:
+        # Once: as long as nothing begins, nobody looks again.
+        slot.look(idle=True)
 
     def oldest() -> Any:
         worker = board.read()["workers"][0]
