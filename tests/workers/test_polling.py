@@ -181,6 +181,32 @@ def test_each_event_goes_to_one_thread_only(poller: Any) -> None:
             theirs.close()
 
 
+def test_a_client_that_waits_to_be_accepted_wakes_one_thread_once(poller: Any) -> None:
+    waiters = [Waiter(poller) for _ in range(4)]
+    ours, theirs = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as listener, ours, theirs:
+
+        def reports() -> int:
+            return sum(waiter.seen.count(listener.fileno()) for waiter in waiters)
+
+        poller.watch_listener(listener.fileno())
+        with socket.create_connection(listener.getsockname()):
+            for count in (1, 2):
+                wait_until(lambda count=count: reports() >= count)  # type: ignore[misc]
+                # Another report goes through all threads first.
+                poller.watch(ours.fileno())
+                theirs.send(b"x")
+                wait_until(lambda count=count: sum(len(w.seen) for w in waiters) >= 2 * count)  # type: ignore[misc]
+                ours.recv(1)
+                assert reports() == count
+                if count == 1:
+                    # It has not been accepted.
+                    poller.watch_listener(listener.fileno())
+        poller.forget(listener.fileno())
+        poller.forget(ours.fileno())
+        finish(poller, *waiters)
+
+
 def test_stop_ends_all_waits_and_those_to_come(poller: Any) -> None:
     waiters = [Waiter(poller) for _ in range(3)]
     finish(poller, *waiters)

@@ -30,7 +30,7 @@ class Poller(Protocol):
         """
 
     def watch_listener(self, fd: int) -> None:
-        """Report *fd* as long as clients wait to be accepted; at least once for each call."""
+        """Report *fd* once, to one thread, when clients wait to be accepted."""
 
     def recheck(self, fd: int) -> None:
         """Let the next ``watch()`` check for bytes: not all were received, or a report was dropped."""
@@ -86,8 +86,8 @@ class EpollPoller:
             self._watch(fd, events)
 
     def watch_listener(self, fd: int) -> None:
-        if self._watched.get(fd) != select.EPOLLIN:
-            self._watch(fd, select.EPOLLIN)
+        # A client that waits would wake all threads, one after the other, until one has accepted it.
+        self._watch(fd, select.EPOLLIN | select.EPOLLONESHOT)
 
     def _watch(self, fd: int, events: int) -> None:
         known = self._watched.get(fd)
@@ -225,8 +225,10 @@ class SelectorPoller:
             return None
 
     def nudge(self) -> None:
-        self._ready.append(self._wake_reader)
-        self._wake()
+        # Where something is ready, a thread that comes to wait finds it.
+        if not self._ready:
+            self._ready.append(self._wake_reader)
+            self._wake()
 
     def stop(self) -> None:
         self._stopped = True
