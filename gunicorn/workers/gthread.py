@@ -274,13 +274,11 @@ class ThreadWorker(Worker):
 
     def attend(self, fd: int) -> None:
         """Handle a report of *fd*, a listener or a connection that waits, and serve what has arrived."""
-        self._attend(fd, self._claim(fd))
-
-    def _attend(self, fd: int, conn: TConn | None) -> None:
+        conn = self._claim(fd)
         if conn is not None:
             self.on_client_socket_readable(conn, conn.sock)
-        elif fd in self._listeners:
-            self.accept(self._names[fd], self._listeners[fd])
+        elif (listener := self._listeners.get(fd)) is not None:
+            self.accept(self._names[fd], listener)
 
     def _claim(self, fd: int) -> TConn | None:
         """Take over the connection of *fd*. None: a listener, or another thread has it, or it was closed."""
@@ -295,8 +293,12 @@ class ThreadWorker(Worker):
     def receive(self, fd: int) -> TConn | None:
         """As ``attend()``, but only parse the next request of a connection: return that for ``serve()``."""
         conn = self._claim(fd)
-        if conn is None or conn.state not in _AWAITS_REQUEST:
-            self._attend(fd, conn)
+        if conn is None and (listener := self._listeners.get(fd)) is not None:
+            conn = self._accept(listener, fd)
+        if conn is None:
+            return None
+        if conn.state not in _AWAITS_REQUEST:
+            self.on_client_socket_readable(conn, conn.sock)
             return None
         try:
             if self._gather(conn) and (req := self._parse(conn)) is not None:
@@ -318,22 +320,28 @@ class ThreadWorker(Worker):
 
     def accept(self, server: Any, listener: Any) -> None:
         """Accept one connection, and serve it if its request is there."""
-        with self._accept_lock:
-            if not self._accepting:
-                return
-            fd = listener.fileno()
-            if not self.has_room() and not self._make_room():
-                self._pause(fd)
-                return
-            conn = self._take(listener, fd)
-            if conn is not None and self._accepts_bursts and self.poller.has_more():
-                # Their requests are not to wait for another round each.
-                while self.has_room() and (more := self._take(listener, fd)):
-                    self._park(more)
-            if fd not in self._paused:
-                self.poller.watch_listener(fd)
+        conn = self._accept(listener, listener.fileno())
         if conn is not None:
             self.on_client_socket_readable(conn, conn.sock)
+
+    def _accept(self, listener: Any, fd: int) -> TConn | None:
+        """A connection that was accepted just now, if there is one and room for it."""
+        with self._accept_lock:
+            if not self._accepting:
+                return None
+            if not self.has_room() and not self._make_room():
+                self._pause(fd)
+                return None
+            try:
+                conn = self._take(listener, fd)
+                if conn is not None and self._accepts_bursts and self.poller.has_more():
+                    # Their requests are not to wait for another round each.
+                    while self.has_room() and (more := self._take(listener, fd)):
+                        self._park(more)
+            finally:
+                if fd not in self._paused:
+                    self.poller.watch_listener(fd)
+        return conn
 
     def _take(self, listener: Any, fd: int) -> TConn | None:
         """A connection from the accept queue, or None."""

@@ -217,6 +217,20 @@ def test_an_answer_leaves_though_the_next_view_blocks(threads: int) -> None:
         assert [client.ask().status for client in (first, second, third)] == [200] * 3
 
 
+def test_a_new_connection_is_not_served_before_those_that_were_first() -> None:
+    with batching(1, 2) as (server, (first, second)):
+        with at_once(server):
+            first.send(get("/quick"))
+            new = server.connect()
+            new.sendall(get("/wait/slow"))
+            second.send(get("/last"))
+        with new:
+            assert first.answer().body == b"/quick"
+            release(server, "slow")
+            assert Client(new).answer().body == b"/wait/slow"
+            assert second.answer().body == b"/last"
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_answer_of_a_slow_view_leaves_once_it_is_made(threads: int) -> None:
     with batching(threads, 2) as (server, (first, second)):
