@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 from proctools import wait_until
@@ -78,6 +79,50 @@ def test_a_late_check_is_not_hasty() -> None:
     assert turns.leader == A
     turns.check(CHECK + BLOCKED * 2.9)
     assert turns.leader == 0
+
+
+class Racing(Turns):
+    """A thread begins to serve in the very moment in which the main thread ends its checks."""
+
+    racing = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "checked" and not value and self.racing:
+            self.racing = False
+            self.count += 1
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_checks_go_on_for_a_thread_that_begins_to_serve_as_they_end(alone: bool) -> None:
+    turns = Racing(alone)
+    turns.watched = turns.checked = True
+    assert turns.take(A)
+    serve(turns)
+    turns.check(0.0)
+    # In parallel no thread leads, and so nobody says that it works.
+    turns.working = alone
+    turns.racing = True
+    assert turns.check(2 * COMPUTING)
+    assert turns.checked and not turns.racing
+
+
+def test_checks_end_where_nobody_leads() -> None:
+    """All threads serve for long, or the others wait in the poller: no check could help them."""
+    turns, now = leading(), 0.0
+    serve(turns)
+    while turns.check(now):
+        now += CHECK
+        assert now < IDLE + BLOCKED
+    assert not turns.leader and not turns.checked
+
+
+def test_in_parallel_nobody_leads() -> None:
+    turns = leading()
+    serve(turns)
+    turns.parallel = 5
+    assert turns.take(B)
+    assert not turns.leader and not turns.working
 
 
 def test_a_thread_that_is_alone_is_not_checked() -> None:

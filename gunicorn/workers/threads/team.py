@@ -35,7 +35,7 @@ class Host(Protocol):
         """Handle a report of *fd*, and serve what has arrived."""
 
     def receive(self, fd: int) -> Any:
-        """Handle a report of *fd*; returns a connection whose next request was parsed, for ``serve()``."""
+        """Handle a report of *fd*, and serve nothing; returns a connection whose next request was parsed."""
 
     def serve(self, conn: Any) -> None:
         """Serve the request of *conn* that was parsed, and those that have arrived after it."""
@@ -71,6 +71,8 @@ class Team:
         self.turns = Turns(alone=size <= 1)
         if parallel:
             self.turns.parallel = math.inf
+        # Threads that stand by, or wait in parallel.
+        self._free: set[int] = set()
 
     def watch(self) -> None:
         """Have the main thread check also where no thread could take another's turn."""
@@ -79,8 +81,8 @@ class Team:
 
     @property
     def has_free_thread(self) -> bool:
-        """Whether a leader waits. Whether any thread does in parallel is not known."""
-        return bool(self.turns.leader) and not self.turns.working
+        """Whether a thread serves nothing."""
+        return bool(self._free) or (bool(self.turns.leader) and not self.turns.working)
 
     def stop(self) -> None:
         """End all threads as soon as they have served what they serve."""
@@ -92,17 +94,20 @@ class Team:
     def follow(self) -> None:
         """The life of a thread: wait for a turn, serve, wait."""
         me = self.get_ident()
-        turns, received = self.turns, self.batch.received
+        turns, received, free = self.turns, self.batch.received, self._free
+        free.add(me)
         # Where another thread leads by now, it may have begun to wait before this one received something.
         while turns.take(me, has_work=bool(received)):
             try:
                 if turns.parallel:
-                    self._serve_next()
+                    self._serve_next(me)
                 else:
+                    free.discard(me)
                     self._lead(me)
             except BaseException:
                 # A thread that ended would be missed by all requests after this one.
                 self._host.log.exception("An error in a worker thread")
+            free.add(me)
 
     def _lead(self, me: int) -> None:
         """Wait for what arrives and serve it, as long as this thread leads."""
@@ -116,6 +121,8 @@ class Team:
             fd: int | None = None
             if not batch.received:
                 batch.send()
+                if turns.leader != me:
+                    continue
                 turns.working = False
                 fd = self.poller.wait()
                 if fd is None:
@@ -124,7 +131,8 @@ class Team:
                 stretch, served = Stretch(), 0
             served += 1
             turns.count += 1
-            turns.working = True
+            if turns.leader == me:  # another thread may lead since, and be at work or not
+                turns.working = True
             self._have_checked()
             if fd is None:
                 self._serve_received()
@@ -135,15 +143,19 @@ class Team:
         if stretch is not None:
             turns.end_sample(served, *stretch.end())
 
-    def _serve_next(self) -> None:
+    def _serve_next(self, me: int) -> None:
         """Serve one request beside the other threads."""
         fd: int | None = None
         if not self.batch.received:
             fd = self.poller.wait(most=1)
             if fd is None:
                 return
+        self._free.discard(me)
         self.turns.serve_one_in_parallel()
         self._have_checked()
+        if len(self.batch.received) > 1 or self.poller.has_more():
+            # A leader has found more than this thread can serve; the others may wait in the poller.
+            self.poller.nudge()
         if fd is None:
             self._serve_received()
         else:
@@ -189,8 +201,8 @@ class Team:
         turns = self.turns
         checking = turns.check(now, _time_spent(turns.leader))
         checking = self._send_overdue(now) or checking
-        if not turns.leader and (self.batch.received or self.poller.has_more()):
-            # All others may wait in the poller, where they do not see that there is work.
+        if not turns.working and (self.batch.received or self.poller.has_more()):
+            # All threads may wait in the poller, where they do not see that there is work.
             self.poller.nudge()
         return checking
 

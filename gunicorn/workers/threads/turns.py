@@ -36,7 +36,7 @@ class Turns:
 
     def __init__(self, alone: bool = False) -> None:
         self.leader = 0
-        #: How often a thread has begun to serve, and whether the leader does.
+        #: How often a thread has begun to serve, and whether the leader does. Only the leader says that.
         self.count = 0
         self.working = False
         #: Whether the main thread checks. A thread that begins to work has it woken if it does not.
@@ -69,7 +69,7 @@ class Turns:
             if self.leader == me and not self.parallel:
                 return True
             if self.parallel or self._stopped:
-                return self._join(me)
+                return self._join()
             if self.leader and (self.working or has_work):
                 # The leader is busy or waits, so *me*, which runs anyway, takes its place.
                 self.leader = me
@@ -77,26 +77,29 @@ class Turns:
         self._baton.acquire()
         with self._lock:
             if self.parallel or self._stopped:
-                return self._join(me)
+                return self._join()
             self.leader = me
             return True
 
-    def _join(self, me: int) -> bool:
-        """Serve in parallel, or end, and wake the next thread to do the same."""
-        if self.leader == me:
-            self.leader = 0
-        self.working = False
-        self._release()
+    def _join(self) -> bool:
+        """Serve in parallel, where nobody leads, or end, and wake the next thread to do the same."""
+        self._clear_leader()
         return not self._stopped
 
     def pass_on(self, leader: int) -> bool:
-        """Let another thread lead in place of *leader*; False if *leader* does not lead."""
+        """Let another thread lead in place of *leader*, which is blocked; False if it does not lead."""
         with self._lock:
             if not leader or self.leader != leader:
                 return False
-            self.leader = 0
-            self._release()
+            # Before a thread is woken, which must know whether to lead.
+            self._note_blocked()
+            self._clear_leader()
             return True
+
+    def _clear_leader(self) -> None:
+        self.leader = 0
+        self.working = False
+        self._release()
 
     def serve_one_in_parallel(self) -> None:
         """Note that a thread serves a request in parallel."""
@@ -147,17 +150,19 @@ class Turns:
             self._spent = spent
         elif not self.working:
             if now - self._since > IDLE:
-                self.checked = False
-                # It may have begun to work, having seen that it was checked.
-                self.checked = self.working
+                self._end_checks()
         elif self._is_blocked(now, spent, late):
             self._since = now
             if self._alone:
-                self.checked = False
-            elif self.leader:
-                self._note_blocked()
+                self._end_checks()
+            else:
                 self.pass_on(self.leader)
         return self.checked
+
+    def _end_checks(self) -> None:
+        self.checked = False
+        # A thread may have begun to serve, having seen that the main thread checks.
+        self.checked = self.count != self._seen
 
     def _is_blocked(self, now: float, spent: float, late: bool) -> bool:
         waited = now - self._since
@@ -168,8 +173,7 @@ class Turns:
         """End all waiting, now and later."""
         with self._lock:
             self._stopped = True
-            self.leader = 0
-            self._release()
+            self._clear_leader()
 
     def _release(self) -> None:
         if self._baton.locked():
