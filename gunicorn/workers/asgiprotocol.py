@@ -298,11 +298,12 @@ class HTTP(HttpToolsProtocol):  # type: ignore[misc]
             self.worker.end_request(self.requests.popleft())
         if conn.closing:
             return
-        if self.flow.read_paused:
-            self.flow.resume_reading()
         if self.requests:
+            # Read no more until they have their answers.
             self.worker.context.copy().run(self._start, self.requests[0])
-        elif self._refused is not None:
+            return
+        self.flow.resume_reading()
+        if self._refused is not None:
             self._refuse(self._refused)
         else:
             conn.state = State.HEAD if self._in_head else State.IDLE

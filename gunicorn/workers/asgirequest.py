@@ -174,6 +174,7 @@ class HTTPRequest(Request):
 
     def __init__(self, http: Any, keep_alive: bool) -> None:
         Request.__init__(self, http)  # cheaper than super()
+        self.http = http
         self.flow = http.flow
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = http.expect_100_continue
@@ -185,7 +186,9 @@ class HTTPRequest(Request):
             self.waiting_for_100_continue = False
             self.conn.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not (self.disconnected or self.response_complete):
-            self.flow.resume_reading()
+            if self.http.requests[-1] is self:
+                # There is no next request to be read before this one is answered.
+                self.flow.resume_reading()
             if self.body or not (self.more_body or self._told_end):
                 content, self.body = bytes(self.body), bytearray()
                 self._told_end = not self.more_body
@@ -251,7 +254,7 @@ class HTTPRequest(Request):
             self.message_event.set()
             if not head.keeps:
                 conn.close()
-            conn.protocol.on_response_complete()
+            self.http.on_response_complete()
 
     @property
     def is_answered(self) -> bool:

@@ -98,6 +98,22 @@ def test_a_malformed_request_behind_another_waits_for_its_answer(served: Server)
         assert client.is_closed()
 
 
+def test_what_follows_a_request_is_read_when_that_is_answered(served: Server) -> None:
+    """A client that waits for no answer does not fill the memory with requests."""
+    padding = "X-Padding: " + "x" * 8000 + "\r\n"
+    start = len(served.log())
+    with connect(served) as client:
+        client.send(get("/length", more=padding) * 299 + get("/length?last", more=padding, close=True))
+        data = client.buffer + read_until_closed(client.sock)
+    assert data.count(b"HTTP/1.1 200 OK\r\n") == 300
+    lines = served.wait_log("after last 200 OK")[start:].splitlines()
+    kinds = [kind for line in lines for kind in ("before", "after") if f"] {kind} " in line]
+    assert kinds.count("before") == 300
+    # A few of them come with what was read last.
+    last = len(kinds) - 1 - kinds[::-1].index("before")
+    assert kinds[:last].count("after") > 150
+
+
 CHUNKED = b"POST /%b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
 
 
