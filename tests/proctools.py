@@ -239,3 +239,14 @@ def kill_all(pids: Sequence[int], timeout: float = 5.0) -> None:
             kill_quietly(pid)
         time.sleep(0.01)
         todo = {pid for pid in todo if is_alive(pid)}
+
+
+def full_pipe() -> tuple[int, int]:
+    """Both ends of a pipe that takes no byte more until somebody reads."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writing, b"x" * 4096):
+            pass
+    os.set_blocking(writing, True)
+    return reading, writing

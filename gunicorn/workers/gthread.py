@@ -182,7 +182,7 @@ class ThreadWorker(Worker):
             self._look_for_slow_requests()
         if not self._warned_of_gevent and threads_are_greenlets():
             self._warn_of_gevent(
-                "the worker's threads have begun before, and those of the application may hang"
+                "it came after the worker's threads had begun, and those of the application may hang"
             )
         now = time.monotonic()
         due = self.waiting.nearest()

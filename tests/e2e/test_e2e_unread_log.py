@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
 
 import pytest
 from harness import Server, conf, wait_until
+from proctools import full_pipe
 
 LONG = "/" + "x" * 1000
 
@@ -87,12 +87,7 @@ def on_exit(server):
 
 def test_hooks_that_print_what_nobody_reads_hold_up_no_stop() -> None:
     """Neither in the master nor in the companion manager."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    with contextlib.suppress(BlockingIOError):
-        while os.write(writing, b"x" * 4096):
-            pass
-    os.set_blocking(writing, True)
+    reading, writing = full_pipe()
     server = Server(config=HOOKS + conf(companion_workers=[{"name": "job", "command": ["sleep", "60"]}]))
     server.popen_options.update(stdout=writing, stderr=writing)
     try:

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
 
 import pytest
+from proctools import full_pipe
 
 BEGIN = "import signal, sys\nfrom gunicorn.unix.unreadoutput import discard_unread_output, flush_output\n"
 END = "\ndiscard_unread_output()\nflush_output()\nsys.exit(signal.getitimer(signal.ITIMER_REAL)[0] > 0)"
@@ -16,12 +16,7 @@ END = "\ndiscard_unread_output()\nflush_output()\nsys.exit(signal.getitimer(sign
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_what_is_buffered_holds_up_no_end(stream: str) -> None:
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    with contextlib.suppress(BlockingIOError):
-        while os.write(writing, b"x" * 4096):
-            pass
-    os.set_blocking(writing, True)
+    reading, writing = full_pipe()
     code = f"{BEGIN}sys.stderr.reconfigure(line_buffering=False)\nsys.{stream}.write('bye'){END}"
     try:
         ended = subprocess.run([sys.executable, "-E", "-c", code], stdout=writing, stderr=writing, timeout=20)

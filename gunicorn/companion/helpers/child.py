@@ -9,13 +9,13 @@ import gc
 import os
 import select
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Collection
 
 from gunicorn.companion.helpers.wire import Message, Wire
 from gunicorn.unix.process import set_process_title
 from gunicorn.unix.signals import blocked_signals, disregard, reset_to_default, unblock_all
+from gunicorn.unix.unpatched import original
 
 # Nobody but the manager tells a helper anything, and only SIGKILL ends it.
 _DISREGARDED = (
@@ -69,9 +69,6 @@ def become_helper(title: str, kept: Collection[int]) -> None:
 
 def _undo_gevent() -> None:
     """Call the system, not gevent: its loop needs descriptors that are closed here."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        return
     for module, name in (
         (os, "close"),
         (os, "fork"),
@@ -80,7 +77,7 @@ def _undo_gevent() -> None:
         (signal, "signal"),
         (_thread, "start_new_thread"),
     ):
-        setattr(module, name, monkey.get_original(module.__name__, name))
+        setattr(module, name, original(module.__name__, name))
 
 
 def _close_all_but(kept: Collection[int]) -> None:
