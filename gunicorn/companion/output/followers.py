@@ -17,14 +17,14 @@ from gunicorn.companion.output.lines import Lines, lines_of, split
 from gunicorn.companion.output.ring import KINDS, Ring
 from gunicorn.unix.poller import READABLE, WRITABLE, Poller
 
-# What waits for a client that does not read. Beyond it lines are counted and left out.
+# What waits for a client that does not read, unless it asks for more. Lines beyond it are counted, not sent.
 _MOST_UNREAD = 1024 * 1024
 
 
 class Wanted(NamedTuple):
     """What a client has asked for. *lines*: how many; *since*: none that are older than this time.
 
-    *resume*: all since then.
+    *resume*: all since then. *unread*: how many bytes may wait for it.
     """
 
     # None at all: everybody's.
@@ -34,6 +34,7 @@ class Wanted(NamedTuple):
     kind: int | None
     follow: bool
     resume: bool
+    unread: int
 
     @classmethod
     def of(cls, request: Mapping[str, Any]) -> Wanted:
@@ -46,6 +47,7 @@ class Wanted(NamedTuple):
             None if kind is None else KINDS.index(kind),
             bool(request["follow"]),
             bool(request["resume"]),
+            int(request.get("unread", _MOST_UNREAD)),
         )
 
     def includes(self, name: str, kind: int) -> bool:
@@ -68,15 +70,18 @@ class Follower:
         head = {"name": name, "pid": pid, "stream": KINDS[kind], "time": round(moment, 6)}
         start = json.dumps(head)[:-1]
         for line in lines:
-            if len(self.output) > _MOST_UNREAD:
+            if len(self.output) > self.wanted.unread:
                 self.left_out += 1
                 continue
-            if self.left_out:
-                self.output += json.dumps({"left_out": self.left_out}).encode() + b"\n"
-                self.left_out = 0
+            self.tell_left_out()
             # What is not UTF-8 comes out at the other end as it went in.
             text = json.dumps(line.decode("utf-8", "surrogateescape"))
             self.output += f'{start}, "line": {text}}}\n'.encode()
+
+    def tell_left_out(self) -> None:
+        if self.left_out:
+            self.output += json.dumps({"left_out": self.left_out}).encode() + b"\n"
+            self.left_out = 0
 
 
 class Followers:
@@ -150,6 +155,9 @@ class Followers:
                 self._drop(follower)
                 return
             del follower.output[:sent]
+            if not follower.output:
+                # Now, because the line that was left out may be the last one for long.
+                follower.tell_left_out()
         if not follower.output and not follower.wanted.follow:
             self._drop(follower)
             return

@@ -59,6 +59,8 @@ class LogLines:
         self.line: str | None = None
         # Whether its regular expression takes too long.
         self.too_slow = False
+        # Whether lines were left out, because there were more than could be read.
+        self.missed = False
         self._sock: _socket.socket | None = None
         self._buffer = b""
 
@@ -69,6 +71,7 @@ class LogLines:
     def follow(self, fd: int) -> None:
         """Read what the keeper sends to the socket *fd*, from now on ours."""
         self.close()
+        self.missed = False
         self._sock = _socket.socket(fileno=fd)
         self._sock.setblocking(False)
         self.poller.add(fd, lambda events: self._read())
@@ -99,6 +102,7 @@ class LogLines:
             return
         if not isinstance(entry, dict):
             return
+        self.missed = self.missed or "left_out" in entry
         if entry.get("pid") != self.pid or entry.get("time", 0.0) < self.since:
             return
         line = entry["line"][:_LONGEST]

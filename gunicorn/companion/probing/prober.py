@@ -259,8 +259,8 @@ class Prober:
         if log.too_slow:
             return Outcome(False, "its regular expression takes too long for a line of the output")
         line = log.take(log.since if job.first else time.time())
-        if not log.connected:
-            # The keeper has no connection to us yet, or no more.
+        if not log.connected or log.missed:
+            # The keeper has no connection to us yet, or no more; or it still keeps what we have missed.
             self.wire.send({"follow": job.serial})
         return Outcome(False, "no such line") if line is None else Outcome(True, output=line)
 

@@ -27,6 +27,8 @@ LATE_NOTE = 1.0
 
 # All lines of the output: the keeper has as many as it has room for.
 ALL_LINES = 1_000_000
+# Bytes of output that the log keeper holds for the prober: some programs write a lot while they start.
+MOST_UNREAD = 16 * 1024 * 1024
 
 
 class Prober(HelperHandle, Protocol):
@@ -154,8 +156,8 @@ class Probes:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             # Without a descriptor for it: the prober asks again at its next look.
             ours, theirs = map(stack.enter_context, socket.socketpair())
-            request = {"names": [name], "lines": ALL_LINES, "since": 0, "stream": None}
-            self.capture.answer({**request, "follow": True, "resume": True}, ours)
+            request = {"names": [name], "lines": ALL_LINES, "since": 0, "stream": None, "follow": True}
+            self.capture.answer({**request, "resume": True, "unread": MOST_UNREAD}, ours)
             self.prober.send({"log": job.serial}, [theirs.fileno()])
 
     def take(self, process: CompanionProcess, job: Job, result: Result) -> None:
