@@ -871,7 +871,9 @@ class World:
             return
         life.rungs = process.config.rungs
         life.asked.append(signum)
-        if self.stopping and not process.failing and self.stop_order == "reverse":
+        # What was ending before the stop goes on with it.
+        first = len(life.asked) == 1
+        if self.stopping and first and not process.failing and self.stop_order == "reverse":
             own, group = process.config, process.config.group
             needed_by = [p.name for p in self.processes.values() if {*own.labels} & {*p.config.after}]
             needed_by += [p.name for p in self.processes.values() if {*p.config.labels} & {*own.stop_after}]
