@@ -700,6 +700,15 @@ def test_a_name_that_comes_back_has_not_given_up(make_world: Callable[..., World
     assert world.processes["rq"] is rq
 
 
+def test_a_set_is_scaled_while_the_companion_of_its_name_ends(make_world: Callable[..., World]) -> None:
+    config = CompanionConfig("rq", "app:rq")
+    world = make_world(config, nature=Nature(obeys=4.0))
+    world.advance(2)
+    world.reread(expand(replace(config, numprocs=1)))
+    assert world.processes["rq"].state is State.STOPPING
+    assert world.ask("scale", name="rq", numprocs=2)["added"] == ["rq:1"]
+
+
 class StoreOfOne:
     """The lease of a companion with a schedule, which is always to be had, and the notes in its store."""
 

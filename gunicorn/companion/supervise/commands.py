@@ -354,11 +354,13 @@ class Commands:
     def _scale(self, request: Request) -> Reply:
         if self.steering.stopping:
             return error(self.steering.why_nothing_starts)
-        processes = [process for process in self._named(request) if not process.removed]
+        self._named(request)
         group = request["name"].removesuffix(":*")
+        # Not by the name alone: a companion that was called like the set may still be ending.
+        processes = [p for p in self.table.values() if p.config.group == group and not p.removed]
         if group.startswith("@"):
             return error(f"{group} cannot be scaled: name one of its companions with numprocs")
-        if not processes or processes[0].config.numprocs is None or processes[0].config.group != group:
+        if not processes or processes[0].config.numprocs is None:
             return error(f"{request['name']} cannot be scaled: it has no numprocs")
         if request.get("numprocs") is None:
             return error("'numprocs' is missing: how many?")
