@@ -17,6 +17,7 @@ from gunicorn.master.failure import of_exception
 from gunicorn.master.upgrade import Upgrade
 from gunicorn.unix.process import set_process_title
 from gunicorn.unix.signals import disregard, reset_to_default
+from gunicorn.unix.unreadoutput import discard_unread_output, flush_output
 
 # Errors for want of a resource that may be free again later.
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN}
@@ -105,6 +106,7 @@ class WorkerProcess(Master):
             status = 255 if again else self.WORKER_BOOT_ERROR
         # A handler that raised from here on would cut short the hook, or an exit handler of the application.
         disregard(WORKER_SIGNALS)
+        discard_unread_output()
         try:
             self.log.info("Worker %s exits", worker.pid)
             # Not in a fork of the application's: the worker goes on, and the fork has old numbers.
@@ -117,6 +119,7 @@ class WorkerProcess(Master):
             self.cfg.worker_exit(self, worker)
         except Exception:
             self.log.exception("Worker %s failed while exiting", worker.pid)
+        flush_output()
         sys.exit(status)
 
     def _report(self, worker: Any, exc: BaseException) -> bool:

@@ -12,6 +12,8 @@ import os
 import select
 import signal
 import sys
+import threading
+import time
 from types import FrameType
 
 from gunicorn.unix.signals import set_handler
@@ -45,6 +47,12 @@ def _discard(signum: int, frame: FrameType | None) -> None:
     _full.update(full)
 
 
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+
+
 def _has_room(fd: int) -> bool:
     poll = original("select", "poll")()
     poll.register(fd, select.POLLOUT)
@@ -53,8 +61,15 @@ def _has_room(fd: int) -> bool:
 
 def flush_output() -> None:
     """Write what both streams still hold, as far as somebody reads it, and send no more signals."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            stream.flush()
+    if threading.active_count() == 1:
+        _flush()
+    else:
+        # Another thread may hold a stream while it waits for a reader. The signals do not reach that one.
+        until = time.monotonic() + 3 * INTERVAL
+        while not (_has_room(1) and _has_room(2)) and time.monotonic() < until:
+            time.sleep(INTERVAL / 10)
+        flushing = threading.Thread(target=_flush, daemon=True)
+        flushing.start()
+        flushing.join(2 * INTERVAL)
     if signal.getsignal(signal.SIGALRM) is _discard:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -102,3 +102,29 @@ def test_hooks_that_print_what_nobody_reads_hold_up_no_stop() -> None:
             assert done == {"child_exit-done", "companion_exit-done", "on_exit-done"}
     finally:
         os.close(reading)
+
+
+PRINTS = """
+import sys
+
+def app(environ, start_response):
+    sys.stdout.write("not flushed")
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+"""
+
+
+@pytest.mark.parametrize(("kind", "sig"), [("sync", signal.SIGINT), ("gthread", signal.SIGTERM)])
+def test_what_a_view_has_printed_holds_up_no_worker_at_its_end(kind: str, sig: int) -> None:
+    reading, writing = full_pipe()
+    threads = 2 if kind == "gthread" else 1
+    settings = conf(worker_class=kind, threads=threads, graceful_timeout=60)
+    server = Server(PRINTS, settings, ready="listen", env={"PYTHONUNBUFFERED": None})
+    server.popen_options.update(stdout=writing, stderr=writing)
+    try:
+        with server:
+            os.close(writing)
+            assert server.get("/").status == 200
+            assert server.stop(sig, timeout=20) == 0
+    finally:
+        os.close(reading)
