@@ -154,6 +154,24 @@ def test_web_workers_wait_until_the_manager_says_so(arbiter: Arbiter) -> None:
     assert arbiter._plan(0.0).spawn == arbiter.num_workers
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"keep": 7},
+        {"keep": {}},
+        {"let_go": {"group": []}},
+        {"ask": {"cmd": "reload"}},
+        {"gave_up": "a", "pong": None, "let_go": 1},
+    ],
+    ids=str,
+)
+def test_a_message_that_makes_no_sense_ends_nothing(arbiter: Arbiter, message: dict[str, Any]) -> None:
+    handle = arbiter._companion_handle()
+    with mock.patch.object(handle.log, "exception") as log:
+        handle._on_message(message)
+    assert "makes no sense" in log.call_args.args[0]
+
+
 def test_the_parent_s_side_of_the_fork(arbiter: Arbiter) -> None:
     arbiter.cfg.set("companion_workers", COMPANIONS)
     with mock.patch("os.fork", return_value=4321):

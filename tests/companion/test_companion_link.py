@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 import select
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
 from companiontools import Script
+from harness import wait_until
 
 from gunicorn.companion.server.link import Link, Pulse
 from gunicorn.unix.poller import Poller
@@ -52,6 +54,18 @@ def test_what_the_other_end_does_not_take_is_kept_and_nothing_blocks(pair):
         ours.flush()
     assert found == [big, {"n": 1}]
     assert ours.flush() is True
+
+
+@pytest.mark.parametrize("nonsense", [b"{", b"[1]", b"7", b"\xff", b"[" * 100_000, b"x" * 5_000_000], ids=len)
+def test_what_is_no_message_is_dropped(pair, nonsense):
+    ours, theirs = pair
+    sender = threading.Thread(target=theirs.sock.sendall, args=(nonsense + b'\n{"n": 1}\n',))
+    theirs.sock.setblocking(True)
+    sender.start()
+    seen: list[dict[str, int]] = []
+    wait_until(lambda: seen.extend(ours.receive()) or seen)
+    assert seen == [{"n": 1}]
+    sender.join()
 
 
 def test_a_socket_comes_with_its_message_however_much_waits(pair):

@@ -286,6 +286,13 @@ class ManagerHandle(ArbitersPart):
             self.link.send({kind: value})
 
     def _on_message(self, message: dict[str, Any]) -> None:
+        try:
+            self._take_message(message)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            # The master may run as root, and must not fail because of what a manager sends that does not.
+            self.log.exception("Ignoring a message of the companion manager that makes no sense")
+
+    def _take_message(self, message: dict[str, Any]) -> None:
         self.web.on_message(message)
         if "keep" in message:
             self._keep_socket(**message["keep"])

@@ -117,7 +117,7 @@ class Link:
         return True
 
     def receive(self) -> Iterator[dict[str, Any]]:
-        """The messages that are here; `ended` is set at end-of-file."""
+        """The messages that are here, without what is none; `ended` is set at end-of-file."""
         while not self.ended:
             try:
                 data, fds, _, _ = socket.recv_fds(self.sock, 65536, MOST_DESCRIPTORS, CLOSE_ON_EXEC)
@@ -135,8 +135,11 @@ class Link:
                 self.ended = True
             self._reader.feed(data)
             for line in self._reader.lines():
-                if line is not None:
-                    yield json.loads(line)
+                message = None
+                with contextlib.suppress(ValueError, RecursionError):
+                    message = json.loads(line or b"")
+                if isinstance(message, dict):
+                    yield message
 
     def take(self, inode: int) -> int | None:
         """Return the socket that came with a message; None if it was lost because descriptors ran out."""
