@@ -29,9 +29,10 @@ def discard_unread_output() -> None:
     """From now on, send to /dev/null what nobody reads.
 
     For the end of a process, because it takes SIGALRM: that interrupts a write of the main thread, which
-    Python then repeats. Does nothing where the application handles SIGALRM itself.
+    Python then repeats. Does nothing where the application handles SIGALRM itself, or in another thread.
     """
-    if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
         set_handler(signal.SIGALRM, _discard, restart=False)
         signal.setitimer(signal.ITIMER_REAL, INTERVAL, INTERVAL)
 

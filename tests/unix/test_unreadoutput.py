@@ -34,3 +34,9 @@ def test_what_is_read_arrives() -> None:
 def test_an_alarm_of_the_application_is_its_own() -> None:
     code = f"{BEGIN}signal.signal(signal.SIGALRM, print)\nsignal.alarm(60){END}"
     assert subprocess.run([sys.executable, "-E", "-c", code]).returncode == 1
+
+
+def test_in_another_thread_it_does_nothing() -> None:
+    code = f"{BEGIN}import threading\nthreading.Thread(target=discard_unread_output).start()"
+    ended = subprocess.run([sys.executable, "-E", "-c", code], capture_output=True)
+    assert ended.stderr == b""
