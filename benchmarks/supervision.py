@@ -181,6 +181,8 @@ class Lineup:
             f"companion_control_socket = {str(directory / 'control')!r}\n"
             f"companion_run_dir = {str(directory / 'run')!r}\n"
             "companion_restart_delay = 0\n"
+            # Each kill would double it otherwise.
+            "companion_restart_delay_max = None\n"
             f"companion_workers = {companions}\n"
         )
         return [str(self.environments.bin(OURS) / "gunicorn")]
