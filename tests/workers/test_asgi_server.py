@@ -427,3 +427,34 @@ companion_workers = [{"name": "live", "target": "gunicorn.workers.asgi:companion
         server.wait_log('"GET / HTTP/1.1" 200')
         assert server.stop() == 0
         assert server.log("notes").count("lifespan.shutdown") == 2 and "SIGKILL" not in server.log()
+
+
+# -- processes that the application forks -----------------------------------------------------------------
+
+FORKS = """
+import os, sys
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        raise RuntimeError("no lifespan")
+    end, body = scope["query_string"].decode(), str(os.getpid())
+    if end:
+        pid = os.fork()
+        if pid == 0 and end == "exit":
+            sys.exit(3)
+        if pid == 0 and end == "raise":
+            raise RuntimeError("in the fork")
+        body = str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) if pid else "the fork"
+    size = str(len(body)).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", size)]})
+    await send({"type": "http.response.body", "body": body.encode()})
+"""
+
+
+def test_a_process_that_the_application_forks_is_no_second_worker() -> None:
+    with Server(FORKS, conf()) as server:
+        worker = server.get("/").text
+        ends = {end: server.get(f"/?{end}").text for end in ("exit", "raise", "return")}
+        assert ends == {"exit": "3", "raise": "1", "return": "1"}
+        assert {server.get("/").text for _ in range(5)} == {worker}
+        assert server.log().count("has forked this process") == 2
