@@ -18,6 +18,9 @@ class WebSocket(WebSocketsSansIOProtocol):  # type: ignore[misc]
 
     more_expected = True
 
+    # The latest answer to a ping, while the client takes nothing.
+    _pong = b""
+
     def __init__(self, http: Any, config: Any, server_state: Any, app_state: Any) -> None:
         super().__init__(config, server_state, app_state, http.loop)
         self.worker = http.worker
@@ -44,6 +47,19 @@ class WebSocket(WebSocketsSansIOProtocol):  # type: ignore[misc]
             # It was no handshake, and the library has answered.
             request.answered(self.response.status_code)
         request.lost()
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        elif frames := self.conn.data_to_send():
+            # Only the latest ping needs an answer (RFC 6455 section 5.5.3), and all of them could fill the memory.
+            self._pong = frames[-1]
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._pong:
+            self.transport.write(self._pong)
+            self._pong = b""
 
     def give_up(self, error: ClientAnswer) -> None:
         self.connection.abort()

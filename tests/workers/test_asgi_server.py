@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -10,18 +11,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from asgitools import APP, IDLE, conf, websocket
 from harness import Server, free_port, read_until_closed, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.protocol import OPEN
+from websockets.server import ServerProtocol
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_websocket
 from workertools import Client, connect, get
 
 from gunicorn.companion.checks import check_target, describe_target
 from gunicorn.workers.asgi import companion
+from gunicorn.workers.asgiwebsocket import WebSocket
 
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
@@ -217,6 +222,22 @@ def test_frames_in_pieces(served: Server) -> None:
         client.send(frame(CLOSE, b"\x03\xe8"))
         data = client.buffer + read_until_closed(client.sock)
     assert data == b"\x8a\x01?" + b"\x81\x02\xce\xb1" + b"\x88\x02\x03\xe8"
+
+
+def test_a_client_that_takes_nothing_gets_one_answer_to_its_pings() -> None:
+    written: list[bytes] = []
+    ws = WebSocket.__new__(WebSocket)
+    ws.conn, ws.writable = ServerProtocol(state=OPEN), asyncio.Event()
+    ws.transport = SimpleNamespace(write=written.append)
+    ws.resume_writing()
+    ws.data_received(frame(PING, b"1"))
+    ws.pause_writing()
+    for text in (b"2", b"3"):
+        ws.data_received(frame(PING, text + b"a") + frame(PING, text + b"b"))
+    assert written == [b"\x8a\x011"]
+    ws.resume_writing()
+    ws.resume_writing()
+    assert written[1:] == [b"\x8a\x023b"]
 
 
 def raw_websocket(server: Server) -> Client:
