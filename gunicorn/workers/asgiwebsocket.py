@@ -52,7 +52,7 @@ class WebSocket(WebSocketsSansIOProtocol):  # type: ignore[misc]
         if self.writable.is_set():
             super().handle_ping()
         elif frames := self.conn.data_to_send():
-            # Only the latest ping needs an answer (RFC 6455 section 5.5.3), and all of them could fill the memory.
+            # Only the latest ping needs an answer (RFC 6455 section 5.5.3), and all could fill the memory.
             self._pong = frames[-1]
 
     def resume_writing(self) -> None:
