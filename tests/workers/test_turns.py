@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +19,11 @@ A, B, C = 1, 2, 3
 def serve(turns: Turns, requests: int = 1) -> None:
     turns.count += requests
     turns.working = True
+
+
+def has_had(seconds: float) -> Callable[[int], float]:
+    """Each thread has had the processor for so many seconds."""
+    return lambda thread: seconds
 
 
 def leading(*, alone: bool = False) -> Turns:
@@ -50,13 +56,29 @@ def test_a_leader_that_is_blocked_loses_its_turn() -> None:
 def test_a_leader_that_computes_is_not_blocked_for_a_while() -> None:
     turns, now = leading(), CHECK
     serve(turns)
-    turns.check(now, 1.0)
+    turns.check(now, has_had(1.0))
     while now < COMPUTING:
         now += CHECK
-        turns.check(now, 1.0 + now * 0.99)
+        turns.check(now, has_had(1.0 + now * 0.99))
         assert turns.leader == A
-    turns.check(now + CHECK, 1.0 + now)
+    turns.check(now + CHECK, has_had(1.0 + now))
     assert turns.leader == 0
+
+
+def test_the_time_of_a_leader_is_not_compared_with_that_of_the_one_before() -> None:
+    turns, now = leading(), CHECK
+
+    def time_spent(leader: int) -> float:
+        if leader == A:
+            # B becomes the leader, and begins, while A is asked for its time.
+            assert turns.take(B, has_work=True)
+            serve(turns)
+        return {A: 1.0, B: 50.0}.get(leader, 0.0)
+
+    for _ in range(4):
+        assert turns.check(now, time_spent)
+        now += CHECK
+    assert now < COMPUTING and turns.leader == 0
 
 
 def test_a_leader_that_waits_is_not_blocked_and_checks_may_end() -> None:

@@ -199,7 +199,7 @@ class Team:
         Returns False if the next check may wait until a thread wakes the main thread.
         """
         turns = self.turns
-        checking = turns.check(now, _time_spent(turns.leader))
+        checking = turns.check(now, _time_spent)
         checking = self._send_overdue(now) or checking
         if not turns.working and (self.batch.received or self.poller.has_more()):
             # All threads may wait in the poller, where they do not see that there is work.

@@ -14,6 +14,7 @@ one leads again, and where requests still wait, the next time in parallel is twi
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from gunicorn.workers.threads.waits import Samples
 
@@ -52,7 +53,7 @@ class Turns:
         self._lock = threading.Lock()  # for the changes of ``leader`` below
         # Locked as long as a thread leads; those that stand by wait for it.
         self._baton = threading.Lock()
-        self._seen = 0
+        self._seen = self._measured = 0
         self._since = self._spent = self._last_check = 0.0
         self._samples = Samples()
 
@@ -133,19 +134,23 @@ class Turns:
 
     # -- the main thread ---------------------------------------------------------------------
 
-    def check(self, now: float, spent: float = 0.0) -> bool:
+    def check(self, now: float, time_spent: Callable[[int], float] = lambda thread: 0.0) -> bool:
         """Called by the main thread: pass the turn on if the leader is blocked. False if checks may end.
 
-        *spent*: how much time of the processor the leader has had, ever, where that is known.
+        *time_spent*: how much time of the processor a thread has had, ever, where that is known.
         """
+        leader = self.leader
+        spent = time_spent(leader)
         late = now - self._last_check > 2 * CHECK
         if late:
             self._samples.spoil()
         self._last_check = now
         if self._alone and not self.watched:
             return False
-        if self.count != self._seen:
+        if self.count != self._seen or leader != self._measured:
+            # Another thread may have become the leader, and begun, just now: its time is another one.
             self._seen = self.count
+            self._measured = leader
             self._since = now
             self._spent = spent
         elif not self.working:
@@ -156,7 +161,7 @@ class Turns:
             if self._alone:
                 self._end_checks()
             else:
-                self.pass_on(self.leader)
+                self.pass_on(leader)
         return self.checked
 
     def _end_checks(self) -> None:
