@@ -89,7 +89,8 @@ class Life:
     rest_reaped: bool = True
     # SIGKILL has been sent to it, and takes its time.
     doomed: bool = False
-    # Of its lease.
+    # The lease that it was started with, and its token.
+    lease: str = ""
     token: int = 0
     # As it was started; otherwise another manager does not find it in the run files.
     singleton: bool = True
@@ -540,14 +541,14 @@ class World:
         used = self.used_tokens.get(lease, 0)
         shared = any(each.token == token and not each.empty for each in self.kernel.lives)
         assert token > used or (token == used and shared), "an old token"
-        self.used_tokens[lease], life.token = token, token
+        self.used_tokens[lease], life.lease, life.token = token, lease, token
 
     def _check_rival(self, lease: str) -> None:
         if self.suspended:
             return
-        names = [name for name, process in self.processes.items() if process.config.lease_name == lease]
-        names = [name for name in names if self.processes[name].config.lease_on_loss != "keep"]
-        lives = [life for life in alive(self.kernel.lives, names) if life.token]
+        # A reread may have given what ends another lease.
+        names = [name for name, p in self.processes.items() if p.config.lease_on_loss != "keep"]
+        lives = [life for life in alive(self.kernel.lives, names) if life.token and life.lease == lease]
         assert not lives, f"the rival takes {lease}, and {lives} live"
 
     def _make_life(self, name: str, nature: Nature, parent: int) -> Life:
