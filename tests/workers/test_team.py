@@ -135,4 +135,4 @@ def test_a_thread_that_loses_its_turn_while_it_waits_does_not_call_the_next_lead
         team.poller.wait = wait  # type: ignore[method-assign]
         team._lead(A)
     assert team.turns.leader == B and not team.turns.working
-    assert team.turns.count == 1
+    assert team.turns.led == 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 from proctools import wait_until
@@ -17,7 +18,7 @@ A, B, C = 1, 2, 3
 
 
 def serve(turns: Turns, requests: int = 1) -> None:
-    turns.count += requests
+    turns.led += requests
     turns.working = True
 
 
@@ -112,7 +113,7 @@ class Racing(Turns):
         super().__setattr__(name, value)
         if name == "checked" and not value and self.racing:
             self.racing = False
-            self.count += 1
+            self.beside += 1
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -190,6 +191,22 @@ def test_requests_that_block_one_after_the_other_are_served_in_parallel_for_long
     assert not turns.parallel
 
 
+def test_what_others_serve_hides_no_leader_that_is_blocked() -> None:
+    """Some wait in the poller since they have served in parallel, and find what arrives meanwhile."""
+    turns, now = leading(), 0.0
+    for blocked in range(2):
+        serve(turns)
+        for _ in range(2):
+            for _ in range(100):
+                turns.serve_one_in_parallel()
+            now += CHECK
+            turns.check(now)
+        assert turns.leader == 0
+        # Nor does it make requests seem to block seldom.
+        assert bool(turns.parallel) is bool(blocked)
+        turns.take(A)
+
+
 def test_requests_of_which_many_wait_are_served_in_parallel() -> None:
     turns, lengths = leading(), []
     for _ in range(3):
@@ -253,12 +270,18 @@ def test_all_threads_serve_in_parallel_and_then_one_leads() -> None:
             thread.join()
 
 
-def test_a_thread_that_is_ready_takes_the_place_of_a_leader_at_work() -> None:
+class StandsBy(Exception):
+    """Raised in the place of waiting for a turn."""
+
+
+def test_a_thread_without_work_leaves_the_turn_to_a_leader_at_work() -> None:
+    """Two that took it from each other would compete for the interpreter with each request."""
     turns = leading()
     serve(turns)
-    assert turns.take(B)
-    assert turns.leader == B
-    assert not turns.pass_on(A)
+    with mock.patch.object(turns, "_baton") as baton, pytest.raises(StandsBy):
+        baton.acquire.side_effect = StandsBy
+        turns.take(B)
+    assert turns.leader == A
 
 
 def test_a_thread_that_has_work_does_not_stand_by_while_the_leader_waits() -> None:

@@ -130,7 +130,7 @@ class Team:
             if stretch is None and turns.begins_sample():
                 stretch, served = Stretch(), 0
             served += 1
-            turns.count += 1
+            turns.led += 1
             if turns.leader == me:  # another thread may lead since, and be at work or not
                 turns.working = True
             self._have_checked()

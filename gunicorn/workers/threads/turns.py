@@ -29,7 +29,7 @@ IDLE = 0.02
 
 #: If one request in fewer than this blocks, serving in parallel is cheaper; for how many requests at first,
 #: and at most.
-_RARELY, _FEWEST, _MOST = 64, 64, 8192
+_RARELY, _FEWEST, _MOST = 64, 512, 8192
 
 
 class Turns:
@@ -37,8 +37,9 @@ class Turns:
 
     def __init__(self, alone: bool = False) -> None:
         self.leader = 0
-        #: How often a thread has begun to serve, and whether the leader does. Only the leader says that.
-        self.count = 0
+        #: How often a leader has begun to serve, and another thread beside it or in parallel.
+        self.led = self.beside = 0
+        #: Whether the leader serves. Only the leader says that.
         self.working = False
         #: Whether the main thread checks. A thread that begins to work has it woken if it does not.
         self.checked = alone
@@ -48,12 +49,13 @@ class Turns:
         #: Whether the main thread is to check even where no thread could take the turn over.
         self.watched = False
         self._parallel_before = 0  # where `parallel` began the last time
-        self._waited_at = -_MOST  # the count when a request was last seen to wait
+        self._waited_at = -_MOST  # `led` when a request was last seen to wait
         self._stopped = False
         self._lock = threading.Lock()  # for the changes of ``leader`` below
         # Locked as long as a thread leads; those that stand by wait for it.
         self._baton = threading.Lock()
-        self._seen = self._measured = 0
+        self._seen = (0, 0)  # `led` and `beside` at the last check that found either changed
+        self._measured = 0
         self._since = self._spent = self._last_check = 0.0
         self._samples = Samples()
 
@@ -71,8 +73,7 @@ class Turns:
                 return True
             if self.parallel or self._stopped:
                 return self._join()
-            if self.leader and (self.working or has_work):
-                # The leader is busy or waits, so *me*, which runs anyway, takes its place.
+            if self.leader and has_work:
                 self.leader = me
                 return True
         self._baton.acquire()
@@ -104,33 +105,33 @@ class Turns:
 
     def serve_one_in_parallel(self) -> None:
         """Note that a thread serves a request in parallel."""
-        self.count += 1
+        self.beside += 1
         if self.parallel > 0:
             self.parallel -= 1
-            self._waited_at = self.count
 
     # -- whether requests wait ---------------------------------------------------------------
 
     def begins_sample(self) -> bool:
         """Whether the leader is to measure the requests that it serves next."""
-        return not self._alone and self._samples.is_due(self.count)
+        return not self._alone and self._samples.is_due(self.led)
 
     def end_sample(self, requests: int, lost: float, waits: int) -> None:
         """Note that *requests* of the leader have lost so many seconds in so many *waits*."""
-        if self._samples.add(self.count, requests, lost, waits):
+        if self._samples.add(self.led, requests, lost, waits):
             self._serve_in_parallel()
 
     def _note_blocked(self) -> None:
         """Note that a request has blocked the leader. One alone may just have lacked the processor."""
-        if self.count - self._waited_at < _RARELY:
+        if self.led - self._waited_at < _RARELY:
             self._serve_in_parallel()
         else:
             self._parallel_before = 0
-        self._waited_at = self.count
+        self._waited_at = self.led
 
     def _serve_in_parallel(self) -> None:
-        before = self._parallel_before if self.count - self._waited_at < _RARELY else 0
+        before = self._parallel_before if self.led - self._waited_at < _RARELY else 0
         self.parallel = self._parallel_before = min(2 * before, _MOST) or _FEWEST
+        self._waited_at = self.led
 
     # -- the main thread ---------------------------------------------------------------------
 
@@ -147,9 +148,12 @@ class Turns:
         self._last_check = now
         if self._alone and not self.watched:
             return False
-        if self.count != self._seen or leader != self._measured:
+        seen = self.led, self.beside
+        # What others serve says nothing about a leader at work.
+        goes_on = seen[0] != self._seen[0] if self.working else seen != self._seen
+        if goes_on or leader != self._measured:
             # Another thread may have become the leader, and begun, just now: its time is another one.
-            self._seen = self.count
+            self._seen = seen
             self._measured = leader
             self._since = now
             self._spent = spent
@@ -167,7 +171,7 @@ class Turns:
     def _end_checks(self) -> None:
         self.checked = False
         # A thread may have begun to serve, having seen that the main thread checks.
-        self.checked = self.count != self._seen
+        self.checked = (self.led, self.beside) != self._seen
 
     def _is_blocked(self, now: float, spent: float, late: bool) -> bool:
         waited = now - self._since
