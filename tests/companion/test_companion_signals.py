@@ -378,6 +378,8 @@ def test_detached_processes_of_a_draining_orphan_are_left_alone(managed):
     server = managed("workers = [dict(name='rq', target=T.drains_with_helper)]")
     old = server.pid("rq")
     helper = int(server.wait_told("rq", "helper"))
+    # Until then it does not drain, but dies of the signal that comes with the manager's death.
+    server.wait_told("rq", "runs")
     server.kill_manager()
     server.respawn()
     wait_until(lambda: server.status()["rq"]["waiting_for"] == old, 20, "the wait for its old self")
