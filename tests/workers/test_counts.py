@@ -40,6 +40,8 @@ def test_each_request_is_counted_once_however_it_ends(kind: str) -> None:
         settings.update(ADAPTED)
     with companion_server(entry("a", "idle"), app_option=APP, **settings) as server:
         server.wait_companion("a")
+        # Of the request that found the server ready; a class may write out up to 100 ms later what it counts.
+        wait_until(lambda: totals(server)["requests"], 10, "the first request is counted")
         before = totals(server)
         for request, status in [("GET /", 200), ("HEAD /", 200), ("GET /boom", 500), ("GET /exit", 500)]:
             with send(server, request, "Connection: close\r\n") as client:
